@@ -1,0 +1,52 @@
+"""Benchmarks and complexity analysis for Vision Transformers.
+
+The public names load on first use, so that ``import vitbench`` and ``vitbench --help`` never wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it
+_PUBLIC = {
+    "build_model": "vitbench.models",
+    "load_records": "vitbench.reports",
+    "measure": "vitbench.runner",
+    "run_suite": "vitbench.runner",
+    "Cell": "vitbench.records",
+    "Measurement": "vitbench.records",
+    "Record": "vitbench.records",
+    "VitbenchError": "vitbench.errors",
+}
+
+__all__ = [
+    "Cell",
+    "Measurement",
+    "Record",
+    "VitbenchError",
+    "__version__",
+    "build_model",
+    "load_records",
+    "measure",
+    "run_suite",
+]
+
+if TYPE_CHECKING:
+    from vitbench.errors import VitbenchError
+    from vitbench.models import build_model
+    from vitbench.records import Cell, Measurement, Record
+    from vitbench.reports import load_records
+    from vitbench.runner import measure, run_suite
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'vitbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,219 @@
+"""The types that everything hands on: a Cell is measured and becomes a Record of Measurements.
+
+Schema history of a record line:
+
+1. first version
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+SCHEMA = 1
+
+Status = Literal["ok", "oom", "unsupported", "timeout", "killed", "error"]
+Mode = Literal["infer", "train"]
+Dtype = Literal["fp32", "bf16", "fp16", "amp"]
+Attention = Literal["fused", "explicit"]
+
+STATUSES: tuple[str, ...] = get_args(Status)
+MODES: tuple[str, ...] = get_args(Mode)
+DTYPES: tuple[str, ...] = get_args(Dtype)
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
+
+#: Statuses that leave the exit code of a run at 0: running out of memory is a data point.
+HARMLESS: frozenset[str] = frozenset({"ok", "oom"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One point of the grid.
+
+    ``image_size`` is (height, width) in pixels, ``batch_size`` in images, ``memory_limit`` in bytes beyond the size of a
+    worker that has its libraries loaded. ``weights`` is ``random``, ``train:<recipe>`` (the cell trains and tests the
+    model), or a checkpoint's digest. ``options`` is what later axes add.
+    """
+
+    model: str
+    image_size: tuple[int, int]
+    num_classes: int
+    batch_size: int
+    device: str
+    threads: int
+    dtype: str = "fp32"
+    mode: str = "infer"
+    attention: str = "fused"
+    compile: bool = False
+    memory_limit: int | None = None
+    weights: str = "random"
+    data: str | None = None
+    recipe_hash: str | None = None
+    seed: int = 0
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The resume key: a hash of the fields that differ from their defaults, so that a new axis leaves it valid."""
+        fields = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
+        }
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is a training cell: it trains on ``data`` and tests, rather than timing random weights."""
+        return self.weights.startswith("train:")
+
+    @property
+    def label(self) -> str:
+        """What a progress line shows: ``vit_basic 32px b32 cpu fp32 infer``."""
+        what = f"{self.weights} on {self.data}" if self.trains else self.mode
+        extra = (["explicit"] if self.attention == "explicit" else []) + (["compile"] if self.compile else [])
+        size = format_image_size(self.image_size)
+        return " ".join([self.model, f"{size}px", f"b{self.batch_size}", self.device, self.dtype, what, *extra])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One metric of one cell.
+
+    ``samples`` holds one tuple a process with every sample in the order in which it was taken, warm-up included, in the
+    base ``unit`` (s, byte, FLOP, MAC, image, image/s, ...). ``method`` says how, with versions.
+    """
+
+    metric: str
+    unit: str
+    samples: tuple[tuple[float, ...], ...]
+    method: str
+    reference_samples: tuple[tuple[float, ...], ...] = ()
+    status: Status = "ok"
+    detail: str = ""
+
+    @classmethod
+    def single(cls, metric: str, unit: str, value: float, method: str, detail: str = "") -> Measurement:
+        """A figure that one look gives exactly (a count, a size)."""
+        return cls(metric=metric, unit=unit, samples=((value,),), method=method, detail=detail)
+
+    @classmethod
+    def absent(cls, metric: str, unit: str, status: Status, detail: str, method: str = "") -> Measurement:
+        """A figure that there is none of, and why."""
+        return cls(metric=metric, unit=unit, samples=(), method=method, status=status, detail=detail)
+
+    @property
+    def value(self) -> float:
+        """The only sample of a measurement that has exactly one; raises ValueError for any other."""
+        if len(self.samples) != 1 or len(self.samples[0]) != 1:
+            raise ValueError(f"{self.metric} holds {[len(s) for s in self.samples]} samples, not one")
+        return self.samples[0][0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What came of one cell: exactly one per cell, whatever happened to it.
+
+    ``environment`` is the hash of the environment that it was measured in, ``started_at`` ISO 8601 with zone,
+    ``duration_s`` seconds of wall time. ``cause`` is a finer name than ``status`` (``oom_single_buffer``, ``probable_oom``,
+    ``not_finite``, ``crash``, ...), ``stderr_tail`` the last lines that the worker printed when it failed.
+    """
+
+    cell: Cell
+    status: Status
+    measurements: tuple[Measurement, ...]
+    environment: str
+    started_at: str
+    duration_s: float
+    schema: int = SCHEMA
+    cause: str = ""
+    signal: int | None = None
+    stderr_tail: str = ""
+    detail: str = ""
+
+    def measurement(self, metric: str) -> Measurement | None:
+        """The measurement of that name, or None if the cell has none."""
+        return next((m for m in self.measurements if m.metric == metric), None)
+
+    def to_json(self) -> str:
+        """One line of JSON without a line end; non-finite numbers are refused (ValueError): they are errors, not data."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The record of one line. Raises ValueError for a line that is damaged or of a newer schema."""
+        try:
+            return record_from_dict(json.loads(line))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
+
+
+def cell_from_dict(data: Mapping[str, Any]) -> Cell:
+    """A Cell from its JSON object; fields unknown to this version are refused (TypeError)."""
+    return Cell(
+        **{
+            **data,
+            "image_size": _image_size_pair(data["image_size"]),
+            "options": tuple((str(k), str(v)) for k, v in data.get("options", ())),
+        }
+    )
+
+
+def measurement_from_dict(data: Mapping[str, Any]) -> Measurement:
+    """A Measurement from its JSON object. Raises ValueError for an unknown status or a sample that is no finite number."""
+    if data.get("status", "ok") not in STATUSES:
+        raise ValueError(f"unknown status {data['status']!r}")
+    return Measurement(
+        **{
+            **data,
+            "samples": _samples(data["samples"]),
+            "reference_samples": _samples(data.get("reference_samples", ())),
+        }
+    )
+
+
+def record_from_dict(data: Mapping[str, Any]) -> Record:
+    """A Record from its JSON object. Raises ValueError, TypeError or KeyError if it is none."""
+    if data["schema"] > SCHEMA:
+        raise ValueError(f"schema {data['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench")
+    if data["status"] not in STATUSES:
+        raise ValueError(f"unknown status {data['status']!r}")
+    return Record(
+        **{
+            **data,
+            "cell": cell_from_dict(data["cell"]),
+            "measurements": tuple(measurement_from_dict(m) for m in data["measurements"]),
+        }
+    )
+
+
+def parse_image_size(text: str | int) -> tuple[int, int]:
+    """``224`` -> (224, 224) and ``231x240`` -> (231, 240): height x width in px. Raises ValueError for anything else."""
+    parts = str(text).lower().split("x")
+    if len(parts) > 2 or not all(part.strip().lstrip("+-").isdigit() for part in parts):
+        raise ValueError(f"Image size {text!r} is neither N nor HxW in pixels, such as 224 or 231x240")
+    numbers = [int(part) for part in parts]
+    if min(numbers) < 1:
+        raise ValueError(f"Image size {text!r} is not positive: give pixels, such as 224 or 231x240")
+    return numbers[0], numbers[-1]
+
+
+def format_image_size(size: tuple[int, int]) -> str:
+    """The shortest spelling: (224, 224) -> ``224`` and (231, 240) -> ``231x240``."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def _image_size_pair(value: Any) -> tuple[int, int]:
+    height, width = value
+    return int(height), int(width)
+
+
+def _samples(value: Any) -> tuple[tuple[float, ...], ...]:
+    samples = tuple(tuple(process) for process in value)
+    if not all(isinstance(x, int | float) and math.isfinite(x) for process in samples for x in process):
+        raise ValueError("a sample is not a finite number")
+    return samples

@@ -1,0 +1,214 @@
+"""Names to things: models, metrics and devices, all without importing torch.
+
+A model is a builder in ``models/foo.py`` and a row in ``models/foo.toml`` beside it. The row alone answers what a command
+line needs (does the name exist, is the image size legal), so that a typo fails before torch loads.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Generic, Literal, TypeVar
+
+from vitbench.errors import ImageSizeError, UnknownNameError
+from vitbench.records import format_image_size
+
+T = TypeVar("T")
+
+MODELS_DIR = Path(__file__).parent / "models"
+
+#: How an architecture treats a side that its patch does not divide, or another size than its own.
+SizeRule = Literal["divisible", "floors", "fixed", "any"]
+
+
+class Registry(Generic[T]):
+    """An ordered mapping of names to things of one kind, whose look-up failures help."""
+
+    def __init__(self, kind: str, see: str) -> None:
+        self.kind = kind
+        self.see = see
+        self._items: dict[str, T] = {}
+
+    def add(self, name: str, item: T) -> T:
+        """Register ``item``. Raises ValueError if the name is taken."""
+        if name in self._items:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._items[name] = item
+        return item
+
+    def get(self, name: str) -> T:
+        """The thing of that name. Raises UnknownNameError, with the closest name."""
+        try:
+            return self._items[name]
+        except KeyError:
+            raise UnknownNameError(self.kind, name, self._items, self.see) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def items(self) -> list[tuple[str, T]]:
+        """(name, thing) in the order of registration."""
+        return list(self._items.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A published figure: ``quantity`` (``params``, ``flops``, ``top1``, ``latency``, ...) in base units, and where it stands."""
+
+    quantity: str
+    value: float
+    printed: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What is known of a model without building it (a row of a ``models/*.toml``).
+
+    ``builder`` is ``package.module:function``, called with ``image_size=(height, width)``, ``num_classes`` and ``config``.
+    ``patch`` is in px. ``size_rule``: ``divisible`` refuses sides that the patch does not divide, ``floors`` drops the
+    rest, ``fixed`` takes only ``image_size``, ``any`` leaves the check to the model.
+    """
+
+    name: str
+    builder: str
+    summary: str
+    family: str
+    source: str
+    image_size: tuple[int, int]
+    num_classes: int
+    patch: int
+    size_rule: SizeRule = "divisible"
+    min_size: int = 1
+    max_size: int | None = None
+    config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    claims: tuple[Claim, ...] = ()
+
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        """Raises ImageSizeError unless the architecture takes (height, width) px."""
+        shown = f"Image size {format_image_size(size)} does not fit {self.name}"
+        own = format_image_size(self.image_size)
+        if self.size_rule == "fixed" and size != self.image_size:
+            raise ImageSizeError(f"{shown}: its position embedding has a fixed size. Give {own}")
+        if self.size_rule == "divisible" and any(side % self.patch for side in size):
+            lower = tuple(max(side // self.patch, 1) * self.patch for side in size)
+            raise ImageSizeError(
+                f"{shown}: its patch of {self.patch} px does not divide it. "
+                f"Give multiples of {self.patch}, such as {format_image_size((lower[0], lower[1]))}"
+            )
+        smallest = max(self.min_size, self.patch)
+        if min(size) < smallest:
+            raise ImageSizeError(f"{shown}: the smallest side that it takes is {smallest} px")
+        if self.max_size is not None and max(size) > self.max_size:
+            raise ImageSizeError(f"{shown}: the largest side that it takes is {self.max_size} px")
+
+
+MODELS: Registry[ModelCard] = Registry("model", "vitbench list models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric's entry: which process of a cell takes it, and what it yields.
+
+    ``process``: ``static`` (on meta, no weights allocated, workers shared), ``counters`` (one small real run on the CPU),
+    ``memory`` and ``time`` (apart, because the allocator settings that make memory repeatable slow inference), ``training``
+    (trains and tests). ``modes``: the modes of the cells that it applies to.
+    """
+
+    name: str
+    process: Literal["static", "counters", "memory", "time", "training"]
+    modes: tuple[str, ...]
+    yields: Mapping[str, str]
+    summary: str
+    measure: Callable[[Any], Iterator[Any]]
+
+
+class MetricRegistry(Registry[Metric]):
+    """METRICS: ``@METRICS.register("latency", process="time", ...)`` on a generator of Measurements."""
+
+    def register(
+        self,
+        name: str,
+        *,
+        process: Literal["static", "counters", "memory", "time", "training"],
+        modes: tuple[str, ...],
+        yields: Mapping[str, str],
+        summary: str,
+    ) -> Callable[[Callable[[Any], Iterator[Any]]], Callable[[Any], Iterator[Any]]]:
+        """``yields`` maps the names of the measurements to their units; a metric that fails leaves one absence for each."""
+
+        def decorate(function: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+            self.add(
+                name,
+                Metric(name=name, process=process, modes=modes, yields=dict(yields), summary=summary, measure=function),
+            )
+            return function
+
+        return decorate
+
+
+METRICS = MetricRegistry("metric", "vitbench list metrics")
+DEVICES: Registry[Any] = Registry("device", "vitbench list devices")
+
+
+def load_model_cards(folder: Path = MODELS_DIR) -> list[ModelCard]:
+    """The cards of every ``*.toml`` in ``folder``.
+
+    A file holds top-level defaults (``builder``, ``family``, ``source``, ...) and one ``[[model]]`` table a model, with
+    ``config`` and ``[[model.claim]]`` tables of its own. Raises ValueError for a row that is incomplete.
+    """
+    cards = []
+    for path in sorted(folder.glob("*.toml")):
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        rows = content.pop("model", [])
+        for row in rows:
+            merged = {**content, **row}
+            claims = tuple(Claim(**claim) for claim in merged.pop("claim", []))
+            size = merged.pop("image_size")
+            pair = (size, size) if isinstance(size, int) else (size[0], size[1])
+            config = MappingProxyType({**content.get("config", {}), **row.get("config", {})})
+            merged.pop("config", None)
+            try:
+                cards.append(ModelCard(**merged, image_size=pair, config=config, claims=claims))
+            except TypeError as error:
+                raise ValueError(f"{path.name}: model {row.get('name', '?')!r}: {error}") from error
+    return cards
+
+
+@functools.cache
+def model_registry() -> Registry[ModelCard]:
+    """MODELS, filled from the packaged ``models/*.toml`` on first use."""
+    for card in load_model_cards():
+        MODELS.add(card.name, card)
+    return MODELS
+
+
+def is_external(name: str) -> bool:
+    """Whether ``name`` is of another zoo (``timm:...``, ``torchvision:...``), known only once torch has loaded."""
+    return name.startswith(("timm:", "torchvision:"))
+
+
+def find_models(pattern: str) -> list[str]:
+    """The names that ``pattern`` means: a name, or a shell pattern over our own names (``cifar_*``).
+
+    External names pass as they are. Raises UnknownNameError if nothing matches.
+    """
+    models = model_registry()
+    if is_external(pattern):
+        return [pattern]
+    if any(sign in pattern for sign in "*?["):
+        found = [name for name in models if fnmatch.fnmatchcase(name, pattern)]
+        if found:
+            return found
+    return [models.get(pattern).name]
