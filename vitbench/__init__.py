@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "build_model": "vitbench.models",
     "load_records": "vitbench.reports",
-    "measure": "vitbench.runner",
+    "measure": "vitbench.api",
     "run_suite": "vitbench.runner",
     "Cell": "vitbench.records",
     "Measurement": "vitbench.records",
@@ -35,11 +35,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from vitbench.api import measure
     from vitbench.errors import VitbenchError
     from vitbench.models import build_model
     from vitbench.records import Cell, Measurement, Record
     from vitbench.reports import load_records
-    from vitbench.runner import measure, run_suite
+    from vitbench.runner import run_suite
 
 
 def __getattr__(name: str) -> Any:

@@ -26,9 +26,14 @@ from collections.abc import Iterable
 class VitbenchError(Exception):
     """The root: catching it catches all that vitbench raises on purpose."""
 
+    #: the cause that a record names when this ends a cell
+    cause = "exception"
+
 
 class UsageError(VitbenchError, ValueError):
     """Wrong usage: one clear line and exit code 2."""
+
+    cause = "usage"
 
 
 class UnknownNameError(UsageError):
@@ -65,6 +70,8 @@ class RunFolderError(UsageError):
 
 class StorageError(VitbenchError):
     """The disk did not take a record: nothing before it is lost, and the run can be resumed."""
+
+    cause = "disk_full"
 
 
 class WorkerError(VitbenchError):

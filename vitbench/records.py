@@ -35,8 +35,8 @@ HARMLESS: frozenset[str] = frozenset({"ok", "oom"})
 class Cell:
     """One point of the grid.
 
-    ``image_size`` is (height, width) in pixels, ``batch_size`` in images, ``memory_limit`` in bytes beyond the size of a
-    worker that has its libraries loaded. ``weights`` is ``random``, ``train:<recipe>`` (the cell trains and tests the
+    ``image_size`` is (height, width) in pixels, ``batch_size`` in images, ``memory_limit`` in bytes beyond the size of
+    a worker that has its libraries loaded. ``weights`` is ``random``, ``train:<recipe>`` (the cell trains and tests the
     model), or a checkpoint's digest. ``options`` is what later axes add.
     """
 
@@ -60,9 +60,7 @@ class Cell:
     @property
     def id(self) -> str:
         """The resume key: a hash of the fields that differ from their defaults, so that a new axis leaves it valid."""
-        fields = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default
-        }
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -119,8 +117,9 @@ class Record:
     """What came of one cell: exactly one per cell, whatever happened to it.
 
     ``environment`` is the hash of the environment that it was measured in, ``started_at`` ISO 8601 with zone,
-    ``duration_s`` seconds of wall time. ``cause`` is a finer name than ``status`` (``oom_single_buffer``, ``probable_oom``,
-    ``not_finite``, ``crash``, ...), ``stderr_tail`` the last lines that the worker printed when it failed.
+    ``duration_s`` seconds of wall time. ``cause`` is a finer name than ``status`` (``oom_single_buffer``,
+    ``probable_oom``, ``not_finite``, ``crash``, ...), ``stderr_tail`` the last lines that the worker printed when it
+    failed.
     """
 
     cell: Cell
@@ -140,7 +139,9 @@ class Record:
         return next((m for m in self.measurements if m.metric == metric), None)
 
     def to_json(self) -> str:
-        """One line of JSON without a line end; non-finite numbers are refused (ValueError): they are errors, not data."""
+        """One line of JSON without a line end; non-finite numbers are refused (ValueError): they are errors, not
+        data.
+        """
         return json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
@@ -164,7 +165,9 @@ def cell_from_dict(data: Mapping[str, Any]) -> Cell:
 
 
 def measurement_from_dict(data: Mapping[str, Any]) -> Measurement:
-    """A Measurement from its JSON object. Raises ValueError for an unknown status or a sample that is no finite number."""
+    """A Measurement from its JSON object. Raises ValueError for an unknown status or a sample that is no finite
+    number.
+    """
     if data.get("status", "ok") not in STATUSES:
         raise ValueError(f"unknown status {data['status']!r}")
     return Measurement(
@@ -192,7 +195,9 @@ def record_from_dict(data: Mapping[str, Any]) -> Record:
 
 
 def parse_image_size(text: str | int) -> tuple[int, int]:
-    """``224`` -> (224, 224) and ``231x240`` -> (231, 240): height x width in px. Raises ValueError for anything else."""
+    """``224`` -> (224, 224) and ``231x240`` -> (231, 240): height x width in px. Raises ValueError for anything
+    else.
+    """
     parts = str(text).lower().split("x")
     if len(parts) > 2 or not all(part.strip().lstrip("+-").isdigit() for part in parts):
         raise ValueError(f"Image size {text!r} is neither N nor HxW in pixels, such as 224 or 231x240")

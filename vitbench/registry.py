@@ -1,13 +1,14 @@
 """Names to things: models, metrics and devices, all without importing torch.
 
-A model is a builder in ``models/foo.py`` and a row in ``models/foo.toml`` beside it. The row alone answers what a command
-line needs (does the name exist, is the image size legal), so that a typo fails before torch loads.
+A model is a builder in ``models/foo.py`` and a row in ``models/foo.toml`` beside it. The row alone answers what a
+command line needs (does the name exist, is the image size legal), so that a typo fails before torch loads.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import functools
+import importlib
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,12 +28,21 @@ SizeRule = Literal["divisible", "floors", "fixed", "any"]
 
 
 class Registry(Generic[T]):
-    """An ordered mapping of names to things of one kind, whose look-up failures help."""
+    """An ordered mapping of names to things of one kind, whose look-up failures help.
 
-    def __init__(self, kind: str, see: str) -> None:
+    ``package``: importing it registers the things; that happens on the first look-up.
+    """
+
+    def __init__(self, kind: str, see: str, package: str | None = None) -> None:
         self.kind = kind
         self.see = see
+        self._package = package
         self._items: dict[str, T] = {}
+
+    def _load(self) -> None:
+        if self._package is not None:
+            package, self._package = self._package, None
+            importlib.import_module(package)
 
     def add(self, name: str, item: T) -> T:
         """Register ``item``. Raises ValueError if the name is taken."""
@@ -41,30 +51,41 @@ class Registry(Generic[T]):
         self._items[name] = item
         return item
 
+    def register(self, name: str) -> Callable[[T], T]:
+        """``add`` as a decorator."""
+        return lambda item: self.add(name, item)
+
     def get(self, name: str) -> T:
         """The thing of that name. Raises UnknownNameError, with the closest name."""
+        self._load()
         try:
             return self._items[name]
         except KeyError:
             raise UnknownNameError(self.kind, name, self._items, self.see) from None
 
     def __contains__(self, name: object) -> bool:
+        self._load()
         return name in self._items
 
     def __iter__(self) -> Iterator[str]:
+        self._load()
         return iter(self._items)
 
     def __len__(self) -> int:
+        self._load()
         return len(self._items)
 
     def items(self) -> list[tuple[str, T]]:
         """(name, thing) in the order of registration."""
+        self._load()
         return list(self._items.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A published figure: ``quantity`` (``params``, ``flops``, ``top1``, ``latency``, ...) in base units, and where it stands."""
+    """A published figure: ``quantity`` (``params``, ``flops``, ``top1``, ``latency``, ...) in base units, and where it
+    stands.
+    """
 
     quantity: str
     value: float
@@ -76,9 +97,9 @@ class Claim:
 class ModelCard:
     """What is known of a model without building it (a row of a ``models/*.toml``).
 
-    ``builder`` is ``package.module:function``, called with ``image_size=(height, width)``, ``num_classes`` and ``config``.
-    ``patch`` is in px. ``size_rule``: ``divisible`` refuses sides that the patch does not divide, ``floors`` drops the
-    rest, ``fixed`` takes only ``image_size``, ``any`` leaves the check to the model.
+    ``builder`` is ``package.module:function``, called with ``image_size=(height, width)``, ``num_classes`` and
+    ``config``. ``patch`` is in px. ``size_rule``: ``divisible`` refuses sides that the patch does not divide,
+    ``floors`` drops the rest, ``fixed`` takes only ``image_size``, ``any`` leaves the check to the model.
     """
 
     name: str
@@ -121,9 +142,9 @@ MODELS: Registry[ModelCard] = Registry("model", "vitbench list models")
 class Metric:
     """A metric's entry: which process of a cell takes it, and what it yields.
 
-    ``process``: ``static`` (on meta, no weights allocated, workers shared), ``counters`` (one small real run on the CPU),
-    ``memory`` and ``time`` (apart, because the allocator settings that make memory repeatable slow inference), ``training``
-    (trains and tests). ``modes``: the modes of the cells that it applies to.
+    ``process``: ``static`` (on meta, no weights allocated, workers shared), ``counters`` (one small real run on the
+    CPU), ``memory`` and ``time`` (apart, because the allocator settings that make memory repeatable slow inference),
+    ``training`` (trains and tests). ``modes``: the modes of the cells that it applies to.
     """
 
     name: str
@@ -132,12 +153,17 @@ class Metric:
     yields: Mapping[str, str]
     summary: str
     measure: Callable[[Any], Iterator[Any]]
+    only_in: Mapping[str, str] = field(default_factory=dict)
+
+    def yields_in(self, mode: str) -> dict[str, str]:
+        """The measurements (name to unit) that a cell of that mode can have."""
+        return {name: unit for name, unit in self.yields.items() if self.only_in.get(name, mode) == mode}
 
 
 class MetricRegistry(Registry[Metric]):
-    """METRICS: ``@METRICS.register("latency", process="time", ...)`` on a generator of Measurements."""
+    """METRICS: ``@METRICS.measured("latency", process="time", ...)`` on a generator of Measurements."""
 
-    def register(
+    def measured(
         self,
         name: str,
         *,
@@ -145,21 +171,34 @@ class MetricRegistry(Registry[Metric]):
         modes: tuple[str, ...],
         yields: Mapping[str, str],
         summary: str,
+        only_in: Mapping[str, str] | None = None,
     ) -> Callable[[Callable[[Any], Iterator[Any]]], Callable[[Any], Iterator[Any]]]:
-        """``yields`` maps the names of the measurements to their units; a metric that fails leaves one absence for each."""
+        """``yields`` maps the names of the measurements to their units; a metric that fails leaves one absence for
+        each.
+
+        ``only_in`` names the mode of those that only one mode has.
+        """
 
         def decorate(function: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
             self.add(
                 name,
-                Metric(name=name, process=process, modes=modes, yields=dict(yields), summary=summary, measure=function),
+                Metric(
+                    name=name,
+                    process=process,
+                    modes=modes,
+                    yields=dict(yields),
+                    summary=summary,
+                    measure=function,
+                    only_in=dict(only_in or {}),
+                ),
             )
             return function
 
         return decorate
 
 
-METRICS = MetricRegistry("metric", "vitbench list metrics")
-DEVICES: Registry[Any] = Registry("device", "vitbench list devices")
+METRICS = MetricRegistry("metric", "vitbench list metrics", "vitbench.metrics")
+DEVICES: Registry[Any] = Registry("device", "vitbench list devices", "vitbench.devices")
 
 
 def load_model_cards(folder: Path = MODELS_DIR) -> list[ModelCard]:
@@ -195,8 +234,8 @@ def model_registry() -> Registry[ModelCard]:
 
 
 def is_external(name: str) -> bool:
-    """Whether ``name`` is of another zoo (``timm:...``, ``torchvision:...``), known only once torch has loaded."""
-    return name.startswith(("timm:", "torchvision:"))
+    """Whether ``name`` (``timm:``, ``torchvision:``, ``module:``) is known only once its library has loaded."""
+    return name.startswith(("timm:", "torchvision:", "module:"))
 
 
 def find_models(pattern: str) -> list[str]:

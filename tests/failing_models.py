@@ -1,0 +1,167 @@
+"""Builders of models that go wrong in every way that a benchmark meets; the tests run them in real workers.
+
+Each is called as ``(*, image_size, num_classes)``. On ``meta`` they behave (parameters and FLOPs are had); on the device they do not.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+
+
+class Pooled(nn.Module):
+    """A model that works: the mean of the picture through one layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.device.type != "meta":
+            self.go_wrong(images)
+        return self.head(images.mean(dim=(2, 3)))
+
+    def go_wrong(self, images: Tensor) -> None:
+        """What subclasses do."""
+
+
+def works(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    return Pooled(num_classes)
+
+
+def slow_to_build(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    time.sleep(1.0)
+    return Pooled(num_classes)
+
+
+def raises(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Raises(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            raise IndexError("token 65 is out of range")
+
+    return Raises(num_classes)
+
+
+def kills_itself(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class KillsItself(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return KillsItself(num_classes)
+
+
+def segfaults(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Segfaults(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    return Segfaults(num_classes)
+
+
+def aborts_like_bad_alloc(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Aborts(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr, flush=True)
+            os.abort()
+
+    return Aborts(num_classes)
+
+
+def exits(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Exits(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            print("goodbye", flush=True)  # a model's prints must not be taken for events
+            os._exit(7)
+
+    return Exits(num_classes)
+
+
+def hangs(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Hangs(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            if not os.fork():  # a child that would outlive its parent
+                time.sleep(3600)
+            time.sleep(3600)
+
+    return Hangs(num_classes)
+
+
+def allocates(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Allocates(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            kept = [torch.ones(2**24, device=images.device) for _ in range(64)]  # 4 GiB, touched
+            images.add_(len(kept))
+
+    return Allocates(num_classes)
+
+
+def allocates_in_training(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class AllocatesInTraining(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            if self.training:
+                torch.ones(2**30, device=images.device)
+
+    return AllocatesInTraining(num_classes)
+
+
+def overflows(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Overflows(Pooled):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) / 0.0
+
+    return Overflows(num_classes)
+
+
+def lacks_an_operator(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class LacksAnOperator(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            raise NotImplementedError(
+                "The operator 'aten::_linalg_eigh' is not currently implemented for the MPS device. If you want this op "
+                "to be considered for addition please comment on the issue and mention use-case."
+            )
+
+    return LacksAnOperator(num_classes)
+
+
+def mps_out_of_memory(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class MpsOutOfMemory(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            raise RuntimeError(
+                "MPS backend out of memory (MPS allocated: 17.95 GB, other allocations: 384.00 KB, max allowed: 18.13 GB). "
+                "Tried to allocate 392.00 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper "
+                "limit for memory allocations (may cause system failure)."
+            )
+
+    return MpsOutOfMemory(num_classes)
+
+
+def fills_the_disk(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class FillsTheDisk(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            with open("/dev/full", "w") as full:
+                full.write("x" * 10_000)
+
+    return FillsTheDisk(num_classes)
+
+
+def breaks_on_meta(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class BreaksOnMeta(Pooled):
+        def forward(self, images: Tensor) -> Tensor:
+            if images.device.type == "meta":
+                raise RuntimeError("no meta here")
+            return super().forward(images)
+
+    return BreaksOnMeta(num_classes)
+
+
+def prints(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Prints(Pooled):
+        def go_wrong(self, images: Tensor) -> None:
+            print('{"event": "done", "seconds": 0}')
+
+    return Prints(num_classes)

@@ -1,0 +1,137 @@
+"""The plain Vision Transformer against torchvision's, its positions at other sizes, its random parts."""
+
+from __future__ import annotations
+
+import pytest
+import timm.layers
+import torch
+import torchvision
+from torch import nn
+
+from tests.models import float64_reference
+from vitbench.errors import ImageSizeError
+from vitbench.models import build_model, use_attention
+from vitbench.models.blocks import Attention, QuickGELU, StochasticDepth, resize_position_grid
+from vitbench.models.checkpoints import rename_torchvision_vit
+from vitbench.models.vit import VisionTransformer
+
+
+@pytest.mark.parametrize("side", [224, 96])
+def test_torchvision_vit_b_16_weights_give_the_same_logits(side: int) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.vit_b_16(image_size=side).eval()
+    nn.init.normal_(theirs.heads.head.weight, std=0.02)  # torchvision starts at 0, and zeros prove nothing
+    with torch.device("meta"):
+        ours = VisionTransformer(
+            image_size=(side, side), num_classes=1000, patch=16, width=768, depth=12, heads=12, mlp_width=3072
+        )
+    ours.load_state_dict(rename_torchvision_vit(theirs.state_dict()), strict=True, assign=True)
+    images = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        expected = theirs(images)
+        actual = ours.eval()(images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(14, 15), (8, 8), (2, 3), (20, 28)])
+def test_position_grid_is_resized_bicubically(grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    positions = torch.randn(1, 196, 5)
+    ours = resize_position_grid(positions, (14, 14), grid)
+    expected = float64_reference.bicubic(positions.double().numpy().reshape(14, 14, 5), *grid)
+    torch.testing.assert_close(ours.double(), torch.from_numpy(expected).view(1, -1, 5), rtol=0, atol=5e-6)  # float32
+    timm_grid = timm.layers.resample_abs_pos_embed(
+        positions, list(grid), [14, 14], num_prefix_tokens=0, antialias=False
+    )
+    torch.testing.assert_close(ours, timm_grid, rtol=0, atol=1e-6)
+
+
+def test_position_grid_of_its_own_size_is_untouched() -> None:
+    positions = torch.randn(1, 196, 5)
+    assert resize_position_grid(positions, (14, 14), (14, 14)) is positions
+
+
+def test_pixels_that_fill_no_patch_are_not_seen() -> None:
+    model = build_model("vit_smaller", image_size=(70, 64), num_classes=3).eval()
+    images = torch.randn(1, 3, 70, 64)
+    with torch.no_grad():
+        assert torch.equal(model(images), model(images[:, :, :64]))
+        assert not torch.equal(model(images), model(images.roll(1, dims=2)))
+
+
+def test_images_of_another_grid_than_the_learned_one_are_refused_in_one_line() -> None:
+    model = build_model("vit_layer6_32")
+    with pytest.raises(ImageSizeError, match=r"^Image size 64 .* built for 32") as caught:
+        model(torch.randn(1, 3, 64, 64))
+    assert "\n" not in str(caught.value)
+
+
+def test_vit_layer_gives_cls_no_position() -> None:
+    model = build_model("vit_layer6_32").eval()
+    tokens = model.embed(torch.zeros(1, 3, 32, 32))
+    assert model.pos_embed.shape == (1, 64, 128)
+    assert torch.equal(tokens[:, :1], model.cls_token)
+
+
+def test_quick_gelu_is_x_times_sigmoid() -> None:
+    x = torch.linspace(-4, 4, 9)
+    torch.testing.assert_close(QuickGELU()(x), x / (1 + torch.exp(-1.702 * x)))
+
+
+def test_stochastic_depth_drops_whole_images_and_keeps_the_expectation() -> None:
+    torch.manual_seed(0)
+    layer = StochasticDepth(0.25).train()
+    out = layer(torch.ones(4000, 3, 2))
+    per_image = out.flatten(1)
+    assert (per_image == per_image[:, :1]).all()
+    assert set(per_image.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert out.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert torch.equal(layer.eval()(out), out)
+
+
+def test_vit_base16_stochastic_depth_rises_to_a_tenth() -> None:
+    with torch.device("meta"):
+        model = build_model("vit_base16")
+    rates = [block.drop_path1.rate for block in model.blocks]
+    assert rates == pytest.approx([0.1 * i / 11 for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "attention", "projection", "hidden", "output"),
+    [
+        ("vit_layer6_32", 0.1, 0.0, 0.1, 0.0, 0.1),
+        ("vit_basic", 0.1, 0.1, 0.1, 0.0, 0.1),
+        ("vit_base16", 0.1, 0.1, 0.1, 0.1, 0.1),
+        ("vit_smaller", 0.1, 0.0, 0.0, 0.0, 0.0),
+        ("cifar_vit_small", 0.1, 0.1, 0.1, 0.1, 0.1),
+    ],
+)
+def test_dropout_stands_where_the_original_has_it(
+    name: str, embedding: float, attention: float, projection: float, hidden: float, output: float
+) -> None:
+    with torch.device("meta"):
+        model = build_model(name)
+    block = model.blocks[0]
+    rates = [model.pos_drop.p, block.attn.attn_drop.p, block.attn.proj_drop.p, block.mlp.drop1.p, block.mlp.drop2.p]
+    assert rates == [embedding, attention, projection, hidden, output]
+
+
+@pytest.mark.parametrize("kind", ["fused", "explicit"])
+def test_attention_dropout_acts_in_training_only(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = Attention(16, 2, attention_dropout=0.5)
+    x = torch.randn(1, 6, 16)
+    with use_attention(layer, kind):
+        assert not torch.equal(layer(x), layer(x))
+        layer.eval()
+        assert torch.equal(layer(x), layer(x))
+
+
+def test_initial_weights_are_as_published() -> None:
+    torch.manual_seed(0)
+    layer = build_model("cifar_vit_tiny")
+    for weight in (layer.blocks[0].mlp.fc1.weight, layer.patch_embed.proj.weight, layer.pos_embed):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not layer.blocks[0].mlp.fc1.bias.any()
+    assert build_model("vit_basic").pos_embed.std().item() == pytest.approx(1.0, rel=0.05)

@@ -1,0 +1,102 @@
+"""The Pareto front against brute force; the pictures by what is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.reports.fabricate import ENVIRONMENT, cell, failed, full_run, infer, trained, training_cell
+from vitbench.records import Record
+from vitbench.reports.pareto import pareto_front
+from vitbench.reports.plots import Picture, Point, plan_pictures, render_png, why_no_pictures
+from vitbench.reports.rows import build_rows
+from vitbench.reports.runs import Run
+
+small_numbers = st.integers(0, 6).map(float)
+
+
+def pictures_of(*records: Record) -> list[Picture]:
+    return plan_pictures(build_rows([Run(name="run", records=records, environment=ENVIRONMENT)]))
+
+
+@given(st.lists(st.tuples(small_numbers, small_numbers), max_size=12))
+@settings(deadline=None)
+def test_the_front_is_what_no_point_beats(points: list[tuple[float, float]]) -> None:
+    def beaten(one: tuple[float, float]) -> bool:
+        return any(other[0] <= one[0] and other[1] >= one[1] and other != one for other in points)
+
+    front = pareto_front(points)
+    assert sorted(front) == [index for index, point in enumerate(points) if not beaten(point)]
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+def test_points_carry_their_intervals_and_chance_is_known() -> None:
+    by_latency, by_params = plan_pictures(build_rows([full_run()]))
+    assert len(by_latency.points) == len(by_params.points) == 4
+    assert by_latency.chance == 10
+    assert all(p.x_low is not None and p.y_low is not None and p.y_low < p.y for p in by_latency.points)
+    assert all(p.x_low is None for p in by_params.points)
+    (group,) = by_latency.groups
+    assert [point.label for point in by_latency.front(group)] == ["vit_nano", "vit_micro", "vit_small"]
+
+
+def test_devices_sizes_and_data_have_fronts_of_their_own() -> None:
+    records = []
+    for change in ({}, {"device": "cuda:0"}, {"image_size": (64, 64)}):
+        records += [infer(cell(**change)), trained(training_cell("vit_micro", **change), 200)]
+    records.append(trained(training_cell("vit_micro", data="cifar10"), 150))
+    picture = pictures_of(*records)[0]
+    assert picture.groups == [
+        "cpu, 32 px, digits",
+        "cpu, 32 px, cifar10",
+        "cuda:0, 32 px, digits",
+        "cpu, 64 px, digits",
+    ]
+
+
+def test_what_varies_is_in_the_label() -> None:
+    records = []
+    for dtype in ("fp32", "bf16"):
+        records += [infer(cell(dtype=dtype)), trained(training_cell("vit_micro", dtype=dtype), 200)]
+    assert [point.label for point in pictures_of(*records)[0].points] == ["vit_micro fp32", "vit_micro bf16"]
+
+
+def test_a_latency_of_another_batch_is_no_point() -> None:
+    records = [infer(cell("vit_nano")), trained(training_cell("vit_nano"), 200)]
+    records += [infer(cell("vit_micro", 8)), trained(training_cell("vit_micro"), 200)]
+    by_latency, by_params = pictures_of(*records)
+    assert len(by_latency.points) == 1
+    assert len(by_params.points) == 2
+
+
+def test_why_there_is_no_picture() -> None:
+    rows = build_rows([Run(name="r", records=[infer(cell())])])
+    assert plan_pictures(rows) == []
+    assert "no training cell" in why_no_pictures(rows)
+    rows = build_rows([Run(name="r", records=[infer(cell()), failed(training_cell("vit_micro"), "oom")])])
+    assert plan_pictures(rows) == []
+    assert "see Failures" in why_no_pictures(rows)
+    rows = build_rows([Run(name="r", records=[trained(training_cell("vit_micro"), 200)])])
+    assert [picture.file_name for picture in plan_pictures(rows)] == ["accuracy-params.png"]
+    assert "against latency" in why_no_pictures(rows)
+    assert why_no_pictures(build_rows([full_run()])) == ""
+
+
+@pytest.mark.parametrize("points", [1, 30])
+def test_a_picture_is_drawn_and_repeats_to_the_byte(points: int) -> None:
+    picture = Picture(
+        "x.png",
+        "accuracy against latency",
+        "latency (ms)",
+        tuple(
+            Point(f"model_{i % 9}", f"group {i % 3}", 1.0 + i % 5, 0.9, None, 50.0, 45.0, 60.0) for i in range(points)
+        ),
+        chance=10.0,
+    )
+    drawn = render_png(picture)
+    assert drawn.startswith(b"\x89PNG")
+    assert drawn == render_png(picture)
+    assert render_png(dataclasses.replace(picture, chance=None, log_x=False)) != drawn

@@ -1,0 +1,129 @@
+"""The frame and the CSV as programs load them."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.reports.fabricate import cell, failed, full_run, infer, trained, training_cell, write_run
+from vitbench.errors import RunFolderError
+from vitbench.reports import load_records, write_report
+from vitbench.reports.runs import Run, run_names
+from vitbench.reports.table import render_csv, tidy_frame
+
+
+def csv(*runs: Run) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(render_csv(runs)))
+
+
+def test_the_frame_has_a_row_a_measurement(tmp_path: Path) -> None:
+    run = full_run()
+    frame = load_records(write_run(tmp_path / "first", run), write_run(tmp_path / "second", run))
+    assert len(frame) == 2 * sum(len(record.measurements) for record in run.records)
+    assert set(frame["run"]) == {"first", "second"}
+    latency = frame.query("metric == 'latency' and model == 'vit_nano' and batch_size == 1 and run == 'first'").iloc[0]
+    assert latency["unit"] == "s"
+    assert 0.001 < latency["low"] < latency["value"] < latency["high"] < 0.003
+    assert latency["n_samples"] + latency["n_warmup"] == len(latency["samples"][0]) == 40
+    assert latency["n_warmup"] == 3
+    assert latency["interval_kind"] == "within process"
+
+
+def test_a_cell_without_measurements_keeps_a_row() -> None:
+    record = dataclasses.replace(failed(cell(), "killed", "probable_oom", "why"), measurements=())
+    frame = tidy_frame([Run(name="r", records=[record])])
+    assert len(frame) == 1
+    assert frame.loc[0, ["status", "cell_status", "cause", "detail"]].tolist() == [
+        "killed",
+        "killed",
+        "probable_oom",
+        "why",
+    ]
+    assert pd.isna(frame.loc[0, "value"])
+
+
+def test_an_empty_run_gives_an_empty_frame_with_its_columns() -> None:
+    frame = tidy_frame([Run(name="r", records=[])])
+    assert len(frame) == 0
+    assert {"metric", "value", "samples"} <= set(frame)
+
+
+def test_the_csv_has_a_line_a_row_and_batch_with_numbers_only() -> None:
+    records = [
+        infer(cell(batch=1)),
+        failed(cell(batch=32), "oom", "out_of_memory", "no memory"),
+        trained(training_cell("vit_micro"), 180),
+    ]
+    table = csv(Run(name="r", records=records))
+    assert table["batch_size"].tolist() == [1, 32]
+    assert table["accuracy"].tolist() == [0.5, 0.5]
+    assert table["latency_ms"].dtype == "float64"
+    assert table["latency_status"].tolist() == ["ok", "oom"]
+    assert table["inference_cell_cause"].tolist()[1] == "out_of_memory"
+    assert pd.isna(table["latency_ms"][1])
+    assert table["latency_low_ms"][0] < table["latency_ms"][0] < table["latency_high_ms"][0]
+    assert table["params"].tolist() == [1_213_450, 1_213_450]
+
+
+def test_a_training_without_timed_cells_has_a_line_without_a_batch() -> None:
+    table = csv(Run(name="r", records=[trained(training_cell("vit_micro"), 180)]))
+    assert table["batch_size"].isna().tolist() == [True]
+    assert table["accuracy"].tolist() == [0.5]
+    assert table["training_batch_size"].tolist() == [64]
+
+
+def test_percentiles_need_samples() -> None:
+    few, many = csv(Run(name="r", records=[infer(cell(), n=25), infer(cell(batch=2), n=400)])).itertuples()
+    assert pd.isna(few.latency_p90_ms)
+    assert many.latency_ms < many.latency_p90_ms <= many.latency_p99_ms
+
+
+def test_the_report_is_written_whole(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", full_run())
+    paths = write_report([folder], tmp_path / "made" / "out")
+    assert [path.name for path in paths] == ["accuracy-latency.png", "accuracy-params.png", "report.csv", "report.md"]
+    assert sorted((tmp_path / "made" / "out").iterdir()) == sorted(paths)
+    assert all(path.stat().st_size > 0 for path in paths)
+
+
+def test_without_accuracies_no_picture_is_written(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", Run(name="run", records=[infer(cell())]))
+    assert [path.name for path in write_report([folder], folder)] == ["report.csv", "report.md"]
+    assert "No pictures: they show accuracy" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="no run folder"):
+        load_records(tmp_path)
+
+
+def test_a_report_cannot_be_written_into_a_file(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", full_run())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="Choose another folder"):
+        write_report([folder], tmp_path / "file")
+
+
+def test_runs_of_one_name_are_numbered() -> None:
+    assert run_names([Path("a/x"), Path("b/x"), Path("c/y")]) == ["x", "x (2)", "y"]
+
+
+def test_reports_load_no_torch(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", full_run())
+    code = (
+        "import sys, vitbench, vitbench.reports as reports\n"
+        "light = [m for m in ('torch', 'pandas', 'matplotlib', 'scipy') if m in sys.modules]\n"
+        "assert not light, light\n"
+        f"reports.write_report([{str(folder)!r}], {str(tmp_path / 'out')!r})\n"
+        f"reports.load_records({str(folder)!r})\n"
+        "heavy = [m for m in ('torch', 'torchvision', 'timm', 'matplotlib.pyplot') if m in sys.modules]\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

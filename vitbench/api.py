@@ -1,0 +1,210 @@
+"""One model in one line of Python: ``vitbench.measure("vit_basic")``, or a module of one's own."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from vitbench.devices import canonical_device_name, find_devices, open_device
+from vitbench.environment import capture_environment, default_threads, describe_libraries, hash_environment
+from vitbench.errors import DeviceError, UsageError
+from vitbench.records import Cell, Measurement, Record, parse_image_size
+from vitbench.registry import METRICS
+
+if TYPE_CHECKING:
+    import torch
+
+
+def measure(
+    model: str | torch.nn.Module,
+    *,
+    image_size: int | str | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    batch_size: int = 1,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    mode: str = "infer",
+    attention: str = "fused",
+    compile: bool = False,
+    threads: int | None = None,
+    memory_limit: int | str | None = None,
+    metrics: Sequence[str] | None = None,
+    seed: int = 0,
+    processes: int = 3,
+    seconds: float = 1.0,
+    min_samples: int = 10,
+    timeout_s: float = 300.0,
+) -> Record:
+    """Measure one cell and return its Record; the arguments are a cell's fields and a suite's budget.
+
+    A name is measured as in a suite: in fresh processes (``processes`` for its times, each ``seconds`` long). A module
+    of your own is measured in the calling process, on a copy, and each method says so: one process's times vary less
+    than those of several, and its CPU memory is that of an ordinary allocator. It needs ``image_size``;
+    ``num_classes`` is read off its output.
+
+    Raises UsageError for arguments that cannot be; a failure of the model is in the record's status.
+    """
+    size = None if image_size is None else _pair(image_size)
+    options = {
+        "batch_sizes": [batch_size],
+        "devices": [device],
+        "dtypes": [dtype],
+        "modes": [mode],
+        "attention": [attention],
+        "compile": [compile],
+        "threads": [threads or "auto"],
+        "seeds": [seed],
+        "memory_limit": memory_limit,
+        "timeout_s": timeout_s,
+        "num_classes": num_classes,
+        "metrics": [name for name in metrics or METRICS if METRICS.get(name).process != "training"],
+        "image_sizes": ["native" if size is None else size],
+        "measure": {
+            "processes": processes,
+            "seconds": seconds,
+            "min_samples": min_samples,
+            "max_samples": max(1000, min_samples),
+        },
+    }
+    content = {"name": "measure", **{key: value for key, value in options.items() if value is not None}}
+    if isinstance(model, str):
+        return _measure_name(model, content)
+    if size is None:
+        raise UsageError("A module of your own does not tell its image size. Give image_size=, in pixels")
+    return _measure_module(model, content)
+
+
+def _measure_name(name: str, content: dict[str, Any]) -> Record:
+    from vitbench.planning import check_before_loading, make_plan
+    from vitbench.processes import make_launcher
+    from vitbench.progress import SilentProgress
+    from vitbench.runner import CellMeasurer
+    from vitbench.suites import make_suite
+
+    suite = check_before_loading(make_suite({**content, "models": [name]}, "measure()", content))
+    with make_launcher() as launcher:
+        plan = make_plan(suite, launcher, lambda text: None)
+        if len(plan.cells) != 1:
+            raise UsageError(f"measure() takes one model on one device, not {len(plan.cells)} cells. Use run_suite()")
+        return CellMeasurer(plan, launcher, None, SilentProgress()).measure(plan.cells[0])
+
+
+def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
+    import torch
+
+    from vitbench.metrics import Budget, Subject
+    from vitbench.models import use_attention
+    from vitbench.suites import make_suite
+    from vitbench.worker import failure_of, run_metric
+
+    suite = make_suite({**content, "models": ["*"]}, "measure()", content)  # checks every value but the model
+    device = canonical_device_name(suite.devices[0])
+    found = find_devices()
+    if device not in found:
+        raise DeviceError(f"Device {device!r} is not there. Found: {', '.join(found)}")
+    if suite.memory_limit is not None:
+        raise UsageError(
+            "A memory limit would stay on the calling process. Give the name of a model to measure under one"
+        )
+    size = suite.image_sizes[0]
+    assert size != "native"
+    count = suite.threads[0]
+    cell = Cell(
+        model=f"{type(model).__module__}.{type(model).__qualname__}",
+        image_size=(size[0], size[1]),
+        num_classes=suite.num_classes or _count_classes(model, (size[0], size[1])),
+        batch_size=suite.batch_sizes[0],
+        device=device,
+        threads=default_threads() if count == "auto" else count,
+        dtype=suite.dtypes[0],
+        mode=suite.modes[0],
+        attention=suite.attention[0],
+        compile=suite.compile[0],
+        seed=suite.seeds[0],
+        weights="given",
+    )
+    subject = Subject(
+        cell=cell,
+        device=open_device(device),
+        build=lambda: copy.deepcopy(model),  # training steps and casts must not touch the caller's weights
+        attention=lambda copied: use_attention(copied, cell.attention),
+        budget=Budget(**suite.measure.model_dump(exclude={"processes"})),
+    )
+    environment = capture_environment(describe_libraries(), {device: open_device(device).describe()})
+    started_at, begin = datetime.now().astimezone().isoformat(timespec="milliseconds"), time.perf_counter()
+    measurements: list[Measurement] = []
+    failure = None
+    with _threads(cell.threads), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cell.seed)
+        for name in suite.metrics:
+            if cell.mode not in METRICS.get(name).modes:
+                continue
+            try:
+                measurements += [_in_this_process(one) for one in run_metric(name, subject)]
+            except Exception as error:  # as in a worker: a failure of the model is a status
+                failure = failure_of(error, cell)
+                missing = METRICS.get(name).yields_in(cell.mode)
+                measurements += [
+                    Measurement.absent(key, unit, failure.status, failure.detail) for key, unit in missing.items()
+                ]
+                break
+    return Record(
+        cell=cell,
+        status=failure.status if failure else "ok",
+        cause=failure.cause if failure else "",
+        detail=failure.detail if failure else "",
+        measurements=tuple(measurements),
+        environment=hash_environment(environment),
+        started_at=started_at,
+        duration_s=round(time.perf_counter() - begin, 3),
+    )
+
+
+def _in_this_process(measurement: Measurement) -> Measurement:
+    from dataclasses import replace
+
+    return replace(measurement, method=f"{measurement.method}; in the calling process")
+
+
+def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:
+    """The length of the model's output for one picture."""
+    import torch
+
+    from vitbench.metrics.subject import CHANNELS, outputs_of
+
+    reference = next(model.parameters(), torch.empty(0))
+    was_training = model.training
+    try:
+        with torch.inference_mode():
+            output = model.eval()(torch.zeros(1, CHANNELS, *size, device=reference.device, dtype=reference.dtype))
+    except Exception as error:
+        raise UsageError(
+            f"The module does not run on a picture of {size[0]}x{size[1]} px ({type(error).__name__}: {error}). "
+            "Give the image_size that it takes"
+        ) from error
+    finally:
+        model.train(was_training)
+    return int(outputs_of(output)[0].shape[-1])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _pair(size: int | str | tuple[int, int]) -> tuple[int, int]:
+    try:
+        return parse_image_size("x".join(str(side) for side in size) if isinstance(size, tuple) else size)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,333 @@
+"""The command line: parse, call one function, set the exit code. Each command imports what it needs, so that help is
+instant.
+
+Exit codes: 0 done, 1 done but a cell failed for another reason than memory (or the disk is full), 2 wrong usage, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitbench.errors import UsageError, VitbenchError
+
+if TYPE_CHECKING:
+    from vitbench.planning import Plan
+    from vitbench.runner import RunSummary
+
+app = typer.Typer(
+    name="vitbench",
+    help="Benchmark Vision Transformers: parameters, FLOPs, peak memory, latency, throughput and accuracy.",
+    epilog="Examples:  vitbench run --suite lightweight   |   vitbench show vit_base16 --image-size 384   |   "
+    "vitbench list models",
+    rich_markup_mode=None,  # plain help: rich takes longer to load than all the rest
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+#: The usage errors of the library under typer, whichever it is (click, or typer's own copy of it).
+_PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """The exit code of a command; what goes wrong on purpose is one line on stderr."""
+    try:
+        result = app(args=arguments, prog_name="vitbench", standalone_mode=False)
+    except _PARSER_ERROR as error:
+        text = error.format_message() if hasattr(error, "format_message") else str(error)
+        command = next((word for word in arguments if not word.startswith("-")), "")
+        return _complain(f"{' '.join(text.split())} See: vitbench {f'{command} ' if command else ''}--help", 2)
+    except UsageError as error:
+        return _complain(str(error), 2)
+    except VitbenchError as error:
+        return _complain(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("Interrupted.", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"Error: {text}" if code != INTERRUPTED else text, file=sys.stderr)
+    return code
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vitbench import __version__
+
+        print(f"vitbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Examples:  vitbench run   |   vitbench run --suite smoke --out /tmp/smoke   |   "
+    "vitbench run --models vit_basic,timm:vit_tiny_patch16_224 --image-sizes 224 --batch-sizes 1,8 --data none   |   "
+    "vitbench run --resume runs/lightweight-20260101-120000 --retry timeout,killed"
+)
+def run(
+    suite: Annotated[
+        str | None, typer.Option(help="A built-in suite (vitbench list suites) or a .toml file. [default: lightweight]")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Models: names, patterns (cifar_*), timm:NAME, torchvision:NAME; commas.")
+    ] = None,
+    image_sizes: Annotated[str | None, typer.Option(help="Pixels: 224, 231x240, native; commas.")] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help="Images a batch; commas.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps, or auto (all that are found); commas.")
+    ] = None,
+    dtypes: Annotated[str | None, typer.Option(help="fp32, bf16, fp16, amp; commas.")] = None,
+    attention: Annotated[str | None, typer.Option(help="fused, explicit; commas.")] = None,
+    modes: Annotated[str | None, typer.Option(help="infer, train; commas.")] = None,
+    compile: Annotated[str | None, typer.Option(help="torch.compile: off, on; commas.")] = None,
+    threads: Annotated[
+        str | None, typer.Option(help="CPU threads: numbers, or auto (the physical cores); commas.")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option(help="What to measure (vitbench list metrics); commas.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Train on: digits, cifar10, cifar100, fashion-mnist, a picture folder, or none.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
+    seed: Annotated[str | None, typer.Option(help="Seeds of weights, pictures and training; commas.")] = None,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="Memory a cell may take beyond its libraries, such as 2GiB.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that each process of a cell may take.")] = None,
+    allow_import: Annotated[
+        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer samples and a quarter of the training: to try things out.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and an estimate of the time, measure nothing.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder itself, new or empty. [default: runs/SUITE-TIME]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Measure the cells of this run folder that have no record.")
+    ] = None,
+    retry: Annotated[
+        str | None,
+        typer.Option(help="With --resume: also repeat cells of these statuses (timeout, killed, ...); commas."),
+    ] = None,
+    allow_changed_environment: Annotated[
+        bool,
+        typer.Option("--allow-changed-environment", help="With --resume: go on although the environment has changed."),
+    ] = False,
+) -> int:
+    """Measure a suite of models on this machine and write tables of it."""
+    overrides: dict[str, Any] = {
+        "models": _words(models),
+        "image_sizes": _words(image_sizes),
+        "batch_sizes": _integers(batch_sizes, "--batch-sizes"),
+        "devices": _words(devices),
+        "dtypes": _words(dtypes),
+        "attention": _words(attention),
+        "modes": _words(modes),
+        "compile": _switches(compile),
+        "threads": _integers(threads, "--threads", "auto"),
+        "metrics": _words(metrics),
+        "seeds": _integers(seed, "--seed"),
+        "memory_limit": memory_limit,
+        "timeout_s": timeout,
+        "data": data,
+        "data_dir": data_dir,
+        "download": download or None,
+    }
+    from vitbench.progress import make_progress
+    from vitbench.runner import plan_suite, resume_run, run_suite, terminate_like_interrupt
+
+    if resume is None and (retry is not None or allow_changed_environment):
+        raise UsageError("--retry and --allow-changed-environment go with --resume DIR")
+    with terminate_like_interrupt():
+        if resume is not None:
+            given = [key for key, value in overrides.items() if value is not None]
+            given += [
+                name
+                for name, value in (("suite", suite), ("out", out), ("quick", quick), ("dry_run", dry_run))
+                if value
+            ]
+            if given:
+                raise UsageError(
+                    f"--resume goes on with the suite as it was run: leave out --{given[0].replace('_', '-')}"
+                )
+            return _told(
+                lambda: resume_run(
+                    resume,
+                    retry=_words(retry) or (),
+                    allow_changed_environment=allow_changed_environment,
+                    allow_import=allow_import,
+                    progress=make_progress(),
+                )
+            )
+        chosen = suite or "lightweight"
+        if dry_run:
+            plan = plan_suite(
+                chosen,
+                quick=quick,
+                allow_import=allow_import,
+                note=lambda text: print(text, file=sys.stderr),
+                **overrides,
+            )
+            _print_plan(plan)
+            return 0
+        return _told(
+            lambda: run_suite(
+                chosen, out=out, quick=quick, allow_import=allow_import, progress=make_progress(), **overrides
+            )
+        )
+
+
+def _told(measure: Callable[[], RunSummary]) -> int:
+    """Run, print what came of it, and return the exit code."""
+    summary = measure()
+    from vitbench.reports import summary_tables
+
+    print(summary_tables([summary.folder]))
+    for path in summary.report:
+        print(f"Wrote {path}")
+    if summary.failed:
+        print(
+            f"{len(summary.failed)} of {len(summary.records)} cells failed; see the report's failures", file=sys.stderr
+        )
+    return 1 if summary.failed else 0
+
+
+def _print_plan(plan: Plan) -> None:
+    from vitbench.progress import format_duration
+
+    for cell in plan.cells:
+        print(
+            f"{plan.estimates[cell.id]:7.1f} s  {cell.label}  ({cell.threads} thread{'s' if cell.threads > 1 else ''})"
+        )
+    total = sum(plan.estimates.values())
+    training = sum(seconds for cell in plan.cells if cell.trains for seconds in [plan.estimates[cell.id]])
+    part = f", of which training {format_duration(training)}" if training else ""
+    print(f"{len(plan.cells)} cells, about {format_duration(total)}{part}: an estimate, right to a factor of 2 or 3")
+
+
+@app.command(name="list", epilog="Examples:  vitbench list models   |   vitbench list suites --json")
+def list_things(
+    what: Annotated[str, typer.Argument(help="models, suites, datasets, devices or metrics.")],
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+) -> int:
+    """List models, suites, data sets, devices or metrics."""
+    from vitbench import listing
+
+    print(listing.to_json(what) if json else listing.to_text(what))
+    return 0
+
+
+@app.command(
+    epilog="Examples:  vitbench show vit_base16   |   "
+    "vitbench show vit_basic timm:vit_tiny_patch16_224 --image-size 224 --json"
+)
+def show(
+    models: Annotated[
+        list[str], typer.Argument(help="Names of models (vitbench list models, timm:NAME, torchvision:NAME).")
+    ],
+    image_size: Annotated[str | None, typer.Option(help="Pixels, 224 or 231x240. [default: each model's own]")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the head. [default: each model's own]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
+) -> int:
+    """Show parameters and FLOPs of models for one image, without allocating their weights."""
+    from vitbench import listing
+
+    cards = listing.show_models(models, image_size=image_size, num_classes=num_classes)
+    print(listing.cards_to_json(cards) if json else listing.cards_to_text(cards))
+    failed = [card for card in cards if "error" in card]
+    if not json:
+        for card in failed:
+            print(f"Error: {card['error']}", file=sys.stderr)
+    if not failed:
+        return 0
+    return 2 if all(card["usage"] for card in failed) and len(failed) == len(cards) else 1
+
+
+@app.command(
+    epilog="Examples:  vitbench report runs/lightweight-20260101-120000   |   "
+    "vitbench report runs/laptop runs/server --out both"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write. [default: the run folder; with several, only print]")
+    ] = None,
+) -> int:
+    """Rebuild the tables of one or several runs from their records, without torch."""
+    from vitbench.reports import summary_tables, write_report
+
+    target = out or (runs[0] if len(runs) == 1 else None)
+    written = write_report(runs, target) if target is not None else []
+    print(summary_tables(runs))
+    for path in written:
+        print(f"Wrote {path}")
+    return 0
+
+
+def _words(text: str | None) -> list[str] | None:
+    """``a, b`` -> [a, b]; None stays None. An empty list is wrong usage."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"A list is empty: {text!r}. Give values separated by commas")
+    return words
+
+
+def _integers(text: str | None, option: str, *keywords: str) -> list[int | str] | None:
+    words = _words(text)
+    if words is None:
+        return None
+    values: list[int | str] = []
+    for word in words:
+        if word in keywords:
+            values.append(word)
+        elif word.lstrip("+-").isdigit():
+            values.append(int(word))
+        else:
+            also = f" or {', '.join(keywords)}" if keywords else ""
+            raise UsageError(f"Option {option}: {word!r} is no whole number{also}")
+    return values
+
+
+def _switches(text: str | None) -> list[bool] | None:
+    words = _words(text)
+    if words is None:
+        return None
+    known = {"on": True, "off": False, "true": True, "false": False}
+    for word in words:
+        if word.lower() not in known:
+            raise UsageError(f"Option --compile: {word!r} is neither on nor off")
+    return [known[word.lower()] for word in words]

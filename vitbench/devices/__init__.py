@@ -1,0 +1,53 @@
+"""Devices by name. One file a kind; the registry is torch-free, opening a device is not."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from vitbench.devices.base import Device, Failure, split_name
+from vitbench.errors import DeviceError
+from vitbench.registry import DEVICES
+
+__all__ = [
+    "Device",
+    "Failure",
+    "canonical_device_name",
+    "check_device_name",
+    "find_devices",
+    "open_device",
+    "split_name",
+]
+
+for _module in pkgutil.iter_modules(__path__):  # a new file here is a new device, with nothing else to change
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def check_device_name(name: str) -> None:
+    """Raises UnknownNameError or DeviceError unless ``name`` could be a device; does not look for it."""
+    if name != "auto":
+        kind, _ = split_name(name)
+        DEVICES.get(kind)
+
+
+def canonical_device_name(name: str) -> str:
+    """One name a device: ``cuda:0`` is ``cuda``. Raises UnknownNameError or DeviceError for what is no device name."""
+    check_device_name(name)
+    if name == "auto":
+        return name
+    kind, index = split_name(name)
+    if kind in ("cpu", "mps") and index:
+        raise DeviceError(f"Device {name!r} does not exist: there is one {kind}. Give {kind}")
+    return kind if not index else f"{kind}:{index}"
+
+
+def open_device(name: str) -> Device:
+    """The device of that name, without looking whether it is there. Raises UnknownNameError for an unknown kind."""
+    kind, _ = split_name(name)
+    device: Device = DEVICES.get(kind)(name)
+    return device
+
+
+def find_devices() -> list[str]:
+    """The names of all devices of this machine (``cpu``, ``cuda``, ``cuda:1``, ``mps``). Loads torch."""
+    return [name for _, kind in DEVICES.items() for name in kind.find()]

@@ -1,0 +1,171 @@
+"""What a device is to the rest: how to wait for it, how to read its memory, and what its failures mean."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vitbench.errors import DeviceError, Unsupported, VitbenchError
+from vitbench.records import Status
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure's status, its finer cause, and the text that it came with."""
+
+    status: Status
+    cause: str
+    detail: str
+
+
+class Device:
+    """One device that models run on. Subclasses stand in ``devices/`` and in the registry DEVICES, by ``kind``.
+
+    ``name`` is what a cell says (``cpu``, ``cuda:1``, ``mps``).
+    """
+
+    kind: ClassVar[str]
+    #: (pattern, status, cause) by which a failure's text is known; the first that matches counts
+    error_texts: ClassVar[tuple[tuple[str, Status, str], ...]] = ()
+    #: (pattern, cause) that a worker may print on stderr and that means: its results cannot be trusted
+    fatal_stderr: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    # what there is
+
+    @classmethod
+    def find(cls) -> list[str]:
+        """The names of the devices of this kind on this machine; empty if there is none. Loads torch."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the environment: a name, memory in bytes, versions of its libraries."""
+        raise NotImplementedError
+
+    # running
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The same as torch says it."""
+        import torch
+
+        return torch.device(self.name)
+
+    def synchronize(self) -> None:
+        """Wait until all work that was given to the device is done."""
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a call returns before its work is done."""
+        return True
+
+    @property
+    def amp_dtype(self) -> str:
+        """The lower precision of ``amp`` cells here: torch's own default for autocast on this kind."""
+        return "fp16"
+
+    def autocast(self, dtype: str) -> AbstractContextManager[Any]:
+        """The context that a forward pass of a cell of this ``dtype`` runs in: autocast for ``amp``, else nothing."""
+        import torch
+
+        if dtype != "amp":
+            return contextlib.nullcontext()
+        low = torch.bfloat16 if self.amp_dtype == "bf16" else torch.float16
+        return torch.autocast(self.kind, dtype=low)
+
+    # memory
+
+    #: Whether the peak counts everything on the device (weights included), rather than the size of the whole process.
+    peak_is_total: ClassVar[bool] = True
+    memory_method: str = ""
+
+    def steady_allocator(self) -> str:
+        """Make memory figures repeatable in this process, at the price of speed; before the first tensor. Says what it
+        did.
+        """
+        return "ordinary allocator"
+
+    def memory_now(self) -> int:
+        """Bytes in use now."""
+        raise NotImplementedError
+
+    def reset_peak(self) -> None:
+        """Start looking for the peak from here."""
+        raise NotImplementedError
+
+    def peak(self) -> int:
+        """The most bytes in use since ``reset_peak``."""
+        raise NotImplementedError
+
+    def watch(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        """A context that looks for the peak while ``model`` runs, for devices that keep no high-water mark."""
+        return contextlib.nullcontext()
+
+    def limit_memory(self, limit: int | None) -> None:
+        """Refuse allocations beyond ``limit`` bytes from now on; None: what the machine can give without harm."""
+
+    # failures
+
+    def classify(self, error: BaseException) -> Failure:
+        """What an exception of a worker means. Never raises."""
+        text = str(error).strip()
+        detail = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        if isinstance(error, Unsupported):
+            return Failure("unsupported", "unsupported", text)
+        for pattern, status, cause in (*self.error_texts, *GENERAL_ERROR_TEXTS):
+            if re.search(pattern, detail, re.IGNORECASE):
+                return Failure(status, cause, detail)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Failure("error", "disk_full", detail)
+        if isinstance(error, MemoryError):
+            return Failure("oom", "out_of_memory", detail)
+        if isinstance(error, VitbenchError):
+            return Failure("error", error.cause, text)
+        return Failure("error", "exception", detail)
+
+    @classmethod
+    def stderr_cause(cls, text: str) -> str:
+        """The cause that a worker's stderr betrays although (or before) it ended, or an empty string."""
+        return next((cause for pattern, cause in cls.fatal_stderr if re.search(pattern, text, re.IGNORECASE)), "")
+
+
+#: Texts that mean the same on every device: the host's memory runs out under any of them.
+GENERAL_ERROR_TEXTS: tuple[tuple[str, Status, str], ...] = (
+    (r"DefaultCPUAllocator: (can't allocate memory|not enough memory)", "oom", "out_of_memory"),
+    (r"std::bad_alloc|^MemoryError", "oom", "out_of_memory"),
+    (r"Cannot allocate memory", "oom", "out_of_memory"),
+    (r"^(torch\.)?OutOfMemoryError", "oom", "out_of_memory"),
+    (r"not (currently )?implemented for the '?\w+'? device", "unsupported", "operator"),
+    (r"not implemented for '\w+'", "unsupported", "operator"),
+    (r"Could not run 'aten::", "unsupported", "operator"),
+    (r"No space left on device|Disk quota exceeded", "error", "disk_full"),
+    (r"InvalidCxxCompiler|No working C\+\+ compiler|compiler .*(not found|is not found)", "unsupported", "compiler"),
+    (r"(BackendCompilerFailed|InductorError|TorchRuntimeError|dynamo)", "error", "compile"),
+)
+
+#: ``cuda:1``: a kind and, where there are several, an index.
+_NAME = re.compile(r"^(?P<kind>[a-z]+)(:(?P<index>\d+))?$")
+
+
+def split_name(name: str) -> tuple[str, int | None]:
+    """``cuda:1`` -> (``cuda``, 1), ``cpu`` -> (``cpu``, None). Raises DeviceError for anything else."""
+    match = _NAME.match(name)
+    if match is None:
+        raise DeviceError(f"Device {name!r} is no device name. Give cpu, cuda, cuda:1, mps or auto")
+    index = match["index"]
+    return match["kind"], None if index is None else int(index)
+
+
+def parse_kibibytes(status: str, key: str) -> int | None:
+    """The bytes that a line of /proc/*/status (``VmHWM:  1234 kB``) tells, or None if there is no such line."""
+    match = re.search(rf"^{key}:\s+(\d+) kB$", status, re.MULTILINE)
+    return None if match is None else int(match[1]) * 1024

@@ -1,0 +1,180 @@
+"""The CPU: memory by the kernel's own high-water mark of this process, never by sampling."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vitbench.devices.base import Device, parse_kibibytes
+from vitbench.errors import Unsupported
+from vitbench.registry import DEVICES
+
+PROC_SELF = Path("/proc/self")
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+#: Blocks from this size (a page) on are mapped one by one and given back on free, so that the resident size follows the
+#: tensors: the spread between processes falls from about 3 % to a few hundredths of a percent of the whole process (and
+#: inference slows, up to twice).
+_MAPPED_FROM_BYTES = 4096
+
+#: The share of the available memory that a worker may take before its allocations fail, so that the kernel's killer
+#: never comes for the process that started it.
+_SAFE_SHARE = 0.9
+
+
+@DEVICES.register("cpu")
+class CpuDevice(Device):
+    """The host's processor."""
+
+    kind = "cpu"
+    peak_is_total = False
+    fatal_stderr: ClassVar = ((r"terminate called.*std::bad_alloc|std::bad_alloc", "out_of_memory"),)
+
+    @classmethod
+    def find(cls) -> list[str]:
+        return ["cpu"]
+
+    def describe(self) -> dict[str, Any]:
+        import torch
+
+        return {"name": processor_name(), "capability": torch.backends.cpu.get_cpu_capability()}
+
+    @property
+    def asynchronous(self) -> bool:
+        return False
+
+    @property
+    def amp_dtype(self) -> str:
+        return "bf16"
+
+    @property
+    def memory_method(self) -> str:  # type: ignore[override]
+        if _has_high_water_mark():
+            return "kernel's high-water mark of the resident size (VmHWM, reset through clear_refs)"
+        if sys.platform == "win32":
+            return "peak working set of the process (cannot be reset: an upper bound)"
+        return "ru_maxrss of the process (cannot be reset: an upper bound)"
+
+    def steady_allocator(self) -> str:
+        if platform.libc_ver()[0] != "glibc":
+            return super().steady_allocator()
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _MAPPED_FROM_BYTES)
+        libc.malloc_trim(0)
+        return f"allocator returning blocks from {_MAPPED_FROM_BYTES // 1024} KiB on at once"
+
+    def memory_now(self) -> int:
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
+    def reset_peak(self) -> None:
+        if _has_high_water_mark():
+            (PROC_SELF / "clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        if _has_high_water_mark():
+            peak = parse_kibibytes((PROC_SELF / "status").read_text(), "VmHWM")
+            if peak is None:
+                raise Unsupported("this kernel tells no high-water mark (no VmHWM in /proc/self/status)")
+            return peak
+        if sys.platform == "win32":
+            import psutil
+
+            return int(psutil.Process().memory_info().peak_wset)
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others KiB
+
+    def limit_memory(self, limit: int | None) -> None:
+        if not sys.platform.startswith("linux"):
+            if limit is not None:
+                raise Unsupported("a memory limit on the CPU needs Linux (RLIMIT_DATA)")
+            return
+        import resource
+
+        data_size = parse_kibibytes((PROC_SELF / "status").read_text(), "VmData") or 0
+        allowance = int(available_memory() * _SAFE_SHARE) if limit is None else limit
+        resource.setrlimit(resource.RLIMIT_DATA, (data_size + allowance,) * 2)
+
+
+def _has_high_water_mark() -> bool:
+    return sys.platform.startswith("linux") and os.access(PROC_SELF / "clear_refs", os.W_OK)
+
+
+def processor_name() -> str:
+    """The processor's name as its maker prints it, or its architecture where the system does not tell."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_limit_of_container() -> int | None:
+    """The bytes that this container may use (cgroup v2 or v1), or None where nothing is set."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 1 << 60:  # v1 says "no limit" as a huge number
+            return int(text)
+    return None
+
+
+def available_memory() -> int:
+    """Bytes that new processes can take now without swapping, the container's limit included."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit = memory_limit_of_container()
+    if limit is None:
+        return available
+    used = 0
+    for path in ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"):
+        try:
+            used = int(Path(path).read_text())
+            break
+        except (OSError, ValueError):
+            continue
+    return max(min(available, limit - used), 0)
+
+
+def oom_kill_count() -> int | None:
+    """How many processes the kernel has killed for memory in this process's cgroup, or None where that is not readable.
+
+    Evidence for a SIGKILL: the count before and after (cgroup v2 ``memory.events``, v1 ``memory.oom_control``).
+    """
+    try:
+        memberships = (PROC_SELF / "cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    paths = []
+    for line in memberships:
+        number, controllers, group = line.split(":", 2)
+        group = group.lstrip("/")
+        if "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+            paths += [root / group / "memory.oom_control", root / "memory.oom_control"]
+        elif number == "0":
+            root = Path("/sys/fs/cgroup")
+            paths += [root / group / "memory.events", root / "memory.events"]
+    for path in paths:
+        try:
+            for line in path.read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    return int(value)
+        except (OSError, ValueError):
+            continue
+    return None

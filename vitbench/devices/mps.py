@@ -1,0 +1,122 @@
+"""Apple GPUs through Metal. Failures are known by their texts: MPS raises no class of its own for them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vitbench.devices.base import Device
+from vitbench.errors import DeviceError
+from vitbench.registry import DEVICES
+
+if TYPE_CHECKING:
+    import torch
+
+
+@DEVICES.register("mps")
+class MpsDevice(Device):
+    """The GPU of an Apple machine."""
+
+    kind = "mps"
+    error_texts: ClassVar = (
+        (r"mps backend out of memory", "oom", "out_of_memory"),
+        (r"invalid buffer size", "oom", "oom_single_buffer"),
+        (r"not currently implemented for the MPS device", "unsupported", "operator"),
+        (r"command buffer exited with error status", "error", "device_lost"),
+    )
+    fatal_stderr: ClassVar = (
+        (r"total bytes of NDArray > 2\*\*32", "tensor_too_large"),
+        (r"command buffer exited with error status", "device_lost"),
+    )
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._watched_peak: int | None = None
+
+    @classmethod
+    def find(cls) -> list[str]:
+        import torch
+
+        return ["mps"] if torch.backends.mps.is_available() else []
+
+    def describe(self) -> dict[str, Any]:
+        import torch
+
+        return {"name": "Apple GPU (Metal)", "memory_bytes": int(torch.mps.recommended_max_memory())}
+
+    def synchronize(self) -> None:
+        import torch
+
+        torch.mps.synchronize()
+
+    def _peak_api(self) -> Any:
+        """torch.accelerator, where it keeps a high-water mark for MPS (recent releases); else None."""
+        import torch
+
+        api = getattr(torch, "accelerator", None)
+        if api is None or not hasattr(api, "max_memory_allocated"):
+            return None
+        try:
+            api.max_memory_allocated()
+        except (RuntimeError, NotImplementedError, ValueError):
+            return None
+        return api
+
+    @property
+    def memory_method(self) -> str:  # type: ignore[override]
+        if self._peak_api() is not None:
+            return "torch.accelerator.max_memory_allocated (bytes of live tensors)"
+        return "largest torch.mps.current_allocated_memory seen after each module (a lower bound: MPS keeps no peak)"
+
+    def memory_now(self) -> int:
+        import torch
+
+        return int(torch.mps.current_allocated_memory())
+
+    def reset_peak(self) -> None:
+        api = self._peak_api()
+        if api is not None:
+            api.reset_peak_memory_stats()
+        else:
+            self._watched_peak = self.memory_now()
+
+    def peak(self) -> int:
+        api = self._peak_api()
+        if api is not None:
+            return int(api.max_memory_allocated())
+        return max(self._watched_peak or 0, self.memory_now())
+
+    def watch(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        if self._peak_api() is not None:
+            return contextlib.nullcontext()
+        return self._look_after_each_module(model)
+
+    @contextlib.contextmanager
+    def _look_after_each_module(self, model: torch.nn.Module) -> Iterator[None]:
+        def look(*_: Any) -> None:
+            self._watched_peak = max(self._watched_peak or 0, self.memory_now())
+
+        handles = [module.register_forward_hook(look) for module in model.modules()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def limit_memory(self, limit: int | None) -> None:
+        import torch
+
+        if limit is None:
+            return
+        total = int(torch.mps.recommended_max_memory())
+        if limit > total:
+            raise DeviceError(f"Memory limit of {limit} bytes is more than MPS recommends ({total}). Give less")
+        torch.mps.set_per_process_memory_fraction(limit / total)
+
+
+def fallback_operators(stderr: str) -> list[str]:
+    """The operators that ran on the CPU instead, by the warning of PYTORCH_ENABLE_MPS_FALLBACK=1."""
+    return sorted(set(re.findall(r"The operator '([\w:.]+)' is not currently supported on the MPS backend", stderr)))

@@ -1,0 +1,55 @@
+"""Accuracy after a training run: what the model learns from the same pictures as its rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitbench.errors import Unsupported
+from vitbench.metrics.subject import NotFiniteError, Subject
+from vitbench.records import Measurement
+from vitbench.registry import METRICS
+
+
+@METRICS.measured(
+    "accuracy",
+    process="training",
+    modes=("train",),
+    yields={
+        "accuracy": "1",
+        "test_loss": "nat",
+        "test_images": "image",
+        "training_images": "image",
+        "training_steps": "step",
+        "training_duration": "s",
+        "training_loss": "nat",
+    },
+    summary="top-1 accuracy and loss on held-out pictures after the suite's training",
+)
+def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
+    """Trains the cell's model by its recipe, keeps the checkpoint, tests it on pictures that it never saw."""
+    import math
+
+    import torch
+
+    if subject.trainer is None:
+        raise Unsupported("this cell has no training section")
+    cell = subject.cell
+    model = subject.model
+    with subject.attention(model):
+        trained = subject.trainer.train(model)
+        checkpoint = subject.trainer.save(model)
+        tested = subject.trainer.evaluate(model)
+    method = f"{trained['recipe']} on {cell.data}, seed {cell.seed}, torch {torch.__version__}"
+    on_held_out = f"held-out pictures of {cell.data} after {method}"
+    accuracy = tested["correct"] / tested["total"]
+    detail = f"{tested['correct']} of {tested['total']} right" + (f"; checkpoint {checkpoint}" if checkpoint else "")
+    yield Measurement.single("accuracy", "1", accuracy, f"top-1 on {on_held_out}", detail)
+    if not math.isfinite(tested["loss"]):
+        raise NotFiniteError(f"the loss on held-out pictures is {tested['loss']}, not a finite number")
+    yield Measurement.single("test_loss", "nat", tested["loss"], f"mean cross entropy on {on_held_out}")
+    yield Measurement.single("test_images", "image", tested["total"], f"held-out pictures of {cell.data}")
+    yield Measurement.single("training_images", "image", trained["images_seen"], "pictures seen, repeats counted")
+    yield Measurement.single("training_steps", "step", trained["steps"], "optimizer steps")
+    yield Measurement.single("training_duration", "s", trained["duration_s"], "wall time of the training loop")
+    losses = tuple(round(float(loss), 6) for loss in trained["losses"])
+    yield Measurement(metric="training_loss", unit="nat", samples=(losses,), method=f"loss of each step of {method}")

@@ -1,0 +1,24 @@
+"""Latency: the time from a batch on the device to its output. Transfers are not in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitbench.metrics.subject import Subject
+from vitbench.metrics.timing import forward_durations, timing_method
+from vitbench.records import Measurement
+from vitbench.registry import METRICS
+
+
+@METRICS.measured(
+    "latency",
+    process="time",
+    modes=("infer",),
+    yields={"latency": "s"},
+    summary="seconds of one forward pass of one batch, every sample kept",
+)
+def measure_latency(subject: Subject) -> Iterator[Measurement]:
+    """Every duration from the first call on: what of it is warm-up is decided from the samples, where they are read."""
+    samples = forward_durations(subject)
+    method = timing_method(subject.device, "one forward pass")
+    yield Measurement(metric="latency", unit="s", samples=(samples,), method=method)

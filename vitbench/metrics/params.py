@@ -1,0 +1,58 @@
+"""Parameters and buffers, and the parameters that a training step leaves without a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitbench.metrics.subject import Subject, mean_cross_entropy
+from vitbench.records import Measurement
+from vitbench.registry import METRICS
+
+
+@METRICS.measured(
+    "params",
+    process="static",
+    modes=("infer", "train"),
+    yields={
+        "params": "parameter",
+        "trainable_params": "parameter",
+        "params_bytes": "byte",
+        "buffers": "element",
+        "buffers_bytes": "byte",
+        "params_without_gradient": "parameter",
+    },
+    summary="parameters (total, trainable, bytes), buffers, and parameters that receive no gradient in a training step",
+)
+def measure_params(subject: Subject) -> Iterator[Measurement]:
+    """Counts over ``parameters()`` and ``buffers()`` (shared tensors once) of the model on ``meta``."""
+    import torch
+
+    method = f"sum over parameters() and buffers() of the model on meta, torch {torch.__version__}"
+    with torch.device("meta"):
+        model = subject.build().to("meta")
+    parameters, buffers = list(model.parameters()), list(model.buffers())
+    yield Measurement.single("params", "parameter", sum(p.numel() for p in parameters), method)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    yield Measurement.single("trainable_params", "parameter", trainable, method)
+    params_bytes = sum(p.numel() * p.element_size() for p in parameters)
+    yield Measurement.single("params_bytes", "byte", params_bytes, f"{method}, in the dtype that it is built in")
+    yield Measurement.single("buffers", "element", sum(b.numel() for b in buffers), method)
+    yield Measurement.single("buffers_bytes", "byte", sum(b.numel() * b.element_size() for b in buffers), method)
+    yield _count_without_gradient(subject)
+
+
+def _count_without_gradient(subject: Subject) -> Measurement:
+    import torch
+
+    name, unit = "params_without_gradient", "parameter"
+    method = f"parameters whose .grad is None after a backward of cross entropy on meta, torch {torch.__version__}"
+    try:
+        with subject.on_meta(2, train=True) as (model, images):
+            labels = torch.empty(2, dtype=torch.long, device="meta")
+            mean_cross_entropy(model(images), labels).backward()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        reason = f"a training step of this model does not run on meta: {type(error).__name__}: {error}"
+        return Measurement.absent(name, unit, "unsupported", reason.splitlines()[0], method)
+    dead = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    detail = ", ".join(list(dead)[:4]) + (f" and {len(dead) - 4} more tensors" if len(dead) > 4 else "")
+    return Measurement.single(name, unit, sum(dead.values()), method, detail)

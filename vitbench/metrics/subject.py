@@ -1,0 +1,219 @@
+"""What a metric is given: one cell's model, its inputs and the ways to run them. It knows no model and no suite by
+name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vitbench.errors import Unsupported, VitbenchError
+from vitbench.records import Cell
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitbench.devices import Device
+
+CHANNELS = 3
+
+
+class NotFiniteError(VitbenchError):
+    """An output or a loss that is not finite: what was measured is not the model that was meant."""
+
+    cause = "not_finite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much one process of a timed metric samples.
+
+    It stops after ``seconds`` or ``max_samples``, whichever comes first, but not before ``min_samples``.
+    """
+
+    seconds: float = 1.0
+    min_samples: int = 10
+    max_samples: int = 1000
+
+
+class Trainer(Protocol):
+    """What the accuracy metric needs of training; the worker supplies it."""
+
+    def train(self, model: torch.nn.Module) -> Mapping[str, Any]:
+        """Train ``model`` in place; facts: images_seen, steps, duration_s, losses, recipe."""
+
+    def evaluate(self, model: torch.nn.Module) -> Mapping[str, Any]:
+        """Test it on held-out pictures; facts: correct, total, loss."""
+
+    def save(self, model: torch.nn.Module) -> str:
+        """Keep the checkpoint; returns its name inside the run folder, or an empty string where none is kept."""
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """One cell in this process.
+
+    ``build`` makes the model on the device that is current (``with torch.device("meta"): build()``); ``attention`` is
+    the context for the cell's kind of attention. Models, inputs and optimizer are made on first use and kept.
+    """
+
+    cell: Cell
+    device: Device
+    build: Callable[[], torch.nn.Module]
+    attention: Callable[[torch.nn.Module], AbstractContextManager[Any]]
+    budget: Budget = field(default_factory=Budget)
+    trainer: Trainer | None = None
+    durations: tuple[float, ...] | None = None  # kept by timing.forward_durations
+    allocator: str = "ordinary allocator"
+
+    # on meta: shapes without numbers
+
+    @contextlib.contextmanager
+    def on_meta(self, batch_size: int, *, train: bool = False) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
+        """The model on ``meta`` with an input (batch_size, 3, H, W), inside the attention context. No weights
+        allocated.
+        """
+        import torch
+
+        with torch.device("meta"):
+            model = self.build().to("meta").train(train)  # a user's own module is not built on meta but moved there
+            images = torch.empty(batch_size, CHANNELS, *self.cell.image_size)
+        if not train:
+            model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
+        with self.attention(model):
+            yield model, images
+
+    # on the device
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The model on the cell's device in the cell's dtype and mode, compiled if the cell says so."""
+        model = self.build().to(self.device.torch_device)
+        if self.cell.dtype in ("bf16", "fp16"):
+            model = model.to(_torch_dtype(self.cell.dtype))
+        return model.train(self.cell.mode == "train")
+
+    @cached_property
+    def runner(self) -> Callable[[torch.Tensor], Any]:
+        """``model``, compiled where the cell says so."""
+        import torch
+
+        if not self.cell.compile:
+            return self.model
+        compiled: Callable[[torch.Tensor], Any] = torch.compile(self.model)
+        return compiled
+
+    @cached_property
+    def images(self) -> torch.Tensor:
+        """One batch (B, 3, H, W) of standard normal numbers on the device; the same for the same seed."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.cell.seed)
+        images = torch.randn(self.cell.batch_size, CHANNELS, *self.cell.image_size, generator=generator)
+        dtype = _torch_dtype(self.cell.dtype) if self.cell.dtype in ("bf16", "fp16") else images.dtype
+        return images.to(self.device.torch_device, dtype)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """Random classes (B,) on the device."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.cell.seed)
+        labels = torch.randint(self.cell.num_classes, (self.cell.batch_size,), generator=generator)
+        return labels.to(self.device.torch_device)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW with torch's defaults: two state tensors a parameter, as most ViT recipes have."""
+        import torch
+
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """The loss scaler that fp16 autocast needs; off for every other dtype."""
+        import torch
+
+        enabled = self.cell.dtype == "amp" and self.device.amp_dtype == "fp16"
+        return torch.amp.GradScaler(self.device.kind, enabled=enabled)
+
+    def forward(self) -> Any:
+        """One forward pass of one batch without gradients; returns the model's output."""
+        import torch
+
+        with torch.inference_mode(), self.device.autocast(self.cell.dtype), self.attention(self.model):
+            return self.runner(self.images)
+
+    def step(self) -> torch.Tensor:
+        """One training step (zero_grad, forward, cross entropy, backward, AdamW); returns the loss, still on the
+        device.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.device.autocast(self.cell.dtype), self.attention(self.model):
+            loss = mean_cross_entropy(self.runner(self.images), self.labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+    def run_once(self) -> None:
+        """One forward pass or training step, as the cell's mode says, whose result must be finite.
+
+        Raises NotFiniteError otherwise.
+        """
+        import torch
+
+        if self.cell.mode == "train":
+            loss = float(self.step().detach())
+            if not torch.isfinite(torch.tensor(loss)):
+                raise NotFiniteError(f"the loss of a training step is {loss}, not a finite number")
+            return
+        for output in outputs_of(self.forward()):
+            bad = int((~torch.isfinite(output)).sum())
+            if bad:
+                raise NotFiniteError(f"{bad} of {output.numel()} output values are not finite")
+
+    def resident_bytes(self) -> int:
+        """Bytes of the tensors that stay between calls: weights, buffers, one batch, and in training the optimizer
+        state.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers(), self.images]
+        if self.cell.mode == "train":
+            tensors.append(self.labels)
+            for state in self.optimizer.state.values():
+                tensors += [value for value in state.values() if hasattr(value, "element_size")]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def outputs_of(output: Any) -> list[torch.Tensor]:
+    """The tensors of a model's output: one, several (distilled models in training), or those of a mapping.
+
+    Raises Unsupported if it holds none.
+    """
+    import torch
+
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    tensors = [tensor for value in values for tensor in outputs_of(value)]
+    if not tensors:
+        raise Unsupported(f"the model returns {type(output).__name__}, which holds no tensors")
+    return tensors
+
+
+def mean_cross_entropy(output: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy (nat), averaged over the heads of a model that has several; logits (B, K) in float32."""
+    import torch.nn.functional as F
+
+    losses = [F.cross_entropy(logits.float(), labels) for logits in outputs_of(output)]
+    return sum(losses[1:], start=losses[0]) / len(losses)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -1,0 +1,52 @@
+"""Throughput: images a second with batches back to back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from vitbench.metrics.subject import Subject
+from vitbench.metrics.timing import forward_durations, sample_durations, timing_method
+from vitbench.records import Measurement
+from vitbench.registry import METRICS
+
+#: Batches that are queued before the device is waited for: enough to hide the launch of each behind the one before.
+QUEUED_BATCHES = 8
+#: The share of a process's time that throughput gets: it needs fewer samples than latency, each several batches long.
+SHARE_OF_BUDGET = 0.5
+
+
+@METRICS.measured(
+    "throughput",
+    process="time",
+    modes=("infer",),
+    yields={"throughput": "image/s"},
+    summary="images a second, batches back to back",
+)
+def measure_throughput(subject: Subject) -> Iterator[Measurement]:
+    """On an asynchronous device: windows of several batches with one wait at their end, so that it never idles between
+    them.
+
+    On a synchronous device nothing can be queued: there it is the batch size over the durations of the latency.
+    """
+    size, device = subject.cell.batch_size, subject.device
+    if device.asynchronous:
+        images = QUEUED_BATCHES * size
+        budget = dataclasses.replace(
+            subject.budget,
+            seconds=subject.budget.seconds * SHARE_OF_BUDGET,
+            min_samples=max(subject.budget.min_samples // 2, 3),
+        )
+
+        def window() -> None:
+            for _ in range(QUEUED_BATCHES):
+                subject.forward()
+
+        samples = sample_durations(window, device, budget)
+        what = timing_method(device, f"{QUEUED_BATCHES} forward passes back to back")
+    else:
+        images = size
+        samples = forward_durations(subject)
+        what = timing_method(device, "each forward pass of the latency")
+    rates = tuple(round(images / seconds, 6) for seconds in samples)
+    yield Measurement(metric="throughput", unit="image/s", samples=(rates,), method=f"{images} images / {what}")

@@ -1,0 +1,27 @@
+"""The time of one training step, on random pictures and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vitbench.metrics.subject import Subject
+from vitbench.metrics.timing import sample_durations, timing_method
+from vitbench.records import Measurement
+from vitbench.registry import METRICS
+
+
+@METRICS.measured(
+    "training_step",
+    process="time",
+    modes=("train",),
+    yields={"training_step": "s", "training_throughput": "image/s"},
+    summary="seconds of one training step (forward, backward, AdamW) of one batch, and its images a second",
+)
+def measure_training_step(subject: Subject) -> Iterator[Measurement]:
+    """Every duration from the first step on; loading and augmenting pictures are not in it."""
+    samples = sample_durations(subject.step, subject.device, subject.budget)
+    subject.run_once()
+    method = timing_method(subject.device, "zero_grad, forward, cross entropy, backward and AdamW step")
+    yield Measurement(metric="training_step", unit="s", samples=(samples,), method=method)
+    rates = tuple(round(subject.cell.batch_size / seconds, 6) for seconds in samples)
+    yield Measurement(metric="training_throughput", unit="image/s", samples=(rates,), method=f"batch / {method}")

@@ -1,0 +1,126 @@
+"""Models by name: our own, timm's and torchvision's. Importing this module does not load torch.
+
+A model of our own is a builder in a module here and a row in a ``.toml`` beside it (see registry.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import operator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vitbench.errors import ImageSizeError, UsageError
+from vitbench.records import ATTENTIONS
+from vitbench.registry import ModelCard, is_external, model_registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build_model", "describe_model", "use_attention"]
+
+
+def build_model(
+    name: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    pretrained: bool = False,
+) -> nn.Module:
+    """A model from images (B, 3, H, W) to logits (B, num_classes), in training mode, on the current default device.
+
+    Args:
+        name: a name of ``vitbench list models``, ``timm:NAME`` or ``torchvision:NAME``.
+        image_size: side or (height, width) in px; None is the model's own size.
+        num_classes: None is the model's own number.
+        pretrained: load the published weights (timm and torchvision only; downloaded on first use). With another
+            number of classes than theirs the head is a fresh one.
+
+    Weights are random unless ``pretrained``: seed torch first to repeat them. Under ``with torch.device("meta")`` no
+    memory is allocated.
+
+    Raises:
+        UnknownNameError: no such model; the message names the closest.
+        ImageSizeError: the architecture cannot take that size.
+        UsageError: ``num_classes`` is below 1, no weights are published, or they cannot be downloaded.
+    """
+    card = describe_model(name)
+    size = card.image_size if image_size is None else _height_and_width(image_size)
+    card.check_image_size(size)
+    classes = card.num_classes if num_classes is None else num_classes
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise UsageError(f"A model needs at least 1 class, not num_classes={classes!r}")
+    weights: dict[str, Any] = {}
+    if card.family in ("timm", "torchvision"):
+        weights = {"pretrained": pretrained}
+    elif pretrained:
+        raise UsageError(f"{name} has no published weights: only timm:NAME and torchvision:NAME models may have")
+    module, function = card.builder.split(":")
+    build = getattr(importlib.import_module(module), function)
+    model: nn.Module = build(image_size=size, num_classes=classes, **card.config, **weights)
+    if card.family == "imported":
+        from vitbench.models.imported import check_built
+
+        return check_built(name, model)
+    return model
+
+
+def describe_model(name: str) -> ModelCard:
+    """What is known of a model without building it, at its own image size and number of classes.
+
+    A name of our own is answered without torch; ``timm:`` and ``torchvision:`` names load their library.
+    Raises UnknownNameError if there is no such model.
+    """
+    if not is_external(name):
+        return model_registry().get(name)
+    if name.startswith("module:"):
+        from vitbench.models.imported import describe_imported
+
+        return describe_imported(name)
+    from vitbench.models import zoo
+
+    return zoo.describe_timm(name) if name.startswith("timm:") else zoo.describe_torchvision(name)
+
+
+@contextlib.contextmanager
+def use_attention(model: nn.Module, kind: str) -> Iterator[None]:
+    """Run ``model`` with ``fused`` attention (its default) or ``explicit`` (matrix product, softmax, matrix product).
+
+    Explicit attention goes through the ``fused_attn`` attribute of our blocks and of timm's; whatever else calls
+    torch's fused attention (torchvision's models, ``nn.MultiheadAttention``) gets its MATH backend and no fast path.
+    All is put back at the end. An attention that has no fused form (linear attention, torchvision's Swin) is the same
+    under both.
+    Raises UsageError for any other ``kind``.
+    """
+    if kind not in ATTENTIONS:
+        raise UsageError(f"Unknown attention {kind!r}: give {' or '.join(ATTENTIONS)}")
+    if kind == "fused":
+        yield
+        return
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    switched: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        for module in switched:
+            module.fused_attn = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module in switched:
+            module.fused_attn = True
+
+
+def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in px of a side or a pair. Raises ImageSizeError unless it is positive whole numbers."""
+    try:
+        sides = tuple(operator.index(side) for side in (size if isinstance(size, tuple | list) else (size, size)))
+    except TypeError:
+        sides = ()
+    if len(sides) != 2 or min(sides) < 1:
+        raise ImageSizeError(f"Image size {size!r} is neither a positive side nor (height, width) in px")
+    return sides[0], sides[1]

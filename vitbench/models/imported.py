@@ -1,0 +1,65 @@
+"""A builder of one's own: ``module:package.module:function``, imported only where the user has said so.
+
+Naming a module runs its code. A suite file from elsewhere must not be able to do that, so that nothing here is imported
+until ``allow_imports`` has been called, which the command line does for ``--allow-import``.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+from vitbench.errors import UnknownNameError, UsageError
+from vitbench.registry import ModelCard
+
+PREFIX = "module:"
+#: What such a model is built for unless told otherwise: nobody has written a card for it.
+DEFAULT_SIZE = (224, 224)
+DEFAULT_CLASSES = 1000
+
+_allowed = False
+
+
+def allow_imports() -> None:
+    """Let this process import modules that model names ask for."""
+    global _allowed
+    _allowed = True
+
+
+def describe_imported(name: str) -> ModelCard:
+    """The card of ``module:package.module:function``; the function is called with ``image_size`` and ``num_classes``.
+
+    Raises UsageError if importing is not allowed or the name is not of that form, UnknownNameError if there is no such
+    function.
+    """
+    if not _allowed:
+        raise UsageError(f"{name} would import and run code: add --allow-import if you trust it")
+    module_name, _, function = name.removeprefix(PREFIX).partition(":")
+    if not module_name or not function:
+        raise UsageError(f"{name!r} names no builder. Give module:package.module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"{name}: {error}. The module must be importable from the current folder") from error
+    if not callable(getattr(module, function, None)):
+        known = [f"{PREFIX}{module_name}:{one}" for one, thing in vars(module).items() if callable(thing)]
+        raise UnknownNameError("builder", name, known, f"the functions of {module_name}")
+    return ModelCard(
+        name=name,
+        builder=f"{module_name}:{function}",
+        summary=f"{function} of {module_name}",
+        family="imported",
+        source=module_name,
+        image_size=DEFAULT_SIZE,
+        num_classes=DEFAULT_CLASSES,
+        patch=1,
+        size_rule="any",
+    )
+
+
+def check_built(name: str, model: object) -> nn.Module:
+    """What a user's builder returned, if it is a model. Raises UsageError otherwise."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
+    return model

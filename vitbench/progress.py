@@ -1,0 +1,184 @@
+"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from vitbench.records import Cell, Record
+
+
+def format_duration(seconds: float) -> str:
+    """``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Told what a run does. This one keeps the books (done, failures, time left); subclasses show them."""
+
+    def __init__(self) -> None:
+        self.cells: list[Cell] = []
+        self.estimates: dict[str, float] = {}
+        self.done = 0
+        self.already = 0
+        self.failures: dict[str, int] = {}
+        self._spent = 0.0
+        self._expected = 0.0
+        self._cell_begin = 0.0
+
+    def note(self, text: str) -> None:
+        """A step of the run that is no cell."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know of and that stops nothing."""
+
+    @contextlib.contextmanager
+    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
+        """Around the cells: ``estimates`` are seconds by cell id, ``already`` the number of cells that have a
+        record.
+        """
+        self.cells, self.estimates, self.already = cells, estimates, already
+        yield
+
+    def cell_started(self, cell: Cell) -> None:
+        """A cell begins."""
+        self._cell_begin = time.monotonic()
+
+    def doing(self, what: str) -> None:
+        """A process of the current cell begins."""
+
+    def training_step(self, event: Mapping[str, Any]) -> None:
+        """A training cell goes on: ``step``, ``total`` (or None) and ``loss``."""
+
+    def cell_done(self, record: Record) -> None:
+        """A cell has its record."""
+        self.done += 1
+        self._spent += time.monotonic() - self._cell_begin
+        self._expected += self.estimates.get(record.cell.id, 1.0)
+        if record.status != "ok":
+            self.failures[record.status] = self.failures.get(record.status, 0) + 1
+
+    def seconds_left(self) -> float:
+        """The estimate of what is left, corrected by how long the cells so far took against theirs."""
+        left = sum(self.estimates.get(cell.id, 1.0) for cell in self.cells[self.done :])
+        # the correction counts more the more has been seen; before anything is done it is 1
+        return left * (self._spent + 5.0) / (self._expected + 5.0)
+
+    def failures_text(self) -> str:
+        """``2 OOM, 1 timeout``, or ``no failures``."""
+        shown = [f"{count} {'OOM' if status == 'oom' else status}" for status, count in sorted(self.failures.items())]
+        return ", ".join(shown) if shown else "no failures"
+
+
+class SilentProgress(Progress):
+    """Says nothing: for use as a library."""
+
+
+class PlainProgress(Progress):
+    """A line for each cell: for logs and CI."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self.stream = stream or sys.stderr
+
+    def note(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        print(f"Warning: {text}", file=self.stream, flush=True)
+
+    @contextlib.contextmanager
+    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
+        with super().running(folder, cells, estimates, already):
+            kept = f" ({already} have their record already)" if already else ""
+            plural = "s" if len(cells) != 1 else ""
+            self.note(f"{len(cells)} cell{plural}{kept}, about {format_duration(self.seconds_left())}, into {folder}")
+            yield
+
+    def cell_done(self, record: Record) -> None:
+        super().cell_done(record)
+        outcome = record.status if record.status == "ok" else f"{record.status} ({record.detail or record.cause})"
+        self.note(
+            f"[{self.done}/{len(self.cells)}] {record.cell.label}: {outcome}, {record.duration_s:.1f} s; "
+            f"{self.failures_text()}, {format_duration(self.seconds_left())} left"
+        )
+
+
+class LiveProgress(PlainProgress):
+    """One line that renews itself, with the current cell under way; failures stay above it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._bar: Any = None
+        self._task: Any = None
+        self._label = ""
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            super().note(text)
+
+    def warn(self, text: str) -> None:
+        self.note(f"Warning: {text}")
+
+    @contextlib.contextmanager
+    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            SpinnerColumn(),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[left]} left, {task.fields[failures]} |"),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+        )
+        with super().running(folder, cells, estimates, already), Bar(*columns, console=Console(stderr=True)) as bar:
+            self._bar = bar
+            left = format_duration(self.seconds_left())
+            self._task = bar.add_task("", total=len(cells), left=left, failures=self.failures_text())
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def cell_started(self, cell: Cell) -> None:
+        super().cell_started(cell)
+        self._label = cell.label
+        self._show(self._label)
+
+    def doing(self, what: str) -> None:
+        self._show(f"{self._label}: {what}")
+
+    def training_step(self, event: Mapping[str, Any]) -> None:
+        total = f"/{event['total']}" if event.get("total") else ""
+        self._show(f"{self._label}: step {event['step']}{total}, loss {event['loss']:.3f}")
+
+    def cell_done(self, record: Record) -> None:
+        Progress.cell_done(self, record)
+        if record.status != "ok":
+            self.note(f"{record.cell.label}: {record.status} ({record.detail or record.cause})")
+        if self._bar is not None:
+            left = format_duration(self.seconds_left())
+            self._bar.update(self._task, completed=self.done, left=left, failures=self.failures_text())
+
+    def _show(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+
+
+def make_progress() -> Progress:
+    """The live one in a terminal, the plain one elsewhere."""
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()

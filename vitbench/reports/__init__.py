@@ -1,0 +1,76 @@
+"""Everything that a person reads of a run, made from its records alone; never imports torch.
+
+``records.jsonl`` -> ``Run`` -> rows -> ``report.md``, ``report.csv``, two pictures; or -> a tidy DataFrame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["load_records", "summary_tables", "write_report"]
+
+MARKDOWN = "report.md"
+CSV = "report.csv"
+
+
+def load_records(*folders: Path | str) -> pd.DataFrame:
+    """The measurements of one or several run folders as a tidy frame: one row a measurement.
+
+    Beside the fields of its cell a row has ``run``, ``metric``, ``unit``, ``value`` (the point estimate), ``low`` and
+    ``high`` (95 %, NaN if there is no interval), ``interval_kind``, ``n_samples``, ``n_processes``, ``n_warmup``,
+    ``status``, ``cause``, ``detail``, ``method`` and all ``samples``, in base units (s, byte, FLOP, image/s). A cell
+    that failed before anything was measured has one row without a metric. So ``load_records(run).query("metric ==
+    'latency' and batch_size == 1")``.
+
+    Raises RunFolderError for a folder that is no run folder; warns of damaged records.
+    """
+    from vitbench.reports.runs import read_runs
+    from vitbench.reports.table import tidy_frame
+
+    return tidy_frame(read_runs(folders))
+
+
+def summary_tables(folders: Sequence[Path | str]) -> str:
+    """The main tables of one or several run folders as Markdown. Raises RunFolderError for what is no run folder."""
+    from vitbench.reports.markdown import render_summary
+    from vitbench.reports.runs import read_runs
+
+    return render_summary(read_runs(folders))
+
+
+def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
+    """Write ``report.md``, ``report.csv`` and, if there are accuracies, two pictures into ``out``; returns their paths.
+
+    ``out`` is made if need be; each file is replaced in one step. Raises RunFolderError if a folder is no run folder or
+    ``out`` cannot be made, StorageError if the disk does not take a file.
+    """
+    from vitbench.errors import RunFolderError
+    from vitbench.reports.markdown import render_markdown
+    from vitbench.reports.plots import plan_pictures, render_png
+    from vitbench.reports.rows import build_rows
+    from vitbench.reports.runs import read_runs
+    from vitbench.reports.table import render_csv
+    from vitbench.store import write_atomically
+
+    runs = read_runs(folders)
+    pictures = plan_pictures(build_rows(runs))
+    files = {picture.file_name: render_png(picture) for picture in pictures}
+    files |= {
+        CSV: render_csv(runs).encode(),
+        MARKDOWN: render_markdown(runs).encode(),
+    }  # the page last: it links the others
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot write into {folder}: {error.strerror}. Choose another folder with --out"
+        ) from error
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in files]

@@ -1,0 +1,186 @@
+"""The columns of the Markdown tables: a heading with its unit, and how a row fills it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vitbench.reports.format import NOT_ASKED, cell_text, number, with_interval
+from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, shown_status, too_small
+
+EXACT_DIGITS = 4  # counts
+MEASURED_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Column:
+    """``text`` gives a row's cell, escaped. ``is_text`` columns stand left."""
+
+    heading: str
+    text: Callable[[Row], str]
+    is_text: bool = False
+
+
+def axis_columns(axes: Sequence[str]) -> list[Column]:
+    """One column for each axis that varies."""
+
+    def column(axis: str) -> Column:
+        return Column(axis, lambda row: cell_text(row.axes.get(axis, DEFAULT_OPTION) or NOT_ASKED), True)
+
+    return [column(axis) for axis in axes]
+
+
+def model_column() -> Column:
+    """The model's name."""
+    return Column("model", lambda row: cell_text(row.cell.model), True)
+
+
+def main_columns(rows: Sequence[Row]) -> list[Column]:
+    """What is compared first: size, work, memory, speed, accuracy, and what failed."""
+    batch, training_batch = smallest_batch(rows), largest_training_batch(rows)
+    columns = [
+        _fact("params (M)", "params", 1e6),
+        _fact("GFLOPs", "flops", 1e9),
+        _fact("GMACs", "macs", 1e9),
+    ]
+    if batch is not None:
+        columns += [
+            Column(f"peak memory b{batch} (MB)", _at_smallest("inference_peak_memory", 1e-6, batch)),
+            Column(f"latency b{batch} (ms)", _at_smallest("latency", 1e3, batch)),
+            Column("best throughput (image/s)", _best_throughput),
+        ]
+    if training_batch is not None:
+        columns.append(
+            Column(f"training step b{training_batch} (ms)", _at_training("training_step", 1e3, training_batch))
+        )
+    if any(row.training for row in rows):
+        columns.append(_accuracy_column(rows))
+    columns.append(Column("status", lambda row: cell_text(row.status), True))
+    return columns
+
+
+def detail_columns(rows: Sequence[Row]) -> list[Column]:
+    """What is looked up rather than compared; only columns that some row fills."""
+    batch, training_batch = smallest_batch(rows), largest_training_batch(rows)
+    columns = [
+        _fact("trainable (M)", "trainable_params", 1e6),
+        _fact("without gradient", "params_without_gradient", 1),
+        _fact("buffers (elements)", "buffers", 1),
+        _fact("weights (MB)", "weights_memory", 1e6),
+    ]
+    if batch is not None:
+        columns += [
+            Column(f"process peak b{batch} (MB)", _at_smallest("process_peak_memory", 1e-6, batch)),
+            Column(f"p90 b{batch} (ms)", _percentile(0.9, batch)),
+            Column(f"p99 b{batch} (ms)", _percentile(0.99, batch)),
+            Column(f"samples b{batch} (processes)", _samples),
+        ]
+    if training_batch is not None:
+        of = f"b{training_batch}"
+        columns += [
+            Column(f"training peak {of} (MB)", _at_training("training_peak_memory", 1e-6, training_batch)),
+            Column(f"training {of} (image/s)", _at_training("training_throughput", 1, training_batch)),
+        ]
+    columns += [
+        Column("test loss (nat)", lambda row: show(row.trained("test_loss"), 1)),
+        Column("training images", lambda row: show(row.trained("training_images"), 1, EXACT_DIGITS)),
+        Column("training time (s)", lambda row: show(row.trained("training_duration"), 1)),
+    ]
+    filled = re.compile(r"\d|n too small")
+    return [column for column in columns if any(filled.match(column.text(row)) for row in rows)]
+
+
+def smallest_batch(rows: Sequence[Row]) -> int | None:
+    """The smallest inference batch that any of the rows was measured at."""
+    return min((row.infer[0].cell.batch_size for row in rows if row.infer), default=None)
+
+
+def largest_training_batch(rows: Sequence[Row]) -> int | None:
+    """The largest batch of a training step that any of the rows was measured at."""
+    return max((row.train[-1].cell.batch_size for row in rows if row.train), default=None)
+
+
+def show(figure: Figure, scale: float, digits: int = MEASURED_DIGITS) -> str:
+    """A figure times ``scale``, or the status in its place."""
+    if figure.status is None:
+        return NOT_ASKED
+    estimate = figure.estimate
+    if estimate is None:
+        return shown_status(figure.status)
+    if estimate.low is None or estimate.high is None:
+        return number(estimate.value * scale, digits)
+    return with_interval(estimate.value * scale, estimate.low * scale, estimate.high * scale, digits)
+
+
+def _fact(heading: str, metric: str, per: float) -> Column:
+    return Column(heading, lambda row: show(row.fact(metric), 1 / per, EXACT_DIGITS))
+
+
+def _at_smallest(metric: str, scale: float, batch: int) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        figure = row.at_smallest_batch(metric)
+        return show(figure, scale) + _other_batch(figure, batch)
+
+    return text
+
+
+def _at_training(metric: str, scale: float, batch: int) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        figure = row.at_training_batch(metric)
+        return show(figure, scale) + _other_batch(figure, batch)
+
+    return text
+
+
+def _other_batch(figure: Figure, batch: int) -> str:
+    """`` (b8)`` where the cell is not of the batch that the heading names."""
+    if figure.status is None or figure.batch_size in (None, batch):
+        return ""
+    return f" (b{figure.batch_size})"
+
+
+def _best_throughput(row: Row) -> str:
+    figure = row.best_throughput()
+    if figure.value is None:
+        return show(figure, 1)
+    return f"{number(figure.value)} (b{figure.batch_size})"
+
+
+def _percentile(q: float, batch: int) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        figure = row.at_smallest_batch("latency")
+        if figure.value is None:
+            return show(figure, 1)
+        value = figure.percentile(q)
+        return (too_small(q) if value is None else number(value * 1e3)) + _other_batch(figure, batch)
+
+    return text
+
+
+def _samples(row: Row) -> str:
+    figure = row.at_smallest_batch("latency")
+    if figure.estimate is None:
+        return show(figure, 1)
+    return f"{figure.estimate.n_samples} ({figure.estimate.n_processes})"
+
+
+def _accuracy_column(rows: Sequence[Row]) -> Column:
+    """Data and n go into the heading if all rows have the same."""
+    tested = {figure.value for row in rows if (figure := row.trained("test_images")).value is not None}
+    data = {row.training.cell.data for row in rows if row.training}
+    on = f" on {cell_text(next(iter(data)) or '')}" if len(data) == 1 and None not in data else ""
+    same = f", n = {next(iter(tested)):.0f}" if len(tested) == 1 else ""
+
+    def text(row: Row) -> str:
+        figure = row.trained("accuracy")
+        estimate = figure.estimate
+        if estimate is None:
+            return show(figure, 1)
+        shown = f"{100 * estimate.value:.1f}"
+        if estimate.low is not None and estimate.high is not None:
+            shown += f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+        n = row.trained("test_images").value
+        return shown if same or n is None else f"{shown} (n = {n:.0f})"
+
+    return Column(f"accuracy{on}{same} (%)", text)

@@ -1,0 +1,242 @@
+"""Records to the Markdown page that a person reads: what was run and where, the tables, what failed, the pictures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from vitbench.records import STATUSES, Record
+from vitbench.reports.columns import Column, axis_columns, detail_columns, main_columns, model_column
+from vitbench.reports.counters import counters_table
+from vitbench.reports.format import NOT_ASKED, cell_text, table, telling_line, without_paths
+from vitbench.reports.machine import machine_lines
+from vitbench.reports.plots import Picture, plan_pictures, why_no_pictures
+from vitbench.reports.rows import (
+    DEFAULT_OPTION,
+    Row,
+    axis_values,
+    build_rows,
+    image_size_text,
+    place_key,
+    shown_status,
+    varying_axes,
+)
+from vitbench.reports.runs import Run
+from vitbench.statistics import BETWEEN_PROCESSES, WITHIN_PROCESS
+
+#: Values that go without saying where all rows share them.
+DULL = {"compile": ("no",), "memory limit": ("none",), "weights": ("random",)}
+
+
+def render_markdown(runs: Sequence[Run]) -> str:
+    """The whole page; the same records give the same text. Pictures are linked by their names in ``plan_pictures``."""
+    rows = build_rows(runs)
+    title = "# vitbench report: " + " and ".join(cell_text(run.name) for run in runs)
+    parts = [title, _what_was_run(runs)]
+    if not rows:
+        return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
+    axes = varying_axes(rows)
+    parts += [_conditions(rows), *_sections(rows, axes), "## How to read the tables", _how_to_read(rows)]
+    parts += _details(rows, axes)
+    counters = counters_table(rows)
+    if counters:
+        parts += ["## FLOPs by other counters", _COUNTERS_TEXT, counters]
+    parts += ["## Failures", _failures_table(rows, axes), "## Pictures", _pictures(rows), "## Methods", _methods(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_summary(runs: Sequence[Run]) -> str:
+    """The main tables alone, for a terminal."""
+    rows = build_rows(runs)
+    return "\n\n".join(_sections(rows, varying_axes(rows))) if rows else "No cell has been measured yet."
+
+
+_COUNTERS_TEXT = (
+    "Our count is PyTorch's dispatcher count on meta tensors: matrix products, convolutions and attention. fvcore and "
+    "thop are unmaintained and shown for comparison only; their multiply-adds are doubled here. The known reasons "
+    "that can be behind a difference are numbered below."
+)
+
+
+def _what_was_run(runs: Sequence[Run]) -> str:
+    lines = []
+    for run in runs:
+        records = run.records
+        line = f"**{cell_text(run.name)}**: {_count(len(records), 'cell')}"
+        if records:
+            line += f" ({_statuses(records)}), the first from {min(r.started_at for r in records)}"
+            line += f", {sum(r.duration_s for r in records) / 60:.1f} minutes in all"
+        lines.append("- " + "; ".join([line, *machine_lines(run)]) + ".")
+    return "\n".join(lines)
+
+
+def _statuses(records: Iterable[Record]) -> str:
+    counts = Counter(record.status for record in records)
+    return ", ".join(f"{counts[s]} {shown_status(s)}" for s in STATUSES if counts[s])  # type: ignore[index]
+
+
+def _conditions(rows: Sequence[Row]) -> str:
+    """The axes that all rows share, in one sentence."""
+    shared = []
+    for axis, values in axis_values(rows).items():
+        if axis == "run":
+            continue
+        if len(values) == 1 and values[0] not in DULL.get(axis, ()):
+            shared.append(f"{axis} {cell_text(values[0])}")
+    return f"Shared by all rows: {', '.join(shared)}." if shared else "The conditions vary and are columns."
+
+
+def _how_to_read(rows: Sequence[Row]) -> str:
+    """What units, brackets and words mean."""
+    latency = (figure.estimate for row in rows for figure in [row.at_smallest_batch("latency")])
+    kinds = {estimate.kind for estimate in latency if estimate}
+    lines = [
+        "Sorted by latency, then by parameters. The order does not tell models apart whose intervals overlap.",
+        "`b1` is a batch of 1 image. FLOPs are those of one image's forward pass; a multiply-add is 2 FLOPs and 1 MAC. "
+        "1 MB is 10^6 bytes.",
+        "Latency is the time of one batch: the median of the samples after the warm-up, which is found from the "
+        "samples. Peak memory is that of inference. Throughput is the best of all batches, with its batch behind it.",
+    ]
+    brackets = ["Brackets are 95 % intervals."]
+    if BETWEEN_PROCESSES in kinds:
+        brackets.append(
+            "A time from three or more fresh processes is the geometric mean of their medians; its interval (t, of the "
+            "medians' logarithms) says how processes differ."
+        )
+    if WITHIN_PROCESS in kinds:
+        brackets.append(
+            "The interval of a time from fewer processes says how well its median is known within them; it understates "
+            "how much another process, or another hour, would differ."
+        )
+    lines.append(" ".join(brackets))
+    if any(row.training for row in rows):
+        lines.append("Accuracy is top-1 on held-out pictures after the training named above, with its Wilson interval.")
+    lines.append(f"`{NOT_ASKED}`: not asked for. A word in place of a number is what became of it; see Failures.")
+    lines.append("`report.csv` beside this page has all batches: one line a row of these tables and batch size.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _sections(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """A heading and a table for each device and image size."""
+    groups: dict[tuple[str, tuple[int, int]], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.cell.device, row.cell.image_size), []).append(row)
+    parts = []
+    for device, size in sorted(groups):
+        group = sorted(groups[device, size], key=place_key)
+        columns = [model_column(), *axis_columns(axes), *main_columns(group)]
+        parts += [f"## {cell_text(device)}, {image_size_text(group[0])} px", _render(columns, group)]
+    return parts
+
+
+def _details(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+    """One table for all devices and sizes with what the main tables leave out."""
+    details = detail_columns(rows)
+    if not details:
+        return []
+    where = [
+        Column("device", lambda row: cell_text(row.cell.device), True),
+        Column("image size (px)", image_size_text, True),
+    ]
+    columns = [model_column(), *where, *axis_columns(axes), *details]
+    ordered = sorted(rows, key=place_key)
+    return ["## Details", "p90 and p99 are given from 29 and 299 samples on.", _render(columns, ordered)]
+
+
+def _render(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    texts = [column.heading for column in columns if column.is_text]
+    lines = [[column.text(row) for column in columns] for row in rows]
+    return table([column.heading for column in columns], lines, texts)
+
+
+def _failures_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
+    """One line for each thing that went wrong, cells that failed alike together."""
+    found: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for row, record in _cells_once(rows):
+        cell = record.cell
+        which = (
+            cell_text(cell.model),
+            cell_text(cell.device),
+            image_size_text(row),
+            *(cell_text(row.axes.get(axis, DEFAULT_OPTION) or NOT_ASKED) for axis in axes),
+        )
+        kind = "training" if cell.trains else "training step" if cell.mode == "train" else "inference"
+        for metric, status, cause, detail, printed in _what_failed(record):
+            texts = (shown_status(status), *(cell_text(text) for text in (cause, detail, printed)))
+            batches = found.setdefault((*which, cell_text(metric), *texts), {}).setdefault(kind, [])
+            batches.append(f"b{cell.batch_size}")
+    if not found:
+        return "None."
+    lines = []
+    for (*which_parts, metric, status, cause, detail, printed), kinds in found.items():
+        where = "; ".join(f"{kind} {', '.join(batches)}" for kind, batches in kinds.items())
+        lines.append([*which_parts, where, metric, status, cause, detail, printed])
+    headings = ["model", "device", "image size (px)", *axes, "cell", "metric", "status", "cause", "detail", "printed"]
+    return table(headings, lines, headings)
+
+
+def _cells_once(rows: Sequence[Row]) -> list[tuple[Row, Record]]:
+    """Each record with (the first of) its rows."""
+    found: dict[tuple[str, str], tuple[Row, Record]] = {}
+    for row in sorted(rows, key=lambda row: (row.cell.device, row.cell.image_size)):
+        for record in row.records:
+            found.setdefault((row.run, record.cell.id), (row, record))
+    return list(found.values())
+
+
+def _what_failed(record: Record) -> list[tuple[str, str, str, str, str]]:
+    """(metric, status, cause, detail, what was printed) for the cell and each of its measurements."""
+    failed: list[tuple[str, str, str, str, str]] = []
+    if record.status != "ok":
+        cause = record.cause + (f" (signal {record.signal})" if record.signal is not None else "")
+        failed.append(("all that is missing", record.status, cause, record.detail, telling_line(record.stderr_tail)))
+    for one in record.measurements:
+        # What a cell's end took along repeats the cell's detail: told already.
+        told = record.status == one.status and record.detail in one.detail
+        if one.status != "ok" and not told:
+            failed.append((one.metric, one.status, "", one.detail, ""))
+    return failed
+
+
+def _pictures(rows: Sequence[Row]) -> str:
+    pictures: list[Picture] = plan_pictures(rows)
+    parts = [f"![{cell_text(picture.title)}]({picture.file_name})\n\n{picture.caption}" for picture in pictures]
+    reason = why_no_pictures(rows)
+    return "\n\n".join([*parts, *([reason] if reason else [])])
+
+
+def _methods(rows: Sequence[Row]) -> str:
+    """Each method once, with the metrics that were got by it."""
+    texts: dict[str, list[str]] = {}
+    for _, record in _cells_once(rows):
+        for measurement in record.measurements:
+            known = texts.setdefault(measurement.metric, [])
+            if measurement.method and measurement.method not in known:
+                known.append(measurement.method)
+    metrics: dict[str, list[str]] = {}
+    for metric, methods in texts.items():
+        for method in merge_numbers(methods):
+            metrics.setdefault(method, []).append(metric)
+    lines = [f"- **{', '.join(names)}**: {cell_text(text, limit=1000)}" for text, names in metrics.items()]
+    return "\n".join(lines) or "None told."
+
+
+def merge_numbers(texts: Iterable[str]) -> list[str]:
+    """Texts that differ only in numbers become one: ``1 images`` and ``32 images`` -> ``1/32 images``."""
+    merged: dict[tuple[str, ...], list[list[str]]] = {}
+    for text in texts:
+        words = re.split(r"(\d+)", without_paths(text))
+        places = merged.setdefault(tuple(words[::2]), [[] for _ in words[1::2]])
+        for place, digits in zip(places, words[1::2], strict=True):
+            if digits not in place:
+                place.append(digits)
+    result = []
+    for words_between, places in merged.items():
+        numbers = ["/".join(sorted(place, key=int)) for place in places] + [""]
+        result.append("".join(word + digits for word, digits in zip(words_between, numbers, strict=True)))
+    return result
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}" + ("" if n == 1 else "s")

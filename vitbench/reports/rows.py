@@ -1,0 +1,297 @@
+"""Records to rows: the cells that a reader compares side by side become one Row, and each of its columns one Figure.
+
+Cells that differ only in batch size or mode share a row. A training cell joins the row of the same model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from vitbench.records import Cell, Measurement, Record, Status, format_image_size
+from vitbench.reports.runs import Run
+from vitbench.statistics import WILSON, Estimate, estimate, percentile, samples_for_percentile, steady, wilson_interval
+
+#: How a status reads where a number would be.
+SHOWN: dict[str, str] = {"oom": "OOM"}
+
+#: The value of an option that other rows set and a row does not.
+DEFAULT_OPTION = "default"
+
+#: Metrics whose samples are a course over time, not repetitions: their figure is the last one.
+SERIES = frozenset({"training_loss"})
+SERIES_KIND = "none: the last of a series"
+
+#: Metrics whose absence says something about a counting tool, not about the cell.
+COUNTER_METRICS = frozenset({"flops_fvcore", "flops_thop"})
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one column shows of one row: a number with its uncertainty, or why there is none.
+
+    ``status`` is None where nothing was asked for. ``batch_size`` is that of the cell that it comes from.
+    """
+
+    record: Record | None = None
+    measurement: Measurement | None = None
+    status: Status | None = None
+    detail: str = ""
+
+    @cached_property
+    def estimate(self) -> Estimate | None:
+        """The number in base units, or None unless the status is ``ok``."""
+        if self.status != "ok" or self.measurement is None or self.record is None:
+            return None
+        return measurement_estimate(self.record, self.measurement)
+
+    @property
+    def value(self) -> float | None:
+        """The point estimate in base units."""
+        return self.estimate.value if self.estimate else None
+
+    @property
+    def batch_size(self) -> int | None:
+        """Images a batch of the cell."""
+        return self.record.cell.batch_size if self.record else None
+
+    def percentile(self, q: float) -> float | None:
+        """The quantile of all processes' steady samples; None if there are too few."""
+        if self.status != "ok" or self.measurement is None:
+            return None
+        return percentile([x for process in self.measurement.samples for x in steady(process)], q)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The cells of one model under one set of conditions.
+
+    ``cell`` stands for all of them (its batch size and mode mean nothing); ``infer`` and ``train`` hold the cells on
+    random or loaded weights by ascending batch size, ``training`` the cell that trained the model and tested it.
+    """
+
+    run: str
+    cell: Cell
+    infer: tuple[Record, ...] = ()
+    train: tuple[Record, ...] = ()
+    training: Record | None = None
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All of them, those that are compared first."""
+        return (*self.infer, *self.train, *((self.training,) if self.training else ()))
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """What can vary between rows of one model, size and device, as text; an empty one where it does not apply."""
+        cell, training = self.cell, self.training.cell if self.training else None
+        limit = cell.memory_limit
+        return {
+            "run": self.run,
+            "dtype": cell.dtype,
+            "attention": cell.attention,
+            "compile": "yes" if cell.compile else "no",
+            "threads": str(cell.threads),
+            "memory limit": "none" if limit is None else f"{round(limit / 1e6, 1):.10g} MB",
+            "classes": str(cell.num_classes),
+            "weights": cell.weights if not cell.trains else "random",
+            "data": (training.data if training else cell.data) or "",
+            "recipe": training.weights.removeprefix("train:") if training else "",
+            "recipe hash": (training.recipe_hash or "")[:8] if training else "",
+            "training batch": str(training.batch_size) if training else "",
+            "seed": str(cell.seed),
+            **dict(cell.options),
+        }
+
+    def fact(self, metric: str) -> Figure:
+        """A figure that is the same whatever the batch (parameters, FLOPs): from the first cell that has it."""
+        return first_figure(self.records, metric)
+
+    def at_smallest_batch(self, metric: str) -> Figure:
+        """An inference figure at the smallest batch that was asked for, a failure included."""
+        return figure(self.infer[0], metric) if self.infer else Figure()
+
+    def at_training_batch(self, metric: str) -> Figure:
+        """A training step's figure at the largest batch that was asked for, a failure included."""
+        return figure(self.train[-1], metric) if self.train else Figure()
+
+    def best_throughput(self) -> Figure:
+        """The highest throughput of all batches; if none has one, why the smallest has none."""
+        figures = [figure(record, "throughput") for record in self.infer]
+        good = [one for one in figures if one.value is not None]
+        if good:
+            return max(good, key=lambda one: one.value or 0.0)
+        return next((one for one in figures if one.status is not None), Figure())
+
+    def trained(self, metric: str) -> Figure:
+        """A figure of the training cell."""
+        return figure(self.training, metric) if self.training else Figure()
+
+    @property
+    def status(self) -> str:
+        """``ok``, or what failed and where: ``OOM at batch 32; training timeout``."""
+        parts = _failures(self.infer, "") + _failures(self.train, " in training step")
+        if self.training and self.training.status != "ok":
+            parts.append(f"training {shown_status(self.training.status)}")
+        parts += _partial_failures(self.records)
+        return "; ".join(parts) or "ok"
+
+
+def shown_status(status: str) -> str:
+    """``oom`` -> ``OOM``; the others as they are."""
+    return SHOWN.get(status, status)
+
+
+def figure(record: Record, metric: str) -> Figure:
+    """The figure of one metric of one cell: its measurement, or the status that stands in its place."""
+    measurement = record.measurement(metric)
+    if measurement is not None:
+        if measurement.status == "ok" and not any(measurement.samples):
+            return Figure(record, measurement, "error", "no samples")
+        return Figure(record, measurement, measurement.status, measurement.detail)
+    # A failed cell that names what it lacks was not asked for anything else.
+    names_what_it_lacks = any(one.status != "ok" for one in record.measurements)
+    if record.status != "ok" and not names_what_it_lacks:
+        return Figure(record, None, record.status, record.detail or record.cause)
+    return Figure(record)
+
+
+def first_figure(records: Iterable[Record], metric: str) -> Figure:
+    """The first good figure of the records, else the first failure; an empty one if a cell that went well has none."""
+    figures = [figure(record, metric) for record in records]
+    good = (one for one in figures if one.status == "ok")
+    measured = (one for one in figures if one.measurement is not None)
+    asked = figures if all(one.status is not None for one in figures) else []
+    return next(good, next(measured, next(iter(asked), Figure())))
+
+
+def measurement_estimate(record: Record, measurement: Measurement) -> Estimate | None:
+    """The estimate of one measurement of ``record``, in the measurement's unit; None if it has no samples.
+
+    An accuracy gets its Wilson interval from the record's ``test_images``; of a series the last value counts.
+    """
+    samples = [process for process in measurement.samples if process]
+    if not samples:
+        return None
+    if measurement.metric in SERIES:
+        return Estimate(samples[-1][-1], None, None, SERIES_KIND, len(samples), sum(map(len, samples)))
+    result = estimate(samples)
+    tested = record.measurement("test_images")
+    if measurement.metric == "accuracy" and tested is not None and tested.status == "ok" and any(tested.samples):
+        total = round(tested.value)
+        low, high = wilson_interval(round(result.value * total), total)
+        result = dataclasses.replace(result, low=low, high=high, kind=WILSON)
+    return result
+
+
+def too_small(q: float) -> str:
+    """What stands where a percentile would be if the samples were enough."""
+    return f"n too small (< {samples_for_percentile(q)})"
+
+
+def build_rows(runs: Sequence[Run]) -> list[Row]:
+    """The rows of all runs, in order of first appearance. Equal cells of two runs stay two rows.
+
+    A training cell joins the row of the same model, image size, classes, device, dtype and seed. Where several qualify,
+    it joins the one that is equal in all other conditions, too; where none does, it is a row of its own. A row that
+    several trainings (other data, other recipes) belong to is repeated for each.
+    """
+    rows: list[Row] = []
+    for run in runs:
+        measured: dict[Cell, list[Record]] = {}
+        trainings: dict[Cell, list[Record]] = {}
+        homeless: list[Record] = []
+        for record in run.records:
+            if not record.cell.trains:
+                measured.setdefault(_row_cell(record.cell), []).append(record)
+        for record in run.records:
+            if record.cell.trains:
+                home = _home(record.cell, list(measured))
+                (trainings.setdefault(home, []) if home else homeless).append(record)
+        for cell, records in measured.items():
+            by_batch = sorted(records, key=lambda record: record.cell.batch_size)
+            infer = tuple(record for record in by_batch if record.cell.mode == "infer")
+            train = tuple(record for record in by_batch if record.cell.mode == "train")
+            for training in trainings.get(cell, [None]):
+                rows.append(Row(run=run.name, cell=cell, infer=infer, train=train, training=training))
+        rows += [Row(run=run.name, cell=record.cell, training=record) for record in homeless]
+    return rows
+
+
+def place_key(row: Row) -> tuple[object, ...]:
+    """Where a row stands: by device, image size, latency at the smallest batch, parameters; those without come last."""
+    latency, params = row.at_smallest_batch("latency").value, row.fact("params").value
+    last = float("inf")
+    return (
+        row.cell.device,
+        row.cell.image_size,
+        last if latency is None else latency,
+        last if params is None else params,
+        row.cell.model,
+        row.run,
+        *(f"{axis}={value}" for axis, value in row.axes.items()),
+    )
+
+
+def varying_axes(rows: Sequence[Row]) -> list[str]:
+    """The axes that take more than one value; rows to which an axis does not apply do not count."""
+    return [axis for axis, values in axis_values(rows).items() if len(values) > 1]
+
+
+def axis_values(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The values of each axis in order of first appearance. ``recipe hash`` only where a recipe's name has several."""
+    values: dict[str, list[str]] = {axis: [] for row in rows for axis in row.axes}
+    hashes: dict[str, set[str]] = {}
+    for row in rows:
+        for axis, known in values.items():
+            value = row.axes.get(axis, DEFAULT_OPTION)
+            if value and value not in known:
+                known.append(value)
+        hashes.setdefault(row.axes["recipe"], set()).add(row.axes["recipe hash"])
+    if all(len(found) < 2 for found in hashes.values()):
+        values.pop("recipe hash", None)
+    return values
+
+
+def image_size_text(row: Row) -> str:
+    """``32`` or ``231x240``, in px."""
+    return format_image_size(row.cell.image_size)
+
+
+def _row_cell(cell: Cell) -> Cell:
+    return dataclasses.replace(cell, batch_size=1, mode="infer")
+
+
+def _home(training: Cell, cells: Sequence[Cell]) -> Cell | None:
+    same = ("model", "image_size", "num_classes", "device", "dtype", "seed")
+    like = [
+        cell
+        for cell in cells
+        if cell.weights == "random" and all(getattr(cell, name) == getattr(training, name) for name in same)
+    ]
+    if len(like) == 1:
+        return like[0]
+    untrained = dataclasses.replace(_row_cell(training), weights="random", data=None, recipe_hash=None)
+    return next((cell for cell in like if dataclasses.replace(cell, data=None, recipe_hash=None) == untrained), None)
+
+
+def _failures(records: Sequence[Record], where: str) -> list[str]:
+    batches: dict[str, list[str]] = {}
+    for record in records:
+        if record.status != "ok":
+            batches.setdefault(shown_status(record.status), []).append(str(record.cell.batch_size))
+    return [f"{status}{where} at batch {', '.join(sizes)}" for status, sizes in batches.items()]
+
+
+def _partial_failures(records: Sequence[Record]) -> list[str]:
+    """Metrics that failed in cells that are otherwise ok. What cannot be told at all is no failure of the cell."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for measurement in record.measurements:
+            failed = measurement.status not in ("ok", "unsupported") and measurement.metric not in COUNTER_METRICS
+            if record.status == "ok" and failed:
+                key = (measurement.metric.replace("_", " "), shown_status(measurement.status))
+                found.setdefault(key, []).append(str(record.cell.batch_size))
+    return [f"{metric} {status} at batch {', '.join(sizes)}" for (metric, status), sizes in found.items()]

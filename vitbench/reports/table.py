@@ -1,0 +1,316 @@
+"""Records to tables for programs: the tidy frame (one row a measurement) and report.csv (one line a row and batch)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitbench.records import Cell, Record, format_image_size
+from vitbench.reports.format import without_paths
+from vitbench.reports.rows import Figure, Row, build_rows, figure, measurement_estimate, place_key
+from vitbench.reports.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: metric -> (column, how a base unit is scaled). A metric that is not here gets its name and base unit as its column.
+COLUMNS: dict[str, tuple[str, float]] = {
+    "params": ("params", 1),
+    "trainable_params": ("trainable_params", 1),
+    "params_without_gradient": ("params_without_gradient", 1),
+    "buffers": ("buffers", 1),
+    "params_bytes": ("params_mb", 1e-6),
+    "buffers_bytes": ("buffers_mb", 1e-6),
+    "flops": ("gflops", 1e-9),
+    "macs": ("gmacs", 1e-9),
+    "flops_fvcore": ("gflops_fvcore", 1e-9),
+    "flops_thop": ("gflops_thop", 1e-9),
+    "weights_memory": ("weights_memory_mb", 1e-6),
+    "inference_peak_memory": ("inference_peak_memory_mb", 1e-6),
+    "training_peak_memory": ("training_peak_memory_mb", 1e-6),
+    "latency": ("latency_ms", 1e3),
+    "throughput": ("throughput_images_per_s", 1),
+    "training_step": ("training_step_ms", 1e3),
+    "training_throughput": ("training_throughput_images_per_s", 1),
+    "accuracy": ("accuracy", 1),
+    "test_loss": ("test_loss_nat", 1),
+    "test_images": ("test_images", 1),
+    "training_images": ("training_images", 1),
+    "training_steps": ("training_steps", 1),
+    "training_loss": ("training_loss_nat", 1),
+    "training_duration": ("training_duration_s", 1),
+}
+FACTS = (
+    *("params", "trainable_params", "params_without_gradient", "buffers", "params_bytes", "buffers_bytes"),
+    *("flops", "macs", "flops_fvcore", "flops_thop", "weights_memory"),
+)
+INFERENCE = ("inference_peak_memory", "latency", "throughput")
+TRAINING_STEP = ("training_peak_memory", "training_step", "training_throughput")
+TRAINING = (
+    *("accuracy", "test_loss", "test_images", "training_images", "training_steps", "training_loss"),
+    "training_duration",
+)
+#: Metrics that were sampled, and so have an interval.
+SAMPLED = frozenset({"latency", "throughput", "training_step", "training_throughput", "accuracy"})
+#: Measured in inference and in training steps alike: the columns say where.
+IN_BOTH = "process_peak_memory"
+
+Value = str | float | int | bool | None
+
+
+def tidy_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a measurement, its cell's fields beside it; a cell without measurements has one row, without a metric.
+
+    ``value``, ``low``, ``high`` are in the base ``unit``; ``n_samples`` of ``n_processes`` processes were used after
+    ``n_warmup`` were set aside; ``samples`` holds all of them as tuples, one a process. ``status``, ``detail`` are the
+    measurement's, ``cell_status``, ``cell_detail`` its cell's.
+    """
+    import pandas as pd
+
+    lines = [line for run in runs for record in run.records for line in _tidy_lines(run.name, record)]
+    frame = pd.DataFrame.from_records(lines, columns=list(_TIDY))
+    return frame.astype({column: kind for column, kind in _TIDY.items() if kind})
+
+
+#: column -> dtype, where pandas would guess wrongly from missing values
+_TIDY: dict[str, str] = {
+    **dict.fromkeys(("run", "cell"), ""),
+    **dict.fromkeys(("model", "image_size"), ""),
+    **dict.fromkeys(("height", "width", "num_classes", "batch_size"), "int64"),
+    **dict.fromkeys(("device", "dtype", "mode", "attention"), ""),
+    "compile": "bool",
+    "threads": "int64",
+    "memory_limit": "Int64",
+    **dict.fromkeys(("weights", "data", "recipe_hash"), ""),
+    "seed": "int64",
+    "options": "",
+    **dict.fromkeys(("metric", "unit"), ""),
+    **dict.fromkeys(("value", "low", "high"), "float64"),
+    "interval_kind": "",
+    **dict.fromkeys(("n_samples", "n_processes", "n_warmup"), "int64"),
+    **dict.fromkeys(
+        ("status", "detail", "method", "cell_status", "cause", "cell_detail", "environment", "started_at"), ""
+    ),
+    "duration_s": "float64",
+    "samples": "",
+    "reference_samples": "",
+}
+
+
+def report_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """report.csv: one line for each row and batch size, with everything that is known at that batch.
+
+    What does not depend on the batch (parameters, FLOPs, accuracy) stands on each line of its row, so that the lines of
+    one batch size are a complete table. Every measured column ``x`` has ``x_status`` (empty: not asked for) and is
+    empty where the status is not ``ok``; sampled ones have ``x_low``, ``x_high``, ``x_interval``. Units are in the
+    names (1 MB is 10^6 bytes).
+    """
+    import pandas as pd
+
+    units = {one.metric: one.unit for row in rows for record in row.records for one in record.measurements}
+    extra = {metric: units[metric] for metric in sorted(units) if metric not in COLUMNS and metric != IN_BOTH}
+    lines = [line for row in rows for line in _report_lines(row, extra)]
+    frame = (
+        pd.DataFrame(lines, columns=list(lines[0]))
+        if lines
+        else pd.DataFrame(columns=["run", "device", "image_size", "model"])
+    )
+    whole = [name for name in frame if name in _WHOLE_NUMBERS]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
+
+
+_WHOLE_NUMBERS = frozenset(
+    {"batch_size", "threads", "memory_limit_bytes", "params", "trainable_params", "params_without_gradient", "buffers"}
+    | {
+        "test_images",
+        "training_images",
+        "training_steps",
+        "training_batch_size",
+        "latency_samples",
+        "latency_processes",
+    }
+)
+
+
+def render_csv(runs: Sequence[Run]) -> str:
+    """The text of report.csv, rows in the order of the Markdown tables."""
+    rows = sorted(build_rows(runs), key=place_key)
+    return report_table(rows).to_csv(index=False, lineterminator="\n", float_format="%.10g")
+
+
+def cell_fields(cell: Cell) -> dict[str, Any]:
+    """The cell's fields as columns: the image size as text and as height and width in px, options as ``key=value``."""
+    height, width = cell.image_size
+    return {
+        "model": cell.model,
+        "image_size": format_image_size(cell.image_size),
+        "height": height,
+        "width": width,
+        "num_classes": cell.num_classes,
+        "batch_size": cell.batch_size,
+        "device": cell.device,
+        "dtype": cell.dtype,
+        "mode": cell.mode,
+        "attention": cell.attention,
+        "compile": cell.compile,
+        "threads": cell.threads,
+        "memory_limit": cell.memory_limit,
+        "weights": cell.weights,
+        "data": cell.data,
+        "recipe_hash": cell.recipe_hash,
+        "seed": cell.seed,
+        "options": " ".join(f"{key}={value}" for key, value in cell.options),
+    }
+
+
+def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
+    of_cell = {
+        "run": run,
+        "cell": record.cell.id,
+        **cell_fields(record.cell),
+        "cell_status": record.status,
+        "cause": record.cause,
+        "cell_detail": record.detail,
+        "environment": record.environment,
+        "started_at": record.started_at,
+        "duration_s": record.duration_s,
+    }
+    if not record.measurements:
+        nothing = {"n_samples": 0, "n_processes": 0, "n_warmup": 0, "samples": (), "reference_samples": ()}
+        return [
+            {**of_cell, **nothing, "status": record.status, "detail": record.detail, "interval_kind": "", "method": ""}
+        ]
+    lines = []
+    for one in record.measurements:
+        result = measurement_estimate(record, one) if one.status == "ok" else None
+        used = result.n_samples if result else 0
+        lines.append(
+            {
+                **of_cell,
+                "metric": one.metric,
+                "unit": one.unit,
+                "value": result.value if result else None,
+                "low": result.low if result else None,
+                "high": result.high if result else None,
+                "interval_kind": result.kind if result else "",
+                "n_samples": used,
+                "n_processes": result.n_processes if result else 0,
+                "n_warmup": sum(map(len, one.samples)) - used if result else 0,
+                "status": one.status,
+                "detail": one.detail,
+                "method": one.method,
+                "samples": one.samples,
+                "reference_samples": one.reference_samples,
+            }
+        )
+    return lines
+
+
+def _report_lines(row: Row, extra: Mapping[str, str]) -> list[dict[str, Value]]:
+    infer = {record.cell.batch_size: record for record in row.infer}
+    train = {record.cell.batch_size: record for record in row.train}
+    facts: dict[str, Value] = {}
+    for metric in FACTS:
+        facts |= _columns(metric, row.fact(metric))
+    trained: dict[str, Value] = {}
+    for metric in TRAINING:
+        trained |= _columns(metric, row.trained(metric))
+    # A row of a training alone has no batch that was timed.
+    batches: list[int | None] = [*sorted({*infer, *train})] or [None]
+    return [
+        _conditions(row, batch)
+        | facts
+        | _at_batch(infer.get(batch or 0), train.get(batch or 0))
+        | trained
+        | _extra(row, infer.get(batch or 0), train.get(batch or 0), extra)
+        for batch in batches
+    ]
+
+
+def _conditions(row: Row, batch: int | None) -> dict[str, Value]:
+    fields = cell_fields(row.cell)
+    training = row.training.cell if row.training else None
+    return {
+        "run": row.run,
+        **{name: fields[name] for name in ("device", "image_size", "height", "width", "model", "batch_size")},
+        "batch_size": batch,
+        **{name: fields[name] for name in ("dtype", "attention", "compile", "threads")},
+        "memory_limit_bytes": fields["memory_limit"],
+        "num_classes": fields["num_classes"],
+        "weights": row.axes["weights"],
+        "data": row.axes["data"] or None,
+        "recipe": row.axes["recipe"] or None,
+        "recipe_hash": training.recipe_hash if training else None,
+        "training_batch_size": training.batch_size if training else None,
+        "seed": row.cell.seed,
+        "options": fields["options"],
+        "row_status": row.status,
+    }
+
+
+def _at_batch(infer: Record | None, train: Record | None) -> dict[str, Value]:
+    line: dict[str, Value] = {}
+    for name, record in (("inference", infer), ("training_step", train)):
+        line |= {
+            f"{name}_cell_status": record.status if record else "",
+            f"{name}_cell_cause": record.cause if record else "",
+            f"{name}_cell_detail": without_paths(record.detail) if record else "",
+        }
+    for metric in INFERENCE:
+        line |= _columns(metric, _of(infer, metric))
+        if metric == "inference_peak_memory":
+            line |= _process_peak("inference", infer)
+        if metric == "latency":
+            line |= _latency_extras(_of(infer, metric))
+    for metric in TRAINING_STEP:
+        line |= _columns(metric, _of(train, metric))
+        if metric == "training_peak_memory":
+            line |= _process_peak("training", train)
+    return line
+
+
+def _process_peak(where: str, record: Record | None) -> dict[str, Value]:
+    name = f"{where}_{IN_BOTH}"
+    return _column(f"{name}_mb", 1e-6, _of(record, IN_BOTH), f"{name}_status")
+
+
+def _latency_extras(found: Figure) -> dict[str, Value]:
+    quantiles = {name: found.percentile(q) for name, q in (("latency_p90_ms", 0.9), ("latency_p99_ms", 0.99))}
+    return {
+        **{name: None if value is None else value * 1e3 for name, value in quantiles.items()},
+        "latency_samples": found.estimate.n_samples if found.estimate else None,
+        "latency_processes": found.estimate.n_processes if found.estimate else None,
+    }
+
+
+def _extra(row: Row, infer: Record | None, train: Record | None, units: Mapping[str, str]) -> dict[str, Value]:
+    """Metrics that this module does not know, from the inference cell, else the training step, else the training."""
+    line: dict[str, Value] = {}
+    for metric, unit in units.items():
+        found = [record for record in (infer, train, row.training) if record and record.measurement(metric)]
+        name = (
+            f"{metric}_{re.sub(r'[^a-z]+', '_per_', unit.lower())}" if unit.isascii() and not unit.isdigit() else metric
+        )
+        line |= _column(name, 1, figure(found[0], metric) if found else Figure(), f"{metric}_status")
+    return line
+
+
+def _of(record: Record | None, metric: str) -> Figure:
+    return figure(record, metric) if record else Figure()
+
+
+def _columns(metric: str, found: Figure) -> dict[str, Value]:
+    name, scale = COLUMNS[metric]
+    line = _column(name, scale, found, f"{metric}_status")
+    if metric in SAMPLED:
+        estimate = found.estimate
+        for end in ("low", "high"):  # the unit stays last: latency_low_ms
+            bound = getattr(estimate, end) if estimate else None
+            line[f"{metric}_{end}{name.removeprefix(metric)}"] = None if bound is None else bound * scale
+        line[f"{metric}_interval"] = estimate.kind if estimate else ""
+    return line
+
+
+def _column(name: str, scale: float, found: Figure, status_name: str) -> dict[str, Value]:
+    return {name: None if found.value is None else found.value * scale, status_name: found.status or ""}

@@ -1,0 +1,452 @@
+"""Run a suite: a plan's cells become records, one after the other, each safe on the disk before the next one starts.
+
+Read this first. A cell is measured by fresh processes: one for its memory, several for its times, one for its training;
+parameters and FLOPs come from the plan. Timed cells never run at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from vitbench import store
+from vitbench.conversation import Outcome, converse, finish
+from vitbench.devices import Failure
+from vitbench.environment import describe_session
+from vitbench.errors import RunFolderError, StorageError, UsageError
+from vitbench.planning import Plan, StaticKey, check_before_loading, make_plan, measure_task, static_key
+from vitbench.processes import Launcher, make_launcher
+from vitbench.progress import Progress, SilentProgress
+from vitbench.records import HARMLESS, STATUSES, Cell, Measurement, Record
+from vitbench.registry import METRICS, Metric
+from vitbench.suites import DEFAULT_SUITE, Suite, load_suite, make_suite, to_toml
+
+#: A failure of these processes is a failure of the cell; that of a comparison column is not.
+_ESSENTIAL = ("memory", "time", "training")
+#: --quick: one short process a cell and a quarter of the training.
+_QUICK_MEASURE = {"processes": 1, "seconds": 0.3, "min_samples": 5}
+_QUICK_SHARE_OF_TRAINING = 4
+_QUICK_TEST_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run left: its folder, the records of its cells, and the files of its report."""
+
+    folder: Path
+    records: tuple[Record, ...]
+    report: tuple[Path, ...]
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        """The records that failed for another reason than memory: what makes the exit code 1."""
+        return tuple(record for record in self.records if record.status not in HARMLESS)
+
+
+def run_suite(
+    suite: str = DEFAULT_SUITE,
+    *,
+    out: str | Path | None = None,
+    quick: bool = False,
+    allow_import: bool = False,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> RunSummary:
+    """Measure a suite into a new run folder and write its report.
+
+    ``suite`` is a built-in one's name or the path of a TOML file; ``overrides`` replace its keys
+    (``models=["vit_basic"]``, ``batch_sizes=[1, 8]``, ``metrics=...``, ``data="digits"``, ``seeds=[0, 1]``, ...).
+    ``out`` is the run folder, new or empty; by default ``runs/<suite>-<time>``. ``allow_import`` lets names
+    of the form ``module:package.module:function`` import code of your own. Raises UsageError for what cannot be,
+    StorageError when the disk is full (the run can be resumed).
+    """
+    chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick))
+    folder = _new_folder(out, chosen.name)
+    reporter = progress or SilentProgress()
+    try:
+        with _launch(chosen, allow_import) as launcher, _locked(folder):
+            plan = make_plan(chosen, launcher, reporter.note)
+            store.write_atomically(folder / store.SUITE, to_toml(plan.suite).encode("utf-8"))
+            return _run(plan, plan.cells, folder, launcher, reporter, done=[])
+    finally:
+        _remove_if_empty(folder)
+
+
+def resume_run(
+    folder: str | Path,
+    *,
+    retry: Sequence[str] = (),
+    allow_changed_environment: bool = False,
+    allow_import: bool = False,
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Measure the cells of a run that have no record yet, and again those whose status is in ``retry``.
+
+    Raises RunFolderError if the folder is no run, is in use, or the environment has changed since (unless that is
+    allowed).
+    """
+    path = Path(folder)
+    for status in retry:
+        if status not in STATUSES or status == "ok":
+            raise UsageError(f"Status {status!r} cannot be retried. Give any of: {', '.join(STATUSES[1:])}")
+    if not (path / store.SUITE).is_file():
+        raise RunFolderError(f"{path} cannot be resumed: it has no {store.SUITE}. Give the folder of a run")
+    suite = check_before_loading(load_suite(str(path / store.SUITE)))
+    reporter = progress or SilentProgress()
+    with _launch(suite, allow_import) as launcher, _locked(path):
+        for problem in store.set_damaged_lines_aside(path):
+            reporter.warn(f"{problem}: set aside in {store.DAMAGED}, the cell is measured again")
+        done = store.read_records(path) if (path / store.RECORDS).is_file() else []
+        plan = make_plan(suite, launcher, reporter.note)
+        if not allow_changed_environment:
+            _refuse_changed_environment(path, plan)
+        kept = {record.cell.id for record in done if record.status not in retry}
+        missing = [cell for cell in plan.cells if cell.id not in kept]
+        return _run(plan, missing, path, launcher, reporter, done=done)
+
+
+def plan_suite(
+    suite: str = DEFAULT_SUITE,
+    *,
+    quick: bool = False,
+    allow_import: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+    **overrides: Any,
+) -> Plan:
+    """What ``run_suite`` would measure, without measuring it. Raises UsageError like it."""
+    chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick))
+    with _launch(chosen, allow_import) as launcher:
+        return make_plan(chosen, launcher, note)
+
+
+def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: bool = False) -> Suite:
+    """Load a suite with overrides: its keys, and ``data``, ``data_dir``, ``download`` and ``recipe`` of its training
+    section.
+    """
+    keys = {key: value for key, value in overrides.items() if value is not None}
+    training = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
+    suite = load_suite(name_or_path, keys)
+    if training.get("data") == "none":
+        suite = suite.model_copy(update={"training": None})
+    elif training:
+        section = suite.training.model_dump(exclude_none=True) if suite.training else {}
+        suite = _changed(suite, name_or_path, training={**section, **training})
+    if quick:
+        suite = _changed(suite, name_or_path, **_quick_changes(suite))
+    return suite
+
+
+def _changed(suite: Suite, source: str, **changes: Any) -> Suite:
+    return make_suite({**suite.model_dump(exclude_none=True), **changes}, source)
+
+
+def _quick_changes(suite: Suite) -> dict[str, Any]:
+    changes: dict[str, Any] = {"measure": {**suite.measure.model_dump(), **_QUICK_MEASURE}}
+    if suite.training is not None:
+        section = suite.training.model_dump(exclude_none=True)
+        for budget in ("images", "steps"):
+            if section.get(budget):
+                section[budget] = max(section[budget] // _QUICK_SHARE_OF_TRAINING, 1)
+        for budget in ("epochs", "seconds"):
+            if section.get(budget):
+                section[budget] = section[budget] / _QUICK_SHARE_OF_TRAINING
+        section["test_images"] = min(section.get("test_images") or _QUICK_TEST_IMAGES, _QUICK_TEST_IMAGES)
+        changes["training"] = section
+    return changes
+
+
+class CellMeasurer:
+    """Measures cells one by one; figures that cells share (FLOPs by other counters) are taken once."""
+
+    def __init__(self, plan: Plan, launcher: Launcher, checkpoints: Path | None, progress: Progress) -> None:
+        self.plan = plan
+        self.launcher = launcher
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self._counters: dict[StaticKey, list[Measurement]] = {}
+
+    def measure(self, cell: Cell) -> Record:
+        """One cell's record, whatever happens to it. Raises StorageError if a worker found the disk full."""
+        started_at = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        begin = time.perf_counter()
+        groups = _metrics_by_process(cell, self.plan.suite.metrics)
+        measurements: list[Measurement] = []
+        ending: Outcome | None = None  # the outcome that decides the record's status
+        if "static" in groups:
+            outcome = self.plan.static[static_key(cell)]
+            measurements += _complete(cell, groups["static"], outcome)
+            if outcome.failure and not any(process in groups for process in _ESSENTIAL):
+                ending = outcome
+        if "counters" in groups:
+            measurements += self._count(cell, groups["counters"])
+        for process in _ESSENTIAL:
+            metrics = groups.get(process, [])
+            if not metrics:
+                continue
+            if ending is not None and ending.failure is not None:
+                # a batch that did not fit, or hung, would do so again: said, not tried
+                measurements += _complete(cell, metrics, _not_tried(ending.failure))
+                continue
+            outcome = self._run(cell, process, metrics)
+            measurements += _complete(cell, metrics, outcome)
+            if outcome.failure is not None:
+                ending = outcome
+        failure = ending.failure if ending else None
+        if failure is not None and failure.cause == "disk_full":
+            raise StorageError(f"The disk is full ({failure.detail}). The records before this are safe")
+        return Record(
+            cell=cell,
+            status=failure.status if failure else "ok",
+            measurements=tuple(measurements),
+            environment=self.plan.environment_hash,
+            started_at=started_at,
+            duration_s=round(time.perf_counter() - begin, 3),
+            cause=failure.cause if failure else "",
+            signal=ending.signal if ending else None,
+            stderr_tail=ending.stderr_tail if ending else "",
+            detail=failure.detail if failure else "",
+        )
+
+    def _run(self, cell: Cell, process: str, metrics: Sequence[Metric]) -> Outcome:
+        """One process of a kind, or several for times, whose samples stand side by side in the measurements."""
+        suite = self.plan.suite
+        count = suite.measure.processes if process == "time" else 1
+        more: dict[str, Any] = {}
+        timeout_s = suite.timeout_s
+        if process == "time":
+            more["budget"] = suite.measure.model_dump(exclude={"processes"})
+        if process == "training":
+            assert suite.training is not None
+            more["training"] = self._training_settings()
+            timeout_s = suite.training.timeout_s
+        task = measure_task(cell, process, tuple(metric.name for metric in metrics), **more)
+        outcomes = []
+        for number in range(count):
+            self.progress.doing(f"{process} {number + 1}/{count}" if count > 1 else process)
+            worker = self.launcher.start()
+            try:
+                outcome = converse(
+                    worker, task, timeout_s=timeout_s, device=cell.device, on_progress=self.progress.training_step
+                )
+                outcomes.append(finish(worker, outcome, cell.device))
+            finally:
+                if worker.alive():
+                    worker.kill()
+            if outcomes[-1].failure is not None:
+                break
+        return _merge(outcomes)
+
+    def _count(self, cell: Cell, metrics: Sequence[Metric]) -> list[Measurement]:
+        """The figures of other counters, each in a process of its own: one that dies takes only its own column
+        along.
+        """
+        key = static_key(cell)
+        if key not in self._counters:
+            found = []
+            for metric in metrics:
+                found += _complete(cell, [metric], self._run(cell, "counters", [metric]))
+            self._counters[key] = found
+        return self._counters[key]
+
+    def _training_settings(self) -> dict[str, Any]:
+        section, training = self.plan.suite.training, self.plan.training
+        assert section is not None
+        assert training is not None
+        return {
+            "recipe": training.recipe.model_dump(mode="json"),
+            "data": section.data,
+            "data_dir": section.data_dir,
+            "download": section.download,
+            "test_images": section.test_images,
+            "checkpoints": str(self.checkpoints) if self.checkpoints else None,
+        }
+
+
+def _run(
+    plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, progress: Progress, done: list[Record]
+) -> RunSummary:
+    """Measure ``cells`` into ``folder``, then write the report of everything there."""
+    session = describe_session()
+    store.add_session(folder, plan.environment_hash, plan.environment, session)
+    checkpoints = folder / store.CHECKPOINTS
+    if any(cell.trains for cell in cells):
+        checkpoints.mkdir(exist_ok=True)
+    writer = store.RecordWriter(folder)
+    measurer = CellMeasurer(plan, launcher, checkpoints, progress)
+    try:
+        with progress.running(folder, list(cells), dict(plan.estimates), already=len(plan.cells) - len(cells)):
+            for cell in cells:
+                progress.cell_started(cell)
+                record = measurer.measure(cell)
+                writer.append(record)
+                progress.cell_done(record)
+    except StorageError as error:
+        raise StorageError(
+            f"{str(error).rstrip('.')}. Free some space, then: vitbench run --resume {folder}"
+        ) from error
+    finally:
+        writer.close()
+    from vitbench.reports import write_report
+
+    progress.note("Writing the report ...")
+    ids = {cell.id for cell in plan.cells}
+    records = tuple(record for record in store.read_records(folder) if record.cell.id in ids)
+    return RunSummary(folder, records, tuple(write_report([folder], folder)))
+
+
+def _metrics_by_process(cell: Cell, names: Iterable[str]) -> dict[str, list[Metric]]:
+    """The metrics that apply to a cell, by the kind of process that takes them."""
+    groups: dict[str, list[Metric]] = {}
+    for name in names:
+        metric = METRICS.get(name)
+        timed = metric.process in ("memory", "time")
+        if (
+            cell.mode in metric.modes
+            and not (cell.trains and timed)
+            and not (metric.process == "training" and not cell.trains)
+        ):
+            groups.setdefault(metric.process, []).append(metric)
+    return groups
+
+
+def _complete(cell: Cell, metrics: Sequence[Metric], outcome: Outcome) -> list[Measurement]:
+    """The measurements of ``metrics`` in ``outcome``, with a spoken absence for each that its failure left out."""
+    wanted = {name: unit for metric in metrics for name, unit in metric.yields_in(cell.mode).items()}
+    found = [measurement for measurement in outcome.measurements if measurement.metric in wanted]
+    if outcome.failure is not None:
+        present = {measurement.metric for measurement in found}
+        status, detail = outcome.failure.status, outcome.failure.detail
+        found += [
+            Measurement.absent(name, unit, status, detail) for name, unit in wanted.items() if name not in present
+        ]
+    return found
+
+
+def _not_tried(failure: Failure) -> Outcome:
+    detail = f"not tried, because the process before it ended so: {failure.detail}"
+    return Outcome(failure=Failure(failure.status, failure.cause, detail))
+
+
+def _merge(outcomes: Sequence[Outcome]) -> Outcome:
+    """Several processes' outcomes as one: the samples of each process side by side, the failure that ended them."""
+    merged: dict[str, Measurement] = {}
+    last = outcomes[-1]
+    for outcome in outcomes:
+        for measurement in outcome.measurements:
+            before = merged.get(measurement.metric)
+            merged[measurement.metric] = (
+                measurement if before is None else replace(before, samples=before.samples + measurement.samples)
+            )
+    found = list(merged.values())
+    if last.failure is not None:
+        # samples of the processes before a failure are kept, under its status: they are data, but not this cell's
+        # result
+        status, detail = last.failure.status, last.failure.detail
+        unfinished = {m.metric for m in last.measurements}
+        found = [
+            m if m.metric in unfinished or len(outcomes) == 1 else replace(m, status=status, detail=detail)
+            for m in found
+        ]
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    return replace(last, measurements=found, seconds=seconds)
+
+
+def _launch(suite: Suite, allow_import: bool) -> Launcher:
+    preload = []
+    if suite.training is not None and suite.training.data == "digits":
+        preload.append("sklearn.datasets")  # a second, which each training cell would take otherwise
+    if any(METRICS.get(name).process == "counters" for name in suite.metrics):
+        preload += ["fvcore.nn", "thop"]
+    return make_launcher(preload, allow_import=allow_import)
+
+
+def _new_folder(out: str | Path | None, suite_name: str) -> Path:
+    """The run folder, made if need be. Raises RunFolderError if it is not empty or cannot be written."""
+    if out is None:
+        stem = Path("runs") / f"{suite_name}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder, number = stem, 2
+        while folder.exists():
+            folder, number = stem.with_name(f"{stem.name}-{number}"), number + 1
+    else:
+        folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = [path for path in folder.iterdir() if path.name != store.LOCK]
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"Cannot write to {folder}: {error.strerror}. Choose another folder with --out") from error
+    if content:
+        way_out = f"or go on with it: vitbench run --resume {folder}" if (folder / store.SUITE).is_file() else ""
+        raise RunFolderError(f"{folder} is not empty. Choose a new folder with --out {way_out}".rstrip())
+    return folder
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] in ([], [store.LOCK]):
+            shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one run writes to a folder at a time. Raises RunFolderError if another one does."""
+    import filelock
+
+    lock = filelock.FileLock(folder / store.LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise RunFolderError(
+            f"{folder} is in use by another vitbench run. Wait for it, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_changed_environment(folder: Path, plan: Plan) -> None:
+    known = store.read_environment(folder)
+    if not known["sessions"] or plan.environment_hash in known["environments"]:
+        return
+    last = known["environments"][known["sessions"][-1]["environment"]]
+    changes = "; ".join(list(_differences(last, plan.environment))[:4])
+    raise RunFolderError(
+        f"The environment of {folder} has changed ({changes}): its figures would not be comparable. "
+        "Start a new run, or go on with --allow-changed-environment"
+    )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield f"{path}: {old} -> {new}"
+
+
+@contextlib.contextmanager
+def terminate_like_interrupt() -> Iterator[None]:
+    """SIGTERM acts like Ctrl-C inside this context: workers end, records stay, the run can be resumed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,441 @@
+"""Suites: TOML files that say what to measure, validated before anything runs, expanded to cells.
+
+Importing this loads no torch. The keys of a suite are the fields of :class:`Suite`; a suite is the cross product of
+its axes, less what an ``[[exclude]]`` table drops.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vitbench.errors import SuiteError, UnknownNameError
+from vitbench.records import (
+    ATTENTIONS,
+    DTYPES,
+    MODES,
+    Attention,
+    Cell,
+    Dtype,
+    Mode,
+    format_image_size,
+    parse_image_size,
+)
+from vitbench.registry import METRICS, find_models
+
+BUILT_IN = Path(__file__).parent
+DEFAULT_SUITE = "lightweight"
+NATIVE = "native"
+
+_BYTES = re.compile(r"^(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]i?B|B)?$", re.IGNORECASE)
+_UNITS = {
+    "b": 1,
+    **{f"{p}b": 1000**n for n, p in enumerate("kmgt", 1)},
+    **{f"{p}ib": 1024**n for n, p in enumerate("kmgt", 1)},
+}
+
+
+def parse_bytes(value: int | float | str) -> int:
+    """``8GiB``, ``500 MB`` or a number of bytes. Raises ValueError for anything else, and for less than 1 byte."""
+    match = _BYTES.match(str(value).strip())
+    if match is None:
+        raise ValueError(f"{value!r} is no amount of memory, such as 8GiB, 500MB or a number of bytes")
+    amount = int(float(match["number"]) * _UNITS[(match["unit"] or "B").lower()])
+    if amount < 1:
+        raise ValueError(f"{value!r} is not positive")
+    return amount
+
+
+def _image_size(value: Any) -> Any:
+    if value == NATIVE:
+        return value
+    if isinstance(value, list | tuple):
+        value = "x".join(str(side) for side in value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"Image size {value!r} is neither N nor HxW in pixels, such as 224 or 231x240")
+    return parse_image_size(value)
+
+
+def _one_or_many(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Positive = Annotated[int, Field(ge=1, strict=True)]
+ImageSize = Annotated[tuple[int, int] | Literal["native"], BeforeValidator(_image_size)]
+Threads = Annotated[int, Field(ge=1, strict=True)] | Literal["auto"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measure(_Table):
+    """How much is sampled: fresh processes a timed cell, and in each seconds and samples."""
+
+    processes: Positive = 3
+    seconds: Annotated[float, Field(gt=0)] = 1.0
+    min_samples: Positive = 10
+    max_samples: Positive = 1000
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Measure:
+        if self.min_samples > self.max_samples:
+            raise ValueError(f"min_samples ({self.min_samples}) is more than max_samples ({self.max_samples})")
+        return self
+
+
+class Training(_Table):
+    """Training cells: a data set, a recipe, and what of the recipe is overridden. At most one budget is given.
+
+    ``data``: a data set's name or the path of an image folder; ``data_dir``: where downloaded data sets are.
+    ``test_images``: how many held-out pictures are tested, by default all.
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    recipe: str = "brief"
+    images: Positive | None = None
+    steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Positive | None = None
+    image_size: ImageSize | None = None
+    test_images: Positive | None = None
+    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Training:
+        given = [name for name in ("images", "steps", "epochs", "seconds") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given together: a training has one budget")
+        return self
+
+
+class Exclude(_Table):
+    """Drops the cells that match every key given; a key matches if the cell's value is in its list."""
+
+    models: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
+    image_sizes: Annotated[tuple[ImageSize, ...], BeforeValidator(_one_or_many)] | None = None
+    batch_sizes: Annotated[tuple[Positive, ...], BeforeValidator(_one_or_many)] | None = None
+    devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
+    dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(_one_or_many)] | None = None
+    attention: Annotated[tuple[Attention, ...], BeforeValidator(_one_or_many)] | None = None
+    compile: Annotated[tuple[bool, ...], BeforeValidator(_one_or_many)] | None = None
+    modes: Annotated[tuple[Mode, ...], BeforeValidator(_one_or_many)] | None = None
+    threads: Annotated[tuple[Positive, ...], BeforeValidator(_one_or_many)] | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Exclude:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("an empty [[exclude]] would drop every cell: give at least one key")
+        return self
+
+    def drops(self, cell: Cell) -> bool:
+        """Whether ``cell`` matches every key."""
+        values = {
+            "image_sizes": cell.image_size,
+            "batch_sizes": cell.batch_size,
+            "devices": cell.device,
+            "dtypes": cell.dtype,
+            "attention": cell.attention,
+            "compile": cell.compile,
+            "modes": cell.mode,
+            "threads": cell.threads,
+        }
+        if self.models is not None and not any(_matches(cell.model, pattern) for pattern in self.models):
+            return False
+        return all(getattr(self, key) is None or value in getattr(self, key) for key, value in values.items())
+
+
+class Suite(_Table):
+    """What to measure. Every list is an axis; scalars may stand for lists of one.
+
+    ``devices``: names or ``auto`` (every device found). ``image_sizes``: px, ``HxW`` or ``native`` (each model's own).
+    ``num_classes``: by default the data set's, where the suite trains, else each model's own. ``threads``: a number or
+    ``auto`` (the physical cores). ``memory_limit``: bytes that a worker may take beyond its libraries. ``timeout_s``:
+    for each process of a cell.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    models: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+    image_sizes: Annotated[tuple[ImageSize, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("native",)
+    num_classes: Positive | None = None
+    batch_sizes: Annotated[tuple[Positive, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = (1,)
+    devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("auto",)
+    dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("fp32",)
+    attention: Annotated[tuple[Attention, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("fused",)
+    compile: Annotated[tuple[bool, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = (False,)
+    modes: Annotated[tuple[Mode, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("infer",)
+    threads: Annotated[tuple[Threads, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("auto",)
+    metrics: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ()
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**31, strict=True)], ...],
+        BeforeValidator(_one_or_many),
+        Field(min_length=1),
+    ] = (0,)
+    memory_limit: Annotated[int, BeforeValidator(parse_bytes)] | None = None
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    measure: Measure = Measure()
+    training: Training | None = None
+    exclude: tuple[Exclude, ...] = ()
+
+    @field_validator(
+        "models", "image_sizes", "batch_sizes", "devices", "dtypes", "attention", "modes", "metrics", "seeds"
+    )
+    @classmethod
+    def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(value))  # a value given twice is measured once
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_metrics(cls, data: Any) -> Any:
+        return {**data, "metrics": data.get("metrics") or list(METRICS)} if isinstance(data, Mapping) else data
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What expansion needs to know of a model: its native size (px), its classes, and whether a size is legal."""
+
+    image_size: tuple[int, int]
+    num_classes: int
+    check_image_size: Callable[[tuple[int, int]], None]
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What expansion needs to know of a suite's training: the data set's label and classes, the recipe's name and
+    hash.
+    """
+
+    data: str
+    num_classes: int
+    recipe: str
+    recipe_hash: str
+    batch_size: int
+
+
+def list_suites() -> dict[str, Path]:
+    """The built-in suites: name to file."""
+    return {path.stem: path for path in sorted(BUILT_IN.glob("*.toml"))}
+
+
+def find_suite(name_or_path: str) -> Path:
+    """The file of a built-in suite, or the path given. Raises UnknownNameError or SuiteError."""
+    built_in = list_suites()
+    if name_or_path in built_in:
+        return built_in[name_or_path]
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or path.is_file():
+        if not path.is_file():
+            raise SuiteError(f"Suite file {name_or_path!r} does not exist. See: vitbench list suites")
+        return path
+    raise UnknownNameError("suite", name_or_path, built_in, "vitbench list suites")
+
+
+def load_suite(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Suite:
+    """Read and validate a suite; ``overrides`` (key to value) replace its keys, named as command-line options in
+    errors.
+
+    Raises SuiteError (file, key, allowed keys or values) and UnknownNameError.
+    """
+    path = find_suite(name_or_path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"Suite {path.name} is no valid TOML: {error}") from error
+    except OSError as error:
+        raise SuiteError(f"Suite {path} cannot be read: {error.strerror}") from error
+    content.setdefault("name", path.stem)
+    return make_suite(content, path.name, overrides or {})
+
+
+def make_suite(content: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> Suite:
+    """Validate a suite's content. Raises SuiteError, and UnknownNameError for models and metrics."""
+    overrides = overrides or {}
+    try:
+        suite = Suite.model_validate({**content, **overrides})
+    except ValidationError as error:
+        raise SuiteError(_first_problem(error, source, overrides)) from error
+    for name in suite.metrics:
+        METRICS.get(name)
+    names = tuple(dict.fromkeys(itertools.chain.from_iterable(find_models(pattern) for pattern in suite.models)))
+    return suite.model_copy(update={"models": names})
+
+
+def expand(
+    suite: Suite,
+    *,
+    devices: Sequence[str],
+    threads: int,
+    models: Mapping[str, ModelFacts],
+    training: TrainingFacts | None,
+) -> list[Cell]:
+    """The cells of a suite, in the order in which they are measured: the timed ones model by model, then the training
+    ones.
+
+    ``devices`` are those that ``auto`` stands for, ``threads`` what ``auto`` threads are. Raises ImageSizeError for a
+    size that a model does not take.
+    """
+    named = tuple(dict.fromkeys(d for name in suite.devices for d in (devices if name == "auto" else [name])))
+    timed_metrics = [name for name in suite.metrics if METRICS.get(name).process != "training"]
+    cells: list[Cell] = []
+    if timed_metrics:
+        axes = itertools.product(
+            suite.models,
+            suite.image_sizes,
+            named,
+            suite.dtypes,
+            suite.attention,
+            suite.compile,
+            suite.threads,
+            suite.seeds,
+            suite.modes,
+            suite.batch_sizes,
+        )
+        for model, size, device, dtype, attention, compiled, count, seed, mode, batch_size in axes:
+            if not any(mode in METRICS.get(name).modes for name in timed_metrics):
+                continue
+            cells.append(
+                Cell(
+                    model=model,
+                    image_size=_legal_size(models[model], size),
+                    num_classes=_classes(suite, models[model], training),
+                    batch_size=batch_size,
+                    device=device,
+                    threads=threads if count == "auto" else count,
+                    dtype=dtype,
+                    mode=mode,
+                    attention=attention,
+                    compile=compiled,
+                    memory_limit=suite.memory_limit,
+                    seed=seed,
+                )
+            )
+    if training is not None and len(timed_metrics) < len(suite.metrics):
+        assert suite.training is not None
+        sizes = suite.image_sizes if suite.training.image_size is None else (suite.training.image_size,)
+        count = suite.threads[0]
+        for model, size, device, dtype, seed in itertools.product(
+            suite.models, sizes, named, suite.dtypes, suite.seeds
+        ):
+            cells.append(
+                Cell(
+                    model=model,
+                    image_size=_legal_size(models[model], size),
+                    num_classes=_classes(suite, models[model], training),
+                    batch_size=training.batch_size,
+                    device=device,
+                    threads=threads if count == "auto" else count,
+                    dtype=dtype,
+                    mode="train",
+                    attention=suite.attention[0],
+                    memory_limit=suite.memory_limit,
+                    weights=f"train:{training.recipe}",
+                    data=training.data,
+                    recipe_hash=training.recipe_hash,
+                    seed=seed,
+                )
+            )
+    kept = [cell for cell in cells if not any(rule.drops(cell) for rule in suite.exclude)]
+    if not kept:
+        raise SuiteError(
+            f"Suite {suite.name!r} has no cells left: its [[exclude]], modes and metrics drop all {len(cells)}"
+        )
+    return list({cell.id: cell for cell in kept}.values())
+
+
+def to_toml(suite: Suite) -> str:
+    """The suite as a TOML text that loads as the same suite."""
+    content = suite.model_dump(mode="json", exclude_none=True)
+    content["image_sizes"] = [_written_size(size) for size in suite.image_sizes]
+    if suite.training is not None and suite.training.image_size is not None:
+        content["training"]["image_size"] = _written_size(suite.training.image_size)
+    for rule, written in zip(suite.exclude, content.get("exclude", []), strict=True):
+        if rule.image_sizes is not None:
+            written["image_sizes"] = [_written_size(size) for size in rule.image_sizes]
+    tables = {key: content.pop(key) for key in ("measure", "training") if key in content}
+    rules = content.pop("exclude", [])
+    lines = [f"{key} = {_written(value)}" for key, value in content.items()]
+    for key, table in tables.items():
+        lines += ["", f"[{key}]", *(f"{name} = {_written(value)}" for name, value in table.items())]
+    for rule in rules:
+        lines += ["", "[[exclude]]", *(f"{name} = {_written(value)}" for name, value in rule.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _written(value: Any) -> str:
+    # JSON's strings, numbers, booleans and arrays of them are TOML's too
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _written_size(size: Any) -> int | str:
+    if size == NATIVE:
+        return NATIVE
+    text = format_image_size(size)
+    return int(text) if text.isdigit() else text
+
+
+def _legal_size(facts: ModelFacts, size: Any) -> tuple[int, int]:
+    pair: tuple[int, int] = facts.image_size if size == NATIVE else size
+    facts.check_image_size(pair)
+    return pair
+
+
+def _classes(suite: Suite, facts: ModelFacts, training: TrainingFacts | None) -> int:
+    if training is not None:
+        if suite.num_classes not in (None, training.num_classes):
+            raise SuiteError(
+                f"Suite {suite.name!r} says num_classes = {suite.num_classes}, but its training data {training.data} "
+                f"has {training.num_classes} classes. Leave num_classes out"
+            )
+        return training.num_classes
+    return suite.num_classes or facts.num_classes
+
+
+def _matches(name: str, pattern: str) -> bool:
+    import fnmatch
+
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, Any]) -> str:
+    """One line for the first problem: where (file or option, key), what, and what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    path = [str(part) for part in problem["loc"] if not str(part).startswith("function-")]
+    keys = [part for part in path if not part.isdigit()]
+    top = keys[0] if keys else ""
+    where = (
+        f"Option --{top.replace('_', '-')}"
+        if top in overrides
+        else f"Suite {source}, key {'.'.join(keys) or '(top)'!s}"
+    )
+    if problem["type"] == "extra_forbidden":
+        tables: dict[str, type[BaseModel]] = {"measure": Measure, "training": Training, "exclude": Exclude}
+        allowed = list((tables.get(keys[0], Suite) if len(keys) > 1 else Suite).model_fields)
+        close = difflib.get_close_matches(keys[-1], allowed, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"Suite {source}: unknown key {'.'.join(keys)!r}.{hint} Allowed: {', '.join(allowed)}"
+    if problem["type"] == "missing":
+        return f"Suite {source}: the key {top!r} is missing"
+    message = re.sub(r"^Value error, ", "", problem["msg"])
+    choices: Iterable[str] = {"dtypes": DTYPES, "attention": ATTENTIONS, "modes": MODES}.get(
+        keys[-1] if keys else "", ()
+    )
+    if problem["type"] == "literal_error" and choices:
+        given = problem["input"]
+        close = difflib.get_close_matches(str(given), list(choices), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"{where}: {given!r} is not allowed.{hint} Allowed: {', '.join(choices)}"
+    shown = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
+    return f"{where}: {message}{shown}"

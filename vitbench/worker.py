@@ -1,0 +1,298 @@
+"""Measure in this process: tasks come in as lines of JSON on stdin, events go out as lines of JSON on stdout.
+
+A worker is a program (``python -m vitbench.worker``) or a fork of the server that has its libraries loaded
+(forkserver.py); it cannot tell which. What a model prints goes to stderr, so that it never mixes with events.
+
+Tasks: ``{"kind": "describe"}`` (devices and libraries), ``{"kind": "inspect", "models": [...]}`` (names, native sizes),
+``{"kind": "calibrate", ...}`` (a rough speed), ``{"kind": "measure", "process": ..., "metrics": [...], "cell": {...},
+...}``. Events: ``measurement``, ``progress``, ``failure`` (an exception, turned into a status here and nowhere else),
+``answer``, and ``done`` after each task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from vitbench.devices import Failure, find_devices, open_device
+from vitbench.errors import Unsupported, UsageError
+from vitbench.metrics import Budget, Subject
+from vitbench.records import Cell, Measurement, cell_from_dict
+from vitbench.registry import METRICS
+
+#: The argument that lets workers import the builders that ``module:`` names ask for.
+ALLOW_IMPORT = "--allow-import"
+
+Emit = Callable[[dict[str, Any]], None]
+
+#: Seconds between two progress events of a training run.
+PROGRESS_EVERY_S = 0.5
+
+
+def main(events: IO[str] | None = None) -> None:
+    """Answer tasks until stdin ends, or until one fails in a way after which this process is not to be trusted."""
+    if events is None:
+        # events keep the real stdout; everything that is printed from now on lands on stderr
+        events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+    stream = events
+
+    def emit(event: dict[str, Any]) -> None:
+        stream.write(json.dumps(event, allow_nan=False) + "\n")
+        stream.flush()
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        begin = time.perf_counter()
+        usable = handle(task, emit)
+        emit({"event": "done", "seconds": time.perf_counter() - begin})
+        if not usable:
+            return
+
+
+def handle(task: Mapping[str, Any], emit: Emit) -> bool:
+    """Carry out one task; returns whether this process may take another one."""
+    if task["kind"] == "describe":
+        emit({"event": "answer", **_describe()})
+        return True
+    if task["kind"] == "calibrate":
+        emit({"event": "answer", "flops_per_s": calibrate(task["device"], task["threads"])})
+        return True
+    if task["kind"] == "inspect":
+        for name in task["models"]:
+            emit({"event": "answer", "model": name, **_inspect(name)})
+        return True
+    return measure(task, emit)
+
+
+def measure(task: Mapping[str, Any], emit: Emit) -> bool:
+    """Measure one cell's metrics that share a process; emits each measurement as soon as there is one.
+
+    An exception of the model becomes a ``failure`` event and ends the worker: after an out-of-memory error (or a lost
+    device) nothing that this process measures can be trusted.
+    """
+    cell = cell_from_dict(task["cell"])
+    try:
+        allocator = prepare_process(cell, task["process"])
+        subject = make_subject(cell, task, emit)
+        subject.allocator = allocator
+        for name in task["metrics"]:
+            for measurement in run_metric(name, subject):
+                emit({"event": "measurement", "measurement": asdict(measurement)})
+    except Exception as error:  # the edge: every failure of a model becomes a status
+        emit({"event": "failure", **asdict(failure_of(error, cell))})
+        traceback.print_exc()
+        return task["process"] == "static" and not isinstance(error, MemoryError)
+    return True
+
+
+def run_metric(name: str, subject: Subject) -> Iterator[Measurement]:
+    """A metric's measurements; what it says it cannot tell here (Unsupported) becomes spoken absences."""
+    metric = METRICS.get(name)
+    missing = metric.yields_in(subject.cell.mode)
+    try:
+        for measurement in metric.measure(subject):
+            missing.pop(measurement.metric, None)
+            yield measurement
+    except Unsupported as reason:
+        for absent, unit in missing.items():
+            yield Measurement.absent(absent, unit, "unsupported", str(reason))
+
+
+def failure_of(error: BaseException, cell: Cell) -> Failure:
+    """The status and cause of an exception on the cell's device."""
+    return open_device(cell.device).classify(error)
+
+
+def prepare_process(cell: Cell, process: str) -> str:
+    """Threads, seeds, memory limit and allocator of a cell's process, before its first operator; says what the
+    allocator is.
+    """
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(cell.threads)
+    random.seed(cell.seed)
+    np.random.seed(cell.seed % 2**32)
+    torch.manual_seed(cell.seed)
+    if process in ("static", "counters"):
+        return ""  # these run beside the cell, not on its device, and are never limited by it
+    device = open_device(cell.device)
+    allocator = device.steady_allocator() if process == "memory" else ""
+    device.limit_memory(cell.memory_limit)
+    return allocator
+
+
+def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
+    """The cell as its metrics see it."""
+    import torch
+
+    from vitbench.models import build_model, use_attention
+
+    def build() -> torch.nn.Module:
+        torch.manual_seed(cell.seed)  # the same weights in each process of a cell
+        return build_model(cell.model, image_size=cell.image_size, num_classes=cell.num_classes)
+
+    subject = Subject(
+        cell=cell,
+        device=open_device(cell.device),
+        build=build,
+        attention=lambda model: use_attention(model, cell.attention),
+        budget=Budget(**task.get("budget", {})),
+    )
+    if cell.trains:
+        subject.trainer = CellTrainer(subject, task["training"], emit)
+    return subject
+
+
+class CellTrainer:
+    """Joins training with a cell: what the accuracy metric is handed (metrics know no training, training no cells)."""
+
+    def __init__(self, subject: Subject, settings: Mapping[str, Any], emit: Emit) -> None:
+        from vitbench.training.data import describe_data
+        from vitbench.training.recipes import Recipe
+
+        self.subject = subject
+        self.settings = settings
+        self.emit = emit
+        self.recipe = Recipe(**settings["recipe"])
+        root = settings.get("data_dir")
+        self.info = describe_data(settings["data"], root=Path(root) if root else None)
+        self._last_progress = 0.0
+
+    def train(self, model: Any) -> dict[str, Any]:
+        """Train by the recipe on a seeded subset of the training pictures."""
+        from vitbench.training.data import load_images
+        from vitbench.training.loop import train
+
+        cell, device = self.subject.cell, self.subject.device
+        pictures = load_images(
+            self.info,
+            "train",
+            image_size=cell.image_size,
+            images=self.recipe.images,
+            seed=cell.seed,
+            download=bool(self.settings.get("download")),
+        )
+        result = train(
+            model,
+            pictures,
+            self.recipe,
+            device=device.name,
+            autocast=lambda: device.autocast(cell.dtype),
+            scaler=self.subject.scaler if self.subject.scaler.is_enabled() else None,
+            synchronize=device.synchronize,
+            seed=cell.seed,
+            on_step=self._report,
+        )
+        return {
+            "images_seen": result.images_seen,
+            "steps": result.steps,
+            "duration_s": result.duration_s,
+            "losses": result.losses,
+            "recipe": f"recipe {self.recipe.name} ({self.recipe.hash})",
+        }
+
+    def evaluate(self, model: Any) -> dict[str, Any]:
+        """Test on held-out pictures: the same ones whatever the cell's seed."""
+        from vitbench.training.data import load_images
+        from vitbench.training.evaluate import evaluate
+
+        cell, device = self.subject.cell, self.subject.device
+        pictures = load_images(
+            self.info, "test", image_size=cell.image_size, images=self.settings.get("test_images"), seed=0
+        )
+        result = evaluate(
+            model,
+            pictures,
+            device=device.name,
+            autocast=lambda: device.autocast(cell.dtype),
+            batch_size=max(self.recipe.batch_size, 64),
+        )
+        return {"correct": result.correct, "total": result.total, "loss": result.loss}
+
+    def save(self, model: Any) -> str:
+        """Write ``checkpoints/<cell id>.safetensors`` into the run folder, whole or not at all."""
+        folder = self.settings.get("checkpoints")
+        if not folder:
+            return ""
+        from vitbench.models.checkpoints import save_checkpoint
+
+        cell = self.subject.cell
+        path = Path(folder) / f"{cell.id}.safetensors"
+        facts = {
+            "model": cell.model,
+            "image_size": list(cell.image_size),
+            "num_classes": cell.num_classes,
+            "classes": list(self.info.class_names),
+            "data": cell.data,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "seed": cell.seed,
+        }
+        save_checkpoint(model, path, facts)
+        return f"{path.parent.name}/{path.name}"
+
+    def _report(self, step: int, total: int | None, loss: float) -> None:
+        now = time.monotonic()
+        if now - self._last_progress >= PROGRESS_EVERY_S:
+            self._last_progress = now
+            self.emit({"event": "progress", "step": step, "total": total, "loss": loss})
+
+
+def _describe() -> dict[str, Any]:
+    from vitbench.environment import describe_libraries
+
+    names = find_devices()
+    return {"devices": {name: open_device(name).describe() for name in names}, "libraries": describe_libraries()}
+
+
+def _inspect(name: str) -> dict[str, Any]:
+    from vitbench.models import describe_model
+
+    try:
+        card = describe_model(name)
+    except UsageError as error:
+        return {"error": str(error)}
+    return {"image_size": list(card.image_size), "num_classes": card.num_classes}
+
+
+def calibrate(device_name: str, threads: int) -> float:
+    """FLOP/s of this machine on a small transformer encoder layer: for estimates of a run's time, never for results."""
+    import torch
+
+    torch.set_num_threads(threads)
+    device = open_device(device_name)
+    batch, tokens, width, hidden = 8, 65, 256, 1024
+    layer = torch.nn.TransformerEncoderLayer(width, 4, hidden, batch_first=True, norm_first=True).to(
+        device.torch_device
+    )
+    inputs = torch.randn(batch, tokens, width, device=device.torch_device)
+    flops = 2 * batch * (tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width)
+    with torch.no_grad():
+        begin, calls = time.perf_counter(), 0
+        while calls < 3 or time.perf_counter() - begin < 0.2:
+            layer(inputs)
+            device.synchronize()
+            calls += 1
+        return flops * calls / (time.perf_counter() - begin)
+
+
+if __name__ == "__main__":
+    import faulthandler
+
+    faulthandler.enable()  # a crash in native code leaves a Python traceback on stderr
+    if ALLOW_IMPORT in sys.argv[1:]:
+        from vitbench.models.imported import allow_imports
+
+        allow_imports()
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
