@@ -128,18 +128,6 @@ def lacks_an_operator(*, image_size: tuple[int, int], num_classes: int) -> nn.Mo
     return LacksAnOperator(num_classes)
 
 
-def mps_out_of_memory(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
-    class MpsOutOfMemory(Pooled):
-        def go_wrong(self, images: Tensor) -> None:
-            raise RuntimeError(
-                "MPS backend out of memory (MPS allocated: 17.95 GB, other allocations: 384.00 KB, max allowed: 18.13 GB). "
-                "Tried to allocate 392.00 MB on private pool. Use PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 to disable upper "
-                "limit for memory allocations (may cause system failure)."
-            )
-
-    return MpsOutOfMemory(num_classes)
-
-
 def fills_the_disk(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     class FillsTheDisk(Pooled):
         def go_wrong(self, images: Tensor) -> None:

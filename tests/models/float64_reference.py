@@ -53,7 +53,7 @@ def embed(config: Mapping[str, Any], state: State, images: np.ndarray) -> np.nda
 
 
 def bicubic(grid: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Keys' cubic convolution (1981) with a = -0.75, half-pixel centres, edges repeated: (h, w, D) -> (rows, columns, D)."""
+    """Cubic convolution (Keys, 1981), a = -0.75, half-pixel centres, edges repeated: (h, w, D) -> (rows, cols, D)."""
     return np.einsum(
         "rh,cw,hwd->rcd", _cubic_weights(grid.shape[0], rows), _cubic_weights(grid.shape[1], columns), grid
     )

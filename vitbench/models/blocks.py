@@ -154,9 +154,8 @@ def resize_position_grid(positions: Tensor, old: tuple[int, int], new: tuple[int
     if old == new:
         return positions
     D = positions.shape[-1]
-    grid = (
-        positions.to(torch.promote_types(positions.dtype, torch.float32)).view(1, *old, D).permute(0, 3, 1, 2)
-    )  # (1, D, old_h, old_w)
+    exact = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    grid = exact.view(1, *old, D).permute(0, 3, 1, 2)  # (1, D, old_h, old_w)
     grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False, antialias=False)
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)
 

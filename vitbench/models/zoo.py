@@ -102,7 +102,7 @@ def describe_torchvision(name: str) -> ModelCard:
         raise UnknownNameError("model", name, (f"torchvision:{one}" for one in known), listing)
     weights = models.get_model_weights(architecture).DEFAULT
     side = weights.transforms.keywords["crop_size"]
-    is_vit = architecture.startswith("vit_")  # whose published smallest size is only its own
+    smallest = max(weights.meta["min_size"])
     return ModelCard(
         name=name,
         builder="vitbench.models.zoo:build_torchvision",
@@ -113,7 +113,7 @@ def describe_torchvision(name: str) -> ModelCard:
         num_classes=len(weights.meta["categories"]),
         patch=1,
         size_rule="any",
-        min_size=1 if is_vit else max(weights.meta["min_size"]),
+        min_size=smallest if smallest < side else 1,  # ViT and Swin name their own size, though they take smaller ones
         config={"architecture": architecture},
     )
 

@@ -1,0 +1,50 @@
+"""The loss of one output or several, and logits of models that have more than one head. Loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vitbench.errors import DataError, Unsupported
+
+
+def heads_of(output: Any) -> list[torch.Tensor]:
+    """The logits (B, classes) of each head of a model: one, several (distilled models in training), or those of a
+    mapping. Raises Unsupported if there are none.
+    """
+    if isinstance(output, torch.Tensor):
+        return [output]
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    heads = [head for value in values for head in heads_of(value)]
+    if not heads:
+        raise Unsupported(f"the model returns {type(output).__name__}, which holds no tensors")
+    return heads
+
+
+def check_classes(output: Any, num_classes: int) -> None:
+    """Raises DataError if a head is too small for the labels; on some devices that would end the process instead."""
+    for logits in heads_of(output):
+        if logits.shape[-1] < num_classes:
+            raise DataError(
+                f"The model tells {logits.shape[-1]} classes apart, but the data set has {num_classes}. "
+                f"Build it with num_classes={num_classes}"
+            )
+
+
+def mean_cross_entropy(output: Any, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Cross entropy (nat), averaged over the batch and over the heads; in float32 whatever the logits are."""
+    losses = [F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing) for logits in heads_of(output)]
+    return torch.stack(losses).mean()
+
+
+def mean_logits(output: Any) -> torch.Tensor:
+    """The logits (B, classes) in float32, averaged over the heads."""
+    return torch.stack([logits.float() for logits in heads_of(output)]).mean(0)
+
+
+def input_dtype(model: torch.nn.Module) -> torch.dtype:
+    """The type of numbers that a model takes: that of its weights; float32 for a model without any."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
