@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1] / "vitbench"
 
 #: The layers, the highest first; parts of one layer never import each other.
 LAYERS = [
-    {"cli", "__main__"},
+    {"__main__"},
+    {"cli"},
     {"api", "listing"},
     {"runner"},
     {"planning"},

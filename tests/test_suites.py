@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -131,27 +130,27 @@ def test_classes_follow_the_data_where_a_suite_trains() -> None:
     ("text", "message"),
     [
         ("models = [", "mine.toml is no valid TOML"),
-        ('modles = ["vit_basic"]', "mine.toml: unknown key 'modles'. Did you mean 'models'? Allowed: name, "),
+        ('modelz = ["vit_basic"]', "mine.toml: unknown key 'modelz'. Did you mean 'models'? Allowed: name, "),
         ("image_sizes = [32]", "mine.toml: the key 'models' is missing"),
         ('models = ["vit_basic"]\n[measure]\nprocess = 2', "unknown key 'measure.process'. Did you mean 'processes'?"),
         ('models = ["vit_basic"]\n[training]\nepoch = 2', "unknown key 'training.epoch'. Did you mean 'epochs'?"),
         ('models = ["vit_basic"]\n[training]\nepochs = 2\nsteps = 3', "a training has one budget"),
-        ('models = ["vit_basic"]\nbatch_sizes = [0]', "key batch_sizes.*greater than or equal to 1 .given: 0."),
+        ('models = ["vit_basic"]\nbatch_sizes = [0]', "key batch_sizes: Input should be greater than or equal to 1 (given: 0)"),
         ('models = ["vit_basic"]\nbatch_sizes = ["8"]', "key batch_sizes"),
         ('models = ["vit_basic"]\nimage_sizes = [-32]', "key image_sizes: Image size -32 is not positive"),
         ('models = ["vit_basic"]\nimage_sizes = ["big"]', "Image size 'big' is neither N nor HxW"),
         ('models = ["vit_basic"]\ndtypes = ["fp23"]', "'fp23' is not allowed. Did you mean 'fp32'? Allowed: fp32, bf16"),
         ('models = ["vit_basic"]\nattention = ["flash"]', "Allowed: fused, explicit"),
         ('models = ["vit_basic"]\nmemory_limit = "lots"', "'lots' is no amount of memory"),
-        ('models = ["vit_basic"]\n[[exclude]]\n', "an empty ..exclude.. would drop every cell"),
-        ('models = ["vit_basic"]\n[measure]\nmin_samples = 9\nmax_samples = 3', "min_samples .9. is more than"),
+        ('models = ["vit_basic"]\n[[exclude]]\n', "an empty [[exclude]] would drop every cell"),
+        ('models = ["vit_basic"]\n[measure]\nmin_samples = 9\nmax_samples = 3', "min_samples (9) is more than max_samples (3)"),
         ('models = []', "key models"),
     ],
 )  # fmt: skip
 def test_a_wrong_suite_file_gets_one_line_with_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SuiteError) as caught:
         load_suite(write_suite(tmp_path, text))
-    assert re.search(message.replace("[", r"\["), str(caught.value)), str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value) or "TOML" in str(caught.value)
 
 

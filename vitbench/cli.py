@@ -55,8 +55,8 @@ def run_command(arguments: list[str]) -> int:
         return _complain(str(error), 2)
     except VitbenchError as error:
         return _complain(str(error), 1)
-    except (KeyboardInterrupt, typer.Abort):
-        return _complain("Interrupted.", INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _complain(str(error) or "Interrupted.", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -211,16 +211,17 @@ def run(
 
 def _told(measure: Callable[[], RunSummary]) -> int:
     """Run, print what came of it, and return the exit code."""
-    summary = measure()
+    try:
+        summary = measure()
+    except KeyboardInterrupt as interrupt:  # here, because the library under typer has an answer of its own to it
+        return _complain(str(interrupt) or "Interrupted.", INTERRUPTED)
     from vitbench.reports import summary_tables
 
     print(summary_tables([summary.folder]))
     for path in summary.report:
         print(f"Wrote {path}")
     if summary.failed:
-        print(
-            f"{len(summary.failed)} of {len(summary.records)} cells failed; see the report's failures", file=sys.stderr
-        )
+        print(f"{len(summary.failed)} of {len(summary.records)} cells failed; see the report's failures", file=sys.stderr)
     return 1 if summary.failed else 0
 
 

@@ -87,7 +87,8 @@ def hash_environment(environment: Mapping[str, Any]) -> str:
 def describe_session(arguments: list[str] | None = None) -> dict[str, Any]:
     """What is particular to one session: when, with what command, by which version and commit of vitbench."""
     words = sys.argv if arguments is None else arguments
-    command = [Path(words[0]).name if index == 0 else shorten_home(word) for index, word in enumerate(words)]
+    program = Path(words[0]).name
+    command = ["vitbench" if program == "__main__.py" else program, *map(shorten_home, words[1:])]
     return {
         "started_at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command_line": shlex.join(command),

@@ -37,6 +37,10 @@ _QUICK_SHARE_OF_TRAINING = 4
 _QUICK_TEST_IMAGES = 200
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during the cells; the message says how to go on."""
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """What a run left: its folder, the records of its cells, and the files of its report."""
@@ -75,7 +79,7 @@ def run_suite(
         with _launch(chosen, allow_import) as launcher, _locked(folder):
             plan = make_plan(chosen, launcher, reporter.note)
             store.write_atomically(folder / store.SUITE, to_toml(plan.suite).encode("utf-8"))
-            return _run(plan, plan.cells, folder, launcher, reporter, done=[])
+            return _run(plan, plan.cells, folder, launcher, reporter)
     finally:
         _remove_if_empty(folder)
 
@@ -110,7 +114,7 @@ def resume_run(
             _refuse_changed_environment(path, plan)
         kept = {record.cell.id for record in done if record.status not in retry}
         missing = [cell for cell in plan.cells if cell.id not in kept]
-        return _run(plan, missing, path, launcher, reporter, done=done)
+        return _run(plan, missing, path, launcher, reporter)
 
 
 def plan_suite(
@@ -270,9 +274,7 @@ class CellMeasurer:
         }
 
 
-def _run(
-    plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, progress: Progress, done: list[Record]
-) -> RunSummary:
+def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, progress: Progress) -> RunSummary:
     """Measure ``cells`` into ``folder``, then write the report of everything there."""
     session = describe_session()
     store.add_session(folder, plan.environment_hash, plan.environment, session)
@@ -292,6 +294,8 @@ def _run(
         raise StorageError(
             f"{str(error).rstrip('.')}. Free some space, then: vitbench run --resume {folder}"
         ) from error
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted. Go on with: vitbench run --resume {folder}") from None
     finally:
         writer.close()
     from vitbench.reports import write_report

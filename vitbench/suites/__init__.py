@@ -411,7 +411,9 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, Any]) -> str:
     """One line for the first problem: where (file or option, key), what, and what is allowed."""
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    # a key with a typo is both unknown and missing: the typo is what the user can see
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     path = [str(part) for part in problem["loc"] if not str(part).startswith("function-")]
     keys = [part for part in path if not part.isdigit()]
     top = keys[0] if keys else ""

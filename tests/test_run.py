@@ -1,0 +1,329 @@
+"""Whole runs as people do them: from the command line, interrupted, killed, resumed, merged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import vitbench
+from vitbench import store
+from vitbench.records import Record
+
+ROOT = Path(__file__).parents[1]
+WORKS = "module:tests.failing_models:works"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "vitbench", *arguments]
+
+
+def vitbench_run(*arguments: str, timeout: float = 120, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, **more
+    )  # type: ignore[call-overload,no-any-return]
+
+
+def small_suite(folder: Path, cells: int = 4, seconds: float = 0.4) -> Path:
+    """A suite of ``cells`` cells of about ``seconds`` each."""
+    path = folder / "small.toml"
+    path.write_text(
+        f'models = ["{WORKS}"]\nimage_sizes = [8]\nbatch_sizes = {list(range(1, cells + 1))}\ndevices = ["cpu"]\nthreads = [1]\n'
+        f'metrics = ["params", "latency"]\n[measure]\nprocesses = 1\nseconds = {seconds}\nmax_samples = 100000000\n'
+    )
+    return path
+
+
+def batch_sizes(records: list[Record]) -> list[int]:
+    return [record.cell.batch_size for record in records]
+
+
+def records_so_far(folder: Path) -> int:
+    path = folder / store.RECORDS
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A run of six cells that has two records."""
+    folder = tmp_path / "run"
+    arguments = ["run", "--suite", str(small_suite(tmp_path, 6, 0.8)), "--allow-import", "--out", str(folder)]
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while records_so_far(folder) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    yield process, folder
+    process.kill()
+    process.communicate()
+
+
+def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(started: tuple[subprocess.Popen[str], Path]) -> None:
+    process, folder = started
+    workers = children_of(process)
+    process.kill()
+    process.communicate()
+    assert_gone(workers)
+    lines_before = (folder / store.RECORDS).read_text().splitlines()
+    assert 2 <= len(lines_before) < 6
+    done = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    assert done.returncode == 0, done.stderr
+    lines = (folder / store.RECORDS).read_text().splitlines()
+    assert lines[: len(lines_before)] == lines_before  # untouched
+    assert len(lines) == 6
+    assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4, 5, 6]
+    assert len(store.read_environment(folder)["sessions"]) == 2
+    again = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    assert again.returncode == 0
+    assert (folder / store.RECORDS).read_text().splitlines() == lines  # nothing left to do
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_run_ends_with_130_leaves_no_worker_and_can_be_resumed(
+    started: tuple[subprocess.Popen[str], Path], number: signal.Signals
+) -> None:
+    process, folder = started
+    workers = children_of(process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.rstrip().splitlines()[-1] == f"Interrupted. Go on with: vitbench run --resume {folder}"
+    assert "Traceback" not in errors
+    assert_gone(workers)
+    assert vitbench_run("run", "--resume", str(folder), "--allow-import").returncode == 0
+    assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_folder_takes_one_run_at_a_time(started: tuple[subprocess.Popen[str], Path]) -> None:
+    _, folder = started
+    second = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    assert second.returncode == 2
+    assert "is in use by another vitbench run" in second.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three cells."""
+    folder = tmp_path_factory.mktemp("finished")
+    suite = small_suite(folder, 3, 0.1)
+    done = vitbench_run("run", "--suite", str(suite), "--allow-import", "--out", str(folder / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "| works" in done.stdout or "works" in done.stdout
+    return folder / "run"
+
+
+def copy_of(run: Path, target: Path) -> Path:
+    import shutil
+
+    shutil.copytree(run, target)
+    return target
+
+
+def test_a_run_folder_holds_what_it_promises(finished: Path) -> None:
+    for name in ("records.jsonl", "environment.json", "suite.toml", "report.md", "report.csv"):
+        assert (finished / name).stat().st_size > 0
+    environment = store.read_environment(finished)
+    (session,) = environment["sessions"]
+    assert session["command_line"].startswith("vitbench run --suite")
+    assert session["environment"] in environment["environments"]
+    assert {record.environment for record in store.read_records(finished)} == {session["environment"]}
+    text = (finished / "environment.json").read_text()
+    assert str(Path.home()) + os.sep not in text
+
+
+def test_a_damaged_record_is_set_aside_and_its_cell_measured_again(finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path / "run")
+    lines = (folder / store.RECORDS).read_bytes().splitlines(keepends=True)
+    (folder / store.RECORDS).write_bytes(lines[0] + lines[1][:100] + b"\n" + lines[2])
+    done = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    assert done.returncode == 0
+    assert "records.jsonl, line 2" in done.stderr
+    assert (folder / store.DAMAGED).read_bytes() == lines[1][:100] + b"\n"
+    assert sorted(batch_sizes(store.read_records(folder))) == [1, 2, 3]
+    assert (folder / store.RECORDS).read_bytes().startswith(lines[0] + lines[2])
+
+
+def test_a_changed_environment_is_refused_unless_it_is_allowed(finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path / "run")
+    other = {**os.environ, "MKL_DEBUG_CPU_TYPE": "5"}
+    lines = (folder / store.RECORDS).read_text().splitlines()
+    (folder / store.RECORDS).write_text("\n".join(lines[:2]) + "\n")
+    refused = vitbench_run("run", "--resume", str(folder), "--allow-import", env=other)
+    assert refused.returncode == 2
+    assert "system.variables.MKL_DEBUG_CPU_TYPE: None -> 5" in refused.stderr
+    assert records_so_far(folder) == 2
+    allowed = vitbench_run(
+        "run", "--resume", str(folder), "--allow-import", "--allow-changed-environment", env=other
+    )  # fmt: skip
+    assert allowed.returncode == 0, allowed.stderr
+    assert len({record.environment for record in store.read_records(folder)}) == 2
+
+
+def test_two_runs_become_one_table_with_a_row_each(finished: Path, tmp_path: Path) -> None:
+    second = copy_of(finished, tmp_path / "second")
+    done = vitbench_run("report", str(finished), str(second), "--out", str(tmp_path / "both"))
+    assert done.returncode == 0, done.stderr
+    rows = [
+        line for line in (tmp_path / "both" / "report.md").read_text().splitlines() if line.startswith(f"| {WORKS} ")
+    ]
+    assert len([row for row in rows if "| run " in row or "| second " in row]) >= 2
+    frame = vitbench.load_records(finished, second)
+    assert sorted(set(frame["run"])) == ["run", "second"]
+    assert len(frame[(frame.metric == "latency") & (frame.batch_size == 1)]) == 2
+
+
+def test_a_report_is_rebuilt_without_torch_and_comes_out_the_same(finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path / "run")
+    before = {name: (folder / name).read_bytes() for name in ("report.md", "report.csv")}
+    for name in before:
+        (folder / name).unlink()
+    code = (
+        "import sys; from vitbench.cli import run_command; code = run_command(sys.argv[1:]); "
+        "sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_a_full_disk_ends_the_run_with_1_and_it_can_be_resumed(tmp_path: Path) -> None:
+    """A real full disk where this machine lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        suite = small_suite(tmp_path, 12, 0.02)
+        suite.write_text(suite.read_text().replace('"params", "latency"', '"latency"'))
+        full = vitbench_run("run", "--suite", str(suite), "--allow-import", "--out", str(disk / "run"))
+        assert full.returncode == 1
+        assert "No space left on device" in full.stderr
+        assert f"vitbench run --resume {disk / 'run'}" in full.stderr
+        kept = store.read_records(disk / "run")
+        assert 0 < len(kept) < 12
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        done = vitbench_run("run", "--resume", str(disk / "run"), "--allow-import")
+        assert done.returncode == 0, done.stderr
+        records = store.read_records(disk / "run")
+        assert batch_sizes(records) == list(range(1, 13))
+        assert records[: len(kept)] == kept
+    finally:
+        subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_smoke_trains_measures_and_draws(tmp_path: Path) -> None:
+    """The main job in small, from the command line, on real digits."""
+    folder = tmp_path / "smoke"
+    done = vitbench_run(
+        "run", "--suite", "smoke", "--models", "vit_layer6_32", "--threads", "1", "--out", str(folder), timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    records = store.read_records(folder)
+    assert [(record.cell.mode, record.cell.batch_size, record.cell.trains) for record in records] == [
+        ("infer", 1, False),
+        ("infer", 8, False),
+        ("train", 8, False),
+        ("train", 32, True),
+    ]
+    assert {record.status for record in records} == {"ok"}
+    infer, train = records[0], records[2]
+    assert infer.measurement("params").value == 827_530
+    assert infer.measurement("flops").value == 2 * 58_018_560
+    assert infer.measurement("weights_memory").value == 4 * 827_530
+    assert infer.measurement("inference_peak_memory").value > 4 * 827_530
+    # a training step holds weights, gradients and two optimizer states at least
+    assert train.measurement("training_peak_memory").value > 4 * 4 * 827_530
+    assert train.measurement("params_without_gradient").value == 0
+    assert len(infer.measurement("latency").samples[0]) >= 3
+    training = records[3]
+    assert training.measurement("test_images").value == 100
+    checkpoint = folder / "checkpoints" / f"{training.cell.id}.safetensors"
+    from vitbench.models.checkpoints import read_checkpoint
+
+    state, facts = read_checkpoint(checkpoint)
+    model = vitbench.build_model("vit_layer6_32")
+    model.load_state_dict(state)
+    assert facts["data"] == "digits"
+    assert (folder / "accuracy-latency.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "accuracy-params.png").exists()
+
+
+def test_dry_run_measures_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "dry"
+    done = vitbench_run("run", "--suite", "smoke", "--dry-run", "--out", str(folder))
+    assert done.returncode == 0
+    assert "8 cells, about" in done.stdout
+    assert "vit_layer6_32 32px b1 cpu fp32 infer" in done.stdout
+    assert not folder.exists()
+
+
+def test_measure_takes_a_name_in_fresh_processes() -> None:
+    record = vitbench.measure(
+        "vit_layer6_32", batch_size=2, threads=1, processes=2, seconds=0.1, metrics=["params", "latency"]
+    )
+    assert record.status == "ok"
+    assert record.measurement("params").value == 827_530
+    assert len(record.measurement("latency").samples) == 2
+
+
+def test_measure_takes_a_module_of_ones_own_in_the_calling_process_and_leaves_it_alone() -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 5))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    record = vitbench.measure(model, image_size=8, mode="train", batch_size=4, threads=1, seconds=0.05)
+    assert record.status == "ok", record.detail
+    assert record.cell.num_classes == 5
+    assert record.measurement("params").value == 3 * 64 * 5 + 5
+    assert record.measurement("flops").value == 2 * 3 * 64 * 5
+    assert record.measurement("training_step").method.endswith("in the calling process")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_spawned_workers_measure_the_same_as_forked_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What macOS and Windows do: an interpreter for each worker."""
+    from vitbench import runner
+    from vitbench.processes import SpawnLauncher
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(runner, "make_launcher", lambda preload, allow_import: SpawnLauncher(["--allow-import"]))
+    models = [f"module:tests.failing_models:{name}" for name in ("works", "kills_itself")]
+    summary = vitbench.run_suite(
+        "smoke",
+        models=models,
+        image_sizes=[8],
+        batch_sizes=[1],
+        modes=["infer"],
+        threads=[1],
+        metrics=["params", "latency"],
+        measure={"processes": 1, "seconds": 0.05},
+        data="none",
+        out=tmp_path / "run",
+        allow_import=True,
+    )
+    assert [(record.status, record.signal) for record in summary.records] == [("ok", None), ("killed", 9)]
+    assert json.loads(summary.records[0].to_json())["cell"]["threads"] == 1

@@ -1,0 +1,29 @@
+"""A small model, and pictures that it can learn, for tests of the loop and the evaluation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vitbench.training.pictures import PictureSet
+
+
+class PatchClassifier(nn.Module):
+    """A linear patch embedding, dropout and a linear head: (B, 3, H, W) -> (B, classes)."""
+
+    def __init__(self, side: int = 8, classes: int = 10, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(16 * (side // 4) ** 2, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.drop(self.patches(images).relu().flatten(1)))
+        return logits
+
+
+def random_pictures(count: int = 40, side: int = 8, classes: int = 10, seed: int = 0) -> PictureSet:
+    """Noise with labels 0, 1, 2, ... in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+    return PictureSet(images, torch.arange(count) % classes, tuple(f"class {number}" for number in range(classes)))
