@@ -1,12 +1,16 @@
-"""Golden files: expected texts under tests/golden/, rewritten by ``pytest --update-golden`` and reviewed as a diff."""
+"""One thread for all tests; golden files: texts under tests/golden/, rewritten by ``pytest --update-golden``."""
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# One thread: with two on a contended machine a test can take many times as long. Workers set their own anyway.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 

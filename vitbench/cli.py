@@ -221,7 +221,9 @@ def _told(measure: Callable[[], RunSummary]) -> int:
     for path in summary.report:
         print(f"Wrote {path}")
     if summary.failed:
-        print(f"{len(summary.failed)} of {len(summary.records)} cells failed; see the report's failures", file=sys.stderr)
+        print(
+            f"{len(summary.failed)} of {len(summary.records)} cells failed; see the report's failures", file=sys.stderr
+        )
     return 1 if summary.failed else 0
 
 

@@ -202,7 +202,9 @@ def test_unreadable_picture_is_named_relative_to_its_folder(tmp_path: Path, dama
     root = make_image_folder(tmp_path / "pets", size=(40, 40))
     assert callable(damage)
     damage(root / "test" / "dog" / "1.png")
-    with pytest.raises(DataError, match=rf"^test/dog/1.png of image folder 'pets' cannot be read: .*{reason}") as caught:
+    with pytest.raises(
+        DataError, match=rf"^test/dog/1.png of image folder 'pets' cannot be read: .*{reason}"
+    ) as caught:
         load_images(describe_data(str(root)), "test", image_size=(8, 8))
     assert str(tmp_path) not in str(caught.value)
 
