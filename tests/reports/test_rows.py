@@ -8,7 +8,7 @@ import pytest
 
 from tests.reports.fabricate import cell, failed, infer, ok, size, train_step, trained, training_cell
 from vitbench.records import Measurement, Record
-from vitbench.reports.rows import Row, build_rows, figure, varying_axes
+from vitbench.reports.rows import Row, build_rows, figure, shared_test_data, varying_axes
 from vitbench.reports.runs import Run
 from vitbench.statistics import WILSON, wilson_interval
 
@@ -61,9 +61,7 @@ def test_an_accuracy_joins_its_model() -> None:
     assert row.at_smallest_batch("latency").value is not None
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"dtype": "bf16"}, {"device": "cuda:0"}, {"image_size": (64, 64)}, {"num_classes": 100}]
-)
+@pytest.mark.parametrize("change", [{"seed": 1}, {"dtype": "bf16"}, {"device": "cuda:0"}, {"num_classes": 100}])
 def test_an_accuracy_of_something_else_is_a_row_of_its_own(change: dict[str, object]) -> None:
     rows = rows_of(infer(cell()), trained(training_cell("vit_micro", **change), 200))
     assert accuracies(rows) == [None, pytest.approx(200 / 360)]
@@ -160,3 +158,25 @@ def test_a_counter_that_breaks_leaves_a_cell_ok(metric: str, status: str) -> Non
     absent = Measurement.absent(metric, "1", status, "why")  # type: ignore[arg-type]
     (row,) = rows_of(ok(cell(), [*size(cell()), absent]))
     assert row.status == "ok"
+
+
+def test_a_training_at_a_size_of_its_own_joins_the_other_sizes_and_says_so() -> None:
+    """A suite that trains at one size, cheaper than those that it times."""
+    runs = rows_of(
+        infer(cell(image_size=(32, 32))),
+        infer(cell(image_size=(64, 64))),
+        trained(training_cell("vit_micro", image_size=(16, 16)), 200),
+    )
+    assert accuracies(runs) == [pytest.approx(200 / 360)] * 2
+    assert {row.axes["training size"] for row in runs} == {"16 px"}
+    assert shared_test_data(runs).endswith("at 16 px")
+
+
+def test_a_training_at_a_size_that_is_timed_joins_that_one_only() -> None:
+    runs = rows_of(
+        infer(cell(image_size=(32, 32))),
+        infer(cell(image_size=(64, 64))),
+        trained(training_cell("vit_micro", image_size=(64, 64)), 200),
+    )
+    assert accuracies(runs) == [None, pytest.approx(200 / 360)]
+    assert {row.axes["training size"] for row in runs} == {""}

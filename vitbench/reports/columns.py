@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vitbench.reports.format import NOT_ASKED, cell_text, number, with_interval
-from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, shown_status, too_small
+from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, shared_test_data, shown_status, too_small
 
 EXACT_DIGITS = 4  # counts
 MEASURED_DIGITS = 3
@@ -168,8 +168,8 @@ def _samples(row: Row) -> str:
 def _accuracy_column(rows: Sequence[Row]) -> Column:
     """Data and n go into the heading if all rows have the same."""
     tested = {figure.value for row in rows if (figure := row.trained("test_images")).value is not None}
-    data = {row.training.cell.data for row in rows if row.training}
-    on = f" on {cell_text(next(iter(data)) or '')}" if len(data) == 1 and None not in data else ""
+    on = cell_text(shared_test_data(rows))
+    on = f" {on}" if on else ""
     same = f", n = {next(iter(tested)):.0f}" if len(tested) == 1 else ""
 
     def text(row: Row) -> str:

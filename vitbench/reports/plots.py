@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vitbench.reports.columns import smallest_batch
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.pareto import pareto_front
-from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, image_size_text, varying_axes
+from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, image_size_text, shared_test_data, varying_axes
 from vitbench.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ def plan_pictures(rows: Sequence[Row]) -> list[Picture]:
     chances = {100 / row.cell.num_classes for row in rows if row.trained("accuracy").value is not None}
     chance = chances.pop() if len(chances) == 1 else None
 
-    tested = {row.training.cell.data for row in rows if row.training}
-    y_label = "accuracy" + (f" on {next(iter(tested))}" if len(tested) == 1 and None not in tested else "") + " (%)"
+    y_label = f"accuracy{shared_test_data(rows)} (%)"
 
     # A latency of another batch than the axis says is no point.
     def latency(row: Row) -> Figure:

@@ -100,10 +100,18 @@ class Row:
             "data": (training.data if training else cell.data) or "",
             "recipe": training.weights.removeprefix("train:") if training else "",
             "recipe hash": (training.recipe_hash or "")[:8] if training else "",
+            "training size": format_image_size(training.image_size) + " px"
+            if self.trained_elsewhere and training
+            else "",
             "training batch": str(training.batch_size) if training else "",
             "seed": str(cell.seed),
             **dict(cell.options),
         }
+
+    @property
+    def trained_elsewhere(self) -> bool:
+        """Whether the model was trained and tested on pictures of another size than this row's."""
+        return self.training is not None and self.training.cell.image_size != self.cell.image_size
 
     def fact(self, metric: str) -> Figure:
         """A figure that is the same whatever the batch (parameters, FLOPs): from the first cell that has it."""
@@ -195,8 +203,9 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
     """The rows of all runs, in order of first appearance. Equal cells of two runs stay two rows.
 
     A training cell joins the row of the same model, image size, classes, device, dtype and seed. Where several qualify,
-    it joins the one that is equal in all other conditions, too; where none does, it is a row of its own. A row that
-    several trainings (other data, other recipes) belong to is repeated for each.
+    it joins the one that is equal in all other conditions, too. A suite that trains at one size of its own leaves no
+    row of that size: then the training joins the rows of the other sizes, which say so. Where none qualifies, it is a
+    row of its own. A row that several trainings (other data, other recipes) belong to is repeated for each.
     """
     rows: list[Row] = []
     for run in runs:
@@ -208,8 +217,11 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
                 measured.setdefault(_row_cell(record.cell), []).append(record)
         for record in run.records:
             if record.cell.trains:
-                home = _home(record.cell, list(measured))
-                (trainings.setdefault(home, []) if home else homeless).append(record)
+                homes = _homes(record.cell, list(measured))
+                for home in homes:
+                    trainings.setdefault(home, []).append(record)
+                if not homes:
+                    homeless.append(record)
         for cell, records in measured.items():
             by_batch = sorted(records, key=lambda record: record.cell.batch_size)
             infer = tuple(record for record in by_batch if record.cell.mode == "infer")
@@ -255,6 +267,16 @@ def axis_values(rows: Sequence[Row]) -> dict[str, list[str]]:
     return values
 
 
+def shared_test_data(rows: Sequence[Row]) -> str:
+    """`` on digits at 16 px``: the data that all trained rows share, with its size where that is not the rows'."""
+    cells = [row.training.cell for row in rows if row.training]
+    data, sizes = {cell.data for cell in cells}, {cell.image_size for cell in cells}
+    if len(data) != 1 or None in data:
+        return ""
+    at = len(sizes) == 1 and any(row.trained_elsewhere for row in rows)
+    return f" on {next(iter(data))}" + (f" at {format_image_size(next(iter(sizes)))} px" if at else "")
+
+
 def image_size_text(row: Row) -> str:
     """``32`` or ``231x240``, in px."""
     return format_image_size(row.cell.image_size)
@@ -264,17 +286,23 @@ def _row_cell(cell: Cell) -> Cell:
     return dataclasses.replace(cell, batch_size=1, mode="infer")
 
 
-def _home(training: Cell, cells: Sequence[Cell]) -> Cell | None:
-    same = ("model", "image_size", "num_classes", "device", "dtype", "seed")
-    like = [
-        cell
-        for cell in cells
-        if cell.weights == "random" and all(getattr(cell, name) == getattr(training, name) for name in same)
-    ]
-    if len(like) == 1:
-        return like[0]
+def _homes(training: Cell, cells: Sequence[Cell]) -> list[Cell]:
+    """The rows' cells that a training belongs to: that of its size, or if there is none the one of each other size."""
+    same = ("model", "num_classes", "device", "dtype", "seed")
+    like: dict[tuple[int, int], list[Cell]] = {}
+    for cell in cells:
+        if cell.weights == "random" and all(getattr(cell, name) == getattr(training, name) for name in same):
+            like.setdefault(cell.image_size, []).append(cell)
+    if training.image_size in like:
+        like = {training.image_size: like[training.image_size]}
     untrained = dataclasses.replace(_row_cell(training), weights="random", data=None, recipe_hash=None)
-    return next((cell for cell in like if dataclasses.replace(cell, data=None, recipe_hash=None) == untrained), None)
+    return [
+        cell
+        for size, found in like.items()
+        for cell in found
+        if len(found) == 1
+        or dataclasses.replace(cell, data=None, recipe_hash=None) == dataclasses.replace(untrained, image_size=size)
+    ]
 
 
 def _failures(records: Sequence[Record], where: str) -> list[str]:

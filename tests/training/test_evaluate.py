@@ -1,0 +1,82 @@
+"""Evaluation against a computation by hand, and the mode that it leaves a model in."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.training.tiny import PatchClassifier, random_pictures
+from vitbench.errors import DataError
+from vitbench.training.evaluate import Evaluation, evaluate
+from vitbench.training.pictures import PictureSet
+
+
+class Fixed(nn.Module):
+    """Answers with the logits that are written in the pictures' first pixels: 10 times red, green, blue."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 10 * images[:, :, 0, 0]
+
+
+def _test(model: nn.Module, pictures: PictureSet, batch_size: int = 16) -> Evaluation:
+    return evaluate(model, pictures, device="cpu", autocast=contextlib.nullcontext, batch_size=batch_size)
+
+
+def test_accuracy_and_loss_by_hand() -> None:
+    images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)  # black is -1
+    images[0, 0] = 255  # logits 10 -10 -10, right
+    images[1, 1] = 255  # logits -10 10 -10, right
+    images[2, 1] = 255  # logits -10 10 -10, wrong: class 2 has -10
+    result = _test(Fixed(), PictureSet(images, torch.tensor([0, 1, 2]), ("a", "b", "c")), batch_size=2)
+    right = math.log(1 + 2 * math.exp(-20))
+    assert (result.correct, result.total) == (2, 3)
+    assert result.loss == pytest.approx((2 * right + 20 + right) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])
+def test_batch_size_does_not_matter(batch_size: int) -> None:
+    torch.manual_seed(0)
+    model, pictures = PatchClassifier(), random_pictures(40)
+    with torch.no_grad():
+        logits = model.eval()(pictures.images / 127.5 - 1)
+    result = _test(model, pictures, batch_size)
+    assert result.total == 40
+    assert result.correct == int((logits.argmax(1) == pictures.labels).sum())
+    assert result.loss == pytest.approx(float(nn.functional.cross_entropy(logits, pictures.labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_and_weights_stay_and_dropout_is_off(training: bool) -> None:
+    model, pictures = PatchClassifier(dropout=0.9).train(training), random_pictures()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    assert _test(model, pictures) == _test(model, pictures)
+    assert model.training is training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_heads_of_a_distilled_model_are_averaged() -> None:
+    class TwoHeads(nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = Fixed()(images)
+            return 3 * logits, -logits
+
+    pictures = random_pictures(30, classes=3)
+    two, one = _test(TwoHeads(), pictures), _test(Fixed(), pictures)
+    assert (two.correct, two.loss) == (one.correct, pytest.approx(one.loss, rel=1e-5))
+
+
+def test_low_precision_model_is_given_its_own_type() -> None:
+    torch.manual_seed(0)
+    model, pictures = PatchClassifier(), random_pictures()
+    exact = _test(model, pictures)
+    low = _test(model.to(torch.bfloat16), pictures)
+    assert low.loss == pytest.approx(exact.loss, abs=0.05)
+
+
+def test_model_with_too_few_classes_is_refused() -> None:
+    with pytest.raises(DataError, match="tells 4 classes apart, but the data set has 10. Build it with num_classes=10"):
+        _test(PatchClassifier(classes=4), random_pictures())
