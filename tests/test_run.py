@@ -259,12 +259,14 @@ def test_smoke_trains_measures_and_draws(tmp_path: Path) -> None:
     assert train.measurement("params_without_gradient").value == 0
     assert len(infer.measurement("latency").samples[0]) >= 3
     training = records[3]
+    assert training.measurement("params").value < 827_530  # of the model at 16 px, whose position embedding is smaller
+    assert {one.status for one in training.measurements} == {"ok"}
     assert training.measurement("test_images").value == 100
     checkpoint = folder / "checkpoints" / f"{training.cell.id}.safetensors"
     from vitbench.models.checkpoints import read_checkpoint
 
     state, facts = read_checkpoint(checkpoint)
-    model = vitbench.build_model("vit_layer6_32")
+    model = vitbench.build_model("vit_layer6_32", image_size=facts["image_size"][0])
     model.load_state_dict(state)
     assert facts["data"] == "digits"
     assert (folder / "accuracy-latency.png").read_bytes().startswith(b"\x89PNG")

@@ -311,12 +311,9 @@ def _metrics_by_process(cell: Cell, names: Iterable[str]) -> dict[str, list[Metr
     groups: dict[str, list[Metric]] = {}
     for name in names:
         metric = METRICS.get(name)
-        timed = metric.process in ("memory", "time")
-        if (
-            cell.mode in metric.modes
-            and not (cell.trains and timed)
-            and not (metric.process == "training" and not cell.trains)
-        ):
+        # a training cell is trained and tested; what is timed are the cells beside it
+        wanted = metric.process in ("static", "training") if cell.trains else metric.process != "training"
+        if cell.mode in metric.modes and wanted:
             groups.setdefault(metric.process, []).append(metric)
     return groups
 

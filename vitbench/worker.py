@@ -149,7 +149,7 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
         attention=lambda model: use_attention(model, cell.attention),
         budget=Budget(**task.get("budget", {})),
     )
-    if cell.trains:
+    if task.get("process") == "training":
         subject.trainer = CellTrainer(subject, task["training"], emit)
     return subject
 
@@ -278,6 +278,9 @@ def calibrate(device_name: str, threads: int) -> float:
     inputs = torch.randn(batch, tokens, width, device=device.torch_device)
     flops = 2 * batch * (tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width)
     with torch.no_grad():
+        for _ in range(5):  # the first calls prepare kernels
+            layer(inputs)
+        device.synchronize()
         begin, calls = time.perf_counter(), 0
         while calls < 3 or time.perf_counter() - begin < 0.2:
             layer(inputs)
