@@ -32,6 +32,18 @@ def test_help_has_examples_and_loads_neither_torch_nor_rich(command: list[str]) 
     assert "vitbench" in done.stdout
 
 
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, errors = ask(capsys)
+    assert (code, errors) == (0, "")
+    assert "Commands:" in out
+
+
+def test_show_imports_only_where_it_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, errors = ask(capsys, "show", "module:tests.failing_models:works")
+    assert code == 2
+    assert "--allow-import" in errors
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     from vitbench import __version__
 
@@ -95,6 +107,11 @@ MISTAKES = [
     (["run", "--image-sizes", "-32"], "Option --image-sizes: Image size '-32' is not positive"),
     (["run", "--image-sizes", "0"], "is not positive"),
     (["run", "--batch-sizes", "0"], "Option --batch-sizes: "),
+    (["run", "--batch-sizes=+-5"], "Option --batch-sizes: '+-5' is no whole number"),
+    (["run", "--seed", "-1"], "Option --seed: "),
+    (["run", "--timeout", "inf"], "Option --timeout: "),
+    (["run", "--suite", "seeds", "--download"], "go with --data"),
+    (["run", "--suite", "seeds", "--metrics", "accuracy"], "without a training section"),
     (["run", "--batch-sizes", "many"], "Option --batch-sizes: 'many' is no whole number"),
     (["run", "--threads", "0"], "Option --threads"),
     (["run", "--dtypes", "fp23"], "Option --dtypes: 'fp23' is not allowed. Did you mean 'fp32'?"),

@@ -196,6 +196,12 @@ def test_a_memory_limit_on_cuda_is_a_share_of_the_whole(monkeypatch: pytest.Monk
         device.limit_memory(9_000)
 
 
+def test_operators_that_ran_elsewhere_are_noted_in_the_record() -> None:
+    warning = "The operator 'aten::nonzero' is not currently supported on the MPS backend and will fall back to run on the CPU."
+    assert open_device("mps").stderr_note(warning) == "ran on the CPU for want of an MPS kernel: aten::nonzero"
+    assert open_device("cpu").stderr_note(warning) == ""
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("cpu", "bf16"), ("cuda", "fp16"), ("mps", "fp16")])
 def test_amp_is_the_devices_own_lower_precision(name: str, dtype: str) -> None:
     assert open_device(name).amp_dtype == dtype

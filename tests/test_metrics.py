@@ -13,7 +13,7 @@ from vitbench.conversation import converse, finish
 from vitbench.devices import open_device
 from vitbench.devices.base import Device
 from vitbench.errors import Unsupported
-from vitbench.metrics import Budget, Subject
+from vitbench.metrics import Budget, NotFiniteError, Subject
 from vitbench.metrics.timing import sample_durations
 from vitbench.models import build_model, use_attention
 from vitbench.planning import measure_task
@@ -158,6 +158,57 @@ def test_latency_and_throughput_share_their_samples_on_a_synchronous_device() ->
     latency = measured("latency", subject)["latency"].samples[0]
     rates = measured("throughput", subject)["throughput"].samples[0]
     assert rates == tuple(round(4 / seconds, 6) for seconds in latency)
+
+
+def test_the_first_call_is_kept_but_not_paid_from_the_budget() -> None:
+    """A first call that compiles for longer than the whole budget still leaves the budget's samples."""
+    import time
+
+    calls: list[int] = []
+
+    def slow_at_first() -> None:
+        time.sleep(0.005 if calls else 0.2)
+        calls.append(1)
+
+    samples = sample_durations(slow_at_first, open_device("cpu"), Budget(seconds=0.1, min_samples=2))
+    assert samples[0] >= 0.2
+    assert len(samples) > 5
+
+
+def test_attention_is_switched_once_and_not_in_each_sample() -> None:
+    subject = make_subject("vit_layer6_32", attention="explicit")
+    entered: list[str] = []
+    switch = subject.attention
+
+    def counted(model: nn.Module) -> Any:
+        entered.append("entered")
+        return switch(model)
+
+    subject.attention = counted
+    for _ in range(3):
+        subject.forward()
+    assert entered == ["entered"]
+    assert not any(getattr(module, "fused_attn", False) for module in subject.model.modules())
+    subject.close()
+    assert all(getattr(module, "fused_attn", True) for module in subject.model.modules())
+
+
+def test_a_training_that_ends_in_no_number_has_no_accuracy() -> None:
+    class Broken:
+        def train(self, model: nn.Module) -> dict[str, Any]:
+            return {"images_seen": 1, "steps": 1, "duration_s": 1.0, "losses": (1.0,), "recipe": "r"}
+
+        def evaluate(self, model: nn.Module) -> dict[str, Any]:
+            return {"correct": 1, "total": 10, "loss": float("nan")}
+
+        def save(self, model: nn.Module) -> str:
+            return ""
+
+    subject = make_subject("vit_layer6_32", mode="train", weights="train:r", data="digits")
+    subject.trainer = Broken()
+    with pytest.raises(NotFiniteError):
+        list(run_metric("accuracy", subject))
+    assert subject.device.classify(NotFiniteError("x")).cause == "not_finite"
 
 
 def test_what_a_metric_cannot_tell_is_said() -> None:

@@ -126,7 +126,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     suite = small_suite(folder, 3, 0.1)
     done = vitbench_run("run", "--suite", str(suite), "--allow-import", "--out", str(folder / "run"))
     assert done.returncode == 0, done.stderr
-    assert "| works" in done.stdout or "works" in done.stdout
+    assert f"| {WORKS} " in done.stdout  # the table
     return folder / "run"
 
 
@@ -329,3 +329,27 @@ def test_spawned_workers_measure_the_same_as_forked_ones(monkeypatch: pytest.Mon
     )
     assert [(record.status, record.signal) for record in summary.records] == [("ok", None), ("killed", 9)]
     assert json.loads(summary.records[0].to_json())["cell"]["threads"] == 1
+
+
+def test_a_folder_of_the_users_is_no_part_of_a_measurement(tmp_path: Path) -> None:
+    """A timm/ that lies where the run is started would be imported by its workers, and run."""
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise SystemExit('taken from the current folder')")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "vitbench", "run", "--suite", "smoke", "--models", "vit_layer6_32", "--dry-run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_resumed_folder_that_cannot_be_written_gets_one_line(finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path / "run")
+    (folder / store.LOCK).unlink()
+    (folder / store.LOCK).mkdir()  # as good as a folder that refuses new files, and root is refused too
+    done = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr

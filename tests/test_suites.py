@@ -226,3 +226,59 @@ def test_metrics_default_to_all() -> None:
 def test_two_budgets_and_unknown_recipes_are_usage_errors() -> None:
     with pytest.raises(UsageError):
         check_before_loading(prepare_suite("smoke", {"recipe": "no-such-recipe"}))
+
+
+def test_a_rule_may_drop_what_a_model_cannot_take() -> None:
+    content = {
+        "name": "x",
+        "models": ["vit_basic", "vit_base16"],
+        "image_sizes": [32, 50],
+        "exclude": [{"models": ["vit_basic"], "image_sizes": [50]}],
+    }
+    suite = check_before_loading(make_suite(content, "x.toml"))
+    assert {(cell.model, cell.image_size) for cell in cells_of(suite)} == {
+        ("vit_basic", (32, 32)),
+        ("vit_base16", (32, 32)),
+        ("vit_base16", (50, 50)),
+    }
+
+
+@pytest.mark.parametrize("rule", [{"devices": ["cpu"]}, {"threads": [1]}, {"models": ["vit_basic"]}])
+def test_rules_on_what_is_not_known_yet_do_not_fail_the_check_before_loading(rule: dict[str, object]) -> None:
+    models = ["vit_basic", "timm:vit_tiny_patch16_224"]
+    check_before_loading(make_suite({"name": "x", "models": models, "exclude": [rule]}, "x.toml"))
+
+
+def test_a_typo_in_a_rule_is_no_rule_that_drops_nothing() -> None:
+    with pytest.raises(UnknownNameError, match="vit_bsic"):
+        make_suite({"name": "x", "models": ["vit_basic"], "exclude": [{"models": ["vit_bsic"]}]}, "x.toml")
+    with pytest.raises(SuiteError, match="sizes in pixels"):
+        make_suite({"name": "x", "models": ["vit_basic"], "exclude": [{"image_sizes": ["native"]}]}, "x.toml")
+    suite = make_suite({"name": "x", "models": ["vit_basic"], "exclude": [{"devices": ["cuda:0"]}]}, "x.toml")
+    assert check_before_loading(suite).exclude[0].devices == ("cuda",)
+
+
+def test_accuracy_without_training_is_said() -> None:
+    suite = make_suite({"name": "x", "models": ["vit_basic"], "metrics": ["accuracy"]}, "x.toml")
+    with pytest.raises(SuiteError, match="accuracy is asked for without a training section"):
+        cells_of(suite)
+
+
+def test_quick_divides_a_recipes_own_budget_and_raises_nothing() -> None:
+    suite = prepare_suite("seeds", {"data": "digits"}, quick=True)
+    assert suite.training is not None
+    assert suite.training.images == 400  # a quarter of what the recipe says
+    smoke = prepare_suite("smoke", {}, quick=True)
+    assert smoke.measure.seconds <= prepare_suite("smoke", {}).measure.seconds
+    assert smoke.measure.min_samples <= prepare_suite("smoke", {}).measure.min_samples
+
+
+def test_download_alone_makes_no_suite_train() -> None:
+    with pytest.raises(UsageError, match="go with --data"):
+        prepare_suite("seeds", {"download": True})
+
+
+def test_the_timeout_option_reaches_training() -> None:
+    suite = prepare_suite("smoke", {"timeout_s": 7.0})
+    assert suite.training is not None
+    assert (suite.timeout_s, suite.training.timeout_s) == (7.0, 7.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Iterator, Sequence
@@ -43,8 +44,8 @@ def measure(
 
     A name is measured as in a suite: in fresh processes (``processes`` for its times, each ``seconds`` long). A module
     of your own is measured in the calling process, on a copy, and each method says so: one process's times vary less
-    than those of several, and its CPU memory is that of an ordinary allocator. It needs ``image_size``;
-    ``num_classes`` is read off its output.
+    than those of several, and its CPU memory is that of an ordinary allocator; ``processes`` and ``timeout_s`` mean
+    nothing there. It needs ``image_size``; ``num_classes`` is read off its output.
 
     Raises UsageError for arguments that cannot be; a failure of the model is in the record's status.
     """
@@ -138,7 +139,7 @@ def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
     started_at, begin = datetime.now().astimezone().isoformat(timespec="milliseconds"), time.perf_counter()
     measurements: list[Measurement] = []
     failure = None
-    with _threads(cell.threads), torch.random.fork_rng(devices=[]):
+    with _threads(cell.threads), torch.random.fork_rng(devices=[]), contextlib.closing(subject):
         torch.manual_seed(cell.seed)
         for name in suite.metrics:
             if cell.mode not in METRICS.get(name).modes:

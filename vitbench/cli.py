@@ -28,7 +28,6 @@ app = typer.Typer(
     "vitbench list models",
     rich_markup_mode=None,  # plain help: rich takes longer to load than all the rest
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
@@ -76,13 +75,15 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _global_options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command(
@@ -167,6 +168,7 @@ def run(
     }
     from vitbench.progress import make_progress
     from vitbench.runner import plan_suite, resume_run, run_suite, terminate_like_interrupt
+    from vitbench.suites import OPTIONS
 
     if resume is None and (retry is not None or allow_changed_environment):
         raise UsageError("--retry and --allow-changed-environment go with --resume DIR")
@@ -179,9 +181,8 @@ def run(
                 if value
             ]
             if given:
-                raise UsageError(
-                    f"--resume goes on with the suite as it was run: leave out --{given[0].replace('_', '-')}"
-                )
+                option = OPTIONS.get(given[0], given[0].replace("_", "-"))
+                raise UsageError(f"--resume goes on with the suite as it was run: leave out --{option}")
             return _told(
                 lambda: resume_run(
                     resume,
@@ -262,11 +263,19 @@ def show(
     ],
     image_size: Annotated[str | None, typer.Option(help="Pixels, 224 or 231x240. [default: each model's own]")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the head. [default: each model's own]")] = None,
+    allow_import: Annotated[
+        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
 ) -> int:
     """Show parameters and FLOPs of models for one image, without allocating their weights."""
     from vitbench import listing
 
+    if allow_import:
+        from vitbench.models.imported import allow_imports
+
+        sys.path.insert(0, "")  # builders of one's own are found from the current folder
+        allow_imports()
     cards = listing.show_models(models, image_size=image_size, num_classes=num_classes)
     print(listing.cards_to_json(cards) if json else listing.cards_to_text(cards))
     failed = [card for card in cards if "error" in card]
@@ -317,11 +326,12 @@ def _integers(text: str | None, option: str, *keywords: str) -> list[int | str] 
     for word in words:
         if word in keywords:
             values.append(word)
-        elif word.lstrip("+-").isdigit():
+            continue
+        try:
             values.append(int(word))
-        else:
+        except ValueError:
             also = f" or {', '.join(keywords)}" if keywords else ""
-            raise UsageError(f"Option {option}: {word!r} is no whole number{also}")
+            raise UsageError(f"Option {option}: {word!r} is no whole number{also}") from None
     return values
 
 

@@ -27,6 +27,7 @@ class Outcome:
     failure: Failure | None = None
     signal: int | None = None
     stderr_tail: str = ""
+    note: str = ""
     seconds: float = 0.0
 
 
@@ -77,6 +78,7 @@ def finish(worker: Worker, outcome: Outcome, device: str) -> Outcome:
     cause = _device_class(device).stderr_cause(text)
     if cause and outcome.failure is None:
         outcome.failure = Failure("error", cause, "the worker finished, but printed that its device failed")
+    outcome.note = _device_class(device).stderr_note(text)
     if outcome.failure is not None:
         outcome.stderr_tail = last_lines(text)
     return outcome

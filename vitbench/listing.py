@@ -6,15 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vitbench.errors import UnknownNameError, UsageError
+from vitbench.errors import UnknownNameError, Unsupported, UsageError
 from vitbench.records import Cell, format_image_size, parse_image_size
-from vitbench.registry import METRICS, model_registry
+from vitbench.registry import METRICS, ModelCard, model_registry
 
 
 def list_models() -> list[dict[str, Any]]:
     """Our own models, by family, with their parameters by the closed form (no torch)."""
-    from vitbench.models.closed_form import closed_form
-
     return [
         {
             "model": card.name,
@@ -22,11 +20,21 @@ def list_models() -> list[dict[str, Any]]:
             "image_size": format_image_size(card.image_size),
             "patch": card.patch,
             "num_classes": card.num_classes,
-            "params": closed_form(card, card.image_size, card.num_classes).params,
+            "params": _params(card),
             "summary": card.summary,
         }
         for _, card in model_registry().items()
     ]
+
+
+def _params(card: ModelCard) -> int | None:
+    """By the closed form; None for a model that has none."""
+    from vitbench.models.closed_form import closed_form
+
+    try:
+        return closed_form(card, card.image_size, card.num_classes).params
+    except Unsupported:
+        return None
 
 
 def list_suites() -> list[dict[str, Any]]:
@@ -100,6 +108,8 @@ def to_text(what: str) -> str:
 
 
 def _plain(key: str, value: Any) -> str:
+    if key == "params" and value is None:
+        return "see vitbench show"
     if key == "params":
         return f"{value / 1e6:.2f} M"
     if isinstance(value, dict):

@@ -16,7 +16,7 @@ from vitbench.errors import DeviceError, UsageError, WorkerError
 from vitbench.processes import Launcher, Worker
 from vitbench.records import Cell
 from vitbench.registry import METRICS, is_external, model_registry
-from vitbench.suites import ModelFacts, Suite, TrainingFacts, expand
+from vitbench.suites import ModelFacts, NoCellsLeftError, Suite, TrainingFacts, expand
 from vitbench.training.data import DataInfo, describe_data
 from vitbench.training.recipes import Recipe, load_recipe
 
@@ -26,6 +26,9 @@ STATIC_METRICS = ("params", "flops")
 _PROCESS_S = 0.4
 #: A training step computes about three forward passes (forward, and twice that backward).
 _STEP_IN_FORWARDS = 3.0
+
+#: FLOP/s of a device that could not be asked: a modest CPU.
+_UNKNOWN_RATE = 2e10
 
 StaticKey = tuple[str, tuple[int, int], int, str]
 
@@ -90,17 +93,24 @@ def check_before_loading(suite: Suite) -> Suite:
     Raises UsageError: unknown devices, illegal image sizes of our own models, missing data.
     """
     devices = tuple(dict.fromkeys(canonical_device_name(name) for name in suite.devices))
-    suite = suite.model_copy(update={"devices": devices})
+    rules = tuple(
+        rule.model_copy(update={"devices": tuple(canonical_device_name(name) for name in rule.devices)})
+        if rule.devices
+        else rule
+        for rule in suite.exclude
+    )
+    suite = suite.model_copy(update={"devices": devices, "exclude": rules})
     own = tuple(name for name in suite.models if not is_external(name))
     training = resolve_training(suite)
-    if own:
-        expand(
-            suite.model_copy(update={"models": own, "exclude": suite.exclude}),
-            devices=("cpu",),
-            threads=1,
-            models={name: _own_facts(name) for name in own},
-            training=training.facts() if training else None,
-        )
+    facts = training.facts() if training else None
+    for name in own:
+        # devices and threads are not known yet: a rule that names them may drop a cell, so here it does
+        rules = tuple(rule.model_copy(update={"devices": None, "threads": None}) for rule in suite.exclude)
+        one = suite.model_copy(update={"models": (name,), "exclude": rules})
+        try:
+            expand(one, devices=("cpu",), threads=1, models={name: _own_facts(name)}, training=facts)
+        except NoCellsLeftError:
+            continue
     return suite
 
 
@@ -128,6 +138,12 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None]) -> 
         models=_look_up(suite.models, launcher),
         training=training.facts() if training else None,
     )
+    if training and suite.training and suite.training.download:
+        note(f"Looking for {suite.training.data}, downloading it if need be ...")
+        task = {"kind": "fetch", "data": suite.training.data, "data_dir": suite.training.data_dir}
+        (answer,) = _ask(launcher, task, timeout_s=suite.training.timeout_s)
+        if "error" in answer:
+            raise UsageError(answer["error"])
     environment = capture_environment(
         described["libraries"], {name: described["devices"][name] for name in {cell.device for cell in cells}}
     )
@@ -210,8 +226,11 @@ def _estimate(
     rates: dict[str, float] = {}
     for device in {cell.device for cell in cells}:
         threads = next(cell.threads for cell in cells if cell.device == device)
-        (answer,) = _ask(launcher, {"kind": "calibrate", "device": device, "threads": threads})
-        rates[device] = answer["flops_per_s"]
+        try:
+            (answer,) = _ask(launcher, {"kind": "calibrate", "device": device, "threads": threads})
+            rates[device] = answer["flops_per_s"]
+        except WorkerError:  # a device that is full, or broken: its cells will say so, and an estimate stops nothing
+            rates[device] = _UNKNOWN_RATE
     estimates: dict[str, float] = {}
     counted: set[StaticKey] = set()
     for cell in cells:

@@ -23,6 +23,8 @@ from vitbench.errors import WorkerError
 STDERR_TAIL_BYTES = 16384
 #: How long a worker that has nothing more to say may take to end before it is killed.
 ENDING_S = 10.0
+#: How often a silent worker is looked after, in seconds.
+LOOK_S = 1.0
 #: How long the fork server may take to load its libraries on a slow disk.
 SERVER_START_S = 300.0
 
@@ -51,23 +53,28 @@ class Worker:
 
     def send(self, task: Mapping[str, Any]) -> None:
         """Hand over a task; a worker that is gone already is noticed when its events are read."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):  # EPIPE, and EINVAL on Windows
             self._tasks.write(json.dumps(task) + "\n")
             self._tasks.flush()
 
     def close_input(self) -> None:
         """No more tasks: the worker ends when it is done."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self._tasks.close()
 
     def next_event(self, deadline: float) -> dict[str, Any] | None:
         """The next event, or None when there will be no more. Raises WorkerTimeoutError at ``deadline``
         (time.monotonic).
         """
-        try:
-            return self._events.get(timeout=max(deadline - time.monotonic(), 0))
-        except queue.Empty:
-            raise WorkerTimeoutError from None
+        while True:
+            was_alive = self.alive()
+            try:
+                return self._events.get(timeout=min(max(deadline - time.monotonic(), 0), LOOK_S))
+            except queue.Empty:
+                if not was_alive:
+                    return None  # dead, although a child of its own may still hold its end of the pipe
+                if time.monotonic() >= deadline:
+                    raise WorkerTimeoutError from None
 
     def stderr_tail(self) -> str:
         """The end of what the worker printed."""
@@ -98,10 +105,8 @@ class Worker:
         """Close its input, wait for it a little, kill it if it will not end; returns the exit code."""
         self.close_input()
         code = self.wait(ENDING_S)
-        if code is None:
-            self.kill()
-            code = self.wait(ENDING_S)
-        return code
+        self.kill()  # if it will not end; and what it started and left behind, which would run beside the next cell
+        return self.wait(ENDING_S) if code is None else code
 
     def _read_events(self, events: IO[str]) -> None:
         with events:
@@ -124,7 +129,7 @@ class SpawnedWorker(Worker):
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vitbench.worker", *arguments],
+            [*_interpreter(arguments), "-m", "vitbench.worker", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -220,7 +225,7 @@ class ForkLauncher(Launcher):
     def _start_server(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "vitbench.forkserver", str(theirs.fileno()), *self._arguments],
+            [*_interpreter(self._arguments), "-m", "vitbench.forkserver", str(theirs.fileno()), *self._arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -331,6 +336,13 @@ class ForkLauncher(Launcher):
             while chunk := errors.read1(4096):  # type: ignore[attr-defined]
                 self._stderr += chunk
                 del self._stderr[:-STDERR_TAIL_BYTES]
+
+
+def _interpreter(arguments: Sequence[str]) -> list[str]:
+    """The interpreter of a worker. The current folder is no place to import from (-P) unless imports are allowed: what
+    happens to lie there (a folder timm/, a random.py, another vitbench) must not become part of a measurement.
+    """
+    return [sys.executable] if "--allow-import" in arguments else [sys.executable, "-P"]
 
 
 def make_launcher(preload: Iterable[str] = (), *, allow_import: bool = False) -> Launcher:

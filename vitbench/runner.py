@@ -20,7 +20,7 @@ from typing import Any
 from vitbench import store
 from vitbench.conversation import Outcome, converse, finish
 from vitbench.devices import Failure
-from vitbench.environment import describe_session
+from vitbench.environment import describe_session, shorten_home
 from vitbench.errors import RunFolderError, StorageError, UsageError
 from vitbench.planning import Plan, StaticKey, check_before_loading, make_plan, measure_task, static_key
 from vitbench.processes import Launcher, make_launcher
@@ -28,6 +28,7 @@ from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Measurement, Record
 from vitbench.registry import METRICS, Metric
 from vitbench.suites import DEFAULT_SUITE, Suite, load_suite, make_suite, to_toml
+from vitbench.training.recipes import BUDGETS, load_recipe
 
 #: A failure of these processes is a failure of the cell; that of a comparison column is not.
 _ESSENTIAL = ("memory", "time", "training")
@@ -138,6 +139,10 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     keys = {key: value for key, value in overrides.items() if value is not None}
     training = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
     suite = load_suite(name_or_path, keys)
+    if training and suite.training is None and "data" not in training:
+        raise UsageError(f"Suite {suite.name!r} does not train: --data-dir and --download go with --data")
+    if "timeout_s" in keys and (training or suite.training is not None):
+        training["timeout_s"] = keys["timeout_s"]
     if training.get("data") == "none":
         suite = suite.model_copy(update={"training": None})
     elif training:
@@ -153,15 +158,13 @@ def _changed(suite: Suite, source: str, **changes: Any) -> Suite:
 
 
 def _quick_changes(suite: Suite) -> dict[str, Any]:
-    changes: dict[str, Any] = {"measure": {**suite.measure.model_dump(), **_QUICK_MEASURE}}
+    measure = suite.measure.model_dump()
+    changes: dict[str, Any] = {"measure": {**measure, **{k: min(measure[k], v) for k, v in _QUICK_MEASURE.items()}}}
     if suite.training is not None:
         section = suite.training.model_dump(exclude_none=True)
-        for budget in ("images", "steps"):
-            if section.get(budget):
-                section[budget] = max(section[budget] // _QUICK_SHARE_OF_TRAINING, 1)
-        for budget in ("epochs", "seconds"):
-            if section.get(budget):
-                section[budget] = section[budget] / _QUICK_SHARE_OF_TRAINING
+        recipe = load_recipe(suite.training.recipe, **{key: section[key] for key in BUDGETS if key in section})
+        amount = getattr(recipe, recipe.budget) / _QUICK_SHARE_OF_TRAINING
+        section[recipe.budget] = max(int(amount), 1) if recipe.budget in ("images", "steps") else amount
         section["test_images"] = min(section.get("test_images") or _QUICK_TEST_IMAGES, _QUICK_TEST_IMAGES)
         changes["training"] = section
     return changes
@@ -184,6 +187,7 @@ class CellMeasurer:
         groups = _metrics_by_process(cell, self.plan.suite.metrics)
         measurements: list[Measurement] = []
         ending: Outcome | None = None  # the outcome that decides the record's status
+        notes: list[str] = []
         if "static" in groups:
             outcome = self.plan.static[static_key(cell)]
             measurements += _complete(cell, groups["static"], outcome)
@@ -201,6 +205,7 @@ class CellMeasurer:
                 continue
             outcome = self._run(cell, process, metrics)
             measurements += _complete(cell, metrics, outcome)
+            notes += [outcome.note] if outcome.note and outcome.note not in notes else []
             if outcome.failure is not None:
                 ending = outcome
         failure = ending.failure if ending else None
@@ -215,8 +220,8 @@ class CellMeasurer:
             duration_s=round(time.perf_counter() - begin, 3),
             cause=failure.cause if failure else "",
             signal=ending.signal if ending else None,
-            stderr_tail=ending.stderr_tail if ending else "",
-            detail=failure.detail if failure else "",
+            stderr_tail=shorten_home(ending.stderr_tail) if ending else "",
+            detail=shorten_home("; ".join(([failure.detail] if failure else []) + notes)),
         )
 
     def _run(self, cell: Cell, process: str, metrics: Sequence[Metric]) -> Outcome:
@@ -280,7 +285,10 @@ def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, pr
     store.add_session(folder, plan.environment_hash, plan.environment, session)
     checkpoints = folder / store.CHECKPOINTS
     if any(cell.trains for cell in cells):
-        checkpoints.mkdir(exist_ok=True)
+        try:
+            checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise store.cannot_write(checkpoints, error) from error
     writer = store.RecordWriter(folder)
     measurer = CellMeasurer(plan, launcher, checkpoints, progress)
     try:
@@ -410,6 +418,8 @@ def _locked(folder: Path) -> Iterator[None]:
         raise RunFolderError(
             f"{folder} is in use by another vitbench run. Wait for it, or choose another folder"
         ) from None
+    except OSError as error:
+        raise store.cannot_write(folder, error) from error
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ is measured again; nothing is thrown away.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitbench.errors import RunFolderError, StorageError
+from vitbench.errors import RunFolderError, StorageError, VitbenchError
 from vitbench.records import Record
 
 RECORDS = "records.jsonl"
@@ -69,9 +70,13 @@ def set_damaged_lines_aside(folder: Path) -> list[str]:
     damaged = [(number, line) for number, line in enumerate(lines, start=1) if line.record is None]
     if not damaged:
         return []
-    with (folder / DAMAGED).open("a", encoding="utf-8", errors="surrogateescape") as aside:
-        aside.write("".join(line.text + "\n" for _, line in damaged))
-        _flush_to_disk(aside.fileno())
+    try:
+        with (folder / DAMAGED).open("a", encoding="utf-8", errors="surrogateescape") as aside:
+            aside.write("".join(line.text + "\n" for _, line in damaged))
+            aside.flush()
+            _flush_to_disk(aside.fileno())
+    except OSError as error:
+        raise cannot_write(folder / DAMAGED, error) from error
     good = "".join(line.text + "\n" for line in lines if line.record is not None)
     write_atomically(path, good.encode("utf-8"))
     return [f"{RECORDS}, line {number}: {line.problem}" for number, line in damaged]
@@ -138,15 +143,22 @@ def add_session(
     write_atomically(folder / ENVIRONMENT, text.encode("utf-8"))
 
 
+def cannot_write(path: Path, error: OSError) -> VitbenchError:
+    """What a failed write means: a full disk (StorageError), or a place that cannot be written (RunFolderError)."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return StorageError(f"Cannot write {path}: {error.strerror}")
+    return RunFolderError(f"Cannot write {path}: {error.strerror}. Choose another folder")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` in one step: a reader, or a crash, sees the old content or the new one, never half.
 
-    Raises StorageError if the disk does not take it.
+    Raises StorageError if the disk does not take it, RunFolderError if nothing can be written there.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise StorageError(f"Cannot write {path}: {error.strerror}") from error
+        raise cannot_write(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -4,9 +4,9 @@ A worker is a program (``python -m vitbench.worker``) or a fork of the server th
 (forkserver.py); it cannot tell which. What a model prints goes to stderr, so that it never mixes with events.
 
 Tasks: ``{"kind": "describe"}`` (devices and libraries), ``{"kind": "inspect", "models": [...]}`` (names, native sizes),
-``{"kind": "calibrate", ...}`` (a rough speed), ``{"kind": "measure", "process": ..., "metrics": [...], "cell": {...},
-...}``. Events: ``measurement``, ``progress``, ``failure`` (an exception, turned into a status here and nowhere else),
-``answer``, and ``done`` after each task.
+``{"kind": "calibrate", ...}`` (a rough speed), ``{"kind": "fetch", ...}`` (a data set), ``{"kind": "measure",
+"process": ..., "metrics": [...], "cell": {...}, ...}``. Events: ``measurement``, ``progress``, ``failure`` (an
+exception, turned into a status here and nowhere else), ``answer``, and ``done`` after each task.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ def handle(task: Mapping[str, Any], emit: Emit) -> bool:
     if task["kind"] == "calibrate":
         emit({"event": "answer", "flops_per_s": calibrate(task["device"], task["threads"])})
         return True
+    if task["kind"] == "fetch":
+        emit({"event": "answer", **_fetch(task)})
+        return True
     if task["kind"] == "inspect":
         for name in task["models"]:
             emit({"event": "answer", "model": name, **_inspect(name)})
@@ -124,8 +127,11 @@ def prepare_process(cell: Cell, process: str) -> str:
     random.seed(cell.seed)
     np.random.seed(cell.seed % 2**32)
     torch.manual_seed(cell.seed)
-    if process in ("static", "counters"):
-        return ""  # these run beside the cell, not on its device, and are never limited by it
+    if process == "static":
+        return ""  # nothing is allocated on meta
+    if process == "counters":
+        open_device("cpu").limit_memory(None)  # a real model on the CPU, whatever the cell's device and limit
+        return ""
     device = open_device(cell.device)
     allocator = device.steady_allocator() if process == "memory" else ""
     device.limit_memory(cell.memory_limit)
@@ -166,7 +172,8 @@ class CellTrainer:
         self.emit = emit
         self.recipe = Recipe(**settings["recipe"])
         root = settings.get("data_dir")
-        self.info = describe_data(settings["data"], root=Path(root) if root else None)
+        download = bool(settings.get("download"))
+        self.info = describe_data(settings["data"], root=Path(root) if root else None, download=download)
         self._last_progress = 0.0
 
     def train(self, model: Any) -> dict[str, Any]:
@@ -179,7 +186,7 @@ class CellTrainer:
             self.info,
             "train",
             image_size=cell.image_size,
-            images=self.recipe.images,
+            images=self.recipe.total_images(self.info.train_images),
             seed=cell.seed,
             download=bool(self.settings.get("download")),
         )
@@ -263,6 +270,19 @@ def _inspect(name: str) -> dict[str, Any]:
     except UsageError as error:
         return {"error": str(error)}
     return {"image_size": list(card.image_size), "num_classes": card.num_classes}
+
+
+def _fetch(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Download a data set now, while nothing has been measured that a failure could waste."""
+    from vitbench.training.data import describe_data, load_images
+
+    root = Path(task["data_dir"]) if task.get("data_dir") else None
+    try:
+        info = describe_data(task["data"], root=root, download=True)
+        load_images(info, "test", image_size=(8, 8), images=info.num_classes, download=True)
+    except UsageError as error:
+        return {"error": str(error)}
+    return {}
 
 
 def calibrate(device_name: str, threads: int) -> float:

@@ -137,6 +137,11 @@ class Device:
         """The cause that a worker's stderr betrays although (or before) it ended, or an empty string."""
         return next((cause for pattern, cause in cls.fatal_stderr if re.search(pattern, text, re.IGNORECASE)), "")
 
+    @classmethod
+    def stderr_note(cls, text: str) -> str:
+        """What a worker's stderr says of how its figures came about although nothing failed, or an empty string."""
+        return ""
+
 
 #: Texts that mean the same on every device: the host's memory runs out under any of them.
 GENERAL_ERROR_TEXTS: tuple[tuple[str, Status, str], ...] = (

@@ -106,6 +106,11 @@ class MpsDevice(Device):
             for handle in handles:
                 handle.remove()
 
+    @classmethod
+    def stderr_note(cls, text: str) -> str:
+        operators = fallback_operators(text)
+        return f"ran on the CPU for want of an MPS kernel: {', '.join(operators)}" if operators else ""
+
     def limit_memory(self, limit: int | None) -> None:
         import torch
 

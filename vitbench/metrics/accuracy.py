@@ -35,17 +35,16 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
         raise Unsupported("this cell has no training section")
     cell = subject.cell
     model = subject.model
-    with subject.attention(model):
-        trained = subject.trainer.train(model)
-        checkpoint = subject.trainer.save(model)
-        tested = subject.trainer.evaluate(model)
+    trained = subject.trainer.train(model)
+    checkpoint = subject.trainer.save(model)
+    tested = subject.trainer.evaluate(model)
+    if not math.isfinite(tested["loss"]):
+        raise NotFiniteError(f"the loss on held-out pictures is {tested['loss']}, not a finite number")
     method = f"{trained['recipe']} on {cell.data}, seed {cell.seed}, torch {torch.__version__}"
     on_held_out = f"held-out pictures of {cell.data} after {method}"
     accuracy = tested["correct"] / tested["total"]
     detail = f"{tested['correct']} of {tested['total']} right" + (f"; checkpoint {checkpoint}" if checkpoint else "")
     yield Measurement.single("accuracy", "1", accuracy, f"top-1 on {on_held_out}", detail)
-    if not math.isfinite(tested["loss"]):
-        raise NotFiniteError(f"the loss on held-out pictures is {tested['loss']}, not a finite number")
     yield Measurement.single("test_loss", "nat", tested["loss"], f"mean cross entropy on {on_held_out}")
     yield Measurement.single("test_images", "image", tested["total"], f"held-out pictures of {cell.data}")
     yield Measurement.single("training_images", "image", trained["images_seen"], "pictures seen, repeats counted")

@@ -97,7 +97,7 @@ def _real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:
 
     # torch.device("cpu"), not the cell's device: neither tool depends on it, and the GPU's memory stays untouched
     with torch.device("cpu"):
-        model = subject.build().eval().requires_grad_(False)
+        model = subject.build().to("cpu").eval().requires_grad_(False)
         return model, torch.zeros(1, CHANNELS, *subject.cell.image_size)
 
 

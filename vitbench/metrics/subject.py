@@ -69,6 +69,11 @@ class Subject:
     trainer: Trainer | None = None
     durations: tuple[float, ...] | None = None  # kept by timing.forward_durations
     allocator: str = "ordinary allocator"
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def close(self) -> None:
+        """Leave the attention context that the model runs in; a worker that ends need not."""
+        self._open.close()
 
     # on meta: shapes without numbers
 
@@ -93,6 +98,8 @@ class Subject:
     def model(self) -> torch.nn.Module:
         """The model on the cell's device in the cell's dtype and mode, compiled if the cell says so."""
         model = self.build().to(self.device.torch_device)
+        # entered once and for all calls: switching takes time that no sample should be charged with
+        self._open.enter_context(self.attention(model))
         if self.cell.dtype in ("bf16", "fp16"):
             model = model.to(_torch_dtype(self.cell.dtype))
         return model.train(self.cell.mode == "train")
@@ -145,7 +152,7 @@ class Subject:
         """One forward pass of one batch without gradients; returns the model's output."""
         import torch
 
-        with torch.inference_mode(), self.device.autocast(self.cell.dtype), self.attention(self.model):
+        with torch.inference_mode(), self.device.autocast(self.cell.dtype):
             return self.runner(self.images)
 
     def step(self) -> torch.Tensor:
@@ -153,7 +160,7 @@ class Subject:
         device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        with self.device.autocast(self.cell.dtype), self.attention(self.model):
+        with self.device.autocast(self.cell.dtype):
             loss = mean_cross_entropy(self.runner(self.images), self.labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)

@@ -69,7 +69,11 @@ def _one_or_many(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+#: Command-line options that are not called like the key that they replace.
+OPTIONS = {"seeds": "seed", "timeout_s": "timeout"}
+
 Positive = Annotated[int, Field(ge=1, strict=True)]
+Seconds = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]
 ImageSize = Annotated[tuple[int, int] | Literal["native"], BeforeValidator(_image_size)]
 Threads = Annotated[int, Field(ge=1, strict=True)] | Literal["auto"]
 
@@ -82,7 +86,7 @@ class Measure(_Table):
     """How much is sampled: fresh processes a timed cell, and in each seconds and samples."""
 
     processes: Positive = 3
-    seconds: Annotated[float, Field(gt=0)] = 1.0
+    seconds: Seconds = 1.0
     min_samples: Positive = 10
     max_samples: Positive = 1000
 
@@ -106,12 +110,12 @@ class Training(_Table):
     recipe: str = "brief"
     images: Positive | None = None
     steps: Positive | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
+    epochs: Seconds | None = None
+    seconds: Seconds | None = None
     batch_size: Positive | None = None
     image_size: ImageSize | None = None
     test_images: Positive | None = None
-    timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    timeout_s: Seconds = 3600.0
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:
@@ -138,6 +142,8 @@ class Exclude(_Table):
     def _not_empty(self) -> Exclude:
         if not self.model_dump(exclude_none=True):
             raise ValueError("an empty [[exclude]] would drop every cell: give at least one key")
+        if NATIVE in (self.image_sizes or ()):
+            raise ValueError("an [[exclude]] names sizes in pixels, not 'native'")
         return self
 
     def drops(self, cell: Cell) -> bool:
@@ -185,7 +191,7 @@ class Suite(_Table):
         Field(min_length=1),
     ] = (0,)
     memory_limit: Annotated[int, BeforeValidator(parse_bytes)] | None = None
-    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    timeout_s: Seconds = 300.0
     measure: Measure = Measure()
     training: Training | None = None
     exclude: tuple[Exclude, ...] = ()
@@ -201,6 +207,10 @@ class Suite(_Table):
     @classmethod
     def _all_metrics(cls, data: Any) -> Any:
         return {**data, "metrics": data.get("metrics") or list(METRICS)} if isinstance(data, Mapping) else data
+
+
+class NoCellsLeftError(SuiteError):
+    """A suite whose rules drop every cell."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +279,9 @@ def make_suite(content: Mapping[str, Any], source: str, overrides: Mapping[str, 
         raise SuiteError(_first_problem(error, source, overrides)) from error
     for name in suite.metrics:
         METRICS.get(name)
+    for rule in suite.exclude:
+        for pattern in rule.models or ():
+            find_models(pattern)  # a typo would drop nothing, in silence
     names = tuple(dict.fromkeys(itertools.chain.from_iterable(find_models(pattern) for pattern in suite.models)))
     return suite.model_copy(update={"models": names})
 
@@ -309,7 +322,7 @@ def expand(
             cells.append(
                 Cell(
                     model=model,
-                    image_size=_legal_size(models[model], size),
+                    image_size=models[model].image_size if size == NATIVE else size,
                     num_classes=_classes(suite, models[model], training),
                     batch_size=batch_size,
                     device=device,
@@ -332,7 +345,7 @@ def expand(
             cells.append(
                 Cell(
                     model=model,
-                    image_size=_legal_size(models[model], size),
+                    image_size=models[model].image_size if size == NATIVE else size,
                     num_classes=_classes(suite, models[model], training),
                     batch_size=training.batch_size,
                     device=device,
@@ -348,8 +361,15 @@ def expand(
                 )
             )
     kept = [cell for cell in cells if not any(rule.drops(cell) for rule in suite.exclude)]
-    if not kept:
+    for cell in kept:
+        models[cell.model].check_image_size(cell.image_size)
+    if not kept and not cells:
         raise SuiteError(
+            f"Suite {suite.name!r} has no cells: none of its metrics ({', '.join(suite.metrics)}) applies to its modes "
+            f"({', '.join(suite.modes)}), or accuracy is asked for without a training section (--data)"
+        )
+    if not kept:
+        raise NoCellsLeftError(
             f"Suite {suite.name!r} has no cells left: its [[exclude]], modes and metrics drop all {len(cells)}"
         )
     return list({cell.id: cell for cell in kept}.values())
@@ -386,12 +406,6 @@ def _written_size(size: Any) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _legal_size(facts: ModelFacts, size: Any) -> tuple[int, int]:
-    pair: tuple[int, int] = facts.image_size if size == NATIVE else size
-    facts.check_image_size(pair)
-    return pair
-
-
 def _classes(suite: Suite, facts: ModelFacts, training: TrainingFacts | None) -> int:
     if training is not None:
         if suite.num_classes not in (None, training.num_classes):
@@ -418,7 +432,7 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
     keys = [part for part in path if not part.isdigit()]
     top = keys[0] if keys else ""
     where = (
-        f"Option --{top.replace('_', '-')}"
+        f"Option --{OPTIONS.get(top, top.replace('_', '-'))}"
         if top in overrides
         else f"Suite {source}, key {'.'.join(keys) or '(top)'!s}"
     )
