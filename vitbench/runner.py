@@ -137,7 +137,7 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     section.
     """
     keys = {key: value for key, value in overrides.items() if value is not None}
-    training = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
+    training: dict[str, Any] = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
     suite = load_suite(name_or_path, keys)
     if training and suite.training is None and "data" not in training:
         raise UsageError(f"Suite {suite.name!r} does not train: --data-dir and --download go with --data")

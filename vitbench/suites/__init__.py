@@ -322,7 +322,7 @@ def expand(
             cells.append(
                 Cell(
                     model=model,
-                    image_size=models[model].image_size if size == NATIVE else size,
+                    image_size=_pixels(models[model], size),
                     num_classes=_classes(suite, models[model], training),
                     batch_size=batch_size,
                     device=device,
@@ -345,7 +345,7 @@ def expand(
             cells.append(
                 Cell(
                     model=model,
-                    image_size=models[model].image_size if size == NATIVE else size,
+                    image_size=_pixels(models[model], size),
                     num_classes=_classes(suite, models[model], training),
                     batch_size=training.batch_size,
                     device=device,
@@ -404,6 +404,11 @@ def _written_size(size: Any) -> int | str:
         return NATIVE
     text = format_image_size(size)
     return int(text) if text.isdigit() else text
+
+
+def _pixels(facts: ModelFacts, size: Any) -> tuple[int, int]:
+    pair: tuple[int, int] = facts.image_size if size == NATIVE else size
+    return pair
 
 
 def _classes(suite: Suite, facts: ModelFacts, training: TrainingFacts | None) -> int:
