@@ -76,7 +76,7 @@ def build_timm(
     height, width = image_size
     try:
         # a side where it does: some constructors take no pair
-        return create(img_size=height if height == width else image_size)
+        model = create(img_size=height if height == width else image_size)
     except TypeError as error:
         if "img_size" not in str(error) and "image_size" not in str(error):
             raise
@@ -87,7 +87,26 @@ def build_timm(
             ) from error
     except SIZE_ERRORS as error:
         raise _size_error(name, image_size, error) from error
+    else:
+        _refuse_what_patches_would_cut_off(name, model, image_size)
+        return model
     return create()  # a constructor without img_size, for any size
+
+
+def _refuse_what_patches_would_cut_off(name: str, model: nn.Module, image_size: tuple[int, int]) -> None:
+    """timm drops the pixels that fill no patch, in silence. Raises ImageSizeError if there are any."""
+    embedding = getattr(model, "patch_embed", None)
+    patch = getattr(embedding, "patch_size", None)
+    if isinstance(patch, int):
+        patch = (patch, patch)
+    if not isinstance(patch, tuple) or getattr(embedding, "dynamic_img_pad", False):
+        return
+    if any(side % size for side, size in zip(image_size, patch, strict=True)):
+        fitting = tuple(max(side // size, 1) * size for side, size in zip(image_size, patch, strict=True))
+        raise ImageSizeError(
+            f"Image size {format_image_size(image_size)} does not fit {name}: its patch of {patch[0]} px does not "
+            f"divide it. Give multiples, such as {format_image_size((fitting[0], fitting[1]))}"
+        )
 
 
 def describe_torchvision(name: str) -> ModelCard:
