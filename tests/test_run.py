@@ -338,7 +338,7 @@ def test_a_folder_of_the_users_is_no_part_of_a_measurement(tmp_path: Path) -> No
     done = subprocess.run(
         [sys.executable, "-P", "-m", "vitbench", "run", "--suite", "smoke", "--models", "vit_layer6_32", "--dry-run"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
         capture_output=True,
         text=True,
         check=False,
