@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from vitbench.conversation import converse, finish
-from vitbench.planning import measure_task
 from vitbench.processes import Launcher, make_launcher
 from vitbench.records import Cell
+from vitbench.static_counts import measure_task
 
 PROCESSES = 10
 CELLS = [("vit_layer6_32", 32, 1), ("vit_layer6_32", 32, 32), ("cifar_vit_tiny", 32, 8), ("vit_base16", 224, 1)]

@@ -59,7 +59,8 @@ def test_the_default_suite_holds_every_light_model_at_32_px() -> None:
         for name, card in model_registry().items()
         if card.size_rule == "divisible" and closed_form(card, (32, 32), 10).params < 12e6
     }
-    assert set(load_suite("lightweight").models) == light
+    # beside them, to stay within minutes: an ablation of a larger model, and a twin that trains what it prunes
+    assert set(load_suite("lightweight").models) == light - {"cifar_vit_base_d3", "cifar_dynamic_vit_learned"}
 
 
 def test_a_suite_is_the_cross_product_of_its_axes_less_what_is_excluded(tmp_path: Path) -> None:

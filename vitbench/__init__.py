@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 _PUBLIC = {
     "build_model": "vitbench.models",
+    "load_checkpoint": "vitbench.models.checkpoints",
     "load_records": "vitbench.reports",
     "measure": "vitbench.api",
     "run_suite": "vitbench.runner",
@@ -29,6 +30,7 @@ __all__ = [
     "VitbenchError",
     "__version__",
     "build_model",
+    "load_checkpoint",
     "load_records",
     "measure",
     "run_suite",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from vitbench.api import measure
     from vitbench.errors import VitbenchError
     from vitbench.models import build_model
+    from vitbench.models.checkpoints import load_checkpoint
     from vitbench.records import Cell, Measurement, Record
     from vitbench.reports import load_records
     from vitbench.runner import run_suite

@@ -91,7 +91,9 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
         plan = make_plan(suite, launcher, lambda text: None)
         if len(plan.cells) != 1:
             raise UsageError(f"measure() takes one model on one device, not {len(plan.cells)} cells. Use run_suite()")
-        return CellMeasurer(plan, launcher, None, SilentProgress()).measure(plan.cells[0])
+        measurer = CellMeasurer(plan, launcher, None, SilentProgress())
+        with measurer.counter:
+            return measurer.measure(plan.cells[0])
 
 
 def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
@@ -175,7 +177,8 @@ def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:
     """The length of the model's output for one picture."""
     import torch
 
-    from vitbench.metrics.subject import CHANNELS, outputs_of
+    from vitbench.metrics.subject import CHANNELS
+    from vitbench.outputs import heads_of
 
     reference = next(model.parameters(), torch.empty(0))
     was_training = model.training
@@ -189,7 +192,7 @@ def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:
         ) from error
     finally:
         model.train(was_training)
-    return int(outputs_of(output)[0].shape[-1])
+    return int(heads_of(output)[0].shape[-1])
 
 
 @contextmanager

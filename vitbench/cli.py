@@ -119,6 +119,15 @@ def run(
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
     seed: Annotated[str | None, typer.Option(help="Seeds of weights, pictures and training; commas.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="A checkpoint of the one model: it is tested on the data, not trained.")
+    ] = None,
+    replace_head: Annotated[
+        bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
+    ] = False,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Load the weights that timm and torchvision publish.")
+    ] = False,
     memory_limit: Annotated[
         str | None, typer.Option(help="Memory a cell may take beyond its libraries, such as 2GiB.")
     ] = None,
@@ -162,6 +171,8 @@ def run(
         "seeds": _integers(seed, "--seed"),
         "memory_limit": memory_limit,
         "timeout_s": timeout,
+        "weights": _weights(weights, pretrained),
+        "replace_head": replace_head or None,
         "data": data,
         "data_dir": data_dir,
         "download": download or None,
@@ -236,26 +247,34 @@ def _print_plan(plan: Plan) -> None:
             f"{plan.estimates[cell.id]:7.1f} s  {cell.label}  ({cell.threads} thread{'s' if cell.threads > 1 else ''})"
         )
     total = sum(plan.estimates.values())
-    training = sum(seconds for cell in plan.cells if cell.trains for seconds in [plan.estimates[cell.id]])
+    training = sum(seconds for cell in plan.cells if cell.tests for seconds in [plan.estimates[cell.id]])
     part = f", of which training {format_duration(training)}" if training else ""
     print(f"{len(plan.cells)} cells, about {format_duration(total)}{part}: an estimate, right to a factor of 2 or 3")
 
 
-@app.command(name="list", epilog="Examples:  vitbench list models   |   vitbench list suites --json")
+@app.command(
+    name="list",
+    epilog="Examples:  vitbench list models   |   vitbench list models 'timm:vit_tiny*'   |   "
+    "vitbench list suites --json",
+)
 def list_things(
     what: Annotated[str, typer.Argument(help="models, suites, datasets, devices or metrics.")],
+    pattern: Annotated[
+        str | None, typer.Argument(help="Only names like this: cifar_*, timm:vit_tiny*, torchvision:swin*.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> int:
     """List models, suites, data sets, devices or metrics."""
     from vitbench import listing
 
-    print(listing.to_json(what) if json else listing.to_text(what))
+    print(listing.to_json(what, pattern) if json else listing.to_text(what, pattern))
     return 0
 
 
 @app.command(
     epilog="Examples:  vitbench show vit_base16   |   "
-    "vitbench show vit_basic timm:vit_tiny_patch16_224 --image-size 224 --json"
+    "vitbench show vit_basic timm:vit_tiny_patch16_224 --image-size 224 --json   |   "
+    "vitbench show vit_layer6_32 --layers   |   vitbench show vit_layer6_32 --weights best.pt"
 )
 def show(
     models: Annotated[
@@ -266,18 +285,32 @@ def show(
     allow_import: Annotated[
         bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
     ] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Add a table of the layers.")] = False,
+    weights: Annotated[
+        str | None, typer.Option(help="Check that this checkpoint fits the model, and describe it.")
+    ] = None,
+    replace_head: Annotated[
+        bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
 ) -> int:
-    """Show parameters and FLOPs of models for one image, without allocating their weights."""
-    from vitbench import listing
+    """Show models: parameters and FLOPs by part, tokens, claims; without allocating their weights."""
+    from vitbench import cards as model_cards
 
     if allow_import:
         from vitbench.models.imported import allow_imports
 
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
         allow_imports()
-    cards = listing.show_models(models, image_size=image_size, num_classes=num_classes)
-    print(listing.cards_to_json(cards) if json else listing.cards_to_text(cards))
+    cards = model_cards.show_models(
+        models,
+        image_size=image_size,
+        num_classes=num_classes,
+        layers=layers,
+        weights=weights,
+        replace_head=replace_head,
+    )
+    print(model_cards.cards_to_json(cards) if json else model_cards.cards_to_text(cards))
     failed = [card for card in cards if "error" in card]
     if not json:
         for card in failed:
@@ -285,6 +318,38 @@ def show(
     if not failed:
         return 0
     return 2 if all(card["usage"] for card in failed) and len(failed) == len(cards) else 1
+
+
+@app.command(
+    epilog="Examples:  vitbench claims   |   vitbench claims --models 'cifar_*' --json   |   "
+    "vitbench claims runs/seeds-20260101-120000 --out results"
+)
+def claims(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders whose accuracies and latencies claims are judged by.")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Models; commas. [default: all of ours and torchvision's ViTs]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write claims.md and claims.json into this folder.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a claim.")] = False,
+) -> int:
+    """Compare published figures with what is computed."""
+    from vitbench.cards import judge_models
+    from vitbench.claims import to_dict
+    from vitbench.reports.claims import claims_table, count_verdicts, write_claims
+
+    judged = judge_models(_words(models), runs or [])
+    if json:
+        import json as encoder
+
+        print(encoder.dumps([to_dict(one) for one in judged], indent=2, ensure_ascii=False))
+    else:
+        print(claims_table(judged) or "These models have no published figures.")
+        print(f"{len(judged)} claims: {count_verdicts(judged)}" if judged else "", file=sys.stderr)
+    for path in write_claims(judged, out) if out else []:
+        print(f"Wrote {path}", file=sys.stderr)
+    return 0
 
 
 @app.command(
@@ -306,6 +371,14 @@ def report(
     for path in written:
         print(f"Wrote {path}")
     return 0
+
+
+def _weights(path: str | None, pretrained: bool) -> str | None:
+    if path is not None and pretrained:
+        raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
+    from vitbench.registry import PRETRAINED
+
+    return PRETRAINED if pretrained else path
 
 
 def _words(text: str | None) -> list[str] | None:

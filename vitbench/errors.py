@@ -8,7 +8,8 @@
     │   ├── SuiteError          a suite file that says something it may not
     │   ├── ImageSizeError      a size that the architecture cannot take
     │   ├── DeviceError         a device that is not there
-    │   ├── DataError           a data set that is not there or not readable
+    │   ├── DataError           a data set or checkpoint that is not there or not readable
+    │   │   └── CheckpointError weights that do not fit (models/checkpoints.py)
     │   └── RunFolderError      a run folder that cannot be written, resumed or read
     ├── StorageError            the disk did not take a record (full, quota): exit code 1, resumable
     ├── WorkerError             the worker machinery itself broke (a worker's death is a record, not this)

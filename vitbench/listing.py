@@ -1,14 +1,15 @@
-"""What there is: models, suites, data sets, devices, metrics, and a model's card."""
+"""What there is: models, suites, data sets, devices, metrics."""
 
 from __future__ import annotations
 
+import fnmatch
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from vitbench.errors import UnknownNameError, Unsupported, UsageError
-from vitbench.records import Cell, format_image_size, parse_image_size
-from vitbench.registry import METRICS, ModelCard, model_registry
+from vitbench.errors import UnknownNameError, Unsupported
+from vitbench.records import format_image_size
+from vitbench.registry import METRICS, ModelCard, is_external, model_registry
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -81,34 +82,85 @@ LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 
 
-def things(what: str) -> list[dict[str, Any]]:
-    """One of LISTS. Raises UnknownNameError for anything else."""
+def things(what: str, pattern: str | None = None) -> list[dict[str, Any]]:
+    """One of LISTS, those whose name matches ``pattern`` (a shell pattern); ``timm:*`` and ``torchvision:*`` patterns
+    list the models of these libraries.
+
+    Raises UnknownNameError for anything else, or if nothing matches.
+    """
     if what not in LISTS:
         raise UnknownNameError("list", what, LISTS, "vitbench list --help")
-    return LISTS[what]()
+    if pattern is None:
+        return LISTS[what]()
+    if what == "models" and is_external(pattern):
+        return _list_external(pattern)
+    rows = LISTS[what]()
+    key = next(iter(rows[0]))
+    found = [row for row in rows if fnmatch.fnmatchcase(row[key], pattern)]
+    if not found:
+        raise UnknownNameError(key, pattern, [row[key] for row in rows], f"vitbench list {what}")
+    return found
 
 
-def to_json(what: str) -> str:
+def _list_external(pattern: str) -> list[dict[str, Any]]:
+    """Names and native sizes only: parameters would take building each. Loads the library."""
+    from vitbench.models import describe_model
+    from vitbench.models.zoo import match_external
+
+    rows = []
+    for name in match_external(pattern):
+        card = describe_model(name)
+        rows.append(
+            {
+                "model": name,
+                "family": card.family,
+                "image_size": format_image_size(card.image_size),
+                "patch": None,
+                "num_classes": card.num_classes,
+                "params": None,
+                "summary": card.summary,
+            }
+        )
+    return rows
+
+
+def to_json(what: str, pattern: str | None = None) -> str:
     """A JSON array of objects."""
-    return json.dumps(things(what), indent=2, ensure_ascii=False)
+    return json.dumps(things(what, pattern), indent=2, ensure_ascii=False)
 
 
-def to_text(what: str) -> str:
-    """A plain table."""
+def to_text(what: str, pattern: str | None = None) -> str:
+    """A plain table; of models one a family."""
+    rows = things(what, pattern)
+    if what != "models":
+        return _table(rows)
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        families.setdefault(row["family"], []).append(row)
+    parts = [f"{family}\n{_indented(_table(members))}" for family, members in families.items()]
+    if pattern is None:
+        parts.append(
+            "Any of timm (timm:vit_tiny_patch16_224) and torchvision (torchvision:vit_b_16), too: "
+            "vitbench list models 'timm:vit_*'"
+        )
+    return "\n\n".join(parts)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
     from tabulate import tabulate
 
-    rows = [
-        {key.replace("_", " "): _plain(key, value) for key, value in row.items() if key != "family"}
-        for row in things(what)
+    plain = [
+        {key.replace("_", " "): _plain(key, value) for key, value in row.items() if key != "family"} for row in rows
     ]
-    text = tabulate(rows, headers="keys", tablefmt="plain")
-    if what == "models":
-        text += "\n\nand any of timm (timm:vit_tiny_patch16_224) and torchvision (torchvision:vit_b_16)"
-    return text
+    return tabulate(plain, headers="keys", tablefmt="plain", disable_numparse=True)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())
 
 
 def _plain(key: str, value: Any) -> str:
-    if key == "params" and value is None:
+    if value is None:
         return "see vitbench show"
     if key == "params":
         return f"{value / 1e6:.2f} M"
@@ -117,81 +169,3 @@ def _plain(key: str, value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)
-
-
-def show_models(names: Sequence[str], *, image_size: str | None, num_classes: int | None) -> list[dict[str, Any]]:
-    """A card a model: parameters and FLOPs for a batch of one image, counted on ``meta``.
-
-    A model that fails has ``error`` (one line) and ``usage`` (whether the request was wrong rather than the model).
-    Raises UsageError for an image size or class count that no model could take.
-    """
-    size = None
-    if image_size is not None:
-        try:
-            size = parse_image_size(image_size)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"--num-classes {num_classes} is not positive: a head needs at least one class")
-    return [_show_model(name, size, num_classes) for name in names]
-
-
-def _show_model(name: str, size: tuple[int, int] | None, num_classes: int | None) -> dict[str, Any]:
-    from vitbench.models import describe_model
-    from vitbench.worker import failure_of, make_subject, run_metric
-
-    try:
-        card = describe_model(name)
-        chosen = size or card.image_size
-        card.check_image_size(chosen)
-    except UsageError as error:
-        return {"model": name, "error": str(error), "usage": True}
-    cell = Cell(
-        model=name,
-        image_size=chosen,
-        num_classes=num_classes or card.num_classes,
-        batch_size=1,
-        device="cpu",
-        threads=1,
-    )
-    shown: dict[str, Any] = {"model": name, "image_size": list(chosen), "num_classes": cell.num_classes}
-    try:
-        subject = make_subject(cell, {}, lambda event: None)
-        found = {one.metric: one for metric in ("params", "flops") for one in run_metric(metric, subject)}
-    except Exception as error:  # a model that fails is an answer; the others are still asked for
-        failure = failure_of(error, cell)
-        return {**shown, "error": failure.detail.splitlines()[0], "usage": failure.cause == "usage"}
-    shown |= {key: int(found[key].value) for key in ("params", "trainable_params", "macs", "flops", "params_bytes")}
-    shown |= {key: int(found[key].value) for key in ("buffers", "buffers_bytes")}
-    dead = found["params_without_gradient"]
-    shown["params_without_gradient"] = int(dead.value) if dead.status == "ok" else None
-    shown |= {"summary": card.summary, "source": card.source, "method": found["flops"].method}
-    return shown
-
-
-def cards_to_json(cards: Sequence[dict[str, Any]]) -> str:
-    """A JSON array, one object a model."""
-    return json.dumps([{key: value for key, value in card.items() if key != "usage"} for card in cards], indent=2)
-
-
-def cards_to_text(cards: Sequence[dict[str, Any]]) -> str:
-    """What a person reads, one block a model; failed ones are left to stderr."""
-    return "\n\n".join(_card_to_text(card) for card in cards if "error" not in card)
-
-
-def _card_to_text(card: dict[str, Any]) -> str:
-    height, width = card["image_size"]
-    dead = card["params_without_gradient"]
-    lines = [
-        f"{card['model']}  ({height}x{width} px, {card['num_classes']} classes)",
-        f"  {card['summary']}" if card["summary"] else "",
-        f"  source        {card['source']}" if card["source"] else "",
-        f"  parameters    {card['params']:,} ({card['params_bytes'] / 1e6:.1f} MB), "
-        f"trainable {card['trainable_params']:,}",
-        f"  no gradient   {'not known here' if dead is None else f'{dead:,} parameters get none in a training step'}",
-        f"  buffers       {card['buffers']:,} elements ({card['buffers_bytes'] / 1e6:.1f} MB)",
-        f"  GFLOPs        {card['flops'] / 1e9:.4g} for one image (a multiply-add is two)",
-        f"  GMACs         {card['macs'] / 1e9:.4g}",
-        f"  counted by    {card['method']}",
-    ]
-    return "\n".join(line for line in lines if line)

@@ -13,29 +13,28 @@ from vitbench.conversation import Outcome, converse, finish
 from vitbench.devices import canonical_device_name
 from vitbench.environment import capture_environment, default_threads, hash_environment
 from vitbench.errors import DeviceError, UsageError, WorkerError
-from vitbench.processes import Launcher, Worker
+from vitbench.processes import Launcher
 from vitbench.records import Cell
-from vitbench.registry import METRICS, is_external, model_registry
-from vitbench.suites import ModelFacts, NoCellsLeftError, Suite, TrainingFacts, expand
+from vitbench.registry import METRICS, PRETRAINED, is_external, is_pattern, model_registry
+from vitbench.static_counts import StaticCounter, StaticKey, static_key
+from vitbench.suites import NATIVE, RANDOM, ModelFacts, NoCellsLeftError, Suite, TrainingFacts, expand
 from vitbench.training.data import DataInfo, describe_data
 from vitbench.training.recipes import Recipe, load_recipe
 
-STATIC_METRICS = ("params", "flops")
+#: Counted for every plan: estimates need them.
+_ALWAYS_COUNTED = ("params", "flops")
 #: Seconds that building a model, warming up and ending a process take beside its sampling: a rough figure, for
 #: estimates only.
 _PROCESS_S = 0.4
+#: Downloading a model's weights may take.
+_DOWNLOAD_S = 3600.0
+#: Counting a model on ``meta``, by two workers.
+_STATIC_S = 0.4
 #: A training step computes about three forward passes (forward, and twice that backward).
 _STEP_IN_FORWARDS = 3.0
 
 #: FLOP/s of a device that could not be asked: a modest CPU.
 _UNKNOWN_RATE = 2e10
-
-StaticKey = tuple[str, tuple[int, int], int, str]
-
-
-def static_key(cell: Cell) -> StaticKey:
-    """What parameters and FLOPs depend on: cells that share it share these figures."""
-    return cell.model, cell.image_size, cell.num_classes, cell.attention
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,13 @@ class TrainingPlan:
             recipe_hash=self.recipe.hash,
             batch_size=self.recipe.batch_size,
         )
+
+
+def weights_settings(suite: Suite) -> dict[str, Any]:
+    """What a worker is told of a suite's checkpoint; empty without one."""
+    if suite.weights in (RANDOM, PRETRAINED):
+        return {}
+    return {"weights": {"path": suite.weights, "replace_head": suite.replace_head}}
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def check_before_loading(suite: Suite) -> Suite:
         for rule in suite.exclude
     )
     suite = suite.model_copy(update={"devices": devices, "exclude": rules})
+    _check_weights_option(suite)
     own = tuple(name for name in suite.models if not is_external(name))
     training = resolve_training(suite)
     facts = training.facts() if training else None
@@ -112,6 +119,17 @@ def check_before_loading(suite: Suite) -> Suite:
         except NoCellsLeftError:
             continue
     return suite
+
+
+def _check_weights_option(suite: Suite) -> None:
+    if suite.weights in (RANDOM, PRETRAINED):
+        if suite.replace_head:
+            raise UsageError("--replace-head goes with --weights PATH")
+        return
+    if len(suite.models) != 1 or is_pattern(suite.models[0]):
+        raise UsageError(f"A checkpoint fits one model: give one with --models, not {', '.join(suite.models[:4])}, ...")
+    if not Path(suite.weights).is_file():
+        raise UsageError(f"Checkpoint {suite.weights!r} is not there, or no file. Give the path of one to --weights")
 
 
 def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None]) -> Plan:
@@ -130,14 +148,21 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None]) -> 
     threads = tuple(default_threads() if count == "auto" else count for count in suite.threads)
     suite = suite.model_copy(update={"devices": devices, "threads": tuple(dict.fromkeys(threads))})
 
+    suite = suite.model_copy(update={"models": _match_external(suite.models, launcher)})
+
     training = resolve_training(suite)
+    facts = _look_up(suite.models, launcher)
     cells = expand(
         suite,
         devices=devices,
         threads=threads[0],
-        models=_look_up(suite.models, launcher),
+        models=facts,
         training=training.facts() if training else None,
+        checkpoint=_digest(suite, launcher),
     )
+    if suite.weights != RANDOM:
+        note("Trying the weights ...")
+        _try_weights(suite, cells, launcher)
     if training and suite.training and suite.training.download:
         note(f"Looking for {suite.training.data}, downloading it if need be ...")
         task = {"kind": "fetch", "data": suite.training.data, "data_dir": suite.training.data_dir}
@@ -147,42 +172,41 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None]) -> 
     environment = capture_environment(
         described["libraries"], {name: described["devices"][name] for name in {cell.device for cell in cells}}
     )
-    static = count_static(cells, launcher, note, suite.timeout_s)
+    if is_static(suite) and suite.image_sizes == (NATIVE,):
+        # nothing here can be refused, and nothing needs an estimate: counted cell by cell, each safe at once
+        return Plan(suite, cells, training, {}, {cell.id: _STATIC_S for cell in cells}, environment)
+    static = count_static(cells, static_metrics(suite), launcher, note, suite.timeout_s)
     return Plan(suite, cells, training, static, _estimate(suite, cells, training, static, launcher), environment)
 
 
+def static_metrics(suite: Suite) -> tuple[str, ...]:
+    """The metrics of a suite that need no device, and those that every plan needs."""
+    return tuple(
+        dict.fromkeys([*_ALWAYS_COUNTED, *(name for name in suite.metrics if METRICS.get(name).process == "static")])
+    )
+
+
 def count_static(
-    cells: list[Cell], launcher: Launcher, note: Callable[[str], None], timeout_s: float
+    cells: list[Cell], metrics: tuple[str, ...], launcher: Launcher, note: Callable[[str], None], timeout_s: float
 ) -> dict[StaticKey, Outcome]:
-    """Parameters and FLOPs on ``meta`` for each distinct model and size, all in one worker (a new one after a death).
+    """Parameters and FLOPs on ``meta`` for each distinct model and size.
 
     A size or class count that a model refuses is wrong usage (UsageError); every other failure stays in the outcome.
     """
-    keys: dict[StaticKey, Cell] = {}
-    for cell in cells:
-        keys.setdefault(static_key(cell), cell)
-    note(f"Counting parameters and FLOPs of {len(keys)} model{'s' if len(keys) > 1 else ''} ...")
     outcomes: dict[StaticKey, Outcome] = {}
-    worker: Worker | None = None
-    for key, cell in keys.items():
-        if worker is None or not worker.alive():
-            worker = launcher.start()
-        outcome = converse(worker, measure_task(cell, "static", STATIC_METRICS), timeout_s=timeout_s)
-        if outcome.failure is not None and outcome.failure.cause == "usage":
-            worker.end()
-            raise UsageError(outcome.failure.detail)
-        if outcome.failure is not None:
-            outcome = finish(worker, outcome, "cpu")
-            worker = None
-        outcomes[key] = outcome
-    if worker is not None:
-        worker.end()
+    with StaticCounter(launcher, metrics, timeout_s) as counter:
+        count = counter.begin(cells)
+        note(f"Counting parameters and FLOPs of {count} model{'s' if count > 1 else ''} ...")
+        for cell in cells:
+            outcome = outcomes[static_key(cell)] = counter.outcome(cell)
+            if outcome.failure is not None and outcome.failure.cause == "usage":
+                raise UsageError(outcome.failure.detail)
     return outcomes
 
 
-def measure_task(cell: Cell, process: str, metrics: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    """The task that makes a worker measure ``metrics`` of ``cell``."""
-    return {"kind": "measure", "process": process, "metrics": list(metrics), "cell": asdict(cell), **more}
+def is_static(suite: Suite) -> bool:
+    """Whether a suite asks for nothing but what is counted on ``meta``."""
+    return all(METRICS.get(name).process == "static" for name in suite.metrics)
 
 
 def _ask(launcher: Launcher, task: Mapping[str, Any], timeout_s: float = 600.0) -> list[dict[str, Any]]:
@@ -195,9 +219,41 @@ def _ask(launcher: Launcher, task: Mapping[str, Any], timeout_s: float = 600.0) 
     return outcome.answers
 
 
+def _digest(suite: Suite, launcher: Launcher) -> str:
+    settings = weights_settings(suite)
+    return str(_ask(launcher, {"kind": "digest", **settings})[0]["digest"]) if settings else ""
+
+
+def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher) -> None:
+    """Load (or download) the weights once for each model and size, so that what does not fit fails before the first
+    cell. Raises UsageError.
+    """
+    tried: dict[StaticKey, Cell] = {}
+    for cell in cells:
+        tried.setdefault(static_key(cell), cell)
+    for cell in tried.values():
+        task = {"kind": "weights", "cell": asdict(cell), **weights_settings(suite)}
+        (answer,) = _ask(launcher, task, timeout_s=_DOWNLOAD_S)
+        if "error" in answer:
+            raise UsageError(answer["error"])
+
+
 def _own_facts(name: str) -> ModelFacts:
     card = model_registry().get(name)
-    return ModelFacts(card.image_size, card.num_classes, card.check_image_size)
+    return ModelFacts(card.image_size, card.num_classes, card.check_image_size, card.published_weights)
+
+
+def _match_external(names: tuple[str, ...], launcher: Launcher) -> tuple[str, ...]:
+    """``timm:`` and ``torchvision:`` patterns replaced by the names that they mean. Raises UsageError for none."""
+    patterns = [name for name in names if is_external(name) and is_pattern(name)]
+    if not patterns:
+        return names
+    found: dict[str, list[str]] = {}
+    for answer in _ask(launcher, {"kind": "match", "patterns": patterns}):
+        if "error" in answer:
+            raise UsageError(answer["error"])
+        found[answer["pattern"]] = answer["models"]
+    return tuple(dict.fromkeys(one for name in names for one in found.get(name, [name])))
 
 
 def _look_up(names: tuple[str, ...], launcher: Launcher) -> dict[str, ModelFacts]:
@@ -209,7 +265,9 @@ def _look_up(names: tuple[str, ...], launcher: Launcher) -> dict[str, ModelFacts
                 raise UsageError(answer["error"])
             height, width = answer["image_size"]
             # such a model checks its sizes itself when it is built, which is before the first cell
-            facts[answer["model"]] = ModelFacts((height, width), answer["num_classes"], lambda size: None)
+            facts[answer["model"]] = ModelFacts(
+                (height, width), answer["num_classes"], lambda size: None, answer["published_weights"]
+            )
     return facts
 
 
@@ -236,10 +294,12 @@ def _estimate(
     for cell in cells:
         flops = next((m.value for m in static[static_key(cell)].measurements if m.metric == "flops"), 1e9)
         one_image = flops / rates[cell.device]
-        if cell.trains and training is not None:
+        if cell.tests and training is not None:
             tested = (suite.training.test_images if suite.training else None) or training.info.test_images
             seconds = training.recipe.seconds or 0.0
             images = training.recipe.total_images(training.info.train_images) or 0
+            if not cell.trains:
+                images, seconds = 0, 0.0
             estimates[cell.id] = _PROCESS_S + seconds + one_image * (images * _STEP_IN_FORWARDS + tested)
             continue
         call = one_image * cell.batch_size * (_STEP_IN_FORWARDS if cell.mode == "train" else 1)

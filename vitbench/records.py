@@ -37,7 +37,8 @@ class Cell:
 
     ``image_size`` is (height, width) in pixels, ``batch_size`` in images, ``memory_limit`` in bytes beyond the size of
     a worker that has its libraries loaded. ``weights`` is ``random``, ``train:<recipe>`` (the cell trains and tests the
-    model), or a checkpoint's digest. ``options`` is what later axes add.
+    model), ``pretrained:<name>`` (as the model's library publishes them), or a checkpoint's digest. A cell with
+    ``data`` tests the model on it. ``options`` is what later axes add.
     """
 
     model: str
@@ -70,9 +71,14 @@ class Cell:
         return self.weights.startswith("train:")
 
     @property
+    def tests(self) -> bool:
+        """Whether it tests the model on ``data``, after training or with given weights, rather than timing it."""
+        return self.data is not None
+
+    @property
     def label(self) -> str:
         """What a progress line shows: ``vit_basic 32px b32 cpu fp32 infer``."""
-        what = f"{self.weights} on {self.data}" if self.trains else self.mode
+        what = f"{self.weights if self.trains else 'test'} on {self.data}" if self.tests else self.mode
         extra = (["explicit"] if self.attention == "explicit" else []) + (["compile"] if self.compile else [])
         size = format_image_size(self.image_size)
         return " ".join([self.model, f"{size}px", f"b{self.batch_size}", self.device, self.dtype, what, *extra])

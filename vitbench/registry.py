@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import importlib
+import importlib.metadata
+import importlib.util
 import tomllib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +24,12 @@ from vitbench.records import format_image_size
 T = TypeVar("T")
 
 MODELS_DIR = Path(__file__).parent / "models"
+
+#: What stands for a model's published weights.
+PRETRAINED = "pretrained"
+
+#: The group of entry points by which other packages offer models.
+ENTRY_POINTS = "vitbench.models"
 
 #: How an architecture treats a side that its patch does not divide, or another size than its own.
 SizeRule = Literal["divisible", "floors", "fixed", "any"]
@@ -83,14 +91,24 @@ class Registry(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A published figure: ``quantity`` (``params``, ``flops``, ``top1``, ``latency``, ...) in base units, and where it
-    stands.
+    """A published figure: ``quantity`` (``params``, ``flops``, ``top1``, ``latency``, ...) in base units, as it was
+    ``printed``, and where it stands.
+
+    ``params_change_vs:MODEL`` and ``flops_change_vs:MODEL`` are fractions (-0.58). ``low`` and ``high``: the ends of a
+    range. ``recipe`` and ``data``: the training that an accuracy is for; ``device``: where a latency was taken;
+    ``condition``: what else sets it apart from other claims of the same quantity.
     """
 
     quantity: str
     value: float
     printed: str
     source: str
+    low: float | None = None
+    high: float | None = None
+    recipe: str = ""
+    data: str = ""
+    device: str = ""
+    condition: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +118,7 @@ class ModelCard:
     ``builder`` is ``package.module:function``, called with ``image_size=(height, width)``, ``num_classes`` and
     ``config``. ``patch`` is in px. ``size_rule``: ``divisible`` refuses sides that the patch does not divide,
     ``floors`` drops the rest, ``fixed`` takes only ``image_size``, ``any`` leaves the check to the model.
+    ``published_weights``: their name, for a builder that takes ``pretrained``; empty for any other.
     """
 
     name: str
@@ -113,6 +132,7 @@ class ModelCard:
     size_rule: SizeRule = "divisible"
     min_size: int = 1
     max_size: int | None = None
+    published_weights: str = ""
     config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     claims: tuple[Claim, ...] = ()
 
@@ -227,10 +247,33 @@ def load_model_cards(folder: Path = MODELS_DIR) -> list[ModelCard]:
 
 @functools.cache
 def model_registry() -> Registry[ModelCard]:
-    """MODELS, filled from the packaged ``models/*.toml`` on first use."""
+    """MODELS, filled on first use: from the packaged ``models/*.toml``, then from those of installed packages.
+
+    A package offers models by an entry point in the group ``vitbench.models`` that names the (sub)package beside whose
+    modules its ``*.toml`` files are. One that cannot be read is warned of and left out: it must not take vitbench
+    along.
+    """
     for card in load_model_cards():
         MODELS.add(card.name, card)
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            for card in _cards_of_package(point.value):
+                MODELS.add(card.name, card)
+        except (ImportError, ValueError, TypeError, KeyError, OSError) as error:
+            package = point.dist.name if point.dist else "an unknown package"
+            warnings.warn(f"models of {package} ({point.value}) left out: {error}", RuntimeWarning, stacklevel=2)
     return MODELS
+
+
+def _cards_of_package(package: str) -> list[ModelCard]:
+    """The cards beside a package's modules, found without importing it (its parents only)."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ImportError(f"there is no package {package}")
+    cards = [card for folder in found.submodule_search_locations for card in load_model_cards(Path(folder))]
+    if not cards:
+        raise ImportError(f"{package} holds no .toml with models")
+    return cards
 
 
 def is_external(name: str) -> bool:
@@ -238,15 +281,21 @@ def is_external(name: str) -> bool:
     return name.startswith(("timm:", "torchvision:", "module:"))
 
 
+def is_pattern(name: str) -> bool:
+    """Whether ``name`` is a shell pattern (``cifar_*``) rather than a name."""
+    return any(sign in name for sign in "*?[")
+
+
 def find_models(pattern: str) -> list[str]:
     """The names that ``pattern`` means: a name, or a shell pattern over our own names (``cifar_*``).
 
-    External names pass as they are. Raises UnknownNameError if nothing matches.
+    External names and patterns pass as they are: only their library knows what they mean. Raises UnknownNameError if
+    nothing matches.
     """
     models = model_registry()
     if is_external(pattern):
         return [pattern]
-    if any(sign in pattern for sign in "*?["):
+    if is_pattern(pattern):
         found = [name for name in models if fnmatch.fnmatchcase(name, pattern)]
         if found:
             return found

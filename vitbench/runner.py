@@ -22,11 +22,12 @@ from vitbench.conversation import Outcome, converse, finish
 from vitbench.devices import Failure
 from vitbench.environment import describe_session, shorten_home
 from vitbench.errors import RunFolderError, StorageError, UsageError
-from vitbench.planning import Plan, StaticKey, check_before_loading, make_plan, measure_task, static_key
+from vitbench.planning import Plan, check_before_loading, make_plan, static_metrics, weights_settings
 from vitbench.processes import Launcher, make_launcher
 from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Measurement, Record
 from vitbench.registry import METRICS, Metric
+from vitbench.static_counts import StaticCounter, StaticKey, measure_task, static_key
 from vitbench.suites import DEFAULT_SUITE, Suite, load_suite, make_suite, to_toml
 from vitbench.training.recipes import BUDGETS, load_recipe
 
@@ -178,6 +179,7 @@ class CellMeasurer:
         self.launcher = launcher
         self.checkpoints = checkpoints
         self.progress = progress
+        self.counter = StaticCounter(launcher, static_metrics(plan.suite), plan.suite.timeout_s)
         self._counters: dict[StaticKey, list[Measurement]] = {}
 
     def measure(self, cell: Cell) -> Record:
@@ -189,7 +191,7 @@ class CellMeasurer:
         ending: Outcome | None = None  # the outcome that decides the record's status
         notes: list[str] = []
         if "static" in groups:
-            outcome = self.plan.static[static_key(cell)]
+            outcome = self._static(cell)
             measurements += _complete(cell, groups["static"], outcome)
             if outcome.failure and not any(process in groups for process in _ESSENTIAL):
                 ending = outcome
@@ -224,6 +226,11 @@ class CellMeasurer:
             detail=shorten_home("; ".join(([failure.detail] if failure else []) + notes)),
         )
 
+    def _static(self, cell: Cell) -> Outcome:
+        """What the plan counted; a plan of counts alone leaves them to the run."""
+        key = static_key(cell)
+        return self.plan.static[key] if key in self.plan.static else self.counter.outcome(cell)
+
     def _run(self, cell: Cell, process: str, metrics: Sequence[Metric]) -> Outcome:
         """One process of a kind, or several for times, whose samples stand side by side in the measurements."""
         suite = self.plan.suite
@@ -236,6 +243,7 @@ class CellMeasurer:
             assert suite.training is not None
             more["training"] = self._training_settings()
             timeout_s = suite.training.timeout_s
+        more |= weights_settings(suite)
         task = measure_task(cell, process, tuple(metric.name for metric in metrics), **more)
         outcomes = []
         for number in range(count):
@@ -292,7 +300,11 @@ def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, pr
     writer = store.RecordWriter(folder)
     measurer = CellMeasurer(plan, launcher, checkpoints, progress)
     try:
-        with progress.running(folder, list(cells), dict(plan.estimates), already=len(plan.cells) - len(cells)):
+        with (
+            measurer.counter,
+            progress.running(folder, list(cells), dict(plan.estimates), already=len(plan.cells) - len(cells)),
+        ):
+            measurer.counter.begin(cell for cell in cells if static_key(cell) not in plan.static)
             for cell in cells:
                 progress.cell_started(cell)
                 record = measurer.measure(cell)
@@ -319,8 +331,8 @@ def _metrics_by_process(cell: Cell, names: Iterable[str]) -> dict[str, list[Metr
     groups: dict[str, list[Metric]] = {}
     for name in names:
         metric = METRICS.get(name)
-        # a training cell is trained and tested; what is timed are the cells beside it
-        wanted = metric.process in ("static", "training") if cell.trains else metric.process != "training"
+        # a cell with data is (trained and) tested; what is timed are the cells beside it
+        wanted = metric.process in ("static", "training") if cell.tests else metric.process != "training"
         if cell.mode in metric.modes and wanted:
             groups.setdefault(metric.process, []).append(metric)
     return groups

@@ -3,10 +3,10 @@
 A worker is a program (``python -m vitbench.worker``) or a fork of the server that has its libraries loaded
 (forkserver.py); it cannot tell which. What a model prints goes to stderr, so that it never mixes with events.
 
-Tasks: ``{"kind": "describe"}`` (devices and libraries), ``{"kind": "inspect", "models": [...]}`` (names, native sizes),
-``{"kind": "calibrate", ...}`` (a rough speed), ``{"kind": "fetch", ...}`` (a data set), ``{"kind": "measure",
-"process": ..., "metrics": [...], "cell": {...}, ...}``. Events: ``measurement``, ``progress``, ``failure`` (an
-exception, turned into a status here and nowhere else), ``answer``, and ``done`` after each task.
+Tasks have a ``kind``: ``describe`` (devices and libraries), ``inspect`` (names, native sizes), ``match`` (what a
+pattern means), ``digest`` and ``weights`` (of a checkpoint, and whether it fits), ``calibrate`` (a rough speed),
+``fetch`` (a data set), ``measure`` (``process``, ``metrics``, ``cell``, ...). Events: ``measurement``, ``progress``,
+``failure`` (an exception, turned into a status here and nowhere else), ``answer``, and ``done`` after each task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vitbench.devices import Failure, find_devices, open_device
 from vitbench.errors import Unsupported, UsageError
 from vitbench.metrics import Budget, Subject
 from vitbench.records import Cell, Measurement, cell_from_dict
-from vitbench.registry import METRICS
+from vitbench.registry import METRICS, PRETRAINED, Claim, is_external
 
 #: The argument that lets workers import the builders that ``module:`` names ask for.
 ALLOW_IMPORT = "--allow-import"
@@ -69,6 +69,18 @@ def handle(task: Mapping[str, Any], emit: Emit) -> bool:
         return True
     if task["kind"] == "fetch":
         emit({"event": "answer", **_fetch(task)})
+        return True
+    if task["kind"] == "digest":
+        from vitbench.models.checkpoints import digest_of
+
+        emit({"event": "answer", "digest": digest_of(task["weights"]["path"])[:16]})
+        return True
+    if task["kind"] == "weights":
+        emit({"event": "answer", **_try_weights(task)})
+        return True
+    if task["kind"] == "match":
+        for pattern in task["patterns"]:
+            emit({"event": "answer", "pattern": pattern, **_match(pattern)})
         return True
     if task["kind"] == "inspect":
         for name in task["models"]:
@@ -146,7 +158,14 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
 
     def build() -> torch.nn.Module:
         torch.manual_seed(cell.seed)  # the same weights in each process of a cell
-        return build_model(cell.model, image_size=cell.image_size, num_classes=cell.num_classes)
+        real = torch.get_default_device().type != "meta"  # on meta there is nothing to load weights into
+        published = cell.weights.startswith(f"{PRETRAINED}:")
+        model = build_model(
+            cell.model, image_size=cell.image_size, num_classes=cell.num_classes, pretrained=published and real
+        )
+        if real and "weights" in task:
+            _load(model, cell, task["weights"])
+        return model
 
     subject = Subject(
         cell=cell,
@@ -154,10 +173,41 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
         build=build,
         attention=lambda model: use_attention(model, cell.attention),
         budget=Budget(**task.get("budget", {})),
+        claims=_library_claims(cell) if "published" in task.get("metrics", ()) else (),
     )
     if task.get("process") == "training":
         subject.trainer = CellTrainer(subject, task["training"], emit)
     return subject
+
+
+def _load(model: Any, cell: Cell, settings: Mapping[str, Any]) -> None:
+    """A checkpoint into ``model``. Raises CheckpointError if it does not fit, or is not the one of the plan."""
+    from vitbench.models.checkpoints import CheckpointError, load_checkpoint
+
+    report = load_checkpoint(model, settings["path"], replace_head=settings["replace_head"])
+    if report.digest != cell.weights:
+        raise CheckpointError(f"{report.path} has changed since the run began ({cell.weights} is now {report.digest})")
+
+
+def _try_weights(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Build a cell's model with its weights on the CPU, once."""
+    cell = cell_from_dict(task["cell"])
+    try:
+        make_subject(cell, task, lambda event: None).build()
+    except UsageError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def _library_claims(cell: Cell) -> tuple[Claim, ...]:
+    """The claims that only the model's library knows, if the cell is of the size and classes that they are for."""
+    from vitbench.models import describe_model
+
+    if not is_external(cell.model):
+        return ()
+    card = describe_model(cell.model)
+    fits = (card.image_size, card.num_classes) == (cell.image_size, cell.num_classes)
+    return card.claims if fits else ()
 
 
 class CellTrainer:
@@ -269,7 +319,20 @@ def _inspect(name: str) -> dict[str, Any]:
         card = describe_model(name)
     except UsageError as error:
         return {"error": str(error)}
-    return {"image_size": list(card.image_size), "num_classes": card.num_classes}
+    return {
+        "image_size": list(card.image_size),
+        "num_classes": card.num_classes,
+        "published_weights": card.published_weights,
+    }
+
+
+def _match(pattern: str) -> dict[str, Any]:
+    from vitbench.models.zoo import match_external
+
+    try:
+        return {"models": match_external(pattern)}
+    except UsageError as error:
+        return {"error": str(error)}
 
 
 def _fetch(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,15 +17,23 @@ State = Mapping[str, np.ndarray]
 def logits(builder: str, config: Mapping[str, Any], state: State, images: np.ndarray) -> np.ndarray:
     """(B, 3, H, W) -> (B, K), in evaluation."""
     attention = linear_attention if "linear_attention" in builder else softmax_attention
+    grid = (images.shape[2] // config["patch"], images.shape[3] // config["patch"])
     x = embed(config, state, images)
     for block in range(config["depth"]):
         p = f"blocks.{block}."
-        x = x + attention(state, p + "attn.", norm(state, p + "norm1.", x, config["norm_eps"]), config["heads"])
+        normed = norm(state, p + "norm1.", x, config["norm_eps"])
+        if config.get("locality", "none") != "none":
+            x = x + locality_attention(state, p + "attn.", normed, config["heads"], config["locality"], grid)
+        else:
+            x = x + attention(state, p + "attn.", normed, config["heads"])
         hidden = linear(state, p + "mlp.fc1.", norm(state, p + "norm2.", x, config["norm_eps"]))
         x = x + linear(state, p + "mlp.fc2.", ACTIVATIONS[config["activation"]](hidden))
         if config.get("prune") and block <= config["depth"] - 2:
             x = np.stack([prune_one(state, image, block) for image in x])
-    cls = norm(state, "norm.", x, config["norm_eps"])[:, 0] if config["final_norm"] else x[:, 0]
+    x = norm(state, "norm.", x, config["norm_eps"]) if config["final_norm"] else x
+    if config.get("distilled"):
+        return (linear(state, "head.", x[:, 0]) + linear(state, "head_dist.", x[:, 1])) / 2
+    cls = x[:, 0]
     if config["head"] == "tanh":
         return linear(state, "head.fc2.", np.tanh(linear(state, "head.fc1.", cls)))
     return linear(state, "head.", cls)
@@ -35,14 +43,25 @@ def embed(config: Mapping[str, Any], state: State, images: np.ndarray) -> np.nda
     """Each patch through one linear map, CLS in front, positions added: (B, 3, H, W) -> (B, L, D)."""
     P = config["patch"]
     rows, columns = images.shape[2] // P, images.shape[3] // P
-    kernel = state["patch_embed.proj.weight"].reshape(config["width"], -1)
-    patches = [
-        images[:, :, r * P : (r + 1) * P, c * P : (c + 1) * P].reshape(len(images), -1) @ kernel.T
-        for r in range(rows)
-        for c in range(columns)
-    ]
-    x = np.stack(patches, axis=1) + state["patch_embed.proj.bias"]
+    if config.get("tokenisation", "patches") != "patches":
+        images = shifted(images, P // 2)
+    patches = np.stack(
+        [
+            images[:, :, r * P : (r + 1) * P, c * P : (c + 1) * P].reshape(len(images), -1)
+            for r in range(rows)
+            for c in range(columns)
+        ],
+        axis=1,
+    )
+    if config.get("tokenisation") == "shifted_norm":
+        x = linear(state, "patch_embed.proj.", norm(state, "patch_embed.norm.", patches, config["norm_eps"]))
+    else:
+        x = patches @ state["patch_embed.proj.weight"].reshape(config["width"], -1).T + state["patch_embed.proj.bias"]
+    if config.get("embedding_norm"):
+        x = norm(state, "patch_embed.norm.", x, config["norm_eps"])
     cls = np.repeat(state["cls_token"], len(images), axis=0)
+    if config.get("distilled"):
+        cls = np.concatenate([cls, np.repeat(state["dist_token"], len(images), axis=0)], axis=1)
     positions = state["pos_embed"]
     if config["positions"] == "patches":
         return np.concatenate([cls, x + positions], axis=1)
@@ -79,6 +98,44 @@ def softmax_attention(state: State, p: str, x: np.ndarray, heads: int) -> np.nda
         scores = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         outputs.append(weights / weights.sum(axis=-1, keepdims=True) @ v)
+    p = p + "attention.out_proj." if p + "attention.in_proj_weight" in state else p + "proj."
+    return linear(state, p, np.concatenate(outputs, axis=-1))
+
+
+def shifted(images: np.ndarray, by: int) -> np.ndarray:
+    """The picture and its copies moved left-up, right-up, left-down, right-down, pixel by pixel: (B, 5C, H, W)."""
+    _, _, height, width = images.shape
+    copies = [images]
+    for down, right in ((-by, -by), (-by, by), (by, -by), (by, by)):
+        moved = np.zeros_like(images)
+        for y in range(height):
+            for x in range(width):
+                if 0 <= y - down < height and 0 <= x - right < width:
+                    moved[:, :, y, x] = images[:, :, y - down, x - right]
+        copies.append(moved)
+    return np.concatenate(copies, axis=1)
+
+
+def locality_attention(state: State, p: str, x: np.ndarray, heads: int, form: str, grid: tuple[int, int]) -> np.ndarray:
+    """Sharpened attention in which a patch (with ``scale_all`` also CLS) does not attend to itself, pair by pair."""
+    outputs = []
+    L = x.shape[1]
+    for head, (q, k, v) in enumerate(split_heads(state, p, x, heads)):
+        scores = q @ k.transpose(0, 2, 1)
+        if form == "temperature":
+            scores /= np.sqrt(q.shape[-1])
+            for i in range(1, L):
+                for j in range(1, L):
+                    down = (i - 1) // grid[1] - (j - 1) // grid[1] + grid[0] - 1
+                    right = (i - 1) % grid[1] - (j - 1) % grid[1] + grid[1] - 1
+                    scores[:, i, j] += state[p + "relative_positions"][down * (2 * grid[1] - 1) + right, head]
+            scores /= np.log1p(np.exp(state[p + "temperature"][head]))  # softplus
+        else:
+            scores = scores * state[p + "scale"][head]
+        for i in range(0 if form == "scale_all" else 1, L):
+            scores[:, i, i] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        outputs.append(weights / weights.sum(axis=-1, keepdims=True) @ v)
     return linear(state, p + "proj.", np.concatenate(outputs, axis=-1))
 
 
@@ -93,7 +150,10 @@ def linear_attention(state: State, p: str, x: np.ndarray, heads: int) -> np.ndar
 
 def split_heads(state: State, p: str, x: np.ndarray, heads: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(q, k, v), each (B, L, d), of each head."""
-    if p + "qkv.weight" in state:
+    if p + "attention.in_proj_weight" in state:
+        weight, bias = state[p + "attention.in_proj_weight"], state[p + "attention.in_proj_bias"]
+        q, k, v = np.split(x @ weight.T + bias, 3, axis=-1)
+    elif p + "qkv.weight" in state:
         q, k, v = np.split(linear(state, p + "qkv.", x), 3, axis=-1)
     else:
         q, k, v = (linear(state, f"{p}{name}.", x) for name in "qkv")

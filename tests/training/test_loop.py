@@ -13,9 +13,10 @@ from torch import nn
 from tests.training.tiny import PatchClassifier, random_pictures
 from vitbench.errors import DataError, VitbenchError
 from vitbench.models import build_model
+from vitbench.training.augment import normalise
 from vitbench.training.data import describe_data, load_images
 from vitbench.training.evaluate import evaluate
-from vitbench.training.loop import TrainingDiverged, TrainingResult, batches, train
+from vitbench.training.loop import TrainingDiverged, TrainingResult, batches, hidden_matrices, make_optimizers, train
 from vitbench.training.pictures import PictureSet
 from vitbench.training.recipes import Recipe, load_recipe
 
@@ -229,3 +230,78 @@ def test_autocast_surrounds_the_forward_pass_and_the_device_is_waited_for() -> N
 def test_model_with_too_few_classes_is_refused() -> None:
     with pytest.raises(DataError, match="tells 4 classes apart, but the data set has 10"):
         _train(_model(classes=4), random_pictures(), _recipe())
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest() -> None:
+    model = build_model("cifar_dynamic_vit_learned", num_classes=10)
+    muon, adamw = make_optimizers(model, _recipe(optimizer="muon", weight_decay=0.1), 10)
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    matrices = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert matrices | rest == set(names.values())
+    assert not matrices & rest
+    assert "blocks.0.attn.qkv.weight" in matrices
+    assert "blocks.5.mlp.fc2.weight" in matrices
+    assert {"head.weight", "patch_embed.proj.weight", "pos_embed", "blocks.0.norm1.weight"} <= rest
+    assert not any(name.endswith("bias") for name in matrices)
+    assert {group["lr"] for optimizer in (muon, adamw) for group in optimizer.param_groups} == {1e-2}
+    assert {group["weight_decay"] for optimizer in (muon, adamw) for group in optimizer.param_groups} == {0.1}
+
+
+def test_muon_leaves_scores_and_classifiers_to_adamw() -> None:
+    with torch.device("meta"):
+        model = build_model("cifar_dynamic_vit_dense")
+    shapes = {tuple(matrix.shape) for matrix in hidden_matrices(model, 10)}
+    assert shapes == {(1152, 384), (384, 384), (1536, 384), (384, 1536)}
+    with torch.device("meta"):
+        torchvisions = build_model("torchvision:vit_b_16", num_classes=7)
+    assert len(hidden_matrices(torchvisions, 7)) == 12 * 4  # in_proj is a bare parameter there
+
+
+def test_steps_are_those_of_torchs_muon_and_adamw() -> None:
+    recipe = _recipe(optimizer="muon", steps=3, warmup=0.0, schedule="constant", weight_decay=0.1)
+    pictures = random_pictures()
+    model, again = (build_model("vit_basic_tutorial", image_size=8, num_classes=pictures.num_classes) for _ in range(2))
+    again.load_state_dict(model.state_dict())
+    for one in (model, again):
+        for module in one.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    begin = copy.deepcopy(model.state_dict())
+    _train(model, pictures, recipe)
+    moved = (model.blocks[0].mlp.fc1.weight - begin["blocks.0.mlp.fc1.weight"]).detach()
+    matrices = hidden_matrices(again, pictures.num_classes)
+    ids = {id(matrix) for matrix in matrices}
+    optimizers = [
+        torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([p for p in again.parameters() if id(p) not in ids], lr=1e-2, weight_decay=0.1),
+    ]
+    again.train()
+    for indices in batches(len(pictures), recipe, 0):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        images = normalise(pictures.images[indices], torch.float32)
+        nn.functional.cross_entropy(again(images), pictures.labels[indices]).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert moved.abs().max() > 1e-3
+    torch.testing.assert_close(_weights(model), _weights(again), rtol=0, atol=1e-6)
+
+
+def test_a_models_own_loss_is_trained_too() -> None:
+    class WithOwnLoss(PatchClassifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.Parameter(torch.tensor(3.0))
+
+        def auxiliary_loss(self) -> torch.Tensor:
+            return self.extra**2
+
+    torch.manual_seed(0)
+    model = WithOwnLoss()
+    before = float(model.extra.detach())
+    result = _train(model, random_pictures(), _recipe(steps=20))
+    assert abs(float(model.extra.detach())) < before
+    assert result.losses[0] > 9  # cross entropy on top of 3 squared

@@ -103,8 +103,8 @@ VALID = "learning_rate = 1e-3\nbatch_size = 8\nsteps = 10\n"
     ("text", "message"),
     [
         (VALID + "weigth_decay = 0.1", r"^Recipe mine.toml: unknown key 'weigth_decay'. Did you mean 'weight_decay'\?"),
-        (VALID + "optimizer = 'sgd'", r"mine.toml, key 'optimizer': 'sgd' is not allowed. Allowed: adamw$"),
-        (VALID + "optimizer = 'AdamW'", r"Did you mean 'adamw'\? Allowed: adamw$"),
+        (VALID + "optimizer = 'sgd'", r"mine.toml, key 'optimizer': 'sgd' is not allowed. Allowed: adamw, muon$"),
+        (VALID + "optimizer = 'AdamW'", r"Did you mean 'adamw'\? Allowed: adamw, muon$"),
         (VALID + "augment = ['flip', 'crops']", r"key 'augment': 'crops' is not allowed. Did you mean 'crop'\?"),
         (VALID + "schedule = 'step'", r"'step' is not allowed. Allowed: cosine, constant"),
         (VALID + "images = 5", r"exactly one budget of images, steps, epochs, seconds, but images and steps are given"),

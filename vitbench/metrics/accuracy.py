@@ -13,7 +13,7 @@ from vitbench.registry import METRICS
 @METRICS.measured(
     "accuracy",
     process="training",
-    modes=("train",),
+    modes=("infer", "train"),
     yields={
         "accuracy": "1",
         "test_loss": "nat",
@@ -23,10 +23,13 @@ from vitbench.registry import METRICS
         "training_duration": "s",
         "training_loss": "nat",
     },
-    summary="top-1 accuracy and loss on held-out pictures after the suite's training",
+    only_in=dict.fromkeys(("training_images", "training_steps", "training_duration", "training_loss"), "train"),
+    summary="top-1 accuracy and loss on held-out pictures, after the suite's training or with given weights",
 )
 def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
-    """Trains the cell's model by its recipe, keeps the checkpoint, tests it on pictures that it never saw."""
+    """Trains the cell's model by its recipe and keeps the checkpoint, unless it came with weights; then tests it on
+    held-out pictures.
+    """
     import math
 
     import torch
@@ -35,18 +38,21 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
         raise Unsupported("this cell has no training section")
     cell = subject.cell
     model = subject.model
-    trained = subject.trainer.train(model)
-    checkpoint = subject.trainer.save(model)
+    trained = subject.trainer.train(model) if cell.trains else {}
+    checkpoint = subject.trainer.save(model) if cell.trains else ""
     tested = subject.trainer.evaluate(model)
     if not math.isfinite(tested["loss"]):
         raise NotFiniteError(f"the loss on held-out pictures is {tested['loss']}, not a finite number")
-    method = f"{trained['recipe']} on {cell.data}, seed {cell.seed}, torch {torch.__version__}"
+    how = trained["recipe"] + f" on {cell.data}" if cell.trains else f"loading the weights {cell.weights}"
+    method = f"{how}, seed {cell.seed}, torch {torch.__version__}"
     on_held_out = f"held-out pictures of {cell.data} after {method}"
     accuracy = tested["correct"] / tested["total"]
     detail = f"{tested['correct']} of {tested['total']} right" + (f"; checkpoint {checkpoint}" if checkpoint else "")
     yield Measurement.single("accuracy", "1", accuracy, f"top-1 on {on_held_out}", detail)
     yield Measurement.single("test_loss", "nat", tested["loss"], f"mean cross entropy on {on_held_out}")
     yield Measurement.single("test_images", "image", tested["total"], f"held-out pictures of {cell.data}")
+    if not cell.trains:
+        return
     yield Measurement.single("training_images", "image", trained["images_seen"], "pictures seen, repeats counted")
     yield Measurement.single("training_steps", "step", trained["steps"], "optimizer steps")
     yield Measurement.single("training_duration", "s", trained["duration_s"], "wall time of the training loop")

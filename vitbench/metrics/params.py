@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vitbench.metrics.subject import Subject, mean_cross_entropy
+from vitbench.metrics.subject import Subject
 from vitbench.records import Measurement
 from vitbench.registry import METRICS
 
@@ -19,17 +19,15 @@ from vitbench.registry import METRICS
         "params_bytes": "byte",
         "buffers": "element",
         "buffers_bytes": "byte",
-        "params_without_gradient": "parameter",
     },
-    summary="parameters (total, trainable, bytes), buffers, and parameters that receive no gradient in a training step",
+    summary="parameters (total, trainable, bytes) and buffers",
 )
 def measure_params(subject: Subject) -> Iterator[Measurement]:
     """Counts over ``parameters()`` and ``buffers()`` (shared tensors once) of the model on ``meta``."""
     import torch
 
     method = f"sum over parameters() and buffers() of the model on meta, torch {torch.__version__}"
-    with torch.device("meta"):
-        model = subject.build().to("meta")
+    model = subject.meta_model
     parameters, buffers = list(model.parameters()), list(model.buffers())
     yield Measurement.single("params", "parameter", sum(p.numel() for p in parameters), method)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
@@ -38,21 +36,32 @@ def measure_params(subject: Subject) -> Iterator[Measurement]:
     yield Measurement.single("params_bytes", "byte", params_bytes, f"{method}, in the dtype that it is built in")
     yield Measurement.single("buffers", "element", sum(b.numel() for b in buffers), method)
     yield Measurement.single("buffers_bytes", "byte", sum(b.numel() * b.element_size() for b in buffers), method)
-    yield _count_without_gradient(subject)
 
 
-def _count_without_gradient(subject: Subject) -> Measurement:
+@METRICS.measured(
+    "params_without_gradient",
+    process="static",
+    modes=("infer", "train"),
+    yields={"params_without_gradient": "parameter"},
+    summary="trainable parameters that receive no gradient in a training step",
+)
+def measure_params_without_gradient(subject: Subject) -> Iterator[Measurement]:
+    """A backward pass on ``meta``; where a model does not take one there, ``unsupported`` says why."""
     import torch
 
+    from vitbench.outputs import training_loss
+
     name, unit = "params_without_gradient", "parameter"
-    method = f"parameters whose .grad is None after a backward of cross entropy on meta, torch {torch.__version__}"
+    method = f"parameters whose .grad is None after a backward of the training loss on meta, torch {torch.__version__}"
     try:
         with subject.on_meta(2, train=True) as (model, images):
             labels = torch.empty(2, dtype=torch.long, device="meta")
-            mean_cross_entropy(model(images), labels).backward()
+            training_loss(model, model(images), labels).backward()
+            # read inside: on_meta puts the model back as it was
+            dead = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad and p.grad is None}
     except Exception as error:  # whatever it is, the other counts stand
         reason = f"a training step of this model does not run on meta: {type(error).__name__}: {error}"
-        return Measurement.absent(name, unit, "unsupported", reason.splitlines()[0], method)
-    dead = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad and p.grad is None}
+        yield Measurement.absent(name, unit, "unsupported", reason.splitlines()[0], method)
+        return
     detail = ", ".join(list(dead)[:4]) + (f" and {len(dead) - 4} more tensors" if len(dead) > 4 else "")
-    return Measurement.single(name, unit, sum(dead.values()), method, detail)
+    yield Measurement.single(name, unit, sum(dead.values()), method, detail)

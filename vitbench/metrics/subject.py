@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitbench.errors import Unsupported, VitbenchError
+from vitbench.errors import VitbenchError
 from vitbench.records import Cell
+from vitbench.registry import Claim
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,8 @@ class Subject:
     """One cell in this process.
 
     ``build`` makes the model on the device that is current (``with torch.device("meta"): build()``); ``attention`` is
-    the context for the cell's kind of attention. Models, inputs and optimizer are made on first use and kept.
+    the context for the cell's kind of attention; ``claims`` are the published figures for the cell's size and classes
+    that only the model's library knows. Models, inputs and optimizer are made on first use and kept.
     """
 
     cell: Cell
@@ -67,6 +69,7 @@ class Subject:
     attention: Callable[[torch.nn.Module], AbstractContextManager[Any]]
     budget: Budget = field(default_factory=Budget)
     trainer: Trainer | None = None
+    claims: tuple[Claim, ...] = ()
     durations: tuple[float, ...] | None = None  # kept by timing.forward_durations
     allocator: str = "ordinary allocator"
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -77,6 +80,14 @@ class Subject:
 
     # on meta: shapes without numbers
 
+    @cached_property
+    def meta_model(self) -> torch.nn.Module:
+        """The model on ``meta``, as it is built."""
+        import torch
+
+        with torch.device("meta"):
+            return self.build().to("meta")  # a user's own module is not built on meta but moved there
+
     @contextlib.contextmanager
     def on_meta(self, batch_size: int, *, train: bool = False) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
         """The model on ``meta`` with an input (batch_size, 3, H, W), inside the attention context. No weights
@@ -84,13 +95,18 @@ class Subject:
         """
         import torch
 
-        with torch.device("meta"):
-            model = self.build().to("meta").train(train)  # a user's own module is not built on meta but moved there
-            images = torch.empty(batch_size, CHANNELS, *self.cell.image_size)
+        model = self.meta_model.train(train)
+        images = torch.empty(batch_size, CHANNELS, *self.cell.image_size, device="meta")
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not train:
             model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
-        with self.attention(model):
-            yield model, images
+        try:
+            with torch.device("meta"), self.attention(model):
+                yield model, images
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+                parameter.grad = None
 
     # on the device
 
@@ -156,12 +172,14 @@ class Subject:
             return self.runner(self.images)
 
     def step(self) -> torch.Tensor:
-        """One training step (zero_grad, forward, cross entropy, backward, AdamW); returns the loss, still on the
+        """One training step (zero_grad, forward, loss, backward, AdamW); returns the loss, still on the
         device.
         """
+        from vitbench.outputs import training_loss
+
         self.optimizer.zero_grad(set_to_none=True)
         with self.device.autocast(self.cell.dtype):
-            loss = mean_cross_entropy(self.runner(self.images), self.labels)
+            loss = training_loss(self.model, self.runner(self.images), self.labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -174,12 +192,14 @@ class Subject:
         """
         import torch
 
+        from vitbench.outputs import heads_of
+
         if self.cell.mode == "train":
             loss = float(self.step().detach())
             if not torch.isfinite(torch.tensor(loss)):
                 raise NotFiniteError(f"the loss of a training step is {loss}, not a finite number")
             return
-        for output in outputs_of(self.forward()):
+        for output in heads_of(self.forward()):
             bad = int((~torch.isfinite(output)).sum())
             if bad:
                 raise NotFiniteError(f"{bad} of {output.numel()} output values are not finite")
@@ -194,30 +214,6 @@ class Subject:
             for state in self.optimizer.state.values():
                 tensors += [value for value in state.values() if hasattr(value, "element_size")]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def outputs_of(output: Any) -> list[torch.Tensor]:
-    """The tensors of a model's output: one, several (distilled models in training), or those of a mapping.
-
-    Raises Unsupported if it holds none.
-    """
-    import torch
-
-    if isinstance(output, torch.Tensor):
-        return [output]
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    tensors = [tensor for value in values for tensor in outputs_of(value)]
-    if not tensors:
-        raise Unsupported(f"the model returns {type(output).__name__}, which holds no tensors")
-    return tensors
-
-
-def mean_cross_entropy(output: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy (nat), averaged over the heads of a model that has several; logits (B, K) in float32."""
-    import torch.nn.functional as F
-
-    losses = [F.cross_entropy(logits.float(), labels) for logits in outputs_of(output)]
-    return sum(losses[1:], start=losses[0]) / len(losses)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["build_model", "describe_model", "use_attention"]
 
 
+_WITH_WEIGHTS = "timm:NAME, torchvision:NAME, vit_b16_finetune and vit_b16_transfer"
+
+
 def build_model(
     name: str,
     *,
@@ -34,8 +37,8 @@ def build_model(
         name: a name of ``vitbench list models``, ``timm:NAME`` or ``torchvision:NAME``.
         image_size: side or (height, width) in px; None is the model's own size.
         num_classes: None is the model's own number.
-        pretrained: load the published weights (timm and torchvision only; downloaded on first use). With another
-            number of classes than theirs the head is a fresh one.
+        pretrained: load the published weights (of timm, of torchvision and of what is built on them; downloaded on
+            first use). With another number of classes than theirs the head is a fresh one.
 
     Weights are random unless ``pretrained``: seed torch first to repeat them. Under ``with torch.device("meta")`` no
     memory is allocated.
@@ -52,10 +55,10 @@ def build_model(
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
         raise UsageError(f"A model needs at least 1 class, not num_classes={classes!r}")
     weights: dict[str, Any] = {}
-    if card.family in ("timm", "torchvision"):
+    if card.published_weights:
         weights = {"pretrained": pretrained}
     elif pretrained:
-        raise UsageError(f"{name} has no published weights: only timm:NAME and torchvision:NAME models may have")
+        raise UsageError(f"{name} has no published weights. Leave out pretrained; {_WITH_WEIGHTS} may have them")
     module, function = card.builder.split(":")
     build = getattr(importlib.import_module(module), function)
     model: nn.Module = build(image_size=size, num_classes=classes, **card.config, **weights)

@@ -50,15 +50,17 @@ class StochasticDepth(nn.Module):
 class PatchEmbedding(nn.Module):
     """Non-overlapping patches through one linear map (a convolution whose stride is its kernel).
 
-    Pixels right and below that do not fill a patch are not seen.
+    Pixels right and below that do not fill a patch are not seen. ``norm_eps``: a LayerNorm of that eps follows.
     """
 
-    def __init__(self, patch: int, width: int, channels: int = 3) -> None:
+    def __init__(self, patch: int, width: int, channels: int = 3, norm_eps: float | None = None) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(width, eps=norm_eps)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, D, H/P, W/P) -> (B, N, D)
+        x = self.proj(images).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, D, H/P, W/P) -> (B, N, D)
+        return self.norm(x)
 
 
 class Attention(nn.Module):

@@ -6,6 +6,7 @@ Each library is loaded by its own names only: torchvision takes 4 to 6 s and tim
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from vitbench.errors import ImageSizeError, UnknownNameError, UsageError
 from vitbench.records import format_image_size
-from vitbench.registry import ModelCard
+from vitbench.registry import Claim, ModelCard
 
 #: What constructors raise for a size that they cannot take. Not RuntimeError: memory that runs out is one.
 SIZE_ERRORS = (AssertionError, ValueError, ZeroDivisionError, IndexError)
@@ -47,8 +48,27 @@ def describe_timm(name: str) -> ModelCard:
         num_classes=weights.num_classes or IMAGENET_CLASSES,
         patch=1,
         size_rule="any",
+        published_weights=(weights.tag or architecture) if weights.has_weights else "",
         config={"architecture": architecture},
     )
+
+
+def match_external(pattern: str) -> list[str]:
+    """The names that ``timm:PATTERN`` or ``torchvision:PATTERN`` means, sorted. Raises UnknownNameError for none."""
+    library, _, bare = pattern.partition(":")
+    if library == "timm":
+        import timm
+
+        known = timm.list_models()
+    else:
+        from torchvision import models
+
+        known = models.list_models(module=models)
+    found = sorted(name for name in known if fnmatch.fnmatchcase(name, bare))
+    if not found:
+        listing = f"{'timm' if library == 'timm' else 'torchvision.models'}.list_models() in Python"
+        raise UnknownNameError("model", pattern, (f"{library}:{name}" for name in known), listing)
+    return [f"{library}:{name}" for name in found]
 
 
 def build_timm(
@@ -56,14 +76,12 @@ def build_timm(
 ) -> nn.Module:
     """A model of timm for (height, width) px; ``img_size`` is passed to those that have it.
 
-    Raises ImageSizeError where the constructor tells, UsageError for weights that do not exist or cannot be downloaded.
+    Raises ImageSizeError where the constructor tells, UsageError if the weights cannot be downloaded.
     """
     import timm
 
     weights = timm.get_pretrained_cfg(architecture)
     name = f"timm:{architecture}"
-    if pretrained and not weights.has_weights:
-        raise UsageError(f"timm publishes no weights for {name}: leave out pretrained, or choose another model")
     own = tuple(weights.input_size[1:])
 
     def create(**size: Any) -> nn.Module:
@@ -121,7 +139,8 @@ def describe_torchvision(name: str) -> ModelCard:
         raise UnknownNameError("model", name, (f"torchvision:{one}" for one in known), listing)
     weights = models.get_model_weights(architecture).DEFAULT
     side = weights.transforms.keywords["crop_size"]
-    smallest = max(weights.meta["min_size"])
+    meta = weights.meta
+    smallest = max(meta["min_size"])
     return ModelCard(
         name=name,
         builder="vitbench.models.zoo:build_torchvision",
@@ -129,12 +148,27 @@ def describe_torchvision(name: str) -> ModelCard:
         family="torchvision",
         source="torchvision",
         image_size=(side, side),
-        num_classes=len(weights.meta["categories"]),
+        num_classes=len(meta["categories"]),
         patch=1,
         size_rule="any",
+        published_weights=str(weights).rpartition(".")[2],
         min_size=smallest if smallest < side else 1,  # ViT and Swin name their own size, though they take smaller ones
         config={"architecture": architecture},
+        claims=_published(weights, f"torchvision {torchvision.__version__}, {weights}"),
     )
+
+
+def _published(weights: Any, source: str) -> tuple[Claim, ...]:
+    """The figures in torchvision's metadata. What it prints as GFLOPs are multiply-adds / 1e9."""
+    params, giga = weights.meta["num_params"], weights.meta["_ops"]
+    claims = [
+        Claim(quantity="params", value=params, printed=f"{params:,} params", source=source),
+        Claim(quantity="flops", value=giga * 1e9, printed=f"{giga} GFLOPS", source=source),
+    ]
+    top1 = weights.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1")
+    if top1 is not None:
+        claims.append(Claim(quantity="top1", value=top1 / 100, printed=f"{top1} %", source=source, data="ImageNet-1K"))
+    return tuple(claims)
 
 
 def build_torchvision(

@@ -37,7 +37,7 @@ def model_column() -> Column:
 
 
 def main_columns(rows: Sequence[Row]) -> list[Column]:
-    """What is compared first: size, work, memory, speed, accuracy, and what failed."""
+    """What is compared first: size, work, memory, speed, accuracy, and what failed; nothing that no row was asked."""
     batch, training_batch = smallest_batch(rows), largest_training_batch(rows)
     columns = [
         _fact("params (M)", "params", 1e6),
@@ -56,8 +56,8 @@ def main_columns(rows: Sequence[Row]) -> list[Column]:
         )
     if any(row.training for row in rows):
         columns.append(_accuracy_column(rows))
-    columns.append(Column("status", lambda row: cell_text(row.status), True))
-    return columns
+    asked = [column for column in columns if any(column.text(row) != NOT_ASKED for row in rows)]
+    return [*asked, Column("status", lambda row: cell_text(row.status), True)]
 
 
 def detail_columns(rows: Sequence[Row]) -> list[Column]:

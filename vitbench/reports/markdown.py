@@ -6,7 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from vitbench.records import STATUSES, Record
+from vitbench.claims import PUBLISHED, judge_runs
+from vitbench.records import STATUSES, Cell, Record
+from vitbench.reports.claims import HOW_TO_READ, claims_table, count_verdicts
 from vitbench.reports.columns import Column, axis_columns, detail_columns, main_columns, model_column
 from vitbench.reports.counters import counters_table
 from vitbench.reports.format import NOT_ASKED, cell_text, table, telling_line, without_paths
@@ -42,6 +44,9 @@ def render_markdown(runs: Sequence[Run]) -> str:
     counters = counters_table(rows)
     if counters:
         parts += ["## FLOPs by other counters", _COUNTERS_TEXT, counters]
+    judged = judge_runs([record for run in runs for record in run.records])
+    if judged:
+        parts += ["## Published figures", f"{count_verdicts(judged)}. {HOW_TO_READ}", claims_table(judged)]
     parts += ["## Failures", _failures_table(rows, axes), "## Pictures", _pictures(rows), "## Methods", _methods(rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -161,7 +166,15 @@ def _failures_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
             image_size_text(row),
             *(cell_text(row.axes.get(axis, DEFAULT_OPTION) or NOT_ASKED) for axis in axes),
         )
-        kind = "training" if cell.trains else "training step" if cell.mode == "train" else "inference"
+        kind = (
+            "training"
+            if cell.trains
+            else "test"
+            if cell.tests
+            else "training step"
+            if cell.mode == "train"
+            else "inference"
+        )
         for metric, status, cause, detail, printed in _what_failed(record):
             texts = (shown_status(status), *(cell_text(text) for text in (cause, detail, printed)))
             batches = found.setdefault((*which, cell_text(metric), *texts), {}).setdefault(kind, [])
@@ -174,6 +187,12 @@ def _failures_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
         lines.append([*which_parts, where, metric, status, cause, detail, printed])
     headings = ["model", "device", "image size (px)", *axes, "cell", "metric", "status", "cause", "detail", "printed"]
     return table(headings, lines, headings)
+
+
+def _kind_of(cell: Cell) -> str:
+    if cell.tests:
+        return "training" if cell.trains else "test"
+    return "training step" if cell.mode == "train" else "inference"
 
 
 def _cells_once(rows: Sequence[Row]) -> list[tuple[Row, Record]]:
@@ -211,6 +230,8 @@ def _methods(rows: Sequence[Row]) -> str:
     texts: dict[str, list[str]] = {}
     for _, record in _cells_once(rows):
         for measurement in record.measurements:
+            if measurement.metric.startswith(PUBLISHED):
+                continue  # not measured; the table of published figures has its source
             known = texts.setdefault(measurement.metric, [])
             if measurement.method and measurement.method not in known:
                 known.append(measurement.method)

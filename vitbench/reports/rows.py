@@ -69,7 +69,8 @@ class Row:
     """The cells of one model under one set of conditions.
 
     ``cell`` stands for all of them (its batch size and mode mean nothing); ``infer`` and ``train`` hold the cells on
-    random or loaded weights by ascending batch size, ``training`` the cell that trained the model and tested it.
+    random or loaded weights by ascending batch size, ``training`` the cell that tested the model, after training it or
+    with the same loaded weights.
     """
 
     run: str
@@ -98,12 +99,12 @@ class Row:
             "classes": str(cell.num_classes),
             "weights": cell.weights if not cell.trains else "random",
             "data": (training.data if training else cell.data) or "",
-            "recipe": training.weights.removeprefix("train:") if training else "",
+            "recipe": training.weights.removeprefix("train:") if training and training.trains else "",
             "recipe hash": (training.recipe_hash or "")[:8] if training else "",
             "training size": format_image_size(training.image_size) + " px"
             if self.trained_elsewhere and training
             else "",
-            "training batch": str(training.batch_size) if training else "",
+            "training batch": str(training.batch_size) if training and training.trains else "",
             "seed": str(cell.seed),
             **dict(cell.options),
         }
@@ -142,7 +143,8 @@ class Row:
         """``ok``, or what failed and where: ``OOM at batch 32; training timeout``."""
         parts = _failures(self.infer, "") + _failures(self.train, " in training step")
         if self.training and self.training.status != "ok":
-            parts.append(f"training {shown_status(self.training.status)}")
+            what = "training" if self.training.cell.trains else "test"
+            parts.append(f"{what} {shown_status(self.training.status)}")
         parts += _partial_failures(self.records)
         return "; ".join(parts) or "ok"
 
@@ -213,10 +215,10 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
         trainings: dict[Cell, list[Record]] = {}
         homeless: list[Record] = []
         for record in run.records:
-            if not record.cell.trains:
+            if not record.cell.tests:
                 measured.setdefault(_row_cell(record.cell), []).append(record)
         for record in run.records:
-            if record.cell.trains:
+            if record.cell.tests:
                 homes = _homes(record.cell, list(measured))
                 for home in homes:
                     trainings.setdefault(home, []).append(record)
@@ -288,14 +290,15 @@ def _row_cell(cell: Cell) -> Cell:
 
 def _homes(training: Cell, cells: Sequence[Cell]) -> list[Cell]:
     """The rows' cells that a training belongs to: that of its size, or if there is none the one of each other size."""
+    wanted = "random" if training.trains else training.weights
     same = ("model", "num_classes", "device", "dtype", "seed")
     like: dict[tuple[int, int], list[Cell]] = {}
     for cell in cells:
-        if cell.weights == "random" and all(getattr(cell, name) == getattr(training, name) for name in same):
+        if cell.weights == wanted and all(getattr(cell, name) == getattr(training, name) for name in same):
             like.setdefault(cell.image_size, []).append(cell)
     if training.image_size in like:
         like = {training.image_size: like[training.image_size]}
-    untrained = dataclasses.replace(_row_cell(training), weights="random", data=None, recipe_hash=None)
+    untrained = dataclasses.replace(_row_cell(training), weights=wanted, data=None, recipe_hash=None)
     return [
         cell
         for size, found in like.items()

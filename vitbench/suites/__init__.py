@@ -30,11 +30,13 @@ from vitbench.records import (
     format_image_size,
     parse_image_size,
 )
-from vitbench.registry import METRICS, find_models
+from vitbench.registry import METRICS, PRETRAINED, find_models
 
 BUILT_IN = Path(__file__).parent
 DEFAULT_SUITE = "lightweight"
 NATIVE = "native"
+#: What ``weights`` may be beside a path.
+RANDOM = "random"
 
 _BYTES = re.compile(r"^(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]i?B|B)?$", re.IGNORECASE)
 _UNITS = {
@@ -168,8 +170,10 @@ class Suite(_Table):
 
     ``devices``: names or ``auto`` (every device found). ``image_sizes``: px, ``HxW`` or ``native`` (each model's own).
     ``num_classes``: by default the data set's, where the suite trains, else each model's own. ``threads``: a number or
-    ``auto`` (the physical cores). ``memory_limit``: bytes that a worker may take beyond its libraries. ``timeout_s``:
-    for each process of a cell.
+    ``auto`` (the physical cores). ``weights``: ``random``, ``pretrained`` (as the models' libraries publish them) or
+    the path of a checkpoint of the one model; then a training section says what to test on, and nothing is trained.
+    ``replace_head``: leave out a checkpoint's head of another class count. ``memory_limit``: bytes that a worker may
+    take beyond its libraries. ``timeout_s``: for each process of a cell.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -190,6 +194,8 @@ class Suite(_Table):
         BeforeValidator(_one_or_many),
         Field(min_length=1),
     ] = (0,)
+    weights: Annotated[str, Field(min_length=1)] = RANDOM
+    replace_head: bool = False
     memory_limit: Annotated[int, BeforeValidator(parse_bytes)] | None = None
     timeout_s: Seconds = 300.0
     measure: Measure = Measure()
@@ -215,11 +221,14 @@ class NoCellsLeftError(SuiteError):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What expansion needs to know of a model: its native size (px), its classes, and whether a size is legal."""
+    """What expansion needs to know of a model: its native size (px), its classes, whether a size is legal, and the
+    name of its published weights (empty if there are none).
+    """
 
     image_size: tuple[int, int]
     num_classes: int
     check_image_size: Callable[[tuple[int, int]], None]
+    published_weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -293,12 +302,14 @@ def expand(
     threads: int,
     models: Mapping[str, ModelFacts],
     training: TrainingFacts | None,
+    checkpoint: str = "",
 ) -> list[Cell]:
     """The cells of a suite, in the order in which they are measured: the timed ones model by model, then the training
     ones.
 
-    ``devices`` are those that ``auto`` stands for, ``threads`` what ``auto`` threads are. Raises ImageSizeError for a
-    size that a model does not take.
+    ``devices`` are those that ``auto`` stands for, ``threads`` what ``auto`` threads are, ``checkpoint`` is the digest
+    of the suite's checkpoint, if it has one. Raises ImageSizeError for a size that a model does not take, SuiteError
+    for a model without published weights where these are asked for.
     """
     named = tuple(dict.fromkeys(d for name in suite.devices for d in (devices if name == "auto" else [name])))
     timed_metrics = [name for name in suite.metrics if METRICS.get(name).process != "training"]
@@ -332,6 +343,7 @@ def expand(
                     attention=attention,
                     compile=compiled,
                     memory_limit=suite.memory_limit,
+                    weights=_weights(suite, model, models[model], checkpoint),
                     seed=seed,
                 )
             )
@@ -342,6 +354,7 @@ def expand(
         for model, size, device, dtype, seed in itertools.product(
             suite.models, sizes, named, suite.dtypes, suite.seeds
         ):
+            learns = suite.weights == RANDOM
             cells.append(
                 Cell(
                     model=model,
@@ -351,12 +364,12 @@ def expand(
                     device=device,
                     threads=threads if count == "auto" else count,
                     dtype=dtype,
-                    mode="train",
+                    mode="train" if learns else "infer",
                     attention=suite.attention[0],
                     memory_limit=suite.memory_limit,
-                    weights=f"train:{training.recipe}",
+                    weights=f"train:{training.recipe}" if learns else _weights(suite, model, models[model], checkpoint),
                     data=training.data,
-                    recipe_hash=training.recipe_hash,
+                    recipe_hash=training.recipe_hash if learns else None,
                     seed=seed,
                 )
             )
@@ -409,6 +422,20 @@ def _written_size(size: Any) -> int | str:
 def _pixels(facts: ModelFacts, size: Any) -> tuple[int, int]:
     pair: tuple[int, int] = facts.image_size if size == NATIVE else size
     return pair
+
+
+def _weights(suite: Suite, model: str, facts: ModelFacts, checkpoint: str) -> str:
+    """What a cell's ``weights`` are under the suite's."""
+    if suite.weights == RANDOM:
+        return RANDOM
+    if suite.weights != PRETRAINED:
+        return checkpoint
+    if not facts.published_weights:
+        raise SuiteError(
+            f"{model} has no published weights: leave out --pretrained, or choose models that have (timm:NAME, "
+            "torchvision:NAME, vit_b16_finetune, vit_b16_transfer)"
+        )
+    return f"{PRETRAINED}:{facts.published_weights}"
 
 
 def _classes(suite: Suite, facts: ModelFacts, training: TrainingFacts | None) -> int:

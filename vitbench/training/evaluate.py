@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from vitbench.outputs import check_classes, input_dtype, mean_logits
 from vitbench.training.augment import normalise
-from vitbench.training.losses import check_classes, input_dtype, mean_logits
 from vitbench.training.pictures import PictureSet
 
 

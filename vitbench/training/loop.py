@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from vitbench.errors import VitbenchError
+from vitbench.outputs import check_classes, input_dtype, training_loss
 from vitbench.training.augment import augment, normalise
-from vitbench.training.losses import check_classes, input_dtype, mean_cross_entropy
 from vitbench.training.pictures import PictureSet
 from vitbench.training.recipes import Recipe
 
@@ -73,9 +73,9 @@ def train(
     """
     torch.manual_seed(seed)
     model.train()
-    optimizer = make_optimizer(model, recipe)
+    optimizers = make_optimizers(model, recipe, pictures.num_classes)
     losses = _Losses(recipe, recipe.total_steps(len(pictures)), on_step)
-    step = _Step(model, optimizer, recipe, autocast, scaler)
+    step = _Step(model, optimizers, recipe, autocast, scaler)
     seen = steps = 0
     synchronize()
     begin = time.perf_counter()
@@ -83,8 +83,9 @@ def train(
         if recipe.seconds is not None and steps > 0 and time.perf_counter() - begin >= recipe.seconds:
             break
         progress = _progress(recipe, len(pictures), seen, len(indices), time.perf_counter() - begin)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(progress)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(progress)
         images = pictures.images[indices].to(device)
         images = augment(images, recipe.augment, seeded_generator(seed, "augmentation", steps))
         losses.add(step(images, pictures.labels[indices].to(device), pictures.num_classes))
@@ -101,10 +102,43 @@ def train(
     )
 
 
-def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the parameters that are trained."""
+def make_optimizers(model: torch.nn.Module, recipe: Recipe, num_classes: int) -> list[torch.optim.Optimizer]:
+    """The recipe's optimizers, which share out the parameters that are trained.
+
+    ``muon``: Muon (Jordan et al., 2024; torch.optim.Muon) for hidden_matrices, its steps scaled to the size of AdamW's
+    (Liu et al., 2025, arXiv:2502.16982, section 2.2), so that one learning rate serves both; AdamW for the rest.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    lr, weight_decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return [torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)]
+    matrices = [matrix for matrix in hidden_matrices(model, num_classes) if matrix.requires_grad]
+    taken = {id(matrix) for matrix in matrices}
+    rest = [parameter for parameter in trained if id(parameter) not in taken]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay))
+    return optimizers
+
+
+def hidden_matrices(model: torch.nn.Module, num_classes: int) -> list[torch.nn.Parameter]:
+    """The weights of linear layers and of attention's projections between the embedding and the classifier.
+
+    Layers whose output is the classes, and layers with one output or two (scores), are none: orthogonalising them means
+    nothing. Convolutions and the patch embedding stay out, too. Shared weights come once.
+    """
+    found: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        weight: Any = None
+        if isinstance(module, torch.nn.Linear):
+            weight = module.weight
+        elif isinstance(module, torch.nn.MultiheadAttention):
+            weight = module.in_proj_weight
+        if weight is not None and weight.shape[0] not in (1, 2, num_classes):
+            found[id(weight)] = weight
+    return list(found.values())
 
 
 def batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
@@ -136,39 +170,43 @@ def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
 
 
 class _Step:
-    """One step of the optimizer on one batch; returns the loss, still on the device."""
+    """One step of the optimizers on one batch; returns the loss, still on the device."""
 
     def __init__(
         self,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizers: list[torch.optim.Optimizer],
         recipe: Recipe,
         autocast: Callable[[], AbstractContextManager[Any]],
         scaler: torch.amp.GradScaler | None,
     ) -> None:
         self.model = model
-        self.optimizer = optimizer
+        self.optimizers = optimizers
         self.recipe = recipe
         self.autocast = autocast
         self.scaler = scaler
         self.dtype = input_dtype(model)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             output = self.model(normalise(images, self.dtype))
             check_classes(output, num_classes)
-            loss = mean_cross_entropy(output, labels, self.recipe.label_smoothing)
+            loss = training_loss(self.model, output, labels, self.recipe.label_smoothing)
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()
         if self.recipe.clip_norm is not None:
             if self.scaler is not None:
-                self.scaler.unscale_(self.optimizer)  # the norm is that of the true gradients
+                for optimizer in self.optimizers:
+                    self.scaler.unscale_(optimizer)  # the norm is that of the true gradients
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            if self.scaler is None:
+                optimizer.step()
+            else:
+                self.scaler.step(optimizer)
+        if self.scaler is not None:
             self.scaler.update()
         return loss.detach()
 

@@ -21,7 +21,7 @@ BUILT_IN = Path(__file__).parent
 #: The keys that say how long a training is; a recipe has exactly one of them.
 BUDGETS = ("images", "steps", "epochs", "seconds")
 
-Optimizer = Literal["adamw"]
+Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "constant"]
 Augmentation = Literal["crop", "flip"]
 
@@ -41,7 +41,8 @@ class Recipe(BaseModel):
     ones) or ``seconds``: exactly one. ``warmup``: the fraction of that budget in which the learning rate rises
     linearly from 0 to ``learning_rate``; then ``schedule`` takes it to ``min_learning_rate`` (cosine) or leaves it.
     ``clip_norm``: the largest norm of all gradients together, None for no clipping. ``augment``: applied in this
-    order, each picture with its own draw. Weight decay is decoupled (AdamW) and acts on every parameter.
+    order, each picture with its own draw. ``optimizer``: ``adamw``, or ``muon`` for the hidden
+    matrices with AdamW for the rest. Weight decay is decoupled and acts on every parameter.
 
     Defaults never change, because ``hash`` leaves out what equals them.
     """

@@ -1,4 +1,4 @@
-"""The loss of one output or several, and logits of models that have more than one head. Loads torch."""
+"""What a model gives back: the logits of one head or of several, their loss, and a loss of its own. Loads torch."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def mean_cross_entropy(output: Any, labels: torch.Tensor, label_smoothing: float
     """Cross entropy (nat), averaged over the batch and over the heads; in float32 whatever the logits are."""
     losses = [F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing) for logits in heads_of(output)]
     return torch.stack(losses).mean()
+
+
+def training_loss(
+    model: torch.nn.Module, output: Any, labels: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """What a training step lowers: the cross entropy of ``output`` and, for a model that has an ``auxiliary_loss()``
+    (token pruning has one), the one of its last forward pass.
+    """
+    loss = mean_cross_entropy(output, labels, label_smoothing)
+    own: torch.Tensor | None = getattr(model, "auxiliary_loss", lambda: None)()
+    return loss if own is None else loss + own
 
 
 def mean_logits(output: Any) -> torch.Tensor:

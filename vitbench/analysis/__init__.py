@@ -1,0 +1,1 @@
+"""Complexity analysis: where a model's parameters and FLOPs are."""

@@ -1,0 +1,166 @@
+"""A model on ``meta`` to its layers: each module's own parameters, FLOPs and output shape, and the part it belongs to.
+
+Nothing is counted twice: a module has the parameters and FLOPs that none of its children has, and a tensor that two
+modules share belongs to the first. So the layers add up to the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+PARTS = ("embedding", "attention", "MLP", "norms", "pruning", "head", "other")
+
+_NORMS = re.compile(r"norm", re.IGNORECASE)
+#: The first that is found in a layer's path decides; the path of a bare parameter ends with its own name.
+_PATHS = (
+    ("pruning", re.compile(r"(^|\.)(scores|score_predictor)(\.|$)")),
+    ("head", re.compile(r"^(head|heads|head_dist|head_drop|fc|classifier)(\.|$)")),
+    ("attention", re.compile(r"attn|attention|token_mixer|(^|\.)(qkv|relative_position)", re.IGNORECASE)),
+    ("MLP", re.compile(r"mlp|ffn|(^|\.)(fc1|fc2)(\.|$)", re.IGNORECASE)),
+    (
+        "embedding",
+        re.compile(r"^(encoder\.)?(patch_embed|pos_embed|pos_embedding|cls_token|class_token|dist_token|reg_token"
+                   r"|conv_proj|stem|pos_drop|pos_block|features\.0)(\.|$|s?\.)"),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One module, or one bare parameter of a module that has children, with what is its own.
+
+    ``output_shape`` is that of the first call, batch first; empty where the module was not called or returns no tensor.
+    """
+
+    path: str
+    kind: str
+    part: str
+    params: int
+    flops: int
+    output_shape: tuple[int, ...]
+
+
+def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
+    """The layers of ``model`` (on meta, in eval mode, without gradients) that have parameters or FLOPs, in its order.
+
+    ``images``: (B, 3, H, W) on meta.
+    """
+    shapes, flops = _run(model, images)
+    layers = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        own = _total(path, module, flops) - sum(
+            _total(f"{path}.{name}" if path else name, child, flops) for name, child in module.named_children()
+        )
+        params = []
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                params.append((f"{path}.{name}" if path else name, parameter.numel()))
+        if any(module.children()):  # bare parameters are lines of their own: a position embedding is not a model's own
+            layers += [
+                Layer(path=name, kind="Parameter", part=part_of(name, module), params=n, flops=0, output_shape=())
+                for name, n in params
+            ]
+            params = []
+        count = sum(n for _, n in params)
+        if count or own:
+            layers.append(
+                Layer(
+                    path=path or "(model)",
+                    kind=type(module).__name__,
+                    part=part_of(path, module),
+                    params=count,
+                    flops=own,
+                    output_shape=shapes.get(path, ()),
+                )
+            )
+    return layers
+
+
+def tokens_per_block(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
+    """How many tokens go into each transformer block, for models whose blocks stand in one list and take (B, L, D).
+
+    Empty for any other model.
+    """
+    blocks = _block_list(model)
+    counts: list[int] = []
+
+    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == 3:
+            counts.append(inputs[0].shape[1])
+
+    handles = [block.register_forward_pre_hook(note) for block in blocks]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(counts) if len(counts) == len(blocks) else ()
+
+
+def sum_parts(layers: Iterable[Layer]) -> dict[str, dict[str, int]]:
+    """Parameters and FLOPs of each of PARTS that has any."""
+    sums = {part: {"params": 0, "flops": 0} for part in PARTS}
+    for layer in layers:
+        sums[layer.part]["params"] += layer.params
+        sums[layer.part]["flops"] += layer.flops
+    return {part: found for part, found in sums.items() if any(found.values())}
+
+
+def part_of(path: str, module: nn.Module) -> str:
+    """Which of PARTS a layer (or a bare parameter of it) belongs to, by its class (norms) and then by its path."""
+    if _NORMS.search(type(module).__name__):
+        return "norms"
+    return next((part for part, pattern in _PATHS if pattern.search(path)), "other")
+
+
+def _run(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, tuple[int, ...]], Mapping[str, int]]:
+    """Output shapes and FLOPs (children included) by module path, of one forward pass."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def keep_shape(path: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                shapes.setdefault(path, tuple(output.shape))
+
+        return hook
+
+    handles = [module.register_forward_hook(keep_shape(path)) for path, module in model.named_modules()]
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    root = type(model).__name__
+    counts = counter.get_flop_counts()
+    flops = {"": counter.get_total_flops()}
+    for name, operators in counts.items():
+        if name.startswith(f"{root}."):
+            flops[name.removeprefix(f"{root}.")] = sum(operators.values())
+    return shapes, flops
+
+
+def _total(path: str, module: nn.Module, flops: Mapping[str, int]) -> int:
+    """FLOPs of a module with all below it; a list of modules is not called itself, and so is the sum of them."""
+    if path in flops:
+        return flops[path]
+    return sum(_total(f"{path}.{name}" if path else name, child, flops) for name, child in module.named_children())
+
+
+def _block_list(model: nn.Module) -> list[nn.Module]:
+    for holder in (model, getattr(model, "encoder", None)):
+        for name in ("blocks", "layers"):
+            found = getattr(holder, name, None)
+            if isinstance(found, nn.ModuleList | nn.Sequential) and len(found):
+                return list(found)
+    return []
