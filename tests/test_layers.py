@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "vitbench"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"api", "cards", "listing"},
+    {"api", "audit", "cards", "listing"},
     {"runner"},
     {"planning"},
     {"static_counts"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"worker"},
     {"metrics", "models", "training", "analysis", "suites", "statistics"},
     {"environment"},
-    {"outputs"},
+    {"outputs", "other_counters"},
     {"devices"},
     {"registry"},
     {"records"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -195,11 +194,6 @@ def _cards(patterns: Sequence[str] | None) -> list[ModelCard]:
     else:
         names = [name for pattern in patterns for name in find_models(pattern)]
     return [describe_model(name) for name in dict.fromkeys(names)]
-
-
-def cards_to_json(cards: Sequence[dict[str, Any]]) -> str:
-    """A JSON array, one object a model."""
-    return json.dumps([{key: value for key, value in card.items() if key != "usage"} for card in cards], indent=2)
 
 
 def cards_to_text(cards: Sequence[dict[str, Any]]) -> str:

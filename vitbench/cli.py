@@ -298,10 +298,7 @@ def show(
     from vitbench import cards as model_cards
 
     if allow_import:
-        from vitbench.models.imported import allow_imports
-
-        sys.path.insert(0, "")  # builders of one's own are found from the current folder
-        allow_imports()
+        _allow_imports()
     cards = model_cards.show_models(
         models,
         image_size=image_size,
@@ -310,14 +307,62 @@ def show(
         weights=weights,
         replace_head=replace_head,
     )
-    print(model_cards.cards_to_json(cards) if json else model_cards.cards_to_text(cards))
-    failed = [card for card in cards if "error" in card]
-    if not json:
-        for card in failed:
-            print(f"Error: {card['error']}", file=sys.stderr)
+    return _print_answers(cards, model_cards.cards_to_text, json)
+
+
+def _allow_imports() -> None:
+    from vitbench.models.imported import allow_imports
+
+    sys.path.insert(0, "")  # builders of one's own are found from the current folder
+    allow_imports()
+
+
+def _print_answers(answers: list[dict[str, Any]], to_text: Callable[[list[dict[str, Any]]], str], as_json: bool) -> int:
+    """Print one answer a model, those that failed in one line each on stderr; returns the exit code."""
+    failed = [answer for answer in answers if "error" in answer]
+    if as_json:
+        import json
+
+        print(json.dumps([{k: v for k, v in answer.items() if k != "usage"} for answer in answers], indent=2))
+    elif len(failed) < len(answers):
+        print(to_text(answers))
+    if not as_json:
+        for answer in failed:
+            print(f"Error: {answer['error']}", file=sys.stderr)
     if not failed:
         return 0
-    return 2 if all(card["usage"] for card in failed) and len(failed) == len(cards) else 1
+    return 2 if all(answer["usage"] for answer in failed) and len(failed) == len(answers) else 1
+
+
+@app.command(
+    epilog="Examples:  vitbench flops vit_base16   |   "
+    "vitbench flops timm:vit_tiny_patch16_224 --attention explicit   |   "
+    "vitbench flops vit_layer6_32 --image-size 64 --json"
+)
+def flops(
+    models: Annotated[
+        list[str], typer.Argument(help="Names of models (vitbench list models, timm:NAME, torchvision:NAME).")
+    ],
+    image_size: Annotated[str | None, typer.Option(help="Pixels, 224 or 231x240. [default: each model's own]")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Classes of the head. [default: each model's own]")] = None,
+    attention: Annotated[str, typer.Option(help="fused or explicit: what fvcore and thop are shown.")] = "fused",
+    no_others: Annotated[
+        bool, typer.Option("--no-others", help="Leave out fvcore and thop, which need memory and a real run.")
+    ] = False,
+    allow_import: Annotated[
+        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
+) -> int:
+    """Audit FLOPs: closed form, dispatcher, fvcore and thop side by side, and why they differ."""
+    from vitbench.audit import audit_flops, audits_to_text
+
+    if allow_import:
+        _allow_imports()
+    audits = audit_flops(
+        models, image_size=image_size, num_classes=num_classes, attention=attention, others=not no_others
+    )
+    return _print_answers(audits, audits_to_text, json)
 
 
 @app.command(

@@ -6,15 +6,13 @@ are not.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import io
-import logging
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from vitbench.errors import Unsupported
 from vitbench.metrics.subject import CHANNELS, Subject
+from vitbench.other_counters import count_by_fvcore, count_by_thop
 from vitbench.records import Measurement
 from vitbench.registry import METRICS
 
@@ -54,17 +52,15 @@ def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
     method = f"2 x fvcore {importlib.metadata.version('fvcore')} FlopCountAnalysis on the CPU, batch of 1"
     model, images = _real_model(subject)
     try:
-        from fvcore.nn import FlopCountAnalysis
-
-        with _quiet(), subject.attention(model):
-            analysis = FlopCountAnalysis(model, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            total = 2 * analysis.total()
-            missed = ", ".join(f"{name} x{count}" for name, count in sorted(analysis.unsupported_ops().items()))
-    except Exception as error:  # an unmaintained tool may break in any way; that is its result
-        reason = f"fvcore breaks on this model: {type(error).__name__}: {error}"
-        yield Measurement.absent("flops_fvcore", "FLOP", "unsupported", reason.splitlines()[0], method)
+        with subject.attention(model):
+            found = count_by_fvcore(model, images)
+    except Unsupported as reason:
+        yield Measurement.absent("flops_fvcore", "FLOP", "unsupported", str(reason), method)
         return
-    yield Measurement.single("flops_fvcore", "FLOP", total, method, f"operators without a formula: {missed or 'none'}")
+    missed = ", ".join(f"{name} x{count}" for name, count in sorted(found.missed.items()))
+    yield Measurement.single(
+        "flops_fvcore", "FLOP", found.total, method, f"operators without a formula: {missed or 'none'}"
+    )
 
 
 @METRICS.measured(
@@ -81,15 +77,12 @@ def measure_thop(subject: Subject) -> Iterator[Measurement]:
     method = f"2 x thop {importlib.metadata.version('thop')} profile on the CPU, batch of 1"
     model, images = _real_model(subject)
     try:
-        import thop
-
-        with _quiet(), subject.attention(model):
-            macs, _ = thop.profile(model, inputs=(images,), verbose=False)
-    except Exception as error:  # as above
-        reason = f"thop breaks on this model: {type(error).__name__}: {error}"
-        yield Measurement.absent("flops_thop", "FLOP", "unsupported", reason.splitlines()[0], method)
+        with subject.attention(model):
+            found = count_by_thop(model, images)
+    except Unsupported as reason:
+        yield Measurement.absent("flops_thop", "FLOP", "unsupported", str(reason), method)
         return
-    yield Measurement.single("flops_thop", "FLOP", 2 * round(macs), method)
+    yield Measurement.single("flops_thop", "FLOP", found.total, method)
 
 
 def _real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -97,16 +90,7 @@ def _real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:
 
     # torch.device("cpu"), not the cell's device: neither tool depends on it, and the GPU's memory stays untouched
     with torch.device("cpu"):
-        model = subject.build().to("cpu").eval().requires_grad_(False)
+        # gradients stay on, as whoever calls these tools leaves them: without, nn.MultiheadAttention takes a path that
+        # fvcore sees nothing of
+        model = subject.build().to("cpu").eval()
         return model, torch.zeros(1, CHANNELS, *subject.cell.image_size)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)

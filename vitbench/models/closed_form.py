@@ -10,6 +10,7 @@ width D, MLP width M, K classes, a plain ViT takes
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,16 +27,27 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
-    """``params`` counts numbers, ``macs`` multiply-adds of an image in evaluation, ``tokens`` those into each block."""
+    """``params`` counts numbers, ``macs`` multiply-adds of an image in evaluation, ``tokens`` those into each block;
+    ``training_macs`` those of a forward pass in training, ``backward_macs`` those of the backward pass after it.
+
+    Each product has two in the backward pass, one for each factor's gradient; but the picture needs none.
+    """
 
     params: int
     macs: int
     tokens: tuple[int, ...]
+    training_macs: int
+    backward_macs: int
 
     @property
     def flops(self) -> int:
         """Floating-point operations: a multiply-add is 2."""
         return 2 * self.macs
+
+    @property
+    def step_flops(self) -> int:
+        """Of an image in a training step: forward and backward, without the optimizer."""
+        return 2 * (self.training_macs + self.backward_macs)
 
 
 def closed_form(card: ModelCard, image_size: tuple[int, int], num_classes: int) -> ClosedForm:
@@ -53,7 +65,7 @@ def _plain(config: Config, grid: Grid, classes: int) -> ClosedForm:
     patches = grid[0] * grid[1]
     tokens = (patches + _first_tokens(config),) * config["depth"]
     macs = sum(_projections_and_mlp(config, L) + 2 * L * L * config["width"] for L in tokens)
-    return ClosedForm(params=_params(config, grid, classes), macs=_ends(config, grid, classes) + macs, tokens=tokens)
+    return _dense(config, grid, _params(config, grid, classes), _ends(config, grid, classes) + macs, tokens)
 
 
 def _linear_attention(config: Config, grid: Grid, classes: int) -> ClosedForm:
@@ -61,7 +73,7 @@ def _linear_attention(config: Config, grid: Grid, classes: int) -> ClosedForm:
     D = config["width"]
     tokens = (grid[0] * grid[1] + 1,) * config["depth"]
     macs = sum(_projections_and_mlp(config, L) + L * D * (2 * (D // config["heads"]) + 1) for L in tokens)
-    return ClosedForm(params=_params(config, grid, classes), macs=_ends(config, grid, classes) + macs, tokens=tokens)
+    return _dense(config, grid, _params(config, grid, classes), _ends(config, grid, classes) + macs, tokens)
 
 
 def _score_pruned(config: Config, grid: Grid, classes: int) -> ClosedForm:
@@ -69,7 +81,7 @@ def _score_pruned(config: Config, grid: Grid, classes: int) -> ClosedForm:
     plain = _plain(config, grid, classes)
     params = plain.params + config["depth"] * (config["width"] + 1)
     if not config["prune"]:
-        return ClosedForm(params=params, macs=plain.macs, tokens=plain.tokens)
+        return dataclasses.replace(plain, params=params)
     macs = _ends(config, grid, classes)
     tokens = []
     remaining = grid[0] * grid[1]
@@ -80,7 +92,7 @@ def _score_pruned(config: Config, grid: Grid, classes: int) -> ClosedForm:
         if block < config["depth"] - 1:
             macs += remaining * config["width"]
             remaining = int(remaining * max(0.5, 1 - 0.1 * block))  # as published, rounding errors included
-    return ClosedForm(params=params, macs=macs, tokens=tuple(tokens))
+    return dataclasses.replace(plain, params=params, macs=macs, tokens=tuple(tokens))  # training is dense
 
 
 def _spt_lsa(config: Config, grid: Grid, classes: int) -> ClosedForm:
@@ -88,8 +100,7 @@ def _spt_lsa(config: Config, grid: Grid, classes: int) -> ClosedForm:
     plain = _plain(config, grid, classes)
     table = (2 * grid[0] - 1) * (2 * grid[1] - 1)
     per_head = {"none": 0, "scale": 1, "scale_all": 1, "temperature": 1 + table}[config["locality"]]
-    params = plain.params + config["depth"] * config["heads"] * per_head
-    return ClosedForm(params=params, macs=plain.macs, tokens=plain.tokens)
+    return dataclasses.replace(plain, params=plain.params + config["depth"] * config["heads"] * per_head)
 
 
 def _learned_pruning(config: Config, grid: Grid, classes: int) -> ClosedForm:
@@ -108,20 +119,26 @@ def _learned_pruning(config: Config, grid: Grid, classes: int) -> ClosedForm:
         L = remaining + 1
         tokens.append(L)
         macs += _projections_and_mlp(config, L) + 2 * L * L * D
-    return ClosedForm(params=plain.params + len(stages) * predictor, macs=macs, tokens=tuple(tokens))
+    dense = plain.macs + len(stages) * patches * sum(inputs * outputs for inputs, outputs in layers)  # training masks
+    trained = _dense(config, grid, plain.params + len(stages) * predictor, dense, plain.tokens)
+    return dataclasses.replace(trained, macs=macs, tokens=tuple(tokens))
 
 
 def _unused_norms(config: Config, grid: Grid, classes: int) -> ClosedForm:
     """A LayerNorm of 2 D numbers a block that never runs."""
     plain = _plain(config, grid, classes)
-    params = plain.params + config["depth"] * 2 * config["width"]
-    return ClosedForm(params=params, macs=plain.macs, tokens=plain.tokens)
+    return dataclasses.replace(plain, params=plain.params + config["depth"] * 2 * config["width"])
 
 
 def _vit_b16(config: Config, grid: Grid, classes: int) -> ClosedForm:
     """torchvision's vit_b_16, which has no row of its own to say these."""
     sizes = {"patch": 16, "width": 768, "depth": 12, "mlp_width": 3072}
     return _plain({**sizes, "positions": "tokens", "final_norm": True, "head": "linear"}, grid, classes)
+
+
+def _frozen_vit_b16(config: Config, grid: Grid, classes: int) -> ClosedForm:
+    """The gradient of the one trained layer's weight is all that is computed backwards."""
+    return dataclasses.replace(_vit_b16(config, grid, classes), backward_macs=768 * classes)
 
 
 _FORMULAS: dict[str, Callable[[Config, Grid, int], ClosedForm]] = {
@@ -132,8 +149,16 @@ _FORMULAS: dict[str, Callable[[Config, Grid, int], ClosedForm]] = {
     "vitbench.models.spt_lsa:build_spt_lsa_vit": _spt_lsa,
     "vitbench.models.vit_b16:build_scratch": _unused_norms,
     "vitbench.models.vit_b16:build_finetune": _vit_b16,
-    "vitbench.models.vit_b16:build_transfer": _vit_b16,
+    "vitbench.models.vit_b16:build_transfer": _frozen_vit_b16,
 }
+
+
+def _dense(config: Config, grid: Grid, params: int, macs: int, tokens: tuple[int, ...]) -> ClosedForm:
+    """A model whose training computes what its evaluation does."""
+    embedding = grid[0] * grid[1] * _patch_numbers(config) * config["width"]
+    # LayerNorm before the embedding's weight has parameters, and so the patches need a gradient after all
+    picture = 0 if config.get("tokenisation") == "shifted_norm" else embedding
+    return ClosedForm(params=params, macs=macs, tokens=tokens, training_macs=macs, backward_macs=2 * macs - picture)
 
 
 def _first_tokens(config: Config) -> int:
