@@ -153,3 +153,41 @@ def prints(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
             print('{"event": "done", "seconds": 0}')
 
     return Prints(num_classes)
+
+
+# those that go wrong while they are built, on ``meta`` too
+
+
+def raises_when_built(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    raise IndexError("there is no block 13")
+
+
+def kills_itself_when_built(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Pooled(num_classes)
+
+
+def exits_when_built(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    print("goodbye", flush=True)
+    os._exit(7)
+
+
+def hangs_when_built(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    if not os.fork():  # a child that would outlive its parent
+        time.sleep(3600)
+    time.sleep(3600)
+    return Pooled(num_classes)
+
+
+def waits_for_a_file(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    """Built once the file that the environment variable WAIT_FOR names is there."""
+    while not os.path.exists(os.environ["WAIT_FOR"]):
+        time.sleep(0.02)
+    return Pooled(num_classes)
+
+
+def leaves_a_line(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    """Writes a line for each time that it is built into the file that the environment variable BUILDS names."""
+    with open(os.environ["BUILDS"], "a") as builds:
+        builds.write(f"{image_size} {num_classes}\n")
+    return Pooled(num_classes)

@@ -23,6 +23,8 @@ import vitbench
 from vitbench.devices.cpu import memory_limit_of_container, processor_name
 
 LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop", "numpy", "scikit-learn")
+#: Set by torch itself, and a place rather than a switch.
+_NO_MATTER = ("TORCHINDUCTOR_CACHE_DIR",)
 _PREFIXES = ("OMP_", "MKL_", "KMP_", "GOMP_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "CUDA_", "NVIDIA_TF32", "CUBLAS_")
 _NAMES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD", "OPENBLAS_NUM_THREADS")
 
@@ -47,7 +49,7 @@ def describe_system() -> dict[str, Any]:
         "variables": {
             name: shorten_home(value)
             for name, value in sorted(os.environ.items())
-            if name.startswith(_PREFIXES) or name in _NAMES
+            if (name.startswith(_PREFIXES) or name in _NAMES) and name not in _NO_MATTER
         },
     }
 

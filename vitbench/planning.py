@@ -127,9 +127,13 @@ def _check_weights_option(suite: Suite) -> None:
             raise UsageError("--replace-head goes with --weights PATH")
         return
     if len(suite.models) != 1 or is_pattern(suite.models[0]):
-        raise UsageError(f"A checkpoint fits one model: give one with --models, not {', '.join(suite.models[:4])}, ...")
+        named = ", ".join(suite.models[:4]) + (", ..." if len(suite.models) > 4 else "")
+        raise UsageError(f"A checkpoint fits one model: give one with --models, not {named}")
     if not Path(suite.weights).is_file():
-        raise UsageError(f"Checkpoint {suite.weights!r} is not there, or no file. Give the path of one to --weights")
+        raise UsageError(
+            f"Checkpoint {suite.weights!r} is not there, or no file (seen from {Path.cwd()}). Give the path of one to "
+            "--weights"
+        )
 
 
 def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None]) -> Plan:
@@ -221,7 +225,12 @@ def _ask(launcher: Launcher, task: Mapping[str, Any], timeout_s: float = 600.0) 
 
 def _digest(suite: Suite, launcher: Launcher) -> str:
     settings = weights_settings(suite)
-    return str(_ask(launcher, {"kind": "digest", **settings})[0]["digest"]) if settings else ""
+    if not settings:
+        return ""
+    (answer,) = _ask(launcher, {"kind": "digest", **settings})
+    if "error" in answer:
+        raise UsageError(answer["error"])
+    return str(answer["digest"])
 
 
 def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher) -> None:

@@ -10,8 +10,8 @@ import fnmatch
 import functools
 import importlib.metadata
 import importlib.util
+import sys
 import tomllib
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,11 +257,17 @@ def model_registry() -> Registry[ModelCard]:
         MODELS.add(card.name, card)
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
-            for card in _cards_of_package(point.value):
-                MODELS.add(card.name, card)
-        except (ImportError, ValueError, TypeError, KeyError, OSError) as error:
+            cards = _cards_of_package(point.value)
+            taken = [card.name for card in cards if card.name in MODELS]
+            if taken:
+                raise ValueError(f"model {taken[0]!r} is registered twice")
+        except Exception as error:  # the edge: whatever is wrong with it, it is theirs
             package = point.dist.name if point.dist else "an unknown package"
-            warnings.warn(f"models of {package} ({point.value}) left out: {error}", RuntimeWarning, stacklevel=2)
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            print(f"Warning: models of {package} ({point.value}) left out: {reason}", file=sys.stderr)
+            continue
+        for card in cards:
+            MODELS.add(card.name, card)
     return MODELS
 
 

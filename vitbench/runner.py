@@ -114,6 +114,7 @@ def resume_run(
         plan = make_plan(suite, launcher, reporter.note)
         if not allow_changed_environment:
             _refuse_changed_environment(path, plan)
+        _refuse_changed_checkpoint(path, plan, done)
         kept = {record.cell.id for record in done if record.status not in retry}
         missing = [cell for cell in plan.cells if cell.id not in kept]
         return _run(plan, missing, path, launcher, reporter)
@@ -448,6 +449,19 @@ def _refuse_changed_environment(folder: Path, plan: Plan) -> None:
         f"The environment of {folder} has changed ({changes}): its figures would not be comparable. "
         "Start a new run, or go on with --allow-changed-environment"
     )
+
+
+def _refuse_changed_checkpoint(folder: Path, plan: Plan, done: Sequence[Record]) -> None:
+    """Figures of two checkpoints must not stand in one run as if they were of one."""
+    if not weights_settings(plan.suite):
+        return
+    before = {record.cell.weights for record in done}
+    now = {cell.weights for cell in plan.cells}
+    if before and not before & now:
+        raise RunFolderError(
+            f"{plan.suite.weights} has changed since the run in {folder} began ({', '.join(sorted(before))} is now "
+            f"{', '.join(sorted(now))}): put the old file back, or start a new run"
+        )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

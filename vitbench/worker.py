@@ -71,9 +71,7 @@ def handle(task: Mapping[str, Any], emit: Emit) -> bool:
         emit({"event": "answer", **_fetch(task)})
         return True
     if task["kind"] == "digest":
-        from vitbench.models.checkpoints import digest_of
-
-        emit({"event": "answer", "digest": digest_of(task["weights"]["path"])[:16]})
+        emit({"event": "answer", **_digest(task)})
         return True
     if task["kind"] == "weights":
         emit({"event": "answer", **_try_weights(task)})
@@ -187,6 +185,15 @@ def _load(model: Any, cell: Cell, settings: Mapping[str, Any]) -> None:
     report = load_checkpoint(model, settings["path"], replace_head=settings["replace_head"])
     if report.digest != cell.weights:
         raise CheckpointError(f"{report.path} has changed since the run began ({cell.weights} is now {report.digest})")
+
+
+def _digest(task: Mapping[str, Any]) -> dict[str, Any]:
+    from vitbench.models.checkpoints import digest_of
+
+    try:
+        return {"digest": digest_of(task["weights"]["path"])[:16]}
+    except UsageError as error:
+        return {"error": str(error)}
 
 
 def _try_weights(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import urllib.error
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +13,14 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from vitbench.errors import ImageSizeError, UsageError
+from vitbench.cards import count_model
+from vitbench.errors import ImageSizeError, UnknownNameError, UsageError
 from vitbench.models import build_model, describe_model, use_attention
+from vitbench.models.zoo import match_external
+from vitbench.runner import plan_suite
+from vitbench.store import read_records
 
 
 @pytest.mark.parametrize(
@@ -121,3 +129,109 @@ def test_torchvision_weights_fit_another_head_and_another_size(monkeypatch: pyte
     published["conv_proj.weight"] = torch.zeros(3)
     with pytest.raises(RuntimeError, match=r"conv_proj\.weight"):
         build_model("torchvision:vit_b_16", image_size=96, num_classes=10, pretrained=True)
+
+
+# --- patterns, and the suite of all ViTs of timm
+
+#: What "every ViT of timm" must not lose.
+PREFIXES = (
+    "vit", "deit", "swin", "mobilevit", "xcit", "cait", "levit", "pit", "efficientformer", "tiny_vit", "fastvit",
+    "edgenext", "efficientvit", "poolformer", "maxvit", "hiera", "flexivit", "beit", "eva", "convit", "coat",
+    "crossvit", "twins", "visformer", "gcvit", "volo", "davit", "mvitv2", "pvt", "tnt", "nest",
+)  # fmt: skip
+#: Under about 12 M parameters each, of families that differ in how they attend, mix and pool.
+SMALL = (
+    "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", "mobilevit_xxs",
+    "mobilevitv2_050", "xcit_nano_12_p16_224", "cait_xxs24_224", "levit_128s", "pit_ti_224", "efficientformerv2_s0",
+    "tiny_vit_5m_224", "fastvit_t8", "edgenext_xx_small", "efficientvit_b0", "poolformer_s12", "convit_tiny",
+    "coat_lite_tiny", "crossvit_tiny_240", "gcvit_xxtiny", "pvt_v2_b0",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("timm:pit_?_224", {"timm:pit_b_224", "timm:pit_s_224"}),
+        ("timm:vit_tiny_patch16_224", {"timm:vit_tiny_patch16_224"}),
+        ("timm:vit_tiny_patch16_[23]*", {"timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_384"}),
+        ("torchvision:vit_b_*", {"torchvision:vit_b_16", "torchvision:vit_b_32"}),
+        ("torchvision:swin_[ts]", {"torchvision:swin_s", "torchvision:swin_t"}),
+    ],
+)
+def test_patterns_mean_names_of_their_library(pattern: str, names: set[str]) -> None:
+    assert match_external(pattern) == sorted(names)
+
+
+def test_a_pattern_means_every_name_that_the_library_lists() -> None:
+    assert match_external("timm:*") == [f"timm:{name}" for name in sorted(timm.list_models())]
+    classifiers = torchvision.models.list_models(module=torchvision.models)
+    assert match_external("torchvision:*") == [f"torchvision:{name}" for name in sorted(classifiers)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("timm:vit_tny_patch16_*", "Did you mean 'timm:vit_tiny_patch16_"),
+        ("timm:VIT_tiny_patch16_*", "Did you mean 'timm:vit_tiny_patch16_"),  # upper case is another name
+        ("torchvision:vit_bb_*", "Did you mean 'torchvision:vit_b_"),
+    ],
+)
+def test_a_pattern_that_means_nothing_gets_the_closest_name(pattern: str, hint: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        match_external(pattern)
+    text = str(caught.value)
+    assert text.startswith(f"Unknown model {pattern!r}. {hint}")
+    assert "list_models() in Python" in text
+    assert "\n" not in text
+
+
+def test_the_suite_of_the_zoo_holds_each_vit_of_timm_once() -> None:
+    plan = plan_suite("zoo-static")
+    names = [cell.model for cell in plan.cells]
+    assert len(names) > 500
+    assert len(set(names)) == len(names) == len({cell.id for cell in plan.cells})
+    assert set(names) == {f"timm:{name}" for name in timm.list_models() if name.startswith(PREFIXES)}
+    for prefix in PREFIXES:
+        assert any(name.startswith(f"timm:{prefix}") for name in names), prefix
+    assert {(cell.batch_size, cell.device, cell.mode, cell.weights) for cell in plan.cells} == {
+        (1, "cpu", "infer", "random")
+    }
+    sizes = {cell.model: cell.image_size for cell in plan.cells}
+    assert (sizes["timm:vit_tiny_patch16_224"], sizes["timm:mobilevit_s"]) == ((224, 224), (256, 256))
+    assert plan.static == {}  # counted one by one, when it runs
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_counts_on_meta_are_those_of_an_allocated_model(architecture: str) -> None:
+    counts = count_model(f"timm:{architecture}")
+    weights = timm.get_pretrained_cfg(architecture)
+    classes = weights.num_classes or 1000  # of the default weights: 21,841, or none, for some
+    model = timm.create_model(architecture, num_classes=classes).eval()
+    assert counts.params == sum(parameter.numel() for parameter in model.parameters()) < 13e6
+    model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) otherwise
+    # gradients on: without them the CPU's fast paths hide operators from the counter
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        assert model(torch.zeros(1, *weights.input_size)).shape == (1, classes)
+    assert counts.flops == counter.get_total_flops()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_vit_of_timm_is_counted(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vitbench", "run", "--suite", "zoo-static", "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = read_records(tmp_path / "run")
+    assert {record.cell.model for record in records} == {
+        f"timm:{name}" for name in timm.list_models() if name.startswith(PREFIXES)
+    }
+    assert not [(record.cell.model, record.detail) for record in records if record.status != "ok"]
+    for record in records:
+        for metric in ("params", "flops"):
+            measurement = record.measurement(metric)
+            assert measurement is not None
+            assert measurement.value > 1e5, record.cell.model

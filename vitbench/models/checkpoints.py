@@ -223,7 +223,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _check_is_file(path: Path) -> None:
     if not path.exists():
-        raise DataError(f"Checkpoint {str(path)!r} does not exist")
+        raise DataError(f"Checkpoint {str(path)!r} does not exist (seen from {Path.cwd()})")
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise DataError(f"Checkpoint {str(path)!r} is {what}: give a safetensors file or one of torch.save")

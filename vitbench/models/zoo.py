@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
+import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -224,11 +225,18 @@ def _load_all_but_head(model: nn.Module, state: Mapping[str, Any], num_classes: 
 @contextlib.contextmanager
 def _downloading(name: str) -> Iterator[None]:
     """Turn a failed download into one line, without the hub's lines about its retries."""
+    from safetensors import SafetensorError
+
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.ERROR)
     try:
         yield
+    except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
+        raise UsageError(
+            f"The downloaded weights of {name} are damaged ({type(error).__name__}). Delete them from the cache "
+            "(~/.cache/huggingface, ~/.cache/torch), or leave out pretrained"
+        ) from error
     except OSError as error:  # URLError of torch.hub, LocalEntryNotFoundError of the Hugging Face hub
         raise UsageError(
             f"Could not download the weights of {name} ({type(error).__name__}). Connect to the network once, copy the "

@@ -115,8 +115,10 @@ def _how_to_read(rows: Sequence[Row]) -> str:
             "how much another process, or another hour, would differ."
         )
     lines.append(" ".join(brackets))
-    if any(row.training for row in rows):
-        lines.append("Accuracy is top-1 on held-out pictures after the training named above, with its Wilson interval.")
+    tests = [row.training.cell for row in rows if row.training]
+    if tests:
+        how = "after the training named above" if all(cell.trains for cell in tests) else "with the weights named above"
+        lines.append(f"Accuracy is top-1 on held-out pictures {how}, with its Wilson interval.")
     lines.append(f"`{NOT_ASKED}`: not asked for. A word in place of a number is what became of it; see Failures.")
     lines.append("`report.csv` beside this page has all batches: one line a row of these tables and batch size.")
     return "\n".join(f"- {line}" for line in lines)

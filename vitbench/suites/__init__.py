@@ -349,7 +349,9 @@ def expand(
             )
     if training is not None and len(timed_metrics) < len(suite.metrics):
         assert suite.training is not None
-        sizes = suite.image_sizes if suite.training.image_size is None else (suite.training.image_size,)
+        # weights that are given are tested at the sizes that are measured; a training may have a size of its own
+        own_size = suite.training.image_size if suite.weights == RANDOM else None
+        sizes = suite.image_sizes if own_size is None else (own_size,)
         count = suite.threads[0]
         for model, size, device, dtype, seed in itertools.product(
             suite.models, sizes, named, suite.dtypes, suite.seeds

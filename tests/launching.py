@@ -1,0 +1,46 @@
+"""One fork server for the tests of a module: real workers and the real command line, without its seconds a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from vitbench import runner
+from vitbench.processes import Launcher, Worker, make_launcher
+
+
+class SharedLauncher(Launcher):
+    """Hands on another launcher's workers and leaves it open; ``started`` are those of this run."""
+
+    def __init__(self, launcher: Launcher) -> None:
+        self.launcher = launcher
+        self.started: list[Worker] = []
+
+    def start(self) -> Worker:
+        worker = self.launcher.start()
+        self.started.append(worker)
+        return worker
+
+    def wait_until_ready(self) -> None:
+        self.launcher.wait_until_ready()
+
+    def close(self) -> None:
+        for worker in self.started:
+            if worker.alive():
+                worker.kill()
+
+
+@contextlib.contextmanager
+def shared_server() -> Iterator[list[SharedLauncher]]:
+    """Runs inside this context share one server that may import; the list holds a launcher for each of them."""
+    launchers: list[SharedLauncher] = []
+    with make_launcher(allow_import=True) as launcher, pytest.MonkeyPatch.context() as patch:
+
+        def lend(preload: Iterable[str] = (), *, allow_import: bool = False) -> Launcher:
+            launchers.append(SharedLauncher(launcher))
+            return launchers[-1]
+
+        patch.setattr(runner, "make_launcher", lend)
+        yield launchers
