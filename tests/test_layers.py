@@ -25,7 +25,7 @@ LAYERS = [
     {"worker"},
     {"metrics", "models", "training", "analysis", "suites", "statistics"},
     {"environment"},
-    {"outputs", "other_counters"},
+    {"outputs", "other_counters", "tensor_account"},
     {"devices"},
     {"registry"},
     {"records"},

@@ -5,9 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
+from vitbench.errors import Unsupported
 from vitbench.metrics.subject import Subject
 from vitbench.records import Measurement
 from vitbench.registry import METRICS
+
+#: What tensors are at the peak, as tensor_account has them.
+PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
 
 #: How often the peak is looked for; the figure is the largest. A second look costs one call and catches a lazy library.
 LOOKS = 2
@@ -56,9 +60,51 @@ def measure_memory(subject: Subject) -> Iterator[Measurement]:
         del output
     if device.peak_is_total:
         yield Measurement.single(name, "byte", max(peaks), device.memory_method)
-        return
-    resident = subject.resident_bytes()
-    stays = "weights, batch and optimizer state" if training else "weights and batch"
-    method = f"bytes of {stays} + rise during one call of the {device.memory_method}, {subject.allocator}"
-    yield Measurement.single(name, "byte", resident + max(rises), method, f"of which rise {max(rises)} bytes")
-    yield Measurement.single("process_peak_memory", "byte", max(peaks), f"{device.memory_method}, whole process")
+    else:
+        resident = subject.resident_bytes()
+        stays = "weights, batch and optimizer state" if training else "weights and batch"
+        method = f"bytes of {stays} + rise during one call of the {device.memory_method}, {subject.allocator}"
+        yield Measurement.single(name, "byte", resident + max(rises), method, f"of which rise {max(rises)} bytes")
+        yield Measurement.single("process_peak_memory", "byte", max(peaks), f"{device.memory_method}, whole process")
+
+
+@METRICS.measured(
+    "tensor_memory",
+    process="memory",
+    modes=("infer", "train"),
+    yields={"tensor_peak": "byte", **{f"tensor_peak_{kind}": "byte" for kind in PARTS}},
+    only_in=dict.fromkeys(("tensor_peak_gradients", "tensor_peak_optimizer"), "train"),
+    summary="exact bytes of live tensors at the worst moment of a call, and what they are",
+)
+def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
+    """Added up as operators make tensors and references end: the same on each run, whatever the machine.
+
+    Kernels' own workspace is not in it. Raises Unsupported for compiled cells, whose code does not dispatch.
+    """
+    import torch
+
+    from vitbench.tensor_account import TensorAccount, gradients_of, state_of
+
+    if subject.cell.compile:
+        raise Unsupported("compiled code allocates without dispatching, so that its tensors cannot be followed")
+    training = subject.cell.mode == "train"
+    subject.run_once()  # optimizer state exists from the second step on, as in a training that goes on
+    if training:
+        subject.optimizer.zero_grad(set_to_none=True)
+    model = subject.model
+    before = {"weights": [*model.parameters(), *model.buffers()], "batch": [subject.images]}
+    if training:
+        before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
+    gc.collect()
+    with TensorAccount(before) as account:
+        output = subject.step() if training else subject.forward()
+    del output
+    peak = account.peak(
+        {"gradients": gradients_of(model), "optimizer": state_of(subject.optimizer)} if training else {}
+    )
+    call = "training step" if training else "forward pass"
+    method = f"bytes of live storages at their most during one {call}, by dispatch, torch {torch.__version__}"
+    yield Measurement.single("tensor_peak", "byte", peak.total, method)
+    for kind, size in peak.parts.items():
+        if training or kind not in ("gradients", "optimizer"):
+            yield Measurement.single(f"tensor_peak_{kind}", "byte", size, f"{method}; of these, {kind}")

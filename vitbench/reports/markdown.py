@@ -13,6 +13,7 @@ from vitbench.reports.columns import Column, axis_columns, detail_columns, main_
 from vitbench.reports.counters import counters_table
 from vitbench.reports.format import NOT_ASKED, cell_text, table, telling_line, without_paths
 from vitbench.reports.machine import machine_lines
+from vitbench.reports.memory import MEMORY_TEXT, memory_table
 from vitbench.reports.plots import Picture, plan_pictures, why_no_pictures
 from vitbench.reports.rows import (
     DEFAULT_OPTION,
@@ -41,6 +42,9 @@ def render_markdown(runs: Sequence[Run]) -> str:
     axes = varying_axes(rows)
     parts += [_conditions(rows), *_sections(rows, axes), "## How to read the tables", _how_to_read(rows)]
     parts += _details(rows, axes)
+    memory = memory_table(rows, axes)
+    if memory:
+        parts += ["## Memory at the peak", MEMORY_TEXT, memory]
     counters = counters_table(rows)
     if counters:
         parts += ["## FLOPs by other counters", _COUNTERS_TEXT, counters]
