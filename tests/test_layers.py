@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1] / "vitbench"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"api", "audit", "cards", "listing"},
+    {"audit"},
+    {"api", "cards", "listing"},
     {"runner"},
     {"planning"},
     {"static_counts"},

@@ -226,6 +226,20 @@ def test_what_a_metric_cannot_tell_is_said() -> None:
     assert found["inference_peak_memory"].detail == "this device keeps its memory to itself"
 
 
+def test_tied_weights_of_a_module_of_ones_own_count_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3, bias=False)
+            self.second = nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(images.mean(dim=(2, 3))))  # type: ignore[no-any-return]
+
+    assert measured("params", make_subject(Tied()))["params"].value == 9
+
+
 def test_every_metric_yields_what_it_says() -> None:
     for name, metric in METRICS.items():
         if metric.process == "training" or name == "published":

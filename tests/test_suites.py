@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from vitbench.runner import prepare_suite
 from vitbench.suites import (
     ModelFacts,
     Suite,
+    Training,
     TrainingFacts,
     expand,
     list_suites,
@@ -283,3 +285,19 @@ def test_the_timeout_option_reaches_training() -> None:
     suite = prepare_suite("smoke", {"timeout_s": 7.0})
     assert suite.training is not None
     assert (suite.timeout_s, suite.training.timeout_s) == (7.0, 7.0)
+
+
+def test_published_weights_are_not_tested_with_a_head_that_nothing_trained() -> None:
+    facts = ModelFacts((224, 224), 1000, lambda size: None, "V1", 1000)
+    training = TrainingFacts("digits", 10, "brief", "0", 32)
+
+    def cells(**keys: Any) -> list[Cell]:
+        suite = make_suite({"name": "x", "models": ["vit_basic"], "weights": "pretrained", **keys}, "x.toml")
+        suite = suite.model_copy(update={"training": Training()})
+        return expand(suite, devices=["cpu"], threads=1, models={"vit_basic": facts}, training=training)
+
+    with pytest.raises(SuiteError, match=r"has 1000 classes, digits has 10: its head would be random"):
+        cells()
+    tested = [cell for cell in cells(replace_head=True) if cell.tests]
+    assert [cell.weights for cell in tested] == ["pretrained:V1"]
+    assert not tested[0].trains

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vitbench.cards import expand_names
 from vitbench.errors import Unsupported, UsageError
 from vitbench.metrics import Subject
 from vitbench.models.closed_form import ClosedForm, closed_form
@@ -44,7 +45,7 @@ def audit_flops(
         raise UsageError(str(error)) from error
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"--num-classes {num_classes} is not positive: a head needs at least one class")
-    return [_audit(name, size, num_classes, attention, others) for name in names]
+    return [_audit(name, size, num_classes, attention, others) for name in expand_names(names)]
 
 
 def _audit(
@@ -229,7 +230,8 @@ def _warnings(found: Mapping[str, Any]) -> Sequence[str]:
     for tool in ("fvcore", "thop"):
         unexplained = found.get(tool, {}).get("unexplained", 0)
         if abs(unexplained) > SAME * flops:
-            texts.append(f"{unexplained:+,} FLOPs that {tool} does not count, for no reason that is known")
+            what = "does not count" if unexplained > 0 else "counts too many"
+            texts.append(f"{abs(unexplained):,} FLOPs that {tool} {what}, for no reason that is known")
     return texts
 
 

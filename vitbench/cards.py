@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from vitbench.claims import Counts, Judgement, count_by_formula, judge_card, to_
 from vitbench.errors import Unsupported, UsageError
 from vitbench.metrics import Subject
 from vitbench.records import Cell, parse_image_size
-from vitbench.registry import ModelCard, find_models, is_external, model_registry
+from vitbench.registry import ModelCard, find_models, is_external, is_pattern, model_registry
 
 #: The metrics that a card shows.
 _SHOWN = ("params", "params_without_gradient", "flops")
@@ -41,6 +42,9 @@ def show_models(
             raise UsageError(str(error)) from error
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"--num-classes {num_classes} is not positive: a head needs at least one class")
+    names = expand_names(names)
+    if replace_head and weights is None:
+        raise UsageError("--replace-head goes with --weights PATH")
     if weights is not None and len(names) > 1:
         raise UsageError(f"A checkpoint fits one model, not {len(names)}: give one name with --weights")
     cards = []
@@ -147,7 +151,8 @@ def count_model(name: str) -> Counts:
     from vitbench.worker import make_subject, run_metric
 
     if not is_external(name):
-        return count_by_formula(name)
+        with contextlib.suppress(Unsupported):  # a package's model may have no formula
+            return count_by_formula(name)
     from vitbench.models import describe_model
 
     card = describe_model(name)
@@ -192,8 +197,22 @@ def _cards(patterns: Sequence[str] | None) -> list[ModelCard]:
         vits = [name for name in models.list_models(module=models) if name.startswith(TORCHVISION_VITS)]
         names = [*model_registry(), *(f"torchvision:{name}" for name in vits)]
     else:
-        names = [name for pattern in patterns for name in find_models(pattern)]
+        names = [name for pattern in patterns for name in _names(pattern)]
     return [describe_model(name) for name in dict.fromkeys(names)]
+
+
+def expand_names(names: Sequence[str]) -> list[str]:
+    """Patterns replaced by what they mean; names stay as they are, also unknown ones, which are answered one by one."""
+    return [one for name in names for one in (_names(name) if is_pattern(name) else [name])]
+
+
+def _names(pattern: str) -> list[str]:
+    """What a name or a pattern means, those of timm and torchvision included."""
+    if pattern.startswith(("timm:", "torchvision:")) and is_pattern(pattern):
+        from vitbench.models.zoo import match_external
+
+        return match_external(pattern)
+    return find_models(pattern)
 
 
 def cards_to_text(cards: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ on the claim's own device: else a verdict would compare two different things.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,19 +18,17 @@ from typing import Any, Literal
 from vitbench.errors import Unsupported, UsageError
 from vitbench.models.closed_form import closed_form
 from vitbench.records import Measurement, Record, format_image_size
-from vitbench.registry import PRETRAINED, Claim, ModelCard, is_external, model_registry
-from vitbench.statistics import wilson_interval
+from vitbench.registry import CHANGE, PRETRAINED, QUANTITIES, Claim, ModelCard, is_external, model_registry
+from vitbench.statistics import estimate, wilson_interval
 from vitbench.training.recipes import list_recipes, load_recipe
 
 Verdict = Literal["agrees", "agrees as multiply-adds", "contradicted", "not checkable here"]
 
 #: The prefix of the measurements that carry the claims of models which only their library knows.
 PUBLISHED = "published_"
-CHANGE = re.compile(r"^(?P<count>params|flops)_change_vs:(?P<other>.+)$")
-UNITS = {"params": "parameter", "flops": "FLOP", "top1": "1", "macro_f1": "1", "loss": "nat", "latency": "s"}
 
 #: What a run's metric is called that a claim's quantity is judged by.
-_MEASURED = {"top1": "accuracy", "loss": "test_loss", "macro_f1": "macro_f1", "latency": "latency"}
+_MEASURED = {"top1": "accuracy", "loss": "test_loss", "macro_f1": "macro_f1"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def count_by_formula(name: str) -> Counts:
 
 def judge_card(card: ModelCard, count: Counter, records: Iterable[Record] = ()) -> list[Judgement]:
     """Every claim of a card, in its order. ``records`` are those of given runs, of any model."""
-    own = [record for record in records if record.cell.model == card.name]
+    own = [record for record in _of_size(records, card) if record.cell.model == card.name]
     return [judge(card, claim, count, own) for claim in card.claims]
 
 
@@ -81,7 +80,8 @@ def judge(card: ModelCard, claim: Claim, count: Counter, records: Sequence[Recor
     change = CHANGE.match(claim.quantity)
     try:
         if claim.quantity in ("params", "flops"):
-            return _judge_count(undecided, count(card.name), getattr(count(card.name), claim.quantity))
+            counts = count(card.name)
+            return _judge_count(undecided, counts, getattr(counts, claim.quantity))
         if change:
             own, other = count(card.name), count(change["other"])
             fraction = getattr(own, change["count"]) / getattr(other, change["count"]) - 1
@@ -94,7 +94,7 @@ def judge(card: ModelCard, claim: Claim, count: Counter, records: Sequence[Recor
         return _judge_training(undecided, records)
     kind = claim.quantity.replace("_", " ")
     return dataclasses.replace(
-        undecided, reason=f"a {kind} says nothing without its device, which the source leaves out"
+        undecided, reason=f"{kind}: says nothing without its device, which the source leaves out"
     )
 
 
@@ -147,7 +147,8 @@ def judge_runs(records: Sequence[Record]) -> list[Judgement]:
         if name in model_registry():
             card = model_registry().get(name)
         else:
-            first = own[0].cell
+            published = [record for record in own if claims_of_records([record])]
+            first = (published or own)[0].cell  # figures are published for one size only
             card = ModelCard(
                 name=name,
                 builder="",
@@ -159,7 +160,7 @@ def judge_runs(records: Sequence[Record]) -> list[Judgement]:
                 patch=1,
                 claims=claims_of_records(own),
             )
-        judged += judge_card(card, _counter_of(records), own)
+        judged += judge_card(card, _counter_of(_of_size(records, card)), own)
     return judged
 
 
@@ -173,7 +174,7 @@ def to_dict(judgement: Judgement) -> dict[str, Any]:
         "printed": claim.printed,
         "claimed": claim.value,
         "computed": judgement.computed,
-        "unit": UNITS.get(claim.quantity, "1" if CHANGE.match(claim.quantity) else ""),
+        "unit": QUANTITIES.get(claim.quantity, "1" if CHANGE.match(claim.quantity) else ""),
         "difference": judgement.difference,
         "verdict": judgement.verdict,
         "reason": judgement.reason,
@@ -251,14 +252,18 @@ def _judge_latency(undecided: Judgement, records: Sequence[Record]) -> Judgement
     claim = undecided.claim
     if not claim.device:
         return dataclasses.replace(undecided, reason="the source does not say on which device and at which batch")
-    from vitbench.statistics import estimate
-
     for record in records:
         found = record.measurement("latency")
         if record.cell.device == claim.device and found is not None and found.status == "ok" and any(found.samples):
             value = estimate([process for process in found.samples if process]).value
             return _decide(undecided, value, value / claim.value - 1, found.method)
     return dataclasses.replace(undecided, reason=f"no run on {claim.device} was given")
+
+
+def _of_size(records: Iterable[Record], card: ModelCard) -> list[Record]:
+    """Those of the size and classes that the card's figures are for."""
+    own = (card.image_size, card.num_classes)
+    return [record for record in records if (record.cell.image_size, record.cell.num_classes) == own]
 
 
 def _counter_of(records: Sequence[Record]) -> Counter:
@@ -271,7 +276,8 @@ def _counter_of(records: Sequence[Record]) -> Counter:
 
     def count(name: str) -> Counts:
         if name in model_registry():
-            return count_by_formula(name)
+            with contextlib.suppress(Unsupported):  # a package's model may have no formula
+                return count_by_formula(name)
         if name not in counted:
             raise Unsupported(f"parameters and FLOPs of {name} are not among the records")
         record = counted[name]

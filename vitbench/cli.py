@@ -385,14 +385,16 @@ def claims(
     from vitbench.reports.claims import claims_table, count_verdicts, write_claims
 
     judged = judge_models(_words(models), runs or [])
+    written = write_claims(judged, out) if out else []  # first: what cannot be written is told alone
     if json:
         import json as encoder
 
         print(encoder.dumps([to_dict(one) for one in judged], indent=2, ensure_ascii=False))
     else:
         print(claims_table(judged) or "These models have no published figures.")
-        print(f"{len(judged)} claims: {count_verdicts(judged)}" if judged else "", file=sys.stderr)
-    for path in write_claims(judged, out) if out else []:
+        if judged:
+            print(f"{len(judged)} claims: {count_verdicts(judged)}", file=sys.stderr)
+    for path in written:
         print(f"Wrote {path}", file=sys.stderr)
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vitbench.errors import UnknownNameError, Unsupported
 from vitbench.records import format_image_size
-from vitbench.registry import METRICS, ModelCard, is_external, model_registry
+from vitbench.registry import METRICS, ModelCard, model_registry
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def things(what: str, pattern: str | None = None) -> list[dict[str, Any]]:
         raise UnknownNameError("list", what, LISTS, "vitbench list --help")
     if pattern is None:
         return LISTS[what]()
-    if what == "models" and is_external(pattern):
+    if what == "models" and pattern.startswith(("timm:", "torchvision:")):
         return _list_external(pattern)
     rows = LISTS[what]()
     key = next(iter(rows[0]))

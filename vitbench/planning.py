@@ -123,8 +123,8 @@ def check_before_loading(suite: Suite) -> Suite:
 
 def _check_weights_option(suite: Suite) -> None:
     if suite.weights in (RANDOM, PRETRAINED):
-        if suite.replace_head:
-            raise UsageError("--replace-head goes with --weights PATH")
+        if suite.replace_head and suite.weights == RANDOM:
+            raise UsageError("--replace-head goes with --weights PATH or --pretrained")
         return
     if len(suite.models) != 1 or is_pattern(suite.models[0]):
         named = ", ".join(suite.models[:4]) + (", ..." if len(suite.models) > 4 else "")
@@ -249,7 +249,9 @@ def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher) -> None:
 
 def _own_facts(name: str) -> ModelFacts:
     card = model_registry().get(name)
-    return ModelFacts(card.image_size, card.num_classes, card.check_image_size, card.published_weights)
+    return ModelFacts(
+        card.image_size, card.num_classes, card.check_image_size, card.published_weights, card.published_classes
+    )
 
 
 def _match_external(names: tuple[str, ...], launcher: Launcher) -> tuple[str, ...]:
@@ -275,7 +277,11 @@ def _look_up(names: tuple[str, ...], launcher: Launcher) -> dict[str, ModelFacts
             height, width = answer["image_size"]
             # such a model checks its sizes itself when it is built, which is before the first cell
             facts[answer["model"]] = ModelFacts(
-                (height, width), answer["num_classes"], lambda size: None, answer["published_weights"]
+                (height, width),
+                answer["num_classes"],
+                lambda size: None,
+                answer["published_weights"],
+                answer["published_classes"],
             )
     return facts
 

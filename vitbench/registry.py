@@ -10,6 +10,7 @@ import fnmatch
 import functools
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +90,19 @@ class Registry(Generic[T]):
         return list(self._items.items())
 
 
+#: What a claim can be of, and its unit; and changes against another model.
+QUANTITIES = {
+    "params": "parameter",
+    "flops": "FLOP",
+    "top1": "1",
+    "macro_f1": "1",
+    "loss": "nat",
+    "latency": "s",
+    "training_time": "s",
+}
+CHANGE = re.compile(r"^(?P<count>params|flops)_change_vs:(?P<other>.+)$")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A published figure: ``quantity`` (``params``, ``flops``, ``top1``, ``latency``, ...) in base units, as it was
@@ -110,6 +124,16 @@ class Claim:
     device: str = ""
     condition: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a claim that cannot be judged: a report must not fall over it."""
+        change = CHANGE.match(self.quantity)
+        if self.quantity not in QUANTITIES and not change:
+            raise ValueError(f"claim of {self.quantity!r}: give {', '.join(QUANTITIES)} or params_change_vs:MODEL")
+        if not any(sign.isdigit() for sign in self.printed):
+            raise ValueError(f"claim of {self.quantity}: printed = {self.printed!r} holds no number")
+        if self.value == 0 or (self.low is None) != (self.high is None):
+            raise ValueError(f"claim of {self.quantity}: value is 0, or one of low and high is missing")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
@@ -119,6 +143,8 @@ class ModelCard:
     ``config``. ``patch`` is in px. ``size_rule``: ``divisible`` refuses sides that the patch does not divide,
     ``floors`` drops the rest, ``fixed`` takes only ``image_size``, ``any`` leaves the check to the model.
     ``published_weights``: their name, for a builder that takes ``pretrained``; empty for any other.
+    ``published_classes``: those of their head. ``mean`` and ``std``: of each channel, from 0 to 1, by which a picture
+    is normalised for them.
     """
 
     name: str
@@ -133,6 +159,9 @@ class ModelCard:
     min_size: int = 1
     max_size: int | None = None
     published_weights: str = ""
+    published_classes: int | None = None
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     claims: tuple[Claim, ...] = ()
 
@@ -238,6 +267,9 @@ def load_model_cards(folder: Path = MODELS_DIR) -> list[ModelCard]:
             pair = (size, size) if isinstance(size, int) else (size[0], size[1])
             config = MappingProxyType({**content.get("config", {}), **row.get("config", {})})
             merged.pop("config", None)
+            for key in ("mean", "std"):
+                if key in merged:
+                    merged[key] = tuple(merged[key])
             try:
                 cards.append(ModelCard(**merged, image_size=pair, config=config, claims=claims))
             except TypeError as error:
@@ -259,8 +291,8 @@ def model_registry() -> Registry[ModelCard]:
         try:
             cards = _cards_of_package(point.value)
             taken = [card.name for card in cards if card.name in MODELS]
-            if taken:
-                raise ValueError(f"model {taken[0]!r} is registered twice")
+            if taken or len({card.name for card in cards}) < len(cards):
+                raise ValueError(f"model {(taken or [card.name for card in cards])[0]!r} is registered twice")
         except Exception as error:  # the edge: whatever is wrong with it, it is theirs
             package = point.dist.name if point.dist else "an unknown package"
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -5,7 +5,6 @@ Nothing here is timed, so that these workers, and only these, run at the same ti
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vitbench.conversation import Outcome, converse, finish
+from vitbench.environment import usable_cores
 from vitbench.processes import Launcher, Worker
 from vitbench.records import Cell
 
@@ -56,7 +56,7 @@ class StaticCounter:
         for cell in cells:
             keys.setdefault(static_key(cell), cell)
         if self._pool is None:
-            count = min(len(keys) // _MODELS_A_WORKER, os.cpu_count() or 1, _MOST_WORKERS)
+            count = min(len(keys) // _MODELS_A_WORKER, usable_cores(), _MOST_WORKERS)
             self._pool = ThreadPoolExecutor(max(count, 1), thread_name_prefix="static")
         for key, cell in keys.items():
             if key not in self._outcomes:

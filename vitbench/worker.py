@@ -152,7 +152,7 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
     """The cell as its metrics see it."""
     import torch
 
-    from vitbench.models import build_model, use_attention
+    from vitbench.models import build_model, describe_model, use_attention
 
     def build() -> torch.nn.Module:
         torch.manual_seed(cell.seed)  # the same weights in each process of a cell
@@ -162,7 +162,9 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
             cell.model, image_size=cell.image_size, num_classes=cell.num_classes, pretrained=published and real
         )
         if real and "weights" in task:
-            _load(model, cell, task["weights"])
+            subject.weights_note = _load(model, cell, task["weights"])
+        elif real and published and describe_model(cell.model).published_classes != cell.num_classes:
+            subject.weights_note = "its head left out, a random one in its place"
         return model
 
     subject = Subject(
@@ -178,13 +180,21 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
     return subject
 
 
-def _load(model: Any, cell: Cell, settings: Mapping[str, Any]) -> None:
-    """A checkpoint into ``model``. Raises CheckpointError if it does not fit, or is not the one of the plan."""
+def _load(model: Any, cell: Cell, settings: Mapping[str, Any]) -> str:
+    """A checkpoint into ``model``; returns what was not loaded as it is.
+
+    Raises CheckpointError if it does not fit, or is not the one of the plan.
+    """
     from vitbench.models.checkpoints import CheckpointError, load_checkpoint
 
     report = load_checkpoint(model, settings["path"], replace_head=settings["replace_head"])
     if report.digest != cell.weights:
         raise CheckpointError(f"{report.path} has changed since the run began ({cell.weights} is now {report.digest})")
+    notes = ["its head left out, a random one in its place"] if report.replaced_head else []
+    if report.resampled:
+        old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
+        notes.append(f"positions resampled from {old} to {new} patches")
+    return ", ".join(notes)
 
 
 def _digest(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,6 +278,8 @@ class CellTrainer:
 
     def evaluate(self, model: Any) -> dict[str, Any]:
         """Test on held-out pictures: the same ones whatever the cell's seed."""
+        from vitbench.models import describe_model
+        from vitbench.training.augment import OWN_MEAN, OWN_STD
         from vitbench.training.data import load_images
         from vitbench.training.evaluate import evaluate
 
@@ -275,9 +287,12 @@ class CellTrainer:
         pictures = load_images(
             self.info, "test", image_size=cell.image_size, images=self.settings.get("test_images"), seed=0
         )
+        card = describe_model(cell.model) if cell.weights.startswith(f"{PRETRAINED}:") else None
         result = evaluate(
             model,
             pictures,
+            mean=card.mean if card else OWN_MEAN,
+            std=card.std if card else OWN_STD,
             device=device.name,
             autocast=lambda: device.autocast(cell.dtype),
             batch_size=max(self.recipe.batch_size, 64),
@@ -330,6 +345,7 @@ def _inspect(name: str) -> dict[str, Any]:
         "image_size": list(card.image_size),
         "num_classes": card.num_classes,
         "published_weights": card.published_weights,
+        "published_classes": card.published_classes,
     }
 
 

@@ -161,7 +161,7 @@ def test_a_difference_without_a_known_reason_is_warned_of(monkeypatch: pytest.Mo
     monkeypatch.setattr(audit, "count_by_fvcore", forgetful)
     (found,) = audit_flops(["vit_basic_tutorial"])
     (warning,) = found["warnings"]
-    assert warning == f"{found['flops'] - 1000:+,} FLOPs that fvcore does not count, for no reason that is known"
+    assert warning == f"{found['flops'] - 1000:,} FLOPs that fvcore does not count, for no reason that is known"
 
 
 def test_a_closed_form_that_is_off_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

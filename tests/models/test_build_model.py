@@ -131,3 +131,18 @@ def test_explicit_attention_reaches_multihead_attention_and_is_put_back() -> Non
 def test_unknown_attention_is_refused() -> None:
     with pytest.raises(UsageError, match="fused or explicit"), use_attention(torch.nn.Identity(), "flash"):
         pass
+
+
+def test_a_finetuned_vit_starts_with_a_head_that_passes_gradients_on() -> None:
+    torch.manual_seed(0)
+    model = build_model("vit_b16_finetune", image_size=32)
+    assert model.heads.head.weight.std() > 0.01
+
+
+@pytest.mark.parametrize("name", ["torchvision:vit_b_16", "torchvision:swin_t", "vit_b16_finetune"])
+def test_weights_of_torchvision_know_how_their_pictures_were_normalised(name: str) -> None:
+    card = describe_model(name)
+    assert card.published_classes == 1000
+    assert card.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert card.std == pytest.approx((0.229, 0.224, 0.225))
+    assert describe_model("vit_basic").mean == (0.5, 0.5, 0.5)

@@ -72,3 +72,10 @@ def test_normalised_pictures_have_mean_and_deviation_one_half(dtype: torch.dtype
     assert ours.dtype == dtype
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-2 if dtype == torch.bfloat16 else 1e-6)
     assert int(images.max()) == 255  # the pictures themselves are as they were
+
+
+def test_pictures_are_normalised_by_each_channels_own_mean_and_deviation() -> None:
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    found = normalise(images, torch.float64, (0.5, 0.25, 0.1), (0.5, 0.25, 0.2)).flatten()
+    torch.testing.assert_close(found, torch.tensor([-1.0, 3.0, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(normalise(images, torch.float64), images.double() / 127.5 - 1)

@@ -195,13 +195,23 @@ _ONE_AN_OUTPUT = (
 )
 
 
+def _window_backward(args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> int:
+    kernel = args[2] if isinstance(args[2], list | tuple) else [args[2]] * 2
+    return math.prod(kernel if len(kernel) > 1 else [*kernel, *kernel]) * int(args[0].numel())
+
+
+def _batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> int:
+    training = bool(args[5]) if len(args) > 5 else True
+    return (8 if training else 4) * int(args[0].numel())
+
+
 def _table() -> Mapping[str, tuple[str, Formula]]:
     one = {name: ("1 an output", _per_output(1)) for name in _ONE_AN_OUTPUT.split()}
     return {
         **one,
         "native_layer_norm": ("5 an element (mean, subtract, square, sum, scale), 1 each for weight and bias", _norm),
         "native_group_norm": ("5 an element, 1 each for weight and bias", _norm),
-        "native_batch_norm": ("4 an element (subtract, scale, weight, bias)", _per_input(4)),
+        "native_batch_norm": ("4 an element (subtract, scale, weight, bias), 4 more for statistics", _batch_norm),
         "_native_batch_norm_legit_no_training": ("4 an element (subtract, scale, weight, bias)", _per_input(4)),
         "cudnn_batch_norm": ("4 an element (subtract, scale, weight, bias)", _per_input(4)),
         "_fused_rms_norm": ("4 an element (square, sum, scale, weight)", _per_input(4)),
@@ -253,6 +263,11 @@ def _table() -> Mapping[str, tuple[str, Formula]]:
         "hardswish_backward": ("4 an element", _per_input(4)),
         "hardsigmoid_backward": ("1 an element", _per_input(1)),
         "native_dropout_backward": ("2 an element", _per_input(2)),
+        "avg_pool2d_backward": ("the window's size an element", _window_backward),
+        "_adaptive_avg_pool2d_backward": ("1 an output", _per_output(1)),
+        "embedding_dense_backward": ("1 an input", _per_input(1)),
+        "scatter_add": ("1 an output", _per_output(1)),
+        "col2im": ("1 an input", _per_input(1)),
         "nll_loss_forward": ("2 an image", lambda args, kwargs, output: 2 * args[0].shape[0]),
         "upsample_bicubic2d_backward": ("31 an element of the larger grid", _per_input(31)),
         "upsample_bilinear2d_backward": ("7 an element of the larger grid", _per_input(7)),
@@ -265,18 +280,18 @@ ELEMENTWISE = _table()
 _MOVING = (
     "view _unsafe_view _reshape_alias reshape transpose t permute expand slice select unbind split "
     "split_with_sizes chunk cat stack clone contiguous copy detach alias squeeze unsqueeze as_strided "
-    "diagonal unfold im2col col2im constant_pad_nd reflection_pad2d gather index index_select index_put "
-    "take_along_dim scatter scatter_add roll flip repeat _to_copy to lift_fresh lift_fresh_copy empty "
+    "diagonal unfold im2col constant_pad_nd reflection_pad2d gather index index_select index_put "
+    "take_along_dim scatter roll flip repeat _to_copy to lift_fresh lift_fresh_copy empty "
     "empty_like empty_strided empty_permuted zeros zeros_like ones ones_like full full_like new_empty "
     "new_zeros new_ones new_full new_empty_strided arange linspace fill zero promote_types topk sort "
     "argsort where masked_fill eye tril triu one_hot embedding bernoulli rand randn rand_like randn_like "
     "normal uniform exponential random eq ne lt le gt ge logical_and logical_or logical_not isnan isinf "
     "max min argmax argmin any all upsample_nearest2d pixel_shuffle pixel_unshuffle channel_shuffle "
     "movedim select_backward slice_backward slice_scatter select_scatter diagonal_backward "
-    "unfold_backward embedding_dense_backward nll_loss_backward _local_scalar_dense item is_same_size "
+    "unfold_backward nll_loss_backward _local_scalar_dense item is_same_size "
     "sym_size resolve_conj view_as_real narrow swapaxes value_selecting_reduction_backward "
-    "constant_pad_nd_backward max_pool2d_with_indices_backward avg_pool2d_backward "
-    "_adaptive_avg_pool2d_backward bitwise_not bitwise_and scalar_tensor"
+    "constant_pad_nd_backward max_pool2d_with_indices_backward "
+    "bitwise_not bitwise_and scalar_tensor"
 )
 
 #: Operators that make, move, choose or compare numbers, which is no floating-point operation.

@@ -26,7 +26,7 @@ _PATHS = (
     ("MLP", re.compile(r"mlp|ffn|(^|\.)(fc1|fc2)(\.|$)", re.IGNORECASE)),
     (
         "embedding",
-        re.compile(r"^(encoder\.)?(patch_embed|pos_embed|pos_embedding|cls_token|class_token|dist_token|reg_token"
+        re.compile(r"^(encoder\.)?(patch_embed\d*|pos_embed\d*|pos_embedding|cls_token|class_token|dist_token|reg_token"
                    r"|conv_proj|stem|pos_drop|pos_block|features\.0)(\.|$|s?\.)"),
     ),
 )  # fmt: skip
@@ -56,9 +56,7 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
     layers = []
     seen: set[int] = set()
     for path, module in model.named_modules():
-        own = _total(path, module, flops) - sum(
-            _total(f"{path}.{name}" if path else name, child, flops) for name, child in module.named_children()
-        )
+        own = flops.get(path, 0)
         params = []
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
@@ -94,8 +92,9 @@ def tokens_per_block(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
     counts: list[int] = []
 
     def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == 3:
-            counts.append(inputs[0].shape[1])
+        tokens = inputs[0] if inputs and isinstance(inputs[0], torch.Tensor) else None
+        if tokens is not None and tokens.ndim == 3 and len(tokens) == len(images):  # not (B N, pixels, D), as in TNT
+            counts.append(tokens.shape[1])
 
     handles = [block.register_forward_pre_hook(note) for block in blocks]
     try:
@@ -124,37 +123,39 @@ def part_of(path: str, module: nn.Module) -> str:
 
 
 def _run(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, tuple[int, ...]], Mapping[str, int]]:
-    """Output shapes and FLOPs (children included) by module path, of one forward pass."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    """Output shapes and own FLOPs by module path, of one forward pass.
 
-    def keep_shape(path: str) -> Any:
+    FLOPs belong to the module that runs them, whichever module holds it: some models share modules over depth.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    flops: dict[str, int] = {}
+    running: list[tuple[int, int]] = []  # of each module that runs: FLOPs when it began, FLOPs of those that it ran
+    counter = FlopCounterMode(display=False)
+
+    def begin(_: nn.Module, __: Any) -> None:
+        running.append((counter.get_total_flops(), 0))
+
+    def end_of(path: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
+            began, inside = running.pop()
+            total = counter.get_total_flops() - began
+            flops[path] = flops.get(path, 0) + total - inside
+            if running:
+                running[-1] = (running[-1][0], running[-1][1] + total)
             if isinstance(output, torch.Tensor):
                 shapes.setdefault(path, tuple(output.shape))
 
         return hook
 
-    handles = [module.register_forward_hook(keep_shape(path)) for path, module in model.named_modules()]
+    handles = [module.register_forward_pre_hook(begin) for _, module in model.named_modules()]
+    handles += [module.register_forward_hook(end_of(path)) for path, module in model.named_modules()]
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with counter, torch.no_grad():
             model(images)
     finally:
         for handle in handles:
             handle.remove()
-    root = type(model).__name__
-    counts = counter.get_flop_counts()
-    flops = {"": counter.get_total_flops()}
-    for name, operators in counts.items():
-        if name.startswith(f"{root}."):
-            flops[name.removeprefix(f"{root}.")] = sum(operators.values())
     return shapes, flops
-
-
-def _total(path: str, module: nn.Module, flops: Mapping[str, int]) -> int:
-    """FLOPs of a module with all below it; a list of modules is not called itself, and so is the sum of them."""
-    if path in flops:
-        return flops[path]
-    return sum(_total(f"{path}.{name}" if path else name, child, flops) for name, child in module.named_children())
 
 
 def _block_list(model: nn.Module) -> list[nn.Module]:

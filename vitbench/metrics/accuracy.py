@@ -43,7 +43,8 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     tested = subject.trainer.evaluate(model)
     if not math.isfinite(tested["loss"]):
         raise NotFiniteError(f"the loss on held-out pictures is {tested['loss']}, not a finite number")
-    how = trained["recipe"] + f" on {cell.data}" if cell.trains else f"loading the weights {cell.weights}"
+    note = f" ({subject.weights_note})" if subject.weights_note else ""
+    how = trained["recipe"] + f" on {cell.data}" if cell.trains else f"loading the weights {cell.weights}{note}"
     method = f"{how}, seed {cell.seed}, torch {torch.__version__}"
     on_held_out = f"held-out pictures of {cell.data} after {method}"
     accuracy = tested["correct"] / tested["total"]

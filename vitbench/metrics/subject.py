@@ -72,6 +72,7 @@ class Subject:
     claims: tuple[Claim, ...] = ()
     durations: tuple[float, ...] | None = None  # kept by timing.forward_durations
     allocator: str = "ordinary allocator"
+    weights_note: str = ""  # what of given weights was not loaded as it is; known once the model is built
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self) -> None:
@@ -86,7 +87,7 @@ class Subject:
         import torch
 
         with torch.device("meta"):
-            return self.build().to("meta")  # a user's own module is not built on meta but moved there
+            return _move_to_meta(self.build())  # a user's own module is not built on meta but moved there
 
     @contextlib.contextmanager
     def on_meta(self, batch_size: int, *, train: bool = False) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
@@ -214,6 +215,23 @@ class Subject:
             for state in self.optimizer.state.values():
                 tensors += [value for value in state.values() if hasattr(value, "element_size")]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _move_to_meta(model: torch.nn.Module) -> torch.nn.Module:
+    """``model.to("meta")``, with tensors that modules share still shared: ``to`` makes one of each use."""
+    import torch
+
+    moved: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and not parameter.is_meta:
+                empty = torch.empty_like(parameter, device="meta")
+                new = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = moved.setdefault(id(parameter), new)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = moved.setdefault(id(buffer), torch.empty_like(buffer, device="meta"))
+    return model
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -42,6 +42,9 @@ def describe_imported(name: str) -> ModelCard:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise UsageError(f"{name}: {error}. The module must be importable from the current folder") from error
+    except Exception as error:  # the edge: importing runs the user's code, which may raise anything
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"{name} cannot be imported: {type(error).__name__}: {reason}") from error
     if not callable(getattr(module, function, None)):
         known = [f"{PREFIX}{module_name}:{one}" for one, thing in vars(module).items() if callable(thing)]
         raise UnknownNameError("builder", name, known, f"the functions of {module_name}")

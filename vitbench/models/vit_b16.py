@@ -23,10 +23,12 @@ WIDTH = 768
 
 
 def build_finetune(*, image_size: tuple[int, int], num_classes: int, pretrained: bool = False) -> nn.Module:
-    """torchvision's vit_b_16, its head made for ``num_classes``; with ``pretrained`` all but the head is loaded."""
-    return build_torchvision(
+    """torchvision's vit_b_16 with a fresh Linear as its head; with ``pretrained`` all but the head is loaded."""
+    model: Any = build_torchvision(
         architecture=ARCHITECTURE, image_size=image_size, num_classes=num_classes, pretrained=pretrained
     )
+    model.heads.head = nn.Linear(WIDTH, num_classes)  # torchvision's own starts at 0, and passes no gradient on
+    return model
 
 
 def build_transfer(*, image_size: tuple[int, int], num_classes: int, pretrained: bool = False) -> nn.Module:

@@ -22,6 +22,8 @@ from vitbench.registry import Claim, ModelCard
 SIZE_ERRORS = (AssertionError, ValueError, ZeroDivisionError, IndexError)
 
 IMAGENET_CLASSES = 1000
+#: What torchvision normalises by unless its weights say otherwise.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def describe_timm(name: str) -> ModelCard:
@@ -50,6 +52,9 @@ def describe_timm(name: str) -> ModelCard:
         patch=1,
         size_rule="any",
         published_weights=(weights.tag or architecture) if weights.has_weights else "",
+        published_classes=weights.num_classes,
+        mean=tuple(weights.mean),
+        std=tuple(weights.std),
         config={"architecture": architecture},
     )
 
@@ -139,7 +144,8 @@ def describe_torchvision(name: str) -> ModelCard:
         listing = "torchvision.models.list_models() in Python"
         raise UnknownNameError("model", name, (f"torchvision:{one}" for one in known), listing)
     weights = models.get_model_weights(architecture).DEFAULT
-    side = weights.transforms.keywords["crop_size"]
+    preparation = weights.transforms.keywords
+    side = preparation["crop_size"]
     meta = weights.meta
     smallest = max(meta["min_size"])
     return ModelCard(
@@ -153,6 +159,9 @@ def describe_torchvision(name: str) -> ModelCard:
         patch=1,
         size_rule="any",
         published_weights=str(weights).rpartition(".")[2],
+        published_classes=len(meta["categories"]),
+        mean=tuple(preparation.get("mean", IMAGENET_MEAN)),
+        std=tuple(preparation.get("std", IMAGENET_STD)),
         min_size=smallest if smallest < side else 1,  # ViT and Swin name their own size, though they take smaller ones
         config={"architecture": architecture},
         claims=_published(weights, f"torchvision {torchvision.__version__}, {weights}"),

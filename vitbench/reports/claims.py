@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitbench.claims import CHANGE, Judgement, to_dict
+from vitbench.claims import Judgement, to_dict
 from vitbench.errors import RunFolderError
+from vitbench.registry import CHANGE
 from vitbench.reports.format import NOT_ASKED, cell_text, number, percent, table
 from vitbench.store import write_atomically
 

@@ -172,15 +172,7 @@ def _failures_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
             image_size_text(row),
             *(cell_text(row.axes.get(axis, DEFAULT_OPTION) or NOT_ASKED) for axis in axes),
         )
-        kind = (
-            "training"
-            if cell.trains
-            else "test"
-            if cell.tests
-            else "training step"
-            if cell.mode == "train"
-            else "inference"
-        )
+        kind = _kind_of(record.cell)
         for metric, status, cause, detail, printed in _what_failed(record):
             texts = (shown_status(status), *(cell_text(text) for text in (cause, detail, printed)))
             batches = found.setdefault((*which, cell_text(metric), *texts), {}).setdefault(kind, [])

@@ -221,14 +221,15 @@ class NoCellsLeftError(SuiteError):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What expansion needs to know of a model: its native size (px), its classes, whether a size is legal, and the
-    name of its published weights (empty if there are none).
+    """What expansion needs to know of a model: its native size (px), its classes, whether a size is legal, the name of
+    its published weights (empty if there are none) and the classes of their head.
     """
 
     image_size: tuple[int, int]
     num_classes: int
     check_image_size: Callable[[tuple[int, int]], None]
     published_weights: str = ""
+    published_classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -375,6 +376,8 @@ def expand(
                     seed=seed,
                 )
             )
+    if suite.weights == PRETRAINED and not suite.replace_head:
+        _refuse_random_heads(cells, models)
     kept = [cell for cell in cells if not any(rule.drops(cell) for rule in suite.exclude)]
     for cell in kept:
         models[cell.model].check_image_size(cell.image_size)
@@ -424,6 +427,17 @@ def _written_size(size: Any) -> int | str:
 def _pixels(facts: ModelFacts, size: Any) -> tuple[int, int]:
     pair: tuple[int, int] = facts.image_size if size == NATIVE else size
     return pair
+
+
+def _refuse_random_heads(cells: Sequence[Cell], models: Mapping[str, ModelFacts]) -> None:
+    """Testing published weights with a head that nothing has trained says nothing. Raises SuiteError."""
+    for cell in cells:
+        published = models[cell.model].published_classes
+        if cell.tests and published not in (None, cell.num_classes):
+            raise SuiteError(
+                f"The published head of {cell.model} has {published} classes, {cell.data} has {cell.num_classes}: its "
+                "head would be random. Add --replace-head if you want to test that, or --data none"
+            )
 
 
 def _weights(suite: Suite, model: str, facts: ModelFacts, checkpoint: str) -> str:

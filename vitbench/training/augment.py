@@ -57,6 +57,18 @@ def augment(images: torch.Tensor, names: Sequence[str], generator: torch.Generat
     return images
 
 
-def normalise(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 (0 to 255) -> numbers from -1 to 1: mean .5 and standard deviation .5 in each channel."""
-    return images.to(dtype).mul_(2 / 255).sub_(1)
+#: What our own trainings normalise each channel by (0 to 1): pictures from -1 to 1.
+OWN_MEAN = (0.5, 0.5, 0.5)
+OWN_STD = (0.5, 0.5, 0.5)
+
+
+def normalise(
+    images: torch.Tensor, dtype: torch.dtype, mean: Sequence[float] = OWN_MEAN, std: Sequence[float] = OWN_STD
+) -> torch.Tensor:
+    """uint8 (0 to 255) images (B, 3, H, W) -> (image / 255 - mean) / std in each channel; by default from -1 to 1."""
+    if (mean, std) == (OWN_MEAN, OWN_STD):
+        return images.to(dtype).mul_(2 / 255).sub_(1)
+    means, deviations = (
+        torch.tensor(values, dtype=dtype, device=images.device).view(3, 1, 1) for values in (mean, std)
+    )
+    return images.to(dtype).div_(255).sub_(means).div_(deviations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from vitbench.outputs import check_classes, input_dtype, mean_logits
-from vitbench.training.augment import normalise
+from vitbench.training.augment import OWN_MEAN, OWN_STD, normalise
 from vitbench.training.pictures import PictureSet
 
 
@@ -31,12 +31,15 @@ def evaluate(
     device: str,
     autocast: Callable[[], AbstractContextManager[Any]],
     batch_size: int,
+    mean: Sequence[float] = OWN_MEAN,
+    std: Sequence[float] = OWN_STD,
 ) -> Evaluation:
     """Test ``model``, which is on ``device``, on every picture, ``batch_size`` at a time (the last batch may be
     smaller).
 
     ``autocast`` makes the context of each forward pass. Outputs of several heads are averaged. The model is in eval
-    mode meanwhile, and afterwards in the mode that it was in. Raises DataError if it has fewer classes than the data.
+    mode meanwhile, and afterwards in the mode that it was in. ``mean`` and ``std`` of each channel (0 to 1) are those
+    that the weights were trained with. Raises DataError if it has fewer classes than the data.
     """
     was_training = model.training
     dtype = input_dtype(model)
@@ -47,7 +50,7 @@ def evaluate(
     try:
         with torch.inference_mode():
             for some, classes in zip(pictures.images.split(batch_size), pictures.labels.split(batch_size), strict=True):
-                images, labels = normalise(some.to(device), dtype), classes.to(device)
+                images, labels = normalise(some.to(device), dtype, mean, std), classes.to(device)
                 with autocast():
                     output = model(images)
                 check_classes(output, pictures.num_classes)

@@ -130,7 +130,9 @@ def hidden_matrices(model: torch.nn.Module, num_classes: int) -> list[torch.nn.P
     nothing. Convolutions and the patch embedding stay out, too. Shared weights come once.
     """
     found: dict[int, torch.nn.Parameter] = {}
-    for module in model.modules():
+    for path, module in model.named_modules():
+        if "embed" in path:
+            continue
         weight: Any = None
         if isinstance(module, torch.nn.Linear):
             weight = module.weight
