@@ -246,7 +246,7 @@ def test_smoke_trains_measures_and_draws(tmp_path: Path) -> None:
         ("infer", 1, False),
         ("infer", 8, False),
         ("train", 8, False),
-        ("train", 16, True),
+        ("train", 32, True),
     ]
     assert {record.status for record in records} == {"ok"}
     infer, train = records[0], records[2]

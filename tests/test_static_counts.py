@@ -279,7 +279,7 @@ def sizes(count: int) -> list[Cell]:
 def test_many_models_are_counted_by_two_workers_and_few_by_one(
     launcher: CountingLauncher, monkeypatch: pytest.MonkeyPatch, models: int, workers: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("vitbench.static_counts.usable_cores", lambda: 2)
     some = sizes(models)
     with StaticCounter(launcher, ("params",), 60) as counter:
         assert counter.begin(some) == models
@@ -292,7 +292,7 @@ def test_many_models_are_counted_by_two_workers_and_few_by_one(
 def test_no_more_workers_are_used_than_there_are_cores(
     launcher: CountingLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("vitbench.static_counts.usable_cores", lambda: 1)
     with StaticCounter(launcher, ("params",), 60) as counter:
         some = sizes(16)
         counter.begin(some)

@@ -372,8 +372,7 @@ MISTAKES = [
     (["--models", "vit_basic_tutorial,vit_basic", "--weights", "GOOD"], "A checkpoint fits one model"),
     (["--models", "timm:vit_tiny*", "--weights", "GOOD"], "A checkpoint fits one model"),
     (["--weights", "GOOD", "--pretrained"], "--weights and --pretrained are given together"),
-    (["--replace-head"], "--replace-head goes with --weights PATH"),
-    (["--models", "torchvision:vit_b_16", "--pretrained", "--replace-head"], "--replace-head goes with --weights PATH"),
+    (["--replace-head"], "--replace-head goes with --weights PATH or --pretrained"),
     (["--pretrained"], f"{MODEL} has no published weights: leave out --pretrained, or choose models that have"),
     (["--weights", ""], "Option --weights: "),
 ]  # fmt: skip
@@ -457,7 +456,9 @@ def test_published_weights_are_loaded_and_named(tmp_path: Path) -> None:
     (record,) = store.read_records(tmp_path / "timed")
     assert (record.status, record.cause, record.cell.weights) == ("error", "not_finite", f"pretrained:{TAG}")
     # ten classes: the head is a fresh one, whose outputs are finite, and the same for all pictures: one class is right
-    tested = [*words, "--metrics", "accuracy", "--data", "digits", "--pretrained", "--out", str(tmp_path / "tested")]
+    tested = [*words, "--metrics", "accuracy", "--data", "digits", "--pretrained"]
+    assert run_command([*tested, "--out", str(tmp_path / "refused")]) == 2  # the tests would be of a random head
+    tested += ["--replace-head", "--out", str(tmp_path / "tested")]
     assert run_command(tested) == 0
     (record,) = store.read_records(tmp_path / "tested")
     assert (record.status, record.cell.tests, record.cell.trains) == ("ok", True, False)
