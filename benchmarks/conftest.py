@@ -43,6 +43,12 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle:.3f} s ({low:.3f} to {high:.3f})"
 
 
+def spread_of_ratios(ratios: Sequence[float]) -> str:
+    """``median (first to third quartile)``."""
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.4f} ({low:.4f} to {high:.4f})"
+
+
 def _seconds(call: Callable[[], object]) -> float:
     begin = time.perf_counter()
     call()

@@ -155,6 +155,59 @@ def prints(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     return Prints(num_classes)
 
 
+class Later(Pooled):
+    """Works for a while: calls of 5 ms each, of which the 30th goes wrong."""
+
+    calls = 0
+
+    def go_wrong(self, images: Tensor) -> None:
+        self.calls += 1
+        time.sleep(0.005)
+        if self.calls == 30:
+            self.go_wrong_now()
+
+    def go_wrong_now(self) -> None:
+        """What subclasses do."""
+
+
+def works_slowly(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    return Later(num_classes)
+
+
+def kills_itself_later(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class KillsItselfLater(Later):
+        def go_wrong_now(self) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return KillsItselfLater(num_classes)
+
+
+def hangs_later(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class HangsLater(Later):
+        def go_wrong_now(self) -> None:
+            time.sleep(3600)
+
+    return HangsLater(num_classes)
+
+
+def notes_its_calls(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    """Writes begin and end of each call (seconds of the clock that all processes share), and the number of classes,
+    into the file that the environment variable CALLS names.
+    """
+
+    class NotesItsCalls(Pooled):
+        def forward(self, images: Tensor) -> Tensor:
+            begin = time.monotonic()
+            time.sleep(0.005)
+            output = super().forward(images)
+            if images.device.type != "meta":
+                with open(os.environ["CALLS"], "a") as calls:
+                    calls.write(f"{num_classes} {begin} {time.monotonic()}\n")
+            return output
+
+    return NotesItsCalls(num_classes)
+
+
 # those that go wrong while they are built, on ``meta`` too
 
 

@@ -117,9 +117,9 @@ def test_a_counter_that_breaks_is_unsupported_with_its_reason(metric: str) -> No
 
 def test_every_sample_is_kept_and_the_budget_ends_it() -> None:
     device, calls = open_device("cpu"), []
-    samples = sample_durations(lambda: calls.append(1), device, Budget(seconds=0, min_samples=4, max_samples=9))
+    samples = sample_durations(lambda: calls.append(1), device, Budget(seconds=0, min_samples=4, max_samples=9)).samples
     assert len(samples) == len(calls) == 4
-    samples = sample_durations(lambda: None, device, Budget(seconds=1e9, min_samples=4, max_samples=9))
+    samples = sample_durations(lambda: None, device, Budget(seconds=1e9, min_samples=4, max_samples=9)).samples
     assert len(samples) == 9
     assert min(samples) > 0
 
@@ -171,7 +171,7 @@ def test_the_first_call_is_kept_but_not_paid_from_the_budget() -> None:
         time.sleep(0.005 if calls else 0.2)
         calls.append(1)
 
-    samples = sample_durations(slow_at_first, open_device("cpu"), Budget(seconds=0.1, min_samples=2))
+    samples = sample_durations(slow_at_first, open_device("cpu"), Budget(seconds=0.1, min_samples=2)).samples
     assert samples[0] >= 0.2
     assert len(samples) > 5
 
@@ -247,7 +247,7 @@ def test_every_metric_yields_what_it_says() -> None:
         for mode in metric.modes:
             found = measured(name, make_subject("vit_layer6_32", mode=mode))
             assert {key: one.unit for key, one in found.items()} == metric.yields_in(mode)
-            assert all(one.method for one in found.values())
+            assert all(one.method or (one.status == "unsupported" and one.detail) for one in found.values())
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,8 @@ def measure(
 
     Raises UsageError for arguments that cannot be; a failure of the model is in the record's status.
     """
+    from vitbench.suites import default_metrics
+
     size = None if image_size is None else _pair(image_size)
     options = {
         "batch_sizes": [batch_size],
@@ -62,7 +64,7 @@ def measure(
         "memory_limit": memory_limit,
         "timeout_s": timeout_s,
         "num_classes": num_classes,
-        "metrics": [name for name in metrics or METRICS if METRICS.get(name).process != "training"],
+        "metrics": [name for name in metrics or default_metrics() if METRICS.get(name).process != "training"],
         "image_sizes": ["native" if size is None else size],
         "measure": {
             "processes": processes,
@@ -80,10 +82,10 @@ def measure(
 
 
 def _measure_name(name: str, content: dict[str, Any]) -> Record:
+    from vitbench.measuring import CellMeasurer
     from vitbench.planning import check_before_loading, make_plan
     from vitbench.processes import make_launcher
     from vitbench.progress import SilentProgress
-    from vitbench.runner import CellMeasurer
     from vitbench.suites import make_suite
 
     suite = check_before_loading(make_suite({**content, "models": [name]}, "measure()", content))
@@ -91,9 +93,9 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
         plan = make_plan(suite, launcher, lambda text: None)
         if len(plan.cells) != 1:
             raise UsageError(f"measure() takes one model on one device, not {len(plan.cells)} cells. Use run_suite()")
-        measurer = CellMeasurer(plan, launcher, None, SilentProgress())
-        with measurer.counter:
-            return measurer.measure(plan.cells[0])
+        with CellMeasurer(plan, launcher, None, SilentProgress()) as measurer:
+            (record,) = measurer.measure(plan.cells)
+            return record
 
 
 def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
@@ -135,7 +137,7 @@ def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
         device=open_device(device),
         build=lambda: copy.deepcopy(model),  # training steps and casts must not touch the caller's weights
         attention=lambda copied: use_attention(copied, cell.attention),
-        budget=Budget(**suite.measure.model_dump(exclude={"processes"})),
+        budget=Budget(**suite.measure.model_dump(include={"seconds", "min_samples", "max_samples"})),
     )
     environment = capture_environment(describe_libraries(), {device: open_device(device).describe()})
     started_at, begin = datetime.now().astimezone().isoformat(timespec="milliseconds"), time.perf_counter()

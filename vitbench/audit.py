@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vitbench.cards import expand_names
 from vitbench.errors import Unsupported, UsageError
 from vitbench.metrics import Subject
+from vitbench.metrics.flops import Executed, execute, needs_values
 from vitbench.models.closed_form import ClosedForm, closed_form
 from vitbench.other_counters import OtherCount, count_by_fvcore, count_by_thop
 from vitbench.records import ATTENTIONS, Cell, format_image_size, parse_image_size
+
+if TYPE_CHECKING:
+    from vitbench.analysis.flops import Counts, OperatorCount
 
 #: Differences below this share of the whole are rounding.
 SAME = 5e-5
@@ -34,6 +38,8 @@ def audit_flops(
 ) -> list[dict[str, Any]]:
     """An audit a model, for one image; ``others`` False leaves out fvcore and thop, which need memory and a real run.
 
+    A model whose operators depend on the numbers in the picture is executed on the CPU: ``flops`` is the mean of
+    several pictures, ``executed`` has the least, the mean, the most and each picture's (FLOPs), and why.
     A model that fails has ``error`` (one line) and ``usage`` (whether the request was wrong rather than the model).
     Raises UsageError for an image size, class count or attention that cannot be.
     """
@@ -83,7 +89,7 @@ def _audit(
         subject = make_subject(cell, {}, lambda event: None)
         found |= _count(subject, exact)
         if others:
-            found |= _compare(subject, found)
+            found |= _no_comparison() if "executed" in found else _compare(subject, found)
     except Exception as error:  # a model that fails is an answer; the others are still asked for
         failure = failure_of(error, cell)
         detail = failure.detail.splitlines()[0]
@@ -93,14 +99,32 @@ def _audit(
 
 
 def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
-    """All that needs no memory: the forward pass by operator, whether kernels and gradients matter, training."""
+    """The forward pass by operator, and what a training step takes; all without memory unless it must be executed."""
+    from vitbench.analysis.flops import count_forward
+
+    needed = counts = None
+    with subject.on_meta(1) as (model, images):
+        try:
+            counts = count_forward(model, images)
+        except (RuntimeError, TypeError) as error:
+            if not needs_values(error):
+                raise
+            needed = f"{type(error).__name__}: {error}".splitlines()[0]
+    found = _execute(subject, needed) if counts is None else _count_on_meta(subject, counts)
+    found["training"] = _count_training(subject, exact)
+    if exact is not None:
+        found["closed_form"] = {"flops": exact.flops, "difference": found["flops"] / exact.flops - 1}
+    return found
+
+
+def _count_on_meta(subject: Subject, counts: Counts) -> dict[str, Any]:
+    """``counts`` of the forward pass, and whether kernels and gradients matter."""
     import torch
 
     from vitbench.analysis.flops import count_forward, count_fused_attention
     from vitbench.models import use_attention
 
     with subject.on_meta(1) as (model, images):
-        counts = count_forward(model, images)
         fused = count_fused_attention(model, images)
     forwards = {}
     for kind in ATTENTIONS:
@@ -110,7 +134,7 @@ def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
                 images = torch.empty(1, 3, *subject.cell.image_size)
                 label = f"{kind} attention, gradients {'on' if gradients else 'off'}"
                 forwards[label] = count_forward(model, images, gradients=gradients).flops
-    found: dict[str, Any] = {
+    return {
         "flops": counts.flops,
         "macs": counts.flops // 2,
         "method": f"operators dispatched on meta, batch of 1, torch {torch.__version__}",
@@ -120,11 +144,63 @@ def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
         "elementwise": {name: asdict(one) for name, one in counts.elementwise.items()},
         "without_formula": counts.without_formula,
         "other_ways": forwards,
-        "training": _count_training(subject, exact),
     }
-    if exact is not None:
-        found["closed_form"] = {"flops": exact.flops, "difference": counts.flops / exact.flops - 1}
-    return found
+
+
+def _execute(subject: Subject, needed: str | None) -> dict[str, Any]:
+    """The same of a model that needs the picture's numbers: means of several; ``needed`` is what torch said."""
+    import torch
+
+    from vitbench.analysis.flops import OperatorCounter
+
+    pictures = [counter.counts for counter in execute(subject, OperatorCounter)]
+    executed = Executed(flops=tuple(counts.flops for counts in pictures))
+    elementwise = sum(counts.elementwise_flops for counts in pictures)
+    without = Counter[str]()
+    for counts in pictures:
+        without.update(counts.without_formula)
+    return {
+        "flops": executed.mean,
+        "macs": executed.mean // 2,
+        "method": f"operators {executed.method}, torch {torch.__version__}",
+        "executed": {
+            "pictures": len(pictures),
+            "min": min(executed.flops),
+            "mean": executed.mean,
+            "max": max(executed.flops),
+            "flops": list(executed.flops),
+            "reason": needed,
+        },
+        "operators": _mean_operators([counts.matrix for counts in pictures]),
+        "fused_attention_flops": None,
+        "elementwise_flops": _mean(elementwise, len(pictures)),
+        "elementwise": _mean_operators([counts.elementwise for counts in pictures]),
+        "without_formula": {name: _mean(calls, len(pictures)) for name, calls in without.items()},
+        "other_ways": {},
+    }
+
+
+def _mean_operators(pictures: Sequence[Mapping[str, OperatorCount]]) -> dict[str, dict[str, Any]]:
+    """Each operator's mean calls and FLOPs a picture; a picture that does without it has 0."""
+    sums: dict[str, list[Any]] = {}
+    for operators in pictures:
+        for name, one in operators.items():
+            calls, flops, _ = sums.get(name, (0, 0, ""))
+            sums[name] = [calls + one.calls, flops + one.flops, one.formula]
+    return {
+        name: {"calls": _mean(calls, len(pictures)), "flops": _mean(flops, len(pictures)), "formula": formula}
+        for name, (calls, flops, formula) in sums.items()
+    }
+
+
+def _mean(total: int, count: int) -> float:
+    """Whole where it is whole, so that it is printed so."""
+    return total / count if total % count else total // count
+
+
+def _no_comparison() -> dict[str, Any]:
+    reason = "not asked: it would follow another picture, and this model's FLOPs depend on the picture"
+    return {tool: {"reason": reason} for tool in ("fvcore", "thop")}
 
 
 def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
@@ -245,6 +321,7 @@ def _to_text(audit: Mapping[str, Any]) -> str:
     parts = [
         f"{audit['model']}  ({size} px, {audit['num_classes']} classes, {audit['attention']} attention), one image",
         _indented(_counters_text(audit)),
+        _executed_text(audit.get("executed")),
         "  matrix work, which is what FLOPs means here (a multiply-add is two)\n"
         + _indented(_operators_text(audit["operators"], formulas=False), 4),
         f"  element-wise work, not in the above: {_giga(audit['elementwise_flops'])} GFLOPs\n"
@@ -260,7 +337,8 @@ def _to_text(audit: Mapping[str, Any]) -> str:
 def _counters_text(audit: Mapping[str, Any]) -> str:
     from tabulate import tabulate
 
-    rows = [["dispatcher, on meta", _giga(audit["flops"]), _giga(audit["macs"]), "", audit["method"]]]
+    where = "dispatcher, executed" if "executed" in audit else "dispatcher, on meta"
+    rows = [[where, _giga(audit["flops"]), _giga(audit["macs"]), "", audit["method"]]]
     closed = audit["closed_form"]
     if "flops" in closed:
         difference = f"{100 * closed['difference']:+.3f} %"
@@ -275,6 +353,17 @@ def _counters_text(audit: Mapping[str, Any]) -> str:
         elif other:
             rows.append([tool, "", "", "", other["reason"]])
     return tabulate(rows, ["counter", "GFLOPs", "GMACs", "difference", ""], tablefmt="plain", disable_numparse=True)
+
+
+def _executed_text(executed: Mapping[str, Any] | None) -> str:
+    if executed is None:
+        return ""
+    least, mean, most = (_giga(executed[which]) for which in ("min", "mean", "max"))
+    pictures = f"{executed['pictures']} pictures of random numbers"
+    return (
+        f"  FLOPs depend on the picture: min {least}, mean {mean}, max {most} GFLOPs of {pictures}\n"
+        f"  (what stands below are their means; it does not run on meta: {executed['reason']})"
+    )
 
 
 def _operators_text(operators: Mapping[str, Mapping[str, Any]], *, formulas: bool) -> str:

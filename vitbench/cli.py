@@ -111,6 +111,11 @@ def run(
         str | None, typer.Option(help="CPU threads: numbers, or auto (the physical cores); commas.")
     ] = None,
     metrics: Annotated[str | None, typer.Option(help="What to measure (vitbench list metrics); commas.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Fresh processes of each timed cell.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="From 5 processes on, more of them until times are known to this: 5%, or 0 for no more."),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Train on: digits, cifar10, cifar100, fashion-mnist, a picture folder, or none.")
     ] = None,
@@ -169,6 +174,8 @@ def run(
         "threads": _integers(threads, "--threads", "auto"),
         "metrics": _words(metrics),
         "seeds": _integers(seed, "--seed"),
+        "processes": processes,
+        "precision": _fraction(precision, "--precision"),
         "memory_limit": memory_limit,
         "timeout_s": timeout,
         "weights": _weights(weights, pretrained),
@@ -317,13 +324,17 @@ def _allow_imports() -> None:
     allow_imports()
 
 
+def _as_json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=2)
+
+
 def _print_answers(answers: list[dict[str, Any]], to_text: Callable[[list[dict[str, Any]]], str], as_json: bool) -> int:
     """Print one answer a model, those that failed in one line each on stderr; returns the exit code."""
     failed = [answer for answer in answers if "error" in answer]
     if as_json:
-        import json
-
-        print(json.dumps([{k: v for k, v in answer.items() if k != "usage"} for answer in answers], indent=2))
+        print(_as_json([{k: v for k, v in answer.items() if k != "usage"} for answer in answers]))
     elif len(failed) < len(answers):
         print(to_text(answers))
     if not as_json:
@@ -363,6 +374,20 @@ def flops(
         models, image_size=image_size, num_classes=num_classes, attention=attention, others=not no_others
     )
     return _print_answers(audits, audits_to_text, json)
+
+
+@app.command(epilog="Examples:  vitbench doctor   |   vitbench doctor --json > machine.json")
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> int:
+    """Look at this machine: its environment, advice, and whether each metric works on each device."""
+    from vitbench.doctor import examine, to_text
+    from vitbench.progress import make_progress
+
+    result = examine(make_progress())
+    print(_as_json(result) if json else to_text(result))
+    statuses = {place["status"] for places in result["checks"].values() for place in places.values()}
+    return 1 if statuses - {"ok", "oom", "unsupported"} else 0
 
 
 @app.command(
@@ -453,6 +478,20 @@ def _integers(text: str | None, option: str, *keywords: str) -> list[int | str] 
             also = f" or {', '.join(keywords)}" if keywords else ""
             raise UsageError(f"Option {option}: {word!r} is no whole number{also}") from None
     return values
+
+
+def _fraction(text: str | None, option: str) -> float | None:
+    """``5%`` or ``0.05``; a bare 5 could be meant as either."""
+    if text is None:
+        return None
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise UsageError(f"Option {option}: {text!r} is no share of the time, such as 5% (or 0.05)")
+    return value
 
 
 def _switches(text: str | None) -> list[bool] | None:

@@ -31,6 +31,76 @@ class Outcome:
     seconds: float = 0.0
 
 
+class Conversation:
+    """A worker that carries out one task, in pieces where it takes turns with others.
+
+    Between two pieces the worker waits and does nothing; ``timeout_s`` bounds the sum of the pieces.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        task: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        device: str = "cpu",
+        on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self.worker = worker
+        self.outcome = Outcome()
+        self.over = False
+        self.spent_s = 0.0
+        self._task = task
+        self._started = False
+        self._timeout_s = timeout_s
+        self._device = device
+        self._on_progress = on_progress
+
+    def go_on(self, reply: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """Give the worker its task, or later ``reply``, and listen until it waits for its next turn (the event in which
+        it says so) or is done, dead or late (None: ``over``; a late one is killed).
+        """
+        kills_before = oom_kill_count()
+        begin = time.monotonic()
+        self.worker.send(reply if self._started and reply is not None else self._task)
+        self._started = True
+        try:
+            return self._listen(begin + max(self._timeout_s - self.spent_s, 0.0), kills_before)
+        finally:
+            self.spent_s += time.monotonic() - begin
+
+    def _listen(self, deadline: float, kills_before: int | None) -> dict[str, Any] | None:
+        outcome, task = self.outcome, self._task
+        while True:
+            try:
+                event = self.worker.next_event(deadline)
+            except WorkerTimeoutError:
+                self.worker.kill()
+                self.worker.wait(10)
+                detail = f"the {task.get('process', task['kind'])} process took longer than {self._timeout_s:g} s"
+                outcome.failure = Failure("timeout", "timeout", detail)
+                break
+            if event is None:
+                _worker_died(self.worker, outcome, self._device, kills_before)
+                break
+            kind = event.pop("event")
+            if kind == "waiting":
+                return event
+            if kind == "measurement":
+                outcome.measurements.append(measurement_from_dict(event["measurement"]))
+            elif kind == "answer":
+                outcome.answers.append(event)
+            elif kind == "failure":
+                outcome.failure = Failure(event["status"], event["cause"], event["detail"])
+            elif kind == "progress" and self._on_progress is not None:
+                self._on_progress(event)
+            elif kind == "done":
+                outcome.seconds = event["seconds"]
+                break
+        self.over = True
+        return None
+
+
 def converse(
     worker: Worker,
     task: Mapping[str, Any],
@@ -39,36 +109,10 @@ def converse(
     device: str = "cpu",
     on_progress: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Outcome:
-    """Give ``worker`` a task and listen until it is done, dead or late (then it is killed)."""
-    outcome = Outcome()
-    kills_before = oom_kill_count()
-    deadline = time.monotonic() + timeout_s
-    worker.send(task)
-    while True:
-        try:
-            event = worker.next_event(deadline)
-        except WorkerTimeoutError:
-            worker.kill()
-            worker.wait(10)
-            detail = f"the {task.get('process', task['kind'])} process took longer than {timeout_s:g} s"
-            outcome.failure = Failure("timeout", "timeout", detail)
-            break
-        if event is None:
-            _worker_died(worker, outcome, device, kills_before)
-            break
-        kind = event.pop("event")
-        if kind == "measurement":
-            outcome.measurements.append(measurement_from_dict(event["measurement"]))
-        elif kind == "answer":
-            outcome.answers.append(event)
-        elif kind == "failure":
-            outcome.failure = Failure(event["status"], event["cause"], event["detail"])
-        elif kind == "progress" and on_progress is not None:
-            on_progress(event)
-        elif kind == "done":
-            outcome.seconds = event["seconds"]
-            break
-    return outcome
+    """Give ``worker`` a task that takes no turns and listen until it is done, dead or late (then it is killed)."""
+    conversation = Conversation(worker, task, timeout_s=timeout_s, device=device, on_progress=on_progress)
+    conversation.go_on()
+    return conversation.outcome
 
 
 def finish(worker: Worker, outcome: Outcome, device: str) -> Outcome:

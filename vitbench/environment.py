@@ -6,11 +6,13 @@ line). Names of users, hosts and home folders are left out of everything.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -25,7 +27,10 @@ from vitbench.devices.cpu import memory_limit_of_container, processor_name
 LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop", "numpy", "scikit-learn")
 #: Set by torch itself, and a place rather than a switch.
 _NO_MATTER = ("TORCHINDUCTOR_CACHE_DIR",)
-_PREFIXES = ("OMP_", "MKL_", "KMP_", "GOMP_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_", "CUDA_", "NVIDIA_TF32", "CUBLAS_")
+_PREFIXES = (
+    *("OMP_", "MKL_", "KMP_", "GOMP_", "GOTO_", "ONEDNN_", "DNNL_", "ATEN_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_"),
+    *("CUDA_", "CUDNN_", "CUBLAS_", "NVIDIA_TF32", "NCCL_", "HIP_", "ROCR_", "METAL_"),
+)
 _NAMES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD", "OPENBLAS_NUM_THREADS")
 
 
@@ -45,6 +50,12 @@ def describe_system() -> dict[str, Any]:
         "usable_cores": usable_cores(),
         "memory_bytes": int(psutil.virtual_memory().total),
         "container_memory_bytes": memory_limit_of_container(),
+        "container_cores": _container_quota(),
+        "instruction_sets": instruction_sets(),
+        "virtual_machine": _is_virtual_machine(),
+        "hyperthreading": _hyperthreading(),
+        "huge_pages": _chosen(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
+        "power": describe_power(),
         "workers": "forked" if sys.platform.startswith("linux") else "spawned",
         "variables": {
             name: shorten_home(value)
@@ -65,13 +76,59 @@ def describe_libraries() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     versions["torch"] = torch.__version__  # with its build: 2.15.0+cpu
+    build = torch.__config__.show()
     return {
         "versions": versions,
+        "blas": _found(r"BLAS_INFO=(\w+)", build),
+        "mkl_version": _found(r"Math Kernel Library Version (\S+)", build),
+        "onednn_version": _found(r"MKL-DNN v(\S+)", build),
+        "openmp_version": _found(r"OpenMP (\d+)", build),
+        "compiler": _found(r"(GCC \S+|clang \S+|MSVC \S+)", build),
+        "cpu_kernels": torch.backends.cpu.get_cpu_capability(),
         "mkl": torch.backends.mkl.is_available(),
         "onednn": torch.backends.mkldnn.is_available(),
         "openmp": torch.backends.openmp.is_available(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "denormals_flushed": _flushes_denormals(),
         "debug_build": bool(torch.version.debug),
+    }
+
+
+def instruction_sets() -> list[str]:
+    """The vector extensions that the processor tells of (Linux and macOS); empty where it does not."""
+    try:
+        if sys.platform == "darwin":
+            done = subprocess.run(["sysctl", "-a"], capture_output=True, text=True, timeout=10, check=False)
+            found = re.findall(r"^hw\.optional\.(?:arm\.)?(\w+): 1$", done.stdout, re.MULTILINE)
+            return sorted(name.lower() for name in found if _VECTOR.match(name.lower()))
+        text = Path("/proc/cpuinfo").read_text()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    flags = re.search(r"^(flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    found = {flag for flag in (flags[2].split() if flags else []) if _VECTOR.match(flag)}
+    # ARM's sme multiplies matrices, x86's encrypts memory
+    return sorted(found - {"sme"} if flags and flags[1] == "flags" else found)
+
+
+def describe_power() -> dict[str, Any]:
+    """What makes the clock depend on more than the work: governor, turbo, battery, a battery saver; None where this
+    system does not tell.
+    """
+    import psutil
+
+    cpu = Path("/sys/devices/system/cpu")
+    battery = None
+    if hasattr(psutil, "sensors_battery"):
+        with contextlib.suppress(OSError, RuntimeError, AttributeError):
+            battery = psutil.sensors_battery()
+    no_turbo, boost = _line(cpu / "intel_pstate" / "no_turbo"), _line(cpu / "cpufreq" / "boost")
+    return {
+        "governor": _line(cpu / "cpu0" / "cpufreq" / "scaling_governor"),
+        "energy_preference": _line(cpu / "cpu0" / "cpufreq" / "energy_performance_preference"),
+        "turbo": no_turbo == "0" if no_turbo else (boost == "1" if boost else None),
+        "on_battery": None if battery is None or battery.power_plugged is None else not battery.power_plugged,
+        "battery_saver": _battery_saver(),
     }
 
 
@@ -143,6 +200,63 @@ def shorten_home(text: str) -> str:
     """``text`` with the home folder written ``~``, so that no user's name is recorded."""
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text
+
+
+_VECTOR = re.compile(r"(s?sse\d|avx|fma$|f16c|amx|neon|asimd|sve|sme(?!p)|bf16|feat_(bf16|dotprod|i8mm))")
+
+
+def _battery_saver() -> bool | None:
+    """macOS' low power mode or Linux' power profile; None where neither is told."""
+    profile = _line(Path("/sys/firmware/acpi/platform_profile"))
+    if profile is not None:
+        return profile in ("low-power", "quiet", "cool")
+    if sys.platform != "darwin":
+        return None
+    try:
+        done = subprocess.run(["pmset", "-g"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"lowpowermode\s+(\d)", done.stdout)
+    return found[1] == "1" if found else None
+
+
+def _is_virtual_machine() -> bool | None:
+    """Whether the processor says that a hypervisor is below (Linux on x86); None where it does not tell."""
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return "hypervisor" in flags[1].split() if flags else None
+
+
+def _hyperthreading() -> bool | None:
+    active = _line(Path("/sys/devices/system/cpu/smt/active"))
+    return None if active is None else active == "1"
+
+
+def _chosen(path: Path) -> str | None:
+    """``always [madvise] never`` -> ``madvise``."""
+    found = re.search(r"\[(\w+)\]", _line(path) or "")
+    return found[1] if found else None
+
+
+def _line(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _found(pattern: str, text: str) -> str | None:
+    found = re.search(pattern, text)
+    return found[1] if found else None
+
+
+def _flushes_denormals() -> bool:
+    """Whether tiny numbers become 0 here: slow arithmetic on them can be a model's whole time."""
+    import torch
+
+    return bool((torch.tensor([1e-40]) * torch.tensor([1.0]))[0] == 0)
 
 
 def _container_quota() -> float | None:

@@ -4,6 +4,8 @@ will take.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,12 +22,15 @@ from vitbench.static_counts import StaticCounter, StaticKey, static_key
 from vitbench.suites import NATIVE, RANDOM, ModelFacts, NoCellsLeftError, Suite, TrainingFacts, expand
 from vitbench.training.data import DataInfo, describe_data
 from vitbench.training.recipes import Recipe, load_recipe
+from vitbench.turns import TURN_S
 
 #: Counted for every plan: estimates need them.
 _ALWAYS_COUNTED = ("params", "flops")
 #: Seconds that building a model, warming up and ending a process take beside its sampling: a rough figure, for
 #: estimates only.
 _PROCESS_S = 0.4
+#: Reading an energy counter at rest and under load; nothing where there is none.
+_ENERGY_S = 3.5
 #: Downloading a model's weights may take.
 _DOWNLOAD_S = 3600.0
 #: Counting a model on ``meta``, by two workers.
@@ -107,6 +112,7 @@ def check_before_loading(suite: Suite) -> Suite:
     )
     suite = suite.model_copy(update={"devices": devices, "exclude": rules})
     _check_weights_option(suite)
+    _check_cores(suite)
     own = tuple(name for name in suite.models if not is_external(name))
     training = resolve_training(suite)
     facts = training.facts() if training else None
@@ -119,6 +125,22 @@ def check_before_loading(suite: Suite) -> Suite:
         except NoCellsLeftError:
             continue
     return suite
+
+
+def _check_cores(suite: Suite) -> None:
+    cores = suite.measure.cores
+    if cores is None:
+        return
+    if sys.platform == "darwin":
+        raise UsageError("macOS binds no process to cores: leave measure.cores out")
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    if not cores or not set(cores) <= set(allowed):
+        raise UsageError(f"measure.cores = {list(cores)} cannot be had here. Give any of {allowed}")
+    threads = max(default_threads() if count == "auto" else count for count in suite.threads)
+    if threads > len(set(cores)):
+        raise UsageError(
+            f"{threads} threads do not fit on the {len(set(cores))} of measure.cores: give more cores, or --threads"
+        )
 
 
 def _check_weights_option(suite: Suite) -> None:
@@ -321,9 +343,11 @@ def _estimate(
         metrics = [METRICS.get(name) for name in suite.metrics if cell.mode in METRICS.get(name).modes]
         total = 0.0
         if any(metric.process == "time" for metric in metrics):
-            total += suite.measure.processes * (
-                _PROCESS_S + max(suite.measure.seconds, suite.measure.min_samples * call)
-            )
+            sampling = max(suite.measure.seconds, suite.measure.min_samples * call)
+            # with a turn of the reference after every one or two of the cell's
+            total += suite.measure.processes * (_PROCESS_S + sampling * (1 + TURN_S / max(call, 2 * TURN_S)))
+        if any(metric.process == "energy" for metric in metrics):
+            total += _ENERGY_S
         if any(metric.process == "memory" for metric in metrics):
             total += _PROCESS_S + 4 * call
         if static_key(cell) not in counted:

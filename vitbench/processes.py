@@ -92,8 +92,10 @@ class Worker:
     def kill(self) -> None:
         """End it and its children at once."""
         if os.name == "posix":
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            # a worker that has just been forked leads no group of its own yet
+            for end in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    end(self.pid, signal.SIGKILL)
         else:
             import psutil
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,9 +31,8 @@ class Progress:
         self.done = 0
         self.already = 0
         self.failures: dict[str, int] = {}
-        self._spent = 0.0
         self._expected = 0.0
-        self._cell_begin = 0.0
+        self._begin = time.monotonic()
 
     def note(self, text: str) -> None:
         """A step of the run that is no cell."""
@@ -47,11 +46,14 @@ class Progress:
         record.
         """
         self.cells, self.estimates, self.already = cells, estimates, already
+        self._begin = time.monotonic()
         yield
 
     def cell_started(self, cell: Cell) -> None:
-        """A cell begins."""
-        self._cell_begin = time.monotonic()
+        """A cell begins: what it needs before its times."""
+
+    def group_started(self, cells: Sequence[Cell]) -> None:
+        """The times of cells that take turns begin."""
 
     def doing(self, what: str) -> None:
         """A process of the current cell begins."""
@@ -62,16 +64,16 @@ class Progress:
     def cell_done(self, record: Record) -> None:
         """A cell has its record."""
         self.done += 1
-        self._spent += time.monotonic() - self._cell_begin
         self._expected += self.estimates.get(record.cell.id, 1.0)
         if record.status != "ok":
             self.failures[record.status] = self.failures.get(record.status, 0) + 1
 
     def seconds_left(self) -> float:
         """The estimate of what is left, corrected by how long the cells so far took against theirs."""
-        left = sum(self.estimates.get(cell.id, 1.0) for cell in self.cells[self.done :])
+        left = sum(self.estimates.get(cell.id, 1.0) for cell in self.cells) - self._expected
         # the correction counts more the more has been seen; before anything is done it is 1
-        return left * (self._spent + 5.0) / (self._expected + 5.0)
+        spent = time.monotonic() - self._begin if self.done else 0.0
+        return max(left, 0.0) * (spent + 5.0) / (self._expected + 5.0)
 
     def failures_text(self) -> str:
         """``2 OOM, 1 timeout``, or ``no failures``."""
@@ -158,6 +160,12 @@ class LiveProgress(PlainProgress):
         super().cell_started(cell)
         self._label = cell.label
         self._show(self._label)
+
+    def group_started(self, cells: Sequence[Cell]) -> None:
+        if len(cells) > 1:
+            self._label = f"{cells[0].conditions_label}: {len(cells)} in turns"
+        else:
+            self._label = cells[0].label
 
     def doing(self, what: str) -> None:
         self._show(f"{self._label}: {what}")

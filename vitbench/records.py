@@ -3,6 +3,7 @@
 Schema history of a record line:
 
 1. first version
+2. a measurement may hold ``turns``, ``first_stage`` and ``group``
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-SCHEMA = 1
+SCHEMA = 2
 
 Status = Literal["ok", "oom", "unsupported", "timeout", "killed", "error"]
 Mode = Literal["infer", "train"]
@@ -83,6 +84,11 @@ class Cell:
         size = format_image_size(self.image_size)
         return " ".join([self.model, f"{size}px", f"b{self.batch_size}", self.device, self.dtype, what, *extra])
 
+    @property
+    def conditions_label(self) -> str:
+        """What a progress line shows of cells that take turns: ``32px b32 cpu infer``."""
+        return f"{format_image_size(self.image_size)}px b{self.batch_size} {self.device} {self.mode}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
@@ -90,6 +96,12 @@ class Measurement:
 
     ``samples`` holds one tuple a process with every sample in the order in which it was taken, warm-up included, in the
     base ``unit`` (s, byte, FLOP, MAC, image, image/s, ...). ``method`` says how, with versions.
+
+    Samples that were taken in turns with the reference also have, one tuple a process, ``turns`` (how many samples each
+    turn took, in order) and ``reference_samples`` (one a turn: what the reference took then, in the same unit).
+    Measurements of one ``group`` took turns with each other as well: the first process of one with the first of the
+    other, and so on. ``first_stage`` is the number of processes after which it was decided how many there would be in
+    all, which the interval has to know; None if that was fixed beforehand.
     """
 
     metric: str
@@ -97,6 +109,9 @@ class Measurement:
     samples: tuple[tuple[float, ...], ...]
     method: str
     reference_samples: tuple[tuple[float, ...], ...] = ()
+    turns: tuple[tuple[int, ...], ...] = ()
+    first_stage: int | None = None
+    group: str = ""
     status: Status = "ok"
     detail: str = ""
 
@@ -159,6 +174,37 @@ class Record:
             raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoiseCheck:
+    """One process of the reference that took turns with the reference as if it were a cell: what differs is noise.
+
+    ``samples`` are seconds of a step, one value a turn, ``reference_samples`` what the other one took then.
+    """
+
+    device: str
+    threads: int
+    started_at: str
+    samples: tuple[float, ...]
+    reference_samples: tuple[float, ...]
+
+    def to_json(self) -> str:
+        """One line of JSON without a line end."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str) -> NoiseCheck:
+        """The check of one line. Raises ValueError if it is none."""
+        try:
+            data = json.loads(line)
+            samples, reference = _samples([data["samples"], data["reference_samples"]])
+            check = cls(**{**data, "samples": samples, "reference_samples": reference})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a noise check: {type(error).__name__}: {error}") from error
+        if len(check.samples) != len(check.reference_samples) or min(check.reference_samples, default=0) <= 0:
+            raise ValueError("not a noise check: its samples do not pair")
+        return check
+
+
 def cell_from_dict(data: Mapping[str, Any]) -> Cell:
     """A Cell from its JSON object; fields unknown to this version are refused (TypeError)."""
     return Cell(
@@ -171,18 +217,26 @@ def cell_from_dict(data: Mapping[str, Any]) -> Cell:
 
 
 def measurement_from_dict(data: Mapping[str, Any]) -> Measurement:
-    """A Measurement from its JSON object. Raises ValueError for an unknown status or a sample that is no finite
-    number.
+    """A Measurement from its JSON object. Raises ValueError for an unknown status, a sample that is no finite number,
+    or turns that do not add up to the samples.
     """
     if data.get("status", "ok") not in STATUSES:
         raise ValueError(f"unknown status {data['status']!r}")
-    return Measurement(
+    measurement = Measurement(
         **{
             **data,
             "samples": _samples(data["samples"]),
             "reference_samples": _samples(data.get("reference_samples", ())),
+            "turns": tuple(tuple(int(count) for count in process) for process in data.get("turns", ())),
         }
     )
+    if measurement.turns and [sum(counts) for counts in measurement.turns] != [len(one) for one in measurement.samples]:
+        raise ValueError(f"the turns of {measurement.metric} do not add up to its samples")
+    if measurement.reference_samples and [len(counts) for counts in measurement.turns] != [
+        len(one) for one in measurement.reference_samples
+    ]:
+        raise ValueError(f"the reference samples of {measurement.metric} are not one a turn")
+    return measurement
 
 
 def record_from_dict(data: Mapping[str, Any]) -> Record:

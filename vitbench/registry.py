@@ -193,16 +193,20 @@ class Metric:
 
     ``process``: ``static`` (on meta, no weights allocated, workers shared), ``counters`` (one small real run on the
     CPU), ``memory`` and ``time`` (apart, because the allocator settings that make memory repeatable slow inference),
-    ``training`` (trains and tests). ``modes``: the modes of the cells that it applies to.
+    ``energy`` (alone, for some seconds), ``training`` (trains and tests). ``modes``: the modes of the cells that it
+    applies to. ``also_yields``: what only some devices have, whose absence is not spoken of. ``by_default``: whether a
+    suite that names no metrics takes it.
     """
 
     name: str
-    process: Literal["static", "counters", "memory", "time", "training"]
+    process: Literal["static", "counters", "memory", "time", "energy", "training"]
     modes: tuple[str, ...]
     yields: Mapping[str, str]
     summary: str
     measure: Callable[[Any], Iterator[Any]]
     only_in: Mapping[str, str] = field(default_factory=dict)
+    also_yields: Mapping[str, str] = field(default_factory=dict)
+    by_default: bool = True
 
     def yields_in(self, mode: str) -> dict[str, str]:
         """The measurements (name to unit) that a cell of that mode can have."""
@@ -216,11 +220,13 @@ class MetricRegistry(Registry[Metric]):
         self,
         name: str,
         *,
-        process: Literal["static", "counters", "memory", "time", "training"],
+        process: Literal["static", "counters", "memory", "time", "energy", "training"],
         modes: tuple[str, ...],
         yields: Mapping[str, str],
         summary: str,
         only_in: Mapping[str, str] | None = None,
+        also_yields: Mapping[str, str] | None = None,
+        by_default: bool = True,
     ) -> Callable[[Callable[[Any], Iterator[Any]]], Callable[[Any], Iterator[Any]]]:
         """``yields`` maps the names of the measurements to their units; a metric that fails leaves one absence for
         each.
@@ -239,6 +245,8 @@ class MetricRegistry(Registry[Metric]):
                     summary=summary,
                     measure=function,
                     only_in=dict(only_in or {}),
+                    also_yields=dict(also_yields or {}),
+                    by_default=by_default,
                 ),
             )
             return function

@@ -1,7 +1,6 @@
 """Run a suite: a plan's cells become records, one after the other, each safe on the disk before the next one starts.
 
-Read this first. A cell is measured by fresh processes: one for its memory, several for its times, one for its training;
-parameters and FLOPs come from the plan. Timed cells never run at the same time.
+Read this first, then ``measuring`` (how a cell becomes a record) and ``turns`` (how several share the machine).
 """
 
 from __future__ import annotations
@@ -11,23 +10,22 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from vitbench import store
-from vitbench.conversation import Outcome, converse, finish
-from vitbench.devices import Failure
-from vitbench.environment import describe_session, shorten_home
+from vitbench.environment import describe_session, usable_cores
 from vitbench.errors import RunFolderError, StorageError, UsageError
-from vitbench.planning import Plan, check_before_loading, make_plan, static_metrics, weights_settings
+from vitbench.load import LoadWatch
+from vitbench.measuring import CellMeasurer
+from vitbench.planning import Plan, check_before_loading, make_plan, weights_settings
 from vitbench.processes import Launcher, make_launcher
 from vitbench.progress import Progress, SilentProgress
-from vitbench.records import HARMLESS, STATUSES, Cell, Measurement, Record
-from vitbench.registry import METRICS, Metric
-from vitbench.static_counts import StaticCounter, StaticKey, measure_task, static_key
+from vitbench.records import HARMLESS, STATUSES, Cell, Record
+from vitbench.registry import METRICS
 from vitbench.suites import DEFAULT_SUITE, Suite, load_suite, make_suite, to_toml
 from vitbench.training.recipes import BUDGETS, load_recipe
 
@@ -37,6 +35,9 @@ _ESSENTIAL = ("memory", "time", "training")
 _QUICK_MEASURE = {"processes": 1, "seconds": 0.3, "min_samples": 5}
 _QUICK_SHARE_OF_TRAINING = 4
 _QUICK_TEST_IMAGES = 200
+#: How long the machine is looked at before the cells, and the load that is nothing to warn of, in seconds and cores.
+_LOOK_S = 0.2
+_TOLERATED_LOAD = 0.3
 
 
 class Interrupted(KeyboardInterrupt):
@@ -135,11 +136,12 @@ def plan_suite(
 
 
 def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: bool = False) -> Suite:
-    """Load a suite with overrides: its keys, and ``data``, ``data_dir``, ``download`` and ``recipe`` of its training
-    section.
+    """Load a suite with overrides: its keys, ``data``, ``data_dir``, ``download`` and ``recipe`` of its training
+    section, and ``processes`` and ``precision`` of how much it measures.
     """
     keys = {key: value for key, value in overrides.items() if value is not None}
     training: dict[str, Any] = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
+    sampling = {key: keys.pop(key) for key in ("processes", "precision") if key in keys}
     suite = load_suite(name_or_path, keys)
     if training and suite.training is None and "data" not in training:
         raise UsageError(f"Suite {suite.name!r} does not train: --data-dir and --download go with --data")
@@ -152,6 +154,8 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
         suite = _changed(suite, name_or_path, training={**section, **training})
     if quick:
         suite = _changed(suite, name_or_path, **_quick_changes(suite))
+    if sampling:  # said in so many words, it counts more than --quick
+        suite = _changed(suite, name_or_path, measure={**suite.measure.model_dump(), **sampling})
     return suite
 
 
@@ -172,122 +176,6 @@ def _quick_changes(suite: Suite) -> dict[str, Any]:
     return changes
 
 
-class CellMeasurer:
-    """Measures cells one by one; figures that cells share (FLOPs by other counters) are taken once."""
-
-    def __init__(self, plan: Plan, launcher: Launcher, checkpoints: Path | None, progress: Progress) -> None:
-        self.plan = plan
-        self.launcher = launcher
-        self.checkpoints = checkpoints
-        self.progress = progress
-        self.counter = StaticCounter(launcher, static_metrics(plan.suite), plan.suite.timeout_s)
-        self._counters: dict[StaticKey, list[Measurement]] = {}
-
-    def measure(self, cell: Cell) -> Record:
-        """One cell's record, whatever happens to it. Raises StorageError if a worker found the disk full."""
-        started_at = datetime.now().astimezone().isoformat(timespec="milliseconds")
-        begin = time.perf_counter()
-        groups = _metrics_by_process(cell, self.plan.suite.metrics)
-        measurements: list[Measurement] = []
-        ending: Outcome | None = None  # the outcome that decides the record's status
-        notes: list[str] = []
-        if "static" in groups:
-            outcome = self._static(cell)
-            measurements += _complete(cell, groups["static"], outcome)
-            if outcome.failure and not any(process in groups for process in _ESSENTIAL):
-                ending = outcome
-        if "counters" in groups:
-            measurements += self._count(cell, groups["counters"])
-        for process in _ESSENTIAL:
-            metrics = groups.get(process, [])
-            if not metrics:
-                continue
-            if ending is not None and ending.failure is not None:
-                # a batch that did not fit, or hung, would do so again: said, not tried
-                measurements += _complete(cell, metrics, _not_tried(ending.failure))
-                continue
-            outcome = self._run(cell, process, metrics)
-            measurements += _complete(cell, metrics, outcome)
-            notes += [outcome.note] if outcome.note and outcome.note not in notes else []
-            if outcome.failure is not None:
-                ending = outcome
-        failure = ending.failure if ending else None
-        if failure is not None and failure.cause == "disk_full":
-            raise StorageError(f"The disk is full ({failure.detail}). The records before this are safe")
-        return Record(
-            cell=cell,
-            status=failure.status if failure else "ok",
-            measurements=tuple(measurements),
-            environment=self.plan.environment_hash,
-            started_at=started_at,
-            duration_s=round(time.perf_counter() - begin, 3),
-            cause=failure.cause if failure else "",
-            signal=ending.signal if ending else None,
-            stderr_tail=shorten_home(ending.stderr_tail) if ending else "",
-            detail=shorten_home("; ".join(([failure.detail] if failure else []) + notes)),
-        )
-
-    def _static(self, cell: Cell) -> Outcome:
-        """What the plan counted; a plan of counts alone leaves them to the run."""
-        key = static_key(cell)
-        return self.plan.static[key] if key in self.plan.static else self.counter.outcome(cell)
-
-    def _run(self, cell: Cell, process: str, metrics: Sequence[Metric]) -> Outcome:
-        """One process of a kind, or several for times, whose samples stand side by side in the measurements."""
-        suite = self.plan.suite
-        count = suite.measure.processes if process == "time" else 1
-        more: dict[str, Any] = {}
-        timeout_s = suite.timeout_s
-        if process == "time":
-            more["budget"] = suite.measure.model_dump(exclude={"processes"})
-        if process == "training":
-            assert suite.training is not None
-            more["training"] = self._training_settings()
-            timeout_s = suite.training.timeout_s
-        more |= weights_settings(suite)
-        task = measure_task(cell, process, tuple(metric.name for metric in metrics), **more)
-        outcomes = []
-        for number in range(count):
-            self.progress.doing(f"{process} {number + 1}/{count}" if count > 1 else process)
-            worker = self.launcher.start()
-            try:
-                outcome = converse(
-                    worker, task, timeout_s=timeout_s, device=cell.device, on_progress=self.progress.training_step
-                )
-                outcomes.append(finish(worker, outcome, cell.device))
-            finally:
-                if worker.alive():
-                    worker.kill()
-            if outcomes[-1].failure is not None:
-                break
-        return _merge(outcomes)
-
-    def _count(self, cell: Cell, metrics: Sequence[Metric]) -> list[Measurement]:
-        """The figures of other counters, each in a process of its own: one that dies takes only its own column
-        along.
-        """
-        key = static_key(cell)
-        if key not in self._counters:
-            found = []
-            for metric in metrics:
-                found += _complete(cell, [metric], self._run(cell, "counters", [metric]))
-            self._counters[key] = found
-        return self._counters[key]
-
-    def _training_settings(self) -> dict[str, Any]:
-        section, training = self.plan.suite.training, self.plan.training
-        assert section is not None
-        assert training is not None
-        return {
-            "recipe": training.recipe.model_dump(mode="json"),
-            "data": section.data,
-            "data_dir": section.data_dir,
-            "download": section.download,
-            "test_images": section.test_images,
-            "checkpoints": str(self.checkpoints) if self.checkpoints else None,
-        }
-
-
 def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, progress: Progress) -> RunSummary:
     """Measure ``cells`` into ``folder``, then write the report of everything there."""
     session = describe_session()
@@ -299,17 +187,18 @@ def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, pr
         except OSError as error:
             raise store.cannot_write(checkpoints, error) from error
     writer = store.RecordWriter(folder)
+    _warn_of_too_many_threads(plan, cells, progress)
     measurer = CellMeasurer(plan, launcher, checkpoints, progress)
     try:
         with (
-            measurer.counter,
+            measurer,
             progress.running(folder, list(cells), dict(plan.estimates), already=len(plan.cells) - len(cells)),
         ):
-            measurer.counter.begin(cell for cell in cells if static_key(cell) not in plan.static)
-            for cell in cells:
-                progress.cell_started(cell)
-                record = measurer.measure(cell)
+            checked = 0
+            for record in measurer.measure(cells):
                 writer.append(record)
+                store.add_noise(folder, measurer.noise[checked:])
+                checked = len(measurer.noise)
                 progress.cell_done(record)
     except StorageError as error:
         raise StorageError(
@@ -327,58 +216,20 @@ def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, pr
     return RunSummary(folder, records, tuple(write_report([folder], folder)))
 
 
-def _metrics_by_process(cell: Cell, names: Iterable[str]) -> dict[str, list[Metric]]:
-    """The metrics that apply to a cell, by the kind of process that takes them."""
-    groups: dict[str, list[Metric]] = {}
-    for name in names:
-        metric = METRICS.get(name)
-        # a cell with data is (trained and) tested; what is timed are the cells beside it
-        wanted = metric.process in ("static", "training") if cell.tests else metric.process != "training"
-        if cell.mode in metric.modes and wanted:
-            groups.setdefault(metric.process, []).append(metric)
-    return groups
-
-
-def _complete(cell: Cell, metrics: Sequence[Metric], outcome: Outcome) -> list[Measurement]:
-    """The measurements of ``metrics`` in ``outcome``, with a spoken absence for each that its failure left out."""
-    wanted = {name: unit for metric in metrics for name, unit in metric.yields_in(cell.mode).items()}
-    found = [measurement for measurement in outcome.measurements if measurement.metric in wanted]
-    if outcome.failure is not None:
-        present = {measurement.metric for measurement in found}
-        status, detail = outcome.failure.status, outcome.failure.detail
-        found += [
-            Measurement.absent(name, unit, status, detail) for name, unit in wanted.items() if name not in present
-        ]
-    return found
-
-
-def _not_tried(failure: Failure) -> Outcome:
-    detail = f"not tried, because the process before it ended so: {failure.detail}"
-    return Outcome(failure=Failure(failure.status, failure.cause, detail))
-
-
-def _merge(outcomes: Sequence[Outcome]) -> Outcome:
-    """Several processes' outcomes as one: the samples of each process side by side, the failure that ended them."""
-    merged: dict[str, Measurement] = {}
-    last = outcomes[-1]
-    for outcome in outcomes:
-        for measurement in outcome.measurements:
-            before = merged.get(measurement.metric)
-            merged[measurement.metric] = (
-                measurement if before is None else replace(before, samples=before.samples + measurement.samples)
-            )
-    found = list(merged.values())
-    if last.failure is not None:
-        # samples of the processes before a failure are kept, under its status: they are data, but not this cell's
-        # result
-        status, detail = last.failure.status, last.failure.detail
-        unfinished = {m.metric for m in last.measurements}
-        found = [
-            m if m.metric in unfinished or len(outcomes) == 1 else replace(m, status=status, detail=detail)
-            for m in found
-        ]
-    seconds = sum(outcome.seconds for outcome in outcomes)
-    return replace(last, measurements=found, seconds=seconds)
+def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progress) -> None:
+    """More threads than free cores can multiply a time by tens."""
+    kinds = {METRICS.get(name).process for name in plan.suite.metrics}
+    timed = [cell.threads for cell in cells if cell.device == "cpu" and kinds & {"time", "training"}]
+    if not timed:
+        return
+    watch = LoadWatch()
+    time.sleep(_LOOK_S)
+    free = usable_cores() - (watch.stop().other_load or 0.0)
+    if max(timed) > free + _TOLERATED_LOAD:
+        progress.warn(
+            f"cells use {max(timed)} thread{'s' if max(timed) > 1 else ''}, but {free:.1f} of {usable_cores()} cores "
+            "are free: times can come out many times too long. Stop what else is running, or give --threads 1"
+        )
 
 
 def _launch(suite: Suite, allow_import: bool) -> Launcher:

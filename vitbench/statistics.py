@@ -86,14 +86,130 @@ def median(samples: Sequence[float]) -> float:
     return float(np.median(np.asarray(samples, dtype=float)))
 
 
-def estimate(samples_by_process: Sequence[Sequence[float]]) -> Estimate:
+def relative_samples(
+    samples_by_process: Sequence[Sequence[float]],
+    turns: Sequence[Sequence[int]],
+    reference: Sequence[Sequence[float]],
+) -> list[list[float]]:
+    """Each sample over what the reference took in the same turn: a Measurement's samples, turns and reference_samples.
+
+    Raises ValueError if they do not fit each other, or a reference sample is not positive.
+    """
+    relative = []
+    for samples, counts, times in zip(samples_by_process, turns, reference, strict=True):
+        if sum(counts) != len(samples):
+            raise ValueError(f"turns of {sum(counts)} samples in all, but {len(samples)} samples")
+        if min(times, default=1.0) <= 0:
+            raise ValueError("a reference sample is not positive")
+        each = [time for count, time in zip(counts, times, strict=True) for _ in range(count)]
+        relative.append([sample / time for sample, time in zip(samples, each, strict=True)])
+    return relative
+
+
+def process_medians(samples_by_process: Sequence[Sequence[float]]) -> list[float]:
+    """The median of each process that has samples, warm-up left out."""
+    return [median(steady(samples)) for samples in samples_by_process if len(samples) > 0]
+
+
+def processes_needed(medians: Sequence[float], precision: float) -> int:
+    """How many processes it takes in all until the 95 % interval reaches ``precision`` (0.05: 5 %) to either side,
+    judged once, from the first ones' medians; at least as many as these.
+
+    Stein's two-stage procedure (Stein 1945, "A two-sample test for a linear hypothesis whose power is independent of
+    the variance"). Looking after each process and stopping once the interval is narrow would stop too often by luck,
+    and the interval would cover less than it says. Here the number depends on the first stage's spread alone, which
+    says nothing of the mean; the interval then uses that spread and its degrees of freedom (``estimate``'s
+    ``first_stage``), and covers 95 % whatever the number came out as.
+
+    Raises ValueError for fewer than two medians, medians that are not positive, or a precision that is not.
+    """
+    if len(medians) < 2 or min(medians) <= 0 or precision <= 0:
+        raise ValueError("the spread of processes takes two positive medians, and a positive precision")
+    from scipy.special import stdtrit
+
+    n = len(medians)
+    spread = float(np.std(np.log(medians), ddof=1))
+    t = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
+    return max(n, math.ceil((t * spread / math.log1p(precision)) ** 2))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One figure over another, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the interval leaves 1 out."""
+        return not self.low <= 1 <= self.high
+
+
+def compare(
+    one: Sequence[float],
+    other: Sequence[float],
+    *,
+    paired: bool = False,
+    first_stages: tuple[int | None, int | None] = (None, None),
+) -> Ratio | None:
+    """The ratio of two sets of process medians, ``one`` over ``other``.
+
+    ``paired``: the processes of the two took turns, the first of one with the first of the other and so on; then it is
+    the t interval of the pairs' log-ratios, which is narrower by what the two share. Otherwise Welch's t interval on
+    the difference of the mean logarithms (Welch 1947): the two need not vary alike. None with fewer than two processes
+    on either side, or medians that are not positive. ``first_stages``: as in ``estimate``, for Welch's.
+    """
+    if paired:
+        count = min(len(one), len(other))
+        one, other = one[:count], other[:count]
+    if min(len(one), len(other)) < 2 or min(*one, *other) <= 0:
+        return None
+    from scipy.special import stdtrit
+
+    if paired:
+        ratios = [a / b for a, b in zip(one, other, strict=True)]
+        value = math.exp(float(np.mean(np.log(ratios))))
+        low, high = _log_t_interval(ratios, value, len(ratios)) or (value, value)
+        return Ratio(value, low, high)
+
+    logs = [np.log(np.asarray(medians, dtype=float)) for medians in (one, other)]
+    difference = float(np.mean(logs[0]) - np.mean(logs[1]))
+    stages = [values[:stage] if stage else values for values, stage in zip(logs, first_stages, strict=True)]
+    parts = [float(np.var(stage, ddof=1)) / len(values) for stage, values in zip(stages, logs, strict=True)]
+    variance = sum(parts)
+    if variance == 0:
+        return Ratio(math.exp(difference), math.exp(difference), math.exp(difference))
+    freedom = variance**2 / sum(part**2 / (len(stage) - 1) for part, stage in zip(parts, stages, strict=True))
+    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
+    return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half))
+
+
+def noise_floor(ratios: Sequence[float], processes: int) -> float:
+    """The smallest difference between two programs of ``processes`` processes each that is told apart, as a fraction
+    (0.02: 2 %), from the ``ratios`` of one program to itself, one of each pair of processes.
+
+    What two processes of one program differ by is what two of different programs would, if they were equal: the half
+    width of the 95 % t interval of as many pairs. Raises ValueError for fewer than two ratios.
+    """
+    if len(ratios) < 2 or min(ratios) <= 0:
+        raise ValueError("a noise floor takes two positive ratios")
+    from scipy.special import stdtrit
+
+    spread = float(np.std(np.log(ratios), ddof=1))
+    return math.expm1(float(stdtrit(len(ratios) - 1, 0.5 + CONFIDENCE / 2)) * spread / math.sqrt(processes))
+
+
+def estimate(samples_by_process: Sequence[Sequence[float]], *, first_stage: int | None = None) -> Estimate:
     """The typical sample of a fresh process, with the 95 % interval that the samples allow.
 
     Warm-up is cut from each process first. Samples of one process are not independent of each other, so from
     ``MIN_PROCESSES`` processes on the process is the unit: a Student t interval on the logarithms of the processes'
     medians, around their geometric mean. With one or two processes it is the distribution-free interval of the median
     between two order statistics (David and Nagaraja 2003, "Order Statistics", 7.1); of two processes the span of both,
-    each at 97.5 %.
+    each at 97.5 %. Where the number of processes was decided after the ``first_stage`` ones (``processes_needed``), the
+    interval takes their spread and degrees of freedom.
 
     Raises ValueError if no process has a sample.
     """
@@ -116,7 +232,8 @@ def estimate(samples_by_process: Sequence[Sequence[float]]) -> Estimate:
     else:
         return result(median(medians), None, NOT_POSITIVE)
     if len(processes) >= MIN_PROCESSES:
-        return result(value, _log_t_interval(medians, value), BETWEEN_PROCESSES)
+        stage = medians[:first_stage] if first_stage is not None and first_stage >= MIN_PROCESSES else medians
+        return result(value, _log_t_interval(stage, value, len(medians)), BETWEEN_PROCESSES)
     intervals = [median_interval(samples, 1 - (1 - CONFIDENCE) / len(processes)) for samples in processes]
     known = [interval for interval in intervals if interval is not None]
     if len(known) < len(intervals):
@@ -189,12 +306,14 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (last - (counts + 1) / 2)[inverse]
 
 
-def _log_t_interval(medians: Sequence[float], value: float) -> tuple[float, float] | None:
-    """The t interval of the mean logarithm, taken back; (value, value) if all are equal."""
+def _log_t_interval(medians: Sequence[float], value: float, n: int) -> tuple[float, float] | None:
+    """The t interval of the mean of ``n`` logarithms whose spread is that of ``medians``, taken back; (value, value) if
+    they are all equal.
+    """
     if min(medians) == max(medians):
         return value, value
     from scipy.special import stdtrit
 
     logs = np.log(medians)
-    half = float(stdtrit(len(logs) - 1, 0.5 + CONFIDENCE / 2)) * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+    half = float(stdtrit(len(logs) - 1, 0.5 + CONFIDENCE / 2)) * float(np.std(logs, ddof=1)) / math.sqrt(n)
     return value * math.exp(-half), value * math.exp(half)

@@ -1,8 +1,8 @@
 """Keep records: one append-only file, one record a line, on the disk before the next cell starts.
 
-A run folder holds ``records.jsonl`` (records), ``environment.json`` (where and how it ran), ``suite.toml`` (the suite
-as run), ``checkpoints/`` and the report. A line that cannot be read is moved to ``records.damaged.jsonl`` and its cell
-is measured again; nothing is thrown away.
+A run folder holds ``records.jsonl`` (records), ``environment.json`` (where and how it ran), ``noise.jsonl`` (the
+reference against itself), ``suite.toml`` (the suite as run), ``checkpoints/`` and the report. A line that cannot be
+read is moved to ``records.damaged.jsonl`` and its cell is measured again; nothing is thrown away.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitbench.errors import RunFolderError, StorageError, VitbenchError
-from vitbench.records import Record
+from vitbench.records import NoiseCheck, Record
 
 RECORDS = "records.jsonl"
 DAMAGED = "records.damaged.jsonl"
 ENVIRONMENT = "environment.json"
 SUITE = "suite.toml"
+NOISE = "noise.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
@@ -141,6 +142,40 @@ def add_session(
     content["sessions"].append({**session, "environment": environment_hash})
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / ENVIRONMENT, text.encode("utf-8"))
+
+
+def add_noise(folder: Path, checks: Sequence[NoiseCheck]) -> None:
+    """Append to ``noise.jsonl``. Raises StorageError if the disk does not take it."""
+    if not checks:
+        return
+    path = folder / NOISE
+    try:
+        with path.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write("".join(check.to_json() + "\n" for check in checks).encode("utf-8"))
+                file.flush()
+                _flush_to_disk(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), before)  # half a line would damage the next one
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def read_noise(folder: Path) -> list[NoiseCheck]:
+    """The noise checks of a run folder; none if it has none. Lines that are none are passed over with a
+    DamagedRecordWarning.
+    """
+    path = folder / NOISE
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    checks = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            checks += [NoiseCheck.from_json(line)] if line.strip() else []
+        except ValueError as error:
+            warnings.warn(f"{path}, line {number}: {error}; passed over", DamagedRecordWarning, stacklevel=2)
+    return checks
 
 
 def cannot_write(path: Path, error: OSError) -> VitbenchError:

@@ -18,7 +18,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +50,7 @@ def main(events: IO[str] | None = None) -> None:
         stream.write(json.dumps(event, allow_nan=False) + "\n")
         stream.flush()
 
-    for line in sys.stdin:
+    while line := sys.stdin.readline():  # not an iterator, which would read ahead: turns are taken through it as well
         task = json.loads(line)
         begin = time.perf_counter()
         usable = handle(task, emit)
@@ -67,6 +67,9 @@ def handle(task: Mapping[str, Any], emit: Emit) -> bool:
     if task["kind"] == "calibrate":
         emit({"event": "answer", "flops_per_s": calibrate(task["device"], task["threads"])})
         return True
+    if task["kind"] == "reference":
+        serve_reference(task, emit)
+        return False
     if task["kind"] == "fetch":
         emit({"event": "answer", **_fetch(task)})
         return True
@@ -95,6 +98,7 @@ def measure(task: Mapping[str, Any], emit: Emit) -> bool:
     """
     cell = cell_from_dict(task["cell"])
     try:
+        bind_to_cores(task.get("cores"))
         allocator = prepare_process(cell, task["process"])
         subject = make_subject(cell, task, emit)
         subject.allocator = allocator
@@ -148,6 +152,64 @@ def prepare_process(cell: Cell, process: str) -> str:
     return allocator
 
 
+class PipeTurns:
+    """Turns as the runner grants them through this process's input (metrics know no runner)."""
+
+    def __init__(self, emit: Emit, threads: int, cores: Sequence[int] | None) -> None:
+        from vitbench.reference import VERSION
+
+        self._emit = emit
+        count = f"{threads} thread{'s' if threads > 1 else ''}"
+        bound = f", both bound to cores {', '.join(map(str, cores))}" if cores else ""
+        self.method = f"in turns with reference {VERSION} (vitbench.reference, fp32, {count}{bound})"
+
+    def wait(self, *, last: bool = False) -> Mapping[str, Any]:
+        """See metrics.subject.Turns; ends the process if there will be no more turns."""
+        self._emit({"event": "waiting", "last": last})
+        grant = _next_turn()
+        if grant is None:
+            raise SystemExit
+        return grant
+
+
+def bind_to_cores(cores: Sequence[int] | None) -> None:
+    """Let this process run on these logical cores only. Raises Unsupported where the system cannot."""
+    import psutil
+
+    if cores is None:
+        return
+    process = psutil.Process()
+    if not hasattr(process, "cpu_affinity"):
+        raise Unsupported("this system binds no process to cores: leave out cores")
+    process.cpu_affinity(list(cores))
+
+
+def serve_reference(task: Mapping[str, Any], emit: Emit) -> None:
+    """Run the reference for as many seconds as each turn has, until there are no more turns."""
+    import torch
+
+    from vitbench.metrics.timing import step_durations
+    from vitbench.reference import make_reference
+
+    device_name = task["device"]
+    try:
+        bind_to_cores(task.get("cores"))
+        torch.set_num_threads(task["threads"])
+        device = open_device(device_name)
+        step = make_reference(device.torch_device)
+        emit({"event": "waiting"})
+        while (grant := _next_turn()) is not None:
+            emit({"event": "waiting", **step_durations(step, device, grant["seconds"])})
+    except Exception as error:  # the edge, as for a cell
+        emit({"event": "failure", **asdict(open_device(device_name).classify(error))})
+        traceback.print_exc()
+
+
+def _next_turn() -> dict[str, Any] | None:
+    line = sys.stdin.readline()
+    return json.loads(line) if line else None
+
+
 def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
     """The cell as its metrics see it."""
     import torch
@@ -174,6 +236,8 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
         attention=lambda model: use_attention(model, cell.attention),
         budget=Budget(**task.get("budget", {})),
         claims=_library_claims(cell) if "published" in task.get("metrics", ()) else (),
+        rotates=task.get("process") == "time",
+        turns=PipeTurns(emit, cell.threads, task.get("cores")) if task.get("turns") else None,
     )
     if task.get("process") == "training":
         subject.trainer = CellTrainer(subject, task["training"], emit)

@@ -81,7 +81,10 @@ class OperatorCounter(TorchDispatchMode):
 
 
 def count_forward(model: nn.Module, images: Tensor, *, gradients: bool = False) -> Counts:
-    """One forward pass of ``model`` (its mode as it is) on ``images`` (B, 3, H, W), both on ``meta``."""
+    """One forward pass of ``model`` (its mode as it is) on ``images`` (B, 3, H, W), both on ``meta``.
+
+    Raises whatever the model raises there.
+    """
     with torch.set_grad_enabled(gradients), OperatorCounter() as counter:
         model(images)
     return counter.counts
@@ -291,7 +294,8 @@ _MOVING = (
     "unfold_backward nll_loss_backward _local_scalar_dense item is_same_size "
     "sym_size resolve_conj view_as_real narrow swapaxes value_selecting_reduction_backward "
     "constant_pad_nd_backward max_pool2d_with_indices_backward "
-    "bitwise_not bitwise_and scalar_tensor"
+    "bitwise_not bitwise_and scalar_tensor masked_select masked_scatter nonzero repeat_interleave "
+    "_unique2 unique_dim unique_consecutive unsafe_split unsafe_split_with_sizes"
 )
 
 #: Operators that make, move, choose or compare numbers, which is no floating-point operation.

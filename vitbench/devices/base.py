@@ -113,6 +113,18 @@ class Device:
     def limit_memory(self, limit: int | None) -> None:
         """Refuse allocations beyond ``limit`` bytes from now on; None: what the machine can give without harm."""
 
+    def reserved_memory(self) -> dict[str, tuple[int, str]]:
+        """What the system holds for this process beyond live tensors, now: name -> (bytes, how that is known)."""
+        return {}
+
+    # energy
+
+    energy_method: str = ""
+
+    def energy_joules(self) -> float:
+        """Joules used so far, from an arbitrary start. Raises Unsupported where nothing counts them."""
+        raise Unsupported(f"nothing counts the energy of {self.kind} for ordinary programs")
+
     # failures
 
     def classify(self, error: BaseException) -> Failure:

@@ -14,6 +14,7 @@ from vitbench.errors import Unsupported
 from vitbench.registry import DEVICES
 
 PROC_SELF = Path("/proc/self")
+POWERCAP = Path("/sys/class/powercap")
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -34,6 +35,7 @@ class CpuDevice(Device):
 
     kind = "cpu"
     peak_is_total = False
+    _energy: RaplCounter | None = None
     fatal_stderr: ClassVar = ((r"terminate called.*std::bad_alloc|std::bad_alloc", "out_of_memory"),)
 
     @classmethod
@@ -94,6 +96,13 @@ class CpuDevice(Device):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others KiB
 
+    energy_method = "RAPL's package counters (powercap): processors, without memory and board"
+
+    def energy_joules(self) -> float:
+        if self._energy is None:
+            self._energy = RaplCounter(POWERCAP)
+        return self._energy.joules()
+
     def limit_memory(self, limit: int | None) -> None:
         if not sys.platform.startswith("linux"):
             if limit is not None:
@@ -104,6 +113,51 @@ class CpuDevice(Device):
         data_size = parse_kibibytes((PROC_SELF / "status").read_text(), "VmData") or 0
         allowance = int(available_memory() * _SAFE_SHARE) if limit is None else limit
         resource.setrlimit(resource.RLIMIT_DATA, (data_size + allowance,) * 2)
+
+
+class RaplCounter:
+    """Joules of all processor packages, from the kernel's powercap files (Linux).
+
+    The files count microjoules and start again at ``max_energy_range_uj``; reads must come more often than that, which
+    takes minutes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        zones = [path for path in sorted(root.glob("intel-rapl:*")) if path.name.count(":") == 1]
+        # psys stands beside the packages and counts them, too, with the rest of the board
+        self._packages = [path for path in zones if _zone_name(path) != "psys"]
+        if not self._packages:
+            raise Unsupported("this system tells no energy (no RAPL under /sys/class/powercap)")
+        self._last = [self._read(path, "energy_uj") for path in self._packages]
+        self._total = 0
+
+    def joules(self) -> float:
+        """Since this counter was made."""
+        for index, path in enumerate(self._packages):
+            now = self._read(path, "energy_uj")
+            if now < self._last[index]:
+                self._total += self._read(path, "max_energy_range_uj")
+            self._total += now - self._last[index]
+            self._last[index] = now
+        return self._total / 1e6
+
+    @staticmethod
+    def _read(path: Path, name: str) -> int:
+        try:
+            return int((path / name).read_text())
+        except PermissionError:
+            raise Unsupported(
+                f"{path.name}/{name} may only be read by root here: as root, chmod a+r /sys/class/powercap/*/energy_uj"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise Unsupported(f"{path.name}/{name} cannot be read: {error}") from error
+
+
+def _zone_name(path: Path) -> str:
+    try:
+        return (path / "name").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _has_high_water_mark() -> bool:

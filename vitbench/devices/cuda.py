@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, ClassVar
 
 from vitbench.devices.base import Device, split_name
-from vitbench.errors import DeviceError
+from vitbench.devices.nvml import energy_joules, process_memory
+from vitbench.errors import DeviceError, Unsupported
 from vitbench.registry import DEVICES
 
 
@@ -79,6 +81,29 @@ class CudaDevice(Device):
         import torch
 
         return torch.cuda.max_memory_allocated(self.name)
+
+    def reserved_memory(self) -> dict[str, tuple[int, str]]:
+        import torch
+
+        found = {
+            "reserved_peak_memory": (
+                torch.cuda.max_memory_reserved(self.name),
+                "torch.cuda.max_memory_reserved: live tensors and what torch's allocator keeps for later",
+            )
+        }
+        with contextlib.suppress(Unsupported):
+            how = "NVML, memory of this process on the GPU after the call: with cache and CUDA context"
+            found["process_gpu_memory"] = (process_memory(self._index), how)
+        return found
+
+    energy_method = "NVML's total energy counter of the whole board"
+
+    def energy_joules(self) -> float:
+        return energy_joules(self._index)
+
+    @property
+    def _index(self) -> int:
+        return split_name(self.name)[1] or 0
 
     def limit_memory(self, limit: int | None) -> None:
         import torch

@@ -89,6 +89,12 @@ class MpsDevice(Device):
             return int(api.max_memory_allocated())
         return max(self._watched_peak or 0, self.memory_now())
 
+    def reserved_memory(self) -> dict[str, tuple[int, str]]:
+        import torch
+
+        how = "torch.mps.driver_allocated_memory after the call: live tensors, cache and what Metal keeps"
+        return {"driver_memory": (int(torch.mps.driver_allocated_memory()), how)}
+
     def watch(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         if self._peak_api() is not None:
             return contextlib.nullcontext()

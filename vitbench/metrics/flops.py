@@ -2,22 +2,142 @@
 
 A multiply-add is two FLOPs. Counted are matrix products, convolutions and attention; norms, softmax and activations
 are not.
+
+A model whose operators depend on the numbers in the picture (it keeps the tokens above a threshold, leaves early, asks
+for ``tensor.item()``) cannot run on ``meta``. It is executed on the CPU, on several pictures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitbench.errors import Unsupported
 from vitbench.metrics.subject import CHANNELS, Subject
 from vitbench.other_counters import count_by_fvcore, count_by_thop
-from vitbench.records import Measurement
-from vitbench.registry import METRICS
+from vitbench.records import Cell, Measurement
+from vitbench.registry import METRICS, PRETRAINED
 
 if TYPE_CHECKING:
     import torch
+
+#: So many pictures a model is executed on whose FLOPs depend on the picture.
+PICTURES = 16
+
+#: What torch says where a tensor on ``meta`` is asked for its numbers, or for a shape that follows from them.
+_ASKS_FOR_VALUES = re.compile(
+    r"Tensor\.item\(\) cannot be called on meta tensors"  # also bool(), int(), float(), a tensor as an index
+    r"|Cannot copy out of meta tensor"  # .cpu(), .tolist()
+    r"|can't convert meta device type tensor to numpy"
+    r"|register_meta function for torch\.nonzero\(\)"  # also x[mask] and torch.where(mask)
+    r"|cannot repeat_interleave a meta tensor without output_size"
+    r"|output Tensor with data dependent shape"  # torchvision::nms
+    r"|Could not guard on data-dependent expression"
+)
+#: An operator that has no kernel on ``meta``, which tells nothing until its tags are asked.
+_HAS_NO_KERNEL = re.compile(r"(?P<library>\w+)::(?P<name>\w+)\S* attempted to run this operator with Meta tensors")
+
+Counter = TypeVar("Counter", bound=AbstractContextManager[Any])
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether a forward pass on ``meta`` ended because it depends on the numbers in the picture, and for no other
+    reason: it reads a value, or calls an operator that torch tags as one whose result or shape depends on data.
+    """
+    if not isinstance(error, RuntimeError | TypeError):  # NotImplementedError is a RuntimeError
+        return False
+    text = str(error)
+    if _ASKS_FOR_VALUES.search(text):
+        return True
+    missing = _HAS_NO_KERNEL.search(text)
+    return missing is not None and _depends_on_data(missing["library"], missing["name"])
+
+
+def _depends_on_data(library: str, name: str) -> bool:
+    import torch
+
+    packet = getattr(getattr(torch.ops, library), name, None)
+    tags = {tag for overload in packet.overloads() for tag in getattr(packet, overload).tags} if packet else set()
+    return bool(tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Executed:
+    """``flops``: what each picture took, in the order in which the pictures were drawn."""
+
+    flops: tuple[int, ...]
+
+    @property
+    def mean(self) -> int:
+        """The pictures' mean, rounded to a whole FLOP."""
+        return round(sum(self.flops) / len(self.flops))
+
+    @property
+    def method(self) -> str:
+        """How it was counted, with the least and the most that a picture took."""
+        return (
+            f"executed on the CPU, mean of {len(self.flops)} pictures of random numbers, "
+            f"from {min(self.flops)} to {max(self.flops)} FLOPs"
+        )
+
+
+def execute(subject: Subject, make_counter: Callable[[], Counter]) -> Sequence[Counter]:
+    """Run the cell's model on the CPU, one picture at a time, each inside of a counter of its own; returns these.
+
+    The pictures (1, 3, H, W) are standard normal numbers drawn in turn from the cell's seed; the weights are those that
+    the cell builds. Every matrix product, convolution and attention is dispatched to the counter as an operator that
+    torch has a formula for, whatever kernel the model asks for. Raises whatever the model raises there.
+    """
+    import torch
+
+    model, _ = _real_model(subject)
+    model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
+    generator = torch.Generator().manual_seed(subject.cell.seed)
+    counters = []
+    with torch.device("cpu"), torch.no_grad(), subject.attention(model), _countable_operators():
+        for _ in range(PICTURES):
+            picture = torch.randn(1, CHANNELS, *subject.cell.image_size, generator=generator)
+            with make_counter() as counter:
+                model(picture)
+            counters.append(counter)
+    return counters
+
+
+@contextlib.contextmanager
+def _countable_operators() -> Iterator[None]:
+    """Nothing hides its matrix products from a counter on the CPU.
+
+    nn.MultiheadAttention's fast path and oneDNN's recurrent layers are single operators without a formula; fused
+    attention has none before torch 2.15, and runs as matrix products here unless the model insists on its kernel.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    if kernel not in flop_registry:
+        register_flop_formula(kernel)(_attention_flops)
+    onednn: Any = torch.backends.mkldnn
+    before = torch.backends.mha.get_fastpath_enabled(), onednn.enabled
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        onednn.enabled = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before[0])
+        onednn.enabled = before[1]
+
+
+def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """Of shapes (B, h, L, d), (B, h, S, d) and (B, h, S, e): both products."""
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
 @METRICS.measured(
@@ -25,19 +145,45 @@ if TYPE_CHECKING:
     process="static",
     modes=("infer", "train"),
     yields={"flops": "FLOP", "macs": "MAC"},
-    summary="FLOPs and multiply-adds of one image's forward pass, counted on meta",
+    summary="FLOPs and multiply-adds of one image's forward pass, counted on meta, or executed",
 )
 def measure_flops(subject: Subject) -> Iterator[Measurement]:
-    """FlopCounterMode on ``meta``: on a real device it misses fused attention on some (CPU: torch 2.13, MPS: 2.15)."""
+    """FlopCounterMode on ``meta``: on a real device it misses fused attention on some (CPU: torch 2.13, MPS: 2.15).
+
+    Where the forward pass needs the picture's numbers: the mean of what it takes on the CPU, see ``execute``.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    method = f"FlopCounterMode on meta, batch of 1, torch {torch.__version__}"
-    with subject.on_meta(1) as (model, images), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
-    flops = counter.get_total_flops()
-    yield Measurement.single("flops", "FLOP", flops, f"{method}; matrix products, convolutions and attention")
-    yield Measurement.single("macs", "MAC", flops // 2, f"{method}; FLOPs / 2")
+    on_meta = FlopCounterMode(display=False)
+    depends = False
+    with subject.on_meta(1) as (model, images):
+        try:
+            with on_meta, torch.no_grad():
+                model(images)
+        except (RuntimeError, TypeError) as error:
+            if not needs_values(error):
+                raise
+            depends = True
+    if depends:
+        counters = execute(subject, lambda: FlopCounterMode(display=False))
+        executed = Executed(flops=tuple(counter.get_total_flops() for counter in counters))
+        flops, how = executed.mean, executed.method
+        detail = f"min {min(executed.flops)}, max {max(executed.flops)} FLOPs, {_weights_of(subject.cell)}"
+    else:
+        flops, how, detail = on_meta.get_total_flops(), "on meta", ""
+    method = f"FlopCounterMode {how}, batch of 1, torch {torch.__version__}"
+    yield Measurement.single("flops", "FLOP", flops, f"{method}; matrix products, convolutions and attention", detail)
+    yield Measurement.single("macs", "MAC", flops // 2, f"{method}; FLOPs / 2", detail)
+
+
+def _weights_of(cell: Cell) -> str:
+    """Which weights an executed figure is of; a checkpoint's are not loaded where FLOPs are counted."""
+    if cell.weights == "given":
+        return "with the module's own weights"
+    if cell.weights.startswith(f"{PRETRAINED}:"):
+        return "with the published weights"
+    return f"with the weights as built, seed {cell.seed}"
 
 
 @METRICS.measured(

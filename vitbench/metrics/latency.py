@@ -14,11 +14,10 @@ from vitbench.registry import METRICS
     "latency",
     process="time",
     modes=("infer",),
-    yields={"latency": "s"},
+    yields={"latency": "s", "latency_cpu_time": "s"},
     summary="seconds of one forward pass of one batch, every sample kept",
 )
 def measure_latency(subject: Subject) -> Iterator[Measurement]:
     """Every duration from the first call on: what of it is warm-up is decided from the samples, where they are read."""
-    samples = forward_durations(subject)
-    method = timing_method(subject.device, "one forward pass")
-    yield Measurement(metric="latency", unit="s", samples=(samples,), method=method)
+    timing = forward_durations(subject)
+    yield from timing.measurements("latency", timing_method(subject, "one forward pass"))

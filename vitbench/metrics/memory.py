@@ -28,6 +28,7 @@ LOOKS = 2
         "process_peak_memory": "byte",
     },
     only_in={"inference_peak_memory": "infer", "training_peak_memory": "train"},
+    also_yields={"reserved_peak_memory": "byte", "process_gpu_memory": "byte", "driver_memory": "byte"},
     summary="bytes of the weights, and the peak of a forward pass (infer) or of a training step (train)",
 )
 def measure_memory(subject: Subject) -> Iterator[Measurement]:
@@ -58,6 +59,8 @@ def measure_memory(subject: Subject) -> Iterator[Measurement]:
         peaks.append(device.peak())
         rises.append(max(peaks[-1] - before, 0))
         del output
+    for reserved, (size, how) in device.reserved_memory().items():
+        yield Measurement.single(reserved, "byte", size, how)
     if device.peak_is_total:
         yield Measurement.single(name, "byte", max(peaks), device.memory_method)
     else:

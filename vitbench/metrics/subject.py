@@ -5,6 +5,8 @@ name.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -54,13 +56,34 @@ class Trainer(Protocol):
         """Keep the checkpoint; returns its name inside the run folder, or an empty string where none is kept."""
 
 
+class Turns(Protocol):
+    """Where a timed process takes turns with others; the worker supplies it."""
+
+    #: How the turns are taken, for a measurement's method.
+    method: str
+
+    def wait(self, *, last: bool = False) -> Mapping[str, Any]:
+        """Give the turn up and wait for the next; with ``last`` only to learn what the reference took since.
+
+        Facts: ``seconds`` (how long this turn is), ``before`` (the reference's last turn) and ``after_last`` (its first
+        one after this process's last turn), each with ``samples`` and ``cpu_seconds`` of its steps, or None.
+        """
+
+
+#: So many different batches are timed in rotation, if they are not more than this many bytes: real inputs are not
+#: always the ones of a moment ago, which a cache still holds.
+ROTATION = 8
+ROTATION_BYTES = 64e6
+
+
 @dataclass(kw_only=True)
 class Subject:
     """One cell in this process.
 
     ``build`` makes the model on the device that is current (``with torch.device("meta"): build()``); ``attention`` is
     the context for the cell's kind of attention; ``claims`` are the published figures for the cell's size and classes
-    that only the model's library knows. Models, inputs and optimizer are made on first use and kept.
+    that only the model's library knows; ``rotates`` says whether calls take several batches in turn. Models, inputs and
+    optimizer are made on first use and kept.
     """
 
     cell: Cell
@@ -70,7 +93,9 @@ class Subject:
     budget: Budget = field(default_factory=Budget)
     trainer: Trainer | None = None
     claims: tuple[Claim, ...] = ()
-    durations: tuple[float, ...] | None = None  # kept by timing.forward_durations
+    turns: Turns | None = None
+    rotates: bool = False
+    timing: Any = None  # kept by timing.forward_durations
     allocator: str = "ordinary allocator"
     weights_note: str = ""  # what of given weights was not loaded as it is; known once the model is built
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -131,15 +156,28 @@ class Subject:
         compiled: Callable[[torch.Tensor], Any] = torch.compile(self.model)
         return compiled
 
-    @cached_property
+    @property
     def images(self) -> torch.Tensor:
-        """One batch (B, 3, H, W) of standard normal numbers on the device; the same for the same seed."""
+        """The first batch."""
+        return self.batches[0]
+
+    @cached_property
+    def batches(self) -> tuple[torch.Tensor, ...]:
+        """Batches (B, 3, H, W) of standard normal numbers on the device; the same for the same seed. One, or several if
+        the subject rotates.
+        """
         import torch
 
         generator = torch.Generator().manual_seed(self.cell.seed)
-        images = torch.randn(self.cell.batch_size, CHANNELS, *self.cell.image_size, generator=generator)
-        dtype = _torch_dtype(self.cell.dtype) if self.cell.dtype in ("bf16", "fp16") else images.dtype
-        return images.to(self.device.torch_device, dtype)
+        shape = (self.cell.batch_size, CHANNELS, *self.cell.image_size)
+        fitting = int(ROTATION_BYTES // (4 * math.prod(shape)))
+        count = max(min(ROTATION, fitting), 1) if self.rotates else 1
+        dtype = _torch_dtype(self.cell.dtype)
+        return tuple(torch.randn(*shape, generator=generator).to(self.device.torch_device, dtype) for _ in range(count))
+
+    @cached_property
+    def _rotation(self) -> Iterator[torch.Tensor]:
+        return itertools.cycle(self.batches)
 
     @cached_property
     def labels(self) -> torch.Tensor:
@@ -165,12 +203,18 @@ class Subject:
         enabled = self.cell.dtype == "amp" and self.device.amp_dtype == "fp16"
         return torch.amp.GradScaler(self.device.kind, enabled=enabled)
 
+    def prepare(self) -> None:
+        """Make everything that a call needs, so that no call pays for it. The first call is still to come."""
+        _ = self.runner, self.batches
+        if self.cell.mode == "train":
+            _ = self.optimizer, self.scaler, self.labels
+
     def forward(self) -> Any:
         """One forward pass of one batch without gradients; returns the model's output."""
         import torch
 
         with torch.inference_mode(), self.device.autocast(self.cell.dtype):
-            return self.runner(self.images)
+            return self.runner(next(self._rotation))
 
     def step(self) -> torch.Tensor:
         """One training step (zero_grad, forward, loss, backward, AdamW); returns the loss, still on the
@@ -180,7 +224,7 @@ class Subject:
 
         self.optimizer.zero_grad(set_to_none=True)
         with self.device.autocast(self.cell.dtype):
-            loss = training_loss(self.model, self.runner(self.images), self.labels)
+            loss = training_loss(self.model, self.runner(next(self._rotation)), self.labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -209,7 +253,7 @@ class Subject:
         """Bytes of the tensors that stay between calls: weights, buffers, one batch, and in training the optimizer
         state.
         """
-        tensors = [*self.model.parameters(), *self.model.buffers(), self.images]
+        tensors = [*self.model.parameters(), *self.model.buffers(), *self.batches]
         if self.cell.mode == "train":
             tensors.append(self.labels)
             for state in self.optimizer.state.values():

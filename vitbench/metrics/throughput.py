@@ -42,11 +42,12 @@ def measure_throughput(subject: Subject) -> Iterator[Measurement]:
             for _ in range(QUEUED_BATCHES):
                 subject.forward()
 
-        samples = sample_durations(window, device, budget)
-        what = timing_method(device, f"{QUEUED_BATCHES} forward passes back to back")
+        subject.prepare()
+        samples = sample_durations(window, device, budget, subject.turns).samples
+        what = timing_method(subject, f"{QUEUED_BATCHES} forward passes back to back")
     else:
         images = size
-        samples = forward_durations(subject)
-        what = timing_method(device, "each forward pass of the latency")
+        samples = forward_durations(subject).samples
+        what = timing_method(subject, "each forward pass of the latency")
     rates = tuple(round(images / seconds, 6) for seconds in samples)
     yield Measurement(metric="throughput", unit="image/s", samples=(rates,), method=f"{images} images / {what}")

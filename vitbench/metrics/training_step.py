@@ -14,14 +14,15 @@ from vitbench.registry import METRICS
     "training_step",
     process="time",
     modes=("train",),
-    yields={"training_step": "s", "training_throughput": "image/s"},
+    yields={"training_step": "s", "training_step_cpu_time": "s", "training_throughput": "image/s"},
     summary="seconds of one training step (forward, backward, AdamW) of one batch, and its images a second",
 )
 def measure_training_step(subject: Subject) -> Iterator[Measurement]:
     """Every duration from the first step on; loading and augmenting pictures are not in it."""
-    samples = sample_durations(subject.step, subject.device, subject.budget)
+    subject.prepare()
+    timing = sample_durations(subject.step, subject.device, subject.budget, subject.turns)
     subject.run_once()
-    method = timing_method(subject.device, "zero_grad, forward, cross entropy, backward and AdamW step")
-    yield Measurement(metric="training_step", unit="s", samples=(samples,), method=method)
-    rates = tuple(round(subject.cell.batch_size / seconds, 6) for seconds in samples)
+    method = timing_method(subject, "zero_grad, forward, cross entropy, backward and AdamW step")
+    yield from timing.measurements("training_step", method)
+    rates = tuple(round(subject.cell.batch_size / seconds, 6) for seconds in timing.samples)
     yield Measurement(metric="training_throughput", unit="image/s", samples=(rates,), method=f"batch / {method}")

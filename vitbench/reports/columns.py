@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vitbench.reports.format import NOT_ASKED, cell_text, number, with_interval
+from vitbench.reports.ranking import places
 from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, shared_test_data, shown_status, too_small
+
+#: (run, device, threads) -> the noise floor there, as a fraction.
+Floors = Mapping[tuple[str, str, int], float]
 
 EXACT_DIGITS = 4  # counts
 MEASURED_DIGITS = 3
@@ -36,8 +40,11 @@ def model_column() -> Column:
     return Column("model", lambda row: cell_text(row.cell.model), True)
 
 
-def main_columns(rows: Sequence[Row]) -> list[Column]:
-    """What is compared first: size, work, memory, speed, accuracy, and what failed; nothing that no row was asked."""
+def main_columns(rows: Sequence[Row], floors: Floors | None = None) -> list[Column]:
+    """What is compared first: size, work, memory, speed, accuracy, and what failed; nothing that no row was asked.
+
+    ``floors``: the noise floor of each run's device and threads, below which models are ties.
+    """
     batch, training_batch = smallest_batch(rows), largest_training_batch(rows)
     columns = [
         _fact("params (M)", "params", 1e6),
@@ -48,6 +55,8 @@ def main_columns(rows: Sequence[Row]) -> list[Column]:
         columns += [
             Column(f"peak memory b{batch} (MB)", _at_smallest("inference_peak_memory", 1e-6, batch)),
             Column(f"latency b{batch} (ms)", _at_smallest("latency", 1e3, batch)),
+            Column(f"latency b{batch} (× reference)", _relative(lambda row: row.at_smallest_batch("latency"), batch)),
+            _place_column(rows, batch, floors or {}),
             Column("best throughput (image/s)", _best_throughput),
         ]
     if training_batch is not None:
@@ -79,6 +88,10 @@ def detail_columns(rows: Sequence[Row]) -> list[Column]:
     if training_batch is not None:
         of = f"b{training_batch}"
         columns += [
+            Column(
+                f"training step {of} (× reference)",
+                _relative(lambda row: row.at_training_batch("training_step"), training_batch),
+            ),
             Column(f"training peak {of} (MB)", _at_training("training_peak_memory", 1e-6, training_batch)),
             Column(f"training {of} (image/s)", _at_training("training_throughput", 1, training_batch)),
         ]
@@ -131,6 +144,32 @@ def _at_training(metric: str, scale: float, batch: int) -> Callable[[Row], str]:
         return show(figure, scale) + _other_batch(figure, batch)
 
     return text
+
+
+def _relative(get: Callable[[Row], Figure], batch: int) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        figure = get(row)
+        estimate = figure.relative
+        if estimate is None:
+            return NOT_ASKED
+        return with_interval(estimate.value, estimate.low, estimate.high) + _other_batch(figure, batch)
+
+    return text
+
+
+def _place_column(rows: Sequence[Row], batch: int, floors: Floors) -> Column:
+    """The place by relative latency among ``rows``, those of another thread count or run apart."""
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    figures = [row.at_smallest_batch("latency") for row in rows]
+    for index, (row, figure) in enumerate(zip(rows, figures, strict=True)):
+        if figure.batch_size == batch:
+            groups.setdefault((row.run, row.cell.device, row.cell.threads), []).append(index)
+    found: dict[int, str] = {}
+    for key, indices in groups.items():
+        for index, place in zip(indices, places([figures[i] for i in indices], floors.get(key, 0.0)), strict=True):
+            if place is not None:
+                found[id(rows[index])] = str(place)
+    return Column(f"place b{batch}", lambda row: found.get(id(row), NOT_ASKED))
 
 
 def _other_batch(figure: Figure, batch: int) -> str:

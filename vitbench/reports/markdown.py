@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from vitbench.claims import PUBLISHED, judge_runs
 from vitbench.records import STATUSES, Cell, Record
 from vitbench.reports.claims import HOW_TO_READ, claims_table, count_verdicts
-from vitbench.reports.columns import Column, axis_columns, detail_columns, main_columns, model_column
+from vitbench.reports.columns import Column, Floors, axis_columns, detail_columns, main_columns, model_column
 from vitbench.reports.counters import counters_table
 from vitbench.reports.format import NOT_ASKED, cell_text, table, telling_line, without_paths
 from vitbench.reports.machine import machine_lines
 from vitbench.reports.memory import MEMORY_TEXT, memory_table
+from vitbench.reports.noise import noise_floors, noise_section
 from vitbench.reports.plots import Picture, plan_pictures, why_no_pictures
 from vitbench.reports.rows import (
     DEFAULT_OPTION,
@@ -40,8 +41,13 @@ def render_markdown(runs: Sequence[Run]) -> str:
     if not rows:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
     axes = varying_axes(rows)
-    parts += [_conditions(rows), *_sections(rows, axes), "## How to read the tables", _how_to_read(rows)]
+    floors = noise_floors(runs)
+    parts += [_conditions(rows), *_sections(rows, axes, floors), "## How to read the tables", _how_to_read(rows)]
     parts += _details(rows, axes)
+    noise = noise_section(runs)
+    if noise:
+        paired = any(one.reference_samples for run in runs for record in run.records for one in record.measurements)
+        parts += ["## Noise", *([_NOISE_TEXT] if paired else []), noise]
     memory = memory_table(rows, axes)
     if memory:
         parts += ["## Memory at the peak", MEMORY_TEXT, memory]
@@ -58,9 +64,17 @@ def render_markdown(runs: Sequence[Run]) -> str:
 def render_summary(runs: Sequence[Run]) -> str:
     """The main tables alone, for a terminal."""
     rows = build_rows(runs)
-    return "\n\n".join(_sections(rows, varying_axes(rows))) if rows else "No cell has been measured yet."
+    return (
+        "\n\n".join(_sections(rows, varying_axes(rows), noise_floors(runs)))
+        if rows
+        else "No cell has been measured yet."
+    )
 
 
+_NOISE_TEXT = (
+    "A fixed piece of work, the reference, took turns with every timed cell, and now and then a fresh process of it "
+    "took part as if it were a cell: what it differs from itself is what noise makes of no difference here."
+)
 _COUNTERS_TEXT = (
     "Our count is PyTorch's dispatcher count on meta tensors: matrix products, convolutions and attention. fvcore and "
     "thop are unmaintained and shown for comparison only; their multiply-adds are doubled here. The known reasons "
@@ -98,15 +112,24 @@ def _conditions(rows: Sequence[Row]) -> str:
 
 def _how_to_read(rows: Sequence[Row]) -> str:
     """What units, brackets and words mean."""
-    latency = (figure.estimate for row in rows for figure in [row.at_smallest_batch("latency")])
-    kinds = {estimate.kind for estimate in latency if estimate}
+    latencies = [row.at_smallest_batch("latency") for row in rows]
+    kinds = {figure.estimate.kind for figure in latencies if figure.estimate}
+    paired = any(figure.relative for figure in latencies)
     lines = [
-        "Sorted by latency, then by parameters. The order does not tell models apart whose intervals overlap.",
+        f"Sorted by latency{' over that of the reference' if paired else ''}, then by parameters."
+        + ("" if paired else " The order does not tell models apart whose intervals overlap."),
         "`b1` is a batch of 1 image. FLOPs are those of one image's forward pass; a multiply-add is 2 FLOPs and 1 MAC. "
         "1 MB is 10^6 bytes.",
         "Latency is the time of one batch: the median of the samples after the warm-up, which is found from the "
         "samples. Peak memory is that of inference. Throughput is the best of all batches, with its batch behind it.",
     ]
+    if paired:
+        lines.append(
+            "`× reference` is the time over that of a fixed piece of work, the reference, which took turns with the "
+            "cell: it survives the drift of a machine's speed, which times in ms do not, so it decides the `place`. "
+            "Models that share places (`2-3`) are a tie: this run does not tell them apart. Only ratios of the same "
+            "reference, build of torch, machine and number of threads are comparable."
+        )
     brackets = ["Brackets are 95 % intervals."]
     if BETWEEN_PROCESSES in kinds:
         brackets.append(
@@ -128,7 +151,7 @@ def _how_to_read(rows: Sequence[Row]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _sections(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
+def _sections(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> list[str]:
     """A heading and a table for each device and image size."""
     groups: dict[tuple[str, tuple[int, int]], list[Row]] = {}
     for row in rows:
@@ -136,7 +159,7 @@ def _sections(rows: Sequence[Row], axes: Sequence[str]) -> list[str]:
     parts = []
     for device, size in sorted(groups):
         group = sorted(groups[device, size], key=place_key)
-        columns = [model_column(), *axis_columns(axes), *main_columns(group)]
+        columns = [model_column(), *axis_columns(axes), *main_columns(group, floors)]
         parts += [f"## {cell_text(device)}, {image_size_text(group[0])} px", _render(columns, group)]
     return parts
 

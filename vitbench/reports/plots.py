@@ -91,15 +91,23 @@ def plan_pictures(rows: Sequence[Row]) -> list[Picture]:
     y_label = f"accuracy{shared_test_data(rows)} (%)"
 
     # A latency of another batch than the axis says is no point.
-    def latency(row: Row) -> Figure:
+    def at_batch(row: Row) -> Figure:
         found = row.at_smallest_batch("latency")
         return found if found.batch_size == batch else Figure()
 
-    def params(row: Row) -> Figure:
-        return row.fact("params")
+    figures = [at_batch(row) for row in rows if row.trained("accuracy").value is not None]
+    # times of different minutes are not compared where they can be set against the reference's
+    paired = all(figure.relative for figure in figures if figure.value is not None)
 
-    plans: list[tuple[str, str, str, Callable[[Row], Figure], float]] = [
-        ("accuracy-latency.png", "accuracy against latency", f"latency of a batch of {batch} (ms)", latency, 1e3),
+    def latency(row: Row) -> Estimate | None:
+        return at_batch(row).relative if paired else at_batch(row).estimate
+
+    def params(row: Row) -> Estimate | None:
+        return row.fact("params").estimate
+
+    unit, scale = ("× reference", 1.0) if paired else ("ms", 1e3)
+    plans: list[tuple[str, str, str, Callable[[Row], Estimate | None], float]] = [
+        ("accuracy-latency.png", "accuracy against latency", f"latency of a batch of {batch} ({unit})", latency, scale),
         ("accuracy-params.png", "accuracy against parameters", "parameters (M)", params, 1e-6),
     ]
     pictures = []
@@ -148,12 +156,12 @@ def render_png(picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
-def _points(rows: Sequence[Row], get: Callable[[Row], Figure], scale: float) -> tuple[Point, ...]:
+def _points(rows: Sequence[Row], get: Callable[[Row], Estimate | None], scale: float) -> tuple[Point, ...]:
     """The rows that have both figures. What varies between them, and is no group, is part of the label."""
     usable = [
         (row, x, y)
         for row in rows
-        if (x := get(row).estimate) is not None and (y := row.trained("accuracy").estimate) is not None
+        if (x := get(row)) is not None and (y := row.trained("accuracy").estimate) is not None
     ]
     varying = varying_axes([row for row, _, _ in usable])
     points = []

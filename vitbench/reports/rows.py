@@ -12,7 +12,16 @@ from functools import cached_property
 
 from vitbench.records import Cell, Measurement, Record, Status, format_image_size
 from vitbench.reports.runs import Run
-from vitbench.statistics import WILSON, Estimate, estimate, percentile, samples_for_percentile, steady, wilson_interval
+from vitbench.statistics import (
+    WILSON,
+    Estimate,
+    estimate,
+    percentile,
+    relative_samples,
+    samples_for_percentile,
+    steady,
+    wilson_interval,
+)
 
 #: How a status reads where a number would be.
 SHOWN: dict[str, str] = {"oom": "OOM"}
@@ -51,6 +60,21 @@ class Figure:
     def value(self) -> float | None:
         """The point estimate in base units."""
         return self.estimate.value if self.estimate else None
+
+    @cached_property
+    def relative_samples(self) -> list[list[float]]:
+        """Each process's samples over what the reference took in the same turns; empty where it took none."""
+        one = self.measurement
+        if self.status != "ok" or one is None or not one.reference_samples:
+            return []
+        return relative_samples(one.samples, one.turns, one.reference_samples)
+
+    @cached_property
+    def relative(self) -> Estimate | None:
+        """The number in units of what the reference took, or None where there is no reference."""
+        if not self.relative_samples or self.measurement is None:
+            return None
+        return estimate(self.relative_samples, first_stage=self.measurement.first_stage)
 
     @property
     def batch_size(self) -> int | None:
@@ -187,7 +211,7 @@ def measurement_estimate(record: Record, measurement: Measurement) -> Estimate |
         return None
     if measurement.metric in SERIES:
         return Estimate(samples[-1][-1], None, None, SERIES_KIND, len(samples), sum(map(len, samples)))
-    result = estimate(samples)
+    result = estimate(samples, first_stage=measurement.first_stage)
     tested = record.measurement("test_images")
     if measurement.metric == "accuracy" and tested is not None and tested.status == "ok" and any(tested.samples):
         total = round(tested.value)
@@ -235,12 +259,19 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def place_key(row: Row) -> tuple[object, ...]:
-    """Where a row stands: by device, image size, latency at the smallest batch, parameters; those without come last."""
-    latency, params = row.at_smallest_batch("latency").value, row.fact("params").value
+    """Where a row stands: by device, image size, latency at the smallest batch, parameters; those without come last.
+
+    The latency is that over the reference's where there is one: times of different minutes are not compared.
+    """
+    figure, params = row.at_smallest_batch("latency"), row.fact("params").value
+    # seconds and ratios do not compare: what lacks a reference comes after what has one
+    latency = figure.relative.value if figure.relative else figure.value
+    kind = 0 if figure.relative else 1
     last = float("inf")
     return (
         row.cell.device,
         row.cell.image_size,
+        kind if latency is not None else 2,
         last if latency is None else latency,
         last if params is None else params,
         row.cell.model,

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from vitbench import store
-from vitbench.records import Record
+from vitbench.records import NoiseCheck, Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The records of one run; ``environment`` as in ``environment.json``, empty if unknown."""
+    """The records of one run; ``environment`` as in ``environment.json``, empty if unknown; ``noise`` what the
+    reference took against itself.
+    """
 
     name: str
     records: Sequence[Record]
     environment: Mapping[str, Any] = field(default_factory=dict)
+    noise: Sequence[NoiseCheck] = ()
 
 
 def read_runs(folders: Iterable[Path | str]) -> list[Run]:
@@ -27,7 +30,12 @@ def read_runs(folders: Iterable[Path | str]) -> list[Run]:
     """
     paths = [Path(folder) for folder in folders]
     return [
-        Run(name=name, records=store.read_records(path), environment=store.read_environment(path))
+        Run(
+            name=name,
+            records=store.read_records(path),
+            environment=store.read_environment(path),
+            noise=store.read_noise(path),
+        )
         for name, path in zip(run_names(paths), paths, strict=True)
     ]
 

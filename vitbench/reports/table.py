@@ -30,8 +30,10 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "inference_peak_memory": ("inference_peak_memory_mb", 1e-6),
     "training_peak_memory": ("training_peak_memory_mb", 1e-6),
     "latency": ("latency_ms", 1e3),
+    "latency_cpu_time": ("latency_cpu_time_ms", 1e3),
     "throughput": ("throughput_images_per_s", 1),
     "training_step": ("training_step_ms", 1e3),
+    "training_step_cpu_time": ("training_step_cpu_time_ms", 1e3),
     "training_throughput": ("training_throughput_images_per_s", 1),
     "accuracy": ("accuracy", 1),
     "test_loss": ("test_loss_nat", 1),
@@ -45,14 +47,21 @@ FACTS = (
     *("params", "trainable_params", "params_without_gradient", "buffers", "params_bytes", "buffers_bytes"),
     *("flops", "macs", "flops_fvcore", "flops_thop", "weights_memory"),
 )
-INFERENCE = ("inference_peak_memory", "latency", "throughput")
-TRAINING_STEP = ("training_peak_memory", "training_step", "training_throughput")
+INFERENCE = ("inference_peak_memory", "latency", "latency_cpu_time", "throughput")
+TRAINING_STEP = ("training_peak_memory", "training_step", "training_step_cpu_time", "training_throughput")
+#: Metrics that take turns with the reference.
+PAIRED = frozenset({"latency", "latency_cpu_time", "training_step", "training_step_cpu_time"})
 TRAINING = (
     *("accuracy", "test_loss", "test_images", "training_images", "training_steps", "training_loss"),
     "training_duration",
 )
 #: Metrics that were sampled, and so have an interval.
-SAMPLED = frozenset({"latency", "throughput", "training_step", "training_throughput", "accuracy"})
+SAMPLED = frozenset(
+    {
+        *("latency", "latency_cpu_time", "throughput"),
+        *("training_step", "training_step_cpu_time", "training_throughput", "accuracy"),
+    }
+)
 #: Measured in inference and in training steps alike: the columns say where.
 IN_BOTH = "process_peak_memory"
 
@@ -62,7 +71,8 @@ Value = str | float | int | bool | None
 def tidy_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a measurement, its cell's fields beside it; a cell without measurements has one row, without a metric.
 
-    ``value``, ``low``, ``high`` are in the base ``unit``; ``n_samples`` of ``n_processes`` processes were used after
+    ``value``, ``low``, ``high`` are in the base ``unit``, ``relative`` and its interval over what the reference took;
+    ``n_samples`` of ``n_processes`` processes were used after
     ``n_warmup`` were set aside; ``samples`` holds all of them as tuples, one a process. ``status``, ``detail`` are the
     measurement's, ``cell_status``, ``cell_detail`` its cell's.
     """
@@ -87,6 +97,7 @@ _TIDY: dict[str, str] = {
     "options": "",
     **dict.fromkeys(("metric", "unit"), ""),
     **dict.fromkeys(("value", "low", "high"), "float64"),
+    **dict.fromkeys(("relative", "relative_low", "relative_high"), "float64"),
     "interval_kind": "",
     **dict.fromkeys(("n_samples", "n_processes", "n_warmup"), "int64"),
     **dict.fromkeys(
@@ -95,6 +106,7 @@ _TIDY: dict[str, str] = {
     "duration_s": "float64",
     "samples": "",
     "reference_samples": "",
+    "turns": "",
 }
 
 
@@ -177,13 +189,14 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
         "duration_s": record.duration_s,
     }
     if not record.measurements:
-        nothing = {"n_samples": 0, "n_processes": 0, "n_warmup": 0, "samples": (), "reference_samples": ()}
+        nothing = {"n_samples": 0, "n_processes": 0, "n_warmup": 0, "samples": (), "reference_samples": (), "turns": ()}
         return [
             {**of_cell, **nothing, "status": record.status, "detail": record.detail, "interval_kind": "", "method": ""}
         ]
     lines = []
     for one in record.measurements:
         result = measurement_estimate(record, one) if one.status == "ok" else None
+        relative = Figure(record, one, one.status).relative
         used = result.n_samples if result else 0
         lines.append(
             {
@@ -193,6 +206,9 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
                 "value": result.value if result else None,
                 "low": result.low if result else None,
                 "high": result.high if result else None,
+                "relative": relative.value if relative else None,
+                "relative_low": relative.low if relative else None,
+                "relative_high": relative.high if relative else None,
                 "interval_kind": result.kind if result else "",
                 "n_samples": used,
                 "n_processes": result.n_processes if result else 0,
@@ -202,6 +218,7 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
                 "method": one.method,
                 "samples": one.samples,
                 "reference_samples": one.reference_samples,
+                "turns": one.turns,
             }
         )
     return lines
@@ -310,6 +327,10 @@ def _columns(metric: str, found: Figure) -> dict[str, Value]:
             bound = getattr(estimate, end) if estimate else None
             line[f"{metric}_{end}{name.removeprefix(metric)}"] = None if bound is None else bound * scale
         line[f"{metric}_interval"] = estimate.kind if estimate else ""
+    if metric in PAIRED:
+        relative = found.relative
+        for end, value in (("", "value"), ("_low", "low"), ("_high", "high")):
+            line[f"relative_{metric}{end}"] = getattr(relative, value) if relative else None
     return line
 
 

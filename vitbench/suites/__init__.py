@@ -85,12 +85,22 @@ class _Table(BaseModel):
 
 
 class Measure(_Table):
-    """How much is sampled: fresh processes a timed cell, and in each seconds and samples."""
+    """How much is sampled: fresh processes a timed cell, and in each seconds and samples.
 
-    processes: Positive = 3
+    ``precision``: from five processes on, their spread decides how many more there will be, so that the 95 % interval
+    of the relative latency is at most this wide to either side (0.05: 5 %); not more than ``max_processes`` in all, nor
+    than fit into ``max_seconds`` of the cell. 0 asks for no more processes than ``processes``. ``cores``: the logical
+    cores that timed processes are bound to (Linux, Windows); by default the system chooses.
+    """
+
+    processes: Positive = 5
     seconds: Seconds = 1.0
     min_samples: Positive = 10
     max_samples: Positive = 1000
+    precision: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.05
+    max_processes: Positive = 15
+    max_seconds: Seconds = 60.0
+    cores: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
 
     @model_validator(mode="after")
     def _in_order(self) -> Measure:
@@ -212,7 +222,12 @@ class Suite(_Table):
     @model_validator(mode="before")
     @classmethod
     def _all_metrics(cls, data: Any) -> Any:
-        return {**data, "metrics": data.get("metrics") or list(METRICS)} if isinstance(data, Mapping) else data
+        return {**data, "metrics": data.get("metrics") or default_metrics()} if isinstance(data, Mapping) else data
+
+
+def default_metrics() -> list[str]:
+    """What a suite that names no metrics measures."""
+    return [name for name in METRICS if METRICS.get(name).by_default]
 
 
 class NoCellsLeftError(SuiteError):

@@ -1,0 +1,97 @@
+"""The same cells in ten separate runs, other load beside some: what stays, milliseconds or relative latency."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vitbench.records import Record
+from vitbench.reports.rows import figure
+from vitbench.runner import run_suite
+from vitbench.statistics import estimate, process_medians
+
+#: The load beside each run.
+LOADS = (
+    (),
+    (),
+    ("busy",),
+    (),
+    ("bursts",),
+    ("memory",),
+    (),
+    ("busy", "busy"),
+    ("bursts", "bursts"),
+    ("busy", "memory"),
+)
+MODELS = ("vit_layer6_32", "vit_basic_tutorial", "cifar_vit_tiny", "cifar_lightweight_vit")
+THREADS = 1
+
+
+@contextlib.contextmanager
+def other_load(kinds: Sequence[str]) -> Iterator[None]:
+    started = [subprocess.Popen([sys.executable, str(Path(__file__).with_name("load.py")), kind]) for kind in kinds]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Record]]:
+    """Each run's records by model; sampled as the suite ``lightweight`` does, except that loads ask for no more."""
+    found = []
+    for number, kinds in enumerate(LOADS):
+        with other_load(kinds):
+            summary = run_suite(
+                "lightweight",
+                models=list(MODELS),
+                batch_sizes=[1],
+                modes=["infer"],
+                threads=[THREADS],
+                data="none",
+                metrics=["memory", "latency"],
+                out=tmp_path_factory.mktemp("runs") / str(number),
+            )
+        found.append({record.cell.model: record for record in summary.records})
+    return found
+
+
+def variation(values: Sequence[float]) -> float:
+    """The coefficient of variation."""
+    return statistics.stdev(values) / statistics.fmean(values)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("model", MODELS)
+def test_relative_latency_varies_at_most_half_as_much(
+    say: Callable[[str], None], runs: list[dict[str, Record]], model: str
+) -> None:
+    figures = [figure(run[model], "latency") for run in runs]
+    cpu = [figure(run[model], "latency_cpu_time") for run in runs]
+    raw = [one.value or math.nan for one in figures]
+    estimates = [one.relative for one in figures if one.relative]
+    relative = [one.value for one in estimates]
+    relative_cpu = [one.relative.value for one in cpu if one.relative]
+    medians = [median for one in figures for median in process_medians(one.relative_samples)]
+    pooled = float(np.exp(np.mean(np.log(medians))))
+    covered = sum(one.low <= pooled <= one.high for one in estimates if one.low is not None and one.high is not None)
+    widths = [100 * (one.high / one.value - 1) for one in estimates if one.high is not None]
+    say(
+        f"{model}: CV of ms {100 * variation(raw):.1f} %, of relative latency {100 * variation(relative):.1f} %, "
+        f"of relative CPU time {100 * variation(relative_cpu):.1f} %; {covered} of {len(runs)} intervals hold "
+        f"{pooled:.3f}, the pooled one; interval +- {min(widths):.1f} to {max(widths):.1f} %, processes "
+        f"{[estimate(one.relative_samples).n_processes for one in figures]}"
+    )
+    assert len(relative) == len(runs)
+    assert variation(relative) <= 0.5 * variation(raw)
+    assert covered >= 9
