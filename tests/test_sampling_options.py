@@ -51,7 +51,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_precision_is_a_share_or_a_percentage(asked: list[dict[str, Any]], text: str, precision: float) -> None:
     run_command(["run", "--suite", "smoke", "--precision", text])
     assert asked[0]["precision"] == pytest.approx(precision)
-    assert prepare_suite("smoke", {"precision": precision}).measure.precision == precision
+    assert prepare_suite("smoke", {"precision": precision, "processes": 5}).measure.precision == precision
+
+
+def test_a_precision_takes_five_processes() -> None:
+    """The suite has one: how processes differ could not be known, and the option would do nothing."""
+    with pytest.raises(UsageError, match="takes 5 processes at least.* there are 1. Add --processes 5"):
+        prepare_suite("smoke", {"precision": 0.05})
+    assert prepare_suite("smoke", {"precision": 0.0}).measure.processes == 1
 
 
 @pytest.mark.parametrize("text", ["5", "-1", "-1%", "x", "", "%", "1", "100%", "inf", "nan", "nan%", "5%%"])

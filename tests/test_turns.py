@@ -24,7 +24,7 @@ from vitbench.statistics import relative_samples
 from vitbench.turns import REFERENCE_EVERY_S, TURN_S, Player, Reference, ReferencePlayer, ReferenceTurn, take_turns
 
 ROOT = Path(__file__).parents[1]
-SHORT = {"seconds": 0.25, "min_samples": 2, "max_samples": 100_000}
+SHORT = {"seconds": 0.25, "min_samples": 60, "max_samples": 100_000}
 
 
 class Clock:
@@ -269,13 +269,16 @@ def test_the_first_turn_of_a_process_of_the_reference_is_its_warmup_and_counts_f
 
 def test_a_reference_that_dies_is_replaced_and_after_three_deaths_given_up() -> None:
     workers = [ScriptedWorker(reference_events(9.0, 1.0)), ScriptedWorker([]), ScriptedWorker(reference_events(9.0))]
+    workers.append(ScriptedWorker(reference_events(9.0, 2.0, 3.0)))
     reference = Reference(ScriptedLauncher(workers), "cpu", 1)
     assert reference.turn() is not None
     assert reference.turn() is None
     assert "SIGKILL" in reference.problem
-    assert reference.turn() is None
-    reference.renew()  # asks for no more processes
-    assert all(worker.killed for worker in workers)
+    assert reference.turn() is None  # asks for no more processes
+    assert [worker.killed for worker in workers] == [True, True, True, False]
+    reference.renew()  # for other cells, it may well run
+    turn = reference.turn()
+    assert (reference.problem, turn and turn.cpu_seconds) == ("", 3.0)
 
 
 def test_a_reference_that_does_not_fit_says_so_in_its_devices_words() -> None:

@@ -35,17 +35,19 @@ def measure(
     memory_limit: int | str | None = None,
     metrics: Sequence[str] | None = None,
     seed: int = 0,
-    processes: int = 3,
+    processes: int = 5,
+    precision: float = 0.0,
     seconds: float = 1.0,
     min_samples: int = 10,
     timeout_s: float = 300.0,
 ) -> Record:
     """Measure one cell and return its Record; the arguments are a cell's fields and a suite's budget.
 
-    A name is measured as in a suite: in fresh processes (``processes`` for its times, each ``seconds`` long). A module
-    of your own is measured in the calling process, on a copy, and each method says so: one process's times vary less
-    than those of several, and its CPU memory is that of an ordinary allocator; ``processes`` and ``timeout_s`` mean
-    nothing there. It needs ``image_size``; ``num_classes`` is read off its output.
+    A name is measured as in a suite: in fresh processes (``processes`` for its times, each ``seconds`` long, and from
+    five on as many more as ``precision`` takes, such as 0.05; 0: no more). A module of your own is measured in the
+    calling process, on a copy, and each method says so: one process's times vary less than those of several, and its
+    CPU memory is that of an ordinary allocator; ``processes``, ``precision`` and ``timeout_s`` mean nothing there. It
+    needs ``image_size``; ``num_classes`` is read off its output.
 
     Raises UsageError for arguments that cannot be; a failure of the model is in the record's status.
     """
@@ -68,6 +70,7 @@ def measure(
         "image_sizes": ["native" if size is None else size],
         "measure": {
             "processes": processes,
+            "precision": precision,
             "seconds": seconds,
             "min_samples": min_samples,
             "max_samples": max(1000, min_samples),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,9 @@ from vitbench.registry import DEVICES
 
 #: How many lines of a failed worker's stderr a record keeps.
 STDERR_LINES = 20
+#: Exit codes of Windows from here on are errors (NTSTATUS); STATUS_NO_MEMORY is one.
+_NT_ERROR = 0xC0000000
+_NT_NO_MEMORY = 0xC0000017
 
 
 @dataclass
@@ -55,21 +59,22 @@ class Conversation:
         self._timeout_s = timeout_s
         self._device = device
         self._on_progress = on_progress
+        self._kills_before = oom_kill_count()  # it may be killed while it waits, too
 
-    def go_on(self, reply: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    def go_on(self, reply: Mapping[str, Any] | None = None, *, limit_s: float = math.inf) -> dict[str, Any] | None:
         """Give the worker its task, or later ``reply``, and listen until it waits for its next turn (the event in which
-        it says so) or is done, dead or late (None: ``over``; a late one is killed).
+        it says so) or is done, dead or late (None: ``over``; a late one is killed). ``limit_s`` bounds this piece.
         """
-        kills_before = oom_kill_count()
         begin = time.monotonic()
         self.worker.send(reply if self._started and reply is not None else self._task)
         self._started = True
         try:
-            return self._listen(begin + max(self._timeout_s - self.spent_s, 0.0), kills_before)
+            left = max(self._timeout_s - self.spent_s, 0.0)
+            return self._listen(begin + min(left, limit_s), limit_s if limit_s < left else self._timeout_s)
         finally:
             self.spent_s += time.monotonic() - begin
 
-    def _listen(self, deadline: float, kills_before: int | None) -> dict[str, Any] | None:
+    def _listen(self, deadline: float, limit_s: float) -> dict[str, Any] | None:
         outcome, task = self.outcome, self._task
         while True:
             try:
@@ -77,11 +82,11 @@ class Conversation:
             except WorkerTimeoutError:
                 self.worker.kill()
                 self.worker.wait(10)
-                detail = f"the {task.get('process', task['kind'])} process took longer than {self._timeout_s:g} s"
+                detail = f"the {task.get('process', task['kind'])} process took longer than {limit_s:g} s"
                 outcome.failure = Failure("timeout", "timeout", detail)
                 break
             if event is None:
-                _worker_died(self.worker, outcome, self._device, kills_before)
+                _worker_died(self.worker, outcome, self._device, self._kills_before)
                 break
             kind = event.pop("event")
             if kind == "waiting":
@@ -134,6 +139,10 @@ def classify_death(code: int | None, stderr: str, device: str, *, memory_evidenc
     ``memory_evidence``: whether the kernel counted a kill for memory meanwhile. A SIGKILL without it is ``killed``
     with the cause ``probable_oom``: somebody else may have sent it.
     """
+    if code is not None and code >= _NT_ERROR:  # how Windows tells of an access violation and the like
+        if code == _NT_NO_MEMORY:
+            return Failure("oom", "out_of_memory", f"ended by the system for want of memory ({code:#x})"), None
+        return Failure("killed", "crash", f"the worker crashed with {code:#x}"), None
     if code is None or code >= 0:
         return Failure("error", "exit", f"the worker ended by itself with exit code {code} before it was done"), None
     number = -code

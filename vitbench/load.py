@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vitbench.devices import split_name
-from vitbench.devices.nvml import gpu_state
+from vitbench.devices.nvml import gpu_state, slowed_seconds
 from vitbench.errors import Unsupported
 from vitbench.records import Measurement
 
@@ -26,7 +27,7 @@ _METHODS = {
     TEMPERATURE: ("degC", "hottest sensor of the processor, at the end (psutil)"),
     GPU_CLOCK: ("Hz", "clock of the multiprocessors, at the end (NVML)"),
     GPU_TEMPERATURE: ("degC", "the GPU's sensor, at the end (NVML)"),
-    GPU_SLOWED: ("1", "1 if heat or a power limit held the GPU's clock down at the end (NVML), else 0"),
+    GPU_SLOWED: ("1", "share of the time in which heat or a power limit held the GPU's clock down (NVML's counters)"),
 }
 _PROCESSOR_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz")
 
@@ -48,8 +49,8 @@ class LoadWatch:
     """Reads the system's own counters at its start and in ``stop``; no thread samples anything meanwhile.
 
     Busy time is that of the whole machine as the kernel tells it: in a container that is the host's. Time that this
-    process and its descendants use is subtracted; a descendant that ends in between is counted as other load, so stop
-    the watch first. Beside an NVIDIA ``device`` its clock and heat are read too.
+    process and its descendants use is subtracted; what a descendant used that ends in between is
+    taken off too where the system tells (Linux). Beside an NVIDIA ``device`` its clock and heat are read too.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -57,16 +58,18 @@ class LoadWatch:
         self._begin = time.perf_counter()
         self._busy, self._steal = _system_seconds()
         self._own = _own_seconds()
+        self._slowed = _gpu_slowed_seconds(device)
 
     def stop(self) -> Load:
         """What happened since the start."""
         wall = max(time.perf_counter() - self._begin, 1e-9)
         busy, steal = _system_seconds()
-        # of what has ended meanwhile nothing is known any more; of what is new, all is its own
-        own = sum(seconds - self._own.get(pid, 0.0) for pid, seconds in _own_seconds().items())
+        own = _rise(self._own, _own_seconds())
+        slowed = _gpu_slowed_seconds(self._device)
+        slow = None if slowed is None or self._slowed is None else round((slowed - self._slowed) / wall, 4)
         other = max(busy - self._busy - own, 0.0) / wall
         stolen = None if steal is None or self._steal is None else round((steal - self._steal) / wall, 4)
-        return Load(round(other, 4), stolen, _frequency(), _temperature(), *_gpu(self._device))
+        return Load(round(other, 4), stolen, _frequency(), _temperature(), *_gpu(self._device), slow)
 
 
 def load_measurements(loads: list[Load]) -> list[Measurement]:
@@ -88,8 +91,10 @@ def _system_seconds() -> tuple[float, float | None]:
     return busy, getattr(times, "steal", None)
 
 
-def _own_seconds() -> dict[int, float]:
-    """CPU seconds of this process and each living descendant, by process id."""
+def _own_seconds() -> dict[int, tuple[float, float]]:
+    """CPU seconds of this process and each living descendant, by process id: its own, and those of its children that
+    have ended (0 where the system does not tell).
+    """
     import psutil
 
     found = {}
@@ -97,20 +102,41 @@ def _own_seconds() -> dict[int, float]:
     for process in (this, *this.children(recursive=True)):
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
-            found[process.pid] = times.user + times.system
+            ended = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+            found[process.pid] = (times.user + times.system, ended)
     return found
 
 
-def _gpu(device: str) -> tuple[float | None, float | None, float | None]:
-    """Clock, temperature and whether it is slowed, of an NVIDIA GPU; None for anything else."""
+def _rise(before: Mapping[int, tuple[float, float]], after: Mapping[int, tuple[float, float]]) -> float:
+    """CPU seconds that the processes used between two looks, those that ended in between included where their parents
+    tell of them.
+    """
+    alive = sum(own - before.get(pid, (0.0, 0.0))[0] for pid, (own, _) in after.items())
+    ended = sum(children - before.get(pid, (0.0, 0.0))[1] for pid, (_, children) in after.items())
+    known_before = sum(own for pid, (own, _) in before.items() if pid not in after)
+    return alive + max(ended - known_before, 0.0)
+
+
+def _gpu(device: str) -> tuple[float | None, float | None]:
+    """Clock and temperature of an NVIDIA GPU; None for anything else."""
     kind, index = split_name(device)
     if kind != "cuda":
-        return None, None, None
+        return None, None
     try:
         state = gpu_state(index or 0)
     except Unsupported:
-        return None, None, None
-    return state.clock, state.temperature, float(state.slowed)
+        return None, None
+    return state.clock, state.temperature
+
+
+def _gpu_slowed_seconds(device: str) -> float | None:
+    kind, index = split_name(device)
+    if kind != "cuda":
+        return None
+    try:
+        return slowed_seconds(index or 0)
+    except Unsupported:
+        return None
 
 
 def _frequency() -> float | None:

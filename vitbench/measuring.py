@@ -17,7 +17,7 @@ from vitbench.conversation import Outcome, converse, finish
 from vitbench.devices import Failure, split_name
 from vitbench.devices.cpu import available_memory
 from vitbench.environment import shorten_home
-from vitbench.errors import StorageError
+from vitbench.errors import StorageError, VitbenchError
 from vitbench.load import Load, LoadWatch, load_measurements
 from vitbench.planning import Plan, static_metrics, weights_settings
 from vitbench.processes import Launcher, Worker
@@ -56,6 +56,8 @@ class _Job:
     seconds: float = 0.0
     timed: list[Outcome] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
+    peak: float | None = None  # bytes that a timed process needs, if known
+    retried: bool = False  # by itself, after it found too little memory beside others
     wanted: int = 0  # timed processes
     timed_s: float = 0.0
     first_stage: int | None = None
@@ -107,25 +109,48 @@ class CellMeasurer:
         """
         self.counter.begin(cell for cell in cells if static_key(cell) not in self.plan.static)
         groups = group_cells(cells, self._names)
-        timed = [number for number, group in enumerate(groups) if "time" in _metrics_by_process(group[0], self._names)]
+        # where each device and thread count has its last times
+        last = {
+            (group[0].device, group[0].threads): number
+            for number, group in enumerate(groups)
+            if "time" in _metrics_by_process(group[0], self._names)
+        }
         for number, group in enumerate(groups):
-            jobs = []
+            is_last = last.get((group[0].device, group[0].threads)) == number
+            waiting: list[_Job] = []
             for cell in group:
                 self.progress.cell_started(cell)
-                jobs.append(self._begin(cell))
-            waiting = [job for job in jobs if job.is_timed]
+                job = self._begin(cell, has_company=len(group) > 1)
+                if job.is_timed:
+                    waiting.append(job)
+                else:
+                    yield self._end(job)
             for alive in self._alive_at_once(waiting):
                 self.progress.group_started([job.cell for job in alive])
-                self._time(alive, is_last=bool(timed) and number == timed[-1])
-            for job in jobs:
-                yield self._end(job)
+                self._time(alive, is_last=is_last and alive[-1] is waiting[-1])
+                yield from self._end_each(alive)
+
+    def _end_each(self, jobs: Sequence[_Job]) -> Iterator[Record]:
+        """Every record that there can be, whatever happens to one of them; then the first trouble is raised."""
+        trouble: VitbenchError | None = None
+        for job in jobs:
+            try:
+                record = self._end(job)
+            except VitbenchError as error:
+                trouble = trouble or error
+            else:
+                yield record
+        if trouble is not None:
+            raise trouble
 
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(self.plan.suite.metrics)
 
-    def _begin(self, cell: Cell) -> _Job:
-        """Everything that comes before the times."""
+    def _begin(self, cell: Cell, *, has_company: bool) -> _Job:
+        """Everything that comes before the times. With company its memory is looked at in any case: it decides how many
+        cells can be alive at once.
+        """
         now = datetime.now().astimezone().isoformat(timespec="milliseconds")
         job = _Job(cell, _metrics_by_process(cell, self._names), now, time.perf_counter())
         if "static" in job.groups:
@@ -137,6 +162,10 @@ class CellMeasurer:
             job.measurements += self._count(cell, job.groups["counters"])
         if "memory" in job.groups:
             self._essential(job, "memory")
+            self._refuse_full_disk(job)
+            job.peak = _peak_bytes(cell, job.measurements)
+        elif "time" in job.groups and has_company:
+            job.peak = _peak_bytes(cell, self._run(cell, "memory", [METRICS.get("memory")]).measurements)
         job.seconds = time.perf_counter() - job.begin
         return job
 
@@ -151,9 +180,8 @@ class CellMeasurer:
             self.progress.cell_started(job.cell)
             self._essential(job, "training")
         job.seconds += time.perf_counter() - begin
+        self._refuse_full_disk(job)
         failure = job.failure
-        if failure is not None and failure.cause == "disk_full":
-            raise StorageError(f"The disk is full ({failure.detail}). The records before this are safe")
         return Record(
             cell=job.cell,
             status=failure.status if failure else "ok",
@@ -166,6 +194,10 @@ class CellMeasurer:
             stderr_tail=shorten_home(job.ending.stderr_tail) if job.ending else "",
             detail=shorten_home("; ".join(([failure.detail] if failure else []) + job.notes)),
         )
+
+    def _refuse_full_disk(self, job: _Job) -> None:
+        if job.failure is not None and job.failure.cause == "disk_full":
+            raise StorageError(f"The disk is full ({job.failure.detail}). The records before this are safe")
 
     def _essential(self, job: _Job, process: str) -> None:
         metrics = job.groups[process]
@@ -189,7 +221,7 @@ class CellMeasurer:
         reference = self._references.get(place)
         if reference is None:
             reference = self._references[place] = Reference(self.launcher, *place, cores=measure.cores)
-        due = is_last or time.monotonic() - self._noise_at.get(place, float("-inf")) > NOISE_EVERY_S
+        problem = ""
         begin = time.perf_counter()
         for job in jobs:
             job.wanted = measure.processes
@@ -197,9 +229,12 @@ class CellMeasurer:
         while active := [job for job in jobs if job.failure is None and len(job.timed) < job.wanted]:
             rounds += 1
             self.progress.doing(f"time {rounds}/{max(job.wanted for job in active)}")
+            due = is_last or time.monotonic() - self._noise_at.get(place, float("-inf")) > NOISE_EVERY_S
             self._round(active, reference, with_opponent=due, seed=rounds)
-        if due and not reference.problem:
-            self._noise_at[place] = time.monotonic()
+            problem = problem or reference.problem
+            for job in active:
+                if _lacked_memory(job) and not job.retried and (len(active) > 1 or place[0] != "cpu"):
+                    self._retry_alone(job)
         shared = (time.perf_counter() - begin - sum(job.timed_s for job in jobs)) / len(jobs)
         for job in jobs:
             outcome = _merge(job.timed, job.first_stage, group=jobs[0].started_at if len(jobs) > 1 else "")
@@ -208,16 +243,29 @@ class CellMeasurer:
                     replace(m, detail=job.shortfall) if m.first_stage is not None and not m.detail else m
                     for m in outcome.measurements
                 ]
-            if reference.problem:
-                why = f"no relative latency: the reference could not run ({reference.problem})"
+            if problem:
+                why = f"the reference could not always run ({problem})"
                 outcome.note = f"{outcome.note}; {why}" if outcome.note else why
             job.measurements += _complete(job.cell, job.groups["time"], outcome)
             job.measurements += load_measurements(job.loads)
             job.take(outcome)
             job.seconds += job.timed_s + max(shared, 0.0)
 
-    def _round(self, jobs: Sequence[_Job], reference: Reference, *, with_opponent: bool, seed: int) -> None:
-        """One fresh process of each job, in turns."""
+    def _retry_alone(self, job: _Job) -> None:
+        """A cell that found too little memory beside others gets all of it, once: what it lacks then is its own."""
+        job.retried, job.ending, job.timed, job.loads, job.first_stage = True, None, [], [], None
+        place = Reference(self.launcher, job.cell.device, job.cell.threads)
+        for number in range(self.plan.suite.measure.processes):
+            self._round([job], place, with_opponent=False, seed=number, alone=True)
+            if job.failure is not None:
+                return
+        job.wanted = len(job.timed)
+        job.notes.append("timed by itself, without the reference: beside others its memory did not suffice")
+
+    def _round(
+        self, jobs: Sequence[_Job], reference: Reference, *, with_opponent: bool, seed: int, alone: bool = False
+    ) -> None:
+        """One fresh process of each job, in turns with the reference unless ``alone``."""
         import random
 
         started_at = datetime.now().astimezone().isoformat(timespec="milliseconds")
@@ -231,10 +279,13 @@ class CellMeasurer:
                 task = measure_task(job.cell, "time", names, **more)
                 worker = self.launcher.start()
                 players.append(Player(worker, task, timeout_s=self.plan.suite.timeout_s, device=job.cell.device))
-            reference.renew()
+            if alone:
+                reference.close()
+            else:
+                reference.renew()
             opponent = reference.opponent() if with_opponent and not reference.problem else None
             watch = LoadWatch(reference.device)
-            take_turns(players, reference, opponent=opponent, shuffle=random.Random(seed))
+            take_turns(players, None if alone else reference, opponent=opponent, shuffle=random.Random(seed))
             load = watch.stop()
             for job, player in zip(jobs, players, strict=True):
                 outcome = player.finish()
@@ -246,15 +297,16 @@ class CellMeasurer:
                 elif len(job.timed) == self.plan.suite.measure.processes:
                     self._decide_processes(job)
         finally:
+            reference.close()  # on a GPU even an idle process holds memory
             for player in (*players, *([opponent] if opponent else [])):
                 player.kill()
         if opponent is not None and opponent.reference_samples:
-            count = len(opponent.reference_samples)
+            self._noise_at[reference.device, reference.threads] = time.monotonic()
             check = NoiseCheck(
                 device=reference.device,
                 threads=reference.threads,
                 started_at=started_at,
-                samples=tuple(opponent.samples[:count]),
+                samples=tuple(opponent.samples),
                 reference_samples=tuple(opponent.reference_samples),
             )
             self.noise.append(check)
@@ -262,7 +314,7 @@ class CellMeasurer:
     def _decide_processes(self, job: _Job) -> None:
         """After the first stage: how many processes a cell gets in all (Stein's procedure)."""
         measure = self.plan.suite.measure
-        if not measure.precision or measure.processes < MIN_FIRST_STAGE:
+        if not measure.precision or measure.processes < MIN_FIRST_STAGE or job.retried:
             return
         paired = next((m for m in _merge(job.timed).measurements if m.reference_samples and m.samples), None)
         if paired is None:
@@ -282,7 +334,7 @@ class CellMeasurer:
         chunk: list[_Job] = []
         taken = 0.0
         for job in jobs:
-            need = _peak_bytes(job)
+            need = job.peak
             free = self._free_bytes(job.cell.device) * _SHARE_OF_MEMORY
             if chunk and (need is None or taken + need > free):
                 yield chunk
@@ -296,7 +348,7 @@ class CellMeasurer:
         if split_name(device)[0] == "cpu":
             return float(available_memory())
         facts = self.plan.environment.get("devices", {}).get(device, {})
-        return float(facts.get("memory_bytes") or 0)
+        return min(float(facts.get("memory_bytes") or 0), float(available_memory()))
 
     # other processes
 
@@ -371,10 +423,14 @@ def group_cells(cells: Sequence[Cell], metrics: Iterable[str]) -> list[list[Cell
     return groups
 
 
-def _peak_bytes(job: _Job) -> float | None:
-    """What a timed process of the job needs, as its memory process found it; None if that is not known."""
-    name = "training_peak_memory" if job.cell.mode == "train" else "inference_peak_memory"
-    peak = next((m for m in job.measurements if m.metric == name and m.status == "ok" and m.samples), None)
+def _lacked_memory(job: _Job) -> bool:
+    return job.failure is not None and (job.failure.status == "oom" or job.failure.cause == "probable_oom")
+
+
+def _peak_bytes(cell: Cell, measurements: Iterable[Measurement]) -> float | None:
+    """What a timed process of the cell needs, as its memory process found it; None if that is not known."""
+    name = "training_peak_memory" if cell.mode == "train" else "inference_peak_memory"
+    peak = next((m for m in measurements if m.metric == name and m.status == "ok" and m.samples), None)
     return None if peak is None else max(max(process) for process in peak.samples) + _PROCESS_BYTES
 
 

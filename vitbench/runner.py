@@ -6,6 +6,7 @@ Read this first, then ``measuring`` (how a cell becomes a record) and ``turns`` 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import threading
@@ -20,7 +21,7 @@ from vitbench import store
 from vitbench.environment import describe_session, usable_cores
 from vitbench.errors import RunFolderError, StorageError, UsageError
 from vitbench.load import LoadWatch
-from vitbench.measuring import CellMeasurer
+from vitbench.measuring import MIN_FIRST_STAGE, CellMeasurer
 from vitbench.planning import Plan, check_before_loading, make_plan, weights_settings
 from vitbench.processes import Launcher, make_launcher
 from vitbench.progress import Progress, SilentProgress
@@ -29,8 +30,6 @@ from vitbench.registry import METRICS
 from vitbench.suites import DEFAULT_SUITE, Suite, load_suite, make_suite, to_toml
 from vitbench.training.recipes import BUDGETS, load_recipe
 
-#: A failure of these processes is a failure of the cell; that of a comparison column is not.
-_ESSENTIAL = ("memory", "time", "training")
 #: --quick: one short process a cell and a quarter of the training.
 _QUICK_MEASURE = {"processes": 1, "seconds": 0.3, "min_samples": 5}
 _QUICK_SHARE_OF_TRAINING = 4
@@ -106,7 +105,7 @@ def resume_run(
             raise UsageError(f"Status {status!r} cannot be retried. Give any of: {', '.join(STATUSES[1:])}")
     if not (path / store.SUITE).is_file():
         raise RunFolderError(f"{path} cannot be resumed: it has no {store.SUITE}. Give the folder of a run")
-    suite = check_before_loading(load_suite(str(path / store.SUITE)))
+    suite = check_before_loading(_suite_as_run(path))
     reporter = progress or SilentProgress()
     with _launch(suite, allow_import) as launcher, _locked(path):
         for problem in store.set_damaged_lines_aside(path):
@@ -156,6 +155,11 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
         suite = _changed(suite, name_or_path, **_quick_changes(suite))
     if sampling:  # said in so many words, it counts more than --quick
         suite = _changed(suite, name_or_path, measure={**suite.measure.model_dump(), **sampling})
+    if sampling.get("precision") and suite.measure.processes < MIN_FIRST_STAGE:
+        raise UsageError(
+            f"--precision takes {MIN_FIRST_STAGE} processes at least, to know how they differ; there are "
+            f"{suite.measure.processes}. Add --processes {MIN_FIRST_STAGE}"
+        )
     return suite
 
 
@@ -224,7 +228,8 @@ def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progr
         return
     watch = LoadWatch()
     time.sleep(_LOOK_S)
-    free = usable_cores() - (watch.stop().other_load or 0.0)
+    # the load is the whole machine's; a container, or an affinity, may leave us fewer cores than it has
+    free = max(min(float(usable_cores()), (os.cpu_count() or 1) - (watch.stop().other_load or 0.0)), 0.0)
     if max(timed) > free + _TOLERATED_LOAD:
         progress.warn(
             f"cells use {max(timed)} thread{'s' if max(timed) > 1 else ''}, but {free:.1f} of {usable_cores()} cores "
@@ -290,12 +295,25 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _suite_as_run(folder: Path) -> Suite:
+    """The suite of a run folder, by the rules that it began with: before there was a ``precision``, it stopped at its
+    ``processes``.
+    """
+    suite = load_suite(str(folder / store.SUITE))
+    if "precision" in (folder / store.SUITE).read_text(encoding="utf-8"):
+        return suite
+    return suite.model_copy(update={"measure": suite.measure.model_copy(update={"precision": 0.0})})
+
+
 def _refuse_changed_environment(folder: Path, plan: Plan) -> None:
     known = store.read_environment(folder)
     if not known["sessions"] or plan.environment_hash in known["environments"]:
         return
     last = known["environments"][known["sessions"][-1]["environment"]]
-    changes = "; ".join(list(_differences(last, plan.environment))[:4])
+    differences = list(_differences(last, plan.environment))
+    if not differences:
+        return  # this version looks at more than the one that began the run; what both know is equal
+    changes = "; ".join(differences[:4])
     raise RunFolderError(
         f"The environment of {folder} has changed ({changes}): its figures would not be comparable. "
         "Start a new run, or go on with --allow-changed-environment"
@@ -317,7 +335,8 @@ def _refuse_changed_checkpoint(folder: Path, plan: Plan, done: Sequence[Record])
 
 def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
+        grown = path in ("system", "libraries") or path.startswith("devices.")  # where later versions look at more
+        for key in sorted(old if grown else {*old, *new}):
             yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
         yield f"{path}: {old} -> {new}"

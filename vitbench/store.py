@@ -153,7 +153,9 @@ def add_noise(folder: Path, checks: Sequence[NoiseCheck]) -> None:
         with path.open("ab") as file:
             before = file.tell()
             try:
-                file.write("".join(check.to_json() + "\n" for check in checks).encode("utf-8"))
+                whole = before == 0 or path.read_bytes()[-1:] == b"\n"  # else a crash left half a line
+                text = ("" if whole else "\n") + "".join(check.to_json() + "\n" for check in checks)
+                file.write(text.encode("utf-8"))
                 file.flush()
                 _flush_to_disk(file.fileno())
             except OSError:

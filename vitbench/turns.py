@@ -7,6 +7,7 @@ before and just after them. ``reference.py`` says what the reference computes; t
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ from vitbench.processes import Launcher, Worker
 TURN_S = 0.1
 #: The reference has a turn when its last one is longer ago than this.
 REFERENCE_EVERY_S = 0.15
-#: How long the reference may take to load and for all its turns: it must not end a run by being slow.
-_REFERENCE_TIMEOUT_S = 1e6
+#: How long the reference may take to load, which where workers are spawned is the import of torch, and for a turn.
+_LOADING_LIMIT_S = 300.0
+_TURN_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Reference:
     cannot run at all (a full device), ``problem`` says why, and the cells do without.
     """
 
-    #: After so many deaths it is given up.
+    #: After so many deaths in a row it is given up, until it is renewed.
     _MOST_DEATHS = 3
 
     def __init__(self, launcher: Launcher, device: str, threads: int, *, cores: Sequence[int] | None = None) -> None:
@@ -124,11 +126,13 @@ class Reference:
         while not self.problem:
             if self._player is None:
                 worker = self._launcher.start()
-                self._player = Conversation(worker, self._task(), timeout_s=_REFERENCE_TIMEOUT_S, device=self.device)
-                if self._player.go_on() is not None:  # it has loaded: an event without any facts
-                    self._player.go_on({"seconds": TURN_S})  # its warm-up, which counts for nothing
-            event = self._player.go_on({"seconds": TURN_S}) if not self._player.over else None
+                self._player = Conversation(worker, self._task(), timeout_s=math.inf, device=self.device)
+                if self._player.go_on(limit_s=_LOADING_LIMIT_S) is not None:  # it has loaded: an event without facts
+                    self._player.go_on({"seconds": TURN_S}, limit_s=_TURN_LIMIT_S)  # its warm-up counts for nothing
+            over = self._player.over
+            event = None if over else self._player.go_on({"seconds": TURN_S}, limit_s=_TURN_LIMIT_S)
             if event is not None:
+                self._deaths = 0
                 return ReferenceTurn(tuple(event["samples"]), event["cpu_seconds"], time.monotonic())
             self._bury()
         return None
@@ -138,8 +142,9 @@ class Reference:
         return ReferencePlayer(self._launcher.start(), self._task(), device=self.device)
 
     def renew(self) -> None:
-        """End the process, if there is one, and load another one."""
+        """End the process, if there is one, and load another one; what went wrong before is forgotten."""
         self.close()
+        self.problem, self._deaths = "", 0
         self.turn()
 
     def close(self) -> None:
@@ -164,7 +169,7 @@ class ReferencePlayer(Player):
     """The reference as if it were a cell. ``samples`` and ``reference_samples`` are seconds of a step, one a turn."""
 
     def __init__(self, worker: Worker, task: dict[str, Any], *, device: str) -> None:
-        super().__init__(worker, task, timeout_s=_REFERENCE_TIMEOUT_S, device=device)
+        super().__init__(worker, task, timeout_s=math.inf, device=device)
         self.samples: list[float] = []
         self.reference_samples: list[float] = []
         self._waiting: list[tuple[float, ReferenceTurn]] = []  # samples that lack the reference's turn after them
@@ -172,7 +177,7 @@ class ReferencePlayer(Player):
     def prepare(self) -> None:
         for _ in range(2):  # loads, and warms up
             if not self.over:
-                self._conversation.go_on({"seconds": TURN_S})
+                self._conversation.go_on({"seconds": TURN_S}, limit_s=_LOADING_LIMIT_S)
 
     def play(self, before: ReferenceTurn | None) -> None:
         event = self._conversation.go_on({"seconds": TURN_S})
@@ -188,7 +193,7 @@ class ReferencePlayer(Player):
 
 def take_turns(
     players: Sequence[Player],
-    reference: Reference,
+    reference: Reference | None,
     *,
     opponent: ReferencePlayer | None = None,
     shuffle: random.Random | None = None,
@@ -214,8 +219,8 @@ def take_turns(
     _reference_turn(reference, everyone)
 
 
-def _reference_turn(reference: Reference, players: Sequence[Player]) -> ReferenceTurn | None:
-    turn = reference.turn()
+def _reference_turn(reference: Reference | None, players: Sequence[Player]) -> ReferenceTurn | None:
+    turn = reference.turn() if reference else None
     if turn is not None:
         for player in players:
             player.reference_ran(turn)

@@ -12,6 +12,7 @@ pattern means), ``digest`` and ``weights`` (of a checkpoint, and whether it fits
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -36,6 +37,9 @@ Emit = Callable[[dict[str, Any]], None]
 
 #: Seconds between two progress events of a training run.
 PROGRESS_EVERY_S = 0.5
+#: How long idle threads of OpenMP may spin: GNU's some 3 ms (libgomp, GOMP_SPINCOUNT unset), LLVM's and Intel's as
+#: KMP_BLOCKTIME says, which is set to 1 ms for workers that are spawned.
+_SPINNING_S = 0.006
 
 
 def main(events: IO[str] | None = None) -> None:
@@ -155,16 +159,19 @@ def prepare_process(cell: Cell, process: str) -> str:
 class PipeTurns:
     """Turns as the runner grants them through this process's input (metrics know no runner)."""
 
-    def __init__(self, emit: Emit, threads: int, cores: Sequence[int] | None) -> None:
-        from vitbench.reference import VERSION
+    def __init__(self, emit: Emit, cell: Cell, cores: Sequence[int] | None) -> None:
+        from vitbench.reference import VERSION, batch_of
 
         self._emit = emit
-        count = f"{threads} thread{'s' if threads > 1 else ''}"
+        self._threads = cell.threads
+        batch = batch_of(open_device(cell.device).torch_device)
+        count = f"batch {batch}, {cell.threads} thread{'s' if cell.threads > 1 else ''}"
         bound = f", both bound to cores {', '.join(map(str, cores))}" if cores else ""
         self.method = f"in turns with reference {VERSION} (vitbench.reference, fp32, {count}{bound})"
 
     def wait(self, *, last: bool = False) -> Mapping[str, Any]:
         """See metrics.subject.Turns; ends the process if there will be no more turns."""
+        _let_threads_sleep(self._threads)
         self._emit({"event": "waiting", "last": last})
         grant = _next_turn()
         if grant is None:
@@ -197,12 +204,24 @@ def serve_reference(task: Mapping[str, Any], emit: Emit) -> None:
         torch.set_num_threads(task["threads"])
         device = open_device(device_name)
         step = make_reference(device.torch_device)
+        gc.collect()
+        gc.freeze()  # each turn collects: nothing that is here already need be looked at again
         emit({"event": "waiting"})
         while (grant := _next_turn()) is not None:
-            emit({"event": "waiting", **step_durations(step, device, grant["seconds"])})
+            turn = step_durations(step, device, grant["seconds"])
+            _let_threads_sleep(task["threads"])
+            emit({"event": "waiting", **turn})
     except Exception as error:  # the edge, as for a cell
         emit({"event": "failure", **asdict(open_device(device_name).classify(error))})
         traceback.print_exc()
+
+
+def _let_threads_sleep(threads: int) -> None:
+    """OpenMP's threads go on spinning for some milliseconds after their last work; that is not to be in the next turn,
+    which is somebody else's.
+    """
+    if threads > 1:
+        time.sleep(_SPINNING_S)
 
 
 def _next_turn() -> dict[str, Any] | None:
@@ -237,7 +256,7 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
         budget=Budget(**task.get("budget", {})),
         claims=_library_claims(cell) if "published" in task.get("metrics", ()) else (),
         rotates=task.get("process") == "time",
-        turns=PipeTurns(emit, cell.threads, task.get("cores")) if task.get("turns") else None,
+        turns=PipeTurns(emit, cell, task.get("cores")) if task.get("turns") else None,
     )
     if task.get("process") == "training":
         subject.trainer = CellTrainer(subject, task["training"], emit)

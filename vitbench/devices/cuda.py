@@ -6,7 +6,7 @@ import contextlib
 from typing import Any, ClassVar
 
 from vitbench.devices.base import Device, split_name
-from vitbench.devices.nvml import energy_joules, process_memory
+from vitbench.devices.nvml import energy_joules, process_memory, settings
 from vitbench.errors import DeviceError, Unsupported
 from vitbench.registry import DEVICES
 
@@ -50,6 +50,9 @@ class CudaDevice(Device):
 
         _, index = split_name(self.name)
         properties = torch.cuda.get_device_properties(index or 0)
+        found: dict[str, Any] = {}
+        with contextlib.suppress(Unsupported):
+            found = settings(index or 0)
         return {
             "name": properties.name,
             "memory_bytes": properties.total_memory,
@@ -60,6 +63,10 @@ class CudaDevice(Device):
             "cudnn": torch.backends.cudnn.version(),
             "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
             "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "fp16_reduced_precision": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+            "bf16_reduced_precision": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+            **found,
         }
 
     def synchronize(self) -> None:

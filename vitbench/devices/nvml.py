@@ -36,6 +36,39 @@ def gpu_state(index: int) -> GpuState:
     return GpuState(float(clock), float(temperature), bool(reasons & _SLOWING))
 
 
+def slowed_seconds(index: int) -> float:
+    """Seconds so far in which heat or a power limit held the GPU's clock down. Raises Unsupported where that is not
+    counted.
+    """
+    nvml, handle = _open(index)
+    try:
+        policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
+        return sum(nvml.nvmlDeviceGetViolationStatus(handle, policy).violationTime for policy in policies) / 1e9
+    except (nvml.NVMLError, AttributeError) as error:
+        raise Unsupported(f"this GPU does not count its slowdowns (NVML: {error})") from error
+
+
+def settings(index: int) -> dict[str, Any]:
+    """What of a GPU's own settings changes speed: driver, power limit (W), ECC, compute mode. Raises Unsupported."""
+    nvml, handle = _open(index)
+    found: dict[str, Any] = {}
+    for name, read in (
+        ("driver", lambda: _text(nvml.nvmlSystemGetDriverVersion())),
+        ("power_limit_w", lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
+        ("ecc", lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0])),
+        ("compute_mode", lambda: nvml.nvmlDeviceGetComputeMode(handle)),
+    ):
+        try:
+            found[name] = read()
+        except (nvml.NVMLError, AttributeError):
+            found[name] = None
+    return found
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def energy_joules(index: int) -> float:
     """Joules that the whole board has used since its driver was loaded. Raises Unsupported where that is not counted
     (before Volta).
@@ -62,7 +95,9 @@ def process_memory(index: int) -> int:
 
 
 def _open(index: int) -> tuple[Any, Any]:
-    """The library and a handle of the GPU that torch calls ``cuda:index``: CUDA_VISIBLE_DEVICES renumbers them."""
+    """The library and a handle of the GPU that torch calls ``cuda:index``: CUDA_VISIBLE_DEVICES renumbers them, and
+    workers number GPUs as NVML does (``processes.worker_environment``).
+    """
     try:
         import pynvml as nvml
     except ImportError:

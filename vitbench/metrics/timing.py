@@ -69,7 +69,7 @@ def sample_durations(call: Callable[[], object], device: Device, budget: Budget,
     cpu: list[float] = []
     before: list[ReferenceTurn] = []
     after: list[ReferenceTurn] = []
-    spent = 0.0
+    spent = cpu_first = 0.0
     try:
         device.synchronize()
         done = False
@@ -80,7 +80,7 @@ def sample_durations(call: Callable[[], object], device: Device, budget: Budget,
                 turn_s = grant["seconds"]
                 after += [grant["after_last"]] if before else []
                 before.append(grant["before"])
-            count = 0
+            count = skipped = 0
             cpu_begin = time.process_time()
             begin = time.perf_counter()
             while True:
@@ -91,13 +91,16 @@ def sample_durations(call: Callable[[], object], device: Device, budget: Budget,
                 samples.append(round(end - start, 9))
                 count += 1
                 if len(samples) == 1:
-                    begin = end  # the first call may compile: that is not the budget's to pay
+                    # the first call may compile: that is neither the budget's to pay nor any other call's CPU time
+                    begin, skipped = end, 1
+                    cpu_first, cpu_begin = time.process_time() - cpu_begin, time.process_time()
                 done = len(samples) >= budget.max_samples or (
                     len(samples) >= budget.min_samples and spent + end - begin >= budget.seconds
                 )
                 if done or end - begin >= turn_s:
                     break
-            cpu.append(round((time.process_time() - cpu_begin) / count, 9))
+            cpu_spent = time.process_time() - cpu_begin
+            cpu.append(round(cpu_spent / (count - skipped) if count > skipped else cpu_first, 9))
             counts.append(count)
             spent += end - begin
         if turns is not None:

@@ -127,14 +127,16 @@ def _how_to_read(rows: Sequence[Row]) -> str:
         lines.append(
             "`× reference` is the time over that of a fixed piece of work, the reference, which took turns with the "
             "cell: it survives the drift of a machine's speed, which times in ms do not, so it decides the `place`. "
-            "Models that share places (`2-3`) are a tie: this run does not tell them apart. Only ratios of the same "
-            "reference, build of torch, machine and number of threads are comparable."
+            "Models that share places (`2-3`) are a tie: this run does not tell them apart (each pair at 95 %, so that "
+            "of many equal pairs one in twenty is). Only ratios of the same reference, build of torch, machine and "
+            "number of threads are comparable."
         )
     brackets = ["Brackets are 95 % intervals."]
     if BETWEEN_PROCESSES in kinds:
         brackets.append(
             "A time from three or more fresh processes is the geometric mean of their medians; its interval (t, of the "
-            "medians' logarithms) says how processes differ."
+            "medians' logarithms) says how processes differ; where the first five decided how many there would be, it "
+            "takes their spread."
         )
     if WITHIN_PROCESS in kinds:
         brackets.append(

@@ -19,6 +19,8 @@ TIMED = ("latency", "training_step")
 #: the reference's own speed moved while the cell was measured (its slowest tenth of turns over its fastest).
 DISTURBING_LOAD = 0.25
 DISTURBING_STEAL = 0.02
+#: and the share of the time in which heat or a power limit slowed a GPU.
+DISTURBING_SLOWDOWN = 0.01
 DISTURBING_DRIFT = 1.5
 
 
@@ -76,7 +78,7 @@ def disturbances(record: Record) -> list[str]:
     load, steal = _mean(record, OTHER_LOAD), _mean(record, STEAL)
     if load is not None and load >= DISTURBING_LOAD:
         found.append(f"{number(load, 2)} cores busy with something else")
-    if _mean(record, GPU_SLOWED):
+    if (_mean(record, GPU_SLOWED) or 0.0) >= DISTURBING_SLOWDOWN:
         found.append("heat or a power limit held the GPU's clock down")
     if steal is not None and steal >= DISTURBING_STEAL:
         found.append(f"{number(steal, 2)} cores' time taken by the host")

@@ -24,7 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Segment = tuple[float, float, float, float]  # x0, y0, x1, y1 in data coordinates, level or upright
 
 #: Axes that make groups rather than labels: accuracies on other data, times on other devices are not compared.
-GROUPING = ("run", "data")
+GROUPING = ("run", "data", "threads")
 
 #: From this ratio of largest to smallest on parameters are drawn logarithmically; latency always is.
 LOG_FROM = 3.0

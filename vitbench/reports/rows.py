@@ -82,10 +82,20 @@ class Figure:
         return self.record.cell.batch_size if self.record else None
 
     def percentile(self, q: float) -> float | None:
-        """The quantile of all processes' steady samples; None if there are too few."""
+        """The quantile of all processes' steady samples; None if there are too few.
+
+        The first call of a turn, whose caches others have just filled, is left out where the turn has more than two:
+        it is slower because of how we measure.
+        """
         if self.status != "ok" or self.measurement is None:
             return None
-        return percentile([x for process in self.measurement.samples for x in steady(process)], q)
+        turns = self.measurement.turns or tuple((len(process),) for process in self.measurement.samples)
+        samples = []
+        for process, counts in zip(self.measurement.samples, turns, strict=True):
+            firsts = {sum(counts[:index]) for index, count in enumerate(counts) if index > 0 and count > 2}
+            cut = len(process) - len(steady(process))
+            samples += [x for index, x in enumerate(process) if index >= cut and index not in firsts]
+        return percentile(samples, q)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +281,7 @@ def place_key(row: Row) -> tuple[object, ...]:
     return (
         row.cell.device,
         row.cell.image_size,
+        row.cell.threads,
         kind if latency is not None else 2,
         last if latency is None else latency,
         last if params is None else params,
