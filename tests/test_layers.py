@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[1] / "vitbench"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"audit", "doctor"},
-    {"api", "cards", "listing"},
+    {"commands"},
+    {"audit", "doctor", "sweeps", "evaluation", "prediction", "attention_pictures"},
+    {"api", "cards", "listing", "trainings", "trained"},
     {"runner"},
     {"measuring"},
     {"planning"},

@@ -17,6 +17,7 @@ from vitbench.statistics import (
     TOO_FEW_SAMPLES,
     WITHIN_PROCESS,
     Ratio,
+    allow_for_runs,
     compare,
     estimate,
     median,
@@ -32,6 +33,21 @@ from vitbench.statistics import (
 )
 
 positive = st.floats(1e-6, 1e6)
+
+
+def test_intervals_with_the_allowance_hold_the_middle_of_runs_that_differ() -> None:
+    """95 % of runs, if runs differ by the 2 % that is allowed for and their processes by 1 %."""
+    rng = np.random.default_rng(0)
+    held = narrow = 0
+    for _ in range(2000):
+        run = math.exp(rng.normal(0, 0.02))
+        one = estimate([[run * math.exp(rng.normal(0, 0.01))] * 3 for _ in range(5)])
+        wide = allow_for_runs(one, None)
+        assert None not in (one.low, one.high, wide.low, wide.high)
+        narrow += one.low <= 1 <= one.high
+        held += wide.low <= 1 <= wide.high
+    assert 0.93 <= held / 2000 <= 0.97
+    assert narrow / 2000 < 0.6
 
 
 def timings(rng: np.random.Generator, n: int, warmup: int, factor: float, spikes: float = 0.02) -> np.ndarray:

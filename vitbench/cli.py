@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitbench.commands import attention, evaluate, predict, sweep, train
 from vitbench.errors import UsageError, VitbenchError
 
 if TYPE_CHECKING:
@@ -265,13 +266,13 @@ def _print_plan(plan: Plan) -> None:
     "vitbench list suites --json",
 )
 def list_things(
-    what: Annotated[str, typer.Argument(help="models, suites, datasets, devices or metrics.")],
+    what: Annotated[str, typer.Argument(help="models, suites, recipes, datasets, devices or metrics.")],
     pattern: Annotated[
         str | None, typer.Argument(help="Only names like this: cifar_*, timm:vit_tiny*, torchvision:swin*.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> int:
-    """List models, suites, data sets, devices or metrics."""
+    """List models, suites, recipes, data sets, devices or metrics."""
     from vitbench import listing
 
     print(listing.to_json(what, pattern) if json else listing.to_text(what, pattern))
@@ -443,6 +444,10 @@ def report(
     for path in written:
         print(f"Wrote {path}")
     return 0
+
+
+for _command in (train, evaluate, predict, attention, sweep):
+    app.command(epilog=_command.EPILOG)(getattr(_command, _command.__name__.rpartition(".")[2]))
 
 
 def _weights(path: str | None, pretrained: bool) -> str | None:

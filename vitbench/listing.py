@@ -1,4 +1,4 @@
-"""What there is: models, suites, data sets, devices, metrics."""
+"""What there is: models, suites, recipes, data sets, devices, metrics."""
 
 from __future__ import annotations
 
@@ -46,6 +46,24 @@ def list_suites() -> list[dict[str, Any]]:
     return [{"suite": suite.name, "models": len(suite.models), "description": suite.description} for suite in suites]
 
 
+def list_recipes() -> list[dict[str, Any]]:
+    """The built-in training recipes."""
+    from vitbench.training.recipes import list_recipes, load_recipe
+
+    found = [load_recipe(name) for name in list_recipes()]
+    return [
+        {
+            "recipe": one.name,
+            "optimizer": one.optimizer,
+            "learning_rate": one.learning_rate,
+            "batch_size": one.batch_size,
+            "budget": f"{getattr(one, one.budget):g} {one.budget}",
+            "description": one.description,
+        }
+        for one in found
+    ]
+
+
 def list_datasets() -> list[dict[str, Any]]:
     """The data sets that models can be trained on."""
     from vitbench.training.data import list_datasets
@@ -76,6 +94,7 @@ def list_metrics() -> list[dict[str, Any]]:
 LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "models": list_models,
     "suites": list_suites,
+    "recipes": list_recipes,
     "datasets": list_datasets,
     "devices": list_devices,
     "metrics": list_metrics,

@@ -34,19 +34,32 @@ def check_classes(output: Any, num_classes: int) -> None:
             )
 
 
-def mean_cross_entropy(output: Any, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Cross entropy (nat), averaged over the batch and over the heads; in float32 whatever the logits are."""
-    losses = [F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing) for logits in heads_of(output)]
-    return torch.stack(losses).mean()
+def mean_cross_entropy(
+    output: Any, labels: torch.Tensor, label_smoothing: float = 0.0, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Cross entropy (nat), averaged over the batch and over the heads; in float32 whatever the logits are.
+
+    ``labels`` are classes (B,) or shares of classes (B, K); ``class_weights`` (K,) weigh them as torch's cross_entropy
+    does (a weighted mean for classes, the sum over B for shares).
+    """
+    losses = [
+        F.cross_entropy(logits.float(), labels, weight=class_weights, label_smoothing=label_smoothing)
+        for logits in heads_of(output)
+    ]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
 def training_loss(
-    model: torch.nn.Module, output: Any, labels: torch.Tensor, label_smoothing: float = 0.0
+    model: torch.nn.Module,
+    output: Any,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What a training step lowers: the cross entropy of ``output`` and, for a model that has an ``auxiliary_loss()``
     (token pruning has one), the one of its last forward pass.
     """
-    loss = mean_cross_entropy(output, labels, label_smoothing)
+    loss = mean_cross_entropy(output, labels, label_smoothing, class_weights)
     own: torch.Tensor | None = getattr(model, "auxiliary_loss", lambda: None)()
     return loss if own is None else loss + own
 

@@ -6,6 +6,7 @@ share it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,18 @@ CONFIDENCE = 0.95
 #: slow sample.
 MIN_SAMPLES_FOR_WARMUP = 10
 
+#: How much a relative latency differs from run to run beyond what its processes show: the standard deviation of its
+#: logarithm on a quiet machine, and what each core of other load adds (to one core). One run cannot see it. Assumed
+#: everywhere what 16 runs of four cells showed on two virtual cores, each run once with no load and with seven kinds.
+RUN_TO_RUN = 0.02
+LOAD_SHIFT = 0.04
+
 #: With fewer processes nothing can be said about how processes differ.
 MIN_PROCESSES = 3
 
 BETWEEN_PROCESSES = "between processes"
 WITHIN_PROCESS = "within process"
+BETWEEN_RUNS = "between runs"
 WILSON = "Wilson"
 ONE_SAMPLE = "none: one sample"
 TOO_FEW_SAMPLES = "none: too few samples"
@@ -36,9 +44,9 @@ class Estimate:
     """A figure with its 95 % interval, in the unit of its samples.
 
     ``kind`` says what the interval covers: ``between processes`` (what another fresh process would show, too), ``within
-    process`` (these processes only: it understates how much processes differ), ``Wilson`` (a fraction), or ``none:
-    <why>``, in which case ``low`` and ``high`` are None. ``n_samples`` counts the samples that were used, warm-up left
-    out.
+    process`` (these processes only: it understates how much processes differ), ``between runs`` (what another run would
+    show, too), ``Wilson`` (a fraction), or ``none: <why>``, in which case ``low`` and ``high`` are None. ``n_samples``
+    counts the samples that were used, warm-up left out.
     """
 
     value: float
@@ -239,6 +247,22 @@ def estimate(samples_by_process: Sequence[Sequence[float]], *, first_stage: int 
     if len(known) < len(intervals):
         return result(value, None, TOO_FEW_SAMPLES)
     return result(value, (min(low for low, _ in known), max(high for _, high in known)), WITHIN_PROCESS)
+
+
+def allow_for_runs(one: Estimate, other_load: float | None) -> Estimate:
+    """A relative latency with the interval that other runs' figures fall into, too, where it has one.
+
+    The interval of this run's processes and an allowance for what differs between runs (``RUN_TO_RUN``, with
+    ``LOAD_SHIFT`` for ``other_load`` cores that were busy with something else, None if that is not known) add up as
+    independent errors do: a type A and a type B uncertainty (JCGM 100:2008, "GUM", 4.3 and 5.1.2).
+    """
+    if one.low is None or one.high is None:
+        return one
+    load = min(max(other_load or 0.0, 0.0), 1.0)
+    allowance = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * math.hypot(RUN_TO_RUN, LOAD_SHIFT * load)
+    low = one.value * math.exp(-math.hypot(math.log(one.value / one.low), allowance))
+    high = one.value * math.exp(math.hypot(math.log(one.high / one.value), allowance))
+    return dataclasses.replace(one, low=low, high=high, kind=BETWEEN_RUNS)
 
 
 def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float] | None:

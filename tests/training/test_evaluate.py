@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from tests.training.tiny import PatchClassifier, random_pictures
 from vitbench.errors import DataError
-from vitbench.training.evaluate import Evaluation, evaluate
+from vitbench.training.evaluate import Answers, Evaluation, collect_answers, evaluate
 from vitbench.training.pictures import PictureSet
 
 
@@ -80,3 +81,45 @@ def test_low_precision_model_is_given_its_own_type() -> None:
 def test_model_with_too_few_classes_is_refused() -> None:
     with pytest.raises(DataError, match="tells 4 classes apart, but the data set has 10. Build it with num_classes=10"):
         _test(PatchClassifier(classes=4), random_pictures())
+
+
+def _answers(
+    model: nn.Module, pictures: PictureSet, batch_size: int = 16, synchronize: Callable[[], object] = int
+) -> Answers:
+    return collect_answers(
+        model, pictures, device="cpu", autocast=contextlib.nullcontext, batch_size=batch_size, synchronize=synchronize
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])
+def test_answers_are_the_logits_in_the_order_of_the_pictures(batch_size: int) -> None:
+    torch.manual_seed(0)
+    model, pictures = PatchClassifier(dropout=0.9), random_pictures(40)
+    found = _answers(model, pictures, batch_size)
+    assert model.training
+    with torch.no_grad():
+        expected = model.eval()(pictures.images / 127.5 - 1)
+    torch.testing.assert_close(found.logits, expected)
+    assert found.duration_s > 0
+    result = _test(model, pictures, batch_size)
+    assert result.correct == int((found.logits.argmax(1) == pictures.labels).sum())
+
+
+def test_pass_is_timed_between_two_waits_after_one_batch_that_is_not() -> None:
+    class Noting(Fixed):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            events.append(len(images))
+            return super().forward(images)
+
+    events: list[int | str] = []
+    _answers(Noting(), random_pictures(10, classes=3), 4, lambda: events.append("wait"))
+    assert events == [4, "wait", 4, 4, 2, "wait"]
+
+
+def test_answers_are_in_float32_whatever_the_model_is() -> None:
+    assert _answers(PatchClassifier().to(torch.bfloat16), random_pictures()).logits.dtype == torch.float32
+
+
+def test_answers_of_too_few_classes_are_refused() -> None:
+    with pytest.raises(DataError, match="tells 4 classes apart"):
+        _answers(PatchClassifier(classes=4), random_pictures())

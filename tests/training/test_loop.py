@@ -16,7 +16,9 @@ from vitbench.models import build_model
 from vitbench.training.augment import normalise
 from vitbench.training.data import describe_data, load_images
 from vitbench.training.evaluate import evaluate
-from vitbench.training.loop import TrainingDiverged, TrainingResult, batches, hidden_matrices, make_optimizers, train
+from vitbench.training.loop import TrainingDiverged, TrainingResult, train
+from vitbench.training.optimizers import hidden_matrices, make_optimizers
+from vitbench.training.order import batches
 from vitbench.training.pictures import PictureSet
 from vitbench.training.recipes import Recipe, load_recipe
 

@@ -11,7 +11,7 @@ import pytest
 
 from vitbench.errors import UsageError
 from vitbench.training.augment import AUGMENTATIONS
-from vitbench.training.recipes import Augmentation, Recipe, RecipeError, list_recipes, load_recipe
+from vitbench.training.recipes import Augmentation, Recipe, RecipeError, list_recipes, load_recipe, parse_settings
 
 BASE: dict[str, Any] = {"name": "test", "learning_rate": 1e-3, "batch_size": 8, "steps": 10}
 
@@ -103,10 +103,13 @@ VALID = "learning_rate = 1e-3\nbatch_size = 8\nsteps = 10\n"
     ("text", "message"),
     [
         (VALID + "weigth_decay = 0.1", r"^Recipe mine.toml: unknown key 'weigth_decay'. Did you mean 'weight_decay'\?"),
-        (VALID + "optimizer = 'sgd'", r"mine.toml, key 'optimizer': 'sgd' is not allowed. Allowed: adamw, muon$"),
-        (VALID + "optimizer = 'AdamW'", r"Did you mean 'adamw'\? Allowed: adamw, muon$"),
+        (
+            VALID + "optimizer = 'lion'",
+            r"mine.toml, key 'optimizer': 'lion' is not allowed. Allowed: adamw, adam, sgd, muon$",
+        ),
+        (VALID + "optimizer = 'AdamW'", r"Did you mean 'adamw'\? Allowed: adamw, adam, sgd, muon$"),
         (VALID + "augment = ['flip', 'crops']", r"key 'augment': 'crops' is not allowed. Did you mean 'crop'\?"),
-        (VALID + "schedule = 'step'", r"'step' is not allowed. Allowed: cosine, constant"),
+        (VALID + "schedule = 'poly'", r"'poly' is not allowed. Allowed: cosine, constant, step"),
         (VALID + "images = 5", r"exactly one budget of images, steps, epochs, seconds, but images and steps are given"),
         ("learning_rate = 1e-3\nbatch_size = 8", r"exactly one budget of .*, but none is given"),
         ("learning_rate = 1e-3\nsteps = 8", r"mine.toml: the key 'batch_size' is missing"),
@@ -136,3 +139,63 @@ def test_unknown_recipe_is_told_the_closest(tmp_path: Path) -> None:
 def test_wrong_override_is_said_to_be_one() -> None:
     with pytest.raises(RecipeError, match=r"Recipe brief.toml, key 'batch_size' \(overridden\): .*\(given: 0\)"):
         load_recipe("brief", batch_size=0)
+
+
+def test_recipes_of_the_five_projects_say_what_these_publish() -> None:
+    """The figures of the projects' code and READMEs."""
+    base, others = load_recipe("cifar-vit-base"), load_recipe("cifar-vit")
+    assert (base.learning_rate, others.learning_rate) == (3e-4, 5e-4)
+    for one in (base, others):
+        assert (one.optimizer, one.weight_decay, one.batch_size, one.epochs) == ("adamw", 1e-4, 128, 100)
+        assert (one.schedule, one.min_learning_rate, one.warmup, one.clip_norm) == ("cosine", 1e-6, 0.0, 1.0)
+        assert (one.label_smoothing, one.mixup, one.cutmix, one.seed) == (0.1, 0.8, 1.0, 42)
+        assert (one.rotation, one.jitter, one.validation) == (15.0, 0.2, 0.1)
+    second = load_recipe("vit-code-replication")
+    assert (second.optimizer, second.learning_rate, second.weight_decay) == ("adamw", 3e-4, 0.05)
+    assert (second.batch_size, second.epochs, second.label_smoothing) == (32, 20, 0.1)
+    third = load_recipe("vit-reproduction", learning_rate=1e-4, epochs=50)
+    assert (third.optimizer, third.schedule, third.augment, third.batch_size) == ("adam", "constant", (), 64)
+    fourth = load_recipe("vit-classification-cifar10")
+    assert (fourth.learning_rate, fourth.weight_decay, fourth.batch_size, fourth.epochs) == (5e-4, 1e-3, 128, 200)
+    assert fourth.augment == ("crop", "flip", "randaugment")
+    assert fourth.learning_rate_at(0) == pytest.approx(5e-5)  # 0.1 times, for 10 of 200 epochs
+    assert fourth.learning_rate_at(10 / 200) == pytest.approx(5e-4)
+    assert fourth.learning_rate_at(1.0) == pytest.approx(1e-5)
+    fifth = load_recipe("paper-replicating")
+    assert (fifth.optimizer, fifth.learning_rate, fifth.weight_decay) == ("adam", 3e-3, 0.3)
+    assert (fifth.batch_size, fifth.epochs, fifth.jitter, fifth.mean[0]) == (16, 30, 0.4, 0.485)
+
+
+def test_steps_multiply_the_learning_rate_where_they_are_said() -> None:
+    recipe = Recipe(**{**BASE, "schedule": "step", "step_at": [0.5, 0.75], "min_learning_rate": 5e-5})
+    rates = [recipe.learning_rate_at(progress) for progress in (0.0, 0.49, 0.5, 0.74, 0.75, 1.0)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 5e-5, 5e-5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (["lr=1e-2", "batch_size=32"], {"learning_rate": 0.01, "batch_size": 32}),
+        (["augment=crop,flip"], {"augment": ["crop", "flip"]}),
+        (["augment=none"], {"augment": []}),
+        (["mean=0.4,0.5,0.6", "clip-norm=none"], {"mean": [0.4, 0.5, 0.6], "clip_norm": None}),
+        (["class_weights=none", "sampler = weighted"], {"class_weights": "none", "sampler": "weighted"}),
+    ],
+)
+def test_settings_of_a_command_line(settings: list[str], found: dict[str, Any]) -> None:
+    assert parse_settings(settings) == found
+    load_recipe("brief", **found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["lr"], "no key=value"),
+        (["lr=1", "learning_rate=2"], "twice"),
+        (["name=x"], "no key 'name'"),
+        (["epoch=3"], "Did you mean 'epochs'"),
+    ],
+)
+def test_wrong_settings_of_a_command_line(settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_settings(settings)

@@ -149,7 +149,7 @@ def _at_training(metric: str, scale: float, batch: int) -> Callable[[Row], str]:
 def _relative(get: Callable[[Row], Figure], batch: int) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         figure = get(row)
-        estimate = figure.relative
+        estimate = figure.relative_between_runs
         if estimate is None:
             return NOT_ASKED
         return with_interval(estimate.value, estimate.low, estimate.high) + _other_batch(figure, batch)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitbench.load import GPU_SLOWED, OTHER_LOAD, STEAL
 from vitbench.records import NoiseCheck, Record, format_image_size
 from vitbench.reports.format import cell_text, number, percent, table
-from vitbench.reports.rows import Figure, figure
+from vitbench.reports.rows import Figure, figure, mean_of
 from vitbench.reports.runs import Run
 from vitbench.statistics import Estimate, estimate, median, noise_floor, process_medians
 
@@ -75,10 +74,10 @@ def noise_floors(runs: Sequence[Run]) -> dict[tuple[str, str, int], float]:
 def disturbances(record: Record) -> list[str]:
     """Why a timed cell's figures are to be doubted; empty if nothing was in its way, or nothing is known."""
     found = []
-    load, steal = _mean(record, OTHER_LOAD), _mean(record, STEAL)
+    load, steal = mean_of(record, OTHER_LOAD), mean_of(record, STEAL)
     if load is not None and load >= DISTURBING_LOAD:
         found.append(f"{number(load, 2)} cores busy with something else")
-    if (_mean(record, GPU_SLOWED) or 0.0) >= DISTURBING_SLOWDOWN:
+    if (mean_of(record, GPU_SLOWED) or 0.0) >= DISTURBING_SLOWDOWN:
         found.append("heat or a power limit held the GPU's clock down")
     if steal is not None and steal >= DISTURBING_STEAL:
         found.append(f"{number(steal, 2)} cores' time taken by the host")
@@ -171,12 +170,6 @@ def _ratios(check: NoiseCheck) -> list[float]:
 
 def _timed(record: Record) -> list[Figure]:
     return [one for metric in TIMED if (one := figure(record, metric)).value is not None]
-
-
-def _mean(record: Record, metric: str) -> float | None:
-    one = figure(record, metric)
-    values = [x for process in one.measurement.samples for x in process] if one.measurement else []
-    return math.fsum(values) / len(values) if values else None
 
 
 def _drift(turns: Sequence[float]) -> float | None:

@@ -6,15 +6,18 @@ Cells that differ only in batch size or mode share a row. A training cell joins 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from vitbench.load import OTHER_LOAD
 from vitbench.records import Cell, Measurement, Record, Status, format_image_size
 from vitbench.reports.runs import Run
 from vitbench.statistics import (
     WILSON,
     Estimate,
+    allow_for_runs,
     estimate,
     percentile,
     relative_samples,
@@ -70,8 +73,17 @@ class Figure:
         return relative_samples(one.samples, one.turns, one.reference_samples)
 
     @cached_property
+    def relative_between_runs(self) -> Estimate | None:
+        """``relative`` with the interval that other runs on this machine fall into, too."""
+        if self.relative is None or self.record is None:
+            return None
+        return allow_for_runs(self.relative, mean_of(self.record, OTHER_LOAD))
+
+    @cached_property
     def relative(self) -> Estimate | None:
-        """The number in units of what the reference took, or None where there is no reference."""
+        """The number in units of what the reference took, with the interval of this run's processes; None where there
+        is no reference.
+        """
         if not self.relative_samples or self.measurement is None:
             return None
         return estimate(self.relative_samples, first_stage=self.measurement.first_stage)
@@ -228,6 +240,13 @@ def measurement_estimate(record: Record, measurement: Measurement) -> Estimate |
         low, high = wilson_interval(round(result.value * total), total)
         result = dataclasses.replace(result, low=low, high=high, kind=WILSON)
     return result
+
+
+def mean_of(record: Record, metric: str) -> float | None:
+    """The mean of all samples of a metric; None if it has none."""
+    one = figure(record, metric)
+    values = [x for process in one.measurement.samples for x in process] if one.measurement else []
+    return math.fsum(values) / len(values) if values else None
 
 
 def too_small(q: float) -> str:

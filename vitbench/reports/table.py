@@ -98,7 +98,7 @@ _TIDY: dict[str, str] = {
     **dict.fromkeys(("metric", "unit"), ""),
     **dict.fromkeys(("value", "low", "high"), "float64"),
     **dict.fromkeys(("relative", "relative_low", "relative_high"), "float64"),
-    "interval_kind": "",
+    **dict.fromkeys(("relative_interval_kind", "interval_kind"), ""),
     **dict.fromkeys(("n_samples", "n_processes", "n_warmup"), "int64"),
     **dict.fromkeys(
         ("status", "detail", "method", "cell_status", "cause", "cell_detail", "environment", "started_at"), ""
@@ -196,7 +196,7 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
     lines = []
     for one in record.measurements:
         result = measurement_estimate(record, one) if one.status == "ok" else None
-        relative = Figure(record, one, one.status).relative
+        relative = Figure(record, one, one.status).relative_between_runs
         used = result.n_samples if result else 0
         lines.append(
             {
@@ -209,6 +209,7 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
                 "relative": relative.value if relative else None,
                 "relative_low": relative.low if relative else None,
                 "relative_high": relative.high if relative else None,
+                "relative_interval_kind": relative.kind if relative else "",
                 "interval_kind": result.kind if result else "",
                 "n_samples": used,
                 "n_processes": result.n_processes if result else 0,
@@ -328,9 +329,10 @@ def _columns(metric: str, found: Figure) -> dict[str, Value]:
             line[f"{metric}_{end}{name.removeprefix(metric)}"] = None if bound is None else bound * scale
         line[f"{metric}_interval"] = estimate.kind if estimate else ""
     if metric in PAIRED:
-        relative = found.relative
+        relative = found.relative_between_runs
         for end, value in (("", "value"), ("_low", "low"), ("_high", "high")):
             line[f"relative_{metric}{end}"] = getattr(relative, value) if relative else None
+        line[f"relative_{metric}_interval"] = relative.kind if relative else ""
     return line
 
 

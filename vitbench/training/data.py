@@ -7,18 +7,32 @@ asked for), or the path of an image folder.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitbench.errors import UnknownNameError
+from vitbench.errors import DataError, UnknownNameError
 from vitbench.training.digits import NAME as DIGITS
 from vitbench.training.digits import describe_digits, read_digits
 from vitbench.training.downloads import DOWNLOADS, describe_download, read_download
 from vitbench.training.folder import describe_folder, read_listing, read_pictures
 from vitbench.training.pictures import DataInfo, PictureSet, Split, check_memory, from_arrays
-from vitbench.training.subsets import choose_stratified
+from vitbench.training.subsets import choose_imbalanced, choose_stratified
 
-__all__ = ["DATASETS", "DataInfo", "PictureSet", "describe_data", "list_datasets", "load_images"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "DATASETS",
+    "DataInfo",
+    "PictureSet",
+    "describe_data",
+    "list_datasets",
+    "load_images",
+    "load_training_images",
+]
+
+_Decode = Callable[[Sequence[int], tuple[int, int]], "torch.Tensor"]
 
 DATASETS: tuple[str, ...] = (DIGITS, *DOWNLOADS)
 
@@ -85,18 +99,60 @@ def load_images(
     Gray pictures get three equal channels. Raises DataError for a picture or file that cannot be read (naming it), and
     when memory does not suffice.
     """
+    labels, decode = _open(info, split, download=download)
+    wanted = info.count(split) if images is None else min(images, info.count(split))
+    return _decoded(info, labels, decode, choose_stratified(labels, wanted, seed), image_size)
+
+
+def load_training_images(
+    info: DataInfo,
+    *,
+    image_size: tuple[int, int],
+    images: int | None = None,
+    seed: int = 0,
+    validation: float = 0.0,
+    imbalance: str | None = None,
+    download: bool = False,
+) -> tuple[PictureSet, PictureSet | None]:
+    """The training pictures, and those of them that are held out for validation (None if the fraction is 0).
+
+    First ``validation`` of all is held out, stratified by ``seed``; then ``imbalance`` (see choose_imbalanced) thins
+    out the classes of the rest; then at most ``images`` of these are chosen, which keeps their shares. Raises as
+    ``load_images`` does, and DataError for an imbalance that cannot be, or a split that leaves nothing.
+    """
+    labels, decode = _open(info, "train", download=download)
+    held_out: list[int] = []
+    if validation > 0:
+        held_out = choose_stratified(labels, round(validation * len(labels)), f"validation {seed}")
+        if not 0 < len(held_out) < len(labels):
+            raise DataError(f"validation = {validation} of {len(labels)} training pictures leaves one side empty")
+    out = set(held_out)
+    rest = [index for index in range(len(labels)) if index not in out]
+    if imbalance is not None:
+        rest = choose_imbalanced(labels, rest, imbalance, seed)
+    if images is not None:
+        rest = [rest[index] for index in choose_stratified([labels[index] for index in rest], images, seed)]
+    training = _decoded(info, labels, decode, rest, image_size)
+    return training, _decoded(info, labels, decode, held_out, image_size) if held_out else None
+
+
+def _open(info: DataInfo, split: Split, *, download: bool) -> tuple[list[int], _Decode]:
+    """The class of each picture, and what makes a tensor of those asked for."""
+    if info.spec == DIGITS or info.spec in DOWNLOADS:
+        pixels, classes = read_digits(split) if info.spec == DIGITS else read_download(info, split, download=download)
+        return [int(label) for label in classes], lambda chosen, size: from_arrays(pixels[list(chosen)], size)
+    listing = read_listing(info)
+    files = listing.files[split]
+    return (
+        [file.label for file in files],
+        lambda chosen, size: read_pictures(listing.root, [files[index] for index in chosen], size),
+    )
+
+
+def _decoded(
+    info: DataInfo, labels: Sequence[int], decode: _Decode, chosen: Sequence[int], image_size: tuple[int, int]
+) -> PictureSet:
     import torch
 
-    wanted = info.count(split) if images is None else min(images, info.count(split))
-    check_memory(wanted, image_size)
-    if info.spec == DIGITS or info.spec in DOWNLOADS:
-        pixels, labels = read_digits(split) if info.spec == DIGITS else read_download(info, split, download=download)
-        chosen = choose_stratified(labels, wanted, seed)
-        tensor = from_arrays(pixels[chosen], image_size)
-    else:
-        listing = read_listing(info)
-        files = listing.files[split]
-        labels = [file.label for file in files]
-        chosen = choose_stratified(labels, wanted, seed)
-        tensor = read_pictures(listing.root, [files[index] for index in chosen], image_size)
-    return PictureSet(tensor, torch.tensor([labels[index] for index in chosen]), info.class_names)
+    check_memory(len(chosen), image_size)
+    return PictureSet(decode(chosen, image_size), torch.tensor([labels[index] for index in chosen]), info.class_names)

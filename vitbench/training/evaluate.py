@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,17 @@ class Evaluation:
     loss: float
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What a model says of each picture: ``logits`` (N, K) in float32, on the CPU, in the order of the pictures.
+
+    ``duration_s``: how long the pass over all of them took, from pictures in memory to logits on the device.
+    """
+
+    logits: torch.Tensor
+    duration_s: float
+
+
 def evaluate(
     model: torch.nn.Module,
     pictures: PictureSet,
@@ -41,23 +54,82 @@ def evaluate(
     mode meanwhile, and afterwards in the mode that it was in. ``mean`` and ``std`` of each channel (0 to 1) are those
     that the weights were trained with. Raises DataError if it has fewer classes than the data.
     """
-    was_training = model.training
-    dtype = input_dtype(model)
+    answer = _Answer(model, pictures.num_classes, device, autocast, mean, std)
     # Sums stay on the device: reading them after every batch would make it wait.
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float32, device=device)
+    with _testing(model):
+        for some, classes in zip(pictures.images.split(batch_size), pictures.labels.split(batch_size), strict=True):
+            logits, labels = answer(some), classes.to(device)
+            correct += (logits.argmax(-1) == labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+    total = len(pictures)
+    return Evaluation(correct=int(correct), total=total, loss=float(loss) / total)
+
+
+def collect_answers(
+    model: torch.nn.Module,
+    pictures: PictureSet,
+    *,
+    device: str,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    batch_size: int,
+    synchronize: Callable[[], None],
+    mean: Sequence[float] = OWN_MEAN,
+    std: Sequence[float] = OWN_STD,
+) -> Answers:
+    """The logits of every picture; arguments, mode and what is raised are those of ``evaluate``.
+
+    ``synchronize`` waits for the device, before and after the pass that is timed. One batch goes before it, untimed:
+    the first one prepares kernels.
+    """
+    answer = _Answer(model, pictures.num_classes, device, autocast, mean, std)
+    with _testing(model):
+        answer(pictures.images[:batch_size])
+        synchronize()
+        begin = time.perf_counter()
+        # they stay on the device until all are there: copying each would make it wait
+        found = [answer(some) for some in pictures.images.split(batch_size)]
+        synchronize()
+        duration_s = time.perf_counter() - begin
+        logits = torch.cat(found).cpu()
+    return Answers(logits=logits, duration_s=duration_s)
+
+
+class _Answer:
+    """The logits (B, K) of pictures (B, 3, H, W) uint8, in float32 on the device."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        num_classes: int,
+        device: str,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.model = model
+        self.num_classes = num_classes
+        self.device = device
+        self.autocast = autocast
+        self.mean, self.std = mean, std
+        self.dtype = input_dtype(model)
+
+    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
+        images = normalise(pictures.to(self.device), self.dtype, self.mean, self.std)
+        with self.autocast():
+            output = self.model(images)
+        check_classes(output, self.num_classes)
+        return mean_logits(output)
+
+
+@contextlib.contextmanager
+def _testing(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; the mode that it was in afterwards."""
+    was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for some, classes in zip(pictures.images.split(batch_size), pictures.labels.split(batch_size), strict=True):
-                images, labels = normalise(some.to(device), dtype, mean, std), classes.to(device)
-                with autocast():
-                    output = model(images)
-                check_classes(output, pictures.num_classes)
-                logits = mean_logits(output)
-                correct += (logits.argmax(-1) == labels).sum()
-                loss += F.cross_entropy(logits, labels, reduction="sum")
+            yield
     finally:
         model.train(was_training)
-    total = len(pictures)
-    return Evaluation(correct=int(correct), total=total, loss=float(loss) / total)

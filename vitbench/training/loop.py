@@ -1,25 +1,30 @@
 """The training loop: a model, pictures in memory and a recipe; afterwards the model is trained. Loads torch.
 
-What a step draws (its pictures, their augmentation) is a pure function of the seed and the step's place, so that
-a training can be taken up anywhere without replaying what came before.
+What a step draws (its pictures, their augmentation) is a pure function of the seed and the step's place, and everything
+else is in the state, so that a training can be stopped after any step and taken up again to the same end.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
+import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from vitbench.errors import VitbenchError
-from vitbench.outputs import check_classes, input_dtype, training_loss
-from vitbench.training.augment import augment, normalise
-from vitbench.training.pictures import PictureSet
+from vitbench.outputs import check_classes, input_dtype, mean_logits, training_loss
+from vitbench.training.augment import AugmentSettings, augment, normalise
+from vitbench.training.mixing import mix
+from vitbench.training.optimizers import make_optimizers
+from vitbench.training.order import PictureOrder, seeded_generator
+from vitbench.training.pictures import FeatureSet, PictureSet
 from vitbench.training.recipes import Recipe
 
 OnStep = Callable[[int, int | None, float], None]
@@ -52,6 +57,19 @@ class TrainingResult:
     stopped_because: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What the steps since the last stretch showed: ``losses`` (nat, one a step), the fraction of pictures classified
+    right as they were shown (augmented, in training mode; of mixed pictures the class with the larger share),
+    ``images`` and ``duration_s``.
+    """
+
+    losses: tuple[float, ...]
+    accuracy: float
+    images: int
+    duration_s: float
+
+
 def train(
     model: torch.nn.Module,
     pictures: PictureSet,
@@ -68,136 +86,290 @@ def train(
 
     ``autocast`` makes the context of each forward pass, ``synchronize`` waits for the device. ``on_step`` is told
     (steps done, steps in all or None, loss) after each. Seeds torch's global generators, which dropout draws from; on
-    the CPU the same seed gives the same weights. Raises TrainingDiverged, and DataError if the model has fewer classes
-    than the data.
+    the CPU the same seed gives the same weights; with ``ema`` in the recipe these are the averages. Raises
+    TrainingDiverged, and DataError if the model has fewer classes than the data.
     """
     torch.manual_seed(seed)
-    model.train()
-    optimizers = make_optimizers(model, recipe, pictures.num_classes)
-    losses = _Losses(recipe, recipe.total_steps(len(pictures)), on_step)
-    step = _Step(model, optimizers, recipe, autocast, scaler)
-    seen = steps = 0
-    synchronize()
-    begin = time.perf_counter()
-    for indices in batches(len(pictures), recipe, seed):
-        if recipe.seconds is not None and steps > 0 and time.perf_counter() - begin >= recipe.seconds:
-            break
-        progress = _progress(recipe, len(pictures), seen, len(indices), time.perf_counter() - begin)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate_at(progress)
-        images = pictures.images[indices].to(device)
-        images = augment(images, recipe.augment, seeded_generator(seed, "augmentation", steps))
-        losses.add(step(images, pictures.labels[indices].to(device), pictures.num_classes))
-        seen += len(indices)
-        steps += 1
-    losses.read()
-    synchronize()
+    trainer = Trainer(
+        model,
+        pictures,
+        recipe,
+        device=device,
+        autocast=autocast,
+        scaler=scaler,
+        synchronize=synchronize,
+        seed=seed,
+        on_step=on_step,
+    )
+    trainer.run()
+    stretch = trainer.take_stretch()
+    if trainer.averaged is not None:
+        model.load_state_dict(trainer.averaged.module.state_dict())
     return TrainingResult(
-        images_seen=seen,
-        steps=steps,
-        duration_s=time.perf_counter() - begin,
-        losses=tuple(losses.values),
+        images_seen=trainer.seen,
+        steps=trainer.steps,
+        duration_s=stretch.duration_s,
+        losses=stretch.losses,
         stopped_because=recipe.budget,
     )
 
 
-def make_optimizers(model: torch.nn.Module, recipe: Recipe, num_classes: int) -> list[torch.optim.Optimizer]:
-    """The recipe's optimizers, which share out the parameters that are trained.
-
-    ``muon``: Muon (Jordan et al., 2024; torch.optim.Muon) for hidden_matrices, its steps scaled to the size of AdamW's
-    (Liu et al., 2025, arXiv:2502.16982, section 2.2), so that one learning rate serves both; AdamW for the rest.
+class Trainer:
+    """A training under way. ``seen`` pictures (repeats counted) and ``steps`` are done; ``averaged`` holds the moving
+    average of the weights, if the recipe has one.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    lr, weight_decay = recipe.learning_rate, recipe.weight_decay
-    if recipe.optimizer == "adamw":
-        return [torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)]
-    matrices = [matrix for matrix in hidden_matrices(model, num_classes) if matrix.requires_grad]
-    taken = {id(matrix) for matrix in matrices}
-    rest = [parameter for parameter in trained if id(parameter) not in taken]
-    optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
-    if rest:
-        optimizers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay))
-    return optimizers
-
-
-def hidden_matrices(model: torch.nn.Module, num_classes: int) -> list[torch.nn.Parameter]:
-    """The weights of linear layers and of attention's projections between the embedding and the classifier.
-
-    Layers whose output is the classes, and layers with one output or two (scores), are none: orthogonalising them means
-    nothing. Convolutions and the patch embedding stay out, too. Shared weights come once.
-    """
-    found: dict[int, torch.nn.Parameter] = {}
-    for path, module in model.named_modules():
-        if "embed" in path:
-            continue
-        weight: Any = None
-        if isinstance(module, torch.nn.Linear):
-            weight = module.weight
-        elif isinstance(module, torch.nn.MultiheadAttention):
-            weight = module.in_proj_weight
-        if weight is not None and weight.shape[0] not in (1, 2, num_classes):
-            found[id(weight)] = weight
-    return list(found.values())
-
-
-def batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
-    """The indices (B,) of each step's pictures out of ``count``: without end where time decides, else until the budget
-    is used up, to the picture.
-
-    Every picture comes once before any comes again, each time in another order. Batches go across the end of a pass, so
-    that all but the last have ``batch_size`` pictures.
-    """
-    left = recipe.total_images(count)
-    waiting = torch.empty(0, dtype=torch.int64)
-    epoch = 0
-    while left is None or left > 0:
-        size = recipe.batch_size if left is None else min(recipe.batch_size, left)
-        while len(waiting) < size:
-            order = torch.randperm(count, generator=seeded_generator(seed, "order", epoch))
-            waiting = torch.cat([waiting, order])
-            epoch += 1
-        yield waiting[:size]
-        waiting = waiting[size:]
-        left = None if left is None else left - size
-
-
-def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A generator (on the CPU) of its own for the ``index``-th use of a purpose under ``seed``."""
-    # hashed, because torch's CPU generator looks at the lower 32 bits of a seed only
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-
-
-class _Step:
-    """One step of the optimizers on one batch; returns the loss, still on the device."""
 
     def __init__(
         self,
         model: torch.nn.Module,
+        pictures: PictureSet | FeatureSet,
+        recipe: Recipe,
+        *,
+        device: str,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        scaler: torch.amp.GradScaler | None = None,
+        synchronize: Callable[[], None],
+        seed: int,
+        on_step: OnStep | None = None,
+        forward: torch.nn.Module | None = None,
+        frozen: tuple[torch.nn.Module, ...] = (),
+        rank: int = 0,
+        ranks: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        """As ``train``. ``forward``: what is called in place of ``model`` (compiled, distributed). ``frozen``: modules
+        that stay in eval mode. Of ``ranks`` processes this one is ``rank``: each takes its share of every batch, and
+        ``forward`` averages their gradients.
+        """
+        self.model = model
+        self.pictures = pictures
+        self.recipe = recipe
+        self.device = device
+        self.seed = seed
+        self.rank = rank
+        self.ranks = ranks
+        self.frozen = frozen
+        self.seen = 0
+        self.steps = 0
+        self.elapsed_s = 0.0
+        self.optimizers = make_optimizers(model, recipe, pictures.num_classes)
+        self.averaged = _make_average(model, recipe.ema) if recipe.ema else None
+        self.settings = AugmentSettings(
+            rotation=recipe.rotation,
+            jitter=recipe.jitter,
+            jitter_hue=recipe.jitter_hue,
+            randaugment_ops=recipe.randaugment_ops,
+            randaugment_magnitude=recipe.randaugment_magnitude,
+            erasing=recipe.erasing,
+        )
+        self._synchronize = synchronize
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._order = PictureOrder(len(pictures), seed, pictures.labels if recipe.sampler == "weighted" else None)
+        self._dtype = input_dtype(model)
+        self._total = recipe.total_images(len(pictures))
+        self._results = _Results(recipe, recipe.total_steps(len(pictures)), on_step, device)
+        self._step = _Step(
+            model,
+            forward or model,
+            self.optimizers,
+            recipe,
+            autocast,
+            scaler,
+            pictures.num_classes,
+            _class_weights(pictures.labels, pictures.num_classes).to(device)
+            if recipe.class_weights == "inverse"
+            else None,
+        )
+        self.scaler = scaler
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is used up."""
+        if self._total is not None:
+            return self.seen >= self._total
+        assert self.recipe.seconds is not None
+        return self.steps > 0 and self.elapsed_s >= self.recipe.seconds
+
+    def run(self, until: int | None = None) -> None:
+        """Go on until ``until`` pictures are seen in all, or the budget is used up.
+
+        Raises TrainingDiverged and DataError as ``train`` does.
+        """
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+        self._synchronize()
+        begin, before = time.perf_counter(), self.elapsed_s
+        try:
+            while not self.done and (until is None or self.seen < until):
+                self._take_step()
+                self.elapsed_s = before + time.perf_counter() - begin
+            self._results.read()
+            self._synchronize()
+        finally:
+            self.elapsed_s = before + time.perf_counter() - begin
+
+    def take_stretch(self) -> Stretch:
+        """What the steps since the last call showed."""
+        return self._results.take(self.elapsed_s)
+
+    def check_finite(self) -> None:
+        """Raises TrainingDiverged if a weight is not finite, which the loss of the next step would show."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise TrainingDiverged(self.steps + 1, math.nan, self.recipe)
+
+    def state(self) -> dict[str, Any]:
+        """All that ``load_state`` needs to go on from here: tensors, numbers and texts only."""
+        found: dict[str, Any] = {
+            "seen": self.seen,
+            "steps": self.steps,
+            "elapsed_s": self.elapsed_s,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "ema": self.averaged.state_dict() if self.averaged is not None else None,
+            "rng": random_state(),
+            "stretch": self._results.state(),
+        }
+        return found
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``. Raises KeyError, ValueError or RuntimeError if it is of another training."""
+        self.model.load_state_dict(state["model"])
+        if len(self.optimizers) != len(state["optimizers"]) or (self.averaged is None) != (state["ema"] is None):
+            raise ValueError("its optimizers are those of another recipe")
+        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(own)
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["ema"])
+        self.seen, self.steps, self.elapsed_s = state["seen"], state["steps"], state["elapsed_s"]
+        self._results.load_state(state["stretch"], self.steps)
+        set_random_state(state["rng"])
+
+    def _take_step(self) -> None:
+        size = self.recipe.batch_size if self._total is None else min(self.recipe.batch_size, self._total - self.seen)
+        progress = self._progress(size)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate_at(progress)
+        indices = self._order.at(self.seen, size)
+        if self.ranks > 1:
+            # every process gets as many, or one would wait for the others for ever
+            share = max(size // self.ranks, 1)
+            indices = indices[self.rank * share : (self.rank + 1) * share]
+            if len(indices) == 0:
+                indices = self._order.at(self.seen, 1)
+        inputs, labels, targets = self._batch(indices)
+        loss, correct = self._step(inputs, labels, targets)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        self._results.add(loss, correct, len(indices))
+        self.seen += size
+        self.steps += 1
+
+    def _batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Inputs, classes (B,), and what the loss compares with: classes, or shares of classes (B, K) where mixed."""
+        recipe, pictures = self.recipe, self.pictures
+        place = self.steps * self.ranks + self.rank
+        labels = pictures.labels[indices.to(pictures.labels.device)].to(self.device, non_blocking=True)
+        if isinstance(pictures, FeatureSet):
+            return pictures.features[indices].to(self.device), labels, labels
+        images = pictures.images[indices.to(pictures.images.device)].to(self.device, non_blocking=True)
+        if recipe.augment:
+            generator = seeded_generator(self.seed, "augmentation", place)
+            images = augment(images, recipe.augment, generator, self.settings)
+        inputs = normalise(images, self._dtype, recipe.mean, recipe.std)
+        targets = labels
+        if recipe.mixup or recipe.cutmix:
+            inputs, targets = mix(
+                inputs,
+                labels,
+                pictures.num_classes,
+                mixup=recipe.mixup,
+                cutmix=recipe.cutmix,
+                probability=recipe.mix_probability,
+                generator=seeded_generator(self.seed, "mixing", place),
+            )
+            labels = targets.argmax(-1)
+        return inputs.contiguous(memory_format=self._format), labels, targets
+
+    def _progress(self, size: int) -> float:
+        """How much of the budget is used up (0 to 1) in the middle of the step that comes next."""
+        if self._total is None:
+            assert self.recipe.seconds is not None
+            return min(1.0, self.elapsed_s / self.recipe.seconds)
+        return (self.seen + size / 2) / self._total
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that a model may draw from: Python's, numpy's, torch's on each device."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, next_gauss = random.getstate()
+    found: dict[str, Any] = {
+        "python": [version, list(words), next_gauss],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        found["mps"] = torch.mps.get_rng_state()
+    return found
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators where ``random_state`` found them; those of devices that are not here are left out."""
+    version, words, next_gauss = state["python"]
+    random.setstate((version, tuple(words), next_gauss))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+class _Step:
+    """One step of the optimizers on one batch; returns the loss and how many are right, still on the device."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        forward: torch.nn.Module,
         optimizers: list[torch.optim.Optimizer],
         recipe: Recipe,
         autocast: Callable[[], AbstractContextManager[Any]],
         scaler: torch.amp.GradScaler | None,
+        num_classes: int,
+        class_weights: torch.Tensor | None,
     ) -> None:
         self.model = model
+        self.forward = forward
         self.optimizers = optimizers
         self.recipe = recipe
         self.autocast = autocast
         self.scaler = scaler
-        self.dtype = input_dtype(model)
+        self.num_classes = num_classes
+        self.class_weights = class_weights
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    def __call__(
+        self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            output = self.model(normalise(images, self.dtype))
-            check_classes(output, num_classes)
-            loss = training_loss(self.model, output, labels, self.recipe.label_smoothing)
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
-        scaled.backward()
+        parts = [(inputs, labels, targets)]
+        if self.recipe.accumulate > 1:
+            parts = list(zip(*(x.chunk(self.recipe.accumulate) for x in (inputs, labels, targets)), strict=True))
+        losses, right = [], []
+        for index, part in enumerate(parts):
+            with self._together(last=index == len(parts) - 1):
+                loss, correct = self._part(*part, share=len(part[0]) / len(inputs))
+            losses.append(loss)
+            right.append(correct)
         if self.recipe.clip_norm is not None:
             if self.scaler is not None:
                 for optimizer in self.optimizers:
@@ -210,25 +382,66 @@ class _Step:
                 self.scaler.step(optimizer)
         if self.scaler is not None:
             self.scaler.update()
-        return loss.detach()
+        if len(parts) == 1:
+            return losses[0], right[0]
+        return torch.stack(losses).sum(), torch.stack(right).sum()
+
+    def _part(
+        self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, share: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Forward and backward of a part of the batch; its loss is weighed by its ``share``."""
+        with self.autocast():
+            output = self.forward(inputs)
+            check_classes(output, self.num_classes)
+            loss = training_loss(self.model, output, targets, self.recipe.label_smoothing, self.class_weights)
+        if share != 1.0:
+            loss = loss * share
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()
+        with torch.no_grad():
+            correct = (mean_logits(output).argmax(-1) == labels).sum()
+        return loss.detach(), correct
+
+    def _together(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients of several processes are averaged once a step, with the last part."""
+        no_sync = getattr(self.forward, "no_sync", None)
+        return nullcontext() if last or no_sync is None else no_sync()
 
 
-class _Losses:
+class _Results:
     """The loss of each step, each read while the device works on the step after it: reading it at once would make the
     device wait for us.
     """
 
-    def __init__(self, recipe: Recipe, total: int | None, on_step: OnStep | None) -> None:
+    def __init__(self, recipe: Recipe, total: int | None, on_step: OnStep | None, device: str) -> None:
         self.recipe = recipe
         self.total = total
+        self.device = device
         self.on_step = on_step
-        self.values: list[float] = []
+        self.losses: list[float] = []
+        self.images = 0
+        self._steps = 0
+        self._since_s = 0.0
+        self._correct: torch.Tensor | None = None
         self._unread: torch.Tensor | None = None
 
-    def add(self, loss: torch.Tensor) -> None:
+    def state(self) -> dict[str, Any]:
+        """What the stretch has shown so far; every loss has been read."""
+        correct = 0 if self._correct is None else int(self._correct)
+        return {"losses": list(self.losses), "images": self.images, "correct": correct, "since_s": self._since_s}
+
+    def load_state(self, state: Mapping[str, Any], steps: int) -> None:
+        """Go on after ``steps`` steps in all."""
+        self._steps = steps
+        self.losses, self.images, self._since_s = list(state["losses"]), state["images"], state["since_s"]
+        self._correct = torch.tensor(state["correct"], device=self.device)
+
+    def add(self, loss: torch.Tensor, correct: torch.Tensor, images: int) -> None:
         """Take the loss of a new step and read the one before. Raises TrainingDiverged if that is not finite."""
         self.read()
         self._unread = loss
+        self._correct = correct if self._correct is None else self._correct + correct
+        self.images += images
 
     def read(self) -> None:
         """Read the loss that is left, if any. Raises TrainingDiverged if it is not finite."""
@@ -236,16 +449,45 @@ class _Losses:
             return
         value, self._unread = float(self._unread), None
         if not math.isfinite(value):
-            raise TrainingDiverged(len(self.values) + 1, value, self.recipe)
-        self.values.append(value)
+            raise TrainingDiverged(self._steps + 1, value, self.recipe)
+        self.losses.append(value)
+        self._steps += 1
         if self.on_step is not None:
-            self.on_step(len(self.values), self.total, value)
+            self.on_step(self._steps, self.total, value)
+
+    def take(self, elapsed_s: float) -> Stretch:
+        """What there is since the last time."""
+        self.read()
+        correct = 0 if self._correct is None else int(self._correct)
+        found = Stretch(
+            losses=tuple(self.losses),
+            accuracy=correct / max(self.images, 1),
+            images=self.images,
+            duration_s=elapsed_s - self._since_s,
+        )
+        self.losses, self.images, self._correct, self._since_s = [], 0, None, elapsed_s
+        return found
 
 
-def _progress(recipe: Recipe, count: int, seen: int, batch: int, elapsed_s: float) -> float:
-    """How much of the budget is used up (0 to 1) in the middle of the step that comes next."""
-    total = recipe.total_images(count)
-    if total is None:
-        assert recipe.seconds is not None
-        return min(1.0, elapsed_s / recipe.seconds)
-    return (seen + batch / 2) / total
+def _class_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """1 over each class's share, normalised to a mean of 1 over the classes that there are; 0 for the others."""
+    sizes = torch.bincount(labels.cpu(), minlength=num_classes).double()
+    weights = torch.where(sizes > 0, sizes.sum() / (num_classes * sizes.clamp(min=1)), 0.0)
+    return (weights * int((sizes > 0).sum()) / weights.sum()).float()
+
+
+def _make_average(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """The moving average of weights and buffers. Its decay rises to ``decay`` as (1 + n) / (10 + n) after n steps, so
+    that a short training does not average the random beginning.
+    """
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        # as a tensor: reading the count would make the device wait for us in every step
+        weight = 1 - torch.clamp((1 + count) / (10 + count), max=decay)
+        for own, new in zip(averaged, current, strict=True):
+            if own.is_floating_point():
+                own.lerp_(new.detach(), weight.to(own.dtype))
+            else:
+                own.copy_(new)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

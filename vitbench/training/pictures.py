@@ -75,6 +75,25 @@ class PictureSet:
         return len(self.class_names)
 
 
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """What a frozen backbone makes of pictures: ``features`` (N, ...) float, ``labels`` (N,) int64, indices into
+    ``class_names``.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the data set has."""
+        return len(self.class_names)
+
+
 def from_arrays(pixels: np.ndarray[Any, Any], image_size: tuple[int, int]) -> torch.Tensor:
     """uint8 pictures (N, h, w) or (N, h, w, 3) as a tensor (N, 3, H, W) of ``image_size`` (H, W) px.
 

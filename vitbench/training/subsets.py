@@ -1,9 +1,15 @@
-"""Which pictures of many: seeded, stratified, and the same on every machine and in every version."""
+"""Which pictures of many: seeded, stratified or imbalanced, and the same on every machine and in every version."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from pathlib import Path
+
+from vitbench.errors import DataError
+
+_IMBALANCE = re.compile(r"^(?P<kind>linear|exponential):(?P<ratio>\d+(\.\d+)?)$")
 
 
 def choose_stratified(labels: Sequence[int], count: int, seed: int | str) -> list[int]:
@@ -28,6 +34,71 @@ def choose_stratified(labels: Sequence[int], count: int, seed: int | str) -> lis
     for label, indices in members.items():
         chosen += sorted(indices, key=lambda index: _rank(seed, str(index)))[: taken[label]]
     return sorted(chosen)
+
+
+def choose_imbalanced(labels: Sequence[int], among: Sequence[int], imbalance: str, seed: int | str) -> list[int]:
+    """Ascending indices out of ``among`` (indices into ``labels``) whose classes are imbalanced.
+
+    ``linear:R``: from the size of the largest class down to a fraction 1/R of it, in equal steps from the first class
+    to the last (``linear:10`` of 5,000 a class: 5,000, 4,500, ... 500). ``exponential:R``: in equal ratios (Cui et
+    al., 2019,
+    arXiv:1901.05555, section 5.1). A path: that file's numbers (separated by blanks, commas or lines) are the indices
+    into all training pictures. No class gets more pictures than it has. Raises DataError for anything else.
+    """
+    if _IMBALANCE.match(imbalance) is None:
+        return _indices_of(imbalance, labels, set(among))
+    members: dict[int, list[int]] = {}
+    for index in among:
+        members.setdefault(labels[index], []).append(index)
+    counts = imbalanced_counts(imbalance, max(map(len, members.values())), len(members))
+    chosen: list[int] = []
+    for count, label in zip(counts, sorted(members), strict=True):
+        ranked = sorted(members[label], key=lambda index: _rank(seed, f"imbalance {index}"))
+        chosen += ranked[:count]
+    return sorted(chosen)
+
+
+def imbalanced_counts(imbalance: str, largest: int, classes: int) -> list[int]:
+    """How many pictures each of ``classes`` classes gets under ``linear:R`` or ``exponential:R``, the first
+    ``largest``.
+
+    Raises DataError for anything else, and for an R below 1 or so large that a class would be empty.
+    """
+    match = _IMBALANCE.match(imbalance)
+    ratio = float(match["ratio"]) if match else 0.0
+    if match is None or ratio < 1:
+        raise DataError(
+            f"Imbalance {imbalance!r} is neither linear:R nor exponential:R (largest over smallest class, from 1 on, "
+            "such "
+            "as linear:10) nor a file of indices"
+        )
+    places = [index / max(classes - 1, 1) for index in range(classes)]
+    if match["kind"] == "linear":
+        shares = [1 - place * (1 - 1 / ratio) for place in places]
+    else:
+        shares = [ratio**-place for place in places]
+    counts = [round(largest * share) for share in shares]
+    if min(counts) < 1:
+        raise DataError(f"Imbalance {imbalance!r} leaves a class of {largest} pictures empty: take a smaller ratio")
+    return counts
+
+
+def _indices_of(path: str, labels: Sequence[int], among: set[int]) -> list[int]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(
+            f"Imbalance {path!r} is neither linear:R nor exponential:R, such as linear:10, nor a file of indices"
+        )
+    try:
+        numbers = {int(word) for word in re.split(r"[\s,\[\]]+", file.read_text(encoding="utf-8")) if word}
+    except (OSError, ValueError) as error:
+        raise DataError(f"Index file {file.name!r} cannot be read: {error}. Give whole numbers only") from error
+    if not numbers or min(numbers) < 0 or max(numbers) >= len(labels):
+        raise DataError(f"Index file {file.name!r} has to hold numbers from 0 to {len(labels) - 1}")
+    chosen = sorted(numbers & among)
+    if not chosen:
+        raise DataError(f"Index file {file.name!r} leaves no training picture beside the validation split")
+    return chosen
 
 
 def _rank(seed: int | str, what: str) -> bytes:

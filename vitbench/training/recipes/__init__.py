@@ -8,7 +8,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,13 +21,23 @@ BUILT_IN = Path(__file__).parent
 #: The keys that say how long a training is; a recipe has exactly one of them.
 BUDGETS = ("images", "steps", "epochs", "seconds")
 
-Optimizer = Literal["adamw", "muon"]
-Schedule = Literal["cosine", "constant"]
-Augmentation = Literal["crop", "flip"]
+Optimizer = Literal["adamw", "adam", "sgd", "muon"]
+Schedule = Literal["cosine", "constant", "step"]
+Augmentation = Literal["crop", "flip", "rotation", "jitter", "randaugment", "erasing"]
+Sampler = Literal["shuffle", "weighted"]
+ClassWeights = Literal["none", "inverse"]
+
+#: Short names that people type, in ``--set`` only.
+ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wd": "weight_decay"}
+#: Keys whose values are lists.
+LISTS = ("augment", "step_at", "mean", "std")
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Channels = tuple[float, float, float]
 
 
 class RecipeError(UsageError):
@@ -38,11 +48,34 @@ class Recipe(BaseModel):
     """How a model is trained. Frozen; unknown keys are refused.
 
     ``images`` (pictures seen, repeats counted), ``steps``, ``epochs`` (passes over the training pictures, also broken
-    ones) or ``seconds``: exactly one. ``warmup``: the fraction of that budget in which the learning rate rises
-    linearly from 0 to ``learning_rate``; then ``schedule`` takes it to ``min_learning_rate`` (cosine) or leaves it.
-    ``clip_norm``: the largest norm of all gradients together, None for no clipping. ``augment``: applied in this
-    order, each picture with its own draw. ``optimizer``: ``adamw``, or ``muon`` for the hidden
-    matrices with AdamW for the rest. Weight decay is decoupled and acts on every parameter.
+    ones) or ``seconds``: exactly one.
+
+    Optimizer: ``adamw``, ``adam``, ``sgd`` (with ``momentum``), or ``muon`` for the hidden matrices with AdamW for the
+    rest. ``weight_decay`` acts on every parameter: decoupled in adamw and muon, added to the gradient in adam and sgd,
+    as torch has it. ``batch_size`` pictures a step, which go through the model in ``accumulate`` parts. ``clip_norm``:
+    the largest norm of all gradients together, None for no clipping.
+
+    Learning rate: in the fraction ``warmup`` of the budget it rises linearly from ``warmup_start`` times
+    ``learning_rate``; then ``schedule`` takes it to ``min_learning_rate`` (cosine), leaves it, or multiplies it by
+    ``step_factor`` at each fraction of the budget in ``step_at`` (step). It changes with every step, not every epoch.
+
+    Pictures: ``augment`` is applied in this order, each picture with its own draw: ``rotation`` in degrees to either
+    side, ``jitter`` of brightness, contrast and saturation and ``jitter_hue`` as torchvision's ColorJitter,
+    RandAugment's operations and magnitude, the probability of ``erasing``. ``mixup`` and ``cutmix``: the parameters of
+    their Beta distributions, 0 for neither; of both, each batch takes one; ``mix_probability``: that a batch is mixed
+    at all. ``mean`` and ``std`` normalise each channel (0 to 1).
+
+    Model: ``dropout`` and ``stochastic_depth`` (rate of the last block, rising linearly from 0) replace the model's
+    own, None leaves them. ``ema``: the decay of the moving average of the weights, which is then what is tested, 0 for
+    none.
+
+    Classes: ``imbalance`` thins out the training pictures' classes (``linear:R``, ``exponential:R`` or a file of
+    indices, see subsets.choose_imbalanced); ``sampler = "weighted"`` draws with replacement, each class as often as
+    any other; ``class_weights = "inverse"`` weighs the loss of each class by 1 over its share, normalised to a mean of
+    1 over classes.
+
+    What only ``vitbench train`` looks at: ``validation``, the fraction of the training pictures that is held out;
+    ``patience``: the epochs without a better validation accuracy after which it stops; ``seed``, where none is given.
 
     Defaults never change, because ``hash`` leaves out what equals them.
     """
@@ -60,16 +93,48 @@ class Recipe(BaseModel):
     epochs: Positive | None = None
     seconds: Positive | None = None
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_start: Fraction = 0.0
     schedule: Schedule = "cosine"
     min_learning_rate: NotNegative = 0.0
+    step_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    momentum: Fraction = 0.9
+    accumulate: Count = 1
     clip_norm: Positive | None = None
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: Fraction = 0.0
     augment: tuple[Augmentation, ...] = ()
+    rotation: Annotated[float, Field(gt=0, le=180)] = 15.0
+    jitter: Fraction = 0.2
+    jitter_hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    randaugment_ops: Count = 2
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30, strict=True)] = 9
+    erasing: Probability = 0.25
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    mix_probability: Probability = 1.0
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
+    dropout: Fraction | None = None
+    stochastic_depth: Fraction | None = None
+    ema: Fraction = 0.0
+    imbalance: Annotated[str, Field(min_length=1)] | None = None
+    sampler: Sampler = "shuffle"
+    class_weights: ClassWeights = "none"
+    validation: Fraction = 0.0
+    patience: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
 
-    @field_validator("augment", mode="before")
+    @field_validator("augment", "step_at", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, value: Channels) -> Channels:
+        if not all(0 < one < math.inf for one in value):
+            raise ValueError(f"std {value} has to be above 0 for each channel")
+        return value
 
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:
@@ -77,6 +142,10 @@ class Recipe(BaseModel):
         if len(given) != 1:
             said = f"{' and '.join(given)} are given together" if given else "none is given"
             raise ValueError(f"a recipe has exactly one budget of {', '.join(BUDGETS)}, but {said}")
+        if (self.schedule == "step") != bool(self.step_at):
+            raise ValueError("schedule = 'step' and step_at (fractions of the budget) go together")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate ({self.accumulate}) is more than batch_size ({self.batch_size})")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"min_learning_rate ({self.min_learning_rate}) is more than learning_rate ({self.learning_rate})"
@@ -85,10 +154,10 @@ class Recipe(BaseModel):
 
     @property
     def hash(self) -> str:
-        """16 hex digits of what it does: a hash of the keys that differ from their defaults, without name and
-        description, so that a new key leaves it valid.
+        """16 hex digits of what it does: a hash of the keys that differ from their defaults, without name, description
+        and seed, so that a new key leaves it valid.
         """
-        content = self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "description"})
+        content = self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "description", "seed"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -113,9 +182,12 @@ class Recipe(BaseModel):
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate when ``progress`` (0 to 1) of the budget is used up."""
         if progress < self.warmup:
-            return self.learning_rate * progress / self.warmup
+            return self.learning_rate * (self.warmup_start + (1 - self.warmup_start) * progress / self.warmup)
         if self.schedule == "constant":
             return self.learning_rate
+        if self.schedule == "step":
+            passed = sum(progress >= fraction for fraction in self.step_at)
+            return max(self.min_learning_rate, self.learning_rate * self.step_factor**passed)
         after = min(1.0, (progress - self.warmup) / (1 - self.warmup))
         height = self.learning_rate - self.min_learning_rate
         return self.min_learning_rate + height * (1 + math.cos(math.pi * after)) / 2
@@ -145,6 +217,44 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
         return Recipe.model_validate({**content, **overrides})
     except ValidationError as error:
         raise RecipeError(_first_problem(error, path.name, overrides)) from error
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """What ``--set key=value`` says, key to value: numbers, true and false, words, and lists with commas.
+
+    Raises RecipeError for what is no ``key=value``, for keys that a recipe does not have, and for one given twice.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        key = key.strip().replace("-", "_")
+        allowed = [name for name in Recipe.model_fields if name not in ("name", "description")]
+        if not sign or not key:
+            raise RecipeError(f"--set {setting!r} is no key=value, such as learning_rate=1e-3")
+        key = ALIASES.get(key, key)
+        if key not in allowed:
+            raise RecipeError(
+                f"--set {setting!r}: a recipe has no key {key!r}.{_did_you_mean(key, allowed)} Allowed: "
+                f"{', '.join(allowed)}"
+            )
+        if key in found:
+            raise RecipeError(f"--set gives {key!r} twice")
+        found[key] = _value(key, text.strip())
+    return found
+
+
+def _value(key: str, text: str) -> Any:
+    """A value as TOML would have it, for what a person types after the sign."""
+    if key in LISTS:
+        return [_value("", part.strip()) for part in text.split(",") if part.strip()] if text != "none" else []
+    if text == "none" and key not in ("class_weights",):
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _find_recipe(name_or_path: str) -> Path:
@@ -177,7 +287,13 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
     if problem["type"] == "value_error":
         return f"Recipe {source}: {message}"
     if problem["type"] == "literal_error":
-        kinds: dict[str, Any] = {"optimizer": Optimizer, "schedule": Schedule, "augment": Augmentation}
+        kinds: dict[str, Any] = {
+            "optimizer": Optimizer,
+            "schedule": Schedule,
+            "augment": Augmentation,
+            "sampler": Sampler,
+            "class_weights": ClassWeights,
+        }
         choices = list(get_args(kinds[key]))
         given = str(problem["input"])
         return f"{where}: {given!r} is not allowed.{_did_you_mean(given, choices)} Allowed: {', '.join(choices)}"
@@ -185,5 +301,6 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
 
 
 def _did_you_mean(given: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(given, known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(given.lower(), lower, n=1)
+    return f" Did you mean {lower[close[0]]!r}?" if close else ""

@@ -1,0 +1,403 @@
+"""Trainings as a user has them: interrupted, killed, diverged, out of memory, on a full disk, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vitbench.cli import run_command
+from vitbench.errors import DataError, RunFolderError, StorageError, UsageError
+from vitbench.models import build_model
+from vitbench.models.checkpoints import load_checkpoint, read_facts
+from vitbench.training.loop import TrainingDiverged
+from vitbench.training.recipes import load_recipe
+from vitbench.training.states import load_state, save_state
+from vitbench.trainings import (
+    LAST,
+    TrainingOutOfMemory,
+    TrainingRequest,
+    resume_training,
+    start_training,
+)
+
+MODEL = "vit_basic_tutorial"  # 48 wide, with dropout: what it draws has to be restored, too
+
+
+def request(**keys: Any) -> TrainingRequest:
+    recipe = {
+        "images": 300,
+        "batch_size": 20,
+        "augment": ["crop", "flip"],
+        "mixup": 0.4,
+        "ema": 0.9,
+        "validation": 0.2,
+        **keys.pop("recipe", {}),
+    }
+    base = TrainingRequest(
+        model=MODEL,
+        data="digits",
+        recipe=load_recipe("brief", **recipe).model_dump(mode="json"),
+        device="cpu",
+        image_size="8",
+        train_images=100,
+        test_images=50,
+        tensorboard=False,
+        threads=1,
+    )
+    return replace(base, **keys)
+
+
+def weights(folder: Path, name: str = LAST) -> dict[str, torch.Tensor]:
+    state = load_state(folder / name)
+    assert state is not None
+    found: dict[str, torch.Tensor] = state["model"]
+    return found
+
+
+def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.equal(one[key], other[key]), key
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("trainings") / "whole"
+    start_training(request(), folder)
+    return folder
+
+
+def test_a_training_leaves_all_that_it_promises(whole: Path) -> None:
+    names = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
+    assert names >= {
+        "training.json",
+        "history.csv",
+        "curves.png",
+        "summary.json",
+        "report.md",
+        LAST,
+        "checkpoints/last.safetensors",
+        "checkpoints/best.safetensors",
+    }
+    assert not [name for name in names if name.endswith(".part")]
+    summary = json.loads((whole / "summary.json").read_text())
+    rows, figures = summary["history"], summary["figures"]
+    assert [row["images"] for row in rows] == [100, 200, 300]
+    assert figures["images_seen"] == 300
+    assert figures["steps"] == 15
+    assert (figures["training_images"], figures["test_images"]) == (100, 50)
+    best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+    assert figures["best"]["epoch"] == best["epoch"]
+    facts = read_facts(whole / "checkpoints" / "last.safetensors")
+    assert (facts["model"], facts["data"], facts["classes"]) == (MODEL, "digits", [str(digit) for digit in range(10)])
+    assert facts["recipe"]["mixup"] == 0.4
+
+
+def test_the_same_seed_gives_equal_weights_and_another_does_not(whole: Path, tmp_path: Path) -> None:
+    torch.rand(7)  # what was drawn before does not matter
+    start_training(request(), tmp_path / "again")
+    assert_same_weights(weights(whole), weights(tmp_path / "again"))
+    start_training(request(seed=1), tmp_path / "other")
+    other = weights(tmp_path / "other")
+    assert not all(torch.equal(value, other[key]) for key, value in weights(whole).items())
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10])
+def test_a_training_gone_on_with_ends_as_one_without_a_pause(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    import vitbench.trainings.session as runs
+
+    class StoppedError(Exception):
+        pass
+
+    def die(*_: Any) -> None:
+        raise StoppedError
+
+    # a checkpoint after every step, and the end in the middle of the one after
+    monkeypatch.setattr(runs, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(runs, "_STEPS_AT_ONCE", 1)
+    from vitbench.training.loop import Trainer
+
+    step = Trainer._take_step
+    monkeypatch.setattr(Trainer, "_take_step", lambda self: die() if self.steps == steps else step(self))
+    with pytest.raises(StoppedError):
+        start_training(request(), tmp_path / "run")
+    monkeypatch.undo()
+    summary = resume_training(tmp_path / "run")
+    assert_same_weights(weights(whole), weights(tmp_path / "run"))
+    ours, theirs = (load_state(folder / LAST) for folder in (whole, tmp_path / "run"))
+    assert ours is not None
+    assert theirs is not None
+    assert torch.equal(ours["ema"]["module.head.weight"], theirs["ema"]["module.head.weight"])
+    kept = [{k: v for k, v in row.items() if k not in ("images_per_s", "duration_s")} for row in summary.history]
+    expected = json.loads((whole / "summary.json").read_text())["history"]
+    assert kept == [{k: v for k, v in row.items() if k not in ("images_per_s", "duration_s")} for row in expected]
+
+
+def _start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "vitbench",
+        "train",
+        MODEL,
+        "--device",
+        "cpu",
+        "--image-size",
+        "8",
+        "--threads",
+        "1",
+    ]
+    command += ["--set", "epochs=400", "--no-tensorboard", "--out", str(folder), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def _wait_for_epochs(folder: Path, epochs: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = folder / "history.csv"
+        if path.is_file() and len(path.read_text().splitlines()) > epochs:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no epoch within a minute")
+
+
+def test_kill_9_leaves_a_checkpoint_that_loads_and_can_be_gone_on_with(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = _start(folder)
+    try:
+        _wait_for_epochs(folder, 2)
+    finally:
+        process.kill()
+        process.wait()
+    state = load_state(folder / LAST)
+    assert state is not None
+    assert state["seen"] >= 2 * 1437
+    model = build_model(MODEL, image_size=8, num_classes=10)
+    load_checkpoint(model, folder / LAST)
+    content = json.loads((folder / "training.json").read_text())
+    content["recipe"]["epochs"] = state["seen"] // 1437 + 1  # enough has been seen
+    (folder / "training.json").write_text(json.dumps(content))
+    summary = resume_training(folder)
+    assert summary.figures["images_seen"] >= state["seen"]
+    assert [row["epoch"] for row in summary.history] == sorted({row["epoch"] for row in summary.history})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_saves_says_how_to_go_on_and_exits_with_130(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = _start(folder)
+    try:
+        _wait_for_epochs(folder, 1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].endswith(f"Go on with: vitbench train --resume {folder}")
+    assert "Traceback" not in errors
+    assert load_state(folder / LAST) is not None
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+    diverging = request(
+        recipe={"optimizer": "sgd", "learning_rate": 1e20, "warmup": 0.0, "clip_norm": None, "ema": 0.0}
+    )
+    with pytest.raises(TrainingDiverged, match="Lower the learning rate"):
+        start_training(diverging, tmp_path / "run")
+    state = load_state(tmp_path / "run" / LAST)
+    assert state is not None
+    assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(whole: Path, tmp_path: Path) -> None:
+    content = (whole / LAST).read_bytes()
+    for name, damaged in (("half", content[: len(content) // 2]), ("empty", b""), ("text", b"no checkpoint")):
+        folder = tmp_path / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / LAST).write_bytes(damaged)
+        (folder / "training.json").write_bytes((whole / "training.json").read_bytes())
+        with pytest.raises(DataError, match=r"last\.pt is damaged") as caught:
+            resume_training(folder)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(whole: Path, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "run-by-pickle"),))
+
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"vitbench": Evil()}, tmp_path / LAST)
+    (tmp_path / "training.json").write_bytes((whole / "training.json").read_bytes())
+    with pytest.raises(DataError, match="damaged"):
+        resume_training(tmp_path)
+    assert not (tmp_path / "run-by-pickle").exists()
+
+
+def test_the_checkpoint_of_another_training_does_not_fit(whole: Path, tmp_path: Path) -> None:
+    start_training(request(recipe={"ema": 0.0, "images": 20}), tmp_path / "other")
+    (tmp_path / "other" / LAST).write_bytes((whole / LAST).read_bytes())
+    (tmp_path / "other" / "summary.json").unlink()
+    with pytest.raises(DataError, match="does not fit"):
+        resume_training(tmp_path / "other")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux's")
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    save_state({"vitbench": "{}", "number": 1}, path)
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *args: Any, **more: Any) -> Any:
+        return opened(Path("/dev/full"), mode) if "w" in mode else opened(self, mode, *args, **more)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(StorageError, match="is kept"):
+        save_state({"vitbench": "{}", "number": torch.zeros(100_000)}, path)
+    monkeypatch.undo()
+    state = load_state(path)
+    assert state is not None
+    assert state["number"] == 1
+
+
+def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
+    """For real: a process that may not take more."""
+    pytest.importorskip("resource")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("RLIMIT_DATA holds on Linux")
+    code = (
+        "import resource, torch; from vitbench.models import build_model;"
+        "torch.set_num_threads(1); build_model('vit_basic', image_size=64, num_classes=10);"
+        "used = int(next(l for l in open('/proc/self/status') if l.startswith('VmData')).split()[1]) * 1024;"
+        "resource.setrlimit(resource.RLIMIT_DATA, (used + 600_000_000,) * 2);"
+        "import sys; from vitbench.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
+    )
+    arguments = [
+        "train",
+        "vit_basic",
+        "--image-size",
+        "64",
+        "--set",
+        "batch_size=256",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
+    arguments += ["--test-images", "20", "--no-tensorboard", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Out of memory on cpu at batch_size 256" in done.stderr
+    assert "--set accumulate=2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert TrainingOutOfMemory.cause == "out_of_memory"
+
+
+def test_more_classes_in_the_data_than_in_the_head(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--num-classes 3 is less than the 10 classes of digits"):
+        start_training(request(num_classes=3), tmp_path / "run")
+
+
+def test_a_folder_that_is_taken_or_holds_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("important")
+    with pytest.raises(RunFolderError, match="not empty"):
+        start_training(request(), tmp_path)
+    with pytest.raises(RunFolderError, match="holds no training"):
+        resume_training(tmp_path)
+    assert run_command(["train", "--resume", str(tmp_path / "nowhere")]) == 2
+    assert "holds no training" in capsys.readouterr().err
+
+
+def test_a_finished_training_is_not_trained_again(whole: Path) -> None:
+    before = (whole / LAST).stat().st_mtime_ns
+    summary = resume_training(whole)
+    assert summary.figures["images_seen"] == 300
+    assert (whole / LAST).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "Which model?"),
+        (["train", "vit_basik"], "Did you mean 'vit_basic'"),
+        (["train", MODEL, "--recipe", "breif"], "Did you mean 'brief'"),
+        (["train", MODEL, "--set", "learning_rat=1"], "Did you mean 'learning_rate'"),
+        (["train", MODEL, "--set", "lr"], "no key=value"),
+        (["train", MODEL, "--set", "lr=fast"], "learning_rate"),
+        (["train", MODEL, "--set", "augment=crop,flop"], "Did you mean 'flip'"),
+        (["train", MODEL, "--set", "epochs=2", "--set", "images=9"], "one budget"),
+        (["train", MODEL, "--data", "digit"], "Did you mean 'digits'"),
+        (["train", MODEL, "--imbalance", "cubic:3"], "neither linear:R nor exponential:R"),
+        (["train", MODEL, "--imbalance", "linear:100000"], "leaves a class"),
+        (["train", MODEL, "--freeze", "everything"], "none of: none, backbone"),
+        (["train", MODEL, "--freeze", "blocks:99"], "4 blocks"),
+        (["train", MODEL, "--image-size", "33"], "33"),
+        (["train", MODEL, "--device", "tpu"], "tpu"),
+        (["train", MODEL, "--amp-dtype", "bf16"], "together with --amp"),
+        (["train", MODEL, "--pretrained"], "no published weights"),
+        (["train", MODEL, "--weights", "/nowhere/w.pt"], "does not exist"),
+        (["train", MODEL, "--resume", "x"], "leave out"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line_and_2(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert said in error
+
+
+def test_a_wrong_request_leaves_no_folder_that_blocks_the_next_try(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        start_training(request(num_classes=3), tmp_path / "run")
+    start_training(request(recipe={"images": 20}), tmp_path / "run")
+
+
+def test_two_gloo_processes_share_each_batch(tmp_path: Path) -> None:
+    """One step without dropout and augmentation: the same weights as one process with the whole batch."""
+    options = ["train", "vit_layer6_32", "--image-size", "8", "--device", "cpu", "--threads", "1", "--no-tensorboard"]
+    options += ["--train-images", "60", "--test-images", "20", "--set", "batch_size=20", "--set", "steps=4"]
+    options += ["--set", "dropout=0", "--set", "optimizer=sgd", "--set", "lr=0.1", "--set", "validation=0.1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    together = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "vitbench",
+    ]
+    for command, folder in (([sys.executable, "-m", "vitbench"], "one"), (together, "two")):
+        arguments = [*command, *options, "--out", str(tmp_path / folder)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["figures"]["processes"] == 2
+
+
+def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
+    still = request(recipe={"images": 2000, "learning_rate": 1e-12, "min_learning_rate": 0, "patience": 2, "ema": 0.0})
+    summary = start_training(still, tmp_path / "run")
+    assert summary.figures["stopped_because"] == "patience"
+    assert len(summary.history) == 3

@@ -1,0 +1,498 @@
+"""Which tokens look at which: the attention weights of every layer of a ViT for some pictures, and their rollout.
+
+The model stays as it is. For one forward pass a mode of torch looks at the calls of attention and of softmax, hooks
+tell which module is running, and a second computation beside the model's own gives the weights that fused kernels keep
+to themselves. Afterwards the mode and the hooks are gone, so that nothing is paid while nobody looks.
+
+Weights are given only where their tokens are known places of the picture: a grid of patches, behind a few tokens such
+as CLS. Where a model drops patches, the calls that gather the others say which remain.
+
+Shapes: B images, h heads, L tokens of a layer, N patches of a picture, n of them that a layer has, D width, d = D / h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vitbench.errors import Unsupported
+
+#: So many tokens may stand in front of the patches: CLS, one for distillation, registers.
+MOST_EXTRA_TOKENS = 16
+
+_NO_MAP = "its weights are no map over the picture"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttentionMap:
+    """The attention weights of one layer, and where its tokens lie in the picture.
+
+    Args:
+        name: of the module that attends, as in ``named_modules``.
+        kind: ``softmax``, or ``effective`` for what linear attention amounts to (see EFFECTIVE).
+        weights: (B, h, L, L) float32 on the CPU; row i holds what token i takes from each token.
+        extra: how many tokens stand in front of the patches.
+        grid: (rows, columns) of the patches that the picture has.
+        covered: (height, width) px that the grid lies on, from the top left: less than the picture where patches do
+            not divide it, more where the model pads it.
+        kept: (B, n) int64, the patches that this layer has, in the order of its tokens: places in the grid, row by row.
+        readout: ``CLS`` where the first token carries the answer, ``mean`` where all tokens do.
+    """
+
+    name: str
+    kind: Literal["softmax", "effective"]
+    weights: Tensor
+    extra: int
+    grid: tuple[int, int]
+    covered: tuple[int, int]
+    kept: Tensor
+    readout: Literal["CLS", "mean"]
+
+    @property
+    def heads(self) -> int:
+        """h."""
+        return self.weights.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """L."""
+        return self.weights.shape[2]
+
+    @property
+    def patches(self) -> int:
+        """N, whether or not this layer still has them."""
+        return self.grid[0] * self.grid[1]
+
+    def over_patches(self) -> Tensor:
+        """What CLS (where there is none: the mean of all tokens) takes from each patch: (B, h, N), NaN for dropped
+        patches. What it takes from CLS itself and the like is not in it, so that a row sums to less than 1.
+        """
+        rows = self.weights[:, :, 0] if self.readout == "CLS" else self.weights.mean(dim=2)  # (B, h, L)
+        found = rows.new_full((*rows.shape[:2], self.patches), math.nan)
+        return found.scatter_(2, self.kept[:, None].expand(-1, self.heads, -1), rows[..., self.extra :])
+
+    def on_itself(self) -> float | None:
+        """The part of its attention that CLS gives to itself, mean over images and heads; None without CLS."""
+        return float(self.weights[:, :, 0, 0].mean()) if self.readout == "CLS" else None
+
+    def entropy_nat(self) -> float:
+        """The entropy -sum(w ln w) of a token's attention, mean over tokens, heads and images; at most ln L."""
+        return float(-torch.xlogy(self.weights, self.weights).sum(dim=-1).mean())
+
+    def places(self) -> Tensor:
+        """Which token of an unpruned layer each of this layer's tokens is: (B, L) int64."""
+        first = torch.arange(self.extra).expand(len(self.kept), -1)
+        return torch.cat([first, self.kept + self.extra], dim=1)
+
+
+def attention_maps(model: nn.Module, images: Tensor) -> list[AttentionMap]:
+    """The attention weights of each layer for ``images`` (B, 3, H, W), in the order in which the layers run.
+
+    One forward pass in eval mode without gradients, on the device of both. The model is left as it was, also after an
+    exception.
+
+    Raises:
+        Unsupported: the model has no attention, or none whose tokens are the patches of the whole picture: it attends
+            within windows, between channels, or to other tokens than it asks from.
+    """
+    return capture_attention(model, images)[1]
+
+
+def capture_attention(model: nn.Module, images: Tensor) -> tuple[Any, list[AttentionMap]]:
+    """What ``model(images)`` returns, and the maps; see ``attention_maps``.
+
+    Outputs are those of the ordinary pass; where ``nn.MultiheadAttention`` would take its fast path they may differ by
+    rounding.
+    """
+    model = getattr(model, "_orig_mod", model)  # behind torch.compile nothing could be seen
+    recorder = _Recorder(model, images)
+    # no_grad and not inference_mode: a module that caches a tensor would keep one that cannot be trained with
+    with _evaluating(model), _without_fast_path(), recorder.following(model), torch.no_grad(), recorder:
+        output = model(images)
+    return output, _locate(model, images, recorder.events)
+
+
+def rollout(maps: Sequence[AttentionMap], *, heads: Literal["mean", "max"] = "mean") -> Tensor:
+    """Attention rollout: how much of each token of the first layer is in each token behind the last one (B, L, L).
+
+    The product over the layers of (A + I) / 2 with rows normalised to 1, where A is the mean (or maximum) of a layer's
+    heads (Abnar and Zuidema, 2020, arXiv:2005.00928). It takes a layer's weights for all that the layer does, as
+    the method has it. Tokens are those of an unpruned layer; the row of a dropped patch is what it held when it was
+    dropped.
+
+    Raises Unsupported if the layers do not share one grid of patches, ValueError if there are none.
+    """
+    if not maps:
+        raise ValueError("a rollout needs at least one layer")
+    if len({(one.grid, one.extra) for one in maps}) > 1:
+        raise Unsupported("its layers have different grids of patches, between which attention cannot be rolled out")
+    B = len(maps[0].weights)
+    L = maps[0].extra + maps[0].patches
+    held = torch.eye(L).expand(B, L, L)
+    for one in maps:
+        mixed = one.weights.mean(dim=1) if heads == "mean" else one.weights.amax(dim=1)
+        mixed = mixed + torch.eye(one.tokens)
+        mixed = mixed / mixed.sum(dim=-1, keepdim=True)
+        places = one.places()[..., None].expand(-1, -1, L)  # (B, tokens, L)
+        held = held.scatter(1, places, mixed @ held.gather(1, places))
+    return held
+
+
+def rollout_over_patches(maps: Sequence[AttentionMap], *, heads: Literal["mean", "max"] = "mean") -> Tensor:
+    """How much of each patch is in CLS behind the last layer (without CLS: in the mean of the tokens that are left), by
+    ``rollout``: (B, N).
+    """
+    held = rollout(maps, heads=heads)
+    last = maps[-1]
+    if last.readout == "CLS":
+        return held[:, 0, last.extra :]
+    return held.gather(1, last.places()[..., None].expand(-1, -1, held.shape[-1])).mean(dim=1)[:, last.extra :]
+
+
+def kept_stages(maps: Sequence[AttentionMap]) -> list[tuple[int, int, Tensor]]:
+    """Runs of layers that have the same patches: (first layer, last layer, both from 0, kept (B, n)). One run: the
+    model drops nothing.
+    """
+    stages: list[tuple[int, int, Tensor]] = []
+    for index, one in enumerate(maps):
+        if stages and torch.equal(stages[-1][2], one.kept) and maps[index - 1].grid == one.grid:
+            stages[-1] = (stages[-1][0], index, one.kept)
+        else:
+            stages.append((index, index, one.kept))
+    return stages
+
+
+# --- linear attention
+
+
+def relu_linear_weights(module: Any, x: Tensor) -> Tensor:
+    """The weights that ReLU linear attention amounts to (models/linear_attention.py): (B, L, D) to (B, h, L, L).
+
+    relu(q) relu(k)^T over its row sums + eps: times v it is what the module computes. Rows sum to a little less than 1,
+    to 0 where q has no positive entry.
+    """
+    B, L, D = x.shape
+    q, k, _ = module.qkv(x).view(B, L, 3, module.heads, D // module.heads).permute(2, 0, 3, 1, 4).unbind(0)
+    weights = _exact(F.relu(q)) @ _exact(F.relu(k)).transpose(-2, -1)
+    eps = max(module.eps, torch.finfo(q.dtype).tiny)  # as in the module
+    return weights / (weights.sum(dim=-1, keepdim=True) + eps)
+
+
+#: The class of a module without a softmax -> its weights, from the module and its input. By name: the models are not
+#: known here.
+EFFECTIVE: Mapping[str, Callable[[Any, Tensor], Tensor]] = {"ReLULinearAttention": relu_linear_weights}
+
+
+# --- one forward pass, watched
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A convolution made (rows, columns) of something; ``covered`` px of the picture, if its kernels tile it."""
+
+    grid: tuple[int, int]
+    covered: tuple[int, int]
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of ``count`` patches those at ``indices`` (B, n) were gathered."""
+
+    indices: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Attention weights on the CPU."""
+
+    name: str
+    kind: Literal["softmax", "effective"]
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class _NoMap:
+    """Attention of another kind than that of tokens to each other, and of which."""
+
+    name: str
+    reason: str
+
+
+_Event = _Grid | _Kept | _Weights | _NoMap
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes what a forward pass does, in order, as far as maps need it. Calls inside of torch's functions are not seen,
+    so that nothing is noted twice.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.events: list[_Event] = []
+        self._images = images
+        self._whole = type(model).__name__
+        self._running: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        look = _LOOKS.get(getattr(func, "__name__", ""))
+        if look is not None:
+            look(self, args, kwargs, output)
+        return output
+
+    @contextlib.contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Inside, know which module is running."""
+        handles = []
+        try:
+            for name, module in model.named_modules():
+                handles.append(module.register_forward_pre_hook(partial(self._enter, name or self._whole)))
+                handles.append(module.register_forward_hook(self._leave))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        shape = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
+        self._running.append((name, module, shape))
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        effective = EFFECTIVE.get(type(module).__name__)
+        if effective is not None:
+            self._note("effective", effective(module, args[0]))
+        self._running.pop()
+
+    def look_at_convolution(self, args: Any, kwargs: Any, output: Tensor) -> None:
+        """A grid of patches may come from it."""
+        given = _bind(_CONVOLUTION, args, kwargs)
+        if output.dim() != 4:
+            return
+        (rows, columns), kernel = output.shape[-2:], given["weight"].shape[-2:]
+        size, whole = given["input"].shape[-2:], self._images.shape[-2:]
+        tiled = (rows * kernel[0], columns * kernel[1])
+        tiles = all(0 <= side - part < one for side, part, one in zip(size, tiled, kernel, strict=True))
+        sees_picture = all(side <= one for side, one in zip(whole, size, strict=True))
+        covered = tiled if tiles and sees_picture else (whole[0], whole[1])
+        self.events.append(_Grid((rows, columns), covered))
+
+    def look_at_gather(self, args: Any, kwargs: Any, output: Tensor) -> None:
+        """Tokens gathered whole, (B, n, D) -> (B, fewer, D), are patches that stay."""
+        given = _bind(_GATHER, args, kwargs)
+        tokens, indices = given["input"], given["index"]
+        whole_tokens = indices.dim() == 3 and (indices.stride(-1) == 0 or indices.shape[-1] == 1)
+        if tokens.dim() == 3 and given["dim"] in (1, -2) and whole_tokens and len(tokens) == len(self._images):
+            self.events.append(_Kept(indices[..., 0].cpu(), tokens.shape[1]))
+
+    def look_at_softmax(self, args: Any, kwargs: Any, output: Tensor) -> None:
+        """Over the last of four or more dimensions it is attention."""
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if output.dim() >= 4 and dim in (-1, output.dim() - 1):
+            self._note("softmax", output)
+
+    def look_at_fused(self, args: Any, kwargs: Any, output: Tensor) -> None:
+        """Its weights are computed here."""
+        self._note("softmax", softmax_weights(**_bind(_FUSED, args, kwargs)))
+
+    def look_at_multihead(self, args: Any, kwargs: Any, output: Any) -> None:
+        """Asked once more, for the weights of each head."""
+        given = {"need_weights": True, "average_attn_weights": False, "dropout_p": 0.0}
+        found = F.multi_head_attention_forward(**(_bind(_MULTIHEAD, args, kwargs) | given))
+        assert found[1] is not None
+        self._note("softmax", found[1])
+
+    def _note(self, kind: Literal["softmax", "effective"], weights: Tensor) -> None:
+        running = [one for one in self._running if not isinstance(one[1], nn.Softmax)]
+        name = running[-1][0] if running else self._whole
+        shape = tuple(weights.shape)
+        if shape[-2] == 1 and len(shape) == 4:
+            return  # one query that collects the answer: no token is changed by it
+        tokens = next((shape for _, _, shape in reversed(running) if len(shape) == 3), None)
+        reason = ""
+        if len(shape) != 4 or shape[0] != len(self._images):
+            reason = f"within windows ({' x '.join(map(str, shape))} weights for {len(self._images)} picture(s))"
+        elif shape[-1] != shape[-2]:
+            reason = f"from {shape[-2]} tokens to {shape[-1]}"
+        elif tokens is not None and shape[-1] not in tokens[:2]:
+            reason = f"between {shape[-1]} channels"
+        if reason:
+            self.events.append(_NoMap(name, reason))
+        else:
+            self.events.append(_Weights(name, kind, weights.detach().to("cpu", torch.float32)))
+
+
+_LOOKS: Mapping[str, Callable[[_Recorder, Any, Any, Any], None]] = {
+    "conv2d": _Recorder.look_at_convolution,
+    "gather": _Recorder.look_at_gather,
+    "softmax": _Recorder.look_at_softmax,
+    "special_softmax": _Recorder.look_at_softmax,
+    "scaled_dot_product_attention": _Recorder.look_at_fused,
+    "multi_head_attention_forward": _Recorder.look_at_multihead,
+}
+
+_CONVOLUTION = ("input", "weight")
+_GATHER = ("input", "dim", "index")
+_FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+_MULTIHEAD = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
+
+
+def _bind(names: tuple[str, ...], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name; those behind ``names`` are left out unless they came with theirs."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def softmax_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The weights that ``F.scaled_dot_product_attention`` multiplies ``value`` by: (..., L, d), (..., M, d) to
+    (..., L, M), in float32 or better, before dropout. A row that may see nothing is 0.
+    """
+    query, key = _exact(query), _exact(key)
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.transpose(-2, -1)
+    if is_causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+    if attn_mask is not None:
+        visible = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if visible else scores + attn_mask
+    blind = scores.isneginf().all(dim=-1, keepdim=True)
+    return scores.softmax(dim=-1).masked_fill(blind, 0.0)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """nn.MultiheadAttention and nn.TransformerEncoderLayer hide what they call in a fast path: off inside."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+# --- from what was seen to places in the picture
+
+
+def _locate(model: nn.Module, images: Tensor, events: Sequence[_Event]) -> list[AttentionMap]:
+    """The maps, each with its grid and the patches that are left. Raises Unsupported where that is not known."""
+    other = next((event for event in events if isinstance(event, _NoMap)), None)
+    if other is not None:
+        raise Unsupported(f"it attends {other.reason}, in {other.name}: {_NO_MAP}")
+    if not any(isinstance(event, _Weights) for event in events):
+        raise Unsupported("it has no attention over tokens: nothing computes a softmax over them, head by head")
+    height, width = images.shape[-2:]
+    grids = _own_grids(model, (height, width))
+    grid: _Grid | None = None
+    kept: Tensor | None = None
+    extra: int | None = None
+    maps: list[AttentionMap] = []
+    for event in events:
+        if isinstance(event, _Grid):
+            grids.append(event)
+        elif isinstance(event, _Kept):
+            if kept is None:
+                grid = next((one for one in reversed(grids) if one.patches == event.count), None)
+                kept = None if grid is None else torch.arange(event.count).expand(len(images), -1)
+            if kept is not None and kept.shape[1] == event.count:
+                kept = kept.gather(1, event.indices)
+        elif isinstance(event, _Weights):
+            L = event.weights.shape[-1]
+            if grid is None or kept is None or not _is_extra(L - kept.shape[1], extra):
+                candidates = grids or _guessed_grids((height, width), L)
+                grid = next((one for one in reversed(candidates) if _is_extra(L - one.patches, extra)), None)
+                if grid is None:
+                    raise Unsupported(f"{event.name} has {L} tokens, which are no grid of patches: {_NO_MAP}")
+                kept = torch.arange(grid.patches).expand(len(images), -1)
+            extra = L - kept.shape[1]
+            maps.append(
+                AttentionMap(
+                    name=event.name,
+                    kind=event.kind,
+                    weights=event.weights,
+                    extra=extra,
+                    grid=grid.grid,
+                    covered=grid.covered,
+                    kept=kept,
+                    readout=_readout(model, extra),
+                )
+            )
+    return maps
+
+
+def _is_extra(count: int, known: int | None) -> bool:
+    """Whether ``count`` tokens can stand in front of the patches; once known, they stay as many."""
+    return count == known if known is not None else 0 <= count <= MOST_EXTRA_TOKENS
+
+
+def _own_grids(model: nn.Module, image_size: tuple[int, int]) -> list[_Grid]:
+    """By the side of a patch that the model names, for embeddings without a convolution."""
+    patch = getattr(model, "patch", None) or getattr(model, "patch_size", None)
+    sides = (patch, patch) if isinstance(patch, int) else patch
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(isinstance(one, int) for one in sides):
+        return []
+    rows, columns = (whole // one for whole, one in zip(image_size, sides, strict=True))
+    return [_Grid((rows, columns), (rows * sides[0], columns * sides[1]))]
+
+
+def _guessed_grids(image_size: tuple[int, int], tokens: int) -> list[_Grid]:
+    """For a model without a convolution: square patches that fill the picture, and at most two tokens before them."""
+    found = []
+    for extra in (2, 0, 1):  # the last is tried first
+        side = math.sqrt(image_size[0] * image_size[1] / max(tokens - extra, 1))
+        rows, columns = round(image_size[0] / side), round(image_size[1] / side)
+        whole = rows * columns == tokens - extra > 0 and image_size[0] % rows == 0 and image_size[1] % columns == 0
+        if whole and image_size[0] // rows == image_size[1] // columns:
+            found.append(_Grid((rows, columns), image_size))
+    return found
+
+
+def _readout(model: nn.Module, extra: int) -> Literal["CLS", "mean"]:
+    """Where the answer is read from: the first token, unless the model has no CLS there or pools all tokens."""
+    if extra == 0:
+        return "mean"
+    pool = getattr(model, "global_pool", "token")  # timm's
+    if isinstance(pool, str) and pool not in ("", "token"):
+        return "mean"
+    tokens = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    registers_only = "reg_token" in tokens and not tokens & {"cls_token", "class_token"}
+    return "mean" if registers_only else "CLS"

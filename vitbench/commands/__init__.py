@@ -1,0 +1,1 @@
+"""The commands that use trained models, one module each; cli.py registers them."""

@@ -1,0 +1,87 @@
+"""``vitbench attention``: what a trained model attends to, drawn over a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = (
+    "Examples:  vitbench attention vit_layer6_32 --weights best.safetensors cat.png   |   "
+    "vitbench attention timm:vit_tiny_patch16_224 --pretrained cat.png --layer 12 --head all   |   "
+    "vitbench attention cifar_dynamic_vit_learned --weights best.safetensors --data digits --index 5 --gif"
+)
+
+
+def attention(
+    model: Annotated[str, typer.Argument(help="Name of a model (vitbench list models, timm:NAME, torchvision:NAME).")],
+    image: Annotated[Path | None, typer.Argument(help="A picture; or else --data NAME --index N.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A checkpoint of the model.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Load the weights that timm and torchvision publish.")
+    ] = False,
+    replace_head: Annotated[
+        bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Take a test picture of digits, cifar10, cifar100, fashion-mnist or a folder.")
+    ] = None,
+    index: Annotated[int | None, typer.Option(help="With --data: which test picture, from 0. [default: 0]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are.")] = None,
+    layer: Annotated[str | None, typer.Option(help="A layer, from 1, or all. [default: all]")] = None,
+    head: Annotated[str | None, typer.Option(help="A head, from 1, mean or all. [default: mean]")] = None,
+    rollout: Annotated[
+        bool, typer.Option("--rollout", help="Also draw the rollout; without --layer and --head it is drawn anyway.")
+    ] = False,
+    gif: Annotated[bool, typer.Option("--gif", help="Also an animation through all layers.")] = False,
+    save_maps: Annotated[bool, typer.Option("--save-maps", help="Also save all weights as maps.npz.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("attention"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels, 224 or 231x240. [default: that of the weights]")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Classes of the head. [default: those of the weights]")
+    ] = None,
+    allow_import: Annotated[
+        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> int:
+    """Draw what a trained model attends to in a picture: maps a layer and head, rollout, tokens kept, an animation."""
+    if allow_import:
+        import sys
+
+        from vitbench.models.imported import allow_imports
+
+        sys.path.insert(0, "")  # builders of one's own are found from the current folder
+        allow_imports()
+    from vitbench.attention_pictures import draw_attention, to_dict, to_text
+
+    report = draw_attention(
+        model,
+        picture=image,
+        data=data,
+        index=index,
+        data_dir=data_dir,
+        weights=weights,
+        pretrained=pretrained,
+        replace_head=replace_head,
+        device=device,
+        image_size=image_size,
+        num_classes=num_classes,
+        layer=layer,
+        head=head,
+        rollout=rollout,
+        gif=gif,
+        save_maps=save_maps,
+        out=out,
+    )
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(to_dict(report), indent=2, ensure_ascii=False))
+    else:
+        print(to_text(report))
+    return 0

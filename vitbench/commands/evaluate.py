@@ -1,0 +1,91 @@
+"""``vitbench evaluate``: accuracy, loss, precision, recall, F1, confusions, calibration of a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = (
+    "Examples:  vitbench evaluate vit_layer6_32 --weights best.safetensors --data cifar10 --data-dir data   |   "
+    "vitbench evaluate vit_basic_tutorial --weights best.safetensors --data digits --out evaluation   |   "
+    "vitbench evaluate timm:vit_tiny_patch16_224 --pretrained --data pictures/ --json"
+)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Name of a model (vitbench list models, timm:NAME, torchvision:NAME).")],
+    data: Annotated[str, typer.Option(help="Test on: digits, cifar10, cifar100, fashion-mnist, or a picture folder.")],
+    weights: Annotated[str | None, typer.Option(help="A checkpoint of the model.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Load the weights that timm and torchvision publish.")
+    ] = False,
+    replace_head: Annotated[
+        bool, typer.Option("--replace-head", help="Leave out a head of other classes: a random one is tested.")
+    ] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    test_images: Annotated[
+        int | None, typer.Option(min=1, help="Test on so many pictures, stratified, the same each time. [default: all]")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels, 224 or 231x240. [default: that of the weights]")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto (an accelerator if there is one).")
+    ] = "auto",
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision (autocast).")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 128,
+    bins: Annotated[int, typer.Option(min=1, help="Bins of the calibration error.")] = 15,
+    out: Annotated[
+        Path | None, typer.Option(help="Write evaluation.json, evaluation.md and two pictures into this folder.")
+    ] = None,
+    allow_import: Annotated[
+        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> int:
+    """Test a trained model: accuracy, loss, precision, recall, F1, confusions, calibration, throughput."""
+    import sys
+
+    if allow_import:
+        from vitbench.models.imported import allow_imports
+
+        sys.path.insert(0, "")  # builders of one's own are found from the current folder
+        allow_imports()
+    from vitbench.evaluation import evaluate_model
+    from vitbench.reports.evaluation import evaluation_text, make_folder, write_evaluation
+
+    if out is not None:
+        make_folder(out)  # first: what cannot be written is told before the work
+    result = evaluate_model(
+        model,
+        weights=weights,
+        pretrained=pretrained,
+        replace_head=replace_head,
+        data=data,
+        data_dir=data_dir,
+        download=download,
+        split=split,
+        test_images=test_images,
+        image_size=image_size,
+        device=device,
+        amp=amp,
+        batch_size=batch_size,
+        bins=bins,
+        note=lambda text: print(text, file=sys.stderr),
+    )
+    written = write_evaluation(result, out) if out is not None else []
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(result, indent=2, allow_nan=False))
+    else:
+        print(evaluation_text(result))
+    for path in written:
+        print(f"Wrote {path}", file=sys.stderr)
+    return 0

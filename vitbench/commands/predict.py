@@ -1,0 +1,121 @@
+"""``vitbench predict``: what a trained model sees in pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitbench.errors import UsageError
+
+EPILOG = (
+    "Examples:  vitbench predict vit_layer6_32 --weights best.safetensors cat.jpg dog.jpg   |   "
+    "vitbench predict torchvision:vit_b_16 --pretrained cat.jpg --out predicted   |   "
+    "vitbench predict vit_layer6_32 --weights best.safetensors --data cifar10 --data-dir data --index 5,6,7"
+)
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="Name of a model (vitbench list models, timm:NAME, torchvision:NAME).")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Pictures; or --data NAME --index N, or both.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A checkpoint of the model.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Load the weights that timm and torchvision publish.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Pictures of digits, cifar10, cifar100, fashion-mnist or a picture folder.")
+    ] = None,
+    index: Annotated[
+        list[str] | None, typer.Option(help="With --data: which pictures, from 0; commas, or again for more.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="With --data: test or train.")] = "test",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
+    ] = None,
+    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each picture.")] = 5,
+    classes: Annotated[
+        Path | None, typer.Option(help="A text file of the classes' names, one a line. [default: those of the weights]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write each picture with its classes drawn on it into this folder.")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Pixels, 224 or 231x240. [default: that of the weights]")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of the head. [default: those of the weights]")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto (an accelerator if there is one).")
+    ] = "auto",
+    allow_import: Annotated[
+        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> int:
+    """Say what is in pictures: the likeliest classes and their probabilities, drawn on the pictures with --out.
+
+    Exit code 1 if some pictures could not be read, 2 if none could.
+    """
+    import sys
+
+    chosen = _indices(index)
+    if not images and data is None:
+        raise UsageError("There is nothing to predict: give the paths of pictures, or --data NAME --index N")
+    if (data is None) != (not chosen):
+        raise UsageError("--data NAME and --index N go together: the data set, and which of its pictures, from 0")
+    if allow_import:
+        from vitbench.models.imported import allow_imports
+
+        sys.path.insert(0, "")  # builders of one's own are found from the current folder
+        allow_imports()
+    from vitbench import prediction
+    from vitbench.reports.evaluation import make_folder
+    from vitbench.trained import open_trained
+
+    if out is not None:
+        make_folder(out)  # first: what cannot be written is told before the work
+    names = prediction.read_class_names(classes) if classes is not None else None
+    sources = prediction.files_as_sources(images or [])
+    info = None
+    if data is not None:
+        found, info = prediction.data_as_sources(data, chosen, split=split, data_dir=data_dir, download=download)
+        sources += found
+    trained = open_trained(
+        model,
+        weights=weights,
+        pretrained=pretrained,
+        device=device,
+        image_size=image_size,
+        num_classes=num_classes,
+        class_names=names,
+    )
+    if info is not None:
+        trained = prediction.name_classes(trained, info)
+    results = prediction.predict_pictures(
+        trained, sources, top=top, out=out, tell=lambda text: print(f"Error: {text}", file=sys.stderr)
+    )
+    if json:
+        import json as encoder
+
+        print(encoder.dumps(prediction.predictions_to_dict(trained, results), indent=2, allow_nan=False))
+    elif text := prediction.predictions_to_text(results):
+        print(text)
+    unread = sum(isinstance(one, prediction.Unread) for one in results)
+    if out is not None and unread < len(results):
+        print(f"Wrote {len(results) - unread} pictures into {out}", file=sys.stderr)
+    if not unread:
+        return 0
+    return 2 if unread == len(results) else 1
+
+
+def _indices(values: list[str] | None) -> list[int]:
+    """``["5,6", "7"]`` -> [5, 6, 7]. Raises UsageError for what is no whole number."""
+    found = []
+    for word in (word.strip() for value in values or [] for word in value.split(",")):
+        if not (word.isascii() and word.isdigit()):
+            raise UsageError(f"Option --index: {word!r} is no whole number from 0")
+        found.append(int(word))
+    return found

@@ -1,0 +1,134 @@
+"""Several trainings of one model side by side: table and curves. Loads no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitbench.reports.format import cell_text, number, table
+from vitbench.reports.training import held_out_name
+from vitbench.statistics import wilson_interval
+from vitbench.store import write_atomically
+
+#: More curves than these cannot be told apart.
+_MOST_CURVES = 10
+
+
+def sweep_lines(courses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line a setting: what it changes, what came of it (accuracies are fractions, losses in nat)."""
+    lines = []
+    for course in courses:
+        line: dict[str, Any] = {"name": course["name"], **course["changes"], "status": course["status"]}
+        figures, rows = course.get("figures"), course.get("history") or []
+        if figures:
+            last = figures["last"]
+            line |= {
+                "epochs": figures["epochs"],
+                "train_loss": rows[-1]["train_loss"] if rows else None,
+                "train_accuracy": rows[-1]["train_accuracy"] if rows else None,
+                "test_loss": last["test_loss"],
+                "test_accuracy": last["test_accuracy"],
+                "test_images": figures["test_images"],
+                "best_epoch": figures.get("best", {}).get("epoch"),
+                "best_test_accuracy": figures.get("best", {}).get("test_accuracy"),
+                "training_duration_s": figures["training_duration_s"],
+            }
+        line["detail"] = course["detail"] if course["status"] != "ok" else ""
+        lines.append(line)
+    return lines
+
+
+def sweep_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The lines with all columns that any of them has."""
+    columns = [*dict.fromkeys(key for line in lines for key in line if key != "detail"), "detail"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def sweep_markdown(courses: Sequence[Mapping[str, Any]], title: str) -> str:
+    """The table, the best test accuracy first, and what its columns mean."""
+    lines = sorted(sweep_lines(courses), key=lambda line: -(line.get("test_accuracy") or -1.0))
+    varying = list(dict.fromkeys(key for course in courses for key in course["changes"]))
+    validated = any(line.get("best_epoch") is not None for line in lines)
+    cells = []
+    for line in lines:
+        cell = [cell_text(line["name"]), *(cell_text(_setting(line.get(key))) for key in varying)]
+        if line["status"] != "ok":
+            cells.append([*cell, cell_text(str(line["status"])), *[""] * (3 + 2 * validated)])
+            continue
+        low, high = wilson_interval(round(line["test_accuracy"] * line["test_images"]), line["test_images"])
+        cell += [
+            f"{100 * line['test_accuracy']:.2f} [{100 * low:.2f}, {100 * high:.2f}]",
+            f"{100 * line['train_accuracy']:.2f}",
+            number(line["train_loss"]),
+            number(line["test_loss"]),
+        ]
+        if validated:
+            best = line["best_test_accuracy"]
+            cell += ["" if best is None else f"{100 * best:.2f}", "" if best is None else f"{line['best_epoch']:g}"]
+        cells.append(cell)
+    headings = ["run", *varying, "test accuracy % [95 %]", "train accuracy %", "train loss", "test loss"]
+    headings += ["test accuracy % at best validation", "of epoch"] if validated else []
+    failures = [f"- {cell_text(line['name'])}: {cell_text(line['detail'])}" for line in lines if line["detail"]]
+    return "\n".join(
+        [
+            f"# Sweep: {cell_text(title)}",
+            "",
+            table(headings, cells, ["run", *varying]),
+            "",
+            "Losses are mean cross entropies in nat. Training figures are of the last epoch, as augmented, in "
+            "training mode; a "
+            "training loss far below the test loss is overfitting. Intervals cover the choice of test pictures, not "
+            "that of "
+            "the seed; settings chosen by their test accuracy look better than they are.",
+            "",
+            *(["![curves](sweep.png)", ""] if any(course.get("history") for course in courses) else []),
+            *failures,
+        ]
+    )
+
+
+def write_sweep_curves(courses: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Accuracy by epoch: held-out pictures as lines, training pictures dashed, one colour a setting."""
+    drawn = [course for course in courses if course.get("history")]
+    if not drawn:
+        return
+    drawn = sorted(drawn, key=lambda one: -one["figures"]["last"]["test_accuracy"])
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 4.6), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for index, course in enumerate(drawn[:_MOST_CURVES]):
+        rows = course["history"]
+        which = held_out_name(rows)
+        epochs = [row["epoch"] for row in rows]
+        marker = "o" if len(rows) <= 30 else ""
+        colour = f"C{index}"
+        label = ", ".join(f"{key} {_setting(value)}" for key, value in course["changes"].items()) or course["name"]
+        axes.plot(epochs, [100 * r[f"{which}_accuracy"] for r in rows], color=colour, marker=marker, ms=3, label=label)
+        axes.plot(epochs, [100 * r["train_accuracy"] for r in rows], color=colour, ls="--", lw=0.9)
+    more = f" (the best {_MOST_CURVES} of {len(drawn)})" if len(drawn) > _MOST_CURVES else ""
+    axes.set_title(f"{title}{more}: held-out (lines) and training (dashed)".replace("$", r"\$"), fontsize=10)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(True, color="0.92")
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_atomically(path, picture.getvalue())
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "recipe's"
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,194 @@
+"""Train one model under several settings of a recipe, one after the other, and set them side by side.
+
+A folder holds ``sweep.json`` (the plan), a run folder for each setting, and ``sweep.md``, ``sweep.csv``, ``sweep.png``,
+which are made anew after each training. What is finished is never trained again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitbench.errors import RunFolderError, StorageError, UsageError, VitbenchError
+from vitbench.store import cannot_write, write_atomically
+from vitbench.trainings import (
+    REQUEST,
+    SUMMARY,
+    TrainingInterrupted,
+    TrainingOutOfMemory,
+    TrainingRequest,
+    read_request,
+    resume_training,
+    start_training,
+)
+from vitbench.trainings.progress import TrainingProgress
+
+PLAN = "sweep.json"
+FAILURE = "failure.json"
+SCHEMA = 1
+#: More than these is a slip of the keyboard.
+MOST_TRAININGS = 500
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training of a sweep: the folder's name, what differs between the trainings, and the request."""
+
+    name: str
+    changes: dict[str, Any]
+    request: TrainingRequest
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """``lines``: one a setting, as sweep.csv has them; ``failed``: how many of them did not come to an end."""
+
+    folder: Path
+    lines: tuple[dict[str, Any], ...]
+
+    @property
+    def failed(self) -> int:
+        return sum(line["status"] != "ok" for line in self.lines)
+
+
+def expand_settings(products: Sequence[str], tries: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """What each training changes: the cross product of ``key=a,b`` in ``products``, for each of ``tries`` (``key=a
+    key=b``; none is one without changes), for each seed.
+
+    Items of lists are joined by ``+`` (``augment=crop+flip``). Raises UsageError for what is no key=value, for a key in
+    both, and for too many trainings.
+    """
+    from vitbench.training.recipes import ALIASES, LISTS, parse_settings
+
+    axes: list[list[str]] = []
+    for product in products:
+        key, sign, values = product.partition("=")
+        choices = [value.strip() for value in values.split(",") if value.strip()]
+        if not sign or not choices:
+            raise UsageError(f"--set {product!r} is no key=value,value, such as learning_rate=1e-2,1e-3")
+        axes.append([f"{key}={value}" for value in choices])
+    found: list[dict[str, Any]] = []
+    for one in tries or [""]:
+        for combination in itertools.product(*axes):
+            words = [*one.split(), *combination]
+            listed = []
+            for word in words:
+                key, sign, value = word.partition("=")
+                name = ALIASES.get(key.strip(), key.strip())
+                listed.append(f"{key}{sign}{value.replace('+', ',')}" if name in LISTS else word)
+            changes = parse_settings(listed)
+            found += [{**changes, "seed": seed} for seed in seeds] if seeds else [changes]
+    if len(found) > MOST_TRAININGS:
+        raise UsageError(f"This sweep has {len(found)} trainings: at most {MOST_TRAININGS}")
+    return found
+
+
+def plan_sweep(
+    request: TrainingRequest, recipe: str, changes: Sequence[dict[str, Any]], fixed: Mapping[str, Any]
+) -> list[Setting]:
+    """A setting for each of ``changes`` to ``recipe``, whose ``fixed`` keys are the same in all. Raises RecipeError
+    for one that cannot be.
+    """
+    from vitbench.training.recipes import load_recipe
+
+    settings = []
+    varying = [key for key in dict.fromkeys(key for one in changes for key in one) if key]
+    for number, one in enumerate(changes, 1):
+        keys = {key: value for key, value in one.items() if key != "seed"}
+        loaded = load_recipe(recipe, **{**fixed, **keys})
+        seed = one.get("seed", request.seed)
+        made = replace(request, recipe=loaded.model_dump(mode="json"), seed=seed)
+        settings.append(Setting(f"{number:03d}", {key: one.get(key) for key in varying}, made))
+    return settings
+
+
+def start_sweep(
+    settings: Sequence[Setting], out: Path | None, progress: Callable[[], TrainingProgress], say: Callable[[str], None]
+) -> SweepSummary:
+    """Train each setting into ``out``, new or empty (by default ``runs/sweep-MODEL-TIME``)."""
+    model = settings[0].request.model
+    name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in model)
+    folder = out or Path("runs") / f"sweep-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise RunFolderError(
+                f"{str(folder)!r} is not empty: choose another folder, or go on with --resume {folder}"
+            )
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    plan = {"schema": SCHEMA, "settings": [asdict(one) for one in settings]}
+    write_atomically(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())
+    return _run(folder, settings, progress, say)
+
+
+def resume_sweep(folder: Path, progress: Callable[[], TrainingProgress], say: Callable[[str], None]) -> SweepSummary:
+    """Train what ``folder`` still lacks. Raises RunFolderError if it holds no sweep."""
+    try:
+        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        settings = [
+            Setting(one["name"], one["changes"], TrainingRequest(**one["request"])) for one in content["settings"]
+        ]
+    except OSError as error:
+        raise RunFolderError(f"{str(folder)!r} holds no sweep: {PLAN} is not there ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{PLAN} of {str(folder)!r} is damaged ({error})") from error
+    return _run(folder, settings, progress, say)
+
+
+def _run(
+    folder: Path, settings: Sequence[Setting], progress: Callable[[], TrainingProgress], say: Callable[[str], None]
+) -> SweepSummary:
+    for number, one in enumerate(settings, 1):
+        place = folder / one.name
+        if (place / SUMMARY).is_file():
+            continue
+        said = ", ".join(f"{key} {value}" for key, value in one.changes.items())
+        say(f"Training {number} of {len(settings)}: {said}")
+        (place / FAILURE).unlink(missing_ok=True)
+        try:
+            if (place / REQUEST).is_file():
+                read_request(place)
+                resume_training(place, progress())
+            else:
+                start_training(one.request, place, progress())
+        except TrainingInterrupted as interrupt:
+            raise KeyboardInterrupt(f"Interrupted. Go on with: vitbench sweep --resume {folder}") from interrupt
+        except StorageError:
+            raise
+        except VitbenchError as error:
+            if isinstance(error, UsageError) and number == 1 and not (place / REQUEST).is_file():
+                raise  # wrong for all of them
+            status = "oom" if isinstance(error, TrainingOutOfMemory) else getattr(error, "cause", "error")
+            say(f"Training {number} failed: {error}")
+            place.mkdir(exist_ok=True)
+            failure = {"status": status, "detail": str(error)}
+            write_atomically(place / FAILURE, (json.dumps(failure, indent=2) + "\n").encode())
+        _report(folder, settings)
+    return SweepSummary(folder, tuple(_report(folder, settings)))
+
+
+def _report(folder: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    from vitbench.reports.sweep import sweep_csv, sweep_lines, sweep_markdown, write_sweep_curves
+
+    courses = []
+    for one in settings:
+        course: dict[str, Any] = {"name": one.name, "changes": one.changes, "status": "not trained", "detail": ""}
+        for file in (FAILURE, SUMMARY):
+            path = folder / one.name / file
+            if path.is_file():
+                course |= {"status": "ok"} | json.loads(path.read_text(encoding="utf-8"))
+        courses.append(course)
+    lines = sweep_lines(courses)
+    title = (
+        f"{settings[0].request.model} on {next((c['figures']['data'] for c in courses if 'figures' in c), 'its data')}"
+    )
+    write_atomically(folder / "sweep.csv", sweep_csv(lines).encode())
+    write_atomically(folder / "sweep.md", sweep_markdown(courses, title).encode())
+    write_sweep_curves(courses, folder / "sweep.png", title)
+    return lines

@@ -1,0 +1,87 @@
+"""A recipe's optimizers, and what else of a model a recipe sets: dropout, stochastic depth. Loads torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vitbench.training.recipes import Recipe, RecipeError
+
+
+def make_optimizers(model: torch.nn.Module, recipe: Recipe, num_classes: int) -> list[torch.optim.Optimizer]:
+    """The recipe's optimizers, which share out the parameters that are trained.
+
+    ``muon``: Muon (Jordan et al., 2024; torch.optim.Muon) for hidden_matrices, its steps scaled to the size of AdamW's
+    (Liu et al., 2025, arXiv:2502.16982, section 2.2), so that one learning rate serves both; AdamW for the rest.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    lr, weight_decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return [torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)]
+    if recipe.optimizer == "adam":
+        return [torch.optim.Adam(trained, lr=lr, weight_decay=weight_decay)]
+    if recipe.optimizer == "sgd":
+        return [torch.optim.SGD(trained, lr=lr, weight_decay=weight_decay, momentum=recipe.momentum)]
+    matrices = [matrix for matrix in hidden_matrices(model, num_classes) if matrix.requires_grad]
+    taken = {id(matrix) for matrix in matrices}
+    rest = [parameter for parameter in trained if id(parameter) not in taken]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay))
+    return optimizers
+
+
+def hidden_matrices(model: torch.nn.Module, num_classes: int) -> list[torch.nn.Parameter]:
+    """The weights of linear layers and of attention's projections between the embedding and the classifier.
+
+    Layers whose output is the classes, and layers with one output or two (scores), are none: orthogonalising them means
+    nothing. Convolutions and the patch embedding stay out, too. Shared weights come once.
+    """
+    found: dict[int, torch.nn.Parameter] = {}
+    for path, module in model.named_modules():
+        if "embed" in path:
+            continue
+        weight: Any = None
+        if isinstance(module, torch.nn.Linear):
+            weight = module.weight
+        elif isinstance(module, torch.nn.MultiheadAttention):
+            weight = module.in_proj_weight
+        if weight is not None and weight.shape[0] not in (1, 2, num_classes):
+            found[id(weight)] = weight
+    return list(found.values())
+
+
+def regularise(model: torch.nn.Module, recipe: Recipe) -> None:
+    """Set the model's dropout and stochastic depth to the recipe's, in place, where it has any.
+
+    ``dropout`` goes to every dropout layer and to the weights of nn.MultiheadAttention. ``stochastic_depth`` is the
+    rate of the last residual branch; that of the first is 0, and they rise linearly between (Huang et al., 2016,
+    section 3). Raises RecipeError for a model that has nothing of the kind.
+    """
+    if recipe.dropout is not None:
+        layers = [one for one in model.modules() if isinstance(one, torch.nn.Dropout | torch.nn.MultiheadAttention)]
+        if not layers:
+            raise RecipeError(f"Recipe {recipe.name!r} sets dropout, but the model has no dropout layer: leave it out")
+        for layer in layers:
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = recipe.dropout
+            else:
+                layer.dropout = recipe.dropout
+    if recipe.stochastic_depth is not None:
+        # ours have a rate, torchvision's a p, timm's a drop_prob
+        names = {"StochasticDepth": ("rate", "p"), "DropPath": ("drop_prob",)}
+        found = [
+            (one, name)
+            for one in model.modules()
+            for name in names.get(type(one).__name__, ())
+            if isinstance(getattr(one, name, None), float)
+        ]
+        if not found:
+            raise RecipeError(
+                f"Recipe {recipe.name!r} sets stochastic_depth, but the model has no such layers: leave it out"
+            )
+        for index, (branch, name) in enumerate(found):
+            setattr(branch, name, recipe.stochastic_depth * index / max(len(found) - 1, 1))

@@ -1,0 +1,75 @@
+"""Several processes that train one model together, as torchrun starts them. Loads torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitbench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is ``rank`` of ``count``; ``local`` is its place on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that tests, writes and speaks."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of each process, in all of them."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def share(self, value: Any) -> Any:
+        """The first process's ``value``, in all of them."""
+        if self.count == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+def ranks_from_environment() -> Ranks:
+    """What torchrun says. Raises UsageError for a number of processes on several machines."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Ranks()
+    if int(os.environ.get("LOCAL_WORLD_SIZE", count)) != count:
+        raise UsageError("Training runs on one machine: start torchrun with --nnodes 1")
+    return Ranks(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+
+
+@contextlib.contextmanager
+def joined(ranks: Ranks, kind: str) -> Iterator[None]:
+    """The processes find each other: NCCL on ``cuda``, gloo elsewhere."""
+    if ranks.count == 1:
+        yield
+        return
+    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def distributed(model: nn.Module, ranks: Ranks, device: torch.device, unused: bool) -> nn.Module:
+    """``model`` with gradients that are averaged over the processes; ``unused``: some parameters get none."""
+    if ranks.count == 1:
+        return model
+    on = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=on, find_unused_parameters=unused)

@@ -1,0 +1,194 @@
+"""From logits and true classes to figures: accuracy, loss, precision, recall, F1, confusions, calibration.
+
+Works on numpy arrays; loads no torch. Shapes: ``N`` pictures, ``K`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Pictures whose probabilities are computed at once: in double precision, all of many classes would take gigabytes.
+_AT_ONCE = 4096
+#: With no more classes than this, every answer is among the best five.
+_TOP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """One class, or a mean over them; ``images`` are of it, ``predicted`` were taken for it."""
+
+    precision: float
+    recall: float
+    f1: float
+    images: int
+    predicted: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanScores:
+    """Precision, recall and F1 over all classes: each counting the same (``macro``) or by its pictures (weighted)."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceBin:
+    """The pictures whose confidence (the largest probability) is above ``low`` and up to ``high``.
+
+    ``confidence`` is their mean one and ``accuracy`` the share of them that is right; both None where there are none.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the answers to N pictures of K classes are worth.
+
+    Args:
+        total: N.
+        correct: how many pictures have their class first.
+        correct_in_5: how many have it among the first five; None for five classes or fewer.
+        loss: mean cross entropy, in nat.
+        macro: means over classes.
+        weighted: means over classes by their numbers of pictures.
+        classes: one a class.
+        confusion: K rows of K counts: row the true class, column the predicted one.
+        calibration_error: expected calibration error, see ``calibrate``.
+        largest_gap: the largest difference of confidence and accuracy in a bin.
+        confidence: the mean confidence.
+        bins: of confidence, ascending.
+    """
+
+    total: int
+    correct: int
+    correct_in_5: int | None
+    loss: float
+    macro: MeanScores
+    weighted: MeanScores
+    classes: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    calibration_error: float
+    largest_gap: float
+    confidence: float
+    bins: tuple[ConfidenceBin, ...]
+
+
+def score(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], *, bins: int = 15) -> Scores:
+    """The scores of ``logits`` (N, K) against the true classes ``labels`` (N,), in double precision.
+
+    Of equal logits the one of the lower class counts as larger. Precision, recall and F1 are scikit-learn's, where a
+    fraction without a denominator (nothing predicted, no pictures) is 0. Raises ValueError for shapes that do not fit
+    each other, labels that are no classes, and logits that are not finite.
+    """
+    import numpy as np
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape} are not (N, K) and (N,)")
+    total, count = logits.shape
+    if labels.min() < 0 or labels.max() >= count:
+        raise ValueError(f"a label is not among the {count} classes")
+    if not np.isfinite(logits).all():
+        raise ValueError("a logit is not finite")
+    predicted = np.empty(total, np.int64)
+    rank = np.empty(total, np.int64)  # how many classes come before the true one
+    loss, confidence = np.empty(total), np.empty(total)
+    for start in range(0, total, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        some, true = logits[part].astype(np.float64), labels[part]
+        largest = some.max(axis=1, keepdims=True)
+        normaliser = np.log(np.exp(some - largest).sum(axis=1))  # log sum exp(z - max z)
+        own = some[np.arange(len(true)), true][:, None]
+        predicted[part] = some.argmax(axis=1)
+        before = (some > own) | ((some == own) & (np.arange(count) < true[:, None]))
+        rank[part] = before.sum(axis=1)
+        loss[part] = normaliser + (largest - own)[:, 0]
+        confidence[part] = np.exp(-normaliser)
+
+    names = np.arange(count)
+    confusion = confusion_matrix(labels, predicted, labels=names)
+    options: dict[str, Any] = {"labels": names, "zero_division": 0}
+    precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, **options)
+    means = {
+        kind: precision_recall_fscore_support(labels, predicted, average=kind, **options)[:3]
+        for kind in ("macro", "weighted")
+    }
+    found = calibrate(confidence, rank == 0, bins)
+    gaps = [
+        abs(one.accuracy - one.confidence) for one in found if one.accuracy is not None and one.confidence is not None
+    ]
+    return Scores(
+        total=total,
+        correct=int((rank == 0).sum()),
+        correct_in_5=int((rank < _TOP).sum()) if count > _TOP else None,
+        loss=float(loss.mean()),
+        macro=MeanScores(**_three(means["macro"])),
+        weighted=MeanScores(**_three(means["weighted"])),
+        classes=tuple(
+            ClassScores(
+                **_three((precision[k], recall[k], f1[k])), images=int(images[k]), predicted=int(confusion[:, k].sum())
+            )
+            for k in range(count)
+        ),
+        confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
+        calibration_error=expected_calibration_error(found),
+        largest_gap=max(gaps),
+        confidence=float(confidence.mean()),
+        bins=found,
+    )
+
+
+def calibrate(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any], bins: int) -> tuple[ConfidenceBin, ...]:
+    """Pictures by their confidence (N,) in ``bins`` bins of equal width; ``right`` (N,) says which are right.
+
+    Bin m of M is the interval ((m - 1)/M, m/M] (Guo et al., 2017, arXiv:1706.04599, section 2). Raises ValueError for
+    less than one bin.
+    """
+    import numpy as np
+
+    if bins < 1:
+        raise ValueError(f"{bins} bins: at least one is needed")
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    # rounding may put a probability a hair above 1
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    found = []
+    for index in range(bins):
+        inside = place == index
+        images = int(inside.sum())
+        found.append(
+            ConfidenceBin(
+                low=float(edges[index]),
+                high=float(edges[index + 1]),
+                images=images,
+                confidence=float(confidence[inside].mean()) if images else None,
+                accuracy=float(right[inside].mean()) if images else None,
+            )
+        )
+    return tuple(found)
+
+
+def expected_calibration_error(bins: Sequence[ConfidenceBin]) -> float:
+    """``sum over bins of |B|/N * |accuracy(B) - confidence(B)|`` (Guo et al., 2017, arXiv:1706.04599, equation 3)."""
+    total = sum(one.images for one in bins)
+    return sum(
+        one.images / total * abs(one.accuracy - one.confidence)
+        for one in bins
+        if one.accuracy is not None and one.confidence is not None
+    )
+
+
+def _three(values: Sequence[Any]) -> dict[str, float]:
+    precision, recall, f1 = (float(value) for value in values)
+    return {"precision": precision, "recall": recall, "f1": f1}

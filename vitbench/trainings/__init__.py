@@ -1,0 +1,83 @@
+"""Train one model into a run folder: start, go on after any end, test, and leave what a reader wants to see.
+
+Joins models, devices and training. A folder holds ``training.json`` (what was asked for), ``history.csv`` (a line an
+epoch), ``curves.png``, ``checkpoints/last.pt`` (everything that is needed to go on), ``checkpoints/last.safetensors``
+and ``best.safetensors`` (weights), ``summary.json`` and ``report.md`` at the end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitbench.trainings.folder import check_is_free, default_folder, read_request, versions
+from vitbench.trainings.progress import TrainingProgress
+from vitbench.trainings.request import (
+    LAST,
+    REQUEST,
+    SUMMARY,
+    TrainingInterrupted,
+    TrainingOutOfMemory,
+    TrainingRequest,
+    TrainingSummary,
+)
+
+__all__ = [
+    "LAST",
+    "REQUEST",
+    "SUMMARY",
+    "TrainingInterrupted",
+    "TrainingOutOfMemory",
+    "TrainingProgress",
+    "TrainingRequest",
+    "TrainingSummary",
+    "read_request",
+    "resume_training",
+    "start_training",
+]
+
+
+def start_training(
+    request: TrainingRequest, out: Path | None = None, progress: TrainingProgress | None = None
+) -> TrainingSummary:
+    """Train into ``out``, new or empty (by default ``runs/train-MODEL-TIME``).
+
+    Raises UsageError for what cannot be, TrainingDiverged, TrainingOutOfMemory, StorageError for a full disk, and
+    TrainingInterrupted; in the last four what was saved stays and can be gone on with.
+    """
+    from vitbench.training.ranks import ranks_from_environment
+    from vitbench.trainings.session import Session
+    from vitbench.trainings.setup import Setup
+
+    ranks = ranks_from_environment()
+    progress = progress if progress is not None and ranks.first else TrainingProgress()
+    session = Session(Setup(request, ranks, progress))
+    with session.setup.joined():
+        folder = Path(ranks.share(str(out or default_folder(request))))
+        if ranks.first:
+            check_is_free(folder)
+        return session.run(folder)
+
+
+def resume_training(folder: Path, progress: TrainingProgress | None = None) -> TrainingSummary:
+    """Go on where ``folder``'s last checkpoint is, with what it was started with; from the start if there is none.
+
+    Raises RunFolderError for a folder that holds no training, DataError for a damaged checkpoint, else as
+    ``start_training``.
+    """
+    from vitbench.training.ranks import ranks_from_environment
+    from vitbench.trainings.session import Session
+    from vitbench.trainings.setup import Setup
+
+    ranks = ranks_from_environment()
+    progress = progress if progress is not None and ranks.first else TrainingProgress()
+    request, begun_with = read_request(folder)
+    if begun_with != versions():
+        changed = ", ".join(
+            f"{key} {begun_with.get(key)} is now {value}"
+            for key, value in versions().items()
+            if begun_with.get(key) != value
+        )
+        progress.warn(f"The training began with other versions ({changed}): it may not come out as without a pause")
+    session = Session(Setup(request, ranks, progress))
+    with session.setup.joined():
+        return session.run(folder, resumed=True)

@@ -1,0 +1,70 @@
+"""A training's folder: what it is called, that it is free, what it was asked for. Loads torch only to tell versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+from vitbench.errors import RunFolderError
+from vitbench.store import cannot_write, write_atomically
+from vitbench.trainings.request import REQUEST, SCHEMA, TrainingRequest
+
+
+def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
+    """What a run folder was asked for, and the versions it began with. Raises RunFolderError if it holds no
+    training.
+    """
+    path = folder / REQUEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{str(folder)!r} holds no training: {REQUEST} is not there ({error.strerror})") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path.name} of {str(folder)!r} is damaged ({error}): start the training anew") from error
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+        raise RunFolderError(f"{path.name} of {str(folder)!r} was written by another version of vitbench")
+    versions = content.pop("versions", {})
+    try:
+        return TrainingRequest(**content), versions
+    except TypeError as error:
+        raise RunFolderError(f"{path.name} of {str(folder)!r} is damaged ({error}): start the training anew") from error
+
+
+def default_folder(request: TrainingRequest) -> Path:
+    name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in request.model)
+    return Path("runs") / f"train-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_is_free(folder: Path) -> None:
+    """Raises RunFolderError if something is in ``folder``, or it is a file."""
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise RunFolderError(
+                f"{str(folder)!r} is not empty: choose another folder, or go on with --resume {folder}"
+            )
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def claim_folder(folder: Path) -> None:
+    """Make ``folder`` and what is in each."""
+    check_is_free(folder)
+    try:
+        (folder / "checkpoints").mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    import torch
+
+    from vitbench import __version__
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "vitbench": __version__}

@@ -1,0 +1,424 @@
+"""A training from its first step to its report: epochs, checkpoints, going on, tests. Loads torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from vitbench.errors import DataError, VitbenchError
+from vitbench.models.checkpoints import load_checkpoint, save_checkpoint
+from vitbench.outputs import mean_logits
+from vitbench.reports.training import history_csv, training_markdown, write_curves
+from vitbench.store import cannot_write, write_atomically
+from vitbench.training.evaluate import Evaluation, collect_answers, evaluate
+from vitbench.training.loop import TrainingDiverged, random_state
+from vitbench.training.pictures import FeatureSet, PictureSet
+from vitbench.training.scores import Scores, score
+from vitbench.training.states import load_state, save_state
+from vitbench.trainings.folder import claim_folder, versions, write_json
+from vitbench.trainings.request import (
+    LAST,
+    REQUEST,
+    SCHEMA,
+    SUMMARY,
+    TrainingInterrupted,
+    TrainingOutOfMemory,
+    TrainingSummary,
+)
+from vitbench.trainings.setup import Setup
+
+#: However long an epoch is, no more than this much work is lost to a crash.
+SAVE_EVERY_S = 120.0
+#: Steps between looks at the clock and at Ctrl-C, at least.
+_STEPS_AT_ONCE = 20
+
+
+class Session:
+    """One process's part in one training."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.request = setup.request
+        self.ranks = setup.ranks
+        self.progress = setup.progress
+        self.recipe = setup.recipe
+        self.device = setup.device
+        self.stopped = False
+        self.rows: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None
+        self._recent: list[float] = []
+        self._writer: Any = None
+        self._board_looked_for = False
+
+    def run(self, folder: Path, resumed: bool = False) -> TrainingSummary:
+        """Prepare, train, test."""
+        self.folder = folder
+        if resumed and (folder / SUMMARY).is_file():
+            self.progress.note(f"The training in {folder} is finished: nothing is left to do")
+            content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+            return TrainingSummary(folder=folder, history=tuple(content["history"]), figures=content["figures"])
+        try:
+            self.setup.prepare()
+            self.model = self.setup.model
+            self.trainer = self.setup.make_trainer(self._on_step)
+            if resumed:
+                self._take_up()
+            elif self.ranks.first:  # only now: what cannot be trained leaves no folder behind
+                claim_folder(folder)
+                content = {"schema": SCHEMA, **asdict(self.request), "versions": versions()}
+                write_json(folder / REQUEST, content)
+            self._train()
+            return self._finish()
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, VitbenchError) or self.device.classify(error).status != "oom":
+                raise
+            raise TrainingOutOfMemory(
+                f"Out of memory on {self.device.name} at batch_size {self.recipe.batch_size}"
+                f"{f' in {self.recipe.accumulate} parts' if self.recipe.accumulate > 1 else ''}. Go through the "
+                "model in more "
+                f"parts (--set accumulate={2 * self.recipe.accumulate} gives the same steps), or take --amp, a smaller "
+                "--image-size or a smaller model"
+            ) from error
+        finally:
+            self.progress.close()
+
+    def _train(self) -> None:
+        trainer, count = self.trainer, len(self.setup.training)
+        steps = max(count // self.recipe.batch_size // 10, _STEPS_AT_ONCE)
+        self._begin, self._begin_seen, self._saved_at = time.monotonic(), trainer.seen, time.monotonic()
+        if trainer.seen == 0 and not self.rows:
+            self._save()  # from here on there is something to go on from
+        with self._signals():
+            while not trainer.done and not self._out_of_patience():
+                end = (trainer.seen // count + 1) * count
+                while trainer.seen < end and not trainer.done:
+                    trainer.run(min(end, trainer.seen + steps * self.recipe.batch_size))
+                    stop = self.ranks.share(self.stopped)
+                    if stop or self.ranks.share(time.monotonic() - self._saved_at > SAVE_EVERY_S):
+                        self._save()
+                    if stop:
+                        raise TrainingInterrupted(
+                            f"Interrupted after epoch {trainer.seen / count:.2f}. Go on with: vitbench train --resume "
+                            f"{self.folder}"
+                        )
+                trainer.check_finite()
+                self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        trainer = self.trainer
+        stretch = trainer.take_stretch()
+        trained = self.ranks.gather((math.fsum(stretch.losses), len(stretch.losses), stretch.accuracy, stretch.images))
+        row: dict[str, Any] = {
+            "epoch": round(trainer.seen / len(self.setup.training), 4),
+            "step": trainer.steps,
+            "images": trainer.seen,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": math.fsum(one[0] for one in trained) / sum(one[1] for one in trained),
+            "train_accuracy": sum(one[2] * one[3] for one in trained) / sum(one[3] for one in trained),
+        }
+        tested = self.ranks.share(self._test_epoch() if self.ranks.first else None)
+        row |= tested
+        seen = sum(one[3] for one in trained)
+        row["images_per_s"] = round(seen / max(stretch.duration_s, 1e-9), 1)
+        row["duration_s"] = round(stretch.duration_s, 3)
+        self.rows.append(row)
+        better = False
+        if self.setup.held_out is not None and (
+            self.best is None
+            or (row["validation_accuracy"], -row["validation_loss"]) > (self.best["accuracy"], -self.best["loss"])
+        ):
+            self.best = {"epoch": row["epoch"], "accuracy": row["validation_accuracy"], "loss": row["validation_loss"]}
+            better = True
+        # the weights first: a crash between the two leaves a best that is trained to once more
+        if better and self.ranks.first:
+            self._save_weights("best")
+        self._save()
+        if not self.ranks.first:
+            return
+        number = len(self.rows)
+        if self.request.save_every and number % self.request.save_every == 0:
+            self._save_weights(f"epoch-{number:04d}")
+        self._show_epoch(row)
+
+    def _test_epoch(self) -> dict[str, Any]:
+        """Loss and accuracy on the validation pictures, or, where there are none, on the test pictures."""
+        which = "test" if self.setup.held_out is None else "validation"
+        held_out_features = self.setup.features[1] if self.setup.features is not None else None
+        if held_out_features is not None:
+            accuracy, loss = self._test_head(held_out_features)
+        else:
+            result = self._evaluate(self.setup.test if self.setup.held_out is None else self.setup.held_out)
+            accuracy, loss = result.correct / result.total, result.loss
+        if not math.isfinite(loss):
+            raise TrainingDiverged(self.trainer.steps, loss, self.recipe)
+        return {f"{which}_loss": loss, f"{which}_accuracy": accuracy}
+
+    def _evaluate(self, pictures: PictureSet) -> Evaluation:
+
+        with self._tested_weights():
+            return evaluate(
+                self.model,
+                pictures,
+                device=str(self.device.torch_device),
+                autocast=self.setup.autocast,
+                batch_size=max(self.recipe.batch_size, 64),
+                mean=self.recipe.mean,
+                std=self.recipe.std,
+            )
+
+    def _test_head(self, features: FeatureSet) -> tuple[float, float]:
+
+        head = self.trainer.averaged.module if self.trainer.averaged is not None else self.trainer.model
+        head.eval()
+        with torch.inference_mode():
+            logits = mean_logits(head(features.features.to(self.device.torch_device))).cpu()
+        right = float((logits.argmax(-1) == features.labels).double().mean())
+        return right, float(F.cross_entropy(logits, features.labels))
+
+    @contextlib.contextmanager
+    def _tested_weights(self) -> Iterator[None]:
+        """The moving average in the model's place, where there is one."""
+        averaged = self.trainer.averaged
+        if averaged is None:
+            yield
+            return
+        own = self.trainer.model
+        kept = {key: value.detach().clone() for key, value in own.state_dict().items()}
+        own.load_state_dict(averaged.module.state_dict())
+        try:
+            yield
+        finally:
+            own.load_state_dict(kept)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.patience
+        if patience is None or self.setup.held_out is None or self.best is None:
+            return False
+        since = [row["epoch"] for row in self.rows if row["epoch"] > self.best["epoch"]]
+        return len(since) >= patience
+
+    def _on_step(self, step: int, total: int | None, loss: float) -> None:
+        trainer = self.trainer
+        seen, count = trainer.seen, len(self.setup.training)
+        self._recent = [*self._recent[-49:], loss]
+        spent = max(time.monotonic() - self._begin, 1e-9)
+        rate = (seen - self._begin_seen) / spent
+        budget = self.recipe.total_images(count)
+        left = (budget - seen) / rate if budget is not None and rate > 0 else None
+        if budget is None and self.recipe.seconds is not None:
+            left = max(self.recipe.seconds - trainer.elapsed_s, 0.0)
+        self.progress.step(
+            {
+                "epoch": seen / count,
+                "epochs": None if budget is None else budget / count,
+                "step": step,
+                "steps": total,
+                "loss": math.fsum(self._recent) / len(self._recent),
+                "images_per_s": rate,
+                "left_s": left,
+                "last": self.rows[-1] if self.rows else None,
+            }
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the training after the step under way; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread() or self.ranks.count > 1:
+            yield
+            return
+
+        def stop(number: int, _: Any) -> None:
+            if self.stopped:
+                raise KeyboardInterrupt
+            self.stopped = True
+
+        before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    # saving
+
+    def _save(self) -> None:
+        """``last.pt``: everything, whole or not at all."""
+        states = self.ranks.gather(random_state())
+        self._saved_at = time.monotonic()
+        if not self.ranks.first:
+            return
+        state = self.trainer.state()
+        state["rng"] = states
+        header = {"schema": SCHEMA, "facts": self._facts(), "history": self.rows, "best": self.best}
+        # the whole model, so that the file serves as weights, too, where only its head is trained
+        state = {**state, "trained": state["model"], "model": self.model.state_dict()}
+        save_state({"vitbench": json.dumps(header), **state}, self.folder / LAST)
+
+    def _take_up(self) -> None:
+        state = load_state(self.folder / LAST)
+        if state is None:
+            self.progress.note("There is no checkpoint yet: the training starts from the beginning")
+            return
+        header = json.loads(state["vitbench"])
+        try:
+            states = state["rng"]
+            self.trainer.load_state({**state, "model": state["trained"], "rng": states[self.ranks.rank % len(states)]})
+        except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"{LAST} of {str(self.folder)!r} does not fit this training: {reason}") from error
+        self.rows, self.best = header["history"], header["best"]
+        self.progress.note(f"Going on after epoch {self.trainer.seen / len(self.setup.training):.2f}")
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint says of itself."""
+        return {
+            "model": self.request.model,
+            "image_size": list(self.setup.size),
+            "num_classes": self.setup.num_classes,
+            "classes": list(self.setup.info.class_names),
+            "data": self.setup.info.label,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "seed": self.request.seed,
+            "epoch": round(self.trainer.seen / len(self.setup.training), 4),
+            "images": self.trainer.seen,
+        }
+
+    def _save_weights(self, name: str) -> None:
+
+        with self._tested_weights():
+            save_checkpoint(self.model, self.folder / "checkpoints" / f"{name}.safetensors", self._facts())
+
+    def _show_epoch(self, row: dict[str, Any]) -> None:
+
+        write_atomically(self.folder / "history.csv", history_csv(self.rows).encode())
+        write_curves(self.rows, self.folder / "curves.png", self._title())
+        self.progress.epoch(row)
+        if self._board is not None:
+            for key in row:
+                if key not in ("epoch", "step", "images"):
+                    self._board.add_scalar(key.replace("_", "/", 1), row[key], row["images"])
+            self._board.flush()
+
+    @property
+    def _board(self) -> Any:
+        """TensorBoard's writer, or None where it is not wanted or not installed."""
+        if not self._board_looked_for:
+            self._board_looked_for = True
+            if self.request.tensorboard and self.ranks.first:
+                try:
+                    from torch.utils.tensorboard import SummaryWriter
+                except ImportError:
+                    self.progress.note("No TensorBoard logs: pip install 'vitbench[tensorboard]' for them")
+                else:
+                    # a log that is gone on with drops what came after the checkpoint
+                    self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.trainer.seen + 1)
+        return self._writer
+
+    def _title(self) -> str:
+        return f"{self.request.model}, {self.setup.info.label}, recipe {self.recipe.name}"
+
+    # after
+
+    def _finish(self) -> TrainingSummary:
+
+        if not self.ranks.first:
+            return TrainingSummary(folder=self.folder, history=tuple(self.rows), figures={})
+        self._save_weights("last")
+        scores = self._score()
+        figures: dict[str, Any] = {
+            "model": self.request.model,
+            "data": self.setup.info.label,
+            "recipe": self.recipe.name,
+            "recipe_hash": self.recipe.hash,
+            "seed": self.request.seed,
+            "origin": self.setup.origin,
+            "device": self.device.name,
+            "processes": self.ranks.count,
+            "amp": self.request.amp,
+            "training_images": len(self.setup.training),
+            "class_sizes": _class_sizes(self.setup.training),
+            "validation_images": 0 if self.setup.held_out is None else len(self.setup.held_out),
+            "images_seen": self.trainer.seen,
+            "steps": self.trainer.steps,
+            "epochs": round(self.trainer.seen / len(self.setup.training), 4),
+            "stopped_because": self.recipe.budget if self.trainer.done else "patience",
+            "training_duration_s": round(self.trainer.elapsed_s, 3),
+            "trainable_params": self.setup.freezing.trainable,
+            "params": self.setup.freezing.total,
+            "test_images": scores.total,
+            "last": {
+                "test_correct": scores.correct,
+                "test_accuracy": scores.correct / scores.total,
+                "test_loss": scores.loss,
+                "macro_f1": scores.macro.f1,
+                "class_f1": [one.f1 for one in scores.classes],
+                "class_recall": [one.recall for one in scores.classes],
+                "calibration_error": scores.calibration_error,
+                "confusion": [list(row) for row in scores.confusion],
+            },
+        }
+        if self.best is not None:
+            figures["best"] = {**self.best, **self._test_best()}
+        write_atomically(self.folder / "report.md", training_markdown(figures, self.rows, self._title()).encode())
+        write_json(self.folder / SUMMARY, {"schema": SCHEMA, "figures": figures, "history": self.rows})
+        if self._board is not None:
+            self._board.close()
+        return TrainingSummary(folder=self.folder, history=tuple(self.rows), figures=figures)
+
+    def _score(self) -> Scores:
+        """The trained model's scores on the test pictures."""
+        with self._tested_weights():
+            answers = collect_answers(
+                self.model,
+                self.setup.test,
+                device=str(self.device.torch_device),
+                autocast=self.setup.autocast,
+                batch_size=max(self.recipe.batch_size, 64),
+                synchronize=self.device.synchronize,
+                mean=self.recipe.mean,
+                std=self.recipe.std,
+            )
+        if not bool(torch.isfinite(answers.logits).all()):
+            raise TrainingDiverged(self.trainer.steps, math.nan, self.recipe)
+        return score(answers.logits.numpy(), self.setup.test.labels.numpy())
+
+    def _test_best(self) -> dict[str, Any]:
+        """The best checkpoint on the test pictures; the model keeps its last weights."""
+
+        kept = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+        load_checkpoint(self.model, self.folder / "checkpoints" / "best.safetensors")
+        try:
+            result = evaluate(
+                self.model,
+                self.setup.test,
+                device=str(self.device.torch_device),
+                autocast=self.setup.autocast,
+                batch_size=max(self.recipe.batch_size, 64),
+                mean=self.recipe.mean,
+                std=self.recipe.std,
+            )
+        finally:
+            self.model.load_state_dict(kept)
+        return {
+            "test_correct": result.correct,
+            "test_accuracy": result.correct / result.total,
+            "test_loss": result.loss,
+        }
+
+
+def _class_sizes(pictures: Any) -> list[int]:
+    found: list[int] = torch.bincount(pictures.labels.cpu(), minlength=pictures.num_classes).tolist()
+    return found
