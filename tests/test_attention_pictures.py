@@ -22,6 +22,7 @@ from vitbench.attention_pictures import (
     FADED,
     OPACITY,
     Tile,
+    attention_png,
     draw_attention,
     encode_gif,
     paint,
@@ -34,6 +35,7 @@ from vitbench.commands.attention import EPILOG, attention
 from vitbench.errors import DataError, UsageError
 from vitbench.models import build_model
 from vitbench.models.checkpoints import save_checkpoint
+from vitbench.trained import open_trained
 from vitbench.training.augment import normalise
 from vitbench.training.data import describe_data, load_images
 
@@ -107,12 +109,12 @@ def test_a_grid_may_reach_beyond_the_picture() -> None:
 
 
 def test_the_scale_spans_99_percent_and_says_what_is_beyond() -> None:
-    scale = scale_of([Tile("picture"), Tile("", np.append(np.full(199, 0.01), 0.9))])
-    assert scale.top == pytest.approx(0.01)
-    assert scale.largest == 0.9
-    assert scale.clipped
-    assert not scale_of([Tile("", np.full(4, 0.25))]).clipped
-    assert scale_of([Tile("", np.zeros(4))]).top == 1
+    many = [Tile("picture"), Tile("", np.append(np.full(199, 0.01), 0.9))]
+    scale = scale_of(many, even=0.001)
+    assert (scale.top, scale.largest, scale.clipped) == (0.01, 0.9, True)
+    few = scale_of([Tile("", np.array([0.1, 0.2, 0.7, np.nan]))], even=0.25)
+    assert (few.top, few.clipped) == (0.7, False)
+    assert scale_of(many, even=0.2).top == 0.4  # twice what even attention would give
 
 
 def test_frames_become_an_endless_gif_of_their_colours() -> None:
@@ -214,6 +216,13 @@ def test_a_picture_of_an_image_folder_is_that_of_loading_it_whole(tmp_path: Path
         pixels, label = read_indexed(str(root), index, (16, 16))
         assert torch.equal(pixels, expected)
         assert label.startswith(f"test/{every.class_names[int(every.labels[index])]}/")
+
+
+def test_the_png_of_an_open_model_is_that_of_the_command(weights: dict[str, str], tmp_path: Path) -> None:
+    draw(weights, data="digits", index=3, out=tmp_path / "out", layer="all")
+    trained = open_trained("vit_layer6_32", weights=weights["vit_layer6_32"], device="cpu")
+    pixels, _ = read_indexed("digits", 3, (32, 32))
+    assert attention_png(trained, pixels) == (tmp_path / "out" / "layers.png").read_bytes()
 
 
 def test_linear_attention_is_labelled_effective(weights: dict[str, str], picture: Path, tmp_path: Path) -> None:

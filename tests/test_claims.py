@@ -449,12 +449,13 @@ def test_an_accuracy_of_a_recipe_that_is_not_built_in_is_not_checkable() -> None
     "record",
     [
         brief_run(recipe_hash=load_recipe("brief", images=400).hash),
+        brief_run(options=(("train_images", "1000"),)),
         brief_run(data="cifar10"),
         brief_run(recipe_hash=None, weights="sha256:0123456789abcdef"),
         infer(cell("vit_micro")),
         trained(training_cell("vit_nano", recipe_hash=BRIEF.hash), 288),
     ],
-    ids=["a shortened recipe", "other data", "a checkpoint", "no training", "another model"],
+    ids=["a shortened recipe", "fewer pictures", "other data", "a checkpoint", "no training", "another model"],
 )
 def test_an_accuracy_is_not_judged_by_a_run_of_something_else(record: Record) -> None:
     assert judge_by(brief_claim("80.0 %", 0.80), record).verdict == "not checkable here"
@@ -510,6 +511,35 @@ def test_a_macro_f1_that_the_run_took_is_judged() -> None:
     record = dataclasses.replace(record, measurements=(*record.measurements, more))
     assert judge_by(brief_claim(".771 (macro F1)", 0.771, "macro_f1"), record).verdict == "agrees"
     assert judge_by(brief_claim(".775 (macro F1)", 0.775, "macro_f1"), record).verdict == "contradicted"
+
+
+def sampler_run(correct: int, f1: float, **overrides: Any) -> Record:
+    """cifar_vit_base trained on the imbalanced CIFAR-10 with a weighted sampler, as a suite would record it."""
+    recipe = load_recipe("cifar-vit-base-imbalanced-sampler", **overrides)
+    fields = {"weights": f"train:{recipe.name}", "recipe_hash": recipe.hash, "data": "cifar10", "batch": 128}
+    return trained(training_cell("cifar_vit_base", **fields), correct, 10_000, f1=(f1,) * 10)
+
+
+def test_the_published_imbalance_is_judged_by_a_whole_training_of_its_treatment() -> None:
+    judged = {
+        (one.claim.recipe, one.claim.quantity): one
+        for one in judge_runs([sampler_run(8172, 0.7684)])
+        if "imbalanced" in one.claim.recipe
+    }
+    top1 = judged["cifar-vit-base-imbalanced-sampler", "top1"]
+    macro = judged["cifar-vit-base-imbalanced-sampler", "macro_f1"]
+    assert (top1.claim.printed, top1.verdict, top1.computed) == ("81.5 %", "agrees", 0.8172)
+    assert (macro.claim.printed, macro.verdict) == (".768 (macro F1)", "agrees")
+    others = [one.verdict for (recipe, _), one in judged.items() if not recipe.endswith("sampler")]
+    assert others == ["not checkable here"] * 6
+    worse = judge_runs([sampler_run(7000, 0.69)])
+    verdicts = {one.claim.quantity: one.verdict for one in worse if one.claim.recipe.endswith("sampler")}
+    assert verdicts == {"top1": "contradicted", "macro_f1": "contradicted"}
+
+
+def test_the_published_imbalance_is_not_judged_by_a_shortened_training() -> None:
+    judged = judge_runs([sampler_run(8172, 0.7684, images=30_000)])
+    assert {one.verdict for one in judged if "imbalanced" in one.claim.recipe} == {"not checkable here"}
 
 
 def test_an_accuracy_of_published_weights_is_judged_by_a_test_of_them_on_their_data() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,16 @@ from vitbench.errors import Unsupported
 from vitbench.metrics import Budget, NotFiniteError, Subject
 from vitbench.metrics.timing import sample_durations
 from vitbench.models import build_model, use_attention
+from vitbench.models.checkpoints import save_checkpoint
 from vitbench.processes import Launcher, make_launcher
 from vitbench.records import Cell, Measurement
 from vitbench.registry import METRICS
 from vitbench.static_counts import measure_task
-from vitbench.worker import run_metric
+from vitbench.training.data import describe_data, load_images
+from vitbench.training.pictures import PictureSet
+from vitbench.training.recipes import Recipe, load_recipe
+from vitbench.training.subsets import imbalanced_counts
+from vitbench.worker import CellTrainer, run_metric
 
 
 def make_subject(model: str | nn.Module, **changes: Any) -> Subject:
@@ -210,6 +216,151 @@ def test_a_training_that_ends_in_no_number_has_no_accuracy() -> None:
     with pytest.raises(NotFiniteError):
         list(run_metric("accuracy", subject))
     assert subject.device.classify(NotFiniteError("x")).cause == "not_finite"
+
+
+class Known:
+    """A trainer whose answers are known: F1 of three classes, one of them never right."""
+
+    def train(self, model: nn.Module) -> dict[str, Any]:
+        sizes = [500, 250, 50]
+        told = {"recipe": "recipe r (0123)", "budget": "the recipe's own: steps = 5", "class_sizes": sizes}
+        return {"images_seen": 160, "steps": 5, "duration_s": 1.5, "losses": (1.0, 0.5), **told}
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        by_class = {"class_f1": [0.8, 0.4, 0.0], "class_names": ["a", "b, or not", "c"]}
+        return {"correct": 6, "total": 10, "loss": 1.25, "macro_f1": 0.4, **by_class}
+
+    def save(self, model: nn.Module) -> str:
+        return "checkpoints/x.safetensors"
+
+
+def test_accuracy_comes_with_f1_of_each_class_in_one_tuple() -> None:
+    subject = make_subject("vit_layer6_32", mode="train", weights="train:r", data="digits")
+    subject.trainer = Known()
+    found = measured("accuracy", subject)
+    assert {name: one.unit for name, one in found.items()} == METRICS.get("accuracy").yields_in("train")
+    assert (found["accuracy"].value, found["macro_f1"].value, found["test_loss"].value) == (0.6, 0.4, 1.25)
+    assert found["class_f1"].samples == ((0.8, 0.4, 0.0),)
+    assert found["class_f1"].detail == "a, b  or not, c"
+    assert found["training_images"].detail == "the recipe's own: steps = 5"
+    assert found["training_images"].method == "pictures seen, repeats counted, of 800 (by class: 500 250 50)"
+
+
+def test_a_model_that_is_only_tested_has_f1_and_nothing_of_a_training() -> None:
+    subject = make_subject("vit_layer6_32", weights="0123456789abcdef", data="digits")
+    subject.trainer = Known()
+    assert set(measured("accuracy", subject)) == {"accuracy", "macro_f1", "class_f1", "test_loss", "test_images"}
+
+
+def make_trainer(recipe: Recipe, subject: Subject | None = None, **settings: Any) -> CellTrainer:
+    subject = subject or make_subject(
+        "vit_basic_tutorial", image_size=(8, 8), mode="train", weights="train:r", data="digits", seed=3
+    )
+    given = {"recipe": recipe.model_dump(mode="json"), "data": "digits", "test_images": 100, **settings}
+    return CellTrainer(subject, given, lambda event: None)
+
+
+BUDGETS = {"images", "steps", "epochs", "seconds"}
+
+
+def small_recipe(**changes: Any) -> Recipe:
+    return load_recipe("brief", **({} if BUDGETS & changes.keys() else {"images": 64}), **changes)
+
+
+def pictures_read(monkeypatch: pytest.MonkeyPatch, trainer: CellTrainer) -> list[int]:
+    """How many pictures of each class a training has before it, without training."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(model: nn.Module, pictures: PictureSet, *rest: Any, **more: Any) -> None:
+        sizes.extend(pictures.labels.bincount(minlength=10).tolist())
+        raise StopError
+
+    sizes: list[int] = []
+    monkeypatch.setattr("vitbench.training.loop.train", stop)
+    with pytest.raises(StopError):
+        trainer.train(trainer.subject.model)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "count"),
+    [
+        ({}, {}, 64),  # no more than the training sees
+        ({"images": 5000}, {}, 1437),
+        ({"steps": 3}, {}, 96),
+        ({"steps": 3}, {"train_images": 50}, 50),
+        ({"epochs": 0.25}, {}, 1437),  # a quarter of an epoch is of all pictures
+        ({"epochs": 2.0}, {"train_images": 50}, 50),
+        ({"seconds": 1.0}, {}, 1437),
+        ({"epochs": 1.0, "validation": 0.1}, {}, 1437 - 144),
+        ({"epochs": 1.0, "validation": 0.1}, {"train_images": 2000}, 1437 - 144),
+    ],
+)
+def test_a_training_reads_as_many_pictures_as_it_can_use(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], settings: dict[str, Any], count: int
+) -> None:
+    assert sum(pictures_read(monkeypatch, make_trainer(small_recipe(**changes), **settings))) == count
+
+
+def test_an_imbalanced_training_has_fewer_pictures_of_the_later_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = pictures_read(monkeypatch, make_trainer(small_recipe(epochs=1.0, imbalance="linear:10")))
+    assert sizes == imbalanced_counts("linear:10", sizes[0], 10)
+    assert sizes[0] > 140
+    fewer = pictures_read(monkeypatch, make_trainer(small_recipe(images=400, imbalance="linear:10")))
+    assert sum(fewer) == 400
+    assert fewer[0] / fewer[9] == pytest.approx(sizes[0] / sizes[9], rel=0.1)
+
+
+def test_a_trained_cell_is_scored_as_scikit_learn_scores_it() -> None:
+    from sklearn.metrics import accuracy_score, f1_score
+
+    recipe = small_recipe(images=320, mean=[0.1, 0.2, 0.3], std=[0.3, 0.2, 0.1], dropout=0.25)
+    trainer = make_trainer(recipe)
+    model = trainer.subject.model
+    trained = trainer.train(model)
+    assert {layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)} == {0.25}
+    assert (trained["images_seen"], sum(trained["class_sizes"]), trained["budget"]) == (320, 320, "")
+    found = trainer.evaluate(model)
+    pictures = load_images(describe_data("digits"), "test", image_size=(8, 8), images=100, seed=0)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.mean, recipe.std))
+    with torch.inference_mode():
+        logits = model.eval()((pictures.images / 255 - mean) / std)
+    predicted, labels = logits.argmax(-1).numpy(), pictures.labels.numpy()
+    assert found["correct"] / found["total"] == accuracy_score(labels, predicted)
+    assert found["class_f1"] == pytest.approx(f1_score(labels, predicted, average=None, zero_division=0))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
+    assert found["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, pictures.labels)), rel=1e-5)
+    assert found["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_a_checkpoint_of_ours_is_tested_with_the_normalisation_of_its_recipe(tmp_path: Path) -> None:
+    recipe = small_recipe(mean=[0.1, 0.2, 0.3], std=[0.3, 0.2, 0.1])
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(build_model("vit_basic_tutorial", image_size=8), path, {"recipe": recipe.model_dump(mode="json")})
+    subject = make_subject("vit_basic_tutorial", image_size=(8, 8), weights="0123456789abcdef", data="digits")
+    settings = {"recipe": small_recipe().model_dump(mode="json"), "data": "digits", "test_images": 100}
+    found = [
+        CellTrainer(subject, settings, lambda event: None, checkpoint).evaluate(subject.model)["loss"]
+        for checkpoint in (str(path), None)
+    ]
+    trainer = make_trainer(recipe)  # one that has trained it knows
+    assert found[0] == trainer.evaluate(subject.model)["loss"]
+    assert found[0] != found[1]
+
+
+def test_logits_that_are_not_finite_are_no_score() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.scale * images.mean(dim=(1, 2, 3))[:, None].repeat(1, 10) / 0.0
+
+    with pytest.raises(NotFiniteError, match=r"1000 of 1000 logits"):
+        make_trainer(small_recipe()).evaluate(Broken())
 
 
 def test_what_a_metric_cannot_tell_is_said() -> None:

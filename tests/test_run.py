@@ -273,6 +273,133 @@ def test_smoke_trains_measures_and_draws(tmp_path: Path) -> None:
     assert (folder / "accuracy-params.png").exists()
 
 
+PLAIN = """
+optimizer = "adamw"
+learning_rate = 1e-3
+batch_size = 16
+epochs = 2
+"""
+THIN = (
+    PLAIN
+    + """
+imbalance = "linear:10"
+sampler = "weighted"
+class_weights = "inverse"
+augment = ["crop", "jitter"]
+mixup = 0.8
+ema = 0.9
+dropout = 0.2
+mean = [0.4, 0.4, 0.4]
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def two_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two models by two recipes, one of which a rule keeps from one of them."""
+    folder = tmp_path_factory.mktemp("recipes")
+    (folder / "plain.toml").write_text(PLAIN)
+    (folder / "thin.toml").write_text(THIN)
+    (folder / "mine.toml").write_text(
+        'models = ["vit_basic_tutorial", "vit_layer6_32"]\nimage_sizes = [8]\ndevices = ["cpu"]\nthreads = [1]\n'
+        'metrics = ["params", "latency", "accuracy"]\n[measure]\nprocesses = 1\nseconds = 0.05\n'
+        f'[training]\nrecipe = ["{folder / "thin.toml"}"]\ntest_images = 100\n'
+        '[[exclude]]\nmodels = "vit_layer*"\nrecipes = "thin"\n'
+    )
+    recipes = f"{folder / 'plain.toml'},{folder / 'thin.toml'}"
+    done = vitbench_run(
+        *("run", "--suite", str(folder / "mine.toml"), "--recipe", recipes, "--budget", "images=64"),
+        *("--out", str(folder / "run")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "## Training" in done.stdout
+    return folder / "run"
+
+
+def test_each_recipe_trains_a_cell_unless_a_rule_drops_it(two_recipes: Path) -> None:
+    records = [record for record in store.read_records(two_recipes) if record.cell.trains]
+    assert [(record.cell.model, record.cell.weights, record.status) for record in records] == [
+        ("vit_basic_tutorial", "train:plain", "ok"),
+        ("vit_basic_tutorial", "train:thin", "ok"),
+        ("vit_layer6_32", "train:plain", "ok"),
+    ]
+    for record in records:
+        assert record.measurement("training_images").value == 64
+        assert record.measurement("training_steps").value == 4
+        assert record.measurement("training_images").detail == "images = 64, not the recipe's epochs = 2"
+        by_class = record.measurement("class_f1")
+        assert by_class.detail == ", ".join(map(str, range(10)))
+        (values,) = by_class.samples
+        assert len(values) == 10
+        assert sum(values) / 10 == pytest.approx(record.measurement("macro_f1").value)
+    sizes = [record.measurement("training_images").method.rpartition(" of ")[2] for record in records]
+    assert sizes[0] == sizes[2] == "64"
+    thin = [int(word) for word in sizes[1].partition("class: ")[2].rstrip(")").split()]
+    assert thin == sorted(thin, reverse=True)
+    assert sum(thin) == 64
+    assert thin[0] >= 8 * thin[-1]
+
+
+def test_the_report_sets_the_trainings_side_by_side(two_recipes: Path) -> None:
+    section = (two_recipes / "report.md").read_text().split("## Training\n")[1].split("## How to read")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| vit_")]
+    assert [[word.strip() for word in line.strip("|").split("|")][:2] for line in lines] == 2 * [
+        ["vit_basic_tutorial", "plain"],
+        ["vit_basic_tutorial", "thin"],
+        ["vit_layer6_32", "plain"],
+    ]
+    assert "macro_f1" in (two_recipes / "report.csv").read_text().splitlines()[0]
+    frame = vitbench.load_records(two_recipes)
+    assert set(frame[frame.metric == "class_f1"]["interval_kind"]) == {"none: one value a class"}
+
+
+def test_a_run_of_several_recipes_is_resumed_without_repeating_anything(two_recipes: Path, tmp_path: Path) -> None:
+    folder = copy_of(two_recipes, tmp_path / "run")
+    lines = (folder / store.RECORDS).read_text().splitlines(keepends=True)
+    (folder / store.RECORDS).write_text("".join(lines[:-2]))
+    done = vitbench_run("run", "--resume", str(folder))
+    assert done.returncode == 0, done.stderr
+    again = (folder / store.RECORDS).read_text().splitlines(keepends=True)
+    assert again[:-2] == lines[:-2]
+    for before, after in zip(lines[-2:], again[-2:], strict=True):
+        first, second = Record.from_json(before), Record.from_json(after)
+        assert first.cell == second.cell
+        # the same seed: the same pictures, weights and answers
+        assert first.measurement("class_f1") == second.measurement("class_f1")
+        assert first.measurement("training_loss") == second.measurement("training_loss")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--recipe", "brief,brif"), "Unknown recipe 'brif'. Did you mean 'brief'?"),
+        (("--budget", "picture=3"), "Option --budget: 'picture' is none of images, steps, epochs, seconds."),
+        (("--budget", "images=many"), "Option --budget: images = 'many' is not a whole number from 1 on"),
+        (("--recipe", ","), "A list is empty"),
+        (("--data", "none", "--recipe", "brief"), "leave one of them out"),
+    ],
+)
+def test_a_mistake_in_recipe_or_budget_gets_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    from vitbench.cli import run_command
+
+    assert run_command(["run", "--suite", "smoke", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_dry_run_shows_each_recipes_cells(tmp_path: Path) -> None:
+    done = vitbench_run(
+        *("run", "--suite", "imbalance", "--models", "vit_basic_tutorial", "--data", "digits"),
+        *("--budget", "images=64", "--dry-run"),
+    )
+    assert done.returncode == 0, done.stderr
+    trainings = [line for line in done.stdout.splitlines() if "train:" in line]
+    assert [line.split("imbalanced-")[1].split()[0] for line in trainings] == ["baseline", "sampler", "weights", "both"]
+
+
 def test_dry_run_measures_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "dry"
     done = vitbench_run("run", "--suite", "smoke", "--dry-run", "--out", str(folder))

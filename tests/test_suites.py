@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vitbench.errors import ImageSizeError, SuiteError, UnknownNameError, UsageError
-from vitbench.planning import check_before_loading
+from vitbench.planning import check_before_loading, parse_budget, resolve_training
 from vitbench.records import Cell
 from vitbench.registry import METRICS, model_registry
 from vitbench.runner import prepare_suite
 from vitbench.suites import (
     ModelFacts,
+    RecipeFacts,
     Suite,
     Training,
     TrainingFacts,
@@ -24,8 +27,10 @@ from vitbench.suites import (
     parse_bytes,
     to_toml,
 )
+from vitbench.training.recipes import load_recipe
+from vitbench.training.subsets import imbalanced_counts
 
-TRAINING = TrainingFacts(data="digits", num_classes=10, recipe="brief", recipe_hash="abc", batch_size=16)
+TRAINING = TrainingFacts(data="digits", num_classes=10, recipes=(RecipeFacts("brief", "abc", 16),))
 
 
 def write_suite(folder: Path, text: str) -> str:
@@ -45,10 +50,21 @@ def cells_of(suite: Suite, training: TrainingFacts | None = None, devices: tuple
     )
 
 
+def budgets(suite: Suite) -> dict[str, float]:
+    """How much each recipe of a suite trains, whatever it is counted in."""
+    plan = resolve_training(suite)
+    assert plan is not None
+    return {recipe.name: getattr(recipe, recipe.budget) for recipe in plan.recipes}
+
+
 @pytest.mark.parametrize("name", list_suites())
-def test_every_built_in_suite_is_legal_and_survives_being_written(name: str) -> None:
-    suite = check_before_loading(load_suite(name))
-    again = make_suite(__import__("tomllib").loads(to_toml(suite)), "again.toml")
+def test_every_built_in_suite_is_legal_and_survives_being_written(name: str, tmp_path: Path) -> None:
+    suite = load_suite(name)
+    if suite.training is not None:  # whatever pictures lie on this machine
+        there = {"download": True, "data_dir": str(tmp_path)}
+        suite = suite.model_copy(update={"training": suite.training.model_copy(update=there)})
+    suite = check_before_loading(suite)
+    again = make_suite(tomllib.loads(to_toml(suite)), "again.toml")
     assert again == suite
     assert suite.description
 
@@ -189,7 +205,7 @@ def test_options_replace_keys_and_are_named_in_errors() -> None:
 def test_data_can_be_chosen_for_a_suite_that_does_not_train() -> None:
     suite = prepare_suite("resolution", {"data": "digits"})
     assert suite.training is not None
-    assert suite.training.recipe == "brief"
+    assert suite.training.recipe == ("brief",)
 
 
 def test_quick_lowers_every_budget() -> None:
@@ -199,7 +215,7 @@ def test_quick_lowers_every_budget() -> None:
     assert full.training is not None
     assert quick.training is not None
     assert full.training.images is not None
-    assert quick.training.images == full.training.images // 4
+    assert budgets(quick) == {"brief": full.training.images // 4}
 
 
 def test_a_suite_whose_cells_are_all_dropped_is_refused(tmp_path: Path) -> None:
@@ -269,9 +285,8 @@ def test_accuracy_without_training_is_said() -> None:
 
 
 def test_quick_divides_a_recipes_own_budget_and_raises_nothing() -> None:
-    suite = prepare_suite("seeds", {"data": "digits"}, quick=True)
-    assert suite.training is not None
-    assert suite.training.images == 400  # a quarter of what the recipe says
+    assert budgets(prepare_suite("seeds", {"data": "digits"})) == {"brief": 1600}
+    assert budgets(prepare_suite("seeds", {"data": "digits"}, quick=True)) == {"brief": 400}
     smoke = prepare_suite("smoke", {}, quick=True)
     assert smoke.measure.seconds <= prepare_suite("smoke", {}).measure.seconds
     assert smoke.measure.min_samples <= prepare_suite("smoke", {}).measure.min_samples
@@ -290,7 +305,7 @@ def test_the_timeout_option_reaches_training() -> None:
 
 def test_published_weights_are_not_tested_with_a_head_that_nothing_trained() -> None:
     facts = ModelFacts((224, 224), 1000, lambda size: None, "V1", 1000)
-    training = TrainingFacts("digits", 10, "brief", "0", 32)
+    training = TrainingFacts("digits", 10, (RecipeFacts("brief", "0", 32),))
 
     def cells(**keys: Any) -> list[Cell]:
         suite = make_suite({"name": "x", "models": ["vit_basic"], "weights": "pretrained", **keys}, "x.toml")
@@ -302,3 +317,280 @@ def test_published_weights_are_not_tested_with_a_head_that_nothing_trained() -> 
     tested = [cell for cell in cells(replace_head=True) if cell.tests]
     assert [cell.weights for cell in tested] == ["pretrained:V1"]
     assert not tested[0].trains
+
+
+def training_cells(suite: Suite) -> list[Cell]:
+    """The training cells of a suite, as a run would have them."""
+    plan = resolve_training(suite)
+    assert plan is not None
+    return [cell for cell in cells_of(suite, plan.facts()) if cell.trains]
+
+
+RECIPE = """
+optimizer = "sgd"
+learning_rate = 0.1
+batch_size = 8
+epochs = 4
+"""
+
+
+def write_recipe(folder: Path, name: str, more: str = "") -> str:
+    path = folder / f"{name}.toml"
+    path.write_text(RECIPE + more)
+    return str(path)
+
+
+def test_each_recipe_makes_training_cells_of_its_own(tmp_path: Path) -> None:
+    mine = write_recipe(tmp_path, "mine")
+    training = {"recipe": ["brief", mine, "brief"]}
+    suite = make_suite({"name": "x", "models": ["vit_basic", "vit_layer6_32"], "training": training}, "x.toml")
+    cells = training_cells(suite)
+    assert [(cell.model, cell.weights, cell.batch_size) for cell in cells] == [
+        ("vit_basic", "train:brief", 32),
+        ("vit_basic", "train:mine", 8),
+        ("vit_layer6_32", "train:brief", 32),
+        ("vit_layer6_32", "train:mine", 8),
+    ]
+    assert {cell.recipe_hash for cell in cells} == {load_recipe("brief").hash, load_recipe(mine).hash}
+    assert [cell.trains for cell in cells_of(suite, resolve_training(suite).facts())].count(False) == 2  # type: ignore[union-attr]
+
+
+def test_one_recipe_may_stand_for_a_list_of_one() -> None:
+    one = make_suite({"name": "x", "models": ["vit_basic"], "training": {"recipe": "brief"}}, "x.toml")
+    many = make_suite({"name": "x", "models": ["vit_basic"], "training": {"recipe": ["brief"]}}, "x.toml")
+    assert one == many
+
+
+def test_weights_that_are_given_are_tested_once_whatever_recipes_there_are(tmp_path: Path) -> None:
+    content = {"name": "x", "models": ["vit_basic"], "weights": "mine.pt"}
+    content["training"] = {"recipe": ["brief", write_recipe(tmp_path, "mine")]}
+    suite = make_suite(content, "x.toml")
+    plan = resolve_training(suite)
+    assert plan is not None
+    (test,) = [cell for cell in cells_of(suite, plan.facts()) if cell.tests]
+    assert (test.trains, test.recipe_hash, test.batch_size, test.options) == (False, None, 32, ())
+
+
+def test_a_rule_drops_trainings_by_their_recipe_and_leaves_timed_cells_alone(tmp_path: Path) -> None:
+    content = {
+        "name": "x",
+        "models": ["vit_basic", "vit_layer6_32"],
+        "training": {"recipe": ["brief", write_recipe(tmp_path, "mine"), write_recipe(tmp_path, "mine-2")]},
+        "exclude": [{"models": "vit_layer*", "recipes": "mine*"}, {"recipes": ["mine-2"]}],
+    }
+    suite = make_suite(content, "x.toml")
+    assert [(cell.model, cell.weights) for cell in training_cells(suite)] == [
+        ("vit_basic", "train:brief"),
+        ("vit_basic", "train:mine"),
+        ("vit_layer6_32", "train:brief"),
+    ]
+    timed = [cell for cell in cells_of(suite, resolve_training(suite).facts()) if not cell.tests]  # type: ignore[union-attr]
+    assert {cell.model for cell in timed} == {"vit_basic", "vit_layer6_32"}
+
+
+def test_a_rule_for_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    mine = write_recipe(tmp_path, "mine")
+    text = f'models = ["vit_basic"]\n[training]\nrecipe = ["{mine}", "brief"]\n[[exclude]]\nrecipes = ["mien"]'
+    with pytest.raises(UnknownNameError, match="Unknown recipe 'mien'. Did you mean 'mine'"):
+        prepare_suite(write_suite(tmp_path, text), {})
+    with pytest.raises(SuiteError, match="unknown key 'exclude.recipe'. Did you mean 'recipes'"):
+        prepare_suite(write_suite(tmp_path, text.replace("recipes =", "recipe =")), {})
+    # an option may take the recipe away that a rule is for
+    suite = prepare_suite(write_suite(tmp_path, text.replace("mien", "mine")), {"recipe": ["brief"]})
+    assert [cell.weights for cell in training_cells(suite)] == ["train:brief"]
+
+
+def test_the_options_recipe_and_budget_replace_those_of_the_suite(tmp_path: Path) -> None:
+    mine = write_recipe(tmp_path, "mine")
+    suite = prepare_suite("lightweight", {"recipe": [mine, "brief"]})
+    assert budgets(suite) == {"mine": 2560, "brief": 2560}  # the suite's own budget is for every recipe
+    suite = prepare_suite("lightweight", {"recipe": [mine, "brief"], "budget": "epochs=0.5"})
+    assert budgets(suite) == {"mine": 0.5, "brief": 0.5}
+    assert suite.training is not None
+    assert (suite.training.images, suite.training.epochs) == (None, 0.5)
+    again = make_suite(tomllib.loads(to_toml(suite)), "again.toml")
+    assert again == suite
+
+
+def test_quick_takes_a_quarter_of_each_recipe_and_leaves_a_budget_that_was_given(tmp_path: Path) -> None:
+    recipes = [write_recipe(tmp_path, "mine"), "brief"]
+    assert budgets(prepare_suite("seeds", {"data": "digits", "recipe": recipes}, quick=True)) == {
+        "mine": 1.0,  # epochs
+        "brief": 400,  # pictures
+    }
+    asked = {"data": "digits", "recipe": recipes, "budget": "images=64"}
+    assert budgets(prepare_suite("seeds", asked, quick=True)) == {"mine": 64, "brief": 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("30000", "Option --budget: '30000' is no budget. Give one of images, steps, epochs, seconds, such as images="),
+        ("image=3", "Option --budget: 'image' is none of images, steps, epochs, seconds. Did you mean 'images'?"),
+        ("images=1.5", "Option --budget: images = '1.5' is not a whole number from 1 on"),
+        ("steps=0", "Option --budget: steps = '0' is not a whole number from 1 on"),
+        ("epochs=nan", "Option --budget: epochs = 'nan' is not a number above 0"),
+        ("seconds=", "Option --budget: seconds = '' is not a number above 0"),
+    ],
+)
+def test_a_wrong_budget_gets_one_line(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        prepare_suite("smoke", {"budget": text})
+    assert str(caught.value).startswith(message)
+
+
+def test_a_budget_is_what_it_says() -> None:
+    assert parse_budget("images=30000") == {"images": 30_000}
+    assert parse_budget(" epochs = 2.5 ") == {"epochs": 2.5}
+
+
+@pytest.mark.parametrize("options", [{"recipe": ["brief"]}, {"budget": "steps=3"}])
+def test_options_of_training_that_would_do_nothing_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="does not train"):
+        prepare_suite("seeds", options)
+    with pytest.raises(UsageError, match="leave one of them out"):
+        prepare_suite("smoke", {**options, "data": "none"})
+    with pytest.raises(UsageError, match="only tested"):
+        prepare_suite("smoke", {**options, "weights": "pretrained"})
+
+
+def test_a_typo_in_one_of_several_recipes_is_answered_with_the_closest() -> None:
+    with pytest.raises(UsageError, match="Unknown recipe 'cifar-vit-bas'. Did you mean 'cifar-vit-base'"):
+        check_before_loading(prepare_suite("smoke", {"recipe": ["brief", "cifar-vit-bas"]}))
+
+
+def test_an_imbalance_that_is_none_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    for text, message in (("linear", "neither linear:R"), ("exponential:0.5", "neither linear:R")):
+        recipe = write_recipe(tmp_path, "thin", f'imbalance = "{text}"\n')
+        with pytest.raises(UsageError, match=message):
+            check_before_loading(prepare_suite("smoke", {"recipe": [recipe]}))
+    (tmp_path / "indices.txt").write_text("0 1 99999")
+    recipe = write_recipe(tmp_path, "thin", f'imbalance = "{tmp_path / "indices.txt"}"\n')
+    with pytest.raises(UsageError, match="has to hold numbers from 0 to 1436"):
+        check_before_loading(prepare_suite("smoke", {"recipe": [recipe]}))
+
+
+def test_fewer_training_pictures_are_another_cell() -> None:
+    def cells(count: int | None) -> list[Cell]:
+        content = {"name": "x", "models": ["vit_basic"], "training": {"train_images": count}}
+        return training_cells(make_suite(content, "x.toml"))
+
+    (all_of_them,) = cells(None)
+    assert all_of_them.options == ()
+    assert cells(100)[0].options == (("train_images", "100"),)
+    assert cells(100)[0].id != all_of_them.id
+    assert cells(1437)[0] == all_of_them  # the digits have no more
+
+
+def test_what_a_training_takes_is_said_with_what_its_recipe_would(tmp_path: Path) -> None:
+    def told(**training: Any) -> str:
+        content = {"name": "x", "models": ["vit_basic"], "training": {"recipe": mine, **training}}
+        suite = make_suite(content, "x.toml")
+        plan = resolve_training(suite)
+        assert plan is not None
+        return plan.budget_of(training_cells(suite)[0])
+
+    mine = write_recipe(tmp_path, "mine")
+    assert told() == "the recipe's own: epochs = 4"
+    assert told(epochs=4.0) == "the recipe's own: epochs = 4"
+    assert told(images=64) == "images = 64, not the recipe's epochs = 4"
+    assert told(share=0.5) == "epochs = 2, not the recipe's epochs = 4"
+    assert told(batch_size=16, train_images=100) == "batch_size = 16, not 8; at most 100 training pictures"
+
+
+def test_estimates_know_how_many_pictures_a_recipe_trains_on(tmp_path: Path) -> None:
+    def pictures(more: str, **training: Any) -> int:
+        content = {"name": "x", "models": ["vit_basic"]}
+        content["training"] = {"recipe": write_recipe(tmp_path, "mine", more), **training}
+        plan = resolve_training(make_suite(content, "x.toml"))
+        assert plan is not None
+        return plan.training_pictures(plan.recipes[0])
+
+    assert pictures("") == 1437
+    assert pictures("validation = 0.1\n") == 1437 - 144
+    assert pictures("validation = 0.1\n", train_images=500) == 500
+    # 143 a class, thinned out to 143, 129, ... 14
+    assert pictures('imbalance = "linear:10"\n') == pytest.approx(10 * 143 * 0.55, rel=0.01)
+
+
+LADDER = ["none", "crop", "jitter", "cutout", "mixup", "cutmix"]
+
+
+def test_the_suite_ablation_is_the_ladder_of_augmentation_and_that_of_depth(tmp_path: Path) -> None:
+    suite = prepare_suite("ablation", {"data_dir": str(tmp_path), "download": True})
+    trained = [(cell.model, cell.weights.removeprefix("train:")) for cell in training_cells(suite)]
+    assert trained == [
+        *(("cifar_vit_base", f"cifar-vit-base-ablation-{rung}") for rung in LADDER),
+        *((f"cifar_vit_base{depth}", "cifar-vit-base") for depth in ("", "_d3", "_d9", "_d12")),
+    ]
+    published = {
+        (card.name, claim.recipe)
+        for name in suite.models
+        for card in [model_registry().get(name)]
+        for claim in card.claims
+        if claim.quantity == "top1" and "imbalanced" not in claim.recipe
+    }
+    assert set(trained) == published
+
+
+def test_the_suite_imbalance_has_the_four_treatments_that_are_published(tmp_path: Path) -> None:
+    suite = prepare_suite("imbalance", {"data_dir": str(tmp_path), "download": True})
+    trained = [(cell.model, cell.weights.removeprefix("train:")) for cell in training_cells(suite)]
+    claims = model_registry().get("cifar_vit_base").claims
+    assert {recipe for _, recipe in trained} == {one.recipe for one in claims if "imbalanced" in one.recipe}
+    assert {model for model, _ in trained} == {"cifar_vit_base"}
+    assert len(trained) == 4
+
+
+@pytest.mark.parametrize("name", ["ablation", "imbalance"])
+def test_other_models_may_take_the_place_of_a_suites_own(name: str) -> None:
+    options = {"models": ["vit_layer6_32"], "data": "digits", "budget": "images=64"}
+    suite = check_before_loading(prepare_suite(name, options))
+    cells = training_cells(suite)
+    assert {cell.model for cell in cells} == {"vit_layer6_32"}
+    assert len(cells) == {"ablation": 7, "imbalance": 4}[name]
+    assert set(budgets(suite).values()) == {64}
+    only = prepare_suite("ablation", {**options, "models": ["cifar_vit_base_d3"]})
+    assert [cell.weights for cell in training_cells(only)] == ["train:cifar-vit-base"]
+
+
+def test_the_ladders_rungs_add_one_thing_each_to_the_base_recipe() -> None:
+    steps: list[set[str]] = []
+    for rung in LADDER:
+        recipe = load_recipe(f"cifar-vit-base-ablation-{rung}")
+        used = {*recipe.augment, *(name for name in ("mixup", "cutmix") if getattr(recipe, name))}
+        steps.append(used)
+        rest = {"name", "description", "augment", "mixup", "cutmix", "rotation", "jitter", "erasing"}
+        assert recipe.model_dump(exclude=rest) == load_recipe("cifar-vit-base").model_dump(exclude=rest)
+    added = [sorted(later - earlier) for earlier, later in itertools.pairwise(steps)]
+    assert (steps[0], added) == (set(), [["crop", "flip"], ["jitter"], ["erasing"], ["mixup"], ["cutmix"]])
+    whole = load_recipe("cifar-vit-base")
+    last = load_recipe("cifar-vit-base-ablation-cutmix")
+    assert set(whole.augment) - set(last.augment) == {"rotation"}
+    for key in ("jitter", "erasing", "mixup", "cutmix"):
+        assert getattr(last, key) == getattr(whole, key)
+
+
+def test_the_four_treatments_differ_in_sampler_and_class_weights_alone() -> None:
+    found = {
+        name: load_recipe(f"cifar-vit-base-imbalanced-{name}") for name in ("baseline", "sampler", "weights", "both")
+    }
+    assert {name: (one.sampler, one.class_weights) for name, one in found.items()} == {
+        "baseline": ("shuffle", "none"),
+        "sampler": ("weighted", "none"),
+        "weights": ("shuffle", "inverse"),
+        "both": ("weighted", "inverse"),
+    }
+    rest = {"name", "description", "sampler", "class_weights"}
+    assert len({one.model_dump_json(exclude=rest) for one in found.values()}) == 1
+    rest |= {"imbalance", "validation"}
+    assert found["both"].model_dump(exclude=rest) == load_recipe("cifar-vit-base").model_dump(exclude=rest)
+
+
+def test_the_imbalance_of_ten_times_five_thousand_pictures_is_the_published_one() -> None:
+    recipe = load_recipe("cifar-vit-base-imbalanced-baseline")
+    assert recipe.imbalance is not None
+    counts = imbalanced_counts(recipe.imbalance, 5000, 10)
+    assert counts == list(range(5000, 0, -500))
+    assert sum(counts) == 27_500
+    assert recipe.validation == 0

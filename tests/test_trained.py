@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from vitbench.errors import DataError, DeviceError, ImageSizeError, UnknownNameError, Unsupported, UsageError
@@ -143,6 +144,25 @@ def test_weights_are_given_once(tmp_path: Path) -> None:
 def test_a_published_head_that_would_be_random_is_refused(model: str, classes: int | None) -> None:
     with pytest.raises(UsageError, match=rf"{model} have no head for {classes or 10} classes: it would be random"):
         open_trained(model, weights=None, pretrained=True, num_classes=classes, device="cpu")
+
+
+def test_published_weights_have_the_sizes_names_and_colours_of_their_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tiny_vit(architecture: str, *, weights: None, num_classes: int, image_size: int) -> torch.nn.Module:
+        return torchvision.models.VisionTransformer(image_size, 16, 2, 2, 8, 16, num_classes=num_classes)
+
+    monkeypatch.setattr(torchvision.models, "get_model", tiny_vit)
+    published = tiny_vit("", weights=None, num_classes=1000, image_size=224).state_dict()
+    monkeypatch.setattr(torchvision.models.ViT_B_16_Weights, "get_state_dict", lambda *args, **kwargs: dict(published))
+    name = "torchvision:vit_b_16"
+    trained = open_trained(name, weights=None, pretrained=True, device="cpu")
+    assert (trained.weights, trained.digest) == ("pretrained (torchvision IMAGENET1K_V1)", "")
+    assert (trained.image_size, trained.num_classes, trained.class_name(1)) == ((224, 224), 1000, "goldfish")
+    assert (trained.mean, trained.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert torch.equal(trained.module.state_dict()["heads.head.weight"], published["heads.head.weight"])
+    with pytest.raises(UsageError, match="no head for 10 classes: it would be random"):
+        open_trained(name, weights=None, pretrained=True, device="cpu", num_classes=10)
+    replaced = open_trained(name, weights=None, pretrained=True, device="cpu", num_classes=10, replace_head=True)
+    assert replaced.notes == ("its head left out, a random one in its place",)
 
 
 def test_devices_by_name() -> None:

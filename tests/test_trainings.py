@@ -89,6 +89,10 @@ def test_a_training_leaves_all_that_it_promises(whole: Path) -> None:
         LAST,
         "checkpoints/last.safetensors",
         "checkpoints/best.safetensors",
+        "evaluation.json",
+        "evaluation.md",
+        "confusion.png",
+        "reliability.png",
     }
     assert not [name for name in names if name.endswith(".part")]
     summary = json.loads((whole / "summary.json").read_text())
@@ -401,3 +405,124 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
     summary = start_training(still, tmp_path / "run")
     assert summary.figures["stopped_because"] == "patience"
     assert len(summary.history) == 3
+
+
+def transfer(**keys: Any) -> TrainingRequest:
+    recipe = {"augment": [], "mixup": 0.0, "ema": 0.0, "images": 200, **keys.pop("recipe", {})}
+    return request(freeze="backbone", recipe=recipe, **keys)
+
+
+def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.trainings.setup import Setup
+
+    summaries = [start_training(transfer(), tmp_path / "features")]
+    monkeypatch.setattr(Setup, "_cache_features", lambda self: None)
+    summaries.append(start_training(transfer(), tmp_path / "pictures"))
+    one, other = weights(tmp_path / "features"), weights(tmp_path / "pictures")
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
+    for row, expected in zip(summaries[0].history, summaries[1].history, strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+        assert row["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-4)
+    head = 48 * 10 + 10
+    assert (summaries[0].figures["trainable_params"], summaries[0].figures["params"]) == (
+        head,
+        summaries[1].figures["params"],
+    )
+
+
+def test_features_are_gone_on_with_and_the_checkpoint_is_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.training.loop import Trainer
+    from vitbench.trainings import session
+
+    start_training(transfer(recipe={"ema": 0.9}), tmp_path / "whole")
+    monkeypatch.setattr(session, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(session, "_STEPS_AT_ONCE", 1)
+    step = Trainer._take_step
+
+    def fail(self: Trainer) -> None:
+        if self.steps == 3:
+            raise ArithmeticError
+        step(self)
+
+    monkeypatch.setattr(Trainer, "_take_step", fail)
+    with pytest.raises(ArithmeticError):
+        start_training(transfer(recipe={"ema": 0.9}), tmp_path / "run")
+    monkeypatch.undo()
+    resume_training(tmp_path / "run")
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    load_checkpoint(build_model(MODEL, image_size=8, num_classes=10), tmp_path / "run" / LAST)
+
+
+def test_weights_of_other_classes_start_a_training_with_a_new_head(whole: Path, tmp_path: Path) -> None:
+    from tests.training.folders import make_image_folder
+
+    make_image_folder(tmp_path / "pictures", train=20, test=5)
+    start = str(whole / "checkpoints" / "best.safetensors")
+    content = transfer(data=str(tmp_path / "pictures"), weights=start, train_images=None)
+    with pytest.raises(UsageError, match="--replace-head"):
+        start_training(content, tmp_path / "run")
+    summary = start_training(replace(content, replace_head=True), tmp_path / "run")
+    assert "its head left out" in summary.figures["origin"]
+    before, after = build_model(MODEL, image_size=8, num_classes=10), weights(tmp_path / "run")
+    load_checkpoint(before, start)
+    for key, value in before.state_dict().items():
+        if not key.startswith("head"):
+            assert torch.equal(value, after[key]), key
+
+
+def test_a_head_may_have_room_for_more_classes(tmp_path: Path) -> None:
+    summary = start_training(request(num_classes=12, recipe={"images": 40}), tmp_path / "run")
+    assert list(summary.figures["last"]["class_f1"])[-2:] == ["class 10", "class 11"]
+    assert weights(tmp_path / "run")["head.weight"].shape == (12, 48)
+
+
+def test_tensorboard_holds_curves_and_the_confusion_matrix(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    summary = start_training(request(tensorboard=True), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/accuracy", "validation/loss", "validation/accuracy", "learning/rate"} <= set(
+        tags["scalars"]
+    )
+    assert [one.value for one in events.Scalars("validation/accuracy")] == pytest.approx(
+        [row["validation_accuracy"] for row in summary.history]
+    )
+    assert {"confusion", "attention"} <= set(tags["images"])
+
+
+@pytest.mark.parametrize("keys", [{"compile": True}, {"channels_last": True}, {"amp": "bf16"}, {"deterministic": True}])
+def test_a_training_runs_under(keys: dict[str, Any], tmp_path: Path) -> None:
+    try:
+        summary = start_training(request(recipe={"images": 60}, **keys), tmp_path / "run")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert summary.figures["images_seen"] == 60
+    assert all(row["train_loss"] > 0 for row in summary.history)
+
+
+def test_the_same_from_python(whole: Path, tmp_path: Path) -> None:
+    import vitbench
+
+    asked = request()
+    names = ("device", "image_size", "train_images", "test_images", "tensorboard", "threads")
+    options = {name: getattr(asked, name) for name in names}
+    settings = {
+        "images": 300,
+        "batch_size": 20,
+        "augment": ["crop", "flip"],
+        "mixup": 0.4,
+        "ema": 0.9,
+        "validation": 0.2,
+    }
+    summary = vitbench.train(MODEL, settings=settings, out=tmp_path / "run", **options)
+    assert_same_weights(weights(whole), weights(summary.folder))
+    with pytest.raises(UsageError, match="no option 'epochs'"):
+        vitbench.train(MODEL, epochs=3)

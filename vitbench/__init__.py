@@ -17,6 +17,8 @@ _PUBLIC = {
     "load_records": "vitbench.reports",
     "measure": "vitbench.api",
     "run_suite": "vitbench.runner",
+    "train": "vitbench.trainings",
+    "evaluate_model": "vitbench.evaluation",
     "Cell": "vitbench.records",
     "Measurement": "vitbench.records",
     "Record": "vitbench.records",
@@ -30,20 +32,24 @@ __all__ = [
     "VitbenchError",
     "__version__",
     "build_model",
+    "evaluate_model",
     "load_checkpoint",
     "load_records",
     "measure",
     "run_suite",
+    "train",
 ]
 
 if TYPE_CHECKING:
     from vitbench.api import measure
     from vitbench.errors import VitbenchError
+    from vitbench.evaluation import evaluate_model
     from vitbench.models import build_model
     from vitbench.models.checkpoints import load_checkpoint
     from vitbench.records import Cell, Measurement, Record
     from vitbench.reports import load_records
     from vitbench.runner import run_suite
+    from vitbench.trainings import train
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,9 +161,9 @@ def draw_attention(
     notes = [*trained.notes, *_notes_on(maps)]
     scene = pixels.permute(1, 2, 0).numpy() / 255  # (H, W, 3)
     title = f"{model}, {trained.weights}"
-    name, tiles = _chosen_tiles(model, maps, chosen_layer, chosen_head)
+    name, rows = _chosen_tiles(model, maps, chosen_layer, chosen_head)
     shown = maps if chosen_layer is None else [maps[chosen_layer - 1]]
-    files = {f"{name}.png": _weights_png(scene, tiles, title, _caption(shown, chosen_head))}
+    files = {f"{name}.png": _weights_png(scene, rows, shown, chosen_head, title)}
     if rollout or (layer is None and head is None):
         try:
             files["rollout.png"] = _rollout_png(scene, maps, title)
@@ -189,6 +189,14 @@ def draw_attention(
         notes=tuple(notes),
         written=_write(out, files),
     )
+
+
+def attention_png(trained: TrainedModel, pixels: torch.Tensor) -> bytes:
+    """``layers.png`` of one picture (3, H, W) uint8: each layer's map, mean over heads. Raises as ``look`` does."""
+    maps = look(trained, pixels)
+    scene = pixels.permute(1, 2, 0).numpy() / 255  # (H, W, 3)
+    _, rows = _chosen_tiles(trained.name, maps, None, "mean")
+    return _weights_png(scene, rows, maps, "mean", f"{trained.name}, {trained.weights}")
 
 
 def look(trained: TrainedModel, pixels: torch.Tensor) -> list[AttentionMap]:
@@ -297,8 +305,13 @@ def _positive(text: str, option: str, also: str) -> int:
     return number
 
 
-def _chosen_tiles(model: str, maps: Sequence[AttentionMap], layer: int | None, head: Head) -> tuple[str, list[Tile]]:
-    """The file's name and the maps asked for. Raises UsageError for a layer or head that the model does not have."""
+def _chosen_tiles(
+    model: str, maps: Sequence[AttentionMap], layer: int | None, head: Head
+) -> tuple[str, list[list[Tile]]]:
+    """The file's name and the maps asked for: in one row, or all heads of all layers, a row a layer.
+
+    Raises UsageError for a layer or head that the model does not have.
+    """
     if layer is not None and layer > len(maps):
         raise UsageError(
             f"Option --layer: {layer} is no layer of {model}, in which {len(maps)} attend. "
@@ -306,7 +319,7 @@ def _chosen_tiles(model: str, maps: Sequence[AttentionMap], layer: int | None, h
         )
     numbers = range(1, len(maps) + 1) if layer is None else [layer]
     base = "layers" if layer is None else f"layer_{layer:02}"
-    tiles = []
+    rows: list[list[Tile]] = []
     for number in numbers:
         one = maps[number - 1]
         if isinstance(head, int) and head > one.heads:
@@ -316,15 +329,16 @@ def _chosen_tiles(model: str, maps: Sequence[AttentionMap], layer: int | None, h
             )
         left = f" ({one.kept.shape[1]} patches)" if _drops(maps) else ""
         heads: Sequence[Head] = range(1, one.heads + 1) if head == "all" else [head]
+        rows.append([])
         for which in heads:
             if head != "all":
                 title = f"layer {number}{left}"
             else:
                 title = f"head {which}{left}" if layer is not None else f"layer {number}, head {which}"
-            tiles.append(_tile(title, one, which))
+            rows[-1].append(_tile(title, one, which))
     if head == "all":
-        return f"{base}_heads", tiles
-    return base if head == "mean" else f"{base}_head_{head:02}", tiles
+        return f"{base}_heads", rows
+    return base if head == "mean" else f"{base}_head_{head:02}", [[tile for row in rows for tile in row]]
 
 
 def _tile(title: str, one: AttentionMap, head: Head) -> Tile:
@@ -382,15 +396,16 @@ def _notes_on(maps: Sequence[AttentionMap]) -> list[str]:
 # --- pictures
 
 
-def scale_of(tiles: Sequence[Tile]) -> Scale:
-    """One scale for all tiles, from 0 to the 99th percentile of their weights."""
+def scale_of(tiles: Iterable[Tile], even: float) -> Scale:
+    """One scale for all tiles: from 0 to the 99th percentile of their weights (of fewer than 100 to the largest), and
+    to twice ``even`` at least, so that attention that is nearly even has a colour from the middle.
+    """
     import numpy as np
 
     values = np.concatenate([tile.values.ravel() for tile in tiles if tile.values is not None])
     values = values[np.isfinite(values)]
     largest = float(values.max())
-    top = float(np.quantile(values, SPANNED))
-    return Scale(top if top > 0 else largest or 1.0, largest)
+    return Scale(max(float(np.quantile(values, SPANNED, method="higher")), 2 * even), largest)
 
 
 def paint(scene: Array, tile: Tile, top: float) -> Array:
@@ -425,13 +440,23 @@ def _colours(levels: Array) -> Array:
 
 
 def draw_tiles(
-    scene: Array, tiles: Sequence[Tile], *, title: str, caption: str, scale: Scale | None, inches: float = 1.6
+    scene: Array,
+    tiles: Sequence[Tile | None],
+    *,
+    title: str,
+    caption: str,
+    scale: Scale | None,
+    label: str = "attention weight (%)",
+    inches: float = 1.6,
+    columns: int = _COLUMNS,
 ) -> Figure:
-    """The tiles in rows under their titles, the colour scale beside them, ``caption`` below. ``inches``: a tile."""
+    """The tiles (None: a gap) in rows under their titles, the colour scale under its ``label`` beside them, ``caption``
+    below. ``inches``: the longer side of a tile.
+    """
     import numpy as np
     from matplotlib.figure import Figure
 
-    columns = min(len(tiles), _COLUMNS)
+    columns = min(len(tiles), columns)
     rows = -(-len(tiles) // columns)
     height, width = scene.shape[:2]
     above, between = max(round(0.2 * height), 1), max(round(0.06 * width), 1)  # px: for a title; to the right
@@ -442,6 +467,8 @@ def draw_tiles(
     drawing = Figure(figsize=size, dpi=150, layout="constrained")
     axes = drawing.add_subplot()
     for place, tile in enumerate(tiles):
+        if tile is None:
+            continue
         top = (place // columns) * (height + above) + above
         left = (place % columns) * (width + between)
         board[top : top + height, left : left + width] = paint(scene, tile, 1.0 if scale is None else scale.top)
@@ -449,14 +476,15 @@ def draw_tiles(
     axes.imshow(np.clip(board, 0, 1))
     axes.set_axis_off()
     if scale is not None:
-        _draw_scale(drawing, axes, scale)
+        _draw_scale(drawing, axes, scale, label, rows)
     letters = int(size[0] * 14)
     drawing.suptitle(textwrap.fill(title, letters), fontsize=8)
-    drawing.supxlabel(textwrap.fill(caption, int(letters * 1.15)), fontsize=7)
+    unbroken = caption.replace(" %", "\N{NO-BREAK SPACE}%")
+    drawing.supxlabel(textwrap.fill(unbroken, int(letters * 1.15)), fontsize=7)
     return drawing
 
 
-def _draw_scale(drawing: Figure, axes: Any, scale: Scale) -> None:
+def _draw_scale(drawing: Figure, axes: Any, scale: Scale, label: str, rows: int) -> None:
     """The colours as they look over a middle gray."""
     import numpy as np
     from matplotlib.cm import ScalarMappable
@@ -464,9 +492,11 @@ def _draw_scale(drawing: Figure, axes: Any, scale: Scale) -> None:
 
     shown = OPACITY * _colours(np.linspace(0, 1, 256)) + (1 - OPACITY) * 0.5
     mappable = ScalarMappable(Normalize(0, 100 * scale.top), ListedColormap(shown))
-    bar = drawing.colorbar(mappable, ax=axes, extend="max" if scale.clipped else "neither", fraction=0.05, aspect=25)
+    bar = drawing.colorbar(
+        mappable, ax=axes, extend="max" if scale.clipped else "neither", fraction=0.05, aspect=25 * rows
+    )
     bar.ax.tick_params(labelsize=6)
-    bar.set_label("attention weight (%)", fontsize=7)
+    bar.set_label(label, fontsize=7)
 
 
 def _caption(maps: Sequence[AttentionMap], head: Head) -> str:
@@ -477,9 +507,14 @@ def _caption(maps: Sequence[AttentionMap], head: Head) -> str:
     return f"What {who} from each patch ({kind}{which}).{dropped} {_even_text(maps)}"
 
 
-def _scale_text(scale: Scale) -> str:
+def _scale_text(scale: Scale, what: str = "One colour scale for all") -> str:
     largest = f", larger ones up to {100 * scale.largest:.3g} % are as bright" if scale.clipped else ""
-    return f"One colour scale for all: 0 to {100 * scale.top:.3g} %{largest}."
+    return f"{what}: 0 to {100 * scale.top:.3g} %{largest}."
+
+
+def _even(maps: Sequence[AttentionMap]) -> float:
+    """The weight of a token where all have the same, in the layer with the fewest."""
+    return 1 / min(one.tokens for one in maps)
 
 
 def _even_text(maps: Sequence[AttentionMap]) -> str:
@@ -489,10 +524,19 @@ def _even_text(maps: Sequence[AttentionMap]) -> str:
     return f"Even attention: {100 / tokens[0]:.3g} % a token."
 
 
-def _weights_png(scene: Array, tiles: Sequence[Tile], title: str, caption: str) -> bytes:
-    scale = scale_of(tiles)
-    text = f"{caption} {_scale_text(scale)}"
-    return _png(draw_tiles(scene, [Tile("picture"), *tiles], title=title, caption=text, scale=scale))
+def _weights_png(
+    scene: Array, rows: Sequence[Sequence[Tile]], maps: Sequence[AttentionMap], head: Head, title: str
+) -> bytes:
+    scale = scale_of((tile for row in rows for tile in row), _even(maps))
+    text = f"{_caption(maps, head)} {_scale_text(scale)}"
+    picture = Tile("picture")
+    if len(rows) == 1:
+        return _png(draw_tiles(scene, [picture, *rows[0]], title=title, caption=text, scale=scale))
+    widest = max(len(row) for row in rows)
+    tiles: list[Tile | None] = []
+    for row in rows:
+        tiles += [None if tiles else picture, *row, *[None] * (widest - len(row))]
+    return _png(draw_tiles(scene, tiles, title=title, caption=text, scale=scale, columns=widest + 1))
 
 
 def _rollout_png(scene: Array, maps: Sequence[AttentionMap], title: str) -> bytes:
@@ -501,14 +545,23 @@ def _rollout_png(scene: Array, maps: Sequence[AttentionMap], title: str) -> byte
 
     values = rollout_over_patches(maps)[0].view(maps[0].grid).numpy()
     tiles = [Tile("rollout", values, None, maps[0].covered)]
-    scale = scale_of(tiles)
+    scale = scale_of(tiles, 1 / maps[0].tokens)
     where = "CLS" if maps[-1].readout == "CLS" else "the mean of the tokens that are left"
     layers = f"through {len(maps)} layers" if len(maps) > 1 else "of one layer"
     caption = (
         f"How much of each patch is in {where} at the end, by attention rollout {layers} "
-        f"(mean of the heads; Abnar and Zuidema, 2020). {_scale_text(scale)}"
+        f"(mean of the heads; Abnar and Zuidema, 2020). {_scale_text(scale, 'Colours')}"
     )
-    return _png(draw_tiles(scene, [Tile("picture"), *tiles], title=title, caption=caption, scale=scale, inches=2.2))
+    drawing = draw_tiles(
+        scene,
+        [Tile("picture"), *tiles],
+        title=title,
+        caption=caption,
+        scale=scale,
+        label="share of CLS (%)" if where == "CLS" else "share of the mean (%)",
+        inches=2.2,
+    )
+    return _png(drawing)
 
 
 def _tokens_png(
@@ -530,7 +583,7 @@ def _layers_gif(scene: Array, maps: Sequence[AttentionMap], head: Head, title: s
     for number, one in enumerate(maps, start=1):
         left = f" ({one.kept.shape[1]} of {one.patches} patches)" if _drops(maps) else ""
         tiles.append(_tile(f"layer {number} of {len(maps)}{left}", one, which))
-    scale = scale_of(tiles)
+    scale = scale_of(tiles, _even(maps))
     caption = f"{_caption(maps, which)} {_scale_text(scale)}"
     frames = [
         _frame(draw_tiles(scene, [Tile("picture"), tile], title=title, caption=caption, scale=scale, inches=2.2))
@@ -540,11 +593,17 @@ def _layers_gif(scene: Array, maps: Sequence[AttentionMap], head: Head, title: s
 
 
 def encode_gif(frames: Sequence[Array]) -> bytes:
-    """Frames (H, W, 3) uint8 of one size as an endless GIF. They share one palette, or colours would flicker."""
+    """Frames (H, W, 3) uint8 of one size as an endless GIF. They share one palette, or colours would flicker; rare
+    colours have their place in it, or the scale would lose some of its own.
+    """
     import numpy as np
     from PIL import Image
 
-    palette = Image.fromarray(np.concatenate(frames)).quantize(256, dither=Image.Dither.NONE)
+    pixels = np.concatenate(frames).reshape(-1, 3)
+    rare = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]))  # each colour once
+    rare = np.stack([rare >> 16, rare >> 8 & 255, rare & 255], axis=1).astype(np.uint8)
+    both = np.concatenate([pixels, np.resize(rare, pixels.shape)])  # as many of one kind as of the other
+    palette = Image.fromarray(both[None]).quantize(256, dither=Image.Dither.NONE)
     first, *others = [Image.fromarray(one).quantize(palette=palette, dither=Image.Dither.NONE) for one in frames]
     buffer = io.BytesIO()
     durations = [FRAME_MS] * len(others) + [LAST_FRAME_MS]

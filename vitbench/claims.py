@@ -20,6 +20,7 @@ from vitbench.models.closed_form import closed_form
 from vitbench.records import Measurement, Record, format_image_size
 from vitbench.registry import CHANGE, PRETRAINED, QUANTITIES, Claim, ModelCard, is_external, model_registry
 from vitbench.statistics import estimate, wilson_interval
+from vitbench.suites import TRAIN_IMAGES
 from vitbench.training.recipes import list_recipes, load_recipe
 
 Verdict = Literal["agrees", "agrees as multiply-adds", "contradicted", "not checkable here"]
@@ -226,7 +227,8 @@ def _judge_training(undecided: Judgement, records: Sequence[Record]) -> Judgemen
     for record in records:
         cell = record.cell
         found = record.measurement(metric)
-        if cell.recipe_hash == recipe.hash and cell.data == claim.data and found is not None and found.status == "ok":
+        whole = cell.recipe_hash == recipe.hash and TRAIN_IMAGES not in dict(cell.options)
+        if whole and cell.data == claim.data and found is not None and found.status == "ok":
             return _decide_measured(undecided, record, found)
     return not_checkable(f"no completed run of the recipe {claim.recipe} on {claim.data} was given")
 

@@ -90,6 +90,7 @@ def _global_options(
 @app.command(
     epilog="Examples:  vitbench run   |   vitbench run --suite smoke --out /tmp/smoke   |   "
     "vitbench run --models vit_basic,timm:vit_tiny_patch16_224 --image-sizes 224 --batch-sizes 1,8 --data none   |   "
+    "vitbench run --suite imbalance --data-dir data --budget images=30000   |   "
     "vitbench run --resume runs/lightweight-20260101-120000 --retry timeout,killed"
 )
 def run(
@@ -124,6 +125,14 @@ def run(
         str | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Recipes to train by (vitbench list recipes) or .toml files; commas. [default: the suite's]"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="In place of every recipe's: images=30000, or steps=, epochs=, seconds=."),
+    ] = None,
     seed: Annotated[str | None, typer.Option(help="Seeds of weights, pictures and training; commas.")] = None,
     weights: Annotated[
         str | None, typer.Option(help="A checkpoint of the one model: it is tested on the data, not trained.")
@@ -184,6 +193,8 @@ def run(
         "data": data,
         "data_dir": data_dir,
         "download": download or None,
+        "recipe": _words(recipe),
+        "budget": budget,
     }
     from vitbench.progress import make_progress
     from vitbench.runner import plan_suite, resume_run, run_suite, terminate_like_interrupt

@@ -5,7 +5,7 @@ Reports (reports/evaluation.py) are made from that result alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from vitbench.reports.printable import printable
 from vitbench.statistics import wilson_interval
 from vitbench.trained import TrainedModel, explain_oom, open_trained
 from vitbench.training.data import describe_data
-from vitbench.training.pictures import SPLITS, DataInfo, Split
+from vitbench.training.pictures import SPLITS, DataInfo, PictureSet, Split
 
 if TYPE_CHECKING:
     from vitbench.training.scores import Scores
@@ -85,8 +85,40 @@ def evaluate_model(
     warnings = _warnings(trained, info)
     for warning in warnings:
         note(f"Warning: {warning}")
-    result = _describe(trained, info, chosen, amp, batch_size, warnings)
-    return result | _test(trained, info, chosen, test_images, amp, batch_size, bins, download)
+    from vitbench.training.data import load_images
+
+    pictures = load_images(
+        info, chosen, image_size=trained.image_size, images=test_images, seed=SEED, download=download
+    )
+    return evaluate_trained(
+        trained,
+        info,
+        pictures,
+        split=chosen,
+        dtype="amp" if amp else "fp32",
+        batch_size=batch_size,
+        bins=bins,
+        warnings=warnings,
+    )
+
+
+def evaluate_trained(
+    trained: TrainedModel,
+    info: DataInfo,
+    pictures: PictureSet,
+    *,
+    split: Split = "test",
+    dtype: str = "fp32",
+    batch_size: int = BATCH_SIZE,
+    bins: int = BINS,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What ``evaluate_model`` returns, for a model that is loaded and ``pictures`` of ``info`` that are in memory.
+
+    ``dtype``: ``fp32`` or ``amp``. Raises OutOfMemory, and NotFiniteError if an output is not finite.
+    """
+    result = _describe(trained, info, split, dtype == "amp", batch_size, list(warnings))
+    return result | _test(trained, info, pictures, split, dtype == "amp", batch_size, bins)
 
 
 def _split(name: str) -> Split:
@@ -158,21 +190,18 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _test(
     trained: TrainedModel,
     info: DataInfo,
+    pictures: PictureSet,
     split: Split,
-    images: int | None,
     amp: bool,
     batch_size: int,
     bins: int,
-    download: bool,
 ) -> dict[str, Any]:
     """One pass over the pictures, and the figures."""
     from vitbench.metrics.subject import NotFiniteError
-    from vitbench.training.data import load_images
     from vitbench.training.evaluate import collect_answers
     from vitbench.training.scores import score
 
     device = trained.device
-    pictures = load_images(info, split, image_size=trained.image_size, images=images, seed=SEED, download=download)
     way_out = f"Lower --batch-size ({batch_size}) or --image-size, or give --device cpu"
     with explain_oom(device, way_out if amp else f"{way_out} or --amp"):
         answers = collect_answers(

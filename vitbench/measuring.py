@@ -364,7 +364,7 @@ class CellMeasurer:
         timeout_s = suite.timeout_s
         if process == "training":
             assert suite.training is not None
-            more["training"] = self._training_settings()
+            more["training"] = self._training_settings(cell)
             timeout_s = suite.training.timeout_s
         more |= weights_settings(suite)
         task = measure_task(cell, process, tuple(metric.name for metric in metrics), **more)
@@ -391,15 +391,17 @@ class CellMeasurer:
             self._counters[key] = found
         return self._counters[key]
 
-    def _training_settings(self) -> dict[str, Any]:
+    def _training_settings(self, cell: Cell) -> dict[str, Any]:
         section, training = self.plan.suite.training, self.plan.training
         assert section is not None
         assert training is not None
         return {
-            "recipe": training.recipe.model_dump(mode="json"),
+            "recipe": training.recipe_of(cell).model_dump(mode="json"),
+            "budget": training.budget_of(cell),
             "data": section.data,
             "data_dir": section.data_dir,
             "download": section.download,
+            "train_images": training.train_images,
             "test_images": section.test_images,
             "checkpoints": str(self.checkpoints) if self.checkpoints else None,
         }

@@ -40,12 +40,19 @@ def mean_cross_entropy(
     """Cross entropy (nat), averaged over the batch and over the heads; in float32 whatever the logits are.
 
     ``labels`` are classes (B,) or shares of classes (B, K); ``class_weights`` (K,) weigh them as torch's cross_entropy
-    does (a weighted mean for classes, the sum over B for shares).
+    does (a weighted mean for classes, the sum over B for shares). A head may be wider than K.
     """
-    losses = [
-        F.cross_entropy(logits.float(), labels, weight=class_weights, label_smoothing=label_smoothing)
-        for logits in heads_of(output)
-    ]
+
+    def loss_of(logits: torch.Tensor) -> torch.Tensor:
+        targets, weights = labels, class_weights
+        more = logits.shape[-1] - (labels.shape[-1] if labels.dim() == 2 else logits.shape[-1])
+        if more > 0:
+            targets = F.pad(labels, (0, more))
+        if weights is not None and len(weights) < logits.shape[-1]:
+            weights = F.pad(weights, (0, logits.shape[-1] - len(weights)))
+        return F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=label_smoothing)
+
+    losses = [loss_of(logits) for logits in heads_of(output)]
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 

@@ -4,6 +4,9 @@ will take.
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -14,14 +17,25 @@ from typing import Any
 from vitbench.conversation import Outcome, converse, finish
 from vitbench.devices import canonical_device_name
 from vitbench.environment import capture_environment, default_threads, hash_environment
-from vitbench.errors import DeviceError, UsageError, WorkerError
+from vitbench.errors import DataError, DeviceError, UnknownNameError, UsageError, WorkerError
 from vitbench.processes import Launcher
 from vitbench.records import Cell
 from vitbench.registry import METRICS, PRETRAINED, is_external, is_pattern, model_registry
 from vitbench.static_counts import StaticCounter, StaticKey, static_key
-from vitbench.suites import NATIVE, RANDOM, ModelFacts, NoCellsLeftError, Suite, TrainingFacts, expand
+from vitbench.suites import (
+    NATIVE,
+    RANDOM,
+    ModelFacts,
+    NoCellsLeftError,
+    RecipeFacts,
+    Suite,
+    Training,
+    TrainingFacts,
+    expand,
+)
 from vitbench.training.data import DataInfo, describe_data
-from vitbench.training.recipes import Recipe, load_recipe
+from vitbench.training.recipes import BUDGETS, Recipe, list_recipes, load_recipe
+from vitbench.training.subsets import choose_imbalanced, imbalanced_counts
 from vitbench.turns import TURN_S
 
 #: Counted for every plan: estimates need them.
@@ -41,23 +55,66 @@ _STEP_IN_FORWARDS = 3.0
 #: FLOP/s of a device that could not be asked: a modest CPU.
 _UNKNOWN_RATE = 2e10
 
+_BUDGETS = ", ".join(BUDGETS)
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A suite's training, resolved: the recipe with its overrides and the data set."""
+    """A suite's training, resolved: the recipes with their overrides, the same as their files have them (``published``,
+    in the same order), the data set, and the limit to its training pictures, if it is one.
+    """
 
-    recipe: Recipe
+    recipes: tuple[Recipe, ...]
+    published: tuple[Recipe, ...]
     info: DataInfo
+    train_images: int | None = None
 
     def facts(self) -> TrainingFacts:
         """What expansion needs of it."""
         return TrainingFacts(
             data=self.info.label,
             num_classes=self.info.num_classes,
-            recipe=self.recipe.name,
-            recipe_hash=self.recipe.hash,
-            batch_size=self.recipe.batch_size,
+            recipes=tuple(RecipeFacts(one.name, one.hash, one.batch_size) for one in self.recipes),
+            train_images=self.train_images,
         )
+
+    def recipe_of(self, cell: Cell) -> Recipe:
+        """The recipe of a training cell; of a cell that only tests the first one, for its batch size."""
+        return self.recipes[self._index(cell)]
+
+    def budget_of(self, cell: Cell) -> str:
+        """How much a training cell trains, in words, and whether that is what its recipe says."""
+        index = self._index(cell)
+        recipe, published = self.recipes[index], self.published[index]
+        amount = f"{recipe.budget} = {getattr(recipe, recipe.budget):g}"
+        changes = []
+        if (recipe.budget, getattr(recipe, recipe.budget)) != (published.budget, getattr(published, published.budget)):
+            changes.append(f"{amount}, not the recipe's {published.budget} = {getattr(published, published.budget):g}")
+        if recipe.batch_size != published.batch_size:
+            changes.append(f"batch_size = {recipe.batch_size}, not {published.batch_size}")
+        if self.train_images is not None:
+            changes.append(f"at most {self.train_images} training pictures")
+        return "; ".join(changes) or f"the recipe's own: {amount}"
+
+    def training_pictures(self, recipe: Recipe) -> int:
+        """About how many pictures are trained on: exact where all classes have as many."""
+        count = self.info.train_images
+        count -= round(recipe.validation * count)
+        if recipe.imbalance is not None:
+            try:
+                if _is_file(recipe.imbalance):
+                    count = min(count, len(_chosen(recipe.imbalance, self.info)))
+                else:
+                    classes = self.info.num_classes
+                    count = sum(imbalanced_counts(recipe.imbalance, count // classes, classes))
+            except DataError:  # an estimate stops nothing
+                pass
+        return count if self.train_images is None else min(count, self.train_images)
+
+    def _index(self, cell: Cell) -> int:
+        known = [(f"train:{one.name}", one.hash) for one in self.recipes]
+        key = (cell.weights, cell.recipe_hash)
+        return known.index((cell.weights, cell.recipe_hash or "")) if key in known else 0
 
 
 def weights_settings(suite: Suite) -> dict[str, Any]:
@@ -85,17 +142,83 @@ class Plan:
 
 
 def resolve_training(suite: Suite) -> TrainingPlan | None:
-    """The recipe and data of a suite's training; None if it has none, or asks for no metric that trains.
+    """The recipes and data of a suite's training; None if it has none, or asks for no metric that trains.
 
-    Loads no torch. Raises UsageError for a recipe or data set that is not there.
+    Loads no torch. Raises UsageError for a recipe or data set that is not there, and for an imbalance that is none.
     """
     section = suite.training
     if section is None or not any(METRICS.get(name).process == "training" for name in suite.metrics):
         return None
-    given = {key: getattr(section, key) for key in ("images", "steps", "epochs", "seconds", "batch_size")}
-    recipe = load_recipe(section.recipe, **{key: value for key, value in given.items() if value is not None})
+    published = [load_recipe(one) for one in section.recipe]
+    recipes = [_overridden(one, section) for one in section.recipe]
     root = Path(section.data_dir) if section.data_dir else None
-    return TrainingPlan(recipe, describe_data(section.data, root=root, download=section.download))
+    info = describe_data(section.data, root=root, download=section.download)
+    for recipe in recipes:
+        if recipe.imbalance is None:
+            continue
+        if _is_file(recipe.imbalance):
+            _chosen(recipe.imbalance, info)
+        else:
+            imbalanced_counts(recipe.imbalance, info.train_images, info.num_classes)
+    limit = section.train_images
+    if limit is not None and limit >= info.train_images:
+        limit = None
+    return TrainingPlan(tuple(recipes), tuple(published), info, limit)
+
+
+def parse_budget(text: str) -> dict[str, int | float]:
+    """``images=30000`` -> {"images": 30000}: one of BUDGETS and how much of it. Raises UsageError for anything else."""
+    key, sign, amount = (part.strip() for part in text.partition("="))
+    if not sign:
+        raise UsageError(f"Option --budget: {text!r} is no budget. Give one of {_BUDGETS}, such as images=30000")
+    if key not in BUDGETS:
+        close = difflib.get_close_matches(key, BUDGETS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"Option --budget: {key!r} is none of {_BUDGETS}.{hint}")
+    kind: type[int] | type[float] = int if key in ("images", "steps") else float
+    try:
+        value = kind(amount)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        what = "a whole number from 1 on" if kind is int else "a number above 0"
+        raise UsageError(f"Option --budget: {key} = {amount!r} is not {what}")
+    return {key: value}
+
+
+def check_excluded_recipes(suite: Suite) -> None:
+    """A rule for a recipe that is not there would drop nothing, in silence. Raises UnknownNameError."""
+    known = list(list_recipes())
+    for one in suite.training.recipe if suite.training else ():
+        try:
+            known.append(load_recipe(one).name)
+        except UsageError:  # said where it is to be used, which an option may have changed
+            known.append(Path(one).stem)
+    for rule in suite.exclude:
+        for pattern in rule.recipes or ():
+            if not fnmatch.filter(known, pattern):
+                raise UnknownNameError("recipe", pattern, known, "vitbench list recipes")
+
+
+def _overridden(name: str, section: Training) -> Recipe:
+    """A recipe with what a suite says in its place."""
+    given = {key: getattr(section, key) for key in (*BUDGETS, "batch_size")}
+    changes = {key: value for key, value in given.items() if value is not None}
+    recipe = load_recipe(name, **changes)
+    if section.share == 1:
+        return recipe
+    amount = getattr(recipe, recipe.budget) * section.share
+    changes[recipe.budget] = max(int(amount), 1) if recipe.budget in ("images", "steps") else amount
+    return load_recipe(name, **changes)
+
+
+def _is_file(imbalance: str) -> bool:
+    return Path(imbalance).expanduser().is_file()
+
+
+def _chosen(file: str, info: DataInfo) -> list[int]:
+    """The pictures that a file of indices names. Raises DataError for one that is no such file."""
+    return choose_imbalanced([0] * info.train_images, range(info.train_images), file, 0)
 
 
 def check_before_loading(suite: Suite) -> Suite:
@@ -333,8 +456,9 @@ def _estimate(
         one_image = flops / rates[cell.device]
         if cell.tests and training is not None:
             tested = (suite.training.test_images if suite.training else None) or training.info.test_images
-            seconds = training.recipe.seconds or 0.0
-            images = training.recipe.total_images(training.info.train_images) or 0
+            recipe = training.recipe_of(cell)
+            seconds = recipe.seconds or 0.0
+            images = recipe.total_images(training.training_pictures(recipe)) or 0
             if not cell.trains:
                 images, seconds = 0, 0.0
             estimates[cell.id] = _PROCESS_S + seconds + one_image * (images * _STEP_IN_FORWARDS + tested)

@@ -22,17 +22,24 @@ from vitbench.environment import describe_session, usable_cores
 from vitbench.errors import RunFolderError, StorageError, UsageError
 from vitbench.load import LoadWatch
 from vitbench.measuring import MIN_FIRST_STAGE, CellMeasurer
-from vitbench.planning import Plan, check_before_loading, make_plan, weights_settings
+from vitbench.planning import (
+    Plan,
+    check_before_loading,
+    check_excluded_recipes,
+    make_plan,
+    parse_budget,
+    weights_settings,
+)
 from vitbench.processes import Launcher, make_launcher
 from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Record
 from vitbench.registry import METRICS
-from vitbench.suites import DEFAULT_SUITE, Suite, load_suite, make_suite, to_toml
-from vitbench.training.recipes import BUDGETS, load_recipe
+from vitbench.suites import DEFAULT_SUITE, RANDOM, Suite, load_suite, make_suite, to_toml
+from vitbench.training.recipes import BUDGETS
 
 #: --quick: one short process a cell and a quarter of the training.
 _QUICK_MEASURE = {"processes": 1, "seconds": 0.3, "min_samples": 5}
-_QUICK_SHARE_OF_TRAINING = 4
+_QUICK_SHARE_OF_TRAINING = 0.25
 _QUICK_TEST_IMAGES = 200
 #: How long the machine is looked at before the cells, and the load that is nothing to warn of, in seconds and cores.
 _LOOK_S = 0.2
@@ -69,10 +76,10 @@ def run_suite(
     """Measure a suite into a new run folder and write its report.
 
     ``suite`` is a built-in one's name or the path of a TOML file; ``overrides`` replace its keys
-    (``models=["vit_basic"]``, ``batch_sizes=[1, 8]``, ``metrics=...``, ``data="digits"``, ``seeds=[0, 1]``, ...).
-    ``out`` is the run folder, new or empty; by default ``runs/<suite>-<time>``. ``allow_import`` lets names
-    of the form ``module:package.module:function`` import code of your own. Raises UsageError for what cannot be,
-    StorageError when the disk is full (the run can be resumed).
+    (``models=["vit_basic"]``, ``batch_sizes=[1, 8]``, ``metrics=...``, ``data="digits"``, ``recipe=["brief"]``,
+    ``budget="images=30000"``, ``seeds=[0, 1]``, ...). ``out`` is the run folder, new or empty; by default
+    ``runs/<suite>-<time>``. ``allow_import`` lets names of the form ``module:package.module:function`` import code of
+    your own. Raises UsageError for what cannot be, StorageError when the disk is full (the run can be resumed).
     """
     chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick))
     folder = _new_folder(out, chosen.name)
@@ -135,24 +142,27 @@ def plan_suite(
 
 
 def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: bool = False) -> Suite:
-    """Load a suite with overrides: its keys, ``data``, ``data_dir``, ``download`` and ``recipe`` of its training
-    section, and ``processes`` and ``precision`` of how much it measures.
+    """Load a suite with overrides: its keys, ``data``, ``data_dir``, ``download``, ``recipe`` and ``budget`` (such as
+    ``images=30000``) of its training section, and ``processes`` and ``precision`` of how much it measures.
     """
     keys = {key: value for key, value in overrides.items() if value is not None}
     training: dict[str, Any] = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
+    budget = parse_budget(str(keys.pop("budget"))) if "budget" in keys else {}
     sampling = {key: keys.pop(key) for key in ("processes", "precision") if key in keys}
     suite = load_suite(name_or_path, keys)
-    if training and suite.training is None and "data" not in training:
-        raise UsageError(f"Suite {suite.name!r} does not train: --data-dir and --download go with --data")
+    check_excluded_recipes(suite)
+    _check_training_options(suite, training, budget)
     if "timeout_s" in keys and (training or suite.training is not None):
         training["timeout_s"] = keys["timeout_s"]
     if training.get("data") == "none":
         suite = suite.model_copy(update={"training": None})
-    elif training:
+    elif training or budget:
         section = suite.training.model_dump(exclude_none=True) if suite.training else {}
-        suite = _changed(suite, name_or_path, training={**section, **training})
+        if budget:
+            section = {key: value for key, value in section.items() if key not in (*BUDGETS, "share")}
+        suite = _changed(suite, name_or_path, training={**section, **training, **budget})
     if quick:
-        suite = _changed(suite, name_or_path, **_quick_changes(suite))
+        suite = _changed(suite, name_or_path, **_quick_changes(suite, shorter=not budget))
     if sampling:  # said in so many words, it counts more than --quick
         suite = _changed(suite, name_or_path, measure={**suite.measure.model_dump(), **sampling})
     if sampling.get("precision") and suite.measure.processes < MIN_FIRST_STAGE:
@@ -167,14 +177,27 @@ def _changed(suite: Suite, source: str, **changes: Any) -> Suite:
     return make_suite({**suite.model_dump(exclude_none=True), **changes}, source)
 
 
-def _quick_changes(suite: Suite) -> dict[str, Any]:
+def _check_training_options(suite: Suite, training: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+    """Raises UsageError for options that would do nothing."""
+    if (training or budget) and suite.training is None and "data" not in training:
+        raise UsageError(
+            f"Suite {suite.name!r} does not train: --data-dir, --download, --recipe and --budget go with --data"
+        )
+    named = "--recipe" if "recipe" in training else "--budget" if budget else ""
+    if named and training.get("data") == "none":
+        raise UsageError(f"{named} says how to train, --data none that nothing is trained: leave one of them out")
+    if named and suite.weights != RANDOM:
+        raise UsageError(f"{named} says how to train, but weights that are given are only tested: leave it out")
+
+
+def _quick_changes(suite: Suite, *, shorter: bool) -> dict[str, Any]:
+    """Less of everything; ``shorter``: of the training, too."""
     measure = suite.measure.model_dump()
     changes: dict[str, Any] = {"measure": {**measure, **{k: min(measure[k], v) for k, v in _QUICK_MEASURE.items()}}}
     if suite.training is not None:
         section = suite.training.model_dump(exclude_none=True)
-        recipe = load_recipe(suite.training.recipe, **{key: section[key] for key in BUDGETS if key in section})
-        amount = getattr(recipe, recipe.budget) / _QUICK_SHARE_OF_TRAINING
-        section[recipe.budget] = max(int(amount), 1) if recipe.budget in ("images", "steps") else amount
+        if shorter:
+            section["share"] *= _QUICK_SHARE_OF_TRAINING
         section["test_images"] = min(section.get("test_images") or _QUICK_TEST_IMAGES, _QUICK_TEST_IMAGES)
         changes["training"] = section
     return changes
@@ -239,8 +262,8 @@ def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progr
 
 def _launch(suite: Suite, allow_import: bool) -> Launcher:
     preload = []
-    if suite.training is not None and suite.training.data == "digits":
-        preload.append("sklearn.datasets")  # a second, which each training cell would take otherwise
+    if suite.training is not None:  # a second, which each training cell would take otherwise
+        preload += ["sklearn.metrics", *(["sklearn.datasets"] if suite.training.data == "digits" else [])]
     if any(METRICS.get(name).process == "counters" for name in suite.metrics):
         preload += ["fvcore.nn", "thop"]
     return make_launcher(preload, allow_import=allow_import)

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from vitbench.devices import Failure, find_devices, open_device
 from vitbench.errors import Unsupported, UsageError
-from vitbench.metrics import Budget, Subject
+from vitbench.metrics import Budget, NotFiniteError, Subject
 from vitbench.records import Cell, Measurement, cell_from_dict
 from vitbench.registry import METRICS, PRETRAINED, Claim, is_external
 
@@ -259,7 +259,7 @@ def make_subject(cell: Cell, task: Mapping[str, Any], emit: Emit) -> Subject:
         turns=PipeTurns(emit, cell, task.get("cores")) if task.get("turns") else None,
     )
     if task.get("process") == "training":
-        subject.trainer = CellTrainer(subject, task["training"], emit)
+        subject.trainer = CellTrainer(subject, task["training"], emit, task.get("weights", {}).get("path"))
     return subject
 
 
@@ -311,15 +311,21 @@ def _library_claims(cell: Cell) -> tuple[Claim, ...]:
 
 
 class CellTrainer:
-    """Joins training with a cell: what the accuracy metric is handed (metrics know no training, training no cells)."""
+    """Joins training with a cell: what the accuracy metric is handed (metrics know no training, training no cells).
 
-    def __init__(self, subject: Subject, settings: Mapping[str, Any], emit: Emit) -> None:
+    ``checkpoint``: the file that the model's weights come from, if they come from one.
+    """
+
+    def __init__(
+        self, subject: Subject, settings: Mapping[str, Any], emit: Emit, checkpoint: str | None = None
+    ) -> None:
         from vitbench.training.data import describe_data
         from vitbench.training.recipes import Recipe
 
         self.subject = subject
         self.settings = settings
         self.emit = emit
+        self.checkpoint = checkpoint
         self.recipe = Recipe(**settings["recipe"])
         root = settings.get("data_dir")
         download = bool(settings.get("download"))
@@ -327,17 +333,22 @@ class CellTrainer:
         self._last_progress = 0.0
 
     def train(self, model: Any) -> dict[str, Any]:
-        """Train by the recipe on a seeded subset of the training pictures."""
-        from vitbench.training.data import load_images
+        """Train by the recipe on the training pictures, or on a seeded subset; what is held out for validation is left
+        alone.
+        """
+        from vitbench.training.data import load_training_images
         from vitbench.training.loop import train
+        from vitbench.training.optimizers import regularise
 
         cell, device = self.subject.cell, self.subject.device
-        pictures = load_images(
+        regularise(model, self.recipe)
+        pictures, _ = load_training_images(
             self.info,
-            "train",
             image_size=cell.image_size,
-            images=self.recipe.total_images(self.info.train_images),
+            images=self._most_images(),
             seed=cell.seed,
+            validation=self.recipe.validation,
+            imbalance=self.recipe.imbalance,
             download=bool(self.settings.get("download")),
         )
         result = train(
@@ -357,30 +368,68 @@ class CellTrainer:
             "duration_s": result.duration_s,
             "losses": result.losses,
             "recipe": f"recipe {self.recipe.name} ({self.recipe.hash})",
+            "budget": self.settings.get("budget", ""),
+            "class_sizes": pictures.labels.bincount(minlength=pictures.num_classes).tolist(),
         }
 
     def evaluate(self, model: Any) -> dict[str, Any]:
-        """Test on held-out pictures: the same ones whatever the cell's seed."""
-        from vitbench.models import describe_model
-        from vitbench.training.augment import OWN_MEAN, OWN_STD
+        """Test on held-out pictures: the same ones whatever the cell's seed. Raises NotFiniteError for logits that no
+        score can be made of.
+        """
+        import torch
+
         from vitbench.training.data import load_images
-        from vitbench.training.evaluate import evaluate
+        from vitbench.training.evaluate import collect_answers
+        from vitbench.training.scores import score
 
         cell, device = self.subject.cell, self.subject.device
         pictures = load_images(
             self.info, "test", image_size=cell.image_size, images=self.settings.get("test_images"), seed=0
         )
-        card = describe_model(cell.model) if cell.weights.startswith(f"{PRETRAINED}:") else None
-        result = evaluate(
+        mean, std = self._normalisation()
+        answers = collect_answers(
             model,
             pictures,
-            mean=card.mean if card else OWN_MEAN,
-            std=card.std if card else OWN_STD,
+            mean=mean,
+            std=std,
             device=device.name,
             autocast=lambda: device.autocast(cell.dtype),
             batch_size=max(self.recipe.batch_size, 64),
+            synchronize=device.synchronize,
         )
-        return {"correct": result.correct, "total": result.total, "loss": result.loss}
+        bad = int((~torch.isfinite(answers.logits)).sum())
+        if bad:
+            raise NotFiniteError(f"{bad} of {answers.logits.numel()} logits of held-out pictures are not finite")
+        found = score(answers.logits.numpy(), pictures.labels.numpy())
+        return {
+            "correct": found.correct,
+            "total": found.total,
+            "loss": found.loss,
+            "macro_f1": found.macro.f1,
+            "class_f1": [one.f1 for one in found.classes],
+            "class_names": list(pictures.class_names),
+        }
+
+    def _most_images(self) -> int | None:
+        """How many training pictures are read at most: no more than a training by pictures or steps can see."""
+        seen = None if self.recipe.epochs is not None else self.recipe.total_images(self.info.train_images)
+        return min((one for one in (seen, self.settings.get("train_images")) if one is not None), default=None)
+
+    def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        """The mean and standard deviation of each channel that the weights were trained with."""
+        from vitbench.models import describe_model
+        from vitbench.models.checkpoints import read_facts
+        from vitbench.training.augment import OWN_MEAN, OWN_STD
+
+        cell = self.subject.cell
+        if cell.trains:
+            return self.recipe.mean, self.recipe.std
+        if cell.weights.startswith(f"{PRETRAINED}:"):
+            card = describe_model(cell.model)
+            return card.mean, card.std
+        recipe = read_facts(self.checkpoint).get("recipe") if self.checkpoint else None
+        told = recipe if isinstance(recipe, dict) else {}
+        return told.get("mean", OWN_MEAN), told.get("std", OWN_STD)
 
     def save(self, model: Any) -> str:
         """Write ``checkpoints/<cell id>.safetensors`` into the run folder, whole or not at all."""

@@ -158,11 +158,9 @@ def _amp(wanted: bool, dtype: str | None, device: str) -> str:
         return "off"
     if dtype is not None:
         return dtype
-    from vitbench.devices import find_devices, open_device
+    from vitbench.trained import find_device
 
-    if device == "auto":
-        device = next((name for name in find_devices() if name.split(":")[0] in ("cuda", "mps")), "cpu")
-    return open_device(device).amp_dtype
+    return find_device(device).amp_dtype
 
 
 def _start(request: Any, out: Path | None) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from vitbench.errors import Unsupported
 from vitbench.metrics.subject import NotFiniteError, Subject
 from vitbench.records import Measurement
 from vitbench.registry import METRICS
+
+#: Classes whose sizes have this ratio at most are told as equally large; of no more classes than this each is told.
+_EQUAL, _LISTED = 1.2, 20
 
 
 @METRICS.measured(
@@ -16,6 +19,8 @@ from vitbench.registry import METRICS
     modes=("infer", "train"),
     yields={
         "accuracy": "1",
+        "macro_f1": "1",
+        "class_f1": "1",
         "test_loss": "nat",
         "test_images": "image",
         "training_images": "image",
@@ -24,7 +29,7 @@ from vitbench.registry import METRICS
         "training_loss": "nat",
     },
     only_in=dict.fromkeys(("training_images", "training_steps", "training_duration", "training_loss"), "train"),
-    summary="top-1 accuracy and loss on held-out pictures, after the suite's training or with given weights",
+    summary="top-1 accuracy, F1 and loss on held-out pictures, after the suite's training or with given weights",
 )
 def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     """Trains the cell's model by its recipe and keeps the checkpoint, unless it came with weights; then tests it on
@@ -50,12 +55,30 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     accuracy = tested["correct"] / tested["total"]
     detail = f"{tested['correct']} of {tested['total']} right" + (f"; checkpoint {checkpoint}" if checkpoint else "")
     yield Measurement.single("accuracy", "1", accuracy, f"top-1 on {on_held_out}", detail)
+    yield Measurement.single("macro_f1", "1", tested["macro_f1"], f"mean over classes of F1 on {on_held_out}")
+    yield Measurement(
+        metric="class_f1",
+        unit="1",
+        samples=(tuple(round(float(one), 9) for one in tested["class_f1"]),),  # one a class, no repetitions
+        method=f"F1 of each class on {on_held_out}",
+        detail=", ".join(name.replace(",", " ") for name in tested["class_names"]),
+    )
     yield Measurement.single("test_loss", "nat", tested["loss"], f"mean cross entropy on {on_held_out}")
     yield Measurement.single("test_images", "image", tested["total"], f"held-out pictures of {cell.data}")
     if not cell.trains:
         return
-    yield Measurement.single("training_images", "image", trained["images_seen"], "pictures seen, repeats counted")
+    seen = f"pictures seen, repeats counted, of {_told(trained['class_sizes'])}"
+    yield Measurement.single("training_images", "image", trained["images_seen"], seen, trained["budget"])
     yield Measurement.single("training_steps", "step", trained["steps"], "optimizer steps")
     yield Measurement.single("training_duration", "s", trained["duration_s"], "wall time of the training loop")
     losses = tuple(round(float(loss), 6) for loss in trained["losses"])
     yield Measurement(metric="training_loss", unit="nat", samples=(losses,), method=f"loss of each step of {method}")
+
+
+def _told(class_sizes: Sequence[int]) -> str:
+    """``45000``, or ``27500 (by class: 5000 4500 ...)`` where the classes differ much."""
+    total, smallest, largest = sum(class_sizes), min(class_sizes), max(class_sizes)
+    if largest <= _EQUAL * smallest:
+        return str(total)
+    sizes = " ".join(map(str, class_sizes)) if len(class_sizes) <= _LISTED else f"{smallest} to {largest}"
+    return f"{total} (by class: {sizes})"

@@ -47,10 +47,12 @@ class Trainer(Protocol):
     """What the accuracy metric needs of training; the worker supplies it."""
 
     def train(self, model: torch.nn.Module) -> Mapping[str, Any]:
-        """Train ``model`` in place; facts: images_seen, steps, duration_s, losses, recipe."""
+        """Train ``model`` in place; facts: images_seen, steps, duration_s, losses, recipe, budget (in words),
+        class_sizes (training pictures of each class).
+        """
 
     def evaluate(self, model: torch.nn.Module) -> Mapping[str, Any]:
-        """Test it on held-out pictures; facts: correct, total, loss."""
+        """Test it on held-out pictures; facts: correct, total, loss, macro_f1, class_f1 (one a class), class_names."""
 
     def save(self, model: torch.nn.Module) -> str:
         """Keep the checkpoint; returns its name inside the run folder, or an empty string where none is kept."""

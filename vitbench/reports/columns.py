@@ -96,6 +96,7 @@ def detail_columns(rows: Sequence[Row]) -> list[Column]:
             Column(f"training {of} (image/s)", _at_training("training_throughput", 1, training_batch)),
         ]
     columns += [
+        Column("macro F1", lambda row: show(row.trained("macro_f1"), 1)),
         Column("test loss (nat)", lambda row: show(row.trained("test_loss"), 1)),
         Column("training images", lambda row: show(row.trained("training_images"), 1, EXACT_DIGITS)),
         Column("training time (s)", lambda row: show(row.trained("training_duration"), 1)),

@@ -229,7 +229,7 @@ def confusion_png(result: Result) -> bytes:
     count = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(4.6, 2.4 + 0.5 * count) if count <= _ANNOTATED else min(3.0 + 0.125 * count, 17.0)
-    drawing = _new_drawing((side + 1.0, side), dpi=150 if count <= _ANNOTATED else 120)
+    drawing = _new_drawing((side + 1.0, side), dpi=150 if count <= 12 else 120)
     axes = drawing.add_subplot()
     # rare confusions would be white on a linear scale
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")

@@ -16,6 +16,7 @@ from vitbench.reports.machine import machine_lines
 from vitbench.reports.memory import MEMORY_TEXT, memory_table
 from vitbench.reports.noise import noise_floors, noise_section
 from vitbench.reports.plots import Picture, plan_pictures, why_no_pictures
+from vitbench.reports.recipes import training_section, training_summary
 from vitbench.reports.rows import (
     DEFAULT_OPTION,
     Row,
@@ -42,7 +43,8 @@ def render_markdown(runs: Sequence[Run]) -> str:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
     axes = varying_axes(rows)
     floors = noise_floors(runs)
-    parts += [_conditions(rows), *_sections(rows, axes, floors), "## How to read the tables", _how_to_read(rows)]
+    parts += [_conditions(rows), *_sections(rows, axes, floors), *training_section(runs)]
+    parts += ["## How to read the tables", _how_to_read(rows)]
     parts += _details(rows, axes)
     noise = noise_section(runs)
     if noise:
@@ -64,11 +66,9 @@ def render_markdown(runs: Sequence[Run]) -> str:
 def render_summary(runs: Sequence[Run]) -> str:
     """The main tables alone, for a terminal."""
     rows = build_rows(runs)
-    return (
-        "\n\n".join(_sections(rows, varying_axes(rows), noise_floors(runs)))
-        if rows
-        else "No cell has been measured yet."
-    )
+    if not rows:
+        return "No cell has been measured yet."
+    return "\n\n".join([*_sections(rows, varying_axes(rows), noise_floors(runs)), *training_summary(runs)])
 
 
 _NOISE_TEXT = (

@@ -25,6 +25,7 @@ from vitbench.statistics import (
     steady,
     wilson_interval,
 )
+from vitbench.suites import TRAIN_IMAGES
 
 #: How a status reads where a number would be.
 SHOWN: dict[str, str] = {"oom": "OOM"}
@@ -35,6 +36,10 @@ DEFAULT_OPTION = "default"
 #: Metrics whose samples are a course over time, not repetitions: their figure is the last one.
 SERIES = frozenset({"training_loss"})
 SERIES_KIND = "none: the last of a series"
+
+#: Metrics with one value a class, no repetitions: their figure is the mean over the classes.
+BY_CLASS = frozenset({"class_f1"})
+BY_CLASS_KIND = "none: one value a class"
 
 #: Metrics whose absence says something about a counting tool, not about the cell.
 COUNTER_METRICS = frozenset({"flops_fvcore", "flops_thop"})
@@ -152,8 +157,13 @@ class Row:
             else "",
             "training batch": str(training.batch_size) if training and training.trains else "",
             "seed": str(cell.seed),
-            **dict(cell.options),
+            **self.options,
         }
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options of its cells; those of the training, too."""
+        return {**dict(self.cell.options), **(dict(self.training.cell.options) if self.training else {})}
 
     @property
     def trained_elsewhere(self) -> bool:
@@ -226,13 +236,17 @@ def first_figure(records: Iterable[Record], metric: str) -> Figure:
 def measurement_estimate(record: Record, measurement: Measurement) -> Estimate | None:
     """The estimate of one measurement of ``record``, in the measurement's unit; None if it has no samples.
 
-    An accuracy gets its Wilson interval from the record's ``test_images``; of a series the last value counts.
+    An accuracy gets its Wilson interval from the record's ``test_images``; of a series the last value counts, of one
+    value a class their mean.
     """
     samples = [process for process in measurement.samples if process]
     if not samples:
         return None
     if measurement.metric in SERIES:
         return Estimate(samples[-1][-1], None, None, SERIES_KIND, len(samples), sum(map(len, samples)))
+    if measurement.metric in BY_CLASS:
+        values = [x for process in samples for x in process]
+        return Estimate(math.fsum(values) / len(values), None, None, BY_CLASS_KIND, len(samples), len(values))
     result = estimate(samples, first_stage=measurement.first_stage)
     tested = record.measurement("test_images")
     if measurement.metric == "accuracy" and tested is not None and tested.status == "ok" and any(tested.samples):
@@ -359,7 +373,8 @@ def _homes(training: Cell, cells: Sequence[Cell]) -> list[Cell]:
             like.setdefault(cell.image_size, []).append(cell)
     if training.image_size in like:
         like = {training.image_size: like[training.image_size]}
-    untrained = dataclasses.replace(_row_cell(training), weights=wanted, data=None, recipe_hash=None)
+    options = tuple(option for option in training.options if option[0] != TRAIN_IMAGES)
+    untrained = dataclasses.replace(_row_cell(training), weights=wanted, data=None, recipe_hash=None, options=options)
     return [
         cell
         for size, found in like.items()

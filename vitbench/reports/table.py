@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.records import Cell, Record, format_image_size
 from vitbench.reports.format import without_paths
-from vitbench.reports.rows import Figure, Row, build_rows, figure, measurement_estimate, place_key
+from vitbench.reports.rows import BY_CLASS, Figure, Row, build_rows, figure, measurement_estimate, place_key
 from vitbench.reports.runs import Run
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "training_step_cpu_time": ("training_step_cpu_time_ms", 1e3),
     "training_throughput": ("training_throughput_images_per_s", 1),
     "accuracy": ("accuracy", 1),
+    "macro_f1": ("macro_f1", 1),
     "test_loss": ("test_loss_nat", 1),
     "test_images": ("test_images", 1),
     "training_images": ("training_images", 1),
@@ -52,7 +53,7 @@ TRAINING_STEP = ("training_peak_memory", "training_step", "training_step_cpu_tim
 #: Metrics that take turns with the reference.
 PAIRED = frozenset({"latency", "latency_cpu_time", "training_step", "training_step_cpu_time"})
 TRAINING = (
-    *("accuracy", "test_loss", "test_images", "training_images", "training_steps", "training_loss"),
+    *("accuracy", "macro_f1", "test_loss", "test_images", "training_images", "training_steps", "training_loss"),
     "training_duration",
 )
 #: Metrics that were sampled, and so have an interval.
@@ -121,7 +122,8 @@ def report_table(rows: Sequence[Row]) -> pd.DataFrame:
     import pandas as pd
 
     units = {one.metric: one.unit for row in rows for record in row.records for one in record.measurements}
-    extra = {metric: units[metric] for metric in sorted(units) if metric not in COLUMNS and metric != IN_BOTH}
+    known = {*COLUMNS, *BY_CLASS, IN_BOTH}
+    extra = {metric: units[metric] for metric in sorted(units) if metric not in known}
     lines = [line for row in rows for line in _report_lines(row, extra)]
     frame = (
         pd.DataFrame(lines, columns=list(lines[0]))
@@ -263,7 +265,7 @@ def _conditions(row: Row, batch: int | None) -> dict[str, Value]:
         "training_image_size": format_image_size(training.image_size) if training else None,
         "training_batch_size": training.batch_size if training else None,
         "seed": row.cell.seed,
-        "options": fields["options"],
+        "options": " ".join(f"{key}={value}" for key, value in row.options.items()),
         "row_status": row.status,
     }
 

@@ -37,6 +37,8 @@ DEFAULT_SUITE = "lightweight"
 NATIVE = "native"
 #: What ``weights`` may be beside a path.
 RANDOM = "random"
+#: The option of a training cell that saw so many of the training pictures at most.
+TRAIN_IMAGES = "train_images"
 
 _BYTES = re.compile(r"^(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]i?B|B)?$", re.IGNORECASE)
 _UNITS = {
@@ -75,6 +77,7 @@ def _one_or_many(value: Any) -> Any:
 OPTIONS = {"seeds": "seed", "timeout_s": "timeout"}
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
+Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]
 ImageSize = Annotated[tuple[int, int] | Literal["native"], BeforeValidator(_image_size)]
 Threads = Annotated[int, Field(ge=1, strict=True)] | Literal["auto"]
@@ -110,24 +113,34 @@ class Measure(_Table):
 
 
 class Training(_Table):
-    """Training cells: a data set, a recipe, and what of the recipe is overridden. At most one budget is given.
+    """Training cells: a data set, recipes, and what of them is overridden. At most one budget is given.
 
     ``data``: a data set's name or the path of an image folder; ``data_dir``: where downloaded data sets are.
-    ``test_images``: how many held-out pictures are tested, by default all.
+    ``recipe``: one or several, names or paths; each makes training cells of its own. A budget (``images``, ``steps``,
+    ``epochs`` or ``seconds``) replaces that of every recipe; ``share`` is the fraction of it that is trained.
+    ``train_images``: how many training pictures there are at most, ``test_images``: how many held-out pictures are
+    tested; by default all.
     """
 
     data: str = "digits"
     data_dir: str | None = None
     download: bool = False
-    recipe: str = "brief"
+    recipe: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("brief",)
     images: Positive | None = None
     steps: Positive | None = None
     epochs: Seconds | None = None
     seconds: Seconds | None = None
+    share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     batch_size: Positive | None = None
     image_size: ImageSize | None = None
+    train_images: Positive | None = None
     test_images: Positive | None = None
     timeout_s: Seconds = 3600.0
+
+    @field_validator("recipe")
+    @classmethod
+    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:
@@ -138,9 +151,13 @@ class Training(_Table):
 
 
 class Exclude(_Table):
-    """Drops the cells that match every key given; a key matches if the cell's value is in its list."""
+    """Drops the cells that match every key given; a key matches if the cell's value is in its list.
+
+    ``models`` and ``recipes`` may be patterns (``cifar_*``); a rule with ``recipes`` matches training cells only.
+    """
 
     models: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
+    recipes: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many)] | None = None
     image_sizes: Annotated[tuple[ImageSize, ...], BeforeValidator(_one_or_many)] | None = None
     batch_sizes: Annotated[tuple[Positive, ...], BeforeValidator(_one_or_many)] | None = None
     devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
@@ -172,6 +189,10 @@ class Exclude(_Table):
         }
         if self.models is not None and not any(_matches(cell.model, pattern) for pattern in self.models):
             return False
+        if self.recipes is not None:
+            recipe = cell.weights.removeprefix("train:")
+            if not cell.trains or not any(_matches(recipe, pattern) for pattern in self.recipes):
+                return False
         return all(getattr(self, key) is None or value in getattr(self, key) for key, value in values.items())
 
 
@@ -248,16 +269,24 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class RecipeFacts:
+    """What expansion needs to know of a recipe."""
+
+    name: str
+    hash: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class TrainingFacts:
-    """What expansion needs to know of a suite's training: the data set's label and classes, the recipe's name and
-    hash.
+    """What expansion needs to know of a suite's training: the data set's label and classes, the recipes (at least one),
+    and ``train_images`` if these are less than all.
     """
 
     data: str
     num_classes: int
-    recipe: str
-    recipe_hash: str
-    batch_size: int
+    recipes: tuple[RecipeFacts, ...]
+    train_images: int | None = None
 
 
 def list_suites() -> dict[str, Path]:
@@ -369,26 +398,29 @@ def expand(
         own_size = suite.training.image_size if suite.weights == RANDOM else None
         sizes = suite.image_sizes if own_size is None else (own_size,)
         count = suite.threads[0]
-        for model, size, device, dtype, seed in itertools.product(
-            suite.models, sizes, named, suite.dtypes, suite.seeds
+        learns = suite.weights == RANDOM
+        recipes = training.recipes if learns else training.recipes[:1]
+        fewer = ((TRAIN_IMAGES, str(training.train_images)),) if learns and training.train_images else ()
+        for model, size, device, dtype, recipe, seed in itertools.product(
+            suite.models, sizes, named, suite.dtypes, recipes, suite.seeds
         ):
-            learns = suite.weights == RANDOM
             cells.append(
                 Cell(
                     model=model,
                     image_size=_pixels(models[model], size),
                     num_classes=_classes(suite, models[model], training),
-                    batch_size=training.batch_size,
+                    batch_size=recipe.batch_size,
                     device=device,
                     threads=threads if count == "auto" else count,
                     dtype=dtype,
                     mode="train" if learns else "infer",
                     attention=suite.attention[0],
                     memory_limit=suite.memory_limit,
-                    weights=f"train:{training.recipe}" if learns else _weights(suite, model, models[model], checkpoint),
+                    weights=f"train:{recipe.name}" if learns else _weights(suite, model, models[model], checkpoint),
                     data=training.data,
-                    recipe_hash=training.recipe_hash if learns else None,
+                    recipe_hash=recipe.hash if learns else None,
                     seed=seed,
+                    options=fewer,
                 )
             )
     if suite.weights == PRETRAINED and not suite.replace_head:

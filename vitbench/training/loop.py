@@ -170,7 +170,7 @@ class Trainer:
         self._results = _Results(recipe, recipe.total_steps(len(pictures)), on_step, device)
         self._step = _Step(
             model,
-            forward or model,
+            model if forward is None else forward,
             self.optimizers,
             recipe,
             autocast,

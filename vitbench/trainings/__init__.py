@@ -7,8 +7,12 @@ and ``best.safetensors`` (weights), ``summary.json`` and ``report.md`` at the en
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from vitbench.errors import UsageError
 from vitbench.trainings.folder import check_is_free, default_folder, read_request, versions
 from vitbench.trainings.progress import TrainingProgress
 from vitbench.trainings.request import (
@@ -33,7 +37,35 @@ __all__ = [
     "read_request",
     "resume_training",
     "start_training",
+    "train",
 ]
+
+
+def train(
+    model: str,
+    *,
+    data: str = "digits",
+    recipe: str = "brief",
+    settings: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: TrainingProgress | None = None,
+    **options: Any,
+) -> TrainingSummary:
+    """``vitbench train`` from Python: ``settings`` replace keys of the recipe (a built-in one, or the path of a file);
+    ``options`` are fields of TrainingRequest (``device``, ``image_size``, ``seed``, ``pretrained``, ``freeze``, ...).
+
+    Raises as ``start_training`` does, and RecipeError; UsageError for an option that there is not.
+    """
+    from vitbench.training.recipes import load_recipe
+
+    chosen = load_recipe(recipe, **(settings or {}))
+    options.setdefault("seed", chosen.seed or 0)
+    known = {one.name for one in dataclasses.fields(TrainingRequest)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise UsageError(f"A training has no option {unknown[0]!r}. Options: {', '.join(sorted(known))}")
+    request = TrainingRequest(model=model, data=data, recipe=chosen.model_dump(mode="json"), **options)
+    return start_training(request, out, progress)
 
 
 def start_training(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -16,15 +17,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vitbench.errors import DataError, VitbenchError
-from vitbench.models.checkpoints import load_checkpoint, save_checkpoint
+from vitbench.attention_pictures import attention_png
+from vitbench.errors import DataError, UsageError, VitbenchError
+from vitbench.evaluation import evaluate_trained
+from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.outputs import mean_logits
+from vitbench.reports.evaluation import confusion_png, write_evaluation
 from vitbench.reports.training import history_csv, training_markdown, write_curves
 from vitbench.store import cannot_write, write_atomically
-from vitbench.training.evaluate import Evaluation, collect_answers, evaluate
+from vitbench.trained import TrainedModel
+from vitbench.training.evaluate import Evaluation, evaluate
 from vitbench.training.loop import TrainingDiverged, random_state
 from vitbench.training.pictures import FeatureSet, PictureSet
-from vitbench.training.scores import Scores, score
 from vitbench.training.states import load_state, save_state
 from vitbench.trainings.folder import claim_folder, versions, write_json
 from vitbench.trainings.request import (
@@ -288,7 +292,7 @@ class Session:
             "model": self.request.model,
             "image_size": list(self.setup.size),
             "num_classes": self.setup.num_classes,
-            "classes": list(self.setup.info.class_names),
+            "classes": list(self.setup.class_names),
             "data": self.setup.info.label,
             "recipe": self.recipe.model_dump(mode="json"),
             "seed": self.request.seed,
@@ -337,7 +341,7 @@ class Session:
         if not self.ranks.first:
             return TrainingSummary(folder=self.folder, history=tuple(self.rows), figures={})
         self._save_weights("last")
-        scores = self._score()
+        result = self._test_last()
         figures: dict[str, Any] = {
             "model": self.request.model,
             "data": self.setup.info.label,
@@ -358,16 +362,14 @@ class Session:
             "training_duration_s": round(self.trainer.elapsed_s, 3),
             "trainable_params": self.setup.freezing.trainable,
             "params": self.setup.freezing.total,
-            "test_images": scores.total,
+            "test_images": result["images"],
             "last": {
-                "test_correct": scores.correct,
-                "test_accuracy": scores.correct / scores.total,
-                "test_loss": scores.loss,
-                "macro_f1": scores.macro.f1,
-                "class_f1": [one.f1 for one in scores.classes],
-                "class_recall": [one.recall for one in scores.classes],
-                "calibration_error": scores.calibration_error,
-                "confusion": [list(row) for row in scores.confusion],
+                "test_correct": result["accuracy"]["correct"],
+                "test_accuracy": result["accuracy"]["value"],
+                "test_loss": result["loss"]["value"],
+                "macro_f1": result["macro"]["f1"],
+                "class_f1": {one["name"]: one["f1"] for one in result["classes"]},
+                "calibration_error": result["calibration"]["error"],
             },
         }
         if self.best is not None:
@@ -378,22 +380,42 @@ class Session:
             self._board.close()
         return TrainingSummary(folder=self.folder, history=tuple(self.rows), figures=figures)
 
-    def _score(self) -> Scores:
-        """The trained model's scores on the test pictures."""
+    def _test_last(self) -> dict[str, Any]:
+        """Test the trained model, and write what ``vitbench evaluate`` would of it."""
+        path = self.folder / "checkpoints" / "last.safetensors"
+        digest = digest_of(path)[:16]
         with self._tested_weights():
-            answers = collect_answers(
-                self.model,
-                self.setup.test,
-                device=str(self.device.torch_device),
-                autocast=self.setup.autocast,
-                batch_size=max(self.recipe.batch_size, 64),
-                synchronize=self.device.synchronize,
+            trained = TrainedModel(
+                name=self.request.model,
+                module=self.model,
+                device=self.device,
+                image_size=self.setup.size,
+                num_classes=self.setup.num_classes,
+                class_names=self.setup.class_names,
                 mean=self.recipe.mean,
                 std=self.recipe.std,
+                weights=f"{path.name} ({digest})",
+                facts=self._facts(),
+                digest=digest,
             )
-        if not bool(torch.isfinite(answers.logits).all()):
-            raise TrainingDiverged(self.trainer.steps, math.nan, self.recipe)
-        return score(answers.logits.numpy(), self.setup.test.labels.numpy())
+            info = dataclasses.replace(
+                self.setup.info, class_names=self.setup.class_names, num_classes=self.setup.num_classes
+            )
+            result = evaluate_trained(trained, info, self.setup.test, batch_size=max(self.recipe.batch_size, 64))
+        write_evaluation(result, self.folder)
+        if self._board is not None:
+            self._show_pictures(trained, result)
+        return result
+
+    def _show_pictures(self, trained: TrainedModel, result: dict[str, Any]) -> None:
+        """The confusion matrix, and what the model attends to in the first test picture, if that can be told."""
+        pictures = {"confusion": confusion_png(result)}
+        try:
+            pictures["attention"] = attention_png(trained, self.setup.test.images[0])
+        except UsageError as reason:
+            self.progress.note(f"No attention picture in the TensorBoard logs: {reason}")
+        for name, content in pictures.items():
+            self._board.add_image(name, read_png(content), self.trainer.seen, dataformats="HWC")
 
     def _test_best(self) -> dict[str, Any]:
         """The best checkpoint on the test pictures; the model keeps its last weights."""
@@ -417,6 +439,16 @@ class Session:
             "test_accuracy": result.correct / result.total,
             "test_loss": result.loss,
         }
+
+
+def read_png(content: bytes) -> Any:
+    """A picture's pixels (H, W, 3) uint8."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def _class_sizes(pictures: Any) -> list[int]:

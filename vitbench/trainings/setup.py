@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitbench.devices import find_devices, open_device
 from vitbench.errors import UsageError
 from vitbench.models import build_model, describe_model
 from vitbench.models.checkpoints import load_checkpoint
 from vitbench.outputs import input_dtype, training_loss
 from vitbench.records import format_image_size, parse_image_size
+from vitbench.trained import find_device
 from vitbench.training.augment import normalise
 from vitbench.training.data import describe_data, load_images, load_training_images
 from vitbench.training.freezing import check_freeze, features_of, freeze_parameters
@@ -45,13 +45,9 @@ class Setup:
             raise UsageError(f"batch_size {self.recipe.batch_size} cannot be shared by {ranks.count} processes equally")
         if request.deterministic:
             _be_deterministic()
-        found = find_devices()
-        name = request.device
-        if name == "auto":
-            name = next((one for kind in ("cuda", "mps") for one in found if one.split(":")[0] == kind), "cpu")
-        if ranks.count > 1 and name.split(":")[0] == "cuda":
-            name = f"cuda:{ranks.local}"
-        self.device = open_device(name)
+        self.device = find_device(request.device)
+        if ranks.count > 1 and self.device.kind == "cuda":
+            self.device = find_device(f"cuda:{ranks.local}")
         if request.threads:
             torch.set_num_threads(request.threads)
         self.origin = "random weights"
@@ -85,6 +81,8 @@ class Setup:
             )
         self.size = parse_image_size(request.image_size) if request.image_size else card.image_size
         self.num_classes = classes
+        # a head may have room for classes that this data does not have
+        self.class_names = (*self.info.class_names, *(f"class {k}" for k in range(self.info.num_classes, classes)))
 
         def build(count: int) -> torch.nn.Module:
             return build_model(request.model, image_size=self.size, num_classes=count)

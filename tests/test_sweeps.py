@@ -1,0 +1,119 @@
+"""Several settings side by side: the plan, the table, failures, going on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from vitbench.cli import run_command
+from vitbench.errors import UsageError
+from vitbench.sweeps import expand_settings
+from vitbench.trainings import SUMMARY
+
+QUICK = ["--device", "cpu", "--image-size", "8", "--train-images", "60", "--test-images", "30", "--threads", "1"]
+
+
+def test_settings_are_the_cross_product_of_each_try_and_seed() -> None:
+    found = expand_settings(["batch_size=16,32"], ["lr=1e-2 epochs=2", "lr=1e-3 epochs=9"], [0, 1])
+    assert len(found) == 8
+    assert found[0] == {"learning_rate": 0.01, "epochs": 2, "batch_size": 16, "seed": 0}
+    assert found[-1] == {"learning_rate": 0.001, "epochs": 9, "batch_size": 32, "seed": 1}
+
+
+def test_lists_are_joined_by_plus() -> None:
+    found = expand_settings(["augment=none,crop+flip"], [], [])
+    assert found == [{"augment": []}, {"augment": ["crop", "flip"]}]
+
+
+@pytest.mark.parametrize(
+    ("products", "tries", "message"),
+    [
+        (["lr"], [], "no key=value,value"),
+        (["lr="], [], "no key=value,value"),
+        (["lr=1,2"], ["lr=3"], "twice"),
+        (["warmpu=1"], [], "Did you mean 'warmup'"),
+        (["lr=" + ",".join(["1"] * 600)], [], "600 trainings: at most 500"),
+    ],
+)
+def test_wrong_settings_are_one_line(products: list[str], tries: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        expand_settings(products, tries, [])
+
+
+def test_a_sweep_ends_in_one_table_also_when_a_training_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    arguments = [
+        "sweep",
+        "vit_basic_tutorial",
+        "--set",
+        "lr=1e-3,1e30",
+        "--set",
+        "images=60,120",
+        "--set",
+        "optimizer=sgd",
+    ]
+    arguments += ["--set", "clip_norm=none", "--set", "warmup=0", *QUICK, "--out", str(folder)]
+    assert run_command(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("failed: The loss of training step") == 2
+    with (folder / "sweep.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["status"] for line in lines] == ["ok", "ok", "diverged", "diverged"]
+    assert [line["images"] for line in lines] == ["60", "120", "60", "120"]
+    good = lines[0]
+    figures = json.loads((folder / "001" / SUMMARY).read_text())["figures"]
+    assert float(good["test_accuracy"]) == figures["last"]["test_accuracy"]
+    table = (folder / "sweep.md").read_text()
+    assert table.count(" diverged |") == 2
+    assert (folder / "sweep.png").stat().st_size > 5000
+
+    # what is finished stays as it is; what failed is tried again
+    before = (folder / "001" / SUMMARY).stat().st_mtime_ns
+    assert run_command(["sweep", "--resume", str(folder)]) == 1
+    assert (folder / "001" / SUMMARY).stat().st_mtime_ns == before
+
+
+def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import vitbench.sweeps as sweeps
+
+    start = sweeps.start_training
+    arguments = ["sweep", "vit_basic_tutorial", "--seeds", "0,1", "--set", "images=60", *QUICK]
+
+    def fail(request: object, out: Path, progress: object) -> object:
+        if out.name == "002":
+            raise KeyboardInterrupt
+        return start(request, out, progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweeps, "start_training", fail)
+    assert run_command([*arguments, "--out", str(tmp_path / "sweep")]) == 130
+    monkeypatch.undo()
+    assert run_command(["sweep", "--resume", str(tmp_path / "sweep")]) == 0
+    with (tmp_path / "sweep" / "sweep.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["status"], line["seed"]) for line in lines] == [("ok", "0"), ("ok", "1")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sweep"], "Which model?"),
+        (["sweep", "vit_basic"], "A sweep varies something"),
+        (["sweep", "vit_basik", "--seeds", "0"], "Did you mean 'vit_basic'"),
+        (["sweep", "vit_basic", "--seeds", "a"], "whole numbers"),
+        (["sweep", "vit_basic", "--resume", "x"], "leave out everything else"),
+        (["sweep", "--resume", "/nowhere"], "holds no sweep"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("Error: ")
+    assert said in error

@@ -1,0 +1,207 @@
+"""What a recipe's keys do in a step: against the same thing written by hand with torch."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.training.tiny import PatchClassifier, random_pictures
+from vitbench.models import build_model
+from vitbench.models.blocks import StochasticDepth
+from vitbench.training.augment import normalise
+from vitbench.training.loop import Trainer, random_state, set_random_state, train
+from vitbench.training.optimizers import regularise
+from vitbench.training.order import batches
+from vitbench.training.pictures import PictureSet
+from vitbench.training.recipes import Recipe, RecipeError
+
+
+def recipe(**keys: Any) -> Recipe:
+    base = {"name": "test", "optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "learning_rate": 0.1}
+    return Recipe(**{**base, "batch_size": 8, "steps": 3, **keys})
+
+
+def trainer(model: nn.Module, pictures: PictureSet, how: Recipe, **more: Any) -> Trainer:
+    more = {"autocast": contextlib.nullcontext, "synchronize": lambda: None, "seed": 0, "device": "cpu", **more}
+    return Trainer(model, pictures, how, **more)
+
+
+def small() -> PatchClassifier:
+    torch.manual_seed(0)
+    return PatchClassifier(dropout=0.0)
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def by_hand(model: nn.Module, pictures: PictureSet, how: Recipe, optimizer: Any, loss: Any) -> nn.Module:
+    model = copy.deepcopy(model)
+    with_hand = optimizer(model.parameters())
+    for order in batches(len(pictures), how, seed=0):
+        with_hand.zero_grad()
+        loss(model(normalise(pictures.images[order], torch.float32)), pictures.labels[order]).backward()
+        with_hand.step()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "make"),
+    [
+        ("sgd", {"momentum": 0.9, "weight_decay": 0.1}, lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.1)),
+        ("adam", {"weight_decay": 0.3}, lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.3)),
+        ("adamw", {"weight_decay": 0.3}, lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.3)),
+    ],
+)
+def test_optimizers_are_torchs(name: str, keys: dict[str, Any], make: Any) -> None:
+    pictures, model, how = random_pictures(), small(), recipe(optimizer=name, **keys)
+    expected = by_hand(model, pictures, how, make, F.cross_entropy)
+    trainer(model, pictures, how).run()
+    torch.testing.assert_close(flat(model), flat(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_accumulated_parts_are_one_step_of_the_whole_batch() -> None:
+    pictures = random_pictures(20)
+    models = []
+    for parts in (1, 3):
+        model = small()
+        run = trainer(model, pictures, recipe(batch_size=8, images=20, steps=None, accumulate=parts, clip_norm=0.1))
+        run.run()
+        assert run.steps == 3
+        models.append((flat(model), run.take_stretch()))
+    torch.testing.assert_close(models[0][0], models[1][0], rtol=1e-5, atol=1e-6)
+    assert models[0][1].losses == pytest.approx(models[1][1].losses, rel=1e-5)
+    assert models[0][1].accuracy == models[1][1].accuracy
+
+
+def test_class_weights_are_one_over_the_share_with_a_mean_of_one() -> None:
+    """Project 1: N / (K n_c), normalised to sum K."""
+    labels = torch.tensor([0] * 8 + [1] * 4 + [2] * 4)
+    pictures = PictureSet(random_pictures(16, classes=3).images, labels, ("a", "b", "c"))
+    counts = torch.tensor([8.0, 4.0, 4.0])
+    weights = 16 / (3 * counts)
+    weights = weights * 3 / weights.sum()
+    torch.manual_seed(0)
+    model = PatchClassifier(classes=3, dropout=0.0)
+    how = recipe(class_weights="inverse")
+    expected = by_hand(
+        model,
+        pictures,
+        how,
+        lambda p: torch.optim.SGD(p, 0.1),
+        lambda logits, targets: F.cross_entropy(logits, targets, weight=weights),
+    )
+    trainer(model, pictures, how).run()
+    torch.testing.assert_close(flat(model), flat(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_follows_its_recursion() -> None:
+    pictures, model = random_pictures(), small()
+    run = trainer(model, pictures, recipe(ema=0.9, steps=6))
+    average = None
+    for step in range(6):
+        run.run(until=(step + 1) * 8)
+        # torch copies the weights the first time; then the decay rises as (1 + n) / (10 + n) up to 0.9
+        decay = min(0.9, (1 + step) / (10 + step))
+        average = flat(model) if average is None else decay * average + (1 - decay) * flat(model)
+    assert run.averaged is not None
+    torch.testing.assert_close(flat(run.averaged.module), average, rtol=1e-5, atol=1e-6)
+
+
+def test_train_leaves_the_average_in_the_model() -> None:
+    models = []
+    for ema in (0.0, 0.9):
+        model = small()
+        train(
+            model,
+            random_pictures(),
+            recipe(ema=ema),
+            device="cpu",
+            autocast=contextlib.nullcontext,
+            synchronize=lambda: None,
+            seed=0,
+        )
+        models.append(flat(model))
+    assert not torch.equal(*models)
+
+
+def test_a_state_restores_every_generator() -> None:
+    import random
+
+    import numpy as np
+
+    state = random_state()
+    drawn = [(random.random(), float(np.random.rand()), float(torch.rand(1)))]
+    set_random_state(state)
+    drawn.append((random.random(), float(np.random.rand()), float(torch.rand(1))))
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+def test_autocast_trains_and_the_scaler_is_in_the_state(amp: torch.dtype) -> None:
+    pictures, model = random_pictures(), small()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if amp == torch.float16 else None
+    how = recipe(clip_norm=1.0)
+    run = trainer(model, pictures, how, autocast=lambda: torch.autocast("cpu", dtype=amp), scaler=scaler)
+    before = flat(model)
+    run.run()
+    plain = small()
+    trainer(plain, pictures, how).run()
+    assert not torch.equal(before, flat(model))
+    torch.testing.assert_close(flat(model), flat(plain), rtol=0.1, atol=0.02)
+    assert (run.state()["scaler"] is None) == (scaler is None)
+
+
+def test_channels_last_changes_no_result() -> None:
+    found = []
+    for channels_last in (False, True):
+        model = small()
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        trainer(model, random_pictures(), recipe(), channels_last=channels_last).run()
+        found.append(flat(model))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_and_stochastic_depth_are_the_recipes() -> None:
+    model = build_model("vit_layer6_32", image_size=8, num_classes=10)
+    regularise(model, recipe(dropout=0.25, stochastic_depth=0.3))
+    assert {one.p for one in model.modules() if isinstance(one, nn.Dropout)} == {0.25}
+    rates = [one.rate for one in model.modules() if isinstance(one, StochasticDepth)]
+    assert rates == pytest.approx([0.3 * index / (len(rates) - 1) for index in range(len(rates))])
+    untouched = build_model("vit_layer6_32", image_size=8, num_classes=10)
+    regularise(untouched, recipe())
+    assert {one.p for one in untouched.modules() if isinstance(one, nn.Dropout)} != {0.25}
+
+
+def test_stochastic_depth_reaches_timms_and_torchvisions_layers() -> None:
+    import timm
+    import torchvision
+
+    deit = timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.1)
+    regularise(deit, recipe(stochastic_depth=0.4))
+    assert max(one.drop_prob for one in deit.modules() if type(one).__name__ == "DropPath") == pytest.approx(0.4)
+    swin = torchvision.models.swin_t()
+    regularise(swin, recipe(stochastic_depth=0.4))
+    assert max(one.p for one in swin.modules() if type(one).__name__ == "StochasticDepth") == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("key", ["dropout", "stochastic_depth"])
+def test_a_model_without_such_layers_is_told(key: str) -> None:
+    with pytest.raises(RecipeError, match="leave it out"):
+        regularise(nn.Linear(2, 2), recipe(**{key: 0.1}))
+
+
+def test_frozen_modules_stay_in_eval_mode() -> None:
+    torch.manual_seed(0)
+    model = PatchClassifier(dropout=0.5)
+    run = trainer(model, random_pictures(), recipe(), frozen=(model.drop,))
+    run.run()
+    assert not model.drop.training
+    assert model.training

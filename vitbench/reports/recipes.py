@@ -1,0 +1,175 @@
+"""Trainings by several recipes side by side: what came of each, beside what was published of it. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitbench.records import Record, format_image_size
+from vitbench.registry import Claim, model_registry
+from vitbench.reports.columns import EXACT_DIGITS, show
+from vitbench.reports.format import NOT_ASKED, cell_text, table
+from vitbench.reports.rows import DEFAULT_OPTION, Figure, figure
+from vitbench.reports.runs import Run
+from vitbench.training.recipes import list_recipes, load_recipe
+
+#: More classes than these make no table that a person reads.
+_MOST_CLASSES = 20
+#: What a claim can be of that a training is compared with.
+_TRAINED = ("top1", "macro_f1", "loss")
+
+Training = tuple[Run, Record]
+
+
+def training_section(runs: Sequence[Run]) -> list[str]:
+    """The section's heading, texts and tables; nothing unless the runs have trainings by more than one recipe."""
+    trainings = _trainings(runs)
+    if not trainings:
+        return []
+    return ["## Training", _HOW_TO_READ, _comparison(trainings), *_by_class(trainings)]
+
+
+def training_summary(runs: Sequence[Run]) -> list[str]:
+    """Heading and first table alone, for a terminal."""
+    trainings = _trainings(runs)
+    return ["## Training", _comparison(trainings)] if trainings else []
+
+
+_HOW_TO_READ = (
+    "One line a training, in the order of the suite. Accuracy is top-1 on held-out pictures with its Wilson 95 % "
+    "interval, which covers the choice of pictures, not that of the seed; macro F1 is the mean over classes of F1. "
+    "*Published* is what the model's source prints for that recipe (with its data in brackets, where they are not "
+    "these). It is judged, under Published figures, only by a training with the recipe's own budget on all training "
+    "pictures of its data: a shortened one says what the treatments differ by after that many pictures, no more."
+)
+
+
+def _trainings(runs: Sequence[Run]) -> list[Training]:
+    found = [(run, record) for run in runs for record in run.records if record.cell.trains]
+    recipes = {(record.cell.weights, record.cell.recipe_hash) for _, record in found}
+    return found if len(recipes) > 1 else []
+
+
+def _comparison(trainings: Sequence[Training]) -> str:
+    varying = _varying(trainings)
+    lines = []
+    for index, (_, record) in enumerate(trainings):
+        lines.append(
+            [
+                cell_text(record.cell.model),
+                cell_text(_recipe(record)),
+                *(cell_text(values[index]) for values in varying.values()),
+                _accuracy(record),
+                show(figure(record, "macro_f1"), 1),
+                show(figure(record, "test_loss"), 1),
+                show(figure(record, "training_images"), 1, EXACT_DIGITS),
+                show(figure(record, "training_steps"), 1, EXACT_DIGITS),
+                show(figure(record, "training_duration"), 1),
+                cell_text(_published(record)),
+                cell_text(_budget(record)),
+            ]
+        )
+    tested = {found.value for _, record in trainings if (found := figure(record, "test_images")).value is not None}
+    same = f" (n = {next(iter(tested)):.0f})" if len(tested) == 1 else ""
+    texts = ["model", "recipe", *varying, "published", "budget"]
+    headings = ["model", "recipe", *varying, f"accuracy % [95 %]{same}", "macro F1", "test loss (nat)"]
+    headings += ["pictures seen", "steps", "duration (s)", "published", "budget"]
+    return table(headings, lines, texts)
+
+
+def _by_class(trainings: Sequence[Training]) -> list[str]:
+    """A table of F1 for each set of classes."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, (_, record) in enumerate(trainings):
+        found = figure(record, "class_f1")
+        if found.status == "ok":
+            groups.setdefault(_class_names(found), []).append(index)
+    varying = _varying(trainings)
+    parts = []
+    for names, indices in groups.items():
+        if len(names) > _MOST_CLASSES:
+            parts.append(f"F1 of each of the {len(names)} classes is in the records (`class_f1`), not in a table here.")
+            continue
+        lines = []
+        for index in indices:
+            record = trainings[index][1]
+            which = [cell_text(record.cell.model), cell_text(_recipe(record))]
+            which += [cell_text(values[index]) for values in varying.values()]
+            lines.append([*which, *(f"{value:.3f}" for value in _values(figure(record, "class_f1")))])
+        texts = ["model", "recipe", *varying]
+        parts.append(table([*texts, *(cell_text(name) for name in names)], lines, texts))
+    return ["### F1 by class", *parts] if parts else []
+
+
+def _varying(trainings: Sequence[Training]) -> dict[str, list[str]]:
+    """What else the trainings differ in: heading to one text a training."""
+    options = dict.fromkeys(key for _, record in trainings for key, _ in record.cell.options)
+    found: dict[str, list[str]] = {}
+    for run, record in trainings:
+        cell = record.cell
+        texts = {
+            "run": run.name,
+            "data": cell.data or "",
+            "image size (px)": format_image_size(cell.image_size),
+            "device": cell.device,
+            "dtype": cell.dtype,
+            "threads": str(cell.threads),
+            "seed": str(cell.seed),
+            **{key: dict(cell.options).get(key, DEFAULT_OPTION) for key in options},
+        }
+        for heading, text in texts.items():
+            found.setdefault(heading, []).append(text)
+    hashes: dict[str, set[str | None]] = {}
+    for _, record in trainings:
+        hashes.setdefault(record.cell.weights, set()).add(record.cell.recipe_hash)
+    if any(len(ones) > 1 for ones in hashes.values()):
+        found["recipe hash"] = [(record.cell.recipe_hash or "")[:8] for _, record in trainings]
+    return {heading: texts for heading, texts in found.items() if len(set(texts)) > 1}
+
+
+def _recipe(record: Record) -> str:
+    return record.cell.weights.removeprefix("train:")
+
+
+def _accuracy(record: Record) -> str:
+    found = figure(record, "accuracy")
+    estimate = found.estimate
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return show(found, 100)
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _published(record: Record) -> str:
+    """What the model's card says of this recipe, as it was printed."""
+    cell = record.cell
+    if cell.model not in model_registry():
+        return NOT_ASKED
+    card = model_registry().get(cell.model)
+    claims = [claim for claim in card.claims if claim.recipe == _recipe(record) and claim.quantity in _TRAINED]
+    # two tables of one source may print the same figure
+    return "; ".join(dict.fromkeys(_printed(claim, cell.data) for claim in claims)) or NOT_ASKED
+
+
+def _printed(claim: Claim, data: str | None) -> str:
+    return claim.printed if claim.data == data else f"{claim.printed} ({claim.data})"
+
+
+def _budget(record: Record) -> str:
+    """What the record says of it; where it says nothing, whether its recipe is the built-in one."""
+    found = record.measurement("training_images")
+    if found is not None and found.status == "ok" and found.detail:
+        return found.detail
+    name = _recipe(record)
+    if name not in list_recipes():
+        return NOT_ASKED
+    return "the recipe's own" if load_recipe(name).hash == record.cell.recipe_hash else "not the recipe's own"
+
+
+def _class_names(found: Figure) -> tuple[str, ...]:
+    """The classes as the record names them; numbers where names do not fit."""
+    count = len(_values(found))
+    names = tuple(found.measurement.detail.split(", ")) if found.measurement else ()
+    return names if len(names) == count else tuple(map(str, range(count)))
+
+
+def _values(found: Figure) -> tuple[float, ...]:
+    return found.measurement.samples[0] if found.measurement else ()
