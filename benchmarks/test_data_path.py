@@ -1,4 +1,7 @@
-"""Pictures a second of the data path, from uint8 in memory to a normalised batch, against a pipeline of single ones."""
+"""Pictures a second of the data path, from uint8 in memory to a normalised batch, against a pipeline of single ones.
+
+Other load beside it makes two threads wait for each other, and the figures for two worthless.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ CHOICES = {
     "crop, flip, rotation": [transforms.RandomRotation(15)],
     "crop, flip, randaugment": [transforms.RandAugment()],
 }
-GOAL = ("crop, flip, jitter", 2)
+GOAL = "crop, flip, jitter"
 
 
 class Pictures(Dataset[tuple[torch.Tensor, int]]):
@@ -113,4 +116,4 @@ def test_whole_batches_against_pictures_one_by_one(
         f"{choice}, 32 px, batch {BATCH}, threads {threads}: images/s over those of PIL with {WORKERS} workers: "
         f"{ratio:.1f} ({low:.1f} to {high:.1f})"
     )
-    assert (choice, threads) != GOAL or ratio >= 5
+    assert choice != GOAL or ratio >= 5

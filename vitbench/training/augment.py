@@ -115,10 +115,10 @@ def map_nearest(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     factors = matrices.float().to(images.device).view(-1, 6, 1, 1).unbind(1)
     x = torch.arange(width, device=images.device) - (width - 1) / 2
     y = (torch.arange(height, device=images.device) - (height - 1) / 2).view(-1, 1)
-    # (B, 1, W) and (B, H, 1) -> (B, H, W), in px of the picture with a border of one black pixel
-    columns = (factors[0] * x + factors[2] + (width + 1) / 2).add(factors[1] * y).clamp_(0, width + 1).round_()
-    rows = (factors[3] * x + factors[5] + (height + 1) / 2).add(factors[4] * y).clamp_(0, height + 1).round_()
-    places = rows.int().mul_(width + 2).add_(columns.int()).long()
+    # (B, 1, W) and (B, H, 1) -> (B, H, W); -1 and W or H are outside
+    columns = (factors[0] * x + factors[2] + (width - 1) / 2).add(factors[1] * y).clamp_(-1, width).round_()
+    rows = (factors[3] * x + factors[5] + (height - 1) / 2).add(factors[4] * y).clamp_(-1, height).round_()
+    places = rows.int().add_(1).mul_(width + 2).add_(columns.int()).add_(1).long()  # in the picture with a black border
     places = places.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)  # (B, 3, H W)
     # on a CPU this takes a fraction of grid_sample's time, and whole numbers stay whole
     return F.pad(images, (1, 1, 1, 1)).flatten(2).gather(2, places).view(images.shape)
