@@ -303,7 +303,7 @@ def two_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mine.toml").write_text(
         'models = ["vit_basic_tutorial", "vit_layer6_32"]\nimage_sizes = [8]\ndevices = ["cpu"]\nthreads = [1]\n'
         'metrics = ["params", "latency", "accuracy"]\n[measure]\nprocesses = 1\nseconds = 0.05\n'
-        f'[training]\nrecipe = ["{folder / "thin.toml"}"]\ntest_images = 100\n'
+        f'[training]\nrecipe = ["{folder / "thin.toml"}"]\ntest_images = 100\ntrain_images = 1000\n'
         '[[exclude]]\nmodels = "vit_layer*"\nrecipes = "thin"\n'
     )
     recipes = f"{folder / 'plain.toml'},{folder / 'thin.toml'}"
@@ -326,7 +326,9 @@ def test_each_recipe_trains_a_cell_unless_a_rule_drops_it(two_recipes: Path) -> 
     for record in records:
         assert record.measurement("training_images").value == 64
         assert record.measurement("training_steps").value == 4
-        assert record.measurement("training_images").detail == "images = 64, not the recipe's epochs = 2"
+        told = "images = 64, not the recipe's epochs = 2; at most 1000 training pictures"
+        assert record.measurement("training_images").detail == told
+        assert record.cell.options == (("train_images", "1000"),)
         by_class = record.measurement("class_f1")
         assert by_class.detail == ", ".join(map(str, range(10)))
         (values,) = by_class.samples

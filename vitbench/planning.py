@@ -188,16 +188,18 @@ def parse_budget(text: str) -> dict[str, int | float]:
 
 def check_excluded_recipes(suite: Suite) -> None:
     """A rule for a recipe that is not there would drop nothing, in silence. Raises UnknownNameError."""
+    patterns = [pattern for rule in suite.exclude for pattern in rule.recipes or ()]
+    if not patterns:
+        return
     known = list(list_recipes())
     for one in suite.training.recipe if suite.training else ():
         try:
             known.append(load_recipe(one).name)
         except UsageError:  # said where it is to be used, which an option may have changed
             known.append(Path(one).stem)
-    for rule in suite.exclude:
-        for pattern in rule.recipes or ():
-            if not fnmatch.filter(known, pattern):
-                raise UnknownNameError("recipe", pattern, known, "vitbench list recipes")
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
+            raise UnknownNameError("recipe", pattern, known, "vitbench list recipes")
 
 
 def _overridden(name: str, section: Training) -> Recipe:

@@ -101,7 +101,8 @@ def plan_sweep(
     for number, one in enumerate(changes, 1):
         keys = {key: value for key, value in one.items() if key != "seed"}
         loaded = load_recipe(recipe, **{**fixed, **keys})
-        seed = one.get("seed", request.seed)
+        seed = one.get("seed")
+        seed = (loaded.seed or request.seed) if seed is None else seed
         made = replace(request, recipe=loaded.model_dump(mode="json"), seed=seed)
         settings.append(Setting(f"{number:03d}", {key: one.get(key) for key in varying}, made))
     return settings
@@ -124,7 +125,13 @@ def start_sweep(
         raise cannot_write(folder, error) from error
     plan = {"schema": SCHEMA, "settings": [asdict(one) for one in settings]}
     write_atomically(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())
-    return _run(folder, settings, progress, say)
+    try:
+        return _run(folder, settings, progress, say)
+    except UsageError:
+        if [path.name for path in folder.iterdir()] == [PLAN]:  # else the next try would find the folder taken
+            (folder / PLAN).unlink()
+            folder.rmdir()
+        raise
 
 
 def resume_sweep(folder: Path, progress: Callable[[], TrainingProgress], say: Callable[[str], None]) -> SweepSummary:
@@ -132,7 +139,9 @@ def resume_sweep(folder: Path, progress: Callable[[], TrainingProgress], say: Ca
     try:
         content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         settings = [
-            Setting(one["name"], one["changes"], TrainingRequest(**one["request"])) for one in content["settings"]
+            # a folder from elsewhere must not be able to run code
+            Setting(one["name"], one["changes"], TrainingRequest(**{**one["request"], "allow_import": False}))
+            for one in content["settings"]
         ]
     except OSError as error:
         raise RunFolderError(f"{str(folder)!r} holds no sweep: {PLAN} is not there ({error.strerror})") from error

@@ -83,8 +83,8 @@ def sweep(
                 or seeds
                 or out
                 or any(given.values())
-                or validation
-                or imbalance
+                or validation is not None
+                or imbalance is not None
             ):
                 raise UsageError("--resume goes on with the sweep as it was started: leave out everything else")
             summary = resume_sweep(resume, make_training_progress, say)

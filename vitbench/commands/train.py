@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,7 +87,8 @@ def train(
         Path | None, typer.Option(help="The run folder itself, new or empty. [default: runs/train-MODEL-TIME]")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the training in this folder; takes no other option.")
+        Path | None,
+        typer.Option(help="Go on with the training in this folder; takes no other option but --allow-import."),
     ] = None,
 ) -> int:
     """Train a model by a recipe; go on after any interruption."""
@@ -108,30 +110,39 @@ def train(
         "deterministic": deterministic,
         "compile": compile,
         "channels_last": channels_last,
-        "allow_import": allow_import,
     }
+    if allow_import:
+        sys.path.insert(0, "")  # builders of one's own are found from the current folder
     if resume is not None:
         others = {
             **given,
             **flags,
             "model": model,
             "recipe": recipe,
-            "set": settings,
+            "set": settings or None,
             "amp": amp,
+            "amp_dtype": amp_dtype,
+            "validation": validation,
+            "imbalance": imbalance,
+            "freeze": freeze != "none",
             "seed": seed,
+            "save_every": save_every or None,
+            "no_tensorboard": no_tensorboard,
             "out": out,
         }
-        named = [key for key, value in others.items() if value not in (None, False)]
-        if named or freeze != "none" or amp_dtype or save_every or no_tensorboard:
-            said = f"--{named[0].replace('_', '-')}" if named and named[0] != "model" else "everything else"
+        named = [key for key, value in others.items() if value is not None and value is not False]
+        if named:
+            said = f"--{named[0].replace('_', '-')}" if named[0] != "model" else "everything else"
             raise UsageError(f"--resume goes on with the training as it was started: leave out {said}")
-        return _told(lambda: _resume(resume))
+        return _told(lambda: _resume(resume, allow_import))
     if model is None:
         raise UsageError("Which model? vitbench train MODEL (vitbench list models), or --resume DIR")
     if amp_dtype is not None and (not amp or amp_dtype not in ("bf16", "fp16")):
         raise UsageError(f"--amp-dtype {amp_dtype}: give bf16 or fp16, together with --amp")
     if weights and pretrained:
         raise UsageError("--weights and --pretrained are two beginnings: give one of them")
+    if replace_head and not weights:
+        raise UsageError("--replace-head leaves out the head of a checkpoint: give it together with --weights")
 
     from vitbench.training.recipes import load_recipe, parse_settings
     from vitbench.trainings import TrainingRequest
@@ -147,6 +158,7 @@ def train(
         seed=seed if seed is not None else chosen.seed or 0,
         save_every=save_every,
         tensorboard=not no_tensorboard,
+        allow_import=allow_import,
         **{key: value for key, value in {**given, "data": data or "digits"}.items() if value is not None},
         **flags,
     )
@@ -170,17 +182,15 @@ def _start(request: Any, out: Path | None) -> Any:
     return start_training(request, out, make_training_progress())
 
 
-def _resume(folder: Path) -> Any:
+def _resume(folder: Path, allow_import: bool) -> Any:
     from vitbench.trainings import resume_training
     from vitbench.trainings.progress import make_training_progress
 
-    return resume_training(folder, make_training_progress())
+    return resume_training(folder, make_training_progress(), allow_import=allow_import)
 
 
 def _told(work: Any) -> int:
     """Train, print what came of it."""
-    import sys
-
     try:
         summary = work()
     except KeyboardInterrupt as interrupt:

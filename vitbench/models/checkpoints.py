@@ -200,6 +200,8 @@ def save_checkpoint(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> N
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, part, metadata={"vitbench": json.dumps(facts, allow_nan=False)})
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vitbench.records import Record, format_image_size
 from vitbench.registry import Claim, model_registry
-from vitbench.reports.columns import EXACT_DIGITS, show
+from vitbench.reports.columns import show
 from vitbench.reports.format import NOT_ASKED, cell_text, table
 from vitbench.reports.rows import DEFAULT_OPTION, Figure, figure
 from vitbench.reports.runs import Run
@@ -59,10 +59,10 @@ def _comparison(trainings: Sequence[Training]) -> str:
                 cell_text(_recipe(record)),
                 *(cell_text(values[index]) for values in varying.values()),
                 _accuracy(record),
-                show(figure(record, "macro_f1"), 1),
+                _rounded(record, "macro_f1", 3),
                 show(figure(record, "test_loss"), 1),
-                show(figure(record, "training_images"), 1, EXACT_DIGITS),
-                show(figure(record, "training_steps"), 1, EXACT_DIGITS),
+                _rounded(record, "training_images", 0),
+                _rounded(record, "training_steps", 0),
                 show(figure(record, "training_duration"), 1),
                 cell_text(_published(record)),
                 cell_text(_budget(record)),
@@ -136,6 +136,12 @@ def _accuracy(record: Record) -> str:
     if estimate is None or estimate.low is None or estimate.high is None:
         return show(found, 100)
     return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def _rounded(record: Record, metric: str, decimals: int) -> str:
+    """The figure with so many decimals, or what became of it."""
+    found = figure(record, metric)
+    return show(found, 1) if found.value is None else f"{found.value:.{decimals}f}"
 
 
 def _published(record: Record) -> str:

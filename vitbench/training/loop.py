@@ -190,8 +190,9 @@ class Trainer:
         assert self.recipe.seconds is not None
         return self.steps > 0 and self.elapsed_s >= self.recipe.seconds
 
-    def run(self, until: int | None = None) -> None:
-        """Go on until ``until`` pictures are seen in all, or the budget is used up.
+    def run(self, until: int | None = None, is_to_pause: Callable[[], bool] | None = None) -> None:
+        """Go on until ``until`` pictures are seen in all, ``is_to_pause`` says so after a step, or the budget is used
+        up.
 
         Raises TrainingDiverged and DataError as ``train`` does.
         """
@@ -204,6 +205,8 @@ class Trainer:
             while not self.done and (until is None or self.seen < until):
                 self._take_step()
                 self.elapsed_s = before + time.perf_counter() - begin
+                if is_to_pause is not None and is_to_pause():
+                    break
             self._results.read()
             self._synchronize()
         finally:
@@ -274,10 +277,10 @@ class Trainer:
         """Inputs, classes (B,), and what the loss compares with: classes, or shares of classes (B, K) where mixed."""
         recipe, pictures = self.recipe, self.pictures
         place = self.steps * self.ranks + self.rank
-        labels = pictures.labels[indices.to(pictures.labels.device)].to(self.device, non_blocking=True)
+        labels = self._to_device(pictures.labels[indices.to(pictures.labels.device)])
         if isinstance(pictures, FeatureSet):
-            return pictures.features[indices].to(self.device), labels, labels
-        images = pictures.images[indices.to(pictures.images.device)].to(self.device, non_blocking=True)
+            return self._to_device(pictures.features[indices]), labels, labels
+        images = self._to_device(pictures.images[indices.to(pictures.images.device)])
         if recipe.augment:
             generator = seeded_generator(self.seed, "augmentation", place)
             images = augment(images, recipe.augment, generator, self.settings)
@@ -295,6 +298,10 @@ class Trainer:
             )
             labels = targets.argmax(-1)
         return inputs.contiguous(memory_format=self._format), labels, targets
+
+    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
+        # Without waiting on CUDA alone: mps may read memory that has been given back by then (pytorch issue 189690).
+        return values.to(self.device, non_blocking=self.device.startswith("cuda"))
 
     def _progress(self, size: int) -> float:
         """How much of the budget is used up (0 to 1) in the middle of the step that comes next."""
@@ -367,7 +374,7 @@ class _Step:
         losses, right = [], []
         for index, part in enumerate(parts):
             with self._together(last=index == len(parts) - 1):
-                loss, correct = self._part(*part, share=len(part[0]) / len(inputs))
+                loss, correct = self._part(*part, share=None if len(parts) == 1 else self._share(part[2], targets))
             losses.append(loss)
             right.append(correct)
         if self.recipe.clip_norm is not None:
@@ -387,20 +394,26 @@ class _Step:
         return torch.stack(losses).sum(), torch.stack(right).sum()
 
     def _part(
-        self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, share: float
+        self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, share: float | torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward of a part of the batch; its loss is weighed by its ``share``."""
+        """Forward and backward of a part of the batch; its loss is weighed by its ``share``, if it has one."""
         with self.autocast():
             output = self.forward(inputs)
             check_classes(output, self.num_classes)
             loss = training_loss(self.model, output, targets, self.recipe.label_smoothing, self.class_weights)
-        if share != 1.0:
+        if share is not None:
             loss = loss * share
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()
         with torch.no_grad():
             correct = (mean_logits(output).argmax(-1) == labels).sum()
         return loss.detach(), correct
+
+    def _share(self, part: torch.Tensor, whole: torch.Tensor) -> float | torch.Tensor:
+        """What a part's mean loss counts in the mean of the whole batch; ``part`` and ``whole`` are their targets."""
+        if self.class_weights is None or whole.dim() == 2:  # shares of classes: torch divides by the pictures
+            return len(part) / len(whole)
+        return self.class_weights[part].sum() / self.class_weights[whole].sum()
 
     def _together(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients of several processes are averaged once a step, with the last part."""

@@ -64,7 +64,10 @@ def regularise(model: torch.nn.Module, recipe: Recipe) -> None:
     if recipe.dropout is not None:
         layers = [one for one in model.modules() if isinstance(one, torch.nn.Dropout | torch.nn.MultiheadAttention)]
         if not layers:
-            raise RecipeError(f"Recipe {recipe.name!r} sets dropout, but the model has no dropout layer: leave it out")
+            raise RecipeError(
+                f"Recipe {recipe.name!r} sets dropout, but the model has no dropout layer: --set dropout=none leaves "
+                "it out"
+            )
         for layer in layers:
             if isinstance(layer, torch.nn.Dropout):
                 layer.p = recipe.dropout
@@ -81,7 +84,8 @@ def regularise(model: torch.nn.Module, recipe: Recipe) -> None:
         ]
         if not found:
             raise RecipeError(
-                f"Recipe {recipe.name!r} sets stochastic_depth, but the model has no such layers: leave it out"
+                f"Recipe {recipe.name!r} sets stochastic_depth, but the model has no such layers: --set "
+                "stochastic_depth=none leaves it out"
             )
         for index, (branch, name) in enumerate(found):
             setattr(branch, name, recipe.stochastic_depth * index / max(len(found) - 1, 1))

@@ -51,6 +51,8 @@ def ranks_from_environment() -> Ranks:
         return Ranks()
     if int(os.environ.get("LOCAL_WORLD_SIZE", count)) != count:
         raise UsageError("Training runs on one machine: start torchrun with --nnodes 1")
+    if "RANK" not in os.environ or "LOCAL_RANK" not in os.environ:
+        raise UsageError(f"WORLD_SIZE is {count}, but RANK or LOCAL_RANK is not set: start with torchrun, or unset it")
     return Ranks(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
 
 

@@ -90,8 +90,12 @@ def start_training(
         return session.run(folder)
 
 
-def resume_training(folder: Path, progress: TrainingProgress | None = None) -> TrainingSummary:
+def resume_training(
+    folder: Path, progress: TrainingProgress | None = None, *, allow_import: bool = False
+) -> TrainingSummary:
     """Go on where ``folder``'s last checkpoint is, with what it was started with; from the start if there is none.
+
+    ``allow_import`` has to be given again: a folder from elsewhere must not be able to run code.
 
     Raises RunFolderError for a folder that holds no training, DataError for a damaged checkpoint, else as
     ``start_training``.
@@ -110,6 +114,6 @@ def resume_training(folder: Path, progress: TrainingProgress | None = None) -> T
             if begun_with.get(key) != value
         )
         progress.warn(f"The training began with other versions ({changed}): it may not come out as without a pause")
-    session = Session(Setup(request, ranks, progress))
+    session = Session(Setup(dataclasses.replace(request, allow_import=allow_import), ranks, progress))
     with session.setup.joined():
         return session.run(folder, resumed=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vitbench.errors import RunFolderError
 from vitbench.store import cannot_write, write_atomically
+from vitbench.training.recipes import Recipe
 from vitbench.trainings.request import REQUEST, SCHEMA, TrainingRequest
 
 
@@ -28,9 +30,14 @@ def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
         raise RunFolderError(f"{path.name} of {str(folder)!r} was written by another version of vitbench")
     versions = content.pop("versions", {})
     try:
-        return TrainingRequest(**content), versions
-    except TypeError as error:
-        raise RunFolderError(f"{path.name} of {str(folder)!r} is damaged ({error}): start the training anew") from error
+        request = TrainingRequest(**content)
+        Recipe(**request.recipe)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFolderError(
+            f"{path.name} of {str(folder)!r} is damaged ({reason}): start the training anew"
+        ) from error
+    return request, versions
 
 
 def default_folder(request: TrainingRequest) -> Path:
@@ -49,13 +56,14 @@ def check_is_free(folder: Path) -> None:
         raise cannot_write(folder, error) from error
 
 
-def claim_folder(folder: Path) -> None:
-    """Make ``folder`` and what is in each."""
+def claim_folder(folder: Path, request: TrainingRequest) -> None:
+    """Make ``folder``, and note in it what it is for: from then on it can be gone on with."""
     check_is_free(folder)
     try:
-        (folder / "checkpoints").mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
+    write_json(folder / REQUEST, {"schema": SCHEMA, **asdict(request), "versions": versions()})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class TrainingRequest:
     """What is trained how: everything that a run folder needs to be gone on with.
 
     ``recipe`` holds a Recipe's keys. ``amp``: ``off``, ``bf16`` or ``fp16``. ``freeze``: see training.freezing.
-    ``weights``: a checkpoint to start from, with its digest. ``save_every``: epochs between kept checkpoints, 0 for
+    ``weights``: a checkpoint to start from. ``save_every``: epochs between kept checkpoints, 0 for
     none.
     """
 

@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from vitbench.attention_pictures import attention_png
-from vitbench.errors import DataError, UsageError, VitbenchError
+from vitbench.errors import DataError, Unsupported, UsageError, VitbenchError
 from vitbench.evaluation import evaluate_trained
 from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.outputs import mean_logits
@@ -29,11 +28,11 @@ from vitbench.trained import TrainedModel
 from vitbench.training.evaluate import Evaluation, evaluate
 from vitbench.training.loop import TrainingDiverged, random_state
 from vitbench.training.pictures import FeatureSet, PictureSet
+from vitbench.training.recipes import Recipe
 from vitbench.training.states import load_state, save_state
-from vitbench.trainings.folder import claim_folder, versions, write_json
+from vitbench.trainings.folder import claim_folder, write_json
 from vitbench.trainings.request import (
     LAST,
-    REQUEST,
     SCHEMA,
     SUMMARY,
     TrainingInterrupted,
@@ -56,7 +55,6 @@ class Session:
         self.request = setup.request
         self.ranks = setup.ranks
         self.progress = setup.progress
-        self.recipe = setup.recipe
         self.device = setup.device
         self.stopped = False
         self.rows: list[dict[str, Any]] = []
@@ -65,53 +63,81 @@ class Session:
         self._writer: Any = None
         self._board_looked_for = False
 
+    @property
+    def recipe(self) -> Recipe:
+        """As it is carried out: ``prepare`` takes the normalisation of published weights into it."""
+        return self.setup.recipe
+
     def run(self, folder: Path, resumed: bool = False) -> TrainingSummary:
         """Prepare, train, test."""
         self.folder = folder
         if resumed and (folder / SUMMARY).is_file():
             self.progress.note(f"The training in {folder} is finished: nothing is left to do")
             content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            return TrainingSummary(folder=folder, history=tuple(content["history"]), figures=content["figures"])
+            figures = content["figures"] if self.ranks.first else {}
+            return TrainingSummary(folder=folder, history=tuple(content["history"]), figures=figures)
         try:
-            self.setup.prepare()
+            saved = self._read_last() if resumed else None
+            self.setup.prepare(*(saved or ()))
             self.model = self.setup.model
             self.trainer = self.setup.make_trainer(self._on_step)
-            if resumed:
-                self._take_up()
+            if saved is not None:
+                self._take_up(*saved)
+            elif resumed:
+                self.progress.note("There is no checkpoint yet: the training starts from the beginning")
             elif self.ranks.first:  # only now: what cannot be trained leaves no folder behind
-                claim_folder(folder)
-                content = {"schema": SCHEMA, **asdict(self.request), "versions": versions()}
-                write_json(folder / REQUEST, content)
+                claim_folder(folder, self.request)
             self._train()
             return self._finish()
         except OSError as error:
             raise cannot_write(folder, error) from error
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, VitbenchError) or self.device.classify(error).status != "oom":
+            explained = self._explain(error)
+            if explained is None:
                 raise
-            raise TrainingOutOfMemory(
-                f"Out of memory on {self.device.name} at batch_size {self.recipe.batch_size}"
-                f"{f' in {self.recipe.accumulate} parts' if self.recipe.accumulate > 1 else ''}. Go through the "
-                "model in more "
-                f"parts (--set accumulate={2 * self.recipe.accumulate} gives the same steps), or take --amp, a smaller "
-                "--image-size or a smaller model"
-            ) from error
+            raise explained from error
         finally:
             self.progress.close()
 
+    def _explain(self, error: BaseException) -> VitbenchError | None:
+        """What a failure means to whoever asked for the training; None if that is not known."""
+        failure = self.device.classify(error)
+        if failure.status == "oom":
+            return TrainingOutOfMemory(
+                f"Out of memory on {self.device.name} at batch_size {self.recipe.batch_size}"
+                f"{f' in {self.recipe.accumulate} parts' if self.recipe.accumulate > 1 else ''}. Go through the "
+                f"model in more parts (--set accumulate={2 * self.recipe.accumulate} gives the same steps), or take "
+                "--amp, a smaller --image-size or a smaller model"
+            )
+        reason = (failure.detail.splitlines() or [""])[0].rstrip(".")
+        if self.request.deterministic and "deterministic" in reason:
+            return UsageError(
+                f"Not every operator repeats its numbers on {self.device.name}: {reason}. Leave out --deterministic, "
+                "or give --device cpu"
+            )
+        if self.request.compile and failure.cause in ("compile", "compiler"):
+            return UsageError(f"torch.compile does not work here: {reason}. Leave out --compile")
+        if failure.status == "unsupported":
+            return Unsupported(f"{self.device.name} cannot train this model: {reason}. Give --device cpu")
+        return None
+
     def _train(self) -> None:
         trainer, count = self.trainer, len(self.setup.training)
-        steps = max(count // self.recipe.batch_size // 10, _STEPS_AT_ONCE)
+        # several processes have to agree on when they look up, and that takes time
+        steps = max(count // self.recipe.batch_size // 10, _STEPS_AT_ONCE) if self.ranks.count > 1 else count
         self._begin, self._begin_seen, self._saved_at = time.monotonic(), trainer.seen, time.monotonic()
         if trainer.seen == 0 and not self.rows:
             self._save()  # from here on there is something to go on from
         with self._signals():
-            while not trainer.done and not self._out_of_patience():
-                end = (trainer.seen // count + 1) * count
+            # a checkpoint may lie behind the last step of an epoch and before its end: that is then still to come
+            while not self._out_of_patience() and (not trainer.done or trainer.seen > self._told()):
+                end = (self._told() // count + 1) * count
                 while trainer.seen < end and not trainer.done:
-                    trainer.run(min(end, trainer.seen + steps * self.recipe.batch_size))
+                    until = min(end, trainer.seen + steps * self.recipe.batch_size)
+                    trainer.run(until, self._is_to_pause if self.ranks.count == 1 else None)
                     stop = self.ranks.share(self.stopped)
-                    if stop or self.ranks.share(time.monotonic() - self._saved_at > SAVE_EVERY_S):
+                    if stop or self.ranks.share(self._is_to_pause()):
+                        trainer.check_finite()  # what is not must not replace what is
                         self._save()
                     if stop:
                         raise TrainingInterrupted(
@@ -120,6 +146,14 @@ class Session:
                         )
                 trainer.check_finite()
                 self._end_epoch()
+
+    def _told(self) -> int:
+        """The pictures seen when the last line of the history was made."""
+        return self.rows[-1]["images"] if self.rows else 0
+
+    def _is_to_pause(self) -> bool:
+        """Whether something is to be done before the next step."""
+        return self.stopped or time.monotonic() - self._saved_at > SAVE_EVERY_S
 
     def _end_epoch(self) -> None:
         trainer = self.trainer
@@ -146,16 +180,15 @@ class Session:
         ):
             self.best = {"epoch": row["epoch"], "accuracy": row["validation_accuracy"], "loss": row["validation_loss"]}
             better = True
-        # the weights first: a crash between the two leaves a best that is trained to once more
+        # the weights first: a crash in between leaves weights that are trained to once more
+        number = len(self.rows)
         if better and self.ranks.first:
             self._save_weights("best")
-        self._save()
-        if not self.ranks.first:
-            return
-        number = len(self.rows)
-        if self.request.save_every and number % self.request.save_every == 0:
+        if self.request.save_every and number % self.request.save_every == 0 and self.ranks.first:
             self._save_weights(f"epoch-{number:04d}")
-        self._show_epoch(row)
+        self._save()
+        if self.ranks.first:
+            self._show_epoch(row)
 
     def _test_epoch(self) -> dict[str, Any]:
         """Loss and accuracy on the validation pictures, or, where there are none, on the test pictures."""
@@ -266,25 +299,43 @@ class Session:
             return
         state = self.trainer.state()
         state["rng"] = states
-        header = {"schema": SCHEMA, "facts": self._facts(), "history": self.rows, "best": self.best}
+        header = {
+            "schema": SCHEMA,
+            "facts": self._facts(),
+            "history": self.rows,
+            "best": self.best,
+            "origin": self.setup.origin,
+            "pictures": self.setup.pictures_digest(),
+        }
         # the whole model, so that the file serves as weights, too, where only its head is trained
         state = {**state, "trained": state["model"], "model": self.model.state_dict()}
         save_state({"vitbench": json.dumps(header), **state}, self.folder / LAST)
 
-    def _take_up(self) -> None:
+    def _read_last(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The last checkpoint's tensors and what it says of itself, or None if there is none."""
         state = load_state(self.folder / LAST)
         if state is None:
-            self.progress.note("There is no checkpoint yet: the training starts from the beginning")
-            return
-        header = json.loads(state["vitbench"])
+            return None
+        try:
+            header = json.loads(state["vitbench"])
+            if header["schema"] != SCHEMA:
+                raise ValueError(f"it is of schema {header['schema']}, not {SCHEMA}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._unfitting(error) from error
+        return state, header
+
+    def _take_up(self, state: dict[str, Any], header: dict[str, Any]) -> None:
         try:
             states = state["rng"]
             self.trainer.load_state({**state, "model": state["trained"], "rng": states[self.ranks.rank % len(states)]})
+            self.rows, self.best = header["history"], header["best"]
         except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"{LAST} of {str(self.folder)!r} does not fit this training: {reason}") from error
-        self.rows, self.best = header["history"], header["best"]
+            raise self._unfitting(error) from error
         self.progress.note(f"Going on after epoch {self.trainer.seen / len(self.setup.training):.2f}")
+
+    def _unfitting(self, error: Exception) -> DataError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return DataError(f"{LAST} of {str(self.folder)!r} does not fit this training: {reason}")
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint says of itself."""
@@ -305,10 +356,13 @@ class Session:
         with self._tested_weights():
             save_checkpoint(self.model, self.folder / "checkpoints" / f"{name}.safetensors", self._facts())
 
-    def _show_epoch(self, row: dict[str, Any]) -> None:
-
+    def _write_course(self) -> None:
         write_atomically(self.folder / "history.csv", history_csv(self.rows).encode())
         write_curves(self.rows, self.folder / "curves.png", self._title())
+
+    def _show_epoch(self, row: dict[str, Any]) -> None:
+
+        self._write_course()
         self.progress.epoch(row)
         if self._board is not None:
             for key in row:
@@ -340,6 +394,7 @@ class Session:
 
         if not self.ranks.first:
             return TrainingSummary(folder=self.folder, history=tuple(self.rows), figures={})
+        self._write_course()  # a crash may have come between the last checkpoint and these
         self._save_weights("last")
         result = self._test_last()
         figures: dict[str, Any] = {

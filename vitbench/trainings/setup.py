@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitbench.errors import UsageError
+from vitbench.errors import DataError, UsageError
 from vitbench.models import build_model, describe_model
 from vitbench.models.checkpoints import load_checkpoint
 from vitbench.outputs import input_dtype, training_loss
@@ -28,7 +29,7 @@ from vitbench.training.pictures import FeatureSet, PictureSet
 from vitbench.training.ranks import Ranks, distributed, joined
 from vitbench.training.recipes import Recipe
 from vitbench.trainings.progress import TrainingProgress
-from vitbench.trainings.request import TrainingRequest
+from vitbench.trainings.request import LAST, TrainingRequest
 
 
 class Setup:
@@ -41,6 +42,13 @@ class Setup:
         self.progress = progress
         self.recipe = Recipe(**request.recipe)
         check_freeze(request.freeze)
+        if self.recipe.patience is not None and self.recipe.validation == 0:
+            raise UsageError(
+                f"patience = {self.recipe.patience} waits for a better validation accuracy: hold pictures out, such as "
+                "--validation 0.1"
+            )
+        if ranks.count > 1 and self.recipe.seconds is not None:
+            raise UsageError("Several processes cannot agree on a budget in seconds: give epochs, images or steps")
         if self.recipe.batch_size % ranks.count:
             raise UsageError(f"batch_size {self.recipe.batch_size} cannot be shared by {ranks.count} processes equally")
         if request.deterministic:
@@ -48,6 +56,8 @@ class Setup:
         self.device = find_device(request.device)
         if ranks.count > 1 and self.device.kind == "cuda":
             self.device = find_device(f"cuda:{ranks.local}")
+        elif ranks.count > 1 and self.device.kind != "cpu":
+            raise UsageError(f"Several processes cannot share {self.device.name}: give --device cpu")
         if request.threads:
             torch.set_num_threads(request.threads)
         self.origin = "random weights"
@@ -60,8 +70,12 @@ class Setup:
             torch.cuda.set_device(self.device.torch_device)
         return joined(self.ranks, self.device.kind)
 
-    def prepare(self) -> None:
-        """Build, load, freeze, read. Raises UsageError for what cannot be."""
+    def prepare(self, state: Mapping[str, Any] | None = None, header: Mapping[str, Any] | None = None) -> None:
+        """Build, load, freeze, read. With the ``state`` and ``header`` of a checkpoint the weights are its own: a file
+        that the training began with need not be there any more.
+
+        Raises UsageError for what cannot be, and DataError for pictures that are not those of the checkpoint.
+        """
 
         request = self.request
         if request.allow_import:
@@ -73,13 +87,18 @@ class Setup:
         torch.manual_seed(request.seed)
         root = Path(request.data_dir) if request.data_dir else None
         self.info = describe_data(request.data, root=root, download=request.download)
+        if header is not None and header["facts"]["data"] != self.info.label:
+            raise self._other_pictures()
         card = describe_model(request.model)
         classes = request.num_classes or self.info.num_classes
         if classes < self.info.num_classes:
             raise UsageError(
                 f"--num-classes {classes} is less than the {self.info.num_classes} classes of {self.info.label}"
             )
-        self.size = parse_image_size(request.image_size) if request.image_size else card.image_size
+        try:
+            self.size = parse_image_size(request.image_size) if request.image_size else card.image_size
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         self.num_classes = classes
         # a head may have room for classes that this data does not have
         self.class_names = (*self.info.class_names, *(f"class {k}" for k in range(self.info.num_classes, classes)))
@@ -95,7 +114,9 @@ class Setup:
             )
         if request.pretrained:
             self.origin = "the published weights"
-        if request.weights:
+        if state is not None:
+            self._take_weights(state, header or {})
+        elif request.weights:
             self.origin = self._load_weights()
         if request.pretrained and (self.recipe.mean, self.recipe.std) != (card.mean, card.std):
             self.recipe = self.recipe.model_copy(update={"mean": card.mean, "std": card.std})
@@ -109,6 +130,8 @@ class Setup:
                 f"{self.freezing.trainable:,} of {self.freezing.total:,} parameters are trained ({share:.2f} %)"
             )
         self._load_data()
+        if header is not None and header.get("pictures") not in (None, self.pictures_digest()):
+            raise self._other_pictures()
         self.model.to(self.device.torch_device)
         if request.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -149,10 +172,33 @@ class Setup:
         head = ", its head left out" if report.replaced_head else ""
         return f"{report.path} ({report.digest}){head}"
 
+    def _take_weights(self, state: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+        try:
+            self.model.load_state_dict(state["model"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise DataError(f"{LAST} does not fit this training: {str(error).splitlines()[0]}") from error
+        self.origin = str(header.get("origin", self.request.weights or self.origin))
+
+    def _other_pictures(self) -> DataError:
+        # going on would hold out pictures that have been trained on, and train on others
+        return DataError(
+            f"The pictures of {self.info.label} are not those that this training began with, so that it cannot go on: "
+            f"put them back, or start anew from its {LAST} (--weights)"
+        )
+
+    def pictures_digest(self) -> str:
+        """Tells other pictures, and another choice of them, apart by their classes and the data set's label."""
+        digest = hashlib.sha256(self.info.label.encode())
+        for pictures in filter(None, (self.training, self.held_out)):
+            digest.update(pictures.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def _load_data(self) -> None:
 
         request = self.request
         self.progress.note(f"Reading the pictures of {self.info.label} at {format_image_size(self.size)} px")
+        if request.download and not self.ranks.first:
+            self.ranks.share(None)  # the first one fetches them
         self.training, self.held_out = load_training_images(
             self.info,
             image_size=self.size,
@@ -162,6 +208,8 @@ class Setup:
             imbalance=self.recipe.imbalance,
             download=request.download,
         )
+        if request.download and self.ranks.first:
+            self.ranks.share(None)
         self.test = load_images(self.info, "test", image_size=self.size, images=request.test_images, seed=0)
         if self.device.kind == "cuda":
             on = self.device.torch_device

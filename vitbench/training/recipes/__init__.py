@@ -129,6 +129,13 @@ class Recipe(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return value if isinstance(value, list | tuple) else (value,)
 
+    @field_validator("mean")
+    @classmethod
+    def _finite(cls, value: Channels) -> Channels:
+        if not all(map(math.isfinite, value)):
+            raise ValueError(f"mean {value} has to be a number for each channel")
+        return value
+
     @field_validator("std")
     @classmethod
     def _positive(cls, value: Channels) -> Channels:
@@ -220,7 +227,7 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """What ``--set key=value`` says, key to value: numbers, true and false, words, and lists with commas.
+    """What ``--set key=value`` says, key to value: numbers, words, none, and lists with commas.
 
     Raises RecipeError for what is no ``key=value``, for keys that a recipe does not have, and for one given twice.
     """
@@ -281,6 +288,8 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
         allowed = list(Recipe.model_fields)
         hint = _did_you_mean(key, allowed)
         return f"Recipe {source}: unknown key {key!r}.{hint} Allowed: {', '.join(allowed)}"
+    if problem["type"] == "missing" and len(problem["loc"]) > 1:
+        return f"{where}: it has a number for each of the three channels, such as 0.5,0.5,0.5"
     if problem["type"] == "missing":
         return f"Recipe {source}: the key {key!r} is missing"
     message = re.sub(r"^Value error, ", "", problem["msg"])
