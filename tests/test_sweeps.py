@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from vitbench.cli import run_command
 from vitbench.errors import UsageError
-from vitbench.sweeps import expand_settings
-from vitbench.trainings import SUMMARY
+from vitbench.sweeps import expand_settings, plan_sweep
+from vitbench.trainings import SUMMARY, TrainingRequest
 
 QUICK = ["--device", "cpu", "--image-size", "8", "--train-images", "60", "--test-images", "30", "--threads", "1"]
 
@@ -78,6 +80,36 @@ def test_a_sweep_ends_in_one_table_also_when_a_training_fails(
     assert (folder / "001" / SUMMARY).stat().st_mtime_ns == before
 
 
+def test_the_seed_is_the_recipes_where_none_is_given(tmp_path: Path) -> None:
+    request = TrainingRequest(model="vit_basic_tutorial", data="digits", recipe={})
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("learning_rate = 1e-3\nbatch_size = 8\nsteps = 1\nseed = 42\n")
+    for changes, seeds in ((["lr=1,2"], [42, 42]), (["seed=none,0,7"], [42, 0, 7])):
+        settings = plan_sweep(request, str(recipe), expand_settings(changes, [], []), {})
+        assert [one.request.seed for one in settings] == seeds
+
+
+def test_seeds_are_given_once() -> None:
+    with pytest.raises(UsageError, match="Seeds are given twice"):
+        expand_settings(["seed=1,2"], [], [3])
+
+
+def test_a_wrong_sweep_leaves_no_folder_that_blocks_the_next_try(tmp_path: Path) -> None:
+    arguments = ["--seeds", "0", "--out", str(tmp_path / "sweep")]
+    assert run_command(["sweep", "vit_basik", *arguments]) == 2
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_from_elsewhere_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = TrainingRequest(model="module:antigravity:fly", data="digits", recipe={}, allow_import=True)
+    settings = plan_sweep(request, "brief", [{"seed": 0}], {})
+    content = {"schema": 1, "settings": [asdict(one) for one in settings]}
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    assert run_command(["sweep", "--resume", str(tmp_path)]) == 2
+    assert "would import and run code" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules
+
+
 def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import vitbench.sweeps as sweeps
 
@@ -106,6 +138,7 @@ def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: py
         (["sweep", "vit_basik", "--seeds", "0"], "Did you mean 'vit_basic'"),
         (["sweep", "vit_basic", "--seeds", "a"], "whole numbers"),
         (["sweep", "vit_basic", "--resume", "x"], "leave out everything else"),
+        (["sweep", "--resume", "x", "--validation", "0"], "leave out everything else"),
         (["sweep", "--resume", "/nowhere"], "holds no sweep"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from vitbench.cli import run_command
-from vitbench.errors import DataError, RunFolderError, StorageError, UsageError
+from vitbench.errors import DataError, RunFolderError, StorageError, UsageError, VitbenchError
 from vitbench.models import build_model
 from vitbench.models.checkpoints import load_checkpoint, read_facts
 from vitbench.training.loop import TrainingDiverged
@@ -25,6 +25,7 @@ from vitbench.training.states import load_state, save_state
 from vitbench.trainings import (
     LAST,
     TrainingOutOfMemory,
+    TrainingProgress,
     TrainingRequest,
     resume_training,
     start_training,
@@ -145,9 +146,226 @@ def test_a_training_gone_on_with_ends_as_one_without_a_pause(
     assert ours is not None
     assert theirs is not None
     assert torch.equal(ours["ema"]["module.head.weight"], theirs["ema"]["module.head.weight"])
-    kept = [{k: v for k, v in row.items() if k not in ("images_per_s", "duration_s")} for row in summary.history]
     expected = json.loads((whole / "summary.json").read_text())["history"]
-    assert kept == [{k: v for k, v in row.items() if k not in ("images_per_s", "duration_s")} for row in expected]
+    assert without_times(summary.history) == without_times(expected)
+
+
+class KilledError(Exception):
+    pass
+
+
+def die_after_saving(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The end right after a checkpoint; one is saved after every step."""
+    import vitbench.trainings.session as runs
+
+    saved: list[Path] = []
+
+    def save_and_die(state: dict[str, Any], path: Path) -> None:
+        save_state(state, path)
+        saved.append(path)
+        if len(saved) == times:
+            raise KilledError
+
+    monkeypatch.setattr(runs, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(runs, "save_state", save_and_die)
+
+
+def without_times(rows: Any) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k not in ("images_per_s", "duration_s")} for row in rows]
+
+
+# the first one lies before the first step, each epoch has one for each of its 5 steps and one at its end
+@pytest.mark.parametrize("times", [6, 7, 18])
+def test_an_end_between_the_last_step_of_an_epoch_and_its_test_loses_neither_line_nor_best(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    die_after_saving(monkeypatch, times)
+    with pytest.raises(KilledError):
+        start_training(request(), tmp_path / "run")
+    monkeypatch.undo()
+    summary = resume_training(tmp_path / "run")
+    assert_same_weights(weights(whole), weights(tmp_path / "run"))
+    expected = json.loads((whole / "summary.json").read_text())
+    assert without_times(summary.history) == without_times(expected["history"])
+    assert summary.figures["best"] == expected["figures"]["best"]
+    name = "checkpoints/best.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_an_end_before_the_last_epoch_is_written_down_leaves_history_and_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.trainings.session import Session
+
+    def die(*_: Any) -> None:
+        raise KilledError
+
+    monkeypatch.setattr(Session, "_show_epoch", die)
+    with pytest.raises(KilledError):
+        start_training(request(recipe={"images": 100}, save_every=1), tmp_path / "run")
+    monkeypatch.undo()
+    resume_training(tmp_path / "run")
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 2
+    assert (tmp_path / "run" / "curves.png").is_file()
+    assert (tmp_path / "run" / "checkpoints" / "epoch-0001.safetensors").is_file()
+
+
+def test_weights_that_are_not_finite_do_not_replace_a_checkpoint_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vitbench.trainings.session as runs
+    from vitbench.training.loop import Trainer
+
+    step = Trainer._take_step
+
+    def poison(self: Trainer) -> None:
+        step(self)
+        if self.steps == 3:
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(runs, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(Trainer, "_take_step", poison)
+    with pytest.raises(TrainingDiverged):
+        start_training(request(), tmp_path / "run")
+    state = load_state(tmp_path / "run" / LAST)
+    assert state is not None
+    assert state["steps"] == 2
+    assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+
+
+def test_the_weights_that_a_training_began_with_need_not_be_there_to_go_on(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features of the frozen backbone have to come from the weights that it was frozen with."""
+    begin = tmp_path / "begin.safetensors"
+    begin.write_bytes((whole / "checkpoints" / "best.safetensors").read_bytes())
+    asked = transfer(weights=str(begin))
+    summary = start_training(asked, tmp_path / "whole")
+    die_after_saving(monkeypatch, 4)
+    with pytest.raises(KilledError):
+        start_training(asked, tmp_path / "run")
+    monkeypatch.undo()
+    begin.unlink()
+    resumed = resume_training(tmp_path / "run")
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert without_times(resumed.history) == without_times(summary.history)
+    assert resumed.figures["origin"] == summary.figures["origin"]
+
+
+def test_weights_of_another_normalisation_are_warned_of(whole: Path, tmp_path: Path) -> None:
+    class Heard(TrainingProgress):
+        def __init__(self) -> None:
+            self.warnings: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.warnings.append(text)
+
+    heard = Heard()
+    begin = str(whole / "checkpoints" / "best.safetensors")
+    start_training(request(weights=begin, recipe={"mean": [0.4, 0.5, 0.6], "images": 20}), tmp_path / "run", heard)
+    assert [text for text in heard.warnings if "--set mean=0.5,0.5,0.5 keeps it" in text] == heard.warnings != []
+
+
+@pytest.mark.parametrize("change", ["another picture", "another choice"])
+def test_other_pictures_than_at_the_beginning_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    from tests.training.folders import make_image_folder
+
+    folder, chosen = tmp_path / "pictures", tmp_path / "chosen.txt"
+    make_image_folder(folder, train=20, test=5)
+    chosen.write_text(" ".join(map(str, range(0, 40, 2))))
+    asked = request(data=str(folder), recipe={"imbalance": str(chosen), "images": 90}, train_images=None)
+    die_after_saving(monkeypatch, 2)
+    with pytest.raises(KilledError):
+        start_training(asked, tmp_path / "run")
+    monkeypatch.undo()
+    if change == "another choice":
+        chosen.write_text(" ".join(map(str, range(20))))
+    else:
+        picture = next(folder.glob("train/*/*"))
+        picture.with_stem("copy").write_bytes(picture.read_bytes())
+    with pytest.raises(DataError, match="are not those that this training began with"):
+        resume_training(tmp_path / "run")
+
+
+def test_a_folder_from_elsewhere_runs_no_code(whole: Path, tmp_path: Path) -> None:
+    content = json.loads((whole / "training.json").read_text())
+    content |= {"model": "module:antigravity:fly", "allow_import": True}
+    (tmp_path / "training.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="add --allow-import if you trust it"):
+        resume_training(tmp_path)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_training_file_with_a_recipe_that_is_none_is_one_line(whole: Path, tmp_path: Path) -> None:
+    content = json.loads((whole / "training.json").read_text())
+    content["recipe"]["batch_size"] = 0
+    (tmp_path / "training.json").write_text(json.dumps(content))
+    with pytest.raises(RunFolderError, match=r"training\.json .* is damaged") as caught:
+        resume_training(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_published_weights_are_trained_tested_and_described_with_their_own_normalisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.models import describe_model
+    from vitbench.trainings import setup
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    card = replace(describe_model(MODEL), mean=mean, std=std)
+    seen: list[float] = []
+
+    def build(name: str, *, pretrained: bool = False, **size: Any) -> torch.nn.Module:
+        model = build_model(name, **size)
+        model.register_forward_pre_hook(lambda _, given: seen.append(round(float(given[0].min()), 3)))
+        return model
+
+    monkeypatch.setattr(setup, "describe_model", lambda name: card)
+    monkeypatch.setattr(setup, "build_model", build)
+    start_training(request(pretrained=True, recipe={"images": 60, "augment": [], "mixup": 0.0}), tmp_path / "run")
+    facts = read_facts(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert (tuple(facts["recipe"]["mean"]), tuple(facts["recipe"]["std"])) == (mean, std)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (tuple(evaluation["mean"]), tuple(evaluation["std"])) == (mean, std)
+    # black, which every batch of digits holds, is the same number in training, validation and test
+    assert set(seen) == {round(-0.485 / 0.229, 3)}
+
+
+@pytest.mark.parametrize(
+    ("keys", "text", "said"),
+    [
+        ({"deterministic": True}, "put_ does not have a deterministic implementation", "Leave out --deterministic"),
+        ({"compile": True}, "InductorError: no compiler", "Leave out --compile"),
+        ({}, "The operator 'aten::x' is not currently implemented for the 'MPS' device", "Give --device cpu"),
+    ],
+)
+def test_what_the_device_cannot_do_is_one_line(
+    keys: dict[str, Any], text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.training.loop import Trainer
+
+    def fail(self: Trainer) -> None:
+        raise RuntimeError(f"{text}\nmore lines")
+
+    monkeypatch.setattr(Trainer, "_take_step", fail)
+    try:
+        with pytest.raises(VitbenchError, match=said) as caught:
+            start_training(request(**keys), tmp_path / "run")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_several_processes_cannot_share_a_budget_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="RANK or LOCAL_RANK is not set"):
+        start_training(request())
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(UsageError, match="cannot agree on a budget in seconds"):
+        start_training(request(recipe={"images": None, "seconds": 1}))
 
 
 def _start(folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -229,7 +447,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path:
 
 def test_a_damaged_checkpoint_is_one_clear_line(whole: Path, tmp_path: Path) -> None:
     content = (whole / LAST).read_bytes()
-    for name, damaged in (("half", content[: len(content) // 2]), ("empty", b""), ("text", b"no checkpoint")):
+    cases = {"half": content[: len(content) // 2], "empty": b"", "text": b"no checkpoint", "pickle": b"\x80\x02."}
+    for name, damaged in cases.items():
         folder = tmp_path / name
         (folder / "checkpoints").mkdir(parents=True)
         (folder / LAST).write_bytes(damaged)
@@ -355,6 +574,14 @@ def test_a_finished_training_is_not_trained_again(whole: Path) -> None:
         (["train", MODEL, "--pretrained"], "no published weights"),
         (["train", MODEL, "--weights", "/nowhere/w.pt"], "does not exist"),
         (["train", MODEL, "--resume", "x"], "leave out"),
+        (["train", "--resume", "x", "--validation", "0"], "leave out --validation"),
+        (["train", "--resume", "x", "--imbalance", "linear:2"], "leave out --imbalance"),
+        (["train", "--resume", "x", "--seed", "0"], "leave out --seed"),
+        (["train", MODEL, "--image-size", "large"], "'large' is neither N nor HxW"),
+        (["train", MODEL, "--set", "mean=0.5"], "each of the three channels"),
+        (["train", MODEL, "--set", "patience=2"], "--validation 0.1"),
+        (["train", MODEL, "--set", "rotation=30"], "does nothing without rotation in augment"),
+        (["train", MODEL, "--replace-head"], "together with --weights"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
@@ -506,6 +733,9 @@ def test_a_training_runs_under(keys: dict[str, Any], tmp_path: Path) -> None:
         torch.use_deterministic_algorithms(False)
     assert summary.figures["images_seen"] == 60
     assert all(row["train_loss"] > 0 for row in summary.history)
+    # the only epoch is the best one, and both are tested in the same way
+    last, best = summary.figures["last"], summary.figures["best"]
+    assert best["test_loss"] == pytest.approx(last["test_loss"], rel=1e-5)
 
 
 def test_the_same_from_python(whole: Path, tmp_path: Path) -> None:
@@ -526,3 +756,9 @@ def test_the_same_from_python(whole: Path, tmp_path: Path) -> None:
     assert_same_weights(weights(whole), weights(summary.folder))
     with pytest.raises(UsageError, match="no option 'epochs'"):
         vitbench.train(MODEL, epochs=3)
+    with pytest.raises(UsageError, match="none of: off, bf16, fp16"):
+        vitbench.train(MODEL, amp=True)
+    with pytest.raises(UsageError, match="train_images = 0 is not positive"):
+        vitbench.train(MODEL, train_images=0)
+    with pytest.raises(UsageError, match="erasing does nothing"):
+        vitbench.train(MODEL, settings={"erasing": 0.5})

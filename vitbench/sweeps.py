@@ -82,6 +82,8 @@ def expand_settings(products: Sequence[str], tries: Sequence[str], seeds: Sequen
                 name = ALIASES.get(key.strip(), key.strip())
                 listed.append(f"{key}{sign}{value.replace('+', ',')}" if name in LISTS else word)
             changes = parse_settings(listed)
+            if seeds and "seed" in changes:
+                raise UsageError("Seeds are given twice, by --seeds and as a key: leave out one of them")
             found += [{**changes, "seed": seed} for seed in seeds] if seeds else [changes]
     if len(found) > MOST_TRAININGS:
         raise UsageError(f"This sweep has {len(found)} trainings: at most {MOST_TRAININGS}")

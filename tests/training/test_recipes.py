@@ -11,7 +11,15 @@ import pytest
 
 from vitbench.errors import UsageError
 from vitbench.training.augment import AUGMENTATIONS
-from vitbench.training.recipes import Augmentation, Recipe, RecipeError, list_recipes, load_recipe, parse_settings
+from vitbench.training.recipes import (
+    Augmentation,
+    Recipe,
+    RecipeError,
+    check_settings,
+    list_recipes,
+    load_recipe,
+    parse_settings,
+)
 
 BASE: dict[str, Any] = {"name": "test", "learning_rate": 1e-3, "batch_size": 8, "steps": 10}
 
@@ -118,6 +126,8 @@ VALID = "learning_rate = 1e-3\nbatch_size = 8\nsteps = 10\n"
         (VALID.replace("= 8", "= 8.5"), r"key 'batch_size': .*integer \(given: 8.5\)"),
         (VALID.replace("= 8", "= true"), r"key 'batch_size': .*integer \(given: True\)"),
         (VALID + "warmup = 1.0", r"key 'warmup': .*less than 1 \(given: 1.0\)"),
+        (VALID + "mean = [0.5]", r"key 'mean': it has a number for each of the three channels"),
+        (VALID + "mean = [nan, 0.5, 0.5]", r"mean \(nan, 0.5, 0.5\) has to be a number"),
         (VALID + "min_learning_rate = 1.0", r"min_learning_rate \(1.0\) is more than learning_rate \(0.001\)"),
         ("learning_rate = ", r"^Recipe mine.toml is no valid TOML"),
     ],
@@ -185,6 +195,28 @@ def test_steps_multiply_the_learning_rate_where_they_are_said() -> None:
 def test_settings_of_a_command_line(settings: list[str], found: dict[str, Any]) -> None:
     assert parse_settings(settings) == found
     load_recipe("brief", **found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["rotation=30"], r"rotation does nothing without rotation in augment \(none now\)"),
+        (["augment=crop,flip", "jitter_hue=0.1"], r"without jitter in augment \(crop,flip now\)"),
+        (["momentum=0.8"], "optimizer=sgd"),
+        (["mix_probability=0.5"], "mixup or cutmix"),
+        (["schedule=constant", "min_lr=1e-5"], "schedule=cosine or step"),
+    ],
+)
+def test_a_key_that_is_set_and_does_nothing_is_told(settings: list[str], message: str) -> None:
+    given = parse_settings(settings)
+    with pytest.raises(RecipeError, match=message):
+        check_settings(load_recipe("brief", **given), given)
+
+
+def test_a_key_that_does_something_is_none_that_does_nothing() -> None:
+    for setting in ("rotation=30", "erasing=0.3", "mix_probability=0.4", "min_lr=1e-7", "lr=1e-3"):
+        given = parse_settings([setting])
+        check_settings(load_recipe("cifar-vit", **given), given)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,32 @@ def test_accumulated_parts_are_one_step_of_the_whole_batch() -> None:
     assert models[0][1].accuracy == models[1][1].accuracy
 
 
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_accumulated_parts_are_one_step_also_with_class_weights(mixup: float) -> None:
+    labels = torch.tensor([0] * 14 + [1] * 4 + [2] * 2)
+    pictures = PictureSet(random_pictures(20, classes=3).images, labels, ("a", "b", "c"))
+    models = []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        model = PatchClassifier(classes=3, dropout=0.0)
+        how = recipe(class_weights="inverse", accumulate=parts, label_smoothing=0.1, mixup=mixup)
+        run = trainer(model, pictures, how)
+        run.run()
+        models.append((flat(model), run.take_stretch().losses))
+    torch.testing.assert_close(models[0][0], models[1][0], rtol=1e-5, atol=1e-6)
+    assert models[0][1] == pytest.approx(models[1][1], rel=1e-5)
+
+
+def test_a_pause_comes_after_the_step_under_way() -> None:
+    whole, paused = small(), small()
+    trainer(whole, random_pictures(), recipe(ema=0.9)).run()
+    run = trainer(paused, random_pictures(), recipe(ema=0.9))
+    for steps in (1, 2, 3):
+        run.run(is_to_pause=lambda: True)
+        assert run.steps == steps
+    assert torch.equal(flat(whole), flat(paused))
+
+
 def test_class_weights_are_one_over_the_share_with_a_mean_of_one() -> None:
     """Project 1: N / (K n_c), normalised to sum K."""
     labels = torch.tensor([0] * 8 + [1] * 4 + [2] * 4)
@@ -194,7 +220,7 @@ def test_stochastic_depth_reaches_timms_and_torchvisions_layers() -> None:
 
 @pytest.mark.parametrize("key", ["dropout", "stochastic_depth"])
 def test_a_model_without_such_layers_is_told(key: str) -> None:
-    with pytest.raises(RecipeError, match="leave it out"):
+    with pytest.raises(RecipeError, match="leaves it out"):
         regularise(nn.Linear(2, 2), recipe(**{key: 0.1}))
 
 

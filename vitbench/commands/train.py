@@ -144,12 +144,13 @@ def train(
     if replace_head and not weights:
         raise UsageError("--replace-head leaves out the head of a checkpoint: give it together with --weights")
 
-    from vitbench.training.recipes import load_recipe, parse_settings
+    from vitbench.training.recipes import check_settings, load_recipe, parse_settings
     from vitbench.trainings import TrainingRequest
 
     changes = parse_settings(settings or [])
     changes |= {k: v for k, v in {"validation": validation, "imbalance": imbalance}.items() if v is not None}
     chosen = load_recipe(recipe or "brief", **changes)
+    check_settings(chosen, changes)
     request = TrainingRequest(
         model=model,
         recipe=chosen.model_dump(mode="json"),

@@ -277,10 +277,10 @@ class Trainer:
         """Inputs, classes (B,), and what the loss compares with: classes, or shares of classes (B, K) where mixed."""
         recipe, pictures = self.recipe, self.pictures
         place = self.steps * self.ranks + self.rank
-        labels = self._to_device(pictures.labels[indices.to(pictures.labels.device)])
+        labels = self._to_device(pictures.labels.index_select(0, indices.to(pictures.labels.device)))
         if isinstance(pictures, FeatureSet):
-            return self._to_device(pictures.features[indices]), labels, labels
-        images = self._to_device(pictures.images[indices.to(pictures.images.device)])
+            return self._to_device(pictures.features.index_select(0, indices)), labels, labels
+        images = self._to_device(pictures.images.index_select(0, indices.to(pictures.images.device)))
         if recipe.augment:
             generator = seeded_generator(self.seed, "augmentation", place)
             images = augment(images, recipe.augment, generator, self.settings)
@@ -300,7 +300,7 @@ class Trainer:
         return inputs.contiguous(memory_format=self._format), labels, targets
 
     def _to_device(self, values: torch.Tensor) -> torch.Tensor:
-        # Without waiting on CUDA alone: mps may read memory that has been given back by then (pytorch issue 189690).
+        # Without waiting on CUDA alone: mps may read the memory when it has been given back already.
         return values.to(self.device, non_blocking=self.device.startswith("cuda"))
 
     def _progress(self, size: int) -> float:

@@ -56,9 +56,10 @@ def train(
 
     Raises as ``start_training`` does, and RecipeError; UsageError for an option that there is not.
     """
-    from vitbench.training.recipes import load_recipe
+    from vitbench.training.recipes import check_settings, load_recipe
 
     chosen = load_recipe(recipe, **(settings or {}))
+    check_settings(chosen, settings or {})
     options.setdefault("seed", chosen.seed or 0)
     known = {one.name for one in dataclasses.fields(TrainingRequest)}
     unknown = sorted(set(options) - known)

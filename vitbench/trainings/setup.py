@@ -42,6 +42,12 @@ class Setup:
         self.progress = progress
         self.recipe = Recipe(**request.recipe)
         check_freeze(request.freeze)
+        if request.amp not in ("off", "bf16", "fp16"):
+            raise UsageError(f"amp = {request.amp!r} is none of: off, bf16, fp16")
+        for name in ("num_classes", "train_images", "test_images", "threads"):
+            value = getattr(request, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} = {value} is not positive: give at least 1")
         if self.recipe.patience is not None and self.recipe.validation == 0:
             raise UsageError(
                 f"patience = {self.recipe.patience} waits for a better validation accuracy: hold pictures out, such as "
@@ -169,6 +175,15 @@ class Setup:
 
         assert self.request.weights is not None
         report = load_checkpoint(self.model, self.request.weights, replace_head=self.request.replace_head)
+        before = report.facts.get("recipe")
+        if isinstance(before, Mapping):
+            for key in ("mean", "std"):
+                own, told = getattr(self.recipe, key), before.get(key)
+                if isinstance(told, list) and tuple(told) != own:
+                    text = ",".join(map(str, told))
+                    self.progress.warn(
+                        f"The weights were trained with another {key} of the channels: --set {key}={text} keeps it"
+                    )
         head = ", its head left out" if report.replaced_head else ""
         return f"{report.path} ({report.digest}){head}"
 

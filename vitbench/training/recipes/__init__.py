@@ -8,7 +8,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -248,6 +248,24 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise RecipeError(f"--set gives {key!r} twice")
         found[key] = _value(key, text.strip())
     return found
+
+
+def check_settings(recipe: Recipe, settings: Iterable[str]) -> None:
+    """Raises RecipeError for a key in ``settings``, which a person has set, that does nothing in ``recipe``."""
+    needs: dict[str, tuple[bool, str]] = {
+        "momentum": (recipe.optimizer == "sgd", "optimizer=sgd"),
+        "warmup_start": (recipe.warmup > 0, "a warmup"),
+        "min_learning_rate": (recipe.schedule != "constant", "schedule=cosine or step"),
+        "step_factor": (recipe.schedule == "step", "schedule=step"),
+        "mix_probability": (recipe.mixup > 0 or recipe.cutmix > 0, "mixup or cutmix"),
+    }
+    for key in ("rotation", "jitter", "jitter_hue", "randaugment_ops", "randaugment_magnitude", "erasing"):
+        name = key.partition("_")[0]
+        needs[key] = (name in recipe.augment, f"{name} in augment ({','.join(recipe.augment) or 'none'} now)")
+    for key in settings:
+        works, need = needs.get(key, (True, ""))
+        if not works:
+            raise RecipeError(f"{key} does nothing without {need}: set that, too, or leave out {key}")
 
 
 def _value(key: str, text: str) -> Any:
