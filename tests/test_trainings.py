@@ -762,3 +762,15 @@ def test_the_same_from_python(whole: Path, tmp_path: Path) -> None:
         vitbench.train(MODEL, train_images=0)
     with pytest.raises(UsageError, match="erasing does nothing"):
         vitbench.train(MODEL, settings={"erasing": 0.5})
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = _start(folder)
+    try:
+        _wait_for_epochs(folder, 1)
+        with pytest.raises(RunFolderError, match="Another vitbench is training"):
+            resume_training(folder)
+    finally:
+        process.kill()
+        process.wait()

@@ -256,7 +256,8 @@ def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progr
     if max(timed) > free + _TOLERATED_LOAD:
         progress.warn(
             f"cells use {max(timed)} thread{'s' if max(timed) > 1 else ''}, but {free:.1f} of {usable_cores()} cores "
-            "are free: times can come out many times too long. Stop what else is running, or give --threads 1"
+            "are free: times can come out many times too long. Stop what else is running"
+            f"{', or give --threads 1' if max(timed) > 1 else ''}"
         )
 
 

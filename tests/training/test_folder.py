@@ -228,3 +228,58 @@ def test_real_picture_folder_is_described_and_loaded() -> None:
         assert pictures.images.shape == (wanted, 3, 32, 32)
         assert pictures.images.float().std() > 20  # real pictures, not blank ones
         assert len(torch.unique(pictures.labels)) == info.num_classes
+
+
+def test_pictures_that_fill_memory_stay_on_disk_and_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import contextlib
+
+    import psutil
+    import torch
+
+    from tests.training.tiny import PatchClassifier
+    from vitbench.training.data import load_images
+    from vitbench.training.evaluate import evaluate
+    from vitbench.training.folder import PicturesOnDisk
+    from vitbench.training.loop import Trainer
+    from vitbench.training.recipes import Recipe
+
+    info = describe_data(str(make_image_folder(tmp_path, train=20, test=7)))
+    in_memory = [load_images(info, split, image_size=(8, 8)) for split in ("train", "test")]
+
+    class Little:
+        available = 2 * 8 * 8 * 3 * 10
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
+    on_disk = [load_images(info, split, image_size=(8, 8)) for split in ("train", "test")]
+    assert all(isinstance(one.images, PicturesOnDisk) for one in on_disk)
+    found = []
+    for training, test in (in_memory, on_disk):
+        torch.manual_seed(0)
+        model = PatchClassifier(classes=2, dropout=0.0)
+        recipe = Recipe(name="test", learning_rate=1e-2, batch_size=8, epochs=2, augment=("crop", "flip"))
+        how = {"device": "cpu", "autocast": contextlib.nullcontext}
+        Trainer(model, training, recipe, synchronize=lambda: None, seed=0, **how).run()
+        found.append(
+            (
+                torch.cat([one.detach().flatten() for one in model.parameters()]),
+                evaluate(model, test, batch_size=4, **how),
+            )
+        )
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert torch.equal(on_disk[0].images[3], in_memory[0].images[3])
+    assert torch.equal(on_disk[0].images[2:5], in_memory[0].images[2:5])
+
+
+def test_many_threads_name_the_first_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    from vitbench.training.data import load_images
+
+    root = make_image_folder(tmp_path, train=30)
+    info = describe_data(str(root))
+    for number in (7, 21):
+        path = root / "train" / "dog" / f"{number}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"train/dog/21\.png"):  # names are in the order of texts: 21 before 7
+        load_images(info, "train", image_size=(8, 8))

@@ -47,6 +47,14 @@ def sweep(
         float | None, typer.Option(min=0, max=0.99, help="Fraction of the training pictures held out.")
     ] = None,
     imbalance: Annotated[str | None, typer.Option(help="linear:10, exponential:100, or an index file.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Start each training from this checkpoint.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start each from the weights that timm or torchvision publish.")
+    ] = False,
+    freeze: Annotated[
+        str | None, typer.Option(help="none, backbone (train the head alone), blocks:N (embedding and first N blocks).")
+    ] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision: autocast at the device's own dtype.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's choice]")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The sweep's folder, new or empty. [default: runs/sweep-MODEL-TIME]")
@@ -66,26 +74,33 @@ def sweep(
         "image_size": image_size,
         "train_images": train_images,
         "test_images": test_images,
+        "weights": weights,
+        "pretrained": pretrained or None,
+        "freeze": freeze,
         "threads": threads,
     }
+    if weights and pretrained:
+        raise UsageError("--weights and --pretrained are two beginnings: give one of them")
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     try:
         if resume is not None:
-            if (
-                model
-                or data
-                or recipe
-                or products
-                or tries
-                or seeds
-                or out
-                or any(given.values())
-                or validation is not None
-                or imbalance is not None
-            ):
+            others = (
+                model,
+                data,
+                recipe,
+                products,
+                tries,
+                seeds,
+                out,
+                amp or None,
+                validation,
+                imbalance,
+                *given.values(),
+            )
+            if any(other is not None for other in others):
                 raise UsageError("--resume goes on with the sweep as it was started: leave out everything else")
             summary = resume_sweep(resume, make_training_progress, say)
         else:
@@ -95,6 +110,10 @@ def sweep(
                 raise UsageError("A sweep varies something: give --set key=a,b, --try 'key=a key=b' or --seeds 0,1")
             changes = expand_settings(products or [], tries or [], _seeds(seeds))
             fixed = {k: v for k, v in {"validation": validation, "imbalance": imbalance}.items() if v is not None}
+            if amp:
+                from vitbench.trained import find_device
+
+                given["amp"] = find_device(device or "auto").amp_dtype
             request = TrainingRequest(
                 model=model, data=data or "digits", recipe={}, **{k: v for k, v in given.items() if v is not None}
             )

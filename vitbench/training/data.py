@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vitbench.errors import DataError, UnknownNameError
 from vitbench.training.digits import NAME as DIGITS
 from vitbench.training.digits import describe_digits, read_digits
 from vitbench.training.downloads import DOWNLOADS, describe_download, read_download
-from vitbench.training.folder import describe_folder, read_listing, read_pictures
-from vitbench.training.pictures import DataInfo, PictureSet, Split, check_memory, from_arrays
+from vitbench.training.folder import PicturesOnDisk, describe_folder, read_listing, read_pictures
+from vitbench.training.pictures import DataInfo, PictureSet, Split, check_memory, fits_comfortably, from_arrays
 from vitbench.training.subsets import choose_imbalanced, choose_stratified
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ def load_images(
     """The pictures of a split in memory, resized to ``image_size`` (height, width) px. Loads torch.
 
     ``images`` less than there are: a stratified choice by ``seed``, and nothing else is decoded; more: all there are.
-    Gray pictures get three equal channels. Raises DataError for a picture or file that cannot be read (naming it), and
-    when memory does not suffice.
+    Gray pictures get three equal channels. Pictures of a folder that would take more than half of the free memory are
+    decoded when they are asked for. Raises DataError for a picture or file that cannot be read (naming it), and when
+    memory does not suffice.
     """
     labels, decode = _open(info, split, download=download)
     wanted = info.count(split) if images is None else min(images, info.count(split))
@@ -140,13 +141,22 @@ def _open(info: DataInfo, split: Split, *, download: bool) -> tuple[list[int], _
     """The class of each picture, and what makes a tensor of those asked for."""
     if info.spec == DIGITS or info.spec in DOWNLOADS:
         pixels, classes = read_digits(split) if info.spec == DIGITS else read_download(info, split, download=download)
-        return [int(label) for label in classes], lambda chosen, size: from_arrays(pixels[list(chosen)], size)
+
+        def resize(chosen: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
+            check_memory(len(chosen), size)
+            return from_arrays(pixels[list(chosen)], size)
+
+        return [int(label) for label in classes], resize
     listing = read_listing(info)
     files = listing.files[split]
-    return (
-        [file.label for file in files],
-        lambda chosen, size: read_pictures(listing.root, [files[index] for index in chosen], size),
-    )
+
+    def decode(chosen: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
+        some = [files[index] for index in chosen]
+        if fits_comfortably(len(some), size):
+            return read_pictures(listing.root, some, size)
+        return cast("torch.Tensor", PicturesOnDisk(listing.root, some, size))
+
+    return [file.label for file in files], decode
 
 
 def _decoded(
@@ -154,5 +164,4 @@ def _decoded(
 ) -> PictureSet:
     import torch
 
-    check_memory(len(chosen), image_size)
     return PictureSet(decode(chosen, image_size), torch.tensor([labels[index] for index in chosen]), info.class_names)

@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,13 +113,68 @@ def read_listing(info: DataInfo) -> Listing:
 
 
 def read_pictures(root: Path, files: Sequence[PictureFile], image_size: tuple[int, int]) -> torch.Tensor:
-    """The pictures as (N, 3, H, W) uint8, each as ``decode_picture`` gives it. Raises DataError as it does."""
+    """The pictures as (N, 3, H, W) uint8, each as ``decode_picture`` gives it, decoded by as many threads as there are
+    cores (Pillow lets them run at once). Raises DataError as it does, for the first picture in order that has one.
+    """
     import torch
 
     images = torch.empty(len(files), 3, *image_size, dtype=torch.uint8)
-    for image, file in zip(images, files, strict=True):
-        image.copy_(torch.from_numpy(decode_picture(root, file, image_size)).permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
+
+    def read(place: int) -> None:
+        pixels = torch.from_numpy(decode_picture(root, files[place], image_size))
+        images[place].copy_(pixels.permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
+
+    threads = min(len(files), os.cpu_count() or 1)
+    if threads <= 1:
+        for place in range(len(files)):
+            read(place)
+        return images
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for _ in pool.map(read, range(len(files))):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return images
+
+
+class PicturesOnDisk:
+    """Pictures (N, 3, H, W) uint8 that are decoded whenever they are asked for, because they do not fit into memory: as
+    much of a tensor as trainings and tests use.
+    """
+
+    def __init__(self, root: Path, files: Sequence[PictureFile], image_size: tuple[int, int]) -> None:
+        import torch
+
+        self.root = root
+        self.files = files
+        self.image_size = image_size
+        self.dtype = torch.uint8
+        self.device = torch.device("cpu")
+        self.shape = (len(files), 3, *image_size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def dim(self) -> int:
+        return 4
+
+    def index_select(self, dim: int, indices: torch.Tensor) -> torch.Tensor:
+        """Those at ``indices`` (B,) along dimension 0."""
+        if dim != 0:
+            raise ValueError(f"pictures are chosen along dimension 0, not {dim}")
+        return read_pictures(self.root, [self.files[index] for index in indices.tolist()], self.image_size)
+
+    def split(self, size: int) -> Iterator[torch.Tensor]:
+        """All of them, ``size`` at a time."""
+        for begin in range(0, len(self), size):
+            yield self[begin : begin + size]
+
+    def __getitem__(self, item: int | slice) -> torch.Tensor:
+        if isinstance(item, slice):
+            return read_pictures(self.root, self.files[item], self.image_size)
+        return read_pictures(self.root, [self.files[item]], self.image_size)[0]
 
 
 def decode_picture(root: Path, file: PictureFile, image_size: tuple[int, int]) -> np.ndarray[Any, Any]:

@@ -114,15 +114,25 @@ def from_arrays(pixels: np.ndarray[Any, Any], image_size: tuple[int, int]) -> to
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
+def fits_comfortably(count: int, image_size: tuple[int, int]) -> bool:
+    """Whether ``count`` pictures of ``image_size`` px take no more than half of the memory that is free."""
+    needed, free = _needed_and_free(count, image_size)
+    return 2 * needed <= free
+
+
+def _needed_and_free(count: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Bytes."""
+    import psutil
+
+    return count * 3 * image_size[0] * image_size[1], psutil.virtual_memory().available
+
+
 def check_memory(count: int, image_size: tuple[int, int]) -> None:
     """Raises DataError if ``count`` pictures of ``image_size`` px do not fit into the memory that is free.
 
     Asking first matters: under overcommit the kernel would kill the process instead of refusing the allocation.
     """
-    import psutil
-
-    needed = count * 3 * image_size[0] * image_size[1]
-    free = psutil.virtual_memory().available
+    needed, free = _needed_and_free(count, image_size)
     if needed > free:
         raise DataError(
             f"{count} pictures of {image_size[0]}x{image_size[1]} px take {needed / 1e9:.1f} GB of memory, but "

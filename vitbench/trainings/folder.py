@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from vitbench.errors import RunFolderError
 from vitbench.store import cannot_write, write_atomically
 from vitbench.training.recipes import Recipe
@@ -76,3 +78,11 @@ def versions() -> dict[str, str]:
     from vitbench import __version__
 
     return {"python": platform.python_version(), "torch": torch.__version__, "vitbench": __version__}
+
+
+def take_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
+    """Raises RunFolderError if another process trains in ``folder``."""
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise RunFolderError(f"Another vitbench is training in {str(folder)!r} now: wait for it, or end it") from error

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 import torch.nn.functional as F
 
@@ -23,14 +24,14 @@ from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpo
 from vitbench.outputs import mean_logits
 from vitbench.reports.evaluation import confusion_png, write_evaluation
 from vitbench.reports.training import history_csv, training_markdown, write_curves
-from vitbench.store import cannot_write, write_atomically
+from vitbench.store import LOCK, cannot_write, write_atomically
 from vitbench.trained import TrainedModel
 from vitbench.training.evaluate import Evaluation, evaluate
 from vitbench.training.loop import TrainingDiverged, random_state
 from vitbench.training.pictures import FeatureSet, PictureSet
 from vitbench.training.recipes import Recipe
 from vitbench.training.states import load_state, save_state
-from vitbench.trainings.folder import claim_folder, write_json
+from vitbench.trainings.folder import claim_folder, take_lock, write_json
 from vitbench.trainings.request import (
     LAST,
     SCHEMA,
@@ -76,7 +77,10 @@ class Session:
             content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
             figures = content["figures"] if self.ranks.first else {}
             return TrainingSummary(folder=folder, history=tuple(content["history"]), figures=figures)
+        lock = filelock.FileLock(folder / LOCK)
         try:
+            if resumed and self.ranks.first:
+                take_lock(lock, folder)
             saved = self._read_last() if resumed else None
             self.setup.prepare(*(saved or ()))
             self.model = self.setup.model
@@ -87,6 +91,7 @@ class Session:
                 self.progress.note("There is no checkpoint yet: the training starts from the beginning")
             elif self.ranks.first:  # only now: what cannot be trained leaves no folder behind
                 claim_folder(folder, self.request)
+                take_lock(lock, folder)
             self._train()
             return self._finish()
         except OSError as error:
@@ -97,6 +102,7 @@ class Session:
                 raise
             raise explained from error
         finally:
+            lock.release()
             self.progress.close()
 
     def _explain(self, error: BaseException) -> VitbenchError | None:

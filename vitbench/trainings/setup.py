@@ -226,7 +226,7 @@ class Setup:
         if request.download and self.ranks.first:
             self.ranks.share(None)
         self.test = load_images(self.info, "test", image_size=self.size, images=request.test_images, seed=0)
-        if self.device.kind == "cuda":
+        if self.device.kind == "cuda" and isinstance(self.training.images, torch.Tensor):
             on = self.device.torch_device
             self.training = PictureSet(self.training.images.to(on), self.training.labels, self.training.class_names)
 
