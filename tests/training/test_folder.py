@@ -280,6 +280,6 @@ def test_many_threads_name_the_first_picture_that_cannot_be_read(tmp_path: Path)
     info = describe_data(str(root))
     for number in (7, 21):
         path = root / "train" / "dog" / f"{number}.png"
-        path.write_bytes(path.read_bytes()[:60])
+        path.write_bytes(path.read_bytes()[:60].ljust(path.stat().st_size, b"\0"))
     with pytest.raises(DataError, match=r"train/dog/21\.png"):  # names are in the order of texts: 21 before 7
         load_images(info, "train", image_size=(8, 8))

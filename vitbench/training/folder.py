@@ -116,19 +116,20 @@ def read_pictures(root: Path, files: Sequence[PictureFile], image_size: tuple[in
     """The pictures as (N, 3, H, W) uint8, each as ``decode_picture`` gives it, decoded by as many threads as there are
     cores (Pillow lets them run at once). Raises DataError as it does, for the first picture in order that has one.
     """
+    import numpy as np
     import torch
 
-    images = torch.empty(len(files), 3, *image_size, dtype=torch.uint8)
+    # an array, not a tensor: threads do not share torch's inference mode
+    images = np.empty((len(files), 3, *image_size), dtype=np.uint8)
 
     def read(place: int) -> None:
-        pixels = torch.from_numpy(decode_picture(root, files[place], image_size))
-        images[place].copy_(pixels.permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
+        images[place] = decode_picture(root, files[place], image_size).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
     threads = min(len(files), os.cpu_count() or 1)
     if threads <= 1:
         for place in range(len(files)):
             read(place)
-        return images
+        return torch.from_numpy(images)
     with ThreadPoolExecutor(threads) as pool:
         try:
             for _ in pool.map(read, range(len(files))):
@@ -136,7 +137,7 @@ def read_pictures(root: Path, files: Sequence[PictureFile], image_size: tuple[in
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return images
+    return torch.from_numpy(images)
 
 
 class PicturesOnDisk:
