@@ -105,7 +105,8 @@ def predict(
         print(text)
     unread = sum(isinstance(one, prediction.Unread) for one in results)
     if out is not None and unread < len(results):
-        print(f"Wrote {len(results) - unread} pictures into {out}", file=sys.stderr)
+        count = len(results) - unread
+        print(f"Wrote {count} picture{'s' if count != 1 else ''} into {out}", file=sys.stderr)
     if not unread:
         return 0
     return 2 if unread == len(results) else 1
