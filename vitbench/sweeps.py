@@ -53,6 +53,7 @@ class SweepSummary:
 
     @property
     def failed(self) -> int:
+        """How many trainings did not come to an end."""
         return sum(line["status"] != "ok" for line in self.lines)
 
 

@@ -43,6 +43,7 @@ def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
 
 
 def default_folder(request: TrainingRequest) -> Path:
+    """``runs/train-MODEL-TIME``."""
     name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in request.model)
     return Path("runs") / f"train-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -69,10 +70,12 @@ def claim_folder(folder: Path, request: TrainingRequest) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace ``path`` in one step. Raises StorageError or RunFolderError as write_atomically does."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def versions() -> dict[str, str]:
+    """What has to be the same for a training to go on to the same weights."""
     import torch
 
     from vitbench import __version__

@@ -9,7 +9,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -203,27 +204,29 @@ class Session:
         if held_out_features is not None:
             accuracy, loss = self._test_head(held_out_features)
         else:
-            result = self._evaluate(self.setup.test if self.setup.held_out is None else self.setup.held_out)
+            with self._tested_weights():
+                result = self._evaluate(self.setup.test if self.setup.held_out is None else self.setup.held_out)
             accuracy, loss = result.correct / result.total, result.loss
         if not math.isfinite(loss):
             raise TrainingDiverged(self.trainer.steps, loss, self.recipe)
         return {f"{which}_loss": loss, f"{which}_accuracy": accuracy}
 
-    def _evaluate(self, pictures: PictureSet) -> Evaluation:
-
-        with self._tested_weights():
-            return evaluate(
-                self.model,
-                pictures,
-                device=str(self.device.torch_device),
-                autocast=self.setup.autocast,
-                batch_size=max(self.recipe.batch_size, 64),
-                mean=self.recipe.mean,
-                std=self.recipe.std,
-            )
+    def _evaluate(
+        self, pictures: PictureSet, autocast: Callable[[], AbstractContextManager[Any]] | None = None
+    ) -> Evaluation:
+        """The model as it is, by default under the training's own autocast."""
+        return evaluate(
+            self.model,
+            pictures,
+            device=str(self.device.torch_device),
+            autocast=autocast or self.setup.autocast,
+            batch_size=max(self.recipe.batch_size, 64),
+            mean=self.recipe.mean,
+            std=self.recipe.std,
+        )
 
     def _test_head(self, features: FeatureSet) -> tuple[float, float]:
-
+        """(accuracy, mean cross entropy in nat) of the head that is trained, on what the backbone makes of pictures."""
         head = self.trainer.averaged.module if self.trainer.averaged is not None else self.trainer.model
         head.eval()
         with torch.inference_mode():
@@ -358,7 +361,6 @@ class Session:
         }
 
     def _save_weights(self, name: str) -> None:
-
         with self._tested_weights():
             save_checkpoint(self.model, self.folder / "checkpoints" / f"{name}.safetensors", self._facts())
 
@@ -394,10 +396,8 @@ class Session:
     def _title(self) -> str:
         return f"{self.request.model}, {self.setup.info.label}, recipe {self.recipe.name}"
 
-    # after
-
     def _finish(self) -> TrainingSummary:
-
+        """Save, test, report."""
         if not self.ranks.first:
             return TrainingSummary(folder=self.folder, history=tuple(self.rows), figures={})
         self._write_course()  # a crash may have come between the last checkpoint and these
@@ -476,23 +476,14 @@ class Session:
         except UsageError as reason:
             self.progress.note(f"No attention picture in the TensorBoard logs: {reason}")
         for name, content in pictures.items():
-            self._board.add_image(name, read_png(content), self.trainer.seen, dataformats="HWC")
+            self._board.add_image(name, _read_png(content), self.trainer.seen, dataformats="HWC")
 
     def _test_best(self) -> dict[str, Any]:
         """The best checkpoint on the test pictures; the model keeps its last weights."""
-
         kept = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
         load_checkpoint(self.model, self.folder / "checkpoints" / "best.safetensors")
         try:
-            result = evaluate(
-                self.model,
-                self.setup.test,
-                device=str(self.device.torch_device),
-                autocast=contextlib.nullcontext,  # as the last weights are tested
-                batch_size=max(self.recipe.batch_size, 64),
-                mean=self.recipe.mean,
-                std=self.recipe.std,
-            )
+            result = self._evaluate(self.setup.test, contextlib.nullcontext)  # as the last weights are tested
         finally:
             self.model.load_state_dict(kept)
         return {
@@ -502,7 +493,7 @@ class Session:
         }
 
 
-def read_png(content: bytes) -> Any:
+def _read_png(content: bytes) -> Any:
     """A picture's pixels (H, W, 3) uint8."""
     import io
 

@@ -36,7 +36,6 @@ class Setup:
     """One process's part in a training, ready to run after ``prepare``."""
 
     def __init__(self, request: TrainingRequest, ranks: Ranks, progress: TrainingProgress) -> None:
-
         self.request = request
         self.ranks = ranks
         self.progress = progress
@@ -71,7 +70,6 @@ class Setup:
 
     def joined(self) -> AbstractContextManager[None]:
         """The other processes, if there are any."""
-
         if self.device.kind == "cuda" and self.ranks.count > 1:
             torch.cuda.set_device(self.device.torch_device)
         return joined(self.ranks, self.device.kind)
@@ -172,7 +170,6 @@ class Setup:
         )
 
     def _load_weights(self) -> str:
-
         assert self.request.weights is not None
         report = load_checkpoint(self.model, self.request.weights, replace_head=self.request.replace_head)
         before = report.facts.get("recipe")
@@ -209,7 +206,6 @@ class Setup:
         return digest.hexdigest()[:16]
 
     def _load_data(self) -> None:
-
         request = self.request
         self.progress.note(f"Reading the pictures of {self.info.label} at {format_image_size(self.size)} px")
         if request.download and not self.ranks.first:
@@ -232,7 +228,6 @@ class Setup:
 
     def _has_unused(self) -> bool:
         """Whether a parameter that could be trained gets no gradient, by one step on two pictures."""
-
         state = random_state()
         images = normalise(self.training.images[:2].to(self.device.torch_device), input_dtype(self.model))
         labels = self.training.labels[:2].to(self.device.torch_device)
@@ -274,18 +269,14 @@ class Setup:
         return found[0], found[1] if len(found) > 1 else None
 
     def autocast(self) -> AbstractContextManager[Any]:
-
+        """The context of a forward pass while training."""
         if self.request.amp == "off":
             return contextlib.nullcontext()
         return torch.autocast(self.device.kind, dtype=torch.bfloat16 if self.request.amp == "bf16" else torch.float16)
-
-    # during
 
 
 def _be_deterministic() -> None:
     """Only operators that give the same numbers each time; those that cannot raise an error that says so."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

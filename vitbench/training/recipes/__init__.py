@@ -74,8 +74,8 @@ class Recipe(BaseModel):
     any other; ``class_weights = "inverse"`` weighs the loss of each class by 1 over its share, normalised to a mean of
     1 over classes.
 
-    What only ``vitbench train`` looks at: ``validation``, the fraction of the training pictures that is held out;
-    ``patience``: the epochs without a better validation accuracy after which it stops; ``seed``, where none is given.
+    ``validation``: the fraction of the training pictures that is held out. What only ``vitbench train`` looks at:
+    ``patience``, the epochs without a better validation accuracy after which it stops; ``seed``, where none is given.
 
     Defaults never change, because ``hash`` leaves out what equals them.
     """
