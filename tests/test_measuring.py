@@ -27,7 +27,7 @@ from vitbench.progress import SilentProgress
 from vitbench.records import SCHEMA, Cell, Measurement, NoiseCheck, Record, measurement_from_dict
 from vitbench.registry import METRICS
 from vitbench.runner import RunSummary
-from vitbench.statistics import estimate, process_medians, processes_needed, relative_samples
+from vitbench.statistics import estimate, in_quiet_turns, process_medians, processes_for, relative_samples
 from vitbench.suites import make_suite
 
 ROOT = Path(__file__).parents[1]
@@ -158,19 +158,25 @@ def decided(measurer: Measurer, outcomes: list[Outcome], seconds_each: float = 1
     return job
 
 
-WIDE, NARROW = [1.0, 1.1, 0.9, 1.05, 0.95], [1.0, 1.01, 0.99, 1.0, 1.0]
+def processes_wanted(ratios: Sequence[float]) -> int:
+    quiet = in_quiet_turns([[one] for one in ratios], [[1]] * len(ratios), [[1.0]] * len(ratios))
+    assert quiet is not None
+    return processes_for(quiet, 0.05)
+
+
+WIDE, NARROW = [1.0, 1.07, 0.93, 1.04, 0.96], [1.0, 1.01, 0.99, 1.0, 1.0]
 
 
 def test_a_spread_asks_for_more_processes_and_agreement_for_none() -> None:
     wide = decided(Measurer(max_processes=100), [outcome_of(one) for one in WIDE])
-    assert wide.wanted == processes_needed(WIDE, 0.05) > 5
+    assert wide.wanted == processes_wanted(WIDE) > 5
     narrow = decided(Measurer(), [outcome_of(one) for one in NARROW])
     assert (narrow.wanted, narrow.first_stage, wide.first_stage) == (5, 5, 5)
 
 
 def test_processes_are_capped_by_their_number_and_by_their_time() -> None:
     outcomes = [outcome_of(one) for one in WIDE]
-    needed = processes_needed(WIDE, 0.05)
+    needed = processes_wanted(WIDE)
     assert decided(Measurer(max_processes=needed - 1), outcomes).wanted == needed - 1
     assert decided(Measurer(max_processes=100, max_seconds=6.0), outcomes, seconds_each=1.0).wanted == 6
     assert decided(Measurer(max_processes=100, max_seconds=6.0), outcomes, seconds_each=60.0).wanted == 5  # not fewer

@@ -17,14 +17,19 @@ from vitbench.statistics import (
     TOO_FEW_SAMPLES,
     WITHIN_PROCESS,
     Ratio,
+    Relative,
     allow_for_runs,
     compare,
+    compare_relative,
     estimate,
+    estimate_relative,
+    in_quiet_turns,
     median,
     median_interval,
     noise_floor,
     percentile,
     process_medians,
+    processes_for,
     processes_needed,
     relative_samples,
     samples_for_percentile,
@@ -36,13 +41,13 @@ positive = st.floats(1e-6, 1e6)
 
 
 def test_intervals_with_the_allowance_hold_the_middle_of_runs_that_differ() -> None:
-    """95 % of runs, if runs differ by the 2 % that is allowed for and their processes by 1 %."""
+    """95 % of runs, if runs differ by the 4 % that is allowed for and their processes by 2 %."""
     rng = np.random.default_rng(0)
     held = narrow = 0
     for _ in range(2000):
-        run = math.exp(rng.normal(0, 0.02))
-        one = estimate([[run * math.exp(rng.normal(0, 0.01))] * 3 for _ in range(5)])
-        wide = allow_for_runs(one, None)
+        run = math.exp(rng.normal(0, 0.04))
+        one = estimate([[run * math.exp(rng.normal(0, 0.02))] * 3 for _ in range(5)])
+        wide = allow_for_runs(one)
         assert None not in (one.low, one.high, wide.low, wide.high)
         narrow += one.low <= 1 <= one.high
         held += wide.low <= 1 <= wide.high
@@ -466,8 +471,16 @@ class Machine:
         reference = speed * np.exp(rng.normal(0, 0.01, turns))
         return samples.tolist(), [per_turn] * turns, reference.tolist()
 
+    def raw(self) -> list[tuple[list[float], list[int], list[float]]]:
+        """A run's processes, as many as the quiet turns of the first ones ask for."""
+        found = [self.process() for _ in range(FIRST_STAGE)]
+        quiet = in_quiet_turns(*zip(*found, strict=True))
+        assert quiet is not None
+        wanted = min(processes_for(quiet, PRECISION), MOST_PROCESSES)
+        return found + [self.process() for _ in range(wanted - FIRST_STAGE)]
+
     def run(self) -> list[list[float]]:
-        """A run's relative samples, over the truth."""
+        """A run's relative samples, over the truth; as many processes as the medians of the first ones ask for."""
         found = [self.process() for _ in range(FIRST_STAGE)]
         medians = np.array(process_medians(self._relative(found)))
         found += [self.process() for _ in range(stein(medians) - FIRST_STAGE)]
@@ -485,6 +498,155 @@ def test_relative_figures_of_a_drifting_machine_cover_the_truth() -> None:
     runs = [machine.run() for _ in range(2500)]
     assert {len(run) for run in runs} >= {5, 10, 15}  # the number of processes is decided by luck, and differs
     assert 0.93 <= np.mean([covers_one(run, FIRST_STAGE) for run in runs]) <= 0.97
+
+
+# relative to the reference: quiet turns
+
+EVEN = [[2] * 4] * 3
+SWIFT, SLUGGISH = 0.01, 0.013
+
+
+def test_only_turns_in_which_the_reference_was_fast_count() -> None:
+    """A program that a slow machine slows by 1.5 times where it slows the reference by 1.3."""
+    reference = [[SWIFT, SLUGGISH, SLUGGISH, SWIFT], [SLUGGISH, SWIFT, SLUGGISH, SLUGGISH], [SWIFT] * 4]
+    times = [[0.03 * (1.5 if time == SLUGGISH else 1.0) for time in process for _ in range(2)] for process in reference]
+    found = in_quiet_turns(times, EVEN, reference)
+    assert found is not None
+    assert estimate_relative(found).value == pytest.approx(3)
+    assert (found.n_processes, found.n_samples) == (3, 14)
+    assert found.influences == pytest.approx((0, 0, 0))
+    assert found.processes == pytest.approx(7**2 / (2**2 + 1 + 4**2))
+    assert estimate(relative_samples(times, EVEN, reference)).value > 3.2
+
+
+def test_cell_and_reference_are_taken_apart_where_they_were_quiet_at_different_times() -> None:
+    reference = [[SLUGGISH, SLUGGISH, SWIFT, SWIFT]] * 3
+    times = [[0.03] * 4 + [0.06] * 4] * 3
+    found = in_quiet_turns(times, EVEN, reference)
+    assert found is not None
+    assert math.exp(found.log_value) == pytest.approx(3)
+    assert (found.n_processes, found.n_samples, len(found.influences)) == (3, 12, 6)
+
+
+def test_turns_in_which_the_cell_alone_was_disturbed_do_not_count() -> None:
+    reference = [[SWIFT] * 4] * 3
+    times = [[0.03] * 4 + [0.05] * 4] * 3
+    found = in_quiet_turns(times, EVEN, reference)
+    assert found is not None
+    assert (math.exp(found.log_value), found.n_samples) == (pytest.approx(3), 12)
+
+
+def test_a_process_without_a_quiet_turn_has_no_influence() -> None:
+    reference = [[SWIFT] * 4] * 3 + [[SLUGGISH] * 4]
+    times = [[factor * time for time in reference[0] for _ in range(2)] for factor in (2.9, 3.0, 3.1)] + [[9.0] * 8]
+    found = in_quiet_turns(times, [*EVEN, EVEN[0]], reference)
+    assert found is not None
+    assert (found.n_processes, found.influences[3]) == (3, 0)
+    assert found.processes == pytest.approx(3)
+
+
+def test_all_turns_count_where_too_few_processes_saw_anything_quiet() -> None:
+    reference = [[SWIFT] * 4, [SWIFT] * 4, [SLUGGISH] * 4]
+    times = [[3 * time for time in process for _ in range(2)] for process in reference]
+    found = in_quiet_turns(times, EVEN, reference)
+    assert found is not None
+    assert (found.n_processes, found.n_samples, math.exp(found.log_value)) == (3, 24, pytest.approx(3))
+
+
+def test_processes_that_saw_nothing_quiet_ask_for_more_of_them() -> None:
+    times = [[factor * SWIFT] * 8 for factor in (2.9, 2.95, 3.0, 3.05, 3.1)]
+    quiet = in_quiet_turns(times, [[2] * 4] * 5, [[SWIFT] * 4] * 5)
+    assert quiet is not None
+    spread = np.std(np.log([2.9, 2.95, 3.0, 3.05, 3.1]) - quiet.log_value, ddof=1)
+    assert processes_for(quiet, 0.02) == math.ceil((t.ppf(0.975, 4) * spread / math.log(1.02)) ** 2) > 5
+    assert processes_for(quiet, 0.5) == 5
+    half = in_quiet_turns([*times, *[[9.0] * 8] * 5], [[2] * 4] * 10, [*[[SWIFT] * 4] * 5, *[[SLUGGISH] * 4] * 5])
+    assert half is not None
+    assert half.log_value == pytest.approx(quiet.log_value)
+    assert processes_for(half, 0.5) == 10
+    assert processes_for(half, 0.02) == pytest.approx(2 * processes_for(quiet, 0.02), abs=1)
+    with pytest.raises(ValueError, match="positive"):
+        processes_for(half, 0.0)
+
+
+def test_two_processes_tell_nothing_of_how_processes_differ() -> None:
+    assert in_quiet_turns([[1.0], [1.0], []], [[1], [1], []], [[1.0], [1.0], []]) is None
+    with pytest.raises(ValueError, match="not positive"):
+        in_quiet_turns([[0.0]] * 3, [[1]] * 3, [[1.0]] * 3)
+
+
+def test_one_turn_a_process_gives_the_t_interval_of_the_logarithms() -> None:
+    found = in_quiet_turns([[1.0], [1.05], [1.1]], [[1]] * 3, [[1.0]] * 3)
+    assert found is not None
+    result, plain = estimate_relative(found), estimate([[1.0], [1.05], [1.1]])
+    assert (result.value, result.low, result.high) == pytest.approx((plain.value, plain.low, plain.high))
+    assert (result.kind, result.n_processes, result.n_samples) == (BETWEEN_PROCESSES, 3, 3)
+
+
+def test_a_disturbed_turn_moves_the_figure_hardly() -> None:
+    rng = np.random.default_rng(4)
+    times = 3 * np.exp(rng.normal(0, 0.01, (5, 8)))
+    found = in_quiet_turns(times.tolist(), [[1] * 8] * 5, [[1.0] * 8] * 5)
+    times[2, 3:5] *= 10
+    disturbed = in_quiet_turns(times.tolist(), [[1] * 8] * 5, [[1.0] * 8] * 5)
+    assert found is not None
+    assert disturbed is not None
+    assert abs(disturbed.log_value - found.log_value) < 0.005
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.03, 0.05])
+def test_figures_of_quiet_turns_cover_the_truth(spread: float) -> None:
+    """From raw samples on, the number of processes decided after five; 2000 runs: the simulation's error is 0.5 %."""
+    machine = Machine(12, spread=spread)
+    held, kept = [], []
+    for _ in range(2000):
+        raw = machine.raw()
+        found = in_quiet_turns(*zip(*raw, strict=True))
+        assert found is not None
+        first = in_quiet_turns(*zip(*raw[:FIRST_STAGE], strict=True))
+        result = estimate_relative(found, first)
+        assert result.low is not None
+        assert result.high is not None
+        held.append(result.low <= 3 <= result.high)
+        kept.append(found.n_processes / len(raw))
+    assert 0.93 <= np.mean(held) <= 0.97
+    assert np.mean(kept) < 0.95  # the machine is not quiet for all of them
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_comparison_in_quiet_turns_turned_round_is_the_inverse_and_pairing_takes_off_what_is_shared(
+    paired: bool,
+) -> None:
+    rng = np.random.default_rng(6)
+    shared = rng.normal(0, 0.05, (8, 1))
+    one, other = (
+        in_quiet_turns((factor * np.exp(shared + rng.normal(0, 0.01, (8, 6)))).tolist(), [[1] * 6] * 8, [[1.0] * 6] * 8)
+        for factor in (1.03, 1.0)
+    )
+    assert one is not None
+    assert other is not None
+    there, back = compare_relative(one, other, paired=paired), compare_relative(other, one, paired=paired)
+    assert (there.value, there.low, there.high) == pytest.approx((1 / back.value, 1 / back.high, 1 / back.low))
+    assert there.low <= 1.03 <= there.high
+    assert there.tells_apart is paired
+
+
+@pytest.mark.parametrize("n", [5, 10])
+@pytest.mark.parametrize(("paired", "shared"), [(True, 0.0), (True, 0.05), (False, 0.0)])
+def test_comparisons_in_quiet_turns_cover_and_tell_equal_programs_apart_once_in_twenty(
+    paired: bool, shared: float, n: int
+) -> None:
+    def program(level: np.ndarray) -> Relative:
+        times = np.exp(level[:, None] + rng.normal(0, 0.02, (n, 6)))
+        found = in_quiet_turns(times.tolist(), [[1] * 6] * n, [[1.0] * 6] * n)
+        assert found is not None
+        return found
+
+    rng = np.random.default_rng(n)
+    apart = []
+    for levels in rng.normal(0, shared, (2000, 1, n)) + rng.normal(0, 0.03, (2000, 2, n)):
+        apart.append(compare_relative(program(levels[0]), program(levels[1]), paired=paired).tells_apart)
+    assert 0.03 <= np.mean(apart) <= 0.07
 
 
 def pairs_of_programs(seed: int, count: int, *, shared: float, own: float, n: int) -> np.ndarray:

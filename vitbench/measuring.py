@@ -25,7 +25,7 @@ from vitbench.progress import Progress
 from vitbench.records import Cell, Measurement, NoiseCheck, Record
 from vitbench.registry import METRICS, Metric
 from vitbench.static_counts import StaticCounter, StaticKey, measure_task, static_key
-from vitbench.statistics import process_medians, processes_needed, relative_samples
+from vitbench.statistics import in_quiet_turns, processes_for
 from vitbench.turns import Player, Reference, ReferencePlayer, take_turns
 
 #: Cells that take turns at most: with more, each one's turns would be spread over too long a time.
@@ -319,11 +319,13 @@ class CellMeasurer:
         paired = next((m for m in _merge(job.timed).measurements if m.reference_samples and m.samples), None)
         if paired is None:
             return
-        medians = process_medians(relative_samples(paired.samples, paired.turns, paired.reference_samples))
+        quiet = in_quiet_turns(paired.samples, paired.turns, paired.reference_samples)
+        if quiet is None:
+            return
         job.first_stage = measure.processes
         affordable = int(measure.max_seconds / max(job.timed_s / len(job.timed), 1e-3))
         most = max(min(measure.max_processes, affordable), measure.processes)
-        needed = processes_needed(medians, measure.precision)
+        needed = processes_for(quiet, measure.precision)
         job.wanted = min(needed, most)
         if needed > most:
             limit = "max_processes" if most == max(measure.max_processes, measure.processes) else "max_seconds"
@@ -492,7 +494,7 @@ def _side_by_side(parts: Sequence[Measurement], first_stage: int | None, group: 
     """One measurement of several processes; the reference's samples only if each process has them."""
     paired = all(part.reference_samples for part in parts)
     return replace(
-        parts[0],
+        next((part for part in parts if part.status != "ok"), parts[0]),  # what one spoils is spoilt
         samples=tuple(process for part in parts for process in part.samples),
         turns=tuple(process for part in parts for process in part.turns),
         reference_samples=tuple(process for part in parts for process in part.reference_samples) if paired else (),

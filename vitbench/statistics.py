@@ -7,6 +7,7 @@ share it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +22,15 @@ CONFIDENCE = 0.95
 #: slow sample.
 MIN_SAMPLES_FOR_WARMUP = 10
 
+#: A turn is quiet if the reference took at most so many times what it took in the ``FASTEST`` share of a cell's turns,
+QUIET = 1.1
+#: and the cell so many times what it took in as many of its own: processes differ by some per cent, more disturbs.
+QUIET_CELL = 1.3
+FASTEST = 0.02
+
 #: How much a relative latency differs from run to run beyond what its processes show: the standard deviation of its
-#: logarithm on a quiet machine, and what each core of other load adds (to one core). One run cannot see it. Assumed
-#: everywhere what 16 runs of four cells showed on two virtual cores, each run once with no load and with seven kinds.
-RUN_TO_RUN = 0.02
-LOAD_SHIFT = 0.04
+#: logarithm. One run cannot see it. ``benchmarks/test_relative_latency.py`` estimates it from ten.
+RUN_TO_RUN = 0.04
 
 #: With fewer processes nothing can be said about how processes differ.
 MIN_PROCESSES = 3
@@ -119,6 +124,140 @@ def process_medians(samples_by_process: Sequence[Sequence[float]]) -> list[float
     return [median(steady(samples)) for samples in samples_by_process if len(samples) > 0]
 
 
+@dataclass(frozen=True)
+class Relative:
+    """A cell's samples over the reference's, as far as the machine was quiet, ready to be estimated and compared.
+
+    ``log_value`` is the logarithm of the figure; ``influences`` how far each process pulls it from what it would be
+    without it (0 for a process without a quiet turn; those of the reference's processes come after the cell's where the
+    two were quiet at different times), ``processes`` what number of equal processes would know it as
+    well (Kish 1965, "Survey Sampling", 11.7: less than their number if some have more quiet turns than others).
+    """
+
+    log_value: float
+    influences: tuple[float, ...]
+    processes: float
+    n_processes: int
+    all_processes: int
+    n_samples: int
+
+    @property
+    def variance(self) -> float:
+        """Of ``log_value``."""
+        return math.fsum(x * x for x in self.influences) * self.processes / (self.processes - 1)
+
+
+def in_quiet_turns(
+    samples_by_process: Sequence[Sequence[float]],
+    turns: Sequence[Sequence[int]],
+    reference: Sequence[Sequence[float]],
+) -> Relative | None:
+    """What remains of a Measurement's samples, turns and reference_samples where the machine ran at its own speed; None
+    with fewer than ``MIN_PROCESSES`` processes that have samples.
+
+    A machine that is shared or throttled has slow seconds, and these slow unlike programs unlike: then their ratio
+    moves by tens of per cent. So those turns count in which the reference took at most ``QUIET`` times what it took in
+    its fastest ones, and the cell ``QUIET_CELL`` times. Where fewer than ``MIN_PROCESSES`` processes have such turns,
+    the quiet turns of the cell are set against those of the reference, whenever these were; where fewer have even
+    these, all turns count. Warm-up is cut first; a turn's value is the median of its samples.
+
+    The figure is the interquartile mean of the turns' logarithms (a turn that is disturbed after all lies in a tail);
+    the process is the unit of its error, as turns of one process are alike: each process's share of the turns times how
+    far its median lies off.
+
+    Raises ValueError as ``relative_samples`` does, or if a sample is not positive.
+    """
+    relative = relative_samples(samples_by_process, turns, reference)
+    # of each turn: the logarithms of the cell's time and the reference's, and the number of samples
+    found: list[list[tuple[float, float, int]]] = []
+    for samples, ratios, counts, times in zip(samples_by_process, relative, turns, reference, strict=True):
+        cut, start, of_process = warmup_length(ratios), 0, []
+        for count, time in zip(counts, times, strict=True):
+            kept = samples[max(start, cut) : start + count]
+            start += count
+            if kept:
+                if min(kept) <= 0:
+                    raise ValueError("a sample is not positive")
+                of_process.append((math.log(median(kept)), math.log(time), len(kept)))
+        found.append(of_process)
+    if sum(map(bool, found)) < MIN_PROCESSES:
+        return None
+    fastest_cell, fastest = (
+        float(np.quantile([turn[which] for process in found for turn in process], FASTEST)) for which in (0, 1)
+    )
+
+    def quiet(cell: float, other: float) -> list[list[tuple[float, float, int]]]:
+        def counts(turn: tuple[float, float, int]) -> bool:
+            return turn[0] <= fastest_cell + math.log(cell) and turn[1] <= fastest + math.log(other)
+
+        return [list(filter(counts, process)) for process in found]
+
+    both, of_cell, of_reference = quiet(QUIET_CELL, QUIET), quiet(QUIET, math.inf), quiet(math.inf, QUIET)
+    enough, enough_apart = (
+        min(sum(map(bool, some)) for some in these) >= MIN_PROCESSES for these in ([both], [of_cell, of_reference])
+    )
+    if not enough and enough_apart:
+        used = of_cell
+        own = _locate([[turn[0] for turn in process] for process in of_cell])
+        other = _locate([[turn[1] for turn in process] for process in of_reference])
+        influences = [*own.influences, *(-one for one in other.influences)]  # of other turns, so that nothing cancels
+        located = _Located(own.value - other.value, influences, min(own.processes, other.processes))
+    else:
+        used = both if enough else found
+        located = _locate([[own - other for own, other, _ in process] for process in used])
+    return Relative(
+        log_value=located.value,
+        influences=tuple(located.influences),
+        processes=located.processes,
+        n_processes=sum(map(bool, used)),
+        all_processes=sum(map(bool, found)),
+        n_samples=sum(count for process in used for _, _, count in process),
+    )
+
+
+def processes_for(one: Relative, precision: float) -> int:
+    """How many processes it takes in all until the 95 % interval reaches ``precision`` (0.05: 5 %) to either side, if
+    as many of them see the machine quiet as of those so far: Stein's procedure, as ``processes_needed`` has it.
+
+    Raises ValueError for a precision that is not positive.
+    """
+    if precision <= 0:
+        raise ValueError("a precision is positive")
+    spread = math.sqrt(one.variance * one.processes)
+    equal = max((_t(one.processes) * spread / math.log1p(precision)) ** 2, one.processes)
+    return math.ceil(equal * one.all_processes / one.processes - 1e-9)
+
+
+def estimate_relative(one: Relative, first_stage: Relative | None = None) -> Estimate:
+    """The figure that another fresh process would show, too: a t interval of ``one.processes`` processes. Where their
+    number was decided after the ``first_stage`` ones (``processes_for``), it takes their spread and degrees of freedom.
+    """
+    stage = first_stage or one
+    half = _t(stage.processes) * math.sqrt(stage.variance * stage.processes / one.processes)
+    value, low, high = (math.exp(x) for x in (one.log_value, one.log_value - half, one.log_value + half))
+    return Estimate(value, low, high, BETWEEN_PROCESSES, one.n_processes, one.n_samples)
+
+
+def compare_relative(one: Relative, other: Relative, *, paired: bool = False) -> Ratio:
+    """The ratio of two cells by what each took relative to the reference, ``one`` over ``other``.
+
+    ``paired``: the processes of the two took turns, the first of one with the first of the other and so on; what a pair
+    shares then cancels. Otherwise Welch's t interval (Welch 1947): the two need not vary alike.
+    """
+    difference = one.log_value - other.log_value
+    if paired:
+        pairs = itertools.zip_longest(one.influences, other.influences, fillvalue=0.0)
+        processes = min(one.processes, other.processes)
+        variance = math.fsum((a - b) ** 2 for a, b in pairs) * processes / (processes - 1)
+    else:
+        parts = [(part.variance, part.processes - 1) for part in (one, other)]
+        variance = math.fsum(part for part, _ in parts)
+        freedom = math.fsum(part**2 / degrees for part, degrees in parts)
+        processes = 1 + variance**2 / freedom if freedom > 0 else 2.0
+    half = _t(processes) * math.sqrt(variance)
+    return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half))
+
+
 def processes_needed(medians: Sequence[float], precision: float) -> int:
     """How many processes it takes in all until the 95 % interval reaches ``precision`` (0.05: 5 %) to either side,
     judged once, from the first ones' medians; at least as many as these.
@@ -160,14 +299,13 @@ def compare(
     other: Sequence[float],
     *,
     paired: bool = False,
-    first_stages: tuple[int | None, int | None] = (None, None),
 ) -> Ratio | None:
     """The ratio of two sets of process medians, ``one`` over ``other``.
 
     ``paired``: the processes of the two took turns, the first of one with the first of the other and so on; then it is
     the t interval of the pairs' log-ratios, which is narrower by what the two share. Otherwise Welch's t interval on
     the difference of the mean logarithms (Welch 1947): the two need not vary alike. None with fewer than two processes
-    on either side, or medians that are not positive. ``first_stages``: as in ``estimate``, for Welch's.
+    on either side, or medians that are not positive.
     """
     if paired:
         count = min(len(one), len(other))
@@ -184,12 +322,11 @@ def compare(
 
     logs = [np.log(np.asarray(medians, dtype=float)) for medians in (one, other)]
     difference = float(np.mean(logs[0]) - np.mean(logs[1]))
-    stages = [values[:stage] if stage else values for values, stage in zip(logs, first_stages, strict=True)]
-    parts = [float(np.var(stage, ddof=1)) / len(values) for stage, values in zip(stages, logs, strict=True)]
+    parts = [float(np.var(values, ddof=1)) / len(values) for values in logs]
     variance = sum(parts)
     if variance == 0:
         return Ratio(math.exp(difference), math.exp(difference), math.exp(difference))
-    freedom = variance**2 / sum(part**2 / (len(stage) - 1) for part, stage in zip(parts, stages, strict=True))
+    freedom = variance**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, logs, strict=True))
     half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
     return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half))
 
@@ -249,17 +386,15 @@ def estimate(samples_by_process: Sequence[Sequence[float]], *, first_stage: int 
     return result(value, (min(low for low, _ in known), max(high for _, high in known)), WITHIN_PROCESS)
 
 
-def allow_for_runs(one: Estimate, other_load: float | None) -> Estimate:
+def allow_for_runs(one: Estimate) -> Estimate:
     """A relative latency with the interval that other runs' figures fall into, too, where it has one.
 
-    The interval of this run's processes and an allowance for what differs between runs (``RUN_TO_RUN``, with
-    ``LOAD_SHIFT`` for ``other_load`` cores that were busy with something else, None if that is not known) add up as
+    The interval of this run's processes and an allowance for what differs between runs (``RUN_TO_RUN``) add up as
     independent errors do: a type A and a type B uncertainty (JCGM 100:2008, "GUM", 4.3 and 5.1.2).
     """
     if one.low is None or one.high is None:
         return one
-    load = min(max(other_load or 0.0, 0.0), 1.0)
-    allowance = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * math.hypot(RUN_TO_RUN, LOAD_SHIFT * load)
+    allowance = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * RUN_TO_RUN
     low = one.value * math.exp(-math.hypot(math.log(one.value / one.low), allowance))
     high = one.value * math.exp(math.hypot(math.log(one.high / one.value), allowance))
     return dataclasses.replace(one, low=low, high=high, kind=BETWEEN_RUNS)
@@ -328,6 +463,36 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts + 1) / 2)[inverse]
+
+
+@dataclass(frozen=True)
+class _Located:
+    """The middle of the turns of all processes, as in Relative."""
+
+    value: float
+    influences: list[float]
+    processes: float
+
+
+def _locate(logs: Sequence[Sequence[float]]) -> _Located:
+    total = sum(map(len, logs))
+    value = _interquartile_mean([log for process in logs for log in process])
+    influences = [len(process) / total * (median(process) - value) if process else 0.0 for process in logs]
+    processes = 1 / math.fsum((len(process) / total) ** 2 for process in logs)
+    return _Located(value, influences, processes)
+
+
+def _interquartile_mean(values: Sequence[float]) -> float:
+    """The mean of what is left when a quarter of the values is cut off at either end."""
+    ordered, cut = np.sort(np.asarray(values, dtype=float)), len(values) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def _t(processes: float) -> float:
+    """Student's t for the interval of so many processes; at least one degree of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(max(processes - 1, 1.0), 0.5 + CONFIDENCE / 2))
 
 
 def _log_t_interval(medians: Sequence[float], value: float, n: int) -> tuple[float, float] | None:

@@ -341,7 +341,7 @@ class CellTrainer:
         from vitbench.training.optimizers import regularise
 
         cell, device = self.subject.cell, self.subject.device
-        regularise(model, self.recipe)
+        lacking = regularise(model, self.recipe)
         pictures, _ = load_training_images(
             self.info,
             image_size=cell.image_size,
@@ -367,7 +367,8 @@ class CellTrainer:
             "steps": result.steps,
             "duration_s": result.duration_s,
             "losses": result.losses,
-            "recipe": f"recipe {self.recipe.name} ({self.recipe.hash})",
+            "recipe": f"recipe {self.recipe.name} ({self.recipe.hash})"
+            + (f", without {' and '.join(lacking)}, which the model has no layers for" if lacking else ""),
             "budget": self.settings.get("budget", ""),
             "class_sizes": pictures.labels.bincount(minlength=pictures.num_classes).tolist(),
         }

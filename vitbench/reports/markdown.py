@@ -28,7 +28,7 @@ from vitbench.reports.rows import (
     varying_axes,
 )
 from vitbench.reports.runs import Run
-from vitbench.statistics import BETWEEN_PROCESSES, LOAD_SHIFT, RUN_TO_RUN, WITHIN_PROCESS
+from vitbench.statistics import BETWEEN_PROCESSES, QUIET, QUIET_CELL, RUN_TO_RUN, WITHIN_PROCESS
 
 #: Values that go without saying where all rows share them.
 DULL = {"compile": ("no",), "memory limit": ("none",), "weights": ("random",)}
@@ -130,12 +130,12 @@ def _how_to_read(rows: Sequence[Row]) -> str:
             "Models that share places (`2-3`) are a tie: this run does not tell them apart (each pair at 95 %, so that "
             "of many equal pairs one in twenty is), although their intervals may overlap: these hold other runs' "
             "figures, "
-            f"too. To how much its processes differ an interval adds what ratios were seen to differ by from run to "
-            "run "
-            f"(a standard deviation of {100 * RUN_TO_RUN:g} %, and {100 * LOAD_SHIFT:g} % for each core of other "
-            "load, to "
-            "one core), which one run cannot see. Only ratios of the same reference, build of torch, machine and "
-            "number of threads are comparable."
+            f"too. From three processes on the quiet turns count alone: those in which the reference took at most "
+            f"{100 * (QUIET - 1):.0f} % more than in its fastest ones, and the cell at most "
+            f"{100 * (QUIET_CELL - 1):.0f} % more than in its own. To how much its processes differ an interval adds "
+            f"what ratios were seen to differ by from run to run (a standard deviation of {100 * RUN_TO_RUN:g} %), "
+            "which one run cannot see. Only ratios of the same reference, build of torch, machine and number of "
+            "threads are comparable."
         )
     brackets = ["Brackets are 95 % intervals."]
     if BETWEEN_PROCESSES in kinds:

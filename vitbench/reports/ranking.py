@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitbench.reports.rows import Figure
-from vitbench.statistics import Ratio, compare, process_medians
+from vitbench.statistics import Ratio, compare, compare_relative, process_medians
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,9 @@ def ratio_of(one: Figure, other: Figure) -> Ratio | None:
         return None
     group = one.measurement.group
     paired = bool(group) and group == other.measurement.group
-    return compare(
-        process_medians(one.relative_samples),
-        process_medians(other.relative_samples),
-        paired=paired,
-        first_stages=(one.measurement.first_stage, other.measurement.first_stage),
-    )
+    if one.in_quiet_turns and other.in_quiet_turns:
+        return compare_relative(one.in_quiet_turns, other.in_quiet_turns, paired=paired)
+    return compare(process_medians(one.relative_samples), process_medians(other.relative_samples), paired=paired)
 
 
 def tells_apart(ratio: Ratio | None, floor: float) -> bool:

@@ -11,14 +11,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vitbench.load import OTHER_LOAD
 from vitbench.records import Cell, Measurement, Record, Status, format_image_size
 from vitbench.reports.runs import Run
 from vitbench.statistics import (
     WILSON,
     Estimate,
+    Relative,
     allow_for_runs,
     estimate,
+    estimate_relative,
+    in_quiet_turns,
     percentile,
     relative_samples,
     samples_for_percentile,
@@ -80,18 +82,31 @@ class Figure:
     @cached_property
     def relative_between_runs(self) -> Estimate | None:
         """``relative`` with the interval that other runs on this machine fall into, too."""
-        if self.relative is None or self.record is None:
+        if self.relative is None:
             return None
-        return allow_for_runs(self.relative, mean_of(self.record, OTHER_LOAD))
+        return allow_for_runs(self.relative)
 
     @cached_property
     def relative(self) -> Estimate | None:
         """The number in units of what the reference took, with the interval of this run's processes; None where there
-        is no reference.
+        is no reference. From three processes on the quiet turns count alone.
         """
         if not self.relative_samples or self.measurement is None:
             return None
-        return estimate(self.relative_samples, first_stage=self.measurement.first_stage)
+        if self.in_quiet_turns is None:
+            return estimate(self.relative_samples)
+        one, count = self.measurement, self.measurement.first_stage
+        decided = count is not None and count < len(one.samples)
+        first = (one.samples[:count], one.turns[:count], one.reference_samples[:count])
+        return estimate_relative(self.in_quiet_turns, in_quiet_turns(*first) if decided else None)
+
+    @cached_property
+    def in_quiet_turns(self) -> Relative | None:
+        """The figure relative to the reference with what each process contributes; None without at least three."""
+        one = self.measurement
+        if not self.relative_samples or one is None or min(map(min, filter(None, one.samples))) <= 0:
+            return None
+        return in_quiet_turns(one.samples, one.turns, one.reference_samples)
 
     @property
     def batch_size(self) -> int | None:
