@@ -24,7 +24,7 @@ ENDINGS = {
     "works": ("ok", "", None),
     "prints": ("ok", "", None),
     "breaks_on_meta": ("ok", "", None),
-    "raises": ("error", "exception", None),
+    "raises": ("error", "model_bug", None),
     "kills_itself": ("killed", "probable_oom", 9),
     "segfaults": ("killed", "crash", 11),
     "aborts_like_bad_alloc": ("oom", "out_of_memory", 6),
@@ -32,7 +32,7 @@ ENDINGS = {
     "hangs": ("timeout", "timeout", None),
     "allocates": ("oom", "out_of_memory", None),
     "overflows": ("error", "not_finite", None),
-    "lacks_an_operator": ("unsupported", "operator", None),
+    "lacks_an_operator": ("unsupported", "unsupported_operator", None),
 }
 
 
@@ -85,8 +85,14 @@ def test_a_failed_cell_still_tells_what_its_failure_left(records: dict[str, Reco
     assert record.detail
 
 
-def test_a_bug_of_a_model_is_named_with_its_traceback(records: dict[str, Record]) -> None:
-    assert records["raises"].detail == "IndexError: token 65 is out of range"
+def test_a_bug_of_a_model_is_named_with_its_place_in_the_models_code(records: dict[str, Record]) -> None:
+    lines = (ROOT / "tests" / "failing_models.py").read_text().splitlines()
+    (raised,) = (number for number, line in enumerate(lines, 1) if "token 65 is out of range" in line)
+    (called,) = (number for number, line in enumerate(lines, 1) if "self.go_wrong(images)" in line)
+    assert records["raises"].detail == (
+        f"IndexError: token 65 is out of range (failing_models.py:{raised} in go_wrong, "
+        f"called at failing_models.py:{called} in forward)"
+    )
     assert "failing_models.py" in records["raises"].stderr_tail
 
 
@@ -215,7 +221,7 @@ def test_failures_are_repeated_only_when_asked(run: RunSummary, monkeypatch: pyt
         ),
         ("MPS backend out of memory (MPS allocated: 9.05 GiB). Tried to allocate 1 GiB on shared pool", "oom", "out_of_memory"),
         ("Invalid buffer size: 19.45 GB", "oom", "oom_single_buffer"),
-        ("The operator 'aten::foo' is not currently implemented for the MPS device.", "unsupported", "operator"),
+        ("The operator 'aten::foo' is not currently implemented for the MPS device.", "unsupported", "unsupported_operator"),
         ("command buffer exited with error status", "error", "device_lost"),
         ("shapes cannot be multiplied (1x2 and 3x4)", "error", "exception"),
     ],
@@ -234,7 +240,7 @@ def test_mps_failures_are_known_by_their_texts(text: str, status: str, cause: st
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "oom", "library_workspace"),
         ("CUDA error: an illegal memory access was encountered", "error", "device_lost"),
         ("CUDA error: no kernel image is available for execution on the device", "unsupported", "architecture"),
-        ('"addmm_impl_cpu_" not implemented for \'Half\'', "unsupported", "operator"),
+        ('"addmm_impl_cpu_" not implemented for \'Half\'', "unsupported", "unsupported_dtype"),
         ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 "
          "bytes. Error code 12 (Cannot allocate memory)", "oom", "out_of_memory"),
     ],
@@ -266,7 +272,8 @@ def test_an_mps_abort_says_which_of_its_two_known_causes_it_had() -> None:
 
 
 def test_results_of_an_mps_worker_that_printed_a_lost_device_are_not_trusted() -> None:
-    assert MpsDevice.stderr_cause("... command buffer exited with error status ...") == "device_lost"
+    text = "before\n... command buffer exited with error status ...\nafter"
+    assert MpsDevice.stderr_failure(text) == ("device_lost", "... command buffer exited with error status ...")
 
 
 def test_operators_that_fell_back_to_the_cpu_are_named() -> None:

@@ -30,7 +30,7 @@ LAYERS = [
     {"worker"},
     {"metrics", "models", "training", "analysis", "suites", "statistics"},
     {"environment", "load"},
-    {"outputs", "other_counters", "tensor_account", "reference"},
+    {"outputs", "other_counters", "tensor_account", "reference", "tracebacks"},
     {"devices"},
     {"registry"},
     {"records"},

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("vit_layer6_32", "vit_layer12_32", "vit_basic_tutorial", "cifar_vit_tiny")
 #: What goes wrong while it is built -> (status, cause, signal, a part of the detail).
 ENDINGS = {
-    "raises_when_built": ("error", "exception", None, "IndexError: there is no block 13"),
+    "raises_when_built": ("error", "model_bug", None, "IndexError: there is no block 13"),
     "kills_itself_when_built": ("killed", "probable_oom", 9, "SIGKILL"),
     "exits_when_built": ("error", "exit", None, "exit code 7"),
     "hangs_when_built": ("timeout", "timeout", None, "the static process took longer than 2 s"),
@@ -306,7 +306,7 @@ def test_a_worker_that_dies_is_replaced_by_one(launcher: CountingLauncher) -> No
         some = [cell_of(name) for name in names]
         counter.begin(some)
         causes = [failure.cause if (failure := counter.outcome(cell).failure) else "" for cell in some]
-    assert causes == ["", "probable_oom", "exception", ""]
+    assert causes == ["", "probable_oom", "model_bug", ""]
     assert (len(launcher.workers), launcher.most_alive) == (3, 1)
 
 

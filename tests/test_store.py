@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,216 @@ def test_sessions_add_up_and_a_damaged_environment_is_said(tmp_path: Path) -> No
     (tmp_path / store.ENVIRONMENT).write_text(json.dumps(content)[:20])
     with pytest.raises(RunFolderError, match="damaged"):
         store.read_environment(tmp_path)
+
+
+# what a crash of the machine, a full disk, or somebody else does to the file
+
+
+def test_whatever_byte_the_file_is_cut_at_every_whole_record_stays(tmp_path: Path) -> None:
+    records = [make_record(batch_size=size) for size in (1, 2, 3)]
+    write(tmp_path, *records)
+    path = tmp_path / store.RECORDS
+    content = path.read_bytes()
+    ends = [number + 1 for number, byte in enumerate(content) if byte == ord("\n")]
+    cuts = {*range(0, len(content), 61), *ends, *(end - 1 for end in ends), len(content) - 2}
+    for cut in sorted(cuts):
+        path.write_bytes(content[:cut])
+        whole = sum(end <= cut for end in ends)
+        problems = store.set_damaged_lines_aside(tmp_path)
+        assert len(problems) == (cut not in (0, *ends))
+        assert store.read_records(tmp_path) == records[:whole]
+        assert path.read_bytes() == content[: ends[whole - 1] if whole else 0]
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"cell": {"mod'], ids=["after a record", "after half a record"])
+def test_nul_bytes_that_a_crash_of_the_machine_left_are_set_aside(tmp_path: Path, begun: bytes) -> None:
+    write(tmp_path, make_record())
+    path = tmp_path / store.RECORDS
+    good = path.read_bytes()
+    path.write_bytes(good + begun + b"\0" * 5000)
+    problems = store.set_damaged_lines_aside(tmp_path)
+    assert len(problems) == 1
+    assert path.read_bytes() == good
+    assert (tmp_path / store.DAMAGED).read_bytes() == begun + b"\0" * 5000 + b"\n"
+    assert ("NUL bytes" in problems[0]) == (not begun)
+
+
+def test_a_record_after_nul_bytes_is_kept(tmp_path: Path) -> None:
+    """What a version that did not look wrote after a crash."""
+    records = [make_record(batch_size=size) for size in (1, 2)]
+    write(tmp_path, *records)
+    path = tmp_path / store.RECORDS
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"\0" * 7 + second)
+    with pytest.warns(store.DamagedRecordWarning, match="7 NUL bytes"):
+        assert store.read_records(tmp_path) == records
+    assert len(store.set_damaged_lines_aside(tmp_path)) == 1
+    assert path.read_bytes() == first + second
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux)")
+def test_a_full_disk_that_half_a_line_cannot_be_taken_back_from_is_still_one_storage_error(tmp_path: Path) -> None:
+    """/dev/full takes nothing, and cannot be cut."""
+    (tmp_path / store.RECORDS).symlink_to("/dev/full")
+    writer = store.RecordWriter(tmp_path)
+    with pytest.raises(StorageError, match="No space left on device"):
+        writer.append(make_record())
+    writer.close()
+
+
+def test_half_a_line_that_could_not_be_taken_back_is_set_aside_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [make_record(batch_size=size) for size in (1, 2)]
+    write(tmp_path, records[0])
+    path = tmp_path / store.RECORDS
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_flush_to_disk", fail)
+        patch.setattr(store.os, "ftruncate", fail)
+        with pytest.raises(StorageError):
+            write(tmp_path, records[1])
+    path.write_bytes(path.read_bytes()[:-20])  # what the disk took
+    assert len(store.set_damaged_lines_aside(tmp_path)) == 1
+    assert store.read_records(tmp_path) == records[:1]
+
+
+@pytest.fixture
+def writing(tmp_path: Path) -> Iterator[tuple[Path, store.RecordWriter]]:
+    """A run folder with what a resume needs, and a writer that has written one record into it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / store.SUITE).write_text("suite")
+    (folder / store.ENVIRONMENT).write_text("{}")
+    writer = store.RecordWriter(folder)
+    writer.append(make_record(batch_size=1))
+    yield folder, writer
+    writer.close()
+
+
+def sizes_in(folder: Path) -> list[int]:
+    return [record.cell.batch_size for record in store.read_records(folder)]
+
+
+def test_a_folder_that_was_moved_has_the_record_and_is_named(writing: tuple[Path, store.RecordWriter]) -> None:
+    folder, writer = writing
+    elsewhere = folder.with_name("elsewhere")
+    folder.rename(elsewhere)
+    with pytest.raises(store.MisplacedError, match=f"was moved to {elsewhere} .*--resume {elsewhere}$"):
+        writer.append(make_record(batch_size=2))
+    assert sizes_in(elsewhere) == [1, 2]
+    assert not folder.exists()
+
+
+def test_the_records_of_a_folder_that_was_removed_are_written_beside_its_place(
+    writing: tuple[Path, store.RecordWriter],
+) -> None:
+    folder, writer = writing
+    shutil.rmtree(folder)
+    rescued = folder.with_name("run-rescued")
+    with pytest.raises(store.MisplacedError, match=f"was removed during the run.*--resume {rescued}$"):
+        writer.append(make_record(batch_size=2))
+    assert sizes_in(rescued) == [1, 2]
+    assert (rescued / store.SUITE).read_text() == "suite"
+    assert (rescued / store.ENVIRONMENT).read_text() == "{}"
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_removed_while_one_stands_in_it_is_rescued_too(
+    writing: tuple[Path, store.RecordWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = writing
+    monkeypatch.chdir(folder)
+    writer = store.RecordWriter(Path())
+    shutil.rmtree(folder)
+    rescued = folder.with_name("run-rescued")
+    with pytest.raises(store.MisplacedError, match=f"--resume {rescued}$"):
+        writer.append(make_record(batch_size=2))
+    writer.close()
+    assert sizes_in(rescued) == [1, 2]
+
+
+def test_a_removed_records_file_is_put_back_whole(writing: tuple[Path, store.RecordWriter]) -> None:
+    folder, writer = writing
+    (folder / store.RECORDS).unlink()
+    with pytest.raises(
+        store.MisplacedError, match=f"was removed during the run. It is there again.*--resume {folder}$"
+    ):
+        writer.append(make_record(batch_size=2))
+    assert sizes_in(folder) == [1, 2]
+
+
+def test_a_file_that_replaced_the_records_is_left_alone_and_nothing_is_lost(
+    writing: tuple[Path, store.RecordWriter],
+) -> None:
+    folder, writer = writing
+    (folder / "other").write_text("somebody's\n")
+    (folder / "other").rename(folder / store.RECORDS)
+    with pytest.raises(store.MisplacedError, match="was replaced by another file"):
+        writer.append(make_record(batch_size=2))
+    assert (folder / store.RECORDS).read_text() == "somebody's\n"
+    (folder / store.RESCUED).rename(folder / store.RECORDS)
+    assert sizes_in(folder) == [1, 2]
+
+
+def test_records_that_can_be_saved_nowhere_are_said_to_be(writing: tuple[Path, store.RecordWriter]) -> None:
+    folder, writer = writing
+    shutil.rmtree(folder)
+    folder.parent.rmdir()
+    folder.parent.write_text("no folder any more")
+    with pytest.raises(store.MisplacedError, match="its records cannot be saved"):
+        writer.append(make_record(batch_size=2))
+
+
+def test_a_records_file_that_became_read_only_is_written_to_the_end(writing: tuple[Path, store.RecordWriter]) -> None:
+    folder, writer = writing
+    (folder / store.RECORDS).chmod(0o444)
+    writer.append(make_record(batch_size=2))
+    assert sizes_in(folder) == [1, 2]
+
+
+def test_a_file_system_that_numbers_files_anew_is_no_alarm(
+    writing: tuple[Path, store.RecordWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, writer = writing
+    real = os.stat
+
+    def renumbered(path: object, **more: object) -> os.stat_result:
+        found = list(real(path, **more))  # type: ignore[call-overload]
+        found[1] += 1
+        return os.stat_result(found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "stat", renumbered)
+        writer.append(make_record(batch_size=2))
+    assert sizes_in(folder) == [1, 2]
+
+
+def test_leftovers_of_a_killed_run_go_and_nothing_else(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from vitbench import store; "
+        "store.os.replace = lambda *_: os.kill(os.getpid(), 9); "
+        "store.write_atomically(Path(sys.argv[1]) / 'records.jsonl', b'half')"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[1], check=False)
+    (leftover,) = tmp_path.iterdir()
+    assert store.is_leftover(leftover)
+    (tmp_path / store.CHECKPOINTS).mkdir()
+    (tmp_path / store.CHECKPOINTS / "0123.safetensors.part").touch()
+    kept = [tmp_path / "notes.part", tmp_path / ".hidden", tmp_path / store.CHECKPOINTS / "0123.safetensors"]
+    for path in kept:
+        path.touch()
+    store.remove_leftovers(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_folders_made_at_the_same_moment_are_different_ones(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: store.make_new_folder(tmp_path / "runs" / "one"), range(40)))
+    assert len(set(made)) == 40
+    assert {path.name for path in made} == {"one", *(f"one-{number}" for number in range(2, 41))}

@@ -685,6 +685,46 @@ def test_features_are_gone_on_with_and_the_checkpoint_is_the_whole_model(
     load_checkpoint(build_model(MODEL, image_size=8, num_classes=10), tmp_path / "run" / LAST)
 
 
+def test_a_training_goes_on_with_pictures_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.training.folders import make_image_folder
+    from vitbench.training.loop import Trainer
+    from vitbench.trainings import session
+
+    make_image_folder(tmp_path / "pictures", train=20, test=5)
+    content = request(data=str(tmp_path / "pictures"), train_images=None)
+    start_training(content, tmp_path / "whole")
+    monkeypatch.setattr(session, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(session, "_STEPS_AT_ONCE", 1)
+    step = Trainer._take_step
+
+    def fail(self: Trainer) -> None:
+        if self.steps == 2:
+            raise ArithmeticError
+        step(self)
+
+    monkeypatch.setattr(Trainer, "_take_step", fail)
+    with pytest.raises(ArithmeticError):
+        start_training(content, tmp_path / "run")
+    monkeypatch.undo()
+    now = tmp_path / "elsewhere" / "pictures"
+    now.parent.mkdir()
+    (tmp_path / "pictures").rename(now)
+    with pytest.raises(DataError, match="pictures"):
+        resume_training(tmp_path / "run")
+    with pytest.raises(DataError, match="not those that this training began with"):
+        resume_training(tmp_path / "run", data="digits")
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["data"] == str(tmp_path / "pictures")
+    resume_training(tmp_path / "run", data=str(now))
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["data"] == str(now)
+
+
+def test_moved_pictures_need_a_checkpoint_that_can_tell_them(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_bytes((whole / "training.json").read_bytes())
+    with pytest.raises(RunFolderError, match="no checkpoint yet"):
+        resume_training(tmp_path, data="digits")
+
+
 def test_weights_of_other_classes_start_a_training_with_a_new_head(whole: Path, tmp_path: Path) -> None:
     from tests.training.folders import make_image_folder
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitbench.errors import Unsupported, UsageError
 from vitbench.records import format_image_size
+from vitbench.reports.printable import one_line
 from vitbench.store import cannot_write, write_atomically
 from vitbench.trained import TrainedModel, explain_oom, open_trained, printable, read_picture
 
@@ -478,7 +479,7 @@ def draw_tiles(
     if scale is not None:
         _draw_scale(drawing, axes, scale, label, rows)
     letters = int(size[0] * 14)
-    drawing.suptitle(textwrap.fill(title, letters), fontsize=8)
+    drawing.suptitle(textwrap.fill(one_line(title, 300), letters), fontsize=8, parse_math=False)
     unbroken = caption.replace(" %", "\N{NO-BREAK SPACE}%")
     drawing.supxlabel(textwrap.fill(unbroken, int(letters * 1.15)), fontsize=7)
     return drawing

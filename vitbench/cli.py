@@ -7,16 +7,19 @@ interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitbench.commands import attention, evaluate, predict, sweep, train
+from vitbench.commands import attention, evaluate, frontier, predict, sweep, train
 from vitbench.errors import UsageError, VitbenchError
+from vitbench.reports.printable import one_line, printable, printable_lines
 
 if TYPE_CHECKING:
     from vitbench.planning import Plan
@@ -37,9 +40,13 @@ _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 INTERRUPTED = 130
 
+_SHOW_WARNING = warnings.showwarning
+_told_already: set[str] = set()
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    warnings.showwarning = _show_warning
     sys.exit(run_command(sys.argv[1:]))
 
 
@@ -60,11 +67,27 @@ def run_command(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _complain(f"{str(error.filename)[:200]!r}: {error.strerror}. Give a shorter path", 2)
     return result if isinstance(result, int) else 0
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Our own warnings, which name files and what is in them, as one line; those of libraries as ever."""
+    if category.__module__.partition(".")[0] == "vitbench":
+        line = f"Warning: {one_line(str(message))}"
+        if line not in _told_already:  # two tables of one folder read it twice
+            _told_already.add(line)
+            print(line, file=sys.stderr)
+    else:
+        _SHOW_WARNING(message, category, *where, **more)
+
+
 def _complain(text: str, code: int) -> int:
-    print(f"Error: {text}" if code != INTERRUPTED else text, file=sys.stderr)
+    line = one_line(text)  # names from files and folders are in it
+    print(f"Error: {line}" if code != INTERRUPTED else line, file=sys.stderr)
     return code
 
 
@@ -170,6 +193,9 @@ def run(
         bool,
         typer.Option("--allow-changed-environment", help="With --resume: go on although the environment has changed."),
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Go on although the suite asks for more than 10,000 cells.")
+    ] = False,
 ) -> int:
     """Measure a suite of models on this machine and write tables of it."""
     overrides: dict[str, Any] = {
@@ -219,6 +245,7 @@ def run(
                     retry=_words(retry) or (),
                     allow_changed_environment=allow_changed_environment,
                     allow_import=allow_import,
+                    allow_many_cells=yes,
                     progress=make_progress(),
                 )
             )
@@ -228,14 +255,21 @@ def run(
                 chosen,
                 quick=quick,
                 allow_import=allow_import,
-                note=lambda text: print(text, file=sys.stderr),
+                allow_many_cells=yes,
+                note=lambda text: print(one_line(text), file=sys.stderr),
                 **overrides,
             )
             _print_plan(plan)
             return 0
         return _told(
             lambda: run_suite(
-                chosen, out=out, quick=quick, allow_import=allow_import, progress=make_progress(), **overrides
+                chosen,
+                out=out,
+                quick=quick,
+                allow_import=allow_import,
+                allow_many_cells=yes,
+                progress=make_progress(),
+                **overrides,
             )
         )
 
@@ -250,7 +284,7 @@ def _told(measure: Callable[[], RunSummary]) -> int:
 
     print(summary_tables([summary.folder]))
     for path in summary.report:
-        print(f"Wrote {path}")
+        print(f"Wrote {printable(str(path))}")
     if summary.failed:
         print(
             f"{len(summary.failed)} of {len(summary.records)} cells failed; see the report's failures", file=sys.stderr
@@ -259,16 +293,21 @@ def _told(measure: Callable[[], RunSummary]) -> int:
 
 
 def _print_plan(plan: Plan) -> None:
+    from vitbench.frontier import most_attempts, search_label
     from vitbench.progress import format_duration
 
+    bound = plan.suite.frontier.max_batch if plan.suite.frontier else None
     for cell in plan.cells:
-        print(
-            f"{plan.estimates[cell.id]:7.1f} s  {cell.label}  ({cell.threads} thread{'s' if cell.threads > 1 else ''})"
-        )
+        label = printable(cell.label if bound is None else f"{search_label(cell)}, batches up to {bound}")
+        print(f"{plan.estimates[cell.id]:7.1f} s  {label}  ({cell.threads} thread{'s' if cell.threads > 1 else ''})")
     total = sum(plan.estimates.values())
     training = sum(seconds for cell in plan.cells if cell.tests for seconds in [plan.estimates[cell.id]])
     part = f", of which training {format_duration(training)}" if training else ""
-    print(f"{len(plan.cells)} cells, about {format_duration(total)}{part}: an estimate, right to a factor of 2 or 3")
+    things = f"{len(plan.cells)} cells"
+    if bound is not None:
+        count = len(plan.cells)
+        things = f"{count} search{'es' if count != 1 else ''} of at most {most_attempts(bound)} attempts"
+    print(f"{things}, about {format_duration(total)}{part}: an estimate, right to a factor of 2 or 3")
 
 
 @app.command(
@@ -286,7 +325,7 @@ def list_things(
     """List models, suites, recipes, data sets, devices or metrics."""
     from vitbench import listing
 
-    print(listing.to_json(what, pattern) if json else listing.to_text(what, pattern))
+    print(listing.to_json(what, pattern) if json else printable_lines(listing.to_text(what, pattern)))
     return 0
 
 
@@ -348,10 +387,10 @@ def _print_answers(answers: list[dict[str, Any]], to_text: Callable[[list[dict[s
     if as_json:
         print(_as_json([{k: v for k, v in answer.items() if k != "usage"} for answer in answers]))
     elif len(failed) < len(answers):
-        print(to_text(answers))
+        print(printable_lines(to_text(answers)))
     if not as_json:
         for answer in failed:
-            print(f"Error: {answer['error']}", file=sys.stderr)
+            _complain(answer["error"], 1)
     if not failed:
         return 0
     return 2 if all(answer["usage"] for answer in failed) and len(failed) == len(answers) else 1
@@ -397,7 +436,7 @@ def doctor(
     from vitbench.progress import make_progress
 
     result = examine(make_progress())
-    print(_as_json(result) if json else to_text(result))
+    print(_as_json(result) if json else printable_lines(to_text(result)))
     statuses = {place["status"] for places in result["checks"].values() for place in places.values()}
     return 1 if statuses - {"ok", "oom", "unsupported"} else 0
 
@@ -432,7 +471,7 @@ def claims(
         if judged:
             print(f"{len(judged)} claims: {count_verdicts(judged)}", file=sys.stderr)
     for path in written:
-        print(f"Wrote {path}", file=sys.stderr)
+        print(f"Wrote {printable(str(path))}", file=sys.stderr)
     return 0
 
 
@@ -453,11 +492,11 @@ def report(
     written = write_report(runs, target) if target is not None else []
     print(summary_tables(runs))
     for path in written:
-        print(f"Wrote {path}")
+        print(f"Wrote {printable(str(path))}")
     return 0
 
 
-for _command in (train, evaluate, predict, attention, sweep):
+for _command in (train, evaluate, predict, attention, sweep, frontier):
     app.command(epilog=_command.EPILOG)(getattr(_command, _command.__name__.rpartition(".")[2]))
 
 

@@ -6,20 +6,26 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vitbench import stacks
 from vitbench.devices import Device, Failure, split_name
 from vitbench.devices.cpu import oom_kill_count
+from vitbench.devices.failures import OUT_OF_MEMORY
 from vitbench.processes import Worker, WorkerTimeoutError
-from vitbench.records import Measurement, measurement_from_dict
+from vitbench.records import Measurement, Status, measurement_from_dict
 from vitbench.registry import DEVICES
 
 #: How many lines of a failed worker's stderr a record keeps.
 STDERR_LINES = 20
-#: Exit codes of Windows from here on are errors (NTSTATUS); STATUS_NO_MEMORY is one.
+#: Exit codes of Windows from here on are errors (NTSTATUS); STATUS_NO_MEMORY and STATUS_COMMITMENT_LIMIT are two.
 _NT_ERROR = 0xC0000000
-_NT_NO_MEMORY = 0xC0000017
+_NT_NO_MEMORY = (0xC0000017, 0xC000012D)
+#: Signals that no process comes by through its own doing.
+_SENT_BY_OTHERS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
+#: Signals (ILL, ABRT, BUS, FPE, KILL, SEGV, TERM) that a shell tells of as 128 and their number.
+_CRASHES_THROUGH_A_SHELL = (4, 6, 7, 8, 9, 11, 15)
 
 
 @dataclass
@@ -80,10 +86,11 @@ class Conversation:
             try:
                 event = self.worker.next_event(deadline)
             except WorkerTimeoutError:
+                where = _where_it_hangs(self.worker)
                 self.worker.kill()
                 self.worker.wait(10)
                 detail = f"the {task.get('process', task['kind'])} process took longer than {limit_s:g} s"
-                outcome.failure = Failure("timeout", "timeout", detail)
+                outcome.failure = Failure("timeout", "timeout", f"{detail}; {where}")
                 break
             if event is None:
                 _worker_died(self.worker, outcome, self._device, self._kills_before)
@@ -124,9 +131,15 @@ def finish(worker: Worker, outcome: Outcome, device: str) -> Outcome:
     """End a worker that serves no other task, and read in its last words whether its figures can be trusted."""
     worker.end()
     text = worker.stderr_tail()
-    cause = _device_class(device).stderr_cause(text)
+    cause, line = _device_class(device).stderr_failure(text)
     if cause and outcome.failure is None:
-        outcome.failure = Failure("error", cause, "the worker finished, but printed that its device failed")
+        status: Status = "oom" if cause in OUT_OF_MEMORY else "error"
+        outcome.failure = Failure(status, cause, f"the worker finished, but printed that its device failed: {line}")
+        # kept, but under that status: they may be the times and the memory of work that was never done
+        outcome.measurements = [
+            replace(one, status=status, detail=outcome.failure.detail) if one.status == "ok" else one
+            for one in outcome.measurements
+        ]
     outcome.note = _device_class(device).stderr_note(text)
     if outcome.failure is not None:
         outcome.stderr_tail = last_lines(text)
@@ -140,12 +153,17 @@ def classify_death(code: int | None, stderr: str, device: str, *, memory_evidenc
     with the cause ``probable_oom``: somebody else may have sent it.
     """
     if code is not None and code >= _NT_ERROR:  # how Windows tells of an access violation and the like
-        if code == _NT_NO_MEMORY:
+        if code in _NT_NO_MEMORY:
             return Failure("oom", "out_of_memory", f"ended by the system for want of memory ({code:#x})"), None
         return Failure("killed", "crash", f"the worker crashed with {code:#x}"), None
-    if code is None or code >= 0:
+    number = _signal_of(code)
+    words = _device_class(device).explain_death(stderr, by_signal=number is not None)
+    said = f": {words.detail}" if words is not None and words.detail else ""
+    if number is None:
+        if words is not None and words.status == "oom":
+            detail = f"ended by itself with exit code {code} because memory could not be had{said}"
+            return Failure("oom", words.cause, detail), None
         return Failure("error", "exit", f"the worker ended by itself with exit code {code} before it was done"), None
-    number = -code
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
     if number == getattr(signal, "SIGKILL", 9):
         if memory_evidence:
@@ -153,15 +171,35 @@ def classify_death(code: int | None, stderr: str, device: str, *, memory_evidenc
                 "oom", "oom_kill", "killed by the kernel for memory (the cgroup's oom_kill count rose)"
             ), number
         return Failure("killed", "probable_oom", f"killed by {name}: probably for memory, without evidence"), number
-    cause = _device_class(device).stderr_cause(stderr)
-    if cause == "out_of_memory":
-        return Failure("oom", cause, f"aborted ({name}) because memory could not be had"), number
-    return Failure("killed", cause or "crash", f"the worker crashed with {name}"), number
+    if words is not None and words.status == "oom":
+        return Failure("oom", words.cause, f"aborted ({name}) because memory could not be had{said}"), number
+    if words is not None:
+        return Failure(words.status, words.cause, f"the worker crashed with {name}{said}"), number
+    if name in _SENT_BY_OTHERS:
+        return Failure("killed", "terminated", f"ended by {name}, which somebody else sent"), number
+    return Failure("killed", "crash", f"the worker crashed with {name}"), number
+
+
+def _signal_of(code: int | None) -> int | None:
+    """The signal that an exit code tells of; None for a process that ended by itself. A shell in between adds 128."""
+    if code is None:
+        return None
+    if code < 0:
+        return -code
+    return code - 128 if hasattr(signal, "SIGKILL") and code - 128 in _CRASHES_THROUGH_A_SHELL else None
 
 
 def last_lines(text: str) -> str:
-    """The end of a worker's stderr as a record keeps it."""
-    return "\n".join(text.splitlines()[-STDERR_LINES:])
+    """The end of a worker's stderr as a record keeps it; of a stack, where it is and not where it began."""
+    return stacks.shorten(text, STDERR_LINES)
+
+
+def _where_it_hangs(worker: Worker) -> str:
+    """Where a late worker is, in words."""
+    if stacks.ASK is None:
+        return "where it hung is not known: this system has no signal that asks for a stack"
+    call = stacks.last_call(worker.ask_for_stack())
+    return f"last in {call}" if call else "where it hung is not known: it printed no stack when asked"
 
 
 def _worker_died(worker: Worker, outcome: Outcome, device: str, kills_before: int | None) -> None:

@@ -4,6 +4,9 @@ A spawned interpreter needs seconds to import its libraries; a fork has them. Th
 operator, so that each worker sets its own threads and opens its own device. Requests come over a Unix socket, each
 with the three files that become the worker's stdin, stdout and stderr; the worker then cannot tell that it was not
 spawned.
+
+Nothing outlives the server's owner: when the connection ends, which it does however the owner ends, the server kills
+every worker and everything that they started; the kernel kills the workers of a server that is killed itself.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ import selectors
 import signal
 import socket
 import sys
+import time
+from pathlib import Path
 
 #: What every worker needs, loaded once here. torch._dynamo comes in with the first optimizer otherwise, at a second a
 #: worker.
-PRELOAD = (
+PRELOAD: tuple[str, ...] = (
     "torch",
     "torch._dynamo",
     "torch.utils.flop_counter",
@@ -35,7 +40,11 @@ PRELOAD = (
     "vitbench.training.evaluate",
     "vitbench.training.recipes",
 )
+# linux/prctl.h
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+#: How long what was killed may take to be gone before the server ends without it, in seconds.
+_ENDING_S = 5.0
 
 
 class ForkServer:
@@ -44,6 +53,8 @@ class ForkServer:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.workers: dict[int, int] = {}  # pid -> the number that the request gave it
+        self.pid = os.getpid()
+        _adopt_orphans()
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_write, False)
         signal.set_wakeup_fd(self.wake_write)
@@ -61,9 +72,7 @@ class ForkServer:
                     self._tell_deaths()
                 if self.connection in ready and not self._take_request():
                     break
-        for pid in self.workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+        self._end_everything()
 
     def _take_request(self) -> bool:
         message, ancillary, _, _ = self.connection.recvmsg(4096, socket.CMSG_LEN(3 * array.array("i").itemsize))
@@ -89,6 +98,9 @@ class ForkServer:
         try:
             os.setsid()  # a group of its own, so that it is killed with whatever it starts
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != self.pid:
+                return  # the server was killed before that took effect
+            _adopt_orphans()  # while it lives, whatever it started stays below it
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -121,16 +133,64 @@ class ForkServer:
             os._exit(code)  # the server's own clean-up must not run in its copy
 
     def _tell_deaths(self) -> None:
-        while self.workers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
+        while (ended := _next_death()) is not None:
+            pid, code = ended
+            if pid in self.workers:
+                self._tell({"event": "ended", "worker": self.workers.pop(pid), "code": code})
+            self._end_orphans()  # before the next worker is asked for
+
+    def _end_orphans(self) -> None:
+        """Kill what a worker has left behind. Killing one hands its children on to the server, which is told of the
+        death, and comes here again.
+        """
+        for pid in _children():
+            if pid not in self.workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _end_everything(self) -> None:
+        deadline = time.monotonic() + _ENDING_S
+        self.workers.clear()
+        while time.monotonic() < deadline:
+            self._end_orphans()
+            time.sleep(0.002)
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
                 return
-            code = os.waitstatus_to_exitcode(status)
-            self._tell({"event": "ended", "worker": self.workers.pop(pid), "code": code})
 
     def _tell(self, event: dict[str, object]) -> None:
         with contextlib.suppress(BrokenPipeError):
             self.connection.sendall(json.dumps(event).encode() + b"\n")
+
+
+def _adopt_orphans() -> None:
+    """Make this process the parent of whatever below it loses its own (a grandchild whose parent has ended)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _next_death() -> tuple[int, int] | None:
+    """The next child that has ended, with its exit code (minus the signal), or None."""
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (pid, os.waitstatus_to_exitcode(status)) if pid else None
+
+
+def _children() -> list[int]:
+    """The processes whose parent this one is."""
+    tasks = [path for path in Path("/proc/self/task").glob("*/children") if path.is_file()]
+    if not tasks:  # a kernel without CONFIG_PROC_CHILDREN
+        import psutil
+
+        return [child.pid for child in psutil.Process().children()]
+    found: list[int] = []
+    for path in tasks:
+        with contextlib.suppress(OSError):  # the thread has ended
+            found += map(int, path.read_text().split())
+    return found
 
 
 def main() -> None:

@@ -9,15 +9,17 @@ import fnmatch
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vitbench.conversation import Outcome, converse, finish
-from vitbench.devices import canonical_device_name
+from vitbench.devices import canonical_device_name, split_name
+from vitbench.devices.cpu import available_memory
 from vitbench.environment import capture_environment, default_threads, hash_environment
 from vitbench.errors import DataError, DeviceError, UnknownNameError, UsageError, WorkerError
+from vitbench.frontier import expected_attempts, guess_largest
 from vitbench.processes import Launcher
 from vitbench.records import Cell
 from vitbench.registry import METRICS, PRETRAINED, is_external, is_pattern, model_registry
@@ -31,6 +33,7 @@ from vitbench.suites import (
     Suite,
     Training,
     TrainingFacts,
+    check_count,
     expand,
 )
 from vitbench.training.data import DataInfo, describe_data
@@ -223,11 +226,13 @@ def _chosen(file: str, info: DataInfo) -> list[int]:
     return choose_imbalanced([0] * info.train_images, range(info.train_images), file, 0)
 
 
-def check_before_loading(suite: Suite) -> Suite:
+def check_before_loading(suite: Suite, *, allow_many_cells: bool = False) -> Suite:
     """All that can be checked without torch, so that a typo fails in the first second; canonical device names.
 
-    Raises UsageError: unknown devices, illegal image sizes of our own models, missing data.
+    Raises UsageError: more cells than a person means (unless they are allowed), unknown devices, illegal image sizes of
+    our own models, missing data.
     """
+    check_count(suite, allow_many=allow_many_cells)
     devices = tuple(dict.fromkeys(canonical_device_name(name) for name in suite.devices))
     rules = tuple(
         rule.model_copy(update={"devices": tuple(canonical_device_name(name) for name in rule.devices)})
@@ -283,7 +288,7 @@ def _check_weights_option(suite: Suite) -> None:
         )
 
 
-def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None]) -> Plan:
+def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, allow_many_cells: bool = False) -> Plan:
     """Find the devices, look every model up, count parameters and FLOPs, expand to cells, estimate the time.
 
     Raises UsageError for names, devices and sizes that are not legal: before the first cell, not as its record.
@@ -300,6 +305,7 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None]) -> 
     suite = suite.model_copy(update={"devices": devices, "threads": tuple(dict.fromkeys(threads))})
 
     suite = suite.model_copy(update={"models": _match_external(suite.models, launcher)})
+    check_count(suite, allow_many=allow_many_cells)  # now that it is known what patterns and auto stand for
 
     training = resolve_training(suite)
     facts = _look_up(suite.models, launcher)
@@ -327,7 +333,9 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None]) -> 
         # nothing here can be refused, and nothing needs an estimate: counted cell by cell, each safe at once
         return Plan(suite, cells, training, {}, {cell.id: _STATIC_S for cell in cells}, environment)
     static = count_static(cells, static_metrics(suite), launcher, note, suite.timeout_s)
-    return Plan(suite, cells, training, static, _estimate(suite, cells, training, static, launcher), environment)
+    memory = {name: _memory_bytes(suite, name, described["devices"][name]) for name in devices}
+    estimates = _estimate(suite, cells, training, static, launcher, memory)
+    return Plan(suite, cells, training, static, estimates, environment)
 
 
 def static_metrics(suite: Suite) -> tuple[str, ...]:
@@ -439,9 +447,10 @@ def _estimate(
     training: TrainingPlan | None,
     static: Mapping[StaticKey, Outcome],
     launcher: Launcher,
+    memory: Mapping[str, float],
 ) -> dict[str, float]:
-    """Seconds for each cell, from its FLOPs and this machine's speed on a small transformer block: right to a factor
-    of 2 or 3.
+    """Seconds for each cell (or the search that it is the base of), from its FLOPs and this machine's speed on a small
+    transformer block: right to a factor of 2 or 3. ``memory``: the bytes that a cell may take on each device.
     """
     rates: dict[str, float] = {}
     for device in {cell.device for cell in cells}:
@@ -454,7 +463,9 @@ def _estimate(
     estimates: dict[str, float] = {}
     counted: set[StaticKey] = set()
     for cell in cells:
-        flops = next((m.value for m in static[static_key(cell)].measurements if m.metric == "flops"), 1e9)
+        found = static[static_key(cell)].measurements
+        counts = {m.metric: m.value for m in found if m.metric in _ALWAYS_COUNTED and m.status == "ok"}
+        flops = counts.get("flops", 1e9)
         one_image = flops / rates[cell.device]
         if cell.tests and training is not None:
             tested = (suite.training.test_images if suite.training else None) or training.info.test_images
@@ -465,19 +476,59 @@ def _estimate(
                 images, seconds = 0, 0.0
             estimates[cell.id] = _PROCESS_S + seconds + one_image * (images * _STEP_IN_FORWARDS + tested)
             continue
-        call = one_image * cell.batch_size * (_STEP_IN_FORWARDS if cell.mode == "train" else 1)
-        metrics = [METRICS.get(name) for name in suite.metrics if cell.mode in METRICS.get(name).modes]
-        total = 0.0
-        if any(metric.process == "time" for metric in metrics):
-            sampling = max(suite.measure.seconds, suite.measure.min_samples * call)
-            # with a turn of the reference after every one or two of the cell's
-            total += suite.measure.processes * (_PROCESS_S + sampling * (1 + TURN_S / max(call, 2 * TURN_S)))
-        if any(metric.process == "energy" for metric in metrics):
-            total += _ENERGY_S
-        if any(metric.process == "memory" for metric in metrics):
-            total += _PROCESS_S + 4 * call
+        if suite.frontier is None:
+            total = _cell_seconds(suite, cell, one_image)
+        else:
+            largest = guess_largest(counts.get("params", 1e7), flops, cell.mode, memory[cell.device])
+            batches = expected_attempts(largest, suite.frontier.max_batch)
+            total = _search_seconds(suite, cell, one_image, batches, largest)
         if static_key(cell) not in counted:
+            metrics = [METRICS.get(name) for name in suite.metrics if cell.mode in METRICS.get(name).modes]
             total += 2 * _PROCESS_S * sum(metric.process == "counters" for metric in metrics)
             counted.add(static_key(cell))
         estimates[cell.id] = total
     return estimates
+
+
+def _call_seconds(cell: Cell, one_image: float) -> float:
+    """One forward pass or training step, where one picture's forward pass takes ``one_image`` seconds."""
+    return one_image * cell.batch_size * (_STEP_IN_FORWARDS if cell.mode == "train" else 1)
+
+
+def _cell_seconds(suite: Suite, cell: Cell, one_image: float) -> float:
+    """Its processes on the device."""
+    call = _call_seconds(cell, one_image)
+    metrics = [METRICS.get(name) for name in suite.metrics if cell.mode in METRICS.get(name).modes]
+    total = 0.0
+    if any(metric.process == "time" for metric in metrics):
+        sampling = max(suite.measure.seconds, suite.measure.min_samples * call)
+        # with a turn of the reference after every one or two of the cell's
+        total += suite.measure.processes * (_PROCESS_S + sampling * (1 + TURN_S / max(call, 2 * TURN_S)))
+    if any(metric.process == "energy" for metric in metrics):
+        total += _ENERGY_S
+    if any(metric.process == "memory" for metric in metrics):
+        total += _PROCESS_S + 4 * call
+    return total
+
+
+def _search_seconds(suite: Suite, base: Cell, one_image: float, batches: Sequence[int], largest: int) -> float:
+    """A search that tries ``batches``; those beyond ``largest`` end somewhere in their first call, and one that takes
+    too long ends the search.
+    """
+    total = 0.0
+    for batch in batches:
+        cell = replace(base, batch_size=batch)
+        fits = batch <= largest
+        seconds = _cell_seconds(suite, cell, one_image) if fits else _PROCESS_S + _call_seconds(cell, one_image) / 2
+        total += min(seconds, suite.timeout_s)
+        if seconds > suite.timeout_s:
+            break
+    return total
+
+
+def _memory_bytes(suite: Suite, device: str, facts: Mapping[str, Any]) -> float:
+    """What a cell may take there: the suite's limit, or what the machine has."""
+    if suite.memory_limit is not None:
+        return float(suite.memory_limit)
+    on_host = split_name(device)[0] == "cpu" or not facts.get("memory_bytes")
+    return float(available_memory() if on_host else facts["memory_bytes"])

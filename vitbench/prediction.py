@@ -42,6 +42,8 @@ _INK, _PAPER, _BAR, _PALE = (20, 20, 20), (255, 255, 255), (0, 114, 178), (226, 
 _LARGEST_CLASSES_FILE = 10_000_000
 #: Of a file name, in bytes: systems take 255.
 _LONGEST_STEM = 150
+#: What Windows takes for a device, whatever follows after the dot.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\.", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +294,8 @@ class OutputNames:
         """A name for what is made of ``stem``: ``cat-predicted.png``, or ``cat-predicted-2.png`` if that is taken."""
         safe = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", stem)).strip(".")
         safe = safe.encode("utf-8")[:_LONGEST_STEM].decode("utf-8", errors="ignore") or "picture"
+        if _DEVICE.match(safe):
+            safe = f"_{safe}"
         name, number = f"{safe}-predicted.png", 1
         while _folded(name) in self._taken:
             number += 1

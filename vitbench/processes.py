@@ -15,9 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from vitbench import lifeline, stacks
 from vitbench.errors import WorkerError
+
+if TYPE_CHECKING:
+    import psutil
 
 #: How much of a worker's stderr is kept: its end.
 STDERR_TAIL_BYTES = 16384
@@ -27,6 +31,9 @@ ENDING_S = 10.0
 LOOK_S = 1.0
 #: How long the fork server may take to load its libraries on a slow disk.
 SERVER_START_S = 300.0
+#: How long a worker that is asked for its stack may take to print it, and how long it is silent then, in seconds.
+STACK_S = 1.0
+_STACK_SILENCE_S = 0.1
 
 
 class WorkerTimeoutError(Exception):
@@ -36,7 +43,7 @@ class WorkerTimeoutError(Exception):
 class Worker:
     """One worker process: tasks in, events out, its last words kept.
 
-    ``pid`` leads a process group of its own, so that ``kill`` reaches what the worker started.
+    ``pid`` leads a process group of its own. ``kill`` reaches everything that the worker started, in that group or not.
     """
 
     def __init__(self, pid: int, tasks: IO[str], events: IO[str], errors: IO[bytes]) -> None:
@@ -44,6 +51,7 @@ class Worker:
         self._tasks = tasks
         self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._stderr = bytearray()
+        self._heard = 0  # bytes of stderr, of which the end is kept
         self._readers = [
             threading.Thread(target=self._read_events, args=(events,), daemon=True),
             threading.Thread(target=self._read_errors, args=(errors,), daemon=True),
@@ -81,6 +89,34 @@ class Worker:
         self._readers[1].join(timeout=1.0)
         return self._stderr.decode("utf-8", errors="replace").strip()
 
+    def ask_for_stack(self) -> str:
+        """What the process prints on stderr when it is asked for its stack, which also stands in ``stderr_tail`` then.
+
+        Empty if it prints nothing within STACK_S: where there is no signal to ask with (Windows), or for a process that
+        is stopped, or has not come far enough to answer. That one the signal ends: ask what is to be killed.
+        """
+        if stacks.ASK is None:
+            return ""
+        before = self._heard
+        try:
+            os.kill(self.pid, stacks.ASK)
+        except (ProcessLookupError, PermissionError):
+            return ""
+        deadline = time.monotonic() + STACK_S
+        heard, heard_at = before, time.monotonic()
+        while (now := time.monotonic()) < deadline:
+            time.sleep(0.01)
+            if self._heard != heard:
+                heard, heard_at = self._heard, now
+            elif now - heard_at > _STACK_SILENCE_S and stacks.is_whole(self._heard_since(before)):
+                break
+        return self._heard_since(before)
+
+    def _heard_since(self, before: int) -> str:
+        """What of stderr came after its first ``before`` bytes, as far as it is kept."""
+        kept, new = bytes(self._stderr), self._heard - before
+        return kept[-new:].decode("utf-8", errors="replace") if new > 0 else ""
+
     def alive(self) -> bool:
         """Whether the process still runs."""
         raise NotImplementedError
@@ -90,7 +126,9 @@ class Worker:
         raise NotImplementedError
 
     def kill(self) -> None:
-        """End it and its children at once."""
+        """End it and everything below it at once."""
+        # looked up before: afterwards nobody knows whose they were
+        below = self._descendants() if self.alive() else []
         if os.name == "posix":
             # a worker that has just been forked leads no group of its own yet
             for end in (os.killpg, os.kill):
@@ -99,9 +137,9 @@ class Worker:
         else:
             import psutil
 
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in (*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)):
-                    process.kill()
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(self.pid).kill()
+        _kill_each(below)
 
     def end(self) -> int | None:
         """Close its input, wait for it a little, kill it if it will not end; returns the exit code."""
@@ -109,6 +147,15 @@ class Worker:
         code = self.wait(ENDING_S)
         self.kill()  # if it will not end; and what it started and left behind, which would run beside the next cell
         return self.wait(ENDING_S) if code is None else code
+
+    def _descendants(self) -> list[psutil.Process]:
+        """What it started, and what those started, also in sessions of their own."""
+        import psutil
+
+        try:
+            return psutil.Process(self.pid).children(recursive=True)
+        except psutil.Error:
+            return []
 
     def _read_events(self, events: IO[str]) -> None:
         with events:
@@ -124,20 +171,33 @@ class Worker:
             while chunk := errors.read1(4096):  # type: ignore[attr-defined]
                 self._stderr += chunk
                 del self._stderr[:-STDERR_TAIL_BYTES]
+                self._heard += len(chunk)
 
 
 class SpawnedWorker(Worker):
-    """A worker in an interpreter of its own."""
+    """A worker in an interpreter of its own, which ends when this process does."""
 
     def __init__(self, arguments: Sequence[str] = ()) -> None:
-        self._process = subprocess.Popen(
-            [*_interpreter(arguments), "-m", "vitbench.worker", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=worker_environment(),
-            start_new_session=os.name == "posix",
-        )
+        environment = worker_environment()
+        theirs: tuple[int, ...] = ()
+        if os.name == "posix":
+            end, ours = os.pipe()
+            self._lifeline = open(ours, "wb", buffering=0)  # noqa: SIM115  (closed with this object)
+            theirs = (end,)
+            environment[lifeline.VARIABLE] = str(end)
+        try:
+            self._process = subprocess.Popen(
+                [*_interpreter(arguments), "-m", "vitbench.worker", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                start_new_session=os.name == "posix",
+                pass_fds=theirs,
+            )
+        finally:
+            for file in theirs:
+                os.close(file)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None
@@ -155,6 +215,13 @@ class SpawnedWorker(Worker):
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             return None
+
+    def end(self) -> int | None:
+        # nobody inherits what it leaves behind, as a fork server does
+        below = self._descendants()
+        code = super().end()
+        _kill_each(below)
+        return code
 
 
 class ForkedWorker(Worker):
@@ -219,6 +286,9 @@ class ForkLauncher(Launcher):
     given. A server that dies (killed for memory, say) is replaced when the next worker is asked for.
     """
 
+    #: The program that is the server.
+    server_module = "vitbench.forkserver"
+
     def __init__(self, preload: Iterable[str] = (), arguments: Sequence[str] = ()) -> None:
         self._arguments = (*arguments, *preload)
         self._workers: dict[int, ForkedWorker] = {}
@@ -228,7 +298,7 @@ class ForkLauncher(Launcher):
     def _start_server(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server = subprocess.Popen(
-            [*_interpreter(self._arguments), "-m", "vitbench.forkserver", str(theirs.fileno()), *self._arguments],
+            [*_interpreter(self._arguments), "-m", self.server_module, str(theirs.fileno()), *self._arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -339,6 +409,14 @@ class ForkLauncher(Launcher):
             while chunk := errors.read1(4096):  # type: ignore[attr-defined]
                 self._stderr += chunk
                 del self._stderr[:-STDERR_TAIL_BYTES]
+
+
+def _kill_each(processes: Iterable[psutil.Process]) -> None:
+    import psutil
+
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # gone, and another one may have its number
+            process.kill()
 
 
 def worker_environment() -> dict[str, str]:

@@ -9,7 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from vitbench.frontier import bounds_a_search, search_label
 from vitbench.records import Cell, Record
+from vitbench.reports.printable import one_line
+
+#: Characters of what the live line says of a cell.
+_LONGEST_LABEL = 200
 
 
 def format_duration(seconds: float) -> str:
@@ -31,6 +36,8 @@ class Progress:
         self.done = 0
         self.already = 0
         self.failures: dict[str, int] = {}
+        #: whether the cells stand for searches of the largest batch, whose attempts are told of by ``cell_done``
+        self.searches = False
         self._expected = 0.0
         self._begin = time.monotonic()
 
@@ -63,10 +70,16 @@ class Progress:
 
     def cell_done(self, record: Record) -> None:
         """A cell has its record."""
-        self.done += 1
-        self._expected += self.estimates.get(record.cell.id, 1.0)
-        if record.status != "ok":
+        if not self.searches:
+            self.done += 1
+            self._expected += self.estimates.get(record.cell.id, 1.0)
+        if record.status != "ok" and not bounds_a_search(record):
             self.failures[record.status] = self.failures.get(record.status, 0) + 1
+
+    def search_done(self, cell: Cell, found: str) -> None:
+        """The search that starts from ``cell`` is over; ``found``: the largest batch, or what ended it."""
+        self.done += 1
+        self._expected += self.estimates.get(cell.id, 1.0)
 
     def seconds_left(self) -> float:
         """The estimate of what is left, corrected by how long the cells so far took against theirs."""
@@ -93,26 +106,38 @@ class PlainProgress(Progress):
         self.stream = stream or sys.stderr
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(one_line(text), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
-        print(f"Warning: {text}", file=self.stream, flush=True)
+        self.note(f"Warning: {text}")
 
     @contextlib.contextmanager
     def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
         with super().running(folder, cells, estimates, already):
-            kept = f" ({already} have their record already)" if already else ""
-            plural = "s" if len(cells) != 1 else ""
-            self.note(f"{len(cells)} cell{plural}{kept}, about {format_duration(self.seconds_left())}, into {folder}")
+            one, many, state = "cell", "cells", "have their record"
+            if self.searches:
+                one, many, state = "search", "searches", "are over"
+            kept = f" ({already} {state} already)" if already else ""
+            things = f"{len(cells)} {one if len(cells) == 1 else many}"
+            self.note(f"{things}{kept}, about {format_duration(self.seconds_left())}, into {folder}")
             yield
 
     def cell_done(self, record: Record) -> None:
         super().cell_done(record)
-        outcome = record.status if record.status == "ok" else f"{record.status} ({record.detail or record.cause})"
-        self.note(
-            f"[{self.done}/{len(self.cells)}] {record.cell.label}: {outcome}, {record.duration_s:.1f} s; "
-            f"{self.failures_text()}, {format_duration(self.seconds_left())} left"
-        )
+        why = record.cause if bounds_a_search(record) else record.detail or record.cause
+        outcome = record.status if record.status == "ok" else f"{record.status} ({why})"
+        told = f"{record.cell.label}: {outcome}, {record.duration_s:.1f} s"
+        if self.searches:
+            self.note(f"[{self.done + 1}/{len(self.cells)}] {told}")
+        else:
+            self.note(f"[{self.done}/{len(self.cells)}] {told}; {self._how_far()}")
+
+    def search_done(self, cell: Cell, found: str) -> None:
+        super().search_done(cell, found)
+        self.note(f"[{self.done}/{len(self.cells)}] {search_label(cell)}: largest batch: {found}; {self._how_far()}")
+
+    def _how_far(self) -> str:
+        return f"{self.failures_text()}, {format_duration(self.seconds_left())} left"
 
 
 class LiveProgress(PlainProgress):
@@ -126,7 +151,8 @@ class LiveProgress(PlainProgress):
 
     def note(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            # what a model is called, or says of itself, is text: neither markup nor :emoji: nor orders to the terminal
+            self._bar.console.print(one_line(text), markup=False, emoji=False, highlight=False)
         else:
             super().note(text)
 
@@ -176,15 +202,23 @@ class LiveProgress(PlainProgress):
 
     def cell_done(self, record: Record) -> None:
         Progress.cell_done(self, record)
-        if record.status != "ok":
+        if record.status != "ok" and not bounds_a_search(record):
             self.note(f"{record.cell.label}: {record.status} ({record.detail or record.cause})")
+        self._renew()
+
+    def search_done(self, cell: Cell, found: str) -> None:
+        Progress.search_done(self, cell, found)
+        self.note(f"{search_label(cell)}: largest batch: {found}")
+        self._renew()
+
+    def _renew(self) -> None:
         if self._bar is not None:
             left = format_duration(self.seconds_left())
             self._bar.update(self._task, completed=self.done, left=left, failures=self.failures_text())
 
     def _show(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description=text)
+            self._bar.update(self._task, description=one_line(text, _LONGEST_LABEL))
 
 
 def make_progress() -> Progress:

@@ -163,14 +163,16 @@ class Record:
         """One line of JSON without a line end; non-finite numbers are refused (ValueError): they are errors, not
         data.
         """
-        return json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+        # halves of characters, as which bytes that are no text come in an error, are escaped: UTF-8 has none
+        return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
     @classmethod
     def from_json(cls, line: str) -> Record:
         """The record of one line. Raises ValueError for a line that is damaged or of a newer schema."""
         try:
             return record_from_dict(json.loads(line))
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
 
 
@@ -198,7 +200,7 @@ class NoiseCheck:
             data = json.loads(line)
             samples, reference = _samples([data["samples"], data["reference_samples"]])
             check = cls(**{**data, "samples": samples, "reference_samples": reference})
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"not a noise check: {type(error).__name__}: {error}") from error
         if len(check.samples) != len(check.reference_samples) or min(check.reference_samples, default=0) <= 0:
             raise ValueError("not a noise check: its samples do not pair")

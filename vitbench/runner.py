@@ -17,9 +17,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vitbench import store
+from vitbench import chaos, store
 from vitbench.environment import describe_session, usable_cores
 from vitbench.errors import RunFolderError, StorageError, UsageError
+from vitbench.frontier import base_of, bounds_a_search, search, unfinished
 from vitbench.load import LoadWatch
 from vitbench.measuring import MIN_FIRST_STAGE, CellMeasurer
 from vitbench.planning import (
@@ -36,6 +37,7 @@ from vitbench.records import HARMLESS, STATUSES, Cell, Record
 from vitbench.registry import METRICS
 from vitbench.suites import DEFAULT_SUITE, RANDOM, Suite, load_suite, make_suite, to_toml
 from vitbench.training.recipes import BUDGETS
+from vitbench.untrusted import refuse_links
 
 #: --quick: one short process a cell and a quarter of the training.
 _QUICK_MEASURE = {"processes": 1, "seconds": 0.3, "min_samples": 5}
@@ -61,7 +63,7 @@ class RunSummary:
     @property
     def failed(self) -> tuple[Record, ...]:
         """The records that failed for another reason than memory: what makes the exit code 1."""
-        return tuple(record for record in self.records if record.status not in HARMLESS)
+        return tuple(record for record in self.records if record.status not in HARMLESS and not bounds_a_search(record))
 
 
 def run_suite(
@@ -70,6 +72,7 @@ def run_suite(
     out: str | Path | None = None,
     quick: bool = False,
     allow_import: bool = False,
+    allow_many_cells: bool = False,
     progress: Progress | None = None,
     **overrides: Any,
 ) -> RunSummary:
@@ -79,14 +82,30 @@ def run_suite(
     (``models=["vit_basic"]``, ``batch_sizes=[1, 8]``, ``metrics=...``, ``data="digits"``, ``recipe=["brief"]``,
     ``budget="images=30000"``, ``seeds=[0, 1]``, ...). ``out`` is the run folder, new or empty; by default
     ``runs/<suite>-<time>``. ``allow_import`` lets names of the form ``module:package.module:function`` import code of
-    your own. Raises UsageError for what cannot be, StorageError when the disk is full (the run can be resumed).
+    your own. ``allow_many_cells`` goes on with a suite of more than 10,000 cells. Raises UsageError for what cannot be,
+    StorageError when the disk is full (the run can be resumed).
     """
-    chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick))
+    prepared = prepare_suite(suite, overrides, quick=quick)
+    return run_prepared(
+        prepared, out=out, allow_import=allow_import, allow_many_cells=allow_many_cells, progress=progress
+    )
+
+
+def run_prepared(
+    suite: Suite,
+    *,
+    out: str | Path | None = None,
+    allow_import: bool = False,
+    allow_many_cells: bool = False,
+    progress: Progress | None = None,
+) -> RunSummary:
+    """Measure a suite that is made already: see ``run_suite``."""
+    chosen = check_before_loading(suite, allow_many_cells=allow_many_cells)
     folder = _new_folder(out, chosen.name)
     reporter = progress or SilentProgress()
     try:
-        with _launch(chosen, allow_import) as launcher, _locked(folder):
-            plan = make_plan(chosen, launcher, reporter.note)
+        with _launch(chosen, allow_import) as launcher, _locked(folder), _resumable(folder):
+            plan = make_plan(chosen, launcher, reporter.note, allow_many_cells=allow_many_cells)
             store.write_atomically(folder / store.SUITE, to_toml(plan.suite).encode("utf-8"))
             return _run(plan, plan.cells, folder, launcher, reporter)
     finally:
@@ -99,6 +118,7 @@ def resume_run(
     retry: Sequence[str] = (),
     allow_changed_environment: bool = False,
     allow_import: bool = False,
+    allow_many_cells: bool = False,
     progress: Progress | None = None,
 ) -> RunSummary:
     """Measure the cells of a run that have no record yet, and again those whose status is in ``retry``.
@@ -112,19 +132,20 @@ def resume_run(
             raise UsageError(f"Status {status!r} cannot be retried. Give any of: {', '.join(STATUSES[1:])}")
     if not (path / store.SUITE).is_file():
         raise RunFolderError(f"{path} cannot be resumed: it has no {store.SUITE}. Give the folder of a run")
-    suite = check_before_loading(_suite_as_run(path))
+    refuse_links(path, [store.CHECKPOINTS])
+    suite = check_before_loading(_suite_as_run(path), allow_many_cells=allow_many_cells)
     reporter = progress or SilentProgress()
-    with _launch(suite, allow_import) as launcher, _locked(path):
+    with _launch(suite, allow_import) as launcher, _locked(path), _resumable(path):
+        store.check_writable(path)
         for problem in store.set_damaged_lines_aside(path):
             reporter.warn(f"{problem}: set aside in {store.DAMAGED}, the cell is measured again")
         done = store.read_records(path) if (path / store.RECORDS).is_file() else []
-        plan = make_plan(suite, launcher, reporter.note)
+        plan = make_plan(suite, launcher, reporter.note, allow_many_cells=allow_many_cells)
         if not allow_changed_environment:
             _refuse_changed_environment(path, plan)
         _refuse_changed_checkpoint(path, plan, done)
-        kept = {record.cell.id for record in done if record.status not in retry}
-        missing = [cell for cell in plan.cells if cell.id not in kept]
-        return _run(plan, missing, path, launcher, reporter)
+        kept = [record for record in done if record.status not in retry]
+        return _run(plan, _missing(plan, kept), path, launcher, reporter, kept)
 
 
 def plan_suite(
@@ -132,13 +153,14 @@ def plan_suite(
     *,
     quick: bool = False,
     allow_import: bool = False,
+    allow_many_cells: bool = False,
     note: Callable[[str], None] = lambda text: None,
     **overrides: Any,
 ) -> Plan:
     """What ``run_suite`` would measure, without measuring it. Raises UsageError like it."""
-    chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick))
+    chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick), allow_many_cells=allow_many_cells)
     with _launch(chosen, allow_import) as launcher:
-        return make_plan(chosen, launcher, note)
+        return make_plan(chosen, launcher, note, allow_many_cells=allow_many_cells)
 
 
 def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: bool = False) -> Suite:
@@ -203,9 +225,38 @@ def _quick_changes(suite: Suite, *, shorter: bool) -> dict[str, Any]:
     return changes
 
 
-def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, progress: Progress) -> RunSummary:
-    """Measure ``cells`` into ``folder``, then write the report of everything there."""
-    session = describe_session()
+def _missing(plan: Plan, kept: Sequence[Record]) -> list[Cell]:
+    """The cells of a plan that none of ``kept`` is of, or whose search these do not end."""
+    if plan.suite.frontier is not None:
+        return unfinished(plan.cells, kept, plan.suite.frontier.max_batch)
+    ids = {record.cell.id for record in kept}
+    return [cell for cell in plan.cells if cell.id not in ids]
+
+
+def _measured(
+    plan: Plan, cells: Sequence[Cell], kept: Sequence[Record], measurer: CellMeasurer, progress: Progress
+) -> Iterator[Record]:
+    """The records of ``cells``, or those of the searches that they are the bases of, as soon as there is one."""
+    if plan.suite.frontier is None:
+        return measurer.measure(cells)
+    return search(cells, kept, plan.suite.frontier.max_batch, measurer.measure, progress)
+
+
+def _run(
+    plan: Plan,
+    cells: Sequence[Cell],
+    folder: Path,
+    launcher: Launcher,
+    progress: Progress,
+    kept: Sequence[Record] = (),
+) -> RunSummary:
+    """Measure ``cells`` into ``folder``, where ``kept`` are known already, then write the report of everything
+    there.
+    """
+    faults = chaos.describe()
+    for warning in faults.values():
+        progress.warn(warning)
+    session = {**describe_session(), **faults}
     store.add_session(folder, plan.environment_hash, plan.environment, session)
     checkpoints = folder / store.CHECKPOINTS
     if any(cell.trains for cell in cells):
@@ -216,21 +267,18 @@ def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, pr
     writer = store.RecordWriter(folder)
     _warn_of_too_many_threads(plan, cells, progress)
     measurer = CellMeasurer(plan, launcher, checkpoints, progress)
+    progress.searches = plan.suite.frontier is not None
     try:
         with (
             measurer,
             progress.running(folder, list(cells), dict(plan.estimates), already=len(plan.cells) - len(cells)),
         ):
             checked = 0
-            for record in measurer.measure(cells):
+            for record in _measured(plan, cells, kept, measurer, progress):
                 writer.append(record)
                 store.add_noise(folder, measurer.noise[checked:])
                 checked = len(measurer.noise)
                 progress.cell_done(record)
-    except StorageError as error:
-        raise StorageError(
-            f"{str(error).rstrip('.')}. Free some space, then: vitbench run --resume {folder}"
-        ) from error
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted. Go on with: vitbench run --resume {folder}") from None
     finally:
@@ -239,7 +287,12 @@ def _run(plan: Plan, cells: Sequence[Cell], folder: Path, launcher: Launcher, pr
 
     progress.note("Writing the report ...")
     ids = {cell.id for cell in plan.cells}
-    records = tuple(record for record in store.read_records(folder) if record.cell.id in ids)
+    records = tuple(
+        record
+        for record in store.read_records(folder)
+        # an attempt of a search belongs to the cell that the search is planned by
+        if (record.cell if plan.suite.frontier is None else base_of(record.cell)).id in ids
+    )
     return RunSummary(folder, records, tuple(write_report([folder], folder)))
 
 
@@ -262,6 +315,7 @@ def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progr
 
 
 def _launch(suite: Suite, allow_import: bool) -> Launcher:
+    chaos.load_faults()  # what is wrong with them is to be said at once
     preload = []
     if suite.training is not None:  # a second, which each training cell would take otherwise
         preload += ["sklearn.metrics", *(["sklearn.datasets"] if suite.training.data == "digits" else [])]
@@ -272,17 +326,13 @@ def _launch(suite: Suite, allow_import: bool) -> Launcher:
 
 def _new_folder(out: str | Path | None, suite_name: str) -> Path:
     """The run folder, made if need be. Raises RunFolderError if it is not empty or cannot be written."""
-    if out is None:
-        stem = Path("runs") / f"{suite_name}-{datetime.now():%Y%m%d-%H%M%S}"
-        folder, number = stem, 2
-        while folder.exists():
-            folder, number = stem.with_name(f"{stem.name}-{number}"), number + 1
-    else:
-        folder = Path(out)
+    folder = Path("runs") / f"{suite_name}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else Path(out)
     try:
+        if out is None:
+            folder = store.make_new_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = [path for path in folder.iterdir() if path.name != store.LOCK]
-        probe = folder / ".writable"
+        content = [path for path in folder.iterdir() if path.name != store.LOCK and not store.is_leftover(path)]
+        probe = folder / f".writable{store.PART}"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -301,7 +351,11 @@ def _remove_if_empty(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Only one run writes to a folder at a time. Raises RunFolderError if another one does."""
+    """Only one run writes to a folder at a time. Raises RunFolderError if another one does.
+
+    The lock of a run that was killed is free: the system holds it for the process, not the file. What that run was in
+    the middle of writing goes.
+    """
     import filelock
 
     lock = filelock.FileLock(folder / store.LOCK)
@@ -314,9 +368,24 @@ def _locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise store.cannot_write(folder, error) from error
     try:
+        store.remove_leftovers(folder)
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """A disk that is full ends the run with the words that go on with it."""
+    try:
+        yield
+    except store.MisplacedError:
+        raise  # it says what to go on with
+    except StorageError as error:
+        if "--resume" in str(error):
+            raise
+        way_out = f"vitbench run --resume {folder}" if (folder / store.SUITE).is_file() else "start again"
+        raise StorageError(f"{str(error).rstrip('.')}. Free some space, then: {way_out}") from error
 
 
 def _suite_as_run(folder: Path) -> Suite:

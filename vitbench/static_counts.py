@@ -101,6 +101,6 @@ class StaticCounter:
                 if self._closed:
                     raise RuntimeError("the counter is closed")
                 worker = self._launcher.start()
-                self._workers.append(worker)
+                self._workers = [one for one in self._workers if one.alive()] + [worker]
             self._local.worker = worker
         return worker

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,7 @@ from vitbench.trainings import (
     start_training,
 )
 from vitbench.trainings.progress import TrainingProgress
+from vitbench.untrusted import refuse_links
 
 PLAN = "sweep.json"
 FAILURE = "failure.json"
@@ -139,18 +141,28 @@ def start_sweep(
 
 def resume_sweep(folder: Path, progress: Callable[[], TrainingProgress], say: Callable[[str], None]) -> SweepSummary:
     """Train what ``folder`` still lacks. Raises RunFolderError if it holds no sweep."""
+    refuse_links(folder)
     try:
         content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         settings = [
             # a folder from elsewhere must not be able to run code
-            Setting(one["name"], one["changes"], TrainingRequest(**{**one["request"], "allow_import": False}))
+            Setting(
+                _folder_name(one["name"]), one["changes"], TrainingRequest(**{**one["request"], "allow_import": False})
+            )
             for one in content["settings"]
         ]
     except OSError as error:
         raise RunFolderError(f"{str(folder)!r} holds no sweep: {PLAN} is not there ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{PLAN} of {str(folder)!r} is damaged ({error})") from error
     return _run(folder, settings, progress, say)
+
+
+def _folder_name(name: Any) -> str:
+    """The name of a training's folder, as this module gives them: no other one, which might lie elsewhere."""
+    if not isinstance(name, str) or not re.fullmatch("[0-9]{3,}", name):
+        raise ValueError(f"{str(name)[:80]!r} is no folder of a sweep")
+    return name
 
 
 def _run(

@@ -19,19 +19,19 @@ from vitbench.errors import DataError, DeviceError, Unsupported, UsageError, Vit
 from vitbench.records import parse_image_size
 from vitbench.registry import ModelCard
 from vitbench.reports.printable import printable
+from vitbench.training.pictures import PICTURE_FORMATS
 
 if TYPE_CHECKING:
     import PIL.Image
     import torch
-
-#: The formats that are read. Not all that Pillow knows: some of them run other programs (EPS).
-PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 #: Names under which layers that give the classes stand in files, ours first (see models/layouts.py).
 _HEADS = ("head.weight", "head.fc2.weight", "head.fc.weight", "heads.head.weight", "classifier.weight", "fc.weight")
 #: What a file may claim of its pictures and classes before the claim is passed over: building for it takes memory.
 _LARGEST_SIDE = 8192
 _MOST_CLASSES = 1_000_000
+#: Tokens beside those of patches, such as CLS.
+_MOST_EXTRA_TOKENS = 16
 _IMAGENET_CLASSES = 1000
 _HALF = (0.5, 0.5, 0.5)
 
@@ -131,8 +131,9 @@ def open_trained(
     card = describe_model(model)
     opened = find_device(device)
     facts = {} if weights is None else read_facts(weights)
-    size = _chosen_size(card, image_size, facts)
-    classes = num_classes or _classes_of(card, weights, facts)
+    shapes = {} if weights is None else _shapes_in_file(Path(weights))
+    size = _chosen_size(card, image_size, facts, shapes)
+    classes = num_classes or _classes_of(card, shapes, facts)
     notes: list[str] = []
     if pretrained and _has_random_head(card, classes):
         if not replace_head:
@@ -277,12 +278,18 @@ def _first_line(text: str) -> str:
     return line if len(line) <= 200 else f"{line[:199]}…"
 
 
-def _chosen_size(card: ModelCard, option: str | None, facts: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) px: the option's, that of the training, or the model's own. Raises UsageError, ImageSizeError."""
+def _chosen_size(
+    card: ModelCard, option: str | None, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, int]:
+    """(height, width) px: the option's, that of the training, or the model's own. Raises UsageError, ImageSizeError.
+
+    ``shapes``: of the weights in the file, which a claim must not contradict.
+    """
     size = card.image_size
     told = facts.get("image_size")
     if isinstance(told, list) and len(told) == 2 and all(_is_count(side, _LARGEST_SIDE) for side in told):
-        size = (told[0], told[1])
+        told_size = (told[0], told[1])
+        size = told_size if _has_positions_for(card, told_size, shapes.get("pos_embed", ())) else size
     if option is not None:
         try:
             size = parse_image_size(option)
@@ -292,26 +299,39 @@ def _chosen_size(card: ModelCard, option: str | None, facts: Mapping[str, Any]) 
     return size
 
 
-def _classes_of(card: ModelCard, weights: str | None, facts: Mapping[str, Any]) -> int:
-    if weights is None:
-        # a card of our own may be built on weights of other classes: its own number is what it is for
-        return card.num_classes
+def _has_positions_for(card: ModelCard, size: tuple[int, int], positions: tuple[int, ...]) -> bool:
+    """Whether as many positions are in a file as a model for pictures of ``size`` has learned: building one for a size
+    that is made up would take any amount of memory. True where that cannot be told.
+    """
+    if len(positions) < 2 or card.patch <= 1 or max(size) <= max(card.image_size):
+        return True
+    if card.config.get("positions") == "bicubic":  # one grid for all image sizes
+        return True
+    patches = (size[0] // card.patch) * (size[1] // card.patch)
+    return 0 <= positions[-2] - patches <= _MOST_EXTRA_TOKENS
+
+
+def _classes_of(card: ModelCard, shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any]) -> int:
+    """Those of the head in the file (``shapes``: of its weights), as the file says, or the card's own."""
+    found = next((shapes[name] for name in _HEADS if len(shapes.get(name, ())) >= 2), None)
+    in_file = found[0] if found is not None and _is_count(found[0], _MOST_CLASSES) else None
     told = facts.get("num_classes")
-    if _is_count(told, _MOST_CLASSES):
+    # a head of another name cannot be looked at, but one for a million classes is no small file
+    most = sum(math.prod(shape) for shape in shapes.values())
+    if _is_count(told, _MOST_CLASSES) and (told == in_file or (found is None and told <= most)):
         return told
-    return _classes_in_file(Path(weights)) or card.num_classes
+    # a card of our own may be built on weights of other classes: its own number is what it is for
+    return in_file or card.num_classes
 
 
-def _classes_in_file(path: Path) -> int | None:
-    """How many classes a checkpoint's head tells apart, by its shape; None where no head of a usual name is found."""
+def _shapes_in_file(path: Path) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint claims of its weights, in our names."""
     from vitbench.models.checkpoints import _weights_in
     from vitbench.models.layouts import layout_of
 
     with _weights_in(path) as (weights, _):
         layout = layout_of(weights)
-        shapes = {layout.our_name(key) or key: weight.shape for key, weight in weights.items()}
-    found = next((shapes[name] for name in _HEADS if len(shapes.get(name, ())) >= 2), None)
-    return found[0] if found is not None and _is_count(found[0], _MOST_CLASSES) else None
+        return {layout.our_name(key) or key: weight.shape for key, weight in weights.items()}
 
 
 def _is_count(value: Any, largest: int) -> TypeGuard[int]:

@@ -20,15 +20,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
+from vitbench import chaos, lifeline, stacks
 from vitbench.devices import Failure, find_devices, open_device
 from vitbench.errors import Unsupported, UsageError
 from vitbench.metrics import Budget, NotFiniteError, Subject
 from vitbench.records import Cell, Measurement, cell_from_dict
 from vitbench.registry import METRICS, PRETRAINED, Claim, is_external
+from vitbench.tracebacks import model_places, with_places
 
 #: The argument that lets workers import the builders that ``module:`` names ask for.
 ALLOW_IMPORT = "--allow-import"
@@ -44,6 +46,8 @@ _SPINNING_S = 0.006
 
 def main(events: IO[str] | None = None) -> None:
     """Answer tasks until stdin ends, or until one fails in a way after which this process is not to be trusted."""
+    stacks.print_stack_when_asked()
+    lifeline.end_with_runner()
     if events is None:
         # events keep the real stdout; everything that is printed from now on lands on stderr
         events = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -103,16 +107,18 @@ def measure(task: Mapping[str, Any], emit: Emit) -> bool:
     cell = cell_from_dict(task["cell"])
     try:
         bind_to_cores(task.get("cores"))
-        allocator = prepare_process(cell, task["process"])
+        allocator, memory_cap = prepare_process(cell, task["process"])
         subject = make_subject(cell, task, emit)
-        subject.allocator = allocator
+        subject.allocator, subject.memory_cap = allocator, memory_cap
+        chaos.strike_in_worker(cell, task["process"], subject)
         for name in task["metrics"]:
             for measurement in run_metric(name, subject):
                 emit({"event": "measurement", "measurement": asdict(measurement)})
     except Exception as error:  # the edge: every failure of a model becomes a status
-        emit({"event": "failure", **asdict(failure_of(error, cell))})
+        failure = failure_of(error, cell)
+        emit({"event": "failure", **asdict(failure)})
         traceback.print_exc()
-        return task["process"] == "static" and not isinstance(error, MemoryError)
+        return task["process"] == "static" and failure.status != "oom" and failure.cause != "device_lost"
     return True
 
 
@@ -130,13 +136,20 @@ def run_metric(name: str, subject: Subject) -> Iterator[Measurement]:
 
 
 def failure_of(error: BaseException, cell: Cell) -> Failure:
-    """The status and cause of an exception on the cell's device."""
-    return open_device(cell.device).classify(error)
+    """The status and cause of an exception on the cell's device: ``model_bug``, with the place, for one that nothing
+    explains and that the model's own code raised while it was built or run.
+    """
+    device = open_device(cell.device)
+    explained = device.explain(error)
+    # what the files and the network refuse is nobody's bug
+    places = () if explained or isinstance(error, OSError) else model_places(error)
+    failure = explained or device.classify(error)
+    return replace(failure, cause="model_bug", detail=with_places(failure.detail, places)) if places else failure
 
 
-def prepare_process(cell: Cell, process: str) -> str:
+def prepare_process(cell: Cell, process: str) -> tuple[str, str]:
     """Threads, seeds, memory limit and allocator of a cell's process, before its first operator; says what the
-    allocator is.
+    allocator is, and what holds the limit.
     """
     import numpy as np
     import torch
@@ -146,14 +159,13 @@ def prepare_process(cell: Cell, process: str) -> str:
     np.random.seed(cell.seed % 2**32)
     torch.manual_seed(cell.seed)
     if process == "static":
-        return ""  # nothing is allocated on meta
+        return "", ""  # nothing is allocated on meta
     if process == "counters":
         open_device("cpu").limit_memory(None)  # a real model on the CPU, whatever the cell's device and limit
-        return ""
+        return "", ""
     device = open_device(cell.device)
     allocator = device.steady_allocator() if process == "memory" else ""
-    device.limit_memory(cell.memory_limit)
-    return allocator
+    return allocator, device.limit_memory(cell.memory_limit)
 
 
 class PipeTurns:

@@ -59,6 +59,7 @@ def evaluate(
         allow_imports()
     from vitbench.evaluation import evaluate_model
     from vitbench.reports.evaluation import evaluation_text, make_folder, write_evaluation
+    from vitbench.reports.printable import one_line
 
     if out is not None:
         make_folder(out)  # first: what cannot be written is told before the work
@@ -77,7 +78,7 @@ def evaluate(
         amp=amp,
         batch_size=batch_size,
         bins=bins,
-        note=lambda text: print(text, file=sys.stderr),
+        note=lambda text: print(one_line(text), file=sys.stderr),
     )
     written = write_evaluation(result, out) if out is not None else []
     if json:

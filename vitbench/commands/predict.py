@@ -73,6 +73,7 @@ def predict(
         allow_imports()
     from vitbench import prediction
     from vitbench.reports.evaluation import make_folder
+    from vitbench.reports.printable import one_line
     from vitbench.trained import open_trained
 
     if out is not None:
@@ -95,7 +96,7 @@ def predict(
     if info is not None:
         trained = prediction.name_classes(trained, info)
     results = prediction.predict_pictures(
-        trained, sources, top=top, out=out, tell=lambda text: print(f"Error: {text}", file=sys.stderr)
+        trained, sources, top=top, out=out, tell=lambda text: print(f"Error: {one_line(text)}", file=sys.stderr)
     )
     if json:
         import json as encoder

@@ -82,8 +82,10 @@ def sweep(
     if weights and pretrained:
         raise UsageError("--weights and --pretrained are two beginnings: give one of them")
 
+    from vitbench.reports.printable import one_line
+
     def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(one_line(text), file=sys.stderr, flush=True)
 
     try:
         if resume is not None:

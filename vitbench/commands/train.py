@@ -88,7 +88,10 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with the training in this folder; takes no other option but --allow-import."),
+        typer.Option(
+            help="Go on with the training in this folder, as it was started; beside it only --allow-import, and --data "
+            "or --data-dir where the pictures (a folder of the same name) are now."
+        ),
     ] = None,
 ) -> int:
     """Train a model by a recipe; go on after any interruption."""
@@ -115,7 +118,7 @@ def train(
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
     if resume is not None:
         others = {
-            **given,
+            **{key: value for key, value in given.items() if key not in ("data", "data_dir")},
             **flags,
             "model": model,
             "recipe": recipe,
@@ -134,7 +137,8 @@ def train(
         if named:
             said = f"--{named[0].replace('_', '-')}" if named[0] != "model" else "everything else"
             raise UsageError(f"--resume goes on with the training as it was started: leave out {said}")
-        return _told(lambda: _resume(resume, allow_import))
+        where = {"data": data, "data_dir": data_dir}
+        return _told(lambda: _resume(resume, allow_import=allow_import, **where))
     if model is None:
         raise UsageError("Which model? vitbench train MODEL (vitbench list models), or --resume DIR")
     if amp_dtype is not None and (not amp or amp_dtype not in ("bf16", "fp16")):
@@ -183,11 +187,11 @@ def _start(request: Any, out: Path | None) -> Any:
     return start_training(request, out, make_training_progress())
 
 
-def _resume(folder: Path, allow_import: bool) -> Any:
+def _resume(folder: Path, **options: Any) -> Any:
     from vitbench.trainings import resume_training
     from vitbench.trainings.progress import make_training_progress
 
-    return resume_training(folder, make_training_progress(), allow_import=allow_import)
+    return resume_training(folder, make_training_progress(), **options)
 
 
 def _told(work: Any) -> int:
@@ -200,8 +204,11 @@ def _told(work: Any) -> int:
     if not summary.figures:
         return 0  # not the first of several processes
     last, total = summary.figures["last"], summary.figures["test_images"]
+    from vitbench.reports.printable import one_line  # a folder from elsewhere may hold any text
+
+    what = one_line(f"{summary.figures['model']} on {summary.figures['data']}")
     print(
-        f"{summary.figures['model']} on {summary.figures['data']} after {summary.figures['epochs']:g} epochs: "
+        f"{what} after {summary.figures['epochs']:g} epochs: "
         f"{last['test_correct']} of {total} test pictures right ({100 * last['test_accuracy']:.2f} %), loss "
         f"{last['test_loss']:.4f}"
     )

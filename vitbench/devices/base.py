@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vitbench.errors import DeviceError, Unsupported, VitbenchError
-from vitbench.records import Status
+from vitbench.devices.failures import (
+    OUT_OF_MEMORY,
+    ErrorTexts,
+    Failure,
+    describe_error,
+    explain_exception,
+    explain_last_words,
+)
+from vitbench.errors import DeviceError, Unsupported
 
 if TYPE_CHECKING:
     import torch
 
-
-@dataclass(frozen=True)
-class Failure:
-    """A failure's status, its finer cause, and the text that it came with."""
-
-    status: Status
-    cause: str
-    detail: str
+#: So much of a line is told: of an assertion, the end.
+_LONGEST_LINE = 300
 
 
 class Device:
@@ -32,8 +31,9 @@ class Device:
     """
 
     kind: ClassVar[str]
-    #: (pattern, status, cause) by which a failure's text is known; the first that matches counts
-    error_texts: ClassVar[tuple[tuple[str, Status, str], ...]] = ()
+    #: (pattern, status, cause) by which a failure's text is known, before those that all devices share; the first that
+    #: matches counts
+    error_texts: ClassVar[ErrorTexts] = ()
     #: (pattern, cause) that a worker may print on stderr and that means: its results cannot be trusted
     fatal_stderr: ClassVar[tuple[tuple[str, str], ...]] = ()
 
@@ -110,8 +110,12 @@ class Device:
         """A context that looks for the peak while ``model`` runs, for devices that keep no high-water mark."""
         return contextlib.nullcontext()
 
-    def limit_memory(self, limit: int | None) -> None:
-        """Refuse allocations beyond ``limit`` bytes from now on; None: what the machine can give without harm."""
+    def limit_memory(self, limit: int | None) -> str:
+        """Refuse allocations beyond ``limit`` bytes from now on; None: what the machine can give without harm.
+
+        Says in a few words what holds ``limit``; an empty text without one.
+        """
+        return ""
 
     def reserved_memory(self) -> dict[str, tuple[int, str]]:
         """What the system holds for this process beyond live tensors, now: name -> (bytes, how that is known)."""
@@ -128,46 +132,42 @@ class Device:
     # failures
 
     def classify(self, error: BaseException) -> Failure:
-        """What an exception of a worker means. Never raises."""
-        text = str(error).strip()
-        detail = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        if isinstance(error, Unsupported):
-            return Failure("unsupported", "unsupported", text)
-        for pattern, status, cause in (*self.error_texts, *GENERAL_ERROR_TEXTS):
-            if re.search(pattern, detail, re.IGNORECASE):
-                return Failure(status, cause, detail)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Failure("error", "disk_full", detail)
-        if isinstance(error, MemoryError):
-            return Failure("oom", "out_of_memory", detail)
-        if isinstance(error, VitbenchError):
-            return Failure("error", error.cause, text)
-        return Failure("error", "exception", detail)
+        """What an exception of a worker means; what nothing explains is an error without a finer cause. Never
+        raises.
+        """
+        return self.explain(error) or Failure("error", "exception", describe_error(error))
+
+    def explain(self, error: BaseException) -> Failure | None:
+        """What an exception of a worker means by its class and its text; None if neither is known. Never raises."""
+        return explain_exception(error, self.error_texts)
 
     @classmethod
-    def stderr_cause(cls, text: str) -> str:
-        """The cause that a worker's stderr betrays although (or before) it ended, or an empty string."""
-        return next((cause for pattern, cause in cls.fatal_stderr if re.search(pattern, text, re.IGNORECASE)), "")
+    def explain_death(cls, stderr: str, *, by_signal: bool) -> Failure | None:
+        """What the last words of a worker mean that ended itself, ``by_signal`` or by an exit code; None if they say
+        nothing that is known.
+        """
+        cause, line = cls.stderr_failure(stderr) if by_signal else ("", "")
+        if cause:
+            return Failure("oom" if cause in OUT_OF_MEMORY else "killed", cause, line)
+        return explain_last_words(stderr, cls.error_texts)
+
+    @classmethod
+    def stderr_failure(cls, text: str) -> tuple[str, str]:
+        """The cause that a worker's stderr betrays although (or before) it ended, and the line that does; empty texts
+        if it betrays none.
+        """
+        for pattern, cause in cls.fatal_stderr:
+            found = re.search(pattern, text, re.IGNORECASE)
+            if found is not None:
+                begin, end = text.rfind("\n", 0, found.start()) + 1, text.find("\n", found.end())
+                return cause, text[begin : end if end >= 0 else None].strip()[-_LONGEST_LINE:]
+        return "", ""
 
     @classmethod
     def stderr_note(cls, text: str) -> str:
         """What a worker's stderr says of how its figures came about although nothing failed, or an empty string."""
         return ""
 
-
-#: Texts that mean the same on every device: the host's memory runs out under any of them.
-GENERAL_ERROR_TEXTS: tuple[tuple[str, Status, str], ...] = (
-    (r"DefaultCPUAllocator: (can't allocate memory|not enough memory)", "oom", "out_of_memory"),
-    (r"std::bad_alloc|^MemoryError", "oom", "out_of_memory"),
-    (r"Cannot allocate memory", "oom", "out_of_memory"),
-    (r"^(torch\.)?OutOfMemoryError", "oom", "out_of_memory"),
-    (r"not (currently )?implemented for the '?\w+'? device", "unsupported", "operator"),
-    (r"not implemented for '\w+'", "unsupported", "operator"),
-    (r"Could not run 'aten::", "unsupported", "operator"),
-    (r"No space left on device|Disk quota exceeded", "error", "disk_full"),
-    (r"InvalidCxxCompiler|No working C\+\+ compiler|compiler .*(not found|is not found)", "unsupported", "compiler"),
-    (r"(BackendCompilerFailed|InductorError|TorchRuntimeError|dynamo)", "error", "compile"),
-)
 
 #: ``cuda:1``: a kind and, where there are several, an index.
 _NAME = re.compile(r"^(?P<kind>[a-z]+)(:(?P<index>\d+))?$")

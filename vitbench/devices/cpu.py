@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from vitbench.devices.base import Device, parse_kibibytes
 from vitbench.errors import Unsupported
@@ -24,6 +24,9 @@ _M_MMAP_THRESHOLD = -3
 #: inference slows, up to twice).
 _MAPPED_FROM_BYTES = 4096
 
+#: From so many elements a thread on torch shares element-wise work among all of them (at::internal::GRAIN_SIZE).
+_GRAIN = 32768
+
 #: The share of the available memory that a worker may take before its allocations fail, so that the kernel's killer
 #: never comes for the process that started it.
 _SAFE_SHARE = 0.9
@@ -36,7 +39,6 @@ class CpuDevice(Device):
     kind = "cpu"
     peak_is_total = False
     _energy: RaplCounter | None = None
-    fatal_stderr: ClassVar = ((r"terminate called.*std::bad_alloc|std::bad_alloc", "out_of_memory"),)
 
     @classmethod
     def find(cls) -> list[str]:
@@ -103,16 +105,29 @@ class CpuDevice(Device):
             self._energy = RaplCounter(POWERCAP)
         return self._energy.joules()
 
-    def limit_memory(self, limit: int | None) -> None:
+    def limit_memory(self, limit: int | None) -> str:
         if not sys.platform.startswith("linux"):
             if limit is not None:
                 raise Unsupported("a memory limit on the CPU needs Linux (RLIMIT_DATA)")
-            return
+            return ""
         import resource
 
+        _start_threads()
         data_size = parse_kibibytes((PROC_SELF / "status").read_text(), "VmData") or 0
         allowance = int(available_memory() * _SAFE_SHARE) if limit is None else limit
         resource.setrlimit(resource.RLIMIT_DATA, (data_size + allowance,) * 2)
+        return "" if limit is None else "RLIMIT_DATA beyond the worker's size after imports"
+
+
+def _start_threads() -> None:
+    """Make torch start its threads while there is memory for their stacks: OpenMP ends a process that it cannot start
+    one for, and that would look like a failure of the model.
+    """
+    import torch
+
+    count = torch.get_num_threads()
+    if count > 1:
+        torch.zeros(count * _GRAIN).add_(1)
 
 
 class RaplCounter:

@@ -6,9 +6,23 @@ import contextlib
 from typing import Any, ClassVar
 
 from vitbench.devices.base import Device, split_name
+from vitbench.devices.failures import AT_LINE
 from vitbench.devices.nvml import energy_joules, process_memory, settings
 from vitbench.errors import DeviceError, Unsupported
 from vitbench.registry import DEVICES
+
+#: How CUDA's and ROCm's own words come through torch and through triton.
+_SAYS = r"(?:(?:CUDA|HIP)(?: driver)? error: |Triton Error \[(?:CUDA|HIP)\]: )"
+_LIBRARY = r"(?:CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUSPARSELT|CUFFT|HIPBLAS|HIPBLASLT|HIPSOLVER|HIPSPARSE|HIPFFT|MIOPEN)"
+#: Errors after which the device answers only another process (CUDA Runtime API, cudaError_t), or by which another one
+#: has it.
+_LOST = (
+    r"(?:an illegal memory access was encountered|an illegal instruction was encountered|misaligned address|"
+    r"invalid program counter|operation not supported on global/shared address space|hardware stack error|"
+    r"device-side assert triggered|unspecified launch failure|the launch timed out and was terminated|"
+    r"uncorrectable (?:ECC|NVLink) error|unknown error|context is destroyed|"
+    r"(?:all )?CUDA-capable device(?:s|\(s\)) (?:is/)?are busy or unavailable)"
+)
 
 
 def gpu_name(index: int) -> str:
@@ -25,16 +39,36 @@ class CudaDevice(Device):
         "torch.cuda.max_memory_allocated (bytes of live tensors and library workspaces, without cache and context)"
     )
     error_texts: ClassVar = (
-        (r"CUDA out of memory|torch\.OutOfMemoryError|OutOfMemoryError", "oom", "out_of_memory"),
-        (r"(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED", "oom", "library_workspace"),
-        (r"CUDA error: out of memory", "oom", "out_of_memory"),
-        # sticky: every later call of this process fails too
+        (r"CUDA out of memory\. Tried to allocate more than 1EB", "oom", "oom_single_buffer"),
+        (AT_LINE + r"(?:CUDA|HIP) out of memory\.", "oom", "out_of_memory"),
+        (r"would exceed allowed memory\. \(out of memory\)", "oom", "out_of_memory"),  # torch's cudaMallocAsync
+        (_SAYS + r"out of memory", "oom", "out_of_memory"),
+        (r"cuda runtime error \(2\) : out of memory", "oom", "out_of_memory"),
+        (rf"\b{_LIBRARY}_(?:STATUS_ALLOC|ALLOC)_FAILED\b", "oom", "library_workspace"),
+        (r"CUDNN_STATUS_INTERNAL_ERROR_(?:HOST|DEVICE)_ALLOCATION_FAILED", "oom", "library_workspace"),
+        (r"CURAND_STATUS_ALLOCATION_FAILED|rocblas_status_memory_error", "oom", "library_workspace"),
+        (r"Cuda failure (?:2 )?'out of memory'", "oom", "library_workspace"),  # NCCL
+        (r"no kernel image is available for execution|device kernel image is invalid", "unsupported", "architecture"),
+        (r"HIP error: invalid device function", "unsupported", "architecture"),
+        (r"CUDA Device does not support bfloat16", "unsupported", "unsupported_dtype"),
         (
-            r"illegal memory access|device-side assert|AcceleratorError|unspecified launch failure",
+            r"NVIDIA driver on your system is too old|Found no NVIDIA driver|CUDA driver initialization failed|"
+            r"No CUDA GPUs are available|CUDA unknown error - this may be due to an incorrectly set up environment|"
+            + _SAYS
+            + r"(?:CUDA driver version is insufficient|no CUDA-capable device is detected|"
+            r"the provided PTX was compiled with an unsupported toolchain|"
+            r"forward compatibility was attempted on non supported HW|"
+            r"system has unsupported display driver / cuda driver combination)",
             "error",
-            "device_lost",
+            "driver",
         ),
-        (r"no kernel image is available", "unsupported", "architecture"),
+        # sticky: every later call of this process fails too
+        (_SAYS + _LOST, "error", "device_lost"),
+        # refused calls, which leave the device as it was; whatever else the class is raised for does not
+        (r"^AcceleratorError: (?:CUDA|HIP) error: (?:invalid |operation not supported)", "error", "exception"),
+        (r"^AcceleratorError: ", "error", "device_lost"),
+        # libraries that failed for a reason they do not tell: not the model's doing as far as anyone can see
+        (_SAYS + rf"|\b{_LIBRARY}_STATUS_\w+|NCCL error in|valid cuDNN algorithm|find an engine", "error", "exception"),
     )
 
     @classmethod
@@ -112,12 +146,13 @@ class CudaDevice(Device):
     def _index(self) -> int:
         return split_name(self.name)[1] or 0
 
-    def limit_memory(self, limit: int | None) -> None:
+    def limit_memory(self, limit: int | None) -> str:
         import torch
 
         if limit is None:
-            return
+            return ""
         total = torch.cuda.get_device_properties(self.name).total_memory
         if limit > total:
             raise DeviceError(f"Memory limit of {limit} bytes is more than {self.name} has ({total}). Give less")
         torch.cuda.set_per_process_memory_fraction(limit / total, self.name)
+        return f"per-process memory fraction (torch.cuda.set_per_process_memory_fraction) of {total} bytes"

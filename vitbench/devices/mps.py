@@ -9,11 +9,16 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitbench.devices.base import Device
+from vitbench.devices.failures import AT_LINE
 from vitbench.errors import DeviceError
 from vitbench.registry import DEVICES
 
 if TYPE_CHECKING:
     import torch
+
+#: What Metal says of work that it did not do (MTLCommandBufferError); the results of it are garbage.
+_METAL_FAILED = r"command buffer exited with error status|kIO(?:GPU|Accel)CommandBufferCallbackError\w"
+_METAL_OUT_OF_MEMORY = r"kIO(?:GPU|Accel)CommandBufferCallbackErrorOutOfMemory"
 
 
 @DEVICES.register("mps")
@@ -22,14 +27,30 @@ class MpsDevice(Device):
 
     kind = "mps"
     error_texts: ClassVar = (
-        (r"mps backend out of memory", "oom", "out_of_memory"),
-        (r"invalid buffer size", "oom", "oom_single_buffer"),
-        (r"not currently implemented for the MPS device", "unsupported", "operator"),
-        (r"command buffer exited with error status", "error", "device_lost"),
+        (AT_LINE + r"MPS backend out of memory", "oom", "out_of_memory"),
+        (_METAL_OUT_OF_MEMORY, "oom", "out_of_memory"),
+        (AT_LINE + r"Invalid buffer size: [\d.]+ (?:bytes|[KMGTPE]i?B)\b", "oom", "oom_single_buffer"),
+        (
+            r"Cannot convert a MPS Tensor to float64|BFloat16 is (?:not|only) supported on (?:MPS|MacOS)|"
+            r"to the MPS backend but it does not have support for that dtype",
+            "unsupported",
+            "unsupported_dtype",
+        ),
+        (
+            r"not (?:current(?:ly)? )?implemented (?:for the|on) MPS|^NotImplementedError: .*\bMPS\b|"
+            r"larger than currently supported by the MPS backend|MPS supports tensors with dimensions",
+            "unsupported",
+            "unsupported_operator",
+        ),
+        (_METAL_FAILED, "error", "device_lost"),
     )
     fatal_stderr: ClassVar = (
-        (r"total bytes of NDArray > 2\*\*32", "tensor_too_large"),
-        (r"command buffer exited with error status", "device_lost"),
+        (rf"{_METAL_OUT_OF_MEMORY}|failed assertion .Failed to allocate \w+ MTLBuffer", "out_of_memory"),
+        (
+            r"total bytes of NDArray > 2\*\*32|product of dimension sizes > 2\*\*31|NDArray dimension length > INT_MAX",
+            "tensor_too_large",
+        ),
+        (_METAL_FAILED, "device_lost"),
     )
 
     def __init__(self, name: str) -> None:
@@ -117,15 +138,19 @@ class MpsDevice(Device):
         operators = fallback_operators(text)
         return f"ran on the CPU for want of an MPS kernel: {', '.join(operators)}" if operators else ""
 
-    def limit_memory(self, limit: int | None) -> None:
+    def limit_memory(self, limit: int | None) -> str:
         import torch
 
         if limit is None:
-            return
+            return ""
         total = int(torch.mps.recommended_max_memory())
         if limit > total:
             raise DeviceError(f"Memory limit of {limit} bytes is more than MPS recommends ({total}). Give less")
         torch.mps.set_per_process_memory_fraction(limit / total)
+        return (
+            "high watermark ratio (torch.mps.set_per_process_memory_fraction) of the recommended maximum of "
+            f"{total} bytes"
+        )
 
 
 def fallback_operators(stderr: str) -> list[str]:

@@ -28,7 +28,12 @@ LOOKS = 2
         "process_peak_memory": "byte",
     },
     only_in={"inference_peak_memory": "infer", "training_peak_memory": "train"},
-    also_yields={"reserved_peak_memory": "byte", "process_gpu_memory": "byte", "driver_memory": "byte"},
+    also_yields={
+        "memory_limit": "byte",
+        "reserved_peak_memory": "byte",
+        "process_gpu_memory": "byte",
+        "driver_memory": "byte",
+    },
     summary="bytes of the weights, and the peak of a forward pass (infer) or of a training step (train)",
 )
 def measure_memory(subject: Subject) -> Iterator[Measurement]:
@@ -38,6 +43,9 @@ def measure_memory(subject: Subject) -> Iterator[Measurement]:
     known, most of which is libraries: there the peak is the bytes of what stays (weights, batch, optimizer state) plus
     the rise of the resident high-water mark during a call, and the whole process's mark stands beside it.
     """
+    limit = subject.cell.memory_limit
+    if limit is not None and subject.memory_cap:  # first of all: what comes next may not fit into it
+        yield Measurement.single("memory_limit", "byte", limit, subject.memory_cap)
     device = subject.device
     training = subject.cell.mode == "train"
     name = "training_peak_memory" if training else "inference_peak_memory"

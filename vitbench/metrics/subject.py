@@ -99,6 +99,7 @@ class Subject:
     rotates: bool = False
     timing: Any = None  # kept by timing.forward_durations
     allocator: str = "ordinary allocator"
+    memory_cap: str = ""  # what holds the cell's memory limit; empty without one
     weights_note: str = ""  # what of given weights was not loaded as it is; known once the model is built
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 

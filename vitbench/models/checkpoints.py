@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,14 +23,24 @@ from torch import Tensor, nn
 
 from vitbench.errors import DataError, StorageError, UsageError
 from vitbench.models.layouts import TORCHVISION, Grid, Weight, common_prefix, fit_tokens, layout_of, match_qkv
+from vitbench.untrusted import (
+    LARGEST_CHECKPOINT_BYTES,
+    MOST_TENSORS,
+    SAVE_AGAIN,
+    CodeError,
+    RefusedError,
+    check_fits,
+    check_legacy,
+    check_zip,
+    spare_memory,
+)
 
 #: Where training scripts put the state dict in what they save.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 #: Buffers that a constructor computes: the model's own are kept, whether the file has them or not.
 _CONSTANT = re.compile(r"(.*\.)?(relative_position_index|attn_mask)")
-_LARGEST_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_LARGEST_HEADER_BYTES = 16_000_000  # safetensors' own limit is 100 MB, which it takes a second to read for each weight
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_SAVE_AGAIN = "Save model.state_dict() alone (torch.save), or convert it to safetensors where you trust it"
 _NAMED = 5  # keys of each kind in a message
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # the model's, the file's
@@ -147,7 +156,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = 
 def digest_of(path: str | Path) -> str:
     """The SHA-256 of a file's content, 64 hexadecimal digits. Raises DataError if it cannot be read."""
     path = Path(path)
-    _check_is_file(path)
+    if not _format_of(path):  # a hole of zeros would be read for hours
+        raise _no_format(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -224,11 +234,17 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _check_is_file(path: Path) -> None:
-    if not path.exists():
+    if not os.path.exists(path):  # not Path.exists, which raises for a name that no system takes
         raise DataError(f"Checkpoint {str(path)!r} does not exist (seen from {Path.cwd()})")
     if not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise DataError(f"Checkpoint {str(path)!r} is {what}: give a safetensors file or one of torch.save")
+    size = path.stat().st_size
+    if size > LARGEST_CHECKPOINT_BYTES:
+        raise DataError(
+            f"Checkpoint {path.name!r} has {size / 1e9:,.0f} GB, more than any model here "
+            f"({LARGEST_CHECKPOINT_BYTES / 1e9:.0f} GB): give another file"
+        )
 
 
 def _format_of(path: Path) -> str:
@@ -248,12 +264,16 @@ def _format_of(path: Path) -> str:
     return "pickle" if start.startswith(b"\x80") else ""
 
 
+def _no_format(path: Path) -> DataError:
+    return DataError(f"Checkpoint {path.name!r} is neither safetensors nor a file of torch.save, or it is damaged")
+
+
 @contextmanager
 def _weights_in(path: Path) -> Iterator[tuple[dict[str, Weight], dict[str, Any]]]:
     """What the file claims to hold, with nothing read, and the facts of our own files. Prefixes of all keys are off."""
     kind = _format_of(path)
     if not kind:
-        raise DataError(f"Checkpoint {path.name!r} is neither safetensors nor a file of torch.save, or it is damaged")
+        raise _no_format(path)
     if kind != "safetensors":
         yield _without_prefix(_torch_weights(path, kind)), {}
         return
@@ -262,7 +282,9 @@ def _weights_in(path: Path) -> Iterator[tuple[dict[str, Weight], dict[str, Any]]
     try:
         # numpy's maps the file read-only; torch's writable mapping counts as memory, whole, before a shape is seen
         with safe_open(path, framework="np") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+            keys = list(file.keys())
+            _check_count(path, len(keys))
+            slices = {key: file.get_slice(key) for key in keys}
             weights = {
                 key: Weight(
                     (key,),
@@ -299,14 +321,21 @@ def _torch_weights(path: Path, kind: str) -> dict[str, Weight]:
         state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not state:
         what = "an empty dict" if isinstance(state, Mapping) else type(state).__name__
-        raise DataError(f"Checkpoint {path.name!r} holds {what}, not a state dict. {_SAVE_AGAIN}")
+        raise DataError(f"Checkpoint {path.name!r} holds {what}, not a state dict. {SAVE_AGAIN}")
+    _check_count(path, len(state))
     return {str(key): _torch_weight(path, key, value) for key, value in state.items()}
+
+
+def _check_count(path: Path, count: int) -> None:
+    """Raises DataError for a file of so many tensors that looking at each takes long."""
+    if count > MOST_TENSORS:
+        raise DataError(f"Checkpoint {path.name!r} holds {count:,} tensors, more than any model has ({MOST_TENSORS:,})")
 
 
 def _torch_weight(path: Path, key: object, value: object) -> Weight:
     where = f"Checkpoint {path.name!r}: {_shown(key)}"
     if not isinstance(key, str) or not isinstance(value, Tensor):
-        raise DataError(f"{where} is {type(value).__name__}, not a named tensor. {_SAVE_AGAIN}")
+        raise DataError(f"{where} is {type(value).__name__}, not a named tensor. {SAVE_AGAIN}")
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         raise DataError(f"{where} is a sparse, quantised or meta tensor. Save it as a dense one")
     # A view of a few numbers can claim any shape: casting it would allocate that
@@ -320,33 +349,23 @@ def _torch_weight(path: Path, key: object, value: object) -> Weight:
 def _load_torch(path: Path, kind: str) -> Any:
     """What torch.save wrote, without running any code of it. Tensors of a zip file are mapped, not read."""
     try:
-        if kind == "zip":
-            _check_zip(path)
         # torch takes any path that ends so for safetensors, but not an open file, which it cannot map
         mapped = kind == "zip" and not path.name.endswith(".safetensors")
+        if not mapped:
+            check_fits(path, spare_memory())
+        check_zip(path) if kind == "zip" else check_legacy(path)
         with path.open("rb") as file:
             return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except DataError:
-        raise
+    except CodeError as error:
+        raise DataError(f"Checkpoint {path.name!r} is refused, as it holds {error}. {SAVE_AGAIN}") from error
+    except RefusedError as error:
+        raise DataError(f"Checkpoint {path.name!r} {error}") from error
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"pickled code ({found[1]})" if found else "a pickle of more than tensors, or it is damaged"
-        raise DataError(f"Checkpoint {path.name!r} is refused, as it holds {what}. {_SAVE_AGAIN}") from error
+        raise DataError(f"Checkpoint {path.name!r} is refused, as it holds {what}. {SAVE_AGAIN}") from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
         raise _unreadable(path, error) from error
-
-
-def _check_zip(path: Path) -> None:
-    """Raises DataError for a zip file that torch.save does not write: it could unpack to any size."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
-        raise DataError(f"Checkpoint {path.name!r} is a TorchScript archive, which holds code. {_SAVE_AGAIN}")
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    if not stored or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise DataError(
-            f"Checkpoint {path.name!r} is a compressed zip file, which torch.save does not write: unpack it"
-        )
 
 
 def _without_prefix(weights: dict[str, Weight]) -> dict[str, Weight]:

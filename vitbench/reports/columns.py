@@ -30,7 +30,7 @@ def axis_columns(axes: Sequence[str]) -> list[Column]:
     """One column for each axis that varies."""
 
     def column(axis: str) -> Column:
-        return Column(axis, lambda row: cell_text(row.axes.get(axis, DEFAULT_OPTION) or NOT_ASKED), True)
+        return Column(cell_text(axis), lambda row: cell_text(row.axes.get(axis, DEFAULT_OPTION) or NOT_ASKED), True)
 
     return [column(axis) for axis in axes]
 

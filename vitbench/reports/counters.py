@@ -35,7 +35,7 @@ def counters_table(rows: Sequence[Row]) -> str:
                 cell_text(row.cell.model),
                 image_size_text(row),
                 *([str(row.cell.num_classes)] if with_classes else []),
-                row.cell.attention,
+                cell_text(row.cell.attention),
                 show(ours, 1e-9, EXACT_DIGITS),
                 show(fvcore, 1e-9, EXACT_DIGITS),
                 _difference(fvcore, ours),

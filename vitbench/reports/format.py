@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Sequence
 
+from vitbench.reports.printable import printable
+
 #: Stands where nothing was asked for.
 NOT_ASKED = "–"
 
 # A path in quotes may hold spaces.
-_QUOTED = re.compile(r"""(?P<quote>['"])(?:[A-Za-z]:[\\/]|~|/)[^'"\n]*?(?P<last>[^'"\\/\n]*)[\\/]?(?P=quote)""")
+_QUOTED = re.compile(r"""(?P<quote>['"])(?:[A-Za-z]:[\\/]|~|/)(?P<rest>[^'"\n]*)(?P=quote)""")
 # A home folder: its name is the user's.
 _HOME = re.compile(r"""(?:(?<![\w.])/(?:home|Users)/|\b[A-Za-z]:[\\/]Users[\\/])[^\s'"<>|,;:()\[\]\\/]+""")
 # An absolute path, and what comes before its last part. The look-behind spares image/s, 1/2 and https://.
@@ -56,8 +58,14 @@ def percent(fraction: float) -> str:
 def without_paths(text: str) -> str:
     """Absolute paths cut down to what they name (``…/report.py``): a report may be published, a home folder not."""
     text = _HOME.sub("~", text)
-    text = _QUOTED.sub(lambda match: f"{match['quote']}…/{match['last']}{match['quote']}", text)
+    text = _QUOTED.sub(lambda match: f"{match['quote']}…/{_last_part(match['rest'])}{match['quote']}", text)
     return _PATH.sub(lambda match: f"…/{match['last']}", text)
+
+
+def _last_part(path: str) -> str:
+    """What a path names, whether or not a separator ends it."""
+    parts = re.split(r"[\\/]", path)
+    return parts[-1] if parts[-1] or len(parts) == 1 else parts[-2]
 
 
 def telling_line(stderr_tail: str) -> str:
@@ -69,12 +77,15 @@ def telling_line(stderr_tail: str) -> str:
 
 
 def cell_text(text: str, limit: int = 200) -> str:
-    """A text as one cell of a Markdown table: one line, at most ``limit`` characters, special characters escaped."""
-    line = " ".join(without_paths(text).split())
+    """A text as one cell of a Markdown table: one line of at most ``limit`` characters (and some signs more), in which
+    nothing is a column, a tag, a link, a formula or an order to a terminal.
+    """
+    line = printable(" ".join(without_paths(text[: 50 * limit]).split()))
     if len(line) > limit:
         line = line[: limit - 1].rstrip() + "…"
     line = line.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([|`*])", r"\\\1", line)
+    line = line.replace("](", "]\\(")  # no link, no picture from elsewhere
+    return re.sub(r"([|`*$])", r"\\\1", line)
 
 
 def table(headings: Sequence[str], lines: Sequence[Sequence[str]], texts: Sequence[str]) -> str:

@@ -71,11 +71,12 @@ def place_labels(axes: Axes, canvas: FigureCanvasAgg, labels: Sequence[Label], l
             path_effects=[withStroke(linewidth=2, foreground="white")],
             zorder=5,
             arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.6", "shrinkB": 4} if away > LEADER_BEYOND else None,
+            parse_math=False,
         )
 
 
 def _text_size(axes: Axes, canvas: FigureCanvasAgg, text: str) -> tuple[float, float]:
-    drawn = axes.text(0, 0, text, fontsize=FONT_SIZE)
+    drawn = axes.text(0, 0, text, fontsize=FONT_SIZE, parse_math=False)
     extent = drawn.get_window_extent(canvas.get_renderer())
     drawn.remove()
     return extent.width, extent.height

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from vitbench.reports.format import cell_text, without_paths
+from vitbench.reports.printable import one_line
 from vitbench.reports.runs import Run
 
 _LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop")
@@ -24,8 +25,13 @@ def machine_lines(run: Run) -> list[str]:
     sessions = [_mapping(session) for session in run.environment.get("sessions") or []]
     versions = dict.fromkeys(text for session in sessions if (text := _version(session)))
     commands = dict.fromkeys(str(session["command_line"]) for session in sessions if session.get("command_line"))
-    lines += [", ".join(versions)] if versions else []
-    return lines + [f"by `{without_paths(command).replace('`', chr(39))}`" for command in commands]
+    lines += [cell_text(", ".join(versions))] if versions else []
+    return lines + [f"by `{_as_code(command)}`" for command in commands]
+
+
+def _as_code(command: str) -> str:
+    """A command as it stands between backticks, where nothing is escaped: on one line, without a backtick."""
+    return one_line(without_paths(command), 1000).replace("`", "'")
 
 
 def _environment(environment: Mapping[str, Any], devices: Collection[str]) -> str:

@@ -12,6 +12,7 @@ from vitbench.reports.claims import HOW_TO_READ, claims_table, count_verdicts
 from vitbench.reports.columns import Column, Floors, axis_columns, detail_columns, main_columns, model_column
 from vitbench.reports.counters import counters_table
 from vitbench.reports.format import NOT_ASKED, cell_text, table, telling_line, without_paths
+from vitbench.reports.frontier import frontier_section, without_bounds, without_searches
 from vitbench.reports.machine import machine_lines
 from vitbench.reports.memory import MEMORY_TEXT, memory_table
 from vitbench.reports.noise import noise_floors, noise_section
@@ -36,14 +37,14 @@ DULL = {"compile": ("no",), "memory limit": ("none",), "weights": ("random",)}
 
 def render_markdown(runs: Sequence[Run]) -> str:
     """The whole page; the same records give the same text. Pictures are linked by their names in ``plan_pictures``."""
-    rows = build_rows(runs)
+    rows = build_rows(without_bounds(runs))
     title = "# vitbench report: " + " and ".join(cell_text(run.name) for run in runs)
     parts = [title, _what_was_run(runs)]
     if not rows:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
     axes = varying_axes(rows)
     floors = noise_floors(runs)
-    parts += [_conditions(rows), *_sections(rows, axes, floors), *training_section(runs)]
+    parts += [_conditions(rows), *frontier_section(runs), *_sections(rows, axes, floors), *training_section(runs)]
     parts += ["## How to read the tables", _how_to_read(rows)]
     parts += _details(rows, axes)
     noise = noise_section(runs)
@@ -64,11 +65,13 @@ def render_markdown(runs: Sequence[Run]) -> str:
 
 
 def render_summary(runs: Sequence[Run]) -> str:
-    """The main tables alone, for a terminal."""
-    rows = build_rows(runs)
-    if not rows:
+    """The main tables alone, for a terminal: of searches what they found."""
+    rows = build_rows(without_searches(runs))
+    found = frontier_section(runs)
+    if not rows and not found:
         return "No cell has been measured yet."
-    return "\n\n".join([*_sections(rows, varying_axes(rows), noise_floors(runs)), *training_summary(runs)])
+    sections = _sections(rows, varying_axes(rows), noise_floors(runs))
+    return "\n\n".join([*found, *sections, *training_summary(runs)])
 
 
 _NOISE_TEXT = (
@@ -88,7 +91,7 @@ def _what_was_run(runs: Sequence[Run]) -> str:
         records = run.records
         line = f"**{cell_text(run.name)}**: {_count(len(records), 'cell')}"
         if records:
-            line += f" ({_statuses(records)}), the first from {min(r.started_at for r in records)}"
+            line += f" ({_statuses(records)}), the first from {cell_text(min(r.started_at for r in records), 40)}"
             line += f", {sum(r.duration_s for r in records) / 60:.1f} minutes in all"
         lines.append("- " + "; ".join([line, *machine_lines(run)]) + ".")
     return "\n".join(lines)
@@ -106,7 +109,7 @@ def _conditions(rows: Sequence[Row]) -> str:
         if axis == "run":
             continue
         if len(values) == 1 and values[0] not in DULL.get(axis, ()):
-            shared.append(f"{axis} {cell_text(values[0])}")
+            shared.append(f"{cell_text(axis)} {cell_text(values[0])}")
     return f"Shared by all rows: {', '.join(shared)}." if shared else "The conditions vary and are columns."
 
 
@@ -214,7 +217,8 @@ def _failures_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
     for (*which_parts, metric, status, cause, detail, printed), kinds in found.items():
         where = "; ".join(f"{kind} {', '.join(batches)}" for kind, batches in kinds.items())
         lines.append([*which_parts, where, metric, status, cause, detail, printed])
-    headings = ["model", "device", "image size (px)", *axes, "cell", "metric", "status", "cause", "detail", "printed"]
+    names = [cell_text(axis) for axis in axes]
+    headings = ["model", "device", "image size (px)", *names, "cell", "metric", "status", "cause", "detail", "printed"]
     return table(headings, lines, headings)
 
 
@@ -268,7 +272,9 @@ def _methods(rows: Sequence[Row]) -> str:
     for metric, methods in texts.items():
         for method in merge_numbers(methods):
             metrics.setdefault(method, []).append(metric)
-    lines = [f"- **{', '.join(names)}**: {cell_text(text, limit=1000)}" for text, names in metrics.items()]
+    lines = [
+        f"- **{cell_text(', '.join(names), 1000)}**: {cell_text(text, limit=1000)}" for text, names in metrics.items()
+    ]
     return "\n".join(lines) or "None told."
 
 
@@ -283,9 +289,15 @@ def merge_numbers(texts: Iterable[str]) -> list[str]:
                 place.append(digits)
     result = []
     for words_between, places in merged.items():
-        numbers = ["/".join(sorted(place, key=int)) for place in places] + [""]
+        numbers = ["/".join(sorted(place, key=_size_of)) for place in places] + [""]
         result.append("".join(word + digits for word, digits in zip(words_between, numbers, strict=True)))
     return result
+
+
+def _size_of(digits: str) -> tuple[int, str]:
+    """Sorts as the number would, of however many digits."""
+    bare = digits.lstrip("0")
+    return len(bare), bare
 
 
 def _count(n: int, thing: str) -> str:

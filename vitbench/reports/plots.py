@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from vitbench.reports.columns import smallest_batch
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.pareto import pareto_front
+from vitbench.reports.printable import one_line
 from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, image_size_text, shared_test_data, varying_axes
 from vitbench.statistics import Estimate
 
@@ -28,6 +30,8 @@ GROUPING = ("run", "data", "threads")
 
 #: From this ratio of largest to smallest on parameters are drawn logarithmically; latency always is.
 LOG_FROM = 3.0
+#: Characters of a name in a picture: what is longer would leave no room for points.
+_LONGEST_LABEL = 70
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class Picture:
     @property
     def caption(self) -> str:
         """The front in words, for Markdown."""
-        fronts = [f"{group}: {', '.join(cell_text(p.label) for p in self.front(group))}" for group in self.groups]
+        fronts = [
+            f"{cell_text(group)}: {', '.join(cell_text(p.label) for p in self.front(group))}" for group in self.groups
+        ]
         return f"On the Pareto front ({self.title}; intervals not considered): {'; '.join(fronts)}."
 
 
@@ -146,13 +152,19 @@ def render_png(picture: Picture) -> bytes:
     for index, group in enumerate(picture.groups):
         colour = COLOURS[index % len(COLOURS)]
         lines += _draw_group(axes, picture, group, colour, MARKERS[index % len(MARKERS)])
-        labels += [Label(point.label, point.x, point.y, colour) for point in picture.points if point.group == group]
+        labels += [
+            Label(one_line(point.label, _LONGEST_LABEL), point.x, point.y, colour)
+            for point in picture.points
+            if point.group == group
+        ]
     _draw_frame(axes, picture)
-    canvas.draw()  # settles the layout that the labels are placed in
-    place_labels(axes, canvas, labels, lines)
     buffer = io.BytesIO()
-    # Without the library's name and version: the same records give the same bytes.
-    drawing.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")  # names in scripts that the font lacks: boxes
+        canvas.draw()  # settles the layout that the labels are placed in
+        place_labels(axes, canvas, labels, lines)
+        # Without the library's name and version: the same records give the same bytes.
+        drawing.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -205,7 +217,7 @@ def _draw_group(axes: Axes, picture: Picture, group: str, colour: str, marker: s
     for one, following in itertools.pairwise(front):
         lines += [(one.x, one.y, following.x, one.y), (following.x, one.y, following.x, following.y)]
     xs, ys = [point.x for point in front], [point.y for point in front]
-    label = f"{group}: Pareto front (filled)"
+    label = f"{one_line(group, _LONGEST_LABEL)}: Pareto front (filled)"
     axes.plot(xs, ys, f"{marker}-", color=colour, ms=5.8, lw=1.4, drawstyle="steps-post", label=label, zorder=3)
     return lines
 
@@ -230,11 +242,14 @@ def _draw_frame(axes: Axes, picture: Picture) -> None:
             axes.axhline(picture.chance, color="0.4", lw=1, ls=(0, (4, 3)), label=label, zorder=1)
         else:
             axes.plot([], [], " ", label=f"{label} (below this picture)")
-    axes.set_xlabel(picture.x_label + (", logarithmic" if picture.log_x else ""))
-    axes.set_ylabel(picture.y_label)
+    # names of data and models hold what they like, also dollar signs
+    axes.set_xlabel(picture.x_label + (", logarithmic" if picture.log_x else ""), parse_math=False)
+    axes.set_ylabel(one_line(picture.y_label, _LONGEST_LABEL), parse_math=False)
     axes.set_title(f"{picture.title}, with 95 % intervals".capitalize(), fontsize=11)
     axes.grid(True, which="major", color="0.92", zorder=0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     # Below the axes, where it covers no point.
-    axes.figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
+    legend = axes.figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -70,8 +70,9 @@ def _comparison(trainings: Sequence[Training]) -> str:
         )
     tested = {found.value for _, record in trainings if (found := figure(record, "test_images")).value is not None}
     same = f" (n = {next(iter(tested)):.0f})" if len(tested) == 1 else ""
-    texts = ["model", "recipe", *varying, "published", "budget"]
-    headings = ["model", "recipe", *varying, f"accuracy % [95 %]{same}", "macro F1", "test loss (nat)"]
+    axes = [cell_text(heading) for heading in varying]
+    texts = ["model", "recipe", *axes, "published", "budget"]
+    headings = ["model", "recipe", *axes, f"accuracy % [95 %]{same}", "macro F1", "test loss (nat)"]
     headings += ["pictures seen", "steps", "duration (s)", "published", "budget"]
     return table(headings, lines, texts)
 
@@ -95,7 +96,7 @@ def _by_class(trainings: Sequence[Training]) -> list[str]:
             which = [cell_text(record.cell.model), cell_text(_recipe(record))]
             which += [cell_text(values[index]) for values in varying.values()]
             lines.append([*which, *(f"{value:.3f}" for value in _values(figure(record, "class_f1")))])
-        texts = ["model", "recipe", *varying]
+        texts = ["model", "recipe", *(cell_text(heading) for heading in varying)]
         parts.append(table([*texts, *(cell_text(name) for name in names)], lines, texts))
     return ["### F1 by class", *parts] if parts else []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.reports.format import cell_text, number, table
+from vitbench.reports.printable import csv_value, one_line
 from vitbench.reports.training import held_out_name
 from vitbench.statistics import wilson_interval
 from vitbench.store import write_atomically
@@ -46,8 +47,8 @@ def sweep_csv(lines: Sequence[Mapping[str, Any]]) -> str:
     columns = [*dict.fromkeys(key for line in lines for key in line if key != "detail"), "detail"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer.writerow({column: csv_value(column) for column in columns})
+    writer.writerows({key: csv_value(value) for key, value in line.items()} for line in lines)
     return text.getvalue()
 
 
@@ -73,14 +74,15 @@ def sweep_markdown(courses: Sequence[Mapping[str, Any]], title: str) -> str:
             best = line["best_test_accuracy"]
             cell += ["" if best is None else f"{100 * best:.2f}", "" if best is None else f"{line['best_epoch']:g}"]
         cells.append(cell)
-    headings = ["run", *varying, "test accuracy % [95 %]", "train accuracy %", "train loss", "test loss"]
+    names = [cell_text(key) for key in varying]
+    headings = ["run", *names, "test accuracy % [95 %]", "train accuracy %", "train loss", "test loss"]
     headings += ["test accuracy % at best validation", "of epoch"] if validated else []
     failures = [f"- {cell_text(line['name'])}: {cell_text(line['detail'])}" for line in lines if line["detail"]]
     return "\n".join(
         [
             f"# Sweep: {cell_text(title)}",
             "",
-            table(headings, cells, ["run", *varying]),
+            table(headings, cells, ["run", *names]),
             "",
             "Losses are mean cross entropies in nat. Training figures are of the last epoch, as augmented, in "
             "training mode; a "
@@ -113,14 +115,18 @@ def write_sweep_curves(courses: Sequence[Mapping[str, Any]], path: Path, title: 
         marker = "o" if len(rows) <= 30 else ""
         colour = f"C{index}"
         label = ", ".join(f"{key} {_setting(value)}" for key, value in course["changes"].items()) or course["name"]
+        label = one_line(label, 80)
         axes.plot(epochs, [100 * r[f"{which}_accuracy"] for r in rows], color=colour, marker=marker, ms=3, label=label)
         axes.plot(epochs, [100 * r["train_accuracy"] for r in rows], color=colour, ls="--", lw=0.9)
     more = f" (the best {_MOST_CURVES} of {len(drawn)})" if len(drawn) > _MOST_CURVES else ""
-    axes.set_title(f"{title}{more}: held-out (lines) and training (dashed)".replace("$", r"\$"), fontsize=10)
+    what = f"{one_line(title, 80)}{more}: held-out (lines) and training (dashed)"
+    axes.set_title(what, fontsize=10, parse_math=False)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy (%)")
     axes.grid(True, color="0.92")
-    figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
+    legend = figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     write_atomically(path, picture.getvalue())

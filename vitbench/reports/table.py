@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.records import Cell, Record, format_image_size
 from vitbench.reports.format import without_paths
+from vitbench.reports.printable import csv_text
 from vitbench.reports.rows import BY_CLASS, Figure, Row, build_rows, figure, measurement_estimate, place_key
 from vitbench.reports.runs import Run
 
@@ -122,7 +123,7 @@ def report_table(rows: Sequence[Row]) -> pd.DataFrame:
     import pandas as pd
 
     units = {one.metric: one.unit for row in rows for record in row.records for one in record.measurements}
-    known = {*COLUMNS, *BY_CLASS, IN_BOTH}
+    known = {*COLUMNS, *BY_CLASS, IN_BOTH, "memory_limit"}  # the limit is a column of the cell's conditions
     extra = {metric: units[metric] for metric in sorted(units) if metric not in known}
     lines = [line for row in rows for line in _report_lines(row, extra)]
     frame = (
@@ -148,9 +149,16 @@ _WHOLE_NUMBERS = frozenset(
 
 
 def render_csv(runs: Sequence[Run]) -> str:
-    """The text of report.csv, rows in the order of the Markdown tables."""
+    """The text of report.csv, rows in the order of the Markdown tables. No text is a formula to a spreadsheet."""
+    import pandas as pd
+
     rows = sorted(build_rows(runs), key=place_key)
-    return report_table(rows).to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    frame = report_table(rows)
+    for name in frame.columns:
+        if not pd.api.types.is_numeric_dtype(frame[name]):
+            frame[name] = frame[name].map(lambda value: csv_text(value) if isinstance(value, str) else value)
+    frame.columns = frame.columns.map(csv_text)
+    return frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")
 
 
 def cell_fields(cell: Cell) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.reports.format import cell_text, number, table
+from vitbench.reports.printable import csv_value, one_line
 from vitbench.statistics import wilson_interval
 from vitbench.store import write_atomically
 
@@ -22,7 +23,7 @@ def history_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: csv_value(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -43,7 +44,7 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(9.0, 3.8), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=11)
+    figure.suptitle(one_line(title, 120), fontsize=11, parse_math=False)
     left, right = figure.subplots(1, 2)
     marker = "o" if len(rows) <= 30 else ""
     for axes, key, scale, label in (

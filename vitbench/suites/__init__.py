@@ -9,16 +9,30 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
+import os
 import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from vitbench.errors import SuiteError, UnknownNameError
+from vitbench.frontier import most_attempts
 from vitbench.records import (
     ATTENTIONS,
     DTYPES,
@@ -31,14 +45,34 @@ from vitbench.records import (
     parse_image_size,
 )
 from vitbench.registry import METRICS, PRETRAINED, find_models
+from vitbench.untrusted import read_toml
 
 BUILT_IN = Path(__file__).parent
 DEFAULT_SUITE = "lightweight"
 NATIVE = "native"
+#: What a suite with [frontier] measures of each attempt unless it says otherwise: that takes seconds.
+FRONTIER_METRICS = ("params", "flops", "memory")
 #: What ``weights`` may be beside a path.
 RANDOM = "random"
 #: The option of a training cell that saw so many of the training pictures at most.
 TRAIN_IMAGES = "train_images"
+
+#: More cells than these are a slip of the keyboard: at ten seconds each they would take a day.
+MOST_CELLS = 10_000
+#: What a plan holds of each cell in memory, roughly.
+_BYTES_A_CELL = 2_000
+
+#: What a suite may say: more than a person would, little enough to be read in the first second.
+_MOST_BYTES = 2**60
+_LARGEST_SIDE = 65_536
+_LONGEST_LIST = 10_000
+_LONGEST_TEXT = 4096
+_MOST_RULES = 200
+#: Devices of Windows, whatever follows after a dot.
+_RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
+#: Control characters, and halves of characters, as which bytes that are no text come from a command line.
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 _BYTES = re.compile(r"^(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGT]i?B|B)?$", re.IGNORECASE)
 _UNITS = {
@@ -53,10 +87,12 @@ def parse_bytes(value: int | float | str) -> int:
     match = _BYTES.match(str(value).strip())
     if match is None:
         raise ValueError(f"{value!r} is no amount of memory, such as 8GiB, 500MB or a number of bytes")
-    amount = int(float(match["number"]) * _UNITS[(match["unit"] or "B").lower()])
+    amount = float(match["number"]) * _UNITS[(match["unit"] or "B").lower()]
     if amount < 1:
         raise ValueError(f"{value!r} is not positive")
-    return amount
+    if amount > _MOST_BYTES:
+        raise ValueError(f"{_shown(value)} is more memory than any machine has")
+    return int(amount)
 
 
 def _image_size(value: Any) -> Any:
@@ -66,21 +102,51 @@ def _image_size(value: Any) -> Any:
         value = "x".join(str(side) for side in value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"Image size {value!r} is neither N nor HxW in pixels, such as 224 or 231x240")
-    return parse_image_size(value)
+    size = parse_image_size(value)
+    if max(size) > _LARGEST_SIDE:
+        raise ValueError(f"Image size {_shown(value)} is too large: give sides of at most {_LARGEST_SIDE} px")
+    return size
 
 
 def _one_or_many(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
+    if not isinstance(value, list | tuple):
+        return [value]
+    if len(value) > _LONGEST_LIST:
+        raise ValueError(f"the list has {len(value):,} entries: give at most {_LONGEST_LIST:,}")
+    return value
+
+
+def _few_rules(value: Any) -> Any:
+    """Each rule is tried at each cell."""
+    rules = value if isinstance(value, list | tuple) else []
+    patterns = [rule.get(key, ()) for rule in rules if isinstance(rule, Mapping) for key in ("models", "recipes")]
+    count = sum(len(one) for one in patterns if isinstance(one, list | tuple))
+    if max(len(rules), count) > _MOST_RULES:
+        raise ValueError(f"there are {len(rules):,} rules with {count:,} names: give at most {_MOST_RULES} of each")
+    return value
+
+
+def _file_name(value: str) -> str:
+    """A name that is part of a folder's on every system."""
+    if value.partition(".")[0].lower() in _RESERVED or value.endswith("."):
+        raise ValueError(f"{value!r} is no name that every system takes for a folder: give another one")
+    return value
+
+
+def _shown(value: object) -> str:
+    """What was given, in a message: not all of it if it is long."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:80]}... ({len(text):,} characters)"
 
 
 #: Command-line options that are not called like the key that they replace.
 OPTIONS = {"seeds": "seed", "timeout_s": "timeout"}
 
-Positive = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]
 ImageSize = Annotated[tuple[int, int] | Literal["native"], BeforeValidator(_image_size)]
-Threads = Annotated[int, Field(ge=1, strict=True)] | Literal["auto"]
+Threads = Annotated[int, Field(ge=1, le=4096, strict=True)] | Literal["auto"]
 
 
 class _Table(BaseModel):
@@ -150,6 +216,14 @@ class Training(_Table):
         return self
 
 
+class Frontier(_Table):
+    """Search the largest batch that fits instead of measuring given batches: doubling from 1 up to ``max_batch``
+    images, then bisection to one image.
+    """
+
+    max_batch: Positive = 1024
+
+
 class Exclude(_Table):
     """Drops the cells that match every key given; a key matches if the cell's value is in its list.
 
@@ -204,14 +278,16 @@ class Suite(_Table):
     ``auto`` (the physical cores). ``weights``: ``random``, ``pretrained`` (as the models' libraries publish them) or
     the path of a checkpoint of the one model; then a training section says what to test on, and nothing is trained.
     ``replace_head``: leave out a checkpoint's head of another class count. ``memory_limit``: bytes that a worker may
-    take beyond its libraries. ``timeout_s``: for each process of a cell.
+    take beyond its libraries. ``timeout_s``: for each process of a cell. ``frontier``: search batch sizes rather than
+    give them; such a suite trains nothing, and by default measures parameters, FLOPs and memory.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100), AfterValidator(_file_name)]
     description: str = ""
     models: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
     image_sizes: Annotated[tuple[ImageSize, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("native",)
     num_classes: Positive | None = None
+    frontier: Frontier | None = None  # before what is checked against it
     batch_sizes: Annotated[tuple[Positive, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = (1,)
     devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("auto",)
     dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("fp32",)
@@ -231,7 +307,15 @@ class Suite(_Table):
     timeout_s: Seconds = 300.0
     measure: Measure = Measure()
     training: Training | None = None
-    exclude: tuple[Exclude, ...] = ()
+    exclude: Annotated[tuple[Exclude, ...], BeforeValidator(_few_rules)] = ()
+
+    @field_validator("batch_sizes", "training", "exclude", "metrics")
+    @classmethod
+    def _fits_a_search(cls, value: Any, info: ValidationInfo) -> Any:
+        """What a search of batch sizes leaves no room for. Called for what is given, not for defaults."""
+        if info.data.get("frontier") is not None:
+            _refuse_in_a_search(str(info.field_name), value)
+        return value
 
     @field_validator(
         "models", "image_sizes", "batch_sizes", "devices", "dtypes", "attention", "modes", "metrics", "seeds"
@@ -243,7 +327,30 @@ class Suite(_Table):
     @model_validator(mode="before")
     @classmethod
     def _all_metrics(cls, data: Any) -> Any:
-        return {**data, "metrics": data.get("metrics") or default_metrics()} if isinstance(data, Mapping) else data
+        if not isinstance(data, Mapping):
+            return data
+        usual = default_metrics() if data.get("frontier") is None else list(FRONTIER_METRICS)
+        return {**data, "metrics": data.get("metrics") or usual}
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A search has batch sizes of its own, which content that is read again must not give."""
+        content: dict[str, Any] = serialize(self)
+        if self.frontier is not None:
+            content.pop("batch_sizes", None)
+        return content
+
+
+def _refuse_in_a_search(key: str, value: Any) -> None:
+    """Raises ValueError for what does not go with [frontier]."""
+    if key == "batch_sizes":
+        raise ValueError("batch sizes are not given with [frontier], which searches them up to its max_batch")
+    if key == "training" and value is not None:
+        raise ValueError("nothing is trained with [frontier]: leave [training] (--data) out")
+    if key == "exclude" and any(rule.batch_sizes is not None for rule in value):
+        raise ValueError("a rule for batch_sizes says nothing with [frontier], which searches them")
+    if key == "metrics" and "memory" not in value:
+        raise ValueError("[frontier] needs the metric memory, which finds out what fits")
 
 
 def default_metrics() -> list[str]:
@@ -300,8 +407,9 @@ def find_suite(name_or_path: str) -> Path:
     if name_or_path in built_in:
         return built_in[name_or_path]
     path = Path(name_or_path)
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
+    there = os.path.isfile(path)  # not Path.is_file, which raises for a name that no system takes
+    if path.suffix == ".toml" or there:
+        if not there:
             raise SuiteError(f"Suite file {name_or_path!r} does not exist. See: vitbench list suites")
         return path
     raise UnknownNameError("suite", name_or_path, built_in, "vitbench list suites")
@@ -315,11 +423,9 @@ def load_suite(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
     """
     path = find_suite(name_or_path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SuiteError(f"Suite {path.name} is no valid TOML: {error}") from error
-    except OSError as error:
-        raise SuiteError(f"Suite {path} cannot be read: {error.strerror}") from error
+        content = read_toml(path, f"Suite {path.name}")
+    except ValueError as error:
+        raise SuiteError(str(error)) from error
     content.setdefault("name", path.stem)
     return make_suite(content, path.name, overrides or {})
 
@@ -327,6 +433,7 @@ def load_suite(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 def make_suite(content: Mapping[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> Suite:
     """Validate a suite's content. Raises SuiteError, and UnknownNameError for models and metrics."""
     overrides = overrides or {}
+    _refuse_strange_texts({**content, **overrides}, source, overrides)
     try:
         suite = Suite.model_validate({**content, **overrides})
     except ValidationError as error:
@@ -338,6 +445,88 @@ def make_suite(content: Mapping[str, Any], source: str, overrides: Mapping[str, 
             find_models(pattern)  # a typo would drop nothing, in silence
     names = tuple(dict.fromkeys(itertools.chain.from_iterable(find_models(pattern) for pattern in suite.models)))
     return suite.model_copy(update={"models": names})
+
+
+def _refuse_strange_texts(content: Mapping[str, Any], source: str, overrides: Mapping[str, Any]) -> None:
+    """Names become parts of files, of lines and of tables: no text but a description goes over several lines, and none
+    holds what is no text. Raises SuiteError.
+    """
+    for key, value in content.items():
+        for text in _texts_in(value):
+            found = _NO_TEXT.search(text.replace("\n", "").replace("\t", "") if key == "description" else text)
+            where = f"Option --{OPTIONS.get(key, key.replace('_', '-'))}" if key in overrides else f"Suite {source}"
+            if found is not None:
+                raise SuiteError(f"{where}: {_shown(text)} holds {found[0]!r}, which is no sign of a text")
+            if len(text) > _LONGEST_TEXT:
+                raise SuiteError(f"{where}: {_shown(text)} is too long: give at most {_LONGEST_TEXT:,} characters")
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in lists and tables, however nested; without their keys, which are checked by name."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts_in(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts_in(one)
+
+
+def count_cells(suite: Suite, *, devices: int = 1) -> tuple[int, str]:
+    """How many cells a suite asks for, by arithmetic, before its rules drop any; and the factors, in words.
+
+    ``devices``: how many ``auto`` stands for. A pattern over other libraries' names counts as one model until it is
+    replaced by what it means, and an attempt of a search for the largest batch counts as a cell.
+    """
+    named = len({name for name in suite.devices if name != "auto"}) + (devices if "auto" in suite.devices else 0)
+    metrics = [METRICS.get(name) for name in suite.metrics]
+    timed = [metric for metric in metrics if metric.process != "training"]
+    common = {"models": len(suite.models), "devices": named, "dtypes": len(suite.dtypes), "seeds": len(suite.seeds)}
+    factors = {
+        **common,
+        "image_sizes": len(suite.image_sizes),
+        "batch_sizes": len(suite.batch_sizes),
+        "modes": sum(any(mode in metric.modes for metric in timed) for mode in suite.modes),
+        "attention": len(suite.attention),
+        "compile": len(set(suite.compile)),
+        "threads": len(set(suite.threads)),
+    }
+    if suite.frontier is not None:
+        factors["batch_sizes"] = most_attempts(suite.frontier.max_batch)
+    total, most = math.prod(factors.values()), factors
+    if suite.training is not None and len(timed) < len(metrics):
+        own_size = suite.weights == RANDOM and suite.training.image_size is not None
+        trained = {
+            **common,
+            "image_sizes": 1 if own_size else len(suite.image_sizes),
+            "recipes": len(suite.training.recipe) if suite.weights == RANDOM else 1,
+        }
+        count = math.prod(trained.values())
+        total, most = total + count, most if total >= count else trained
+    return total, " x ".join(f"{count:,} {name}" for name, count in most.items() if count > 1)
+
+
+def check_count(suite: Suite, *, devices: int = 1, allow_many: bool = False) -> None:
+    """Raises SuiteError for a suite of more than MOST_CELLS cells, unless ``allow_many``; and in any case if planning
+    them would take more memory than there is. See ``count_cells``.
+    """
+    count, factors = count_cells(suite, devices=devices)
+    if count <= MOST_CELLS:
+        return
+    asked = f"Suite {suite.name!r} asks for {count:,} cells ({factors})"
+    if suite.exclude:
+        asked += " before its [[exclude]] rules"
+    if not allow_many:
+        raise SuiteError(f"{asked}, more than {MOST_CELLS:,}: give shorter lists, or --yes to go on all the same")
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    if count * _BYTES_A_CELL > free:
+        raise SuiteError(
+            f"{asked}, for whose plan {free / 1e9:.1f} GB of free memory do not suffice, also with --yes: make several "
+            "suites of it"
+        )
 
 
 def expand(
@@ -449,7 +638,7 @@ def to_toml(suite: Suite) -> str:
     for rule, written in zip(suite.exclude, content.get("exclude", []), strict=True):
         if rule.image_sizes is not None:
             written["image_sizes"] = [_written_size(size) for size in rule.image_sizes]
-    tables = {key: content.pop(key) for key in ("measure", "training") if key in content}
+    tables = {key: content.pop(key) for key in ("measure", "frontier", "training") if key in content}
     rules = content.pop("exclude", [])
     lines = [f"{key} = {_written(value)}" for key, value in content.items()]
     for key, table in tables.items():
@@ -532,14 +721,19 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
         else f"Suite {source}, key {'.'.join(keys) or '(top)'!s}"
     )
     if problem["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]] = {"measure": Measure, "training": Training, "exclude": Exclude}
+        tables: dict[str, type[BaseModel]] = {
+            "measure": Measure,
+            "frontier": Frontier,
+            "training": Training,
+            "exclude": Exclude,
+        }
         allowed = list((tables.get(keys[0], Suite) if len(keys) > 1 else Suite).model_fields)
         close = difflib.get_close_matches(keys[-1], allowed, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"Suite {source}: unknown key {'.'.join(keys)!r}.{hint} Allowed: {', '.join(allowed)}"
+        return f"Suite {source}: unknown key {_shown('.'.join(keys))}.{hint} Allowed: {', '.join(allowed)}"
     if problem["type"] == "missing":
         return f"Suite {source}: the key {top!r} is missing"
-    message = re.sub(r"^Value error, ", "", problem["msg"])
+    message = re.sub(r"^Value error, ", "", problem["msg"])[:400]
     choices: Iterable[str] = {"dtypes": DTYPES, "attention": ATTENTIONS, "modes": MODES}.get(
         keys[-1] if keys else "", ()
     )
@@ -547,6 +741,6 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
         given = problem["input"]
         close = difflib.get_close_matches(str(given), list(choices), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"{where}: {given!r} is not allowed.{hint} Allowed: {', '.join(choices)}"
-    shown = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
+        return f"{where}: {_shown(given)} is not allowed.{hint} Allowed: {', '.join(choices)}"
+    shown = "" if problem["type"] == "value_error" else f" (given: {_shown(problem['input'])})"
     return f"{where}: {message}{shown}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import DataError
-from vitbench.training.pictures import SPLITS, DataInfo, Split
+from vitbench.reports.printable import one_line
+from vitbench.training.pictures import PICTURE_FORMATS, SPLITS, DataInfo, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 #: Files with another ending (notes, thumbnails' databases) are passed over.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _LAYOUT = "An image folder has train/<class>/* and test/<class>/*"
+#: Pictures of more pixels are decoded one after the other.
+_LARGE_PIXELS = 20_000_000
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -184,20 +190,31 @@ def decode_picture(root: Path, file: PictureFile, image_size: tuple[int, int]) -
 
     Raises DataError naming the file, relative to its folder: the text ends up in records.
     """
-    import struct
-
     import numpy as np
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(root / file.relative) as opened:
+        with Image.open(root / file.relative, formats=PICTURE_FORMATS) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels have more than 8 bits (mode {opened.mode})")
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-        fitted = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            pixels = opened.width * opened.height
+            _refuse_too_many(pixels)
+            # several threads decode at once: of the largest pictures that would take gigabytes
+            with _ONE_AT_A_TIME if pixels > _LARGE_PIXELS else contextlib.nullcontext():
+                upright = ImageOps.exif_transpose(opened).convert("RGB")
+                fitted = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
+    except Exception as error:  # a damaged file can make a decoder raise anything
         raise _unreadable(root, file, error) from error
     return np.array(fitted)
+
+
+def _refuse_too_many(pixels: int) -> None:
+    """Raises ValueError for as many pixels as Pillow warns of: they may be meant to fill the memory."""
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most:
+        raise ValueError(f"its {pixels:,} pixels exceed what is read ({most:,}): shrink it")
 
 
 def _class_folders(shown: Path, split: Path) -> list[str]:
@@ -244,9 +261,9 @@ def _check_header(root: Path, file: PictureFile) -> None:
     from PIL import Image
 
     try:
-        with Image.open(root / file.relative):
-            pass
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with Image.open(root / file.relative, formats=PICTURE_FORMATS) as opened:
+            _refuse_too_many(opened.width * opened.height)
+    except Exception as error:  # a damaged file can make a decoder raise anything
         raise _unreadable(root, file, error) from error
 
 
@@ -255,6 +272,7 @@ def _unreadable(root: Path, file: PictureFile, error: BaseException) -> DataErro
 
     # Pillow's own text names the absolute path
     reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error).replace(str(root), "...")
+    reason = one_line(reason, 200)
     return DataError(
         f"{file.relative} of image folder {root.name!r} cannot be read: {reason or type(error).__name__}. "
         "Remove or replace it"

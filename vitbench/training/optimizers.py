@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vitbench.training.recipes import Recipe, RecipeError
+from vitbench.training.recipes import Recipe
 
 
 def make_optimizers(model: torch.nn.Module, recipe: Recipe, num_classes: int) -> list[torch.optim.Optimizer]:
@@ -54,20 +54,19 @@ def hidden_matrices(model: torch.nn.Module, num_classes: int) -> list[torch.nn.P
     return list(found.values())
 
 
-def regularise(model: torch.nn.Module, recipe: Recipe) -> None:
-    """Set the model's dropout and stochastic depth to the recipe's, in place, where it has any.
+def regularise(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
+    """Set the model's dropout and stochastic depth to the recipe's, in place; returns what the model lacks layers for,
+    which it trains without (``stochastic depth``): one recipe is to serve all models.
 
     ``dropout`` goes to every dropout layer and to the weights of nn.MultiheadAttention. ``stochastic_depth`` is the
     rate of the last residual branch; that of the first is 0, and they rise linearly between (Huang et al., 2016,
-    section 3). Raises RecipeError for a model that has nothing of the kind.
+    section 3).
     """
+    lacking = []
     if recipe.dropout is not None:
         layers = [one for one in model.modules() if isinstance(one, torch.nn.Dropout | torch.nn.MultiheadAttention)]
-        if not layers:
-            raise RecipeError(
-                f"Recipe {recipe.name!r} sets dropout, but the model has no dropout layer: --set dropout=none leaves "
-                "it out"
-            )
+        if not layers and recipe.dropout > 0:
+            lacking.append("dropout")
         for layer in layers:
             if isinstance(layer, torch.nn.Dropout):
                 layer.p = recipe.dropout
@@ -82,10 +81,8 @@ def regularise(model: torch.nn.Module, recipe: Recipe) -> None:
             for name in names.get(type(one).__name__, ())
             if isinstance(getattr(one, name, None), float)
         ]
-        if not found:
-            raise RecipeError(
-                f"Recipe {recipe.name!r} sets stochastic_depth, but the model has no such layers: --set "
-                "stochastic_depth=none leaves it out"
-            )
+        if not found and recipe.stochastic_depth > 0:
+            lacking.append("stochastic depth")
         for index, (branch, name) in enumerate(found):
             setattr(branch, name, recipe.stochastic_depth * index / max(len(found) - 1, 1))
+    return tuple(lacking)

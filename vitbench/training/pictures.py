@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
+#: The formats that are read, whatever a file is called. Not all that Pillow knows: some run other programs (EPS).
+PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 #: Pictures that are resized at once: enough to be quick, few enough that the float copy stays small.
 _RESIZED_AT_ONCE = 512
 

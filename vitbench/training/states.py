@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.errors import DataError, StorageError
+from vitbench.untrusted import CodeError, RefusedError, check_fits, check_zip, spare_memory
+
+#: Numbers, texts, tensors and lists in the state of a training; the losses of an epoch are the most.
+_MOST_PARTS = 1_000_000
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
@@ -42,13 +46,45 @@ def load_state(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
+        check_fits(path, spare_memory())
+        check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or "vitbench" not in state:
             raise ValueError("it is no checkpoint of a training")
+        _refuse_hollow(state)
+    except CodeError as error:
+        raise _damaged(path, f"it holds {error}") from error
+    except RefusedError as error:
+        raise _damaged(path, f"it {error}") from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"Checkpoint {path.name} is damaged ({reason}). Start anew, from the weights of best.safetensors or "
-            "last.safetensors if they are there (--weights)"
-        ) from error
+        raise _damaged(path, (str(error).splitlines() or [type(error).__name__])[0][:300]) from error
     return state
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(
+        f"Checkpoint {path.name} is damaged ({reason}). Start anew, from the weights of best.safetensors or "
+        "last.safetensors if they are there (--weights)"
+    )
+
+
+def _refuse_hollow(state: dict[str, Any]) -> None:
+    """Raises ValueError for what would grow when it is copied: tensors that claim more numbers than they hold, and
+    lists that hold themselves, or one list many times over.
+    """
+    import torch
+
+    waiting: list[Any] = [state]
+    looked_at = 0
+    while waiting:
+        one = waiting.pop()
+        looked_at += 1
+        if looked_at + len(waiting) > _MOST_PARTS:
+            raise ValueError("it has more parts than a training leaves")
+        if isinstance(one, torch.Tensor):
+            if not one.is_meta and one.numel() * one.element_size() > one.untyped_storage().nbytes():
+                raise ValueError(f"a tensor claims the shape {tuple(one.shape)} but holds fewer numbers")
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitbench.errors import UsageError
+from vitbench.errors import RunFolderError, UsageError
 from vitbench.trainings.folder import check_is_free, default_folder, read_request, versions
 from vitbench.trainings.progress import TrainingProgress
 from vitbench.trainings.request import (
@@ -24,6 +24,7 @@ from vitbench.trainings.request import (
     TrainingRequest,
     TrainingSummary,
 )
+from vitbench.untrusted import refuse_links
 
 __all__ = [
     "LAST",
@@ -92,11 +93,17 @@ def start_training(
 
 
 def resume_training(
-    folder: Path, progress: TrainingProgress | None = None, *, allow_import: bool = False
+    folder: Path,
+    progress: TrainingProgress | None = None,
+    *,
+    allow_import: bool = False,
+    data: str | None = None,
+    data_dir: str | None = None,
 ) -> TrainingSummary:
     """Go on where ``folder``'s last checkpoint is, with what it was started with; from the start if there is none.
 
-    ``allow_import`` has to be given again: a folder from elsewhere must not be able to run code.
+    ``allow_import`` has to be given again: a folder from elsewhere must not be able to run code. ``data`` and
+    ``data_dir`` say where the same pictures are now, if they have moved.
 
     Raises RunFolderError for a folder that holds no training, DataError for a damaged checkpoint, else as
     ``start_training``.
@@ -107,6 +114,7 @@ def resume_training(
 
     ranks = ranks_from_environment()
     progress = progress if progress is not None and ranks.first else TrainingProgress()
+    refuse_links(folder, ["checkpoints", "tensorboard"])
     request, begun_with = read_request(folder)
     if begun_with != versions():
         changed = ", ".join(
@@ -115,6 +123,12 @@ def resume_training(
             if begun_with.get(key) != value
         )
         progress.warn(f"The training began with other versions ({changed}): it may not come out as without a pause")
-    session = Session(Setup(dataclasses.replace(request, allow_import=allow_import), ranks, progress))
+    moved: dict[str, Any] = {k: v for k, v in {"data": data, "data_dir": data_dir}.items() if v is not None}
+    if moved and not (folder / LAST).is_file():
+        raise RunFolderError(
+            f"{str(folder)!r} has no checkpoint yet that could tell whether these are its pictures: start the training "
+            "anew"
+        )
+    session = Session(Setup(dataclasses.replace(request, allow_import=allow_import, **moved), ranks, progress))
     with session.setup.joined():
         return session.run(folder, resumed=True)

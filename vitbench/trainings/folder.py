@@ -69,6 +69,14 @@ def claim_folder(folder: Path, request: TrainingRequest) -> None:
     write_json(folder / REQUEST, {"schema": SCHEMA, **asdict(request), "versions": versions()})
 
 
+def note_where_pictures_are(folder: Path, request: TrainingRequest) -> None:
+    """Keep in ``folder`` where its data set is now, if that has changed."""
+    content = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    now = {"data": request.data, "data_dir": request.data_dir}
+    if any(content.get(key) != value for key, value in now.items()):
+        write_json(folder / REQUEST, {**content, **now})
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace ``path`` in one step. Raises StorageError or RunFolderError as write_atomically does."""
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

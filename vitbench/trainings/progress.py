@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from vitbench.progress import format_duration
+from vitbench.reports.printable import one_line
 
 #: Seconds between plain lines inside an epoch.
 _PLAIN_EVERY_S = 30.0
@@ -44,7 +45,7 @@ class PlainTrainingProgress(TrainingProgress):
         self._spoken = time.monotonic()
 
     def note(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        print(one_line(text), file=self.stream, flush=True)
 
     def warn(self, text: str) -> None:
         self.note(f"Warning: {text}")
@@ -75,7 +76,7 @@ class LiveTrainingProgress(PlainTrainingProgress):
 
     def note(self, text: str) -> None:
         if self._started:
-            self._live.console.print(text, markup=False, highlight=False)
+            self._live.console.print(one_line(text), markup=False, emoji=False, highlight=False)
         else:
             super().note(text)
 

@@ -32,7 +32,7 @@ from vitbench.training.loop import TrainingDiverged, random_state
 from vitbench.training.pictures import FeatureSet, PictureSet
 from vitbench.training.recipes import Recipe
 from vitbench.training.states import load_state, save_state
-from vitbench.trainings.folder import claim_folder, take_lock, write_json
+from vitbench.trainings.folder import claim_folder, note_where_pictures_are, take_lock, write_json
 from vitbench.trainings.request import (
     LAST,
     SCHEMA,
@@ -88,6 +88,8 @@ class Session:
             self.trainer = self.setup.make_trainer(self._on_step)
             if saved is not None:
                 self._take_up(*saved)
+                if self.ranks.first:  # only now: the pictures are those that it began with
+                    note_where_pictures_are(folder, self.request)
             elif resumed:
                 self.progress.note("There is no checkpoint yet: the training starts from the beginning")
             elif self.ranks.first:  # only now: what cannot be trained leaves no folder behind

@@ -125,7 +125,8 @@ class Setup:
         if request.pretrained and (self.recipe.mean, self.recipe.std) != (card.mean, card.std):
             self.recipe = self.recipe.model_copy(update={"mean": card.mean, "std": card.std})
             self.progress.note("Pictures are normalised as the published weights were trained with")
-        regularise(self.model, self.recipe)
+        for lacking in regularise(self.model, self.recipe):
+            self.progress.warn(f"{request.model} has no layers for the recipe's {lacking}: it trains without")
 
         self.freezing = freeze_parameters(self.model, request.freeze, build, classes)
         if self.freezing.trainable < self.freezing.total:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vitbench.errors import UsageError
+from vitbench.untrusted import read_toml
 
 BUILT_IN = Path(__file__).parent
 
@@ -32,7 +32,7 @@ ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wd": "weight_d
 #: Keys whose values are lists.
 LISTS = ("augment", "step_at", "mean", "std")
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -212,11 +212,9 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     """
     path = _find_recipe(name_or_path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"Recipe {path.name} is no valid TOML: {error}") from error
-    except OSError as error:
-        raise RecipeError(f"Recipe {path} cannot be read: {error.strerror}") from error
+        content = read_toml(path, f"Recipe {path.name}")
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     content.setdefault("name", path.stem)
     if any(overrides.get(key) is not None for key in BUDGETS):
         content = {key: value for key, value in content.items() if key not in BUDGETS}

@@ -1,0 +1,206 @@
+"""What failures say, and what it means: exceptions by class and text, a process's last words by their text.
+
+A text counts only in the classes that torch and the system raise: anyone may quote it in a ValueError. What is not
+known is an error without a finer cause, never want of memory. tests/data/error_texts.toml holds texts as they were
+seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from vitbench.errors import Unsupported, VitbenchError
+from vitbench.records import Status
+
+#: (pattern, status, cause): a pattern is looked for in ``describe_error``'s text, upper and lower case alike.
+ErrorTexts = tuple[tuple[str, Status, str], ...]
+
+#: Causes that are want of memory.
+OUT_OF_MEMORY = frozenset({"out_of_memory", "oom_single_buffer", "library_workspace", "oom_kill"})
+#: Where a line begins, or the text after the names of exceptions that wrap it.
+AT_LINE = r"(?:^|\n)(?:[\w.]+: )*"
+
+#: Texts that mean the same on every device, since the host is under all of them.
+GENERAL_ERROR_TEXTS: ErrorTexts = (
+    (r"DefaultCPUAllocator: (?:can't allocate|not enough) memory: you tried to allocate", "oom", "out_of_memory"),
+    (r"posix_memalign\(&data, gAlignment, nbytes\) == 0\. 12 vs 0", "oom", "out_of_memory"),
+    (AT_LINE + r"(?:std::bad_alloc|bad allocation)$", "oom", "out_of_memory"),
+    (r"unable to \w+ [^\n]*: Cannot allocate memory \(12\)", "oom", "out_of_memory"),
+    (r"Cannot allocate memory \(os error 12\)|\(os error 1455\)|\[WinError 1455\]", "oom", "out_of_memory"),
+    (
+        r"Could not allocate (?:bytes object|memory (?:for|to change) Tensor SizesAndStrides)!",
+        "oom",
+        "out_of_memory",
+    ),
+    (r"not (?:current(?:ly)? )?implemented for the '?\w+'? device", "unsupported", "unsupported_operator"),
+    (r"Could not run '\w+::[\w.]+' with arguments from the '\w+' backend", "unsupported", "unsupported_operator"),
+    (
+        r"not implemented for '(?:Byte|Char|Short|Int|Long|UInt\d+|Half|BFloat16|Float\w*|Double|Complex\w+|Bool|"
+        r"Q\w+)'",
+        "unsupported",
+        "unsupported_dtype",
+    ),
+    (r"\"\w+\" not implemented for '\w+'", "unsupported", "unsupported_operator"),
+    # shared memory has a size of its own, and a container's is small: this is not the disk
+    (r"</torch_[^>]*>[^\n]*No space left on device", "error", "exception"),
+    (
+        r"(?:No space left on device|Disk quota exceeded) \((?:os error )?\d+\)|"
+        r"\[Errno \d+\] (?:No space left on device|Disk quota exceeded)|kind: (?:StorageFull|\w*QuotaExceeded)",
+        "error",
+        "disk_full",
+    ),
+    (
+        r"InvalidCxxCompiler|No working C\+\+ compiler|Failed to find C compiler|Compiler: \S+ is not found|"
+        r"TritonMissing",
+        "unsupported",
+        "compiler",
+    ),
+    (AT_LINE + r"(?:BackendCompilerFailed|InductorError|TorchRuntimeError|CppCompileError)\b", "error", "compile"),
+    # known, and not to be laid at the model's door: oneDNN tells by this one text that a shape is beyond it, that it
+    # may not make memory executable, or that there is none
+    (AT_LINE + r"could not (?:create|execute) a primitive", "error", "exception"),
+    (r"INTERNAL ASSERT FAILED at", "error", "exception"),
+)
+
+#: Classes whose texts are the machine's. ``safetensors`` has one of its own for what the disk does.
+_TELLING = frozenset({"RuntimeError", "OSError", "MemoryError", "TypeError", "AcceleratorError", "SafetensorError"})
+#: Where the classes of torch.compile's own troubles come from.
+_COMPILERS = ("torch._dynamo", "torch._inductor", "triton.compiler")
+#: A library that could not be loaded for want of memory; other reasons end otherwise.
+_UNMAPPED_LIBRARY = r"failed to map segment from shared object: Cannot allocate memory"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: So much of a text is kept: some hold a whole program.
+_LONGEST_TEXT = 4000
+#: So many exceptions that others were raised from are looked at.
+_MOST_CAUSES = 8
+
+# last words
+_UNCAUGHT_IN_C = (
+    r"terminate called after throwing an instance of '(?P<type>[^']+)'(?:\s+what\(\):[ \t]*(?P<text>.*))?",
+    r"terminating (?:due to|with) uncaught exception of type (?P<type>\w+(?:::\w+)*)(?:: (?P<text>.*))?",
+)
+_UNCAUGHT_IN_PYTHON = r"Traceback \(most recent call last\):\n(?:[ \t].*\n)+(?P<type>[\w.]+)(?:: (?P<text>.*))?\s*\Z"
+_WITHOUT_MEMORY = ("MemoryError", "_ArrayMemoryError", "OutOfMemoryError", "bad_alloc")
+_LIBRARIES_WITHOUT_MEMORY = (
+    r"^(?:libgomp: Out of memory (?:allocating|trying to allocate) |OMP: System error #12: |"
+    r"OpenBLAS error: Memory allocation still failed).*"
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failure's status, its finer cause, and the text that it came with."""
+
+    status: Status
+    cause: str
+    detail: str
+
+
+def describe_error(error: BaseException) -> str:
+    """``ValueError: the text``, the start of it if it is long; the class alone where there is no text."""
+    text = text_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, the start of it if it is long. Never raises."""
+    try:
+        text = str(error).strip()
+    except Exception:  # a class of somebody's own, whose text cannot be had
+        return "(it cannot say what)"
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ..."
+
+
+def explain_exception(error: BaseException, texts: ErrorTexts) -> Failure | None:
+    """What an exception means by its class and its text, among them a device's ``texts``; None if neither is known.
+
+    Where it does not explain itself, what it was raised from, or wraps, does. Never raises.
+    """
+    if isinstance(error, Unsupported):
+        return Failure("unsupported", "unsupported", text_of(error))
+    if isinstance(error, VitbenchError):
+        full = any(isinstance(one, OSError) and one.errno in _DISK_FULL for one in _and_its_causes(error))
+        cause = "disk_full" if full else error.cause
+        return Failure("oom" if cause in OUT_OF_MEMORY else "error", cause, text_of(error))
+    for one in _and_its_causes(error):
+        known = _recognise(one, texts)
+        if known is not None:
+            return Failure(
+                *known,
+                describe_error(error) if one is error else f"{describe_error(error)} (from {describe_error(one)})",
+            )
+    if any(base.__module__.startswith(_COMPILERS) for base in type(error).__mro__):
+        return Failure("error", "compile", describe_error(error))
+    return None
+
+
+def explain_last_words(stderr: str, texts: ErrorTexts) -> Failure | None:
+    """What a process that ended itself, by an exception that nobody caught or by its libraries, said of it; None if
+    that is not known. What a live process would have as ``error`` is ``killed`` here.
+    """
+    without = re.search(_LIBRARIES_WITHOUT_MEMORY, stderr, re.MULTILINE)
+    if without is not None:
+        return Failure("oom", "out_of_memory", without[0])
+    thrown = next((found for one in _UNCAUGHT_IN_C if (found := re.search(one, stderr, re.DOTALL))), None)
+    names = {"RuntimeError"}  # C++ has no other class for what torch and the system say
+    if thrown is None:
+        last = stderr.rfind("Traceback (most recent call last):")
+        thrown = re.search(_UNCAUGHT_IN_PYTHON, stderr[max(last, 0) :])
+        names = set()
+    if thrown is None:
+        return None
+    name = re.split(r"::|\.", thrown["type"])[-1]
+    described = f"{name}: {(thrown['text'] or thrown['type']).strip()}"[:_LONGEST_TEXT]
+    if name in _WITHOUT_MEMORY:
+        return Failure("oom", "out_of_memory", described.split("\n")[0])
+    known = _recognise_text({name, *names}, described.split("\nframe #0")[0], texts)
+    if known is None:
+        return None
+    status, cause = known
+    if status == "error":
+        status, cause = "killed", "crash" if cause == "exception" else cause
+    return Failure(status, cause, described.split("\n")[0])
+
+
+def _recognise(error: BaseException, texts: ErrorTexts) -> tuple[Status, str] | None:
+    """The status and cause of one exception, whatever it was raised from."""
+    if isinstance(error, OSError):
+        if error.errno in _DISK_FULL:
+            return "error", "disk_full"
+        if error.errno == errno.ENOMEM:
+            return "oom", "out_of_memory"
+    known = _recognise_text({one.__name__ for one in type(error).__mro__}, describe_error(error), texts)
+    torch = sys.modules.get("torch")  # its exceptions cannot be there before it is
+    if known is None and isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))):
+        return "oom", "out_of_memory"
+    return known
+
+
+def _recognise_text(names: Iterable[str], described: str, texts: ErrorTexts) -> tuple[Status, str] | None:
+    """The status and cause that a text tells in an exception whose class and bases have these names."""
+    classes = set(names)
+    if "ImportError" in classes:
+        return ("oom", "out_of_memory") if re.search(_UNMAPPED_LIBRARY, described) else None
+    if not classes & _TELLING:
+        return None
+    for pattern, status, cause in (*texts, *GENERAL_ERROR_TEXTS):
+        if "TypeError" in classes and status != "unsupported":
+            continue  # torch raises it for dtypes, everybody else for arguments
+        if re.search(pattern, described, re.IGNORECASE):
+            return status, cause
+    return None
+
+
+def _and_its_causes(error: BaseException) -> Iterator[BaseException]:
+    """``error``, what it was raised from or wraps, and so on."""
+    one: BaseException | None = error
+    for _ in range(_MOST_CAUSES):
+        if one is None:
+            return
+        yield one
+        inside = getattr(one, "inner_exception", None)  # torch.compile's
+        one = one.__cause__ or (inside if isinstance(inside, BaseException) else None)

@@ -1,0 +1,45 @@
+"""A process that ends with the one that started it, however that ends, and whatever it is doing itself.
+
+On Linux the kernel does it for forked workers (forkserver.py). A spawned worker holds one end of a pipe whose other end
+only its runner has: a thread waits in the kernel until that is gone, which takes no time from what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+
+#: The environment variable by which a worker is told the pipe's file descriptor.
+VARIABLE = "VITBENCH_LIFELINE"
+
+
+def end_with_runner() -> None:
+    """From now on this process ends, at once and with its process group, when its runner does.
+
+    Does nothing for a process that was given no lifeline.
+    """
+    given = os.environ.pop(VARIABLE, None)  # what the worker starts itself has another runner
+    if given is not None:
+        threading.Thread(target=_wait_on_pipe, args=(int(given),), name="lifeline", daemon=True).start()
+    elif sys.platform == "win32":
+        threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="lifeline", daemon=True).start()
+
+
+def _wait_on_pipe(descriptor: int) -> None:
+    os.set_inheritable(descriptor, False)
+    while os.read(descriptor, 1):
+        pass
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wait_for_parent(parent: int) -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(parent).wait()
+    os._exit(1)

@@ -1,0 +1,135 @@
+"""Where a process is when it hangs or crashes: its Python stack, printed when a signal asks for it, and the part of
+what it prints that tells most.
+
+A stack is printed by a signal handler in C, so that a process prints it too while it sleeps, waits for a lock that
+nobody gives back, or computes in native code without end.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+#: What makes a process print its stack; None where the system has no such signal (Windows).
+ASK: signal.Signals | None = getattr(signal, "SIGUSR1", None)
+
+_STDERR = 2
+#: The words above a thread's stack.
+_HEADING = re.compile(r"(?P<current>Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):")
+_FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.+)')
+#: What else stands in a stack: a thread without Python, and the cut after a hundred calls.
+_OTHER = re.compile(r"  (<.*>|\.\.\.)")
+#: After a crash: the names of a hundred compiled modules, which say nothing of it.
+_NOISE = re.compile(r"Extension modules: ")
+#: Lines of something else that are kept before and after a stack.
+_KEPT_AROUND = 4
+
+
+def print_stack_when_asked() -> None:
+    """From now on this process prints the stack of each of its threads on stderr when the signal ASK comes."""
+    import faulthandler
+
+    if ASK is not None and hasattr(faulthandler, "register"):
+        faulthandler.register(ASK, file=_STDERR, all_threads=True, chain=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a stack."""
+
+    file: str
+    line: str
+    function: str
+
+    def __str__(self) -> str:
+        return f"{PurePath(self.file).name}:{self.line} in {self.function}"
+
+    @property
+    def is_library(self) -> bool:
+        """Whether it is Python's own code, or that of an installed package."""
+        return self.file.startswith("<") or any(PurePath(self.file).is_relative_to(path) for path in _LIBRARIES)
+
+
+_LIBRARIES = tuple({sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@dataclass(frozen=True)
+class _Dump:
+    """A printed stack among the lines of a text: where the whole print begins and ends, and the calls of the thread
+    that counts, the innermost first.
+    """
+
+    begin: int
+    end: int
+    calls: tuple[str, ...]
+
+
+def is_whole(text: str) -> bool:
+    """Whether ``text`` holds calls of the thread that the signal reached: as a rule the one that is printed last."""
+    dump = _last_dump(text.splitlines())
+    return dump is not None and bool(dump.calls) and "Current thread 0x" in text
+
+
+def last_call(text: str) -> str:
+    """The innermost call of the last stack in ``text``: ``model.py:12 in forward``; of a call in a library also who
+    called it: ``threading.py:320 in wait, from model.py:12 in forward``. Empty if there is no stack.
+    """
+    dump = _last_dump(text.splitlines())
+    calls = _calls(dump.calls) if dump else []
+    if not calls:
+        return ""
+    own = next((call for call in calls if not call.is_library), None)
+    return str(calls[0]) if own in (None, calls[0]) else f"{calls[0]}, from {own}"
+
+
+def shorten(text: str, lines: int) -> str:
+    """The end of ``text``, in at most ``lines`` lines (10 or more).
+
+    A stack would be cut at the wrong end, since the innermost calls are printed first: of the last one in ``text`` the
+    innermost calls are kept, with a little of what was printed before and after it.
+    """
+    every = text.splitlines()
+    dump = _last_dump(every)
+    if dump is None or not dump.calls:
+        return "\n".join(every[-lines:])
+    before = [line for line in every[: dump.begin] if line.strip()][-_KEPT_AROUND:]
+    after = [line for line in every[dump.end :] if line.strip() and not _NOISE.match(line)][-_KEPT_AROUND:]
+    calls = list(dump.calls)
+    room = lines - len(before) - len(after) - 1
+    if len(calls) > room:
+        calls = [*calls[: room - 1], f"  ... and {len(calls) - room + 1} calls further out"]
+    return "\n".join([*before, f"Stack, the innermost call first: {last_call(text)}", *calls, *after])
+
+
+def _last_dump(lines: Sequence[str]) -> _Dump | None:
+    headings = [number for number, line in enumerate(lines) if _HEADING.fullmatch(line)]
+    if not headings:
+        return None
+    end = headings[-1] + 1
+    while end < len(lines) and _belongs(lines[end]):
+        end += 1
+    begin = headings[-1]
+    while begin and (_belongs(lines[begin - 1]) or _HEADING.fullmatch(lines[begin - 1]) or not lines[begin - 1]):
+        begin -= 1
+    within = [number for number in headings if number >= begin]
+    current = [number for number in within if lines[number].startswith("Current")]
+    chosen = (current or within)[-1] + 1  # the main thread is printed last
+    calls = []
+    for line in lines[chosen:end]:
+        if not _belongs(line):
+            break
+        calls.append(line)
+    return _Dump(begin, end, tuple(calls))
+
+
+def _belongs(line: str) -> bool:
+    return bool(_FRAME.fullmatch(line) or _OTHER.fullmatch(line))
+
+
+def _calls(lines: Sequence[str]) -> list[Call]:
+    found = [_FRAME.fullmatch(line) for line in lines]
+    return [Call(match["file"], match["line"], match["function"]) for match in found if match]
