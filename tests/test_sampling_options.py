@@ -33,9 +33,10 @@ def suite_of(measure: dict[str, Any] | None = None, **keys: Any) -> Suite:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The overrides of each ``vitbench run``, which is stopped before it plans anything."""
     seen: list[dict[str, Any]] = []
+    ignored = ("out", "allow_import", "allow_many_cells", "progress")
 
     def stop(suite: str, *, quick: bool, **options: Any) -> None:
-        overrides = {key: value for key, value in options.items() if key not in ("out", "allow_import", "progress")}
+        overrides = {key: value for key, value in options.items() if key not in ignored}
         seen.append(overrides)
         prepare_suite(suite, overrides, quick=quick)
         raise UsageError("planned")

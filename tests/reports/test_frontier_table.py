@@ -179,6 +179,13 @@ def test_searches_that_differ_otherwise_have_a_column_for_it() -> None:
     assert [(line["threads"], line["224 px"]) for line in table] == [("2", "12"), ("4", "9")]
 
 
+def test_models_with_classes_of_their_own_need_no_column_for_them() -> None:
+    table, _ = section(search(12), search(9, model="vit_nano", num_classes=1000))
+    assert list(table[0]) == ["model", "224 px"]
+    table, _ = section(search(12), search(9, num_classes=1000))
+    assert [(line["classes"], line["224 px"]) for line in table] == [("10", "12"), ("1000", "9")]
+
+
 def test_searches_of_two_runs_stay_two_lines() -> None:
     runs = [Run(name="laptop", records=search(12)), Run(name="server", records=search(40))]
     table, limits = tables("\n\n".join(frontier_section(runs)))

@@ -22,7 +22,8 @@ HOW_TO_READ = (
     "The number of pictures in the largest batch that fits into memory, to one picture: batches are doubled from 1, "
     "then bisected, each attempt in a fresh process. `>=1024`: still fits where the search was told to end. `OOM@1`: "
     "not even one picture fits. `8 (timeout@16)`: another failure than memory ended the search at 16, and 8 is what is "
-    "known to fit. Every attempt is in `records.jsonl` and `report.csv`."
+    "known to fit. A crash, or an error that explains nothing, is laid to a memory limit (`probable_oom`) if the same "
+    "batch works without the limit. Every attempt is in `records.jsonl` and `report.csv`."
 )
 
 
@@ -105,9 +106,7 @@ def frontier_section(runs: Sequence[Run]) -> list[str]:
     searches = find_searches(runs)
     if not searches:
         return []
-    # dtypes are told apart by headings, or have a column in any case
-    axes = [axis for axis in varying_axes([search.row for search in searches]) if axis != "dtype"]
-    others = axis_columns(axes)
+    others = axis_columns(_axes(searches))
     parts = ["## Largest batch that fits", HOW_TO_READ]
     groups: dict[tuple[str, str, str], list[Search]] = {}
     for search in searches:
@@ -115,6 +114,17 @@ def frontier_section(runs: Sequence[Run]) -> list[str]:
     for (device, mode, dtype), group in groups.items():
         parts += [f"### {cell_text(device)}, {CALLS[mode]}, {cell_text(dtype)}", _largest_table(group, others)]
     return [*parts, "### What stopped each search", _limits_table(searches, others)]
+
+
+def _axes(searches: Sequence[Search]) -> list[str]:
+    """What searches vary by beyond the columns that they have in any case; models may well have classes of their
+    own.
+    """
+    several = len({search.base.model for search in searches}) < len(
+        {(search.base.model, search.base.num_classes) for search in searches}
+    )
+    dull = {"dtype"} if several else {"dtype", "classes"}
+    return [axis for axis in varying_axes([search.row for search in searches]) if axis not in dull]
 
 
 def _largest_table(searches: Sequence[Search], others: Sequence[Column]) -> str:
