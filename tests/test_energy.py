@@ -455,7 +455,7 @@ def test_the_cpu_holds_nothing_beyond() -> None:
 
 def test_reserved_memory_stands_beside_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     names = METRICS.get("memory").also_yields
-    assert {"reserved_peak_memory", "process_gpu_memory", "driver_memory"} == set(names)
+    assert {"reserved_peak_memory", "process_gpu_memory", "driver_memory", "memory_limit"} == set(names)
     assert set(names.values()) == {"byte"}
     monkeypatch.setattr(CpuDevice, "reserved_memory", lambda self: {"driver_memory": (123, "made up")})
     subject = Subject(

@@ -41,6 +41,7 @@ from vitbench.models import build_model
 from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.planning import check_before_loading
 from vitbench.prediction import OutputNames
+from vitbench.printable import csv_text, one_line, printable_lines
 from vitbench.processes import Launcher, make_launcher
 from vitbench.progress import LiveProgress, PlainProgress
 from vitbench.records import Cell, Record
@@ -48,7 +49,6 @@ from vitbench.reports import write_report
 from vitbench.reports.format import cell_text, without_paths
 from vitbench.reports.markdown import merge_numbers, render_markdown, render_summary
 from vitbench.reports.plots import plan_pictures, render_png
-from vitbench.reports.printable import csv_text, one_line, printable_lines
 from vitbench.reports.rows import build_rows
 from vitbench.reports.runs import Run
 from vitbench.reports.sweep import sweep_csv, sweep_markdown

@@ -31,10 +31,11 @@ LAYERS = [
     {"metrics", "models", "training", "analysis", "suites", "statistics"},
     {"environment", "load"},
     {"outputs", "other_counters", "tensor_account", "reference", "tracebacks"},
+    {"chaos", "frontier", "lifeline", "stacks", "untrusted"},
     {"devices"},
     {"registry"},
     {"records"},
-    {"errors"},
+    {"errors", "printable"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 #: What reads and renders results, and what a command line needs before it measures.

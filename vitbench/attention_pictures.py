@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitbench.errors import Unsupported, UsageError
+from vitbench.printable import one_line
 from vitbench.records import format_image_size
-from vitbench.reports.printable import one_line
 from vitbench.store import cannot_write, write_atomically
 from vitbench.trained import TrainedModel, explain_oom, open_trained, printable, read_picture
 

@@ -19,7 +19,7 @@ import typer
 
 from vitbench.commands import attention, evaluate, frontier, predict, sweep, train
 from vitbench.errors import UsageError, VitbenchError
-from vitbench.reports.printable import one_line, printable, printable_lines
+from vitbench.printable import one_line, printable, printable_lines
 
 if TYPE_CHECKING:
     from vitbench.planning import Plan

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import DataError, UsageError
-from vitbench.reports.printable import printable
+from vitbench.printable import printable
 from vitbench.statistics import wilson_interval
 from vitbench.trained import TrainedModel, explain_oom, open_trained
 from vitbench.training.data import describe_data

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import DataError, UsageError
-from vitbench.reports.printable import printable
+from vitbench.printable import printable
 from vitbench.store import write_atomically
 from vitbench.trained import TrainedModel, explain_oom, read_picture
 from vitbench.training.data import describe_data

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vitbench.frontier import bounds_a_search, search_label
+from vitbench.printable import one_line
 from vitbench.records import Cell, Record
-from vitbench.reports.printable import one_line
 
 #: Characters of what the live line says of a cell.
 _LONGEST_LABEL = 200

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from vitbench.devices import Device, canonical_device_name, find_devices, open_device
 from vitbench.errors import DataError, DeviceError, Unsupported, UsageError, VitbenchError
+from vitbench.printable import printable
 from vitbench.records import parse_image_size
 from vitbench.registry import ModelCard
-from vitbench.reports.printable import printable
 from vitbench.training.pictures import PICTURE_FORMATS
 
 if TYPE_CHECKING:

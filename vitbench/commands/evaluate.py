@@ -58,8 +58,8 @@ def evaluate(
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
         allow_imports()
     from vitbench.evaluation import evaluate_model
+    from vitbench.printable import one_line
     from vitbench.reports.evaluation import evaluation_text, make_folder, write_evaluation
-    from vitbench.reports.printable import one_line
 
     if out is not None:
         make_folder(out)  # first: what cannot be written is told before the work

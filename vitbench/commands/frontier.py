@@ -110,8 +110,8 @@ def _make_suite(given: dict[str, Any]) -> Suite:
 
 def _told(summary: RunSummary) -> int:
     """Print the tables and what was written; returns the exit code."""
+    from vitbench.printable import printable
     from vitbench.reports import summary_tables
-    from vitbench.reports.printable import printable
 
     print(summary_tables([summary.folder]))
     for path in summary.report:

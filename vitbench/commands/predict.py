@@ -72,8 +72,8 @@ def predict(
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
         allow_imports()
     from vitbench import prediction
+    from vitbench.printable import one_line
     from vitbench.reports.evaluation import make_folder
-    from vitbench.reports.printable import one_line
     from vitbench.trained import open_trained
 
     if out is not None:

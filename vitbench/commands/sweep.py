@@ -82,7 +82,7 @@ def sweep(
     if weights and pretrained:
         raise UsageError("--weights and --pretrained are two beginnings: give one of them")
 
-    from vitbench.reports.printable import one_line
+    from vitbench.printable import one_line
 
     def say(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)

@@ -204,7 +204,7 @@ def _told(work: Any) -> int:
     if not summary.figures:
         return 0  # not the first of several processes
     last, total = summary.figures["last"], summary.figures["test_images"]
-    from vitbench.reports.printable import one_line  # a folder from elsewhere may hold any text
+    from vitbench.printable import one_line  # a folder from elsewhere may hold any text
 
     what = one_line(f"{summary.figures['model']} on {summary.figures['data']}")
     print(

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import RunFolderError
+from vitbench.printable import printable
 from vitbench.reports.format import NOT_ASKED, cell_text, number, table
 from vitbench.reports.plots import COLOURS
-from vitbench.reports.printable import printable
 from vitbench.statistics import wilson_interval
 from vitbench.store import write_atomically
 

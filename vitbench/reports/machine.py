@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from vitbench.printable import one_line
 from vitbench.reports.format import cell_text, without_paths
-from vitbench.reports.printable import one_line
 from vitbench.reports.runs import Run
 
 _LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vitbench.printable import one_line
 from vitbench.reports.columns import smallest_batch
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.pareto import pareto_front
-from vitbench.reports.printable import one_line
 from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, image_size_text, shared_test_data, varying_axes
 from vitbench.statistics import Estimate
 

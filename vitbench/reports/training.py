@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitbench.printable import csv_value, one_line
 from vitbench.reports.format import cell_text, number, table
-from vitbench.reports.printable import csv_value, one_line
 from vitbench.statistics import wilson_interval
 from vitbench.store import write_atomically
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import DataError
-from vitbench.reports.printable import one_line
+from vitbench.printable import one_line
 from vitbench.training.pictures import PICTURE_FORMATS, SPLITS, DataInfo, Split
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from vitbench.printable import one_line
 from vitbench.progress import format_duration
-from vitbench.reports.printable import one_line
 
 #: Seconds between plain lines inside an epoch.
 _PLAIN_EVERY_S = 30.0
