@@ -197,7 +197,11 @@ def default_threads() -> int:
 
 
 def shorten_home(text: str) -> str:
-    """``text`` with the home folder written ``~``, so that no user's name is recorded."""
+    """``text`` with the home folder written ``~``, so that no user's name is recorded, and without the folder that this
+    package stands in.
+    """
+    around = str(Path(__file__).parents[1])
+    text = text.replace(around + os.sep, "") if len(around) > 1 else text
     home = str(Path.home())
     return text.replace(home, "~") if len(home) > 1 else text
 
