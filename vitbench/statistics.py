@@ -217,7 +217,13 @@ def in_quiet_turns(
 
 def processes_for(one: Relative, precision: float) -> int:
     """How many processes it takes in all until the 95 % interval reaches ``precision`` (0.05: 5 %) to either side, if
-    as many of them see the machine quiet as of those so far: Stein's procedure, as ``processes_needed`` has it.
+    as many of them see the machine quiet as of those so far; judged once, from the first ones; at least as many.
+
+    Stein's two-stage procedure (Stein 1945, "A two-sample test for a linear hypothesis whose power is independent of
+    the variance"). Looking after each process and stopping once the interval is narrow would stop too often by luck,
+    and the interval would cover less than it says. Here the number depends on the first stage's spread alone, which
+    says nothing of the mean; the interval then uses that spread and its degrees of freedom (``estimate_relative``'s
+    ``first_stage``), and covers 95 % whatever the number came out as.
 
     Raises ValueError for a precision that is not positive.
     """
@@ -256,28 +262,6 @@ def compare_relative(one: Relative, other: Relative, *, paired: bool = False) ->
         processes = 1 + variance**2 / freedom if freedom > 0 else 2.0
     half = _t(processes) * math.sqrt(variance)
     return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half))
-
-
-def processes_needed(medians: Sequence[float], precision: float) -> int:
-    """How many processes it takes in all until the 95 % interval reaches ``precision`` (0.05: 5 %) to either side,
-    judged once, from the first ones' medians; at least as many as these.
-
-    Stein's two-stage procedure (Stein 1945, "A two-sample test for a linear hypothesis whose power is independent of
-    the variance"). Looking after each process and stopping once the interval is narrow would stop too often by luck,
-    and the interval would cover less than it says. Here the number depends on the first stage's spread alone, which
-    says nothing of the mean; the interval then uses that spread and its degrees of freedom (``estimate``'s
-    ``first_stage``), and covers 95 % whatever the number came out as.
-
-    Raises ValueError for fewer than two medians, medians that are not positive, or a precision that is not.
-    """
-    if len(medians) < 2 or min(medians) <= 0 or precision <= 0:
-        raise ValueError("the spread of processes takes two positive medians, and a positive precision")
-    from scipy.special import stdtrit
-
-    n = len(medians)
-    spread = float(np.std(np.log(medians), ddof=1))
-    t = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
-    return max(n, math.ceil((t * spread / math.log1p(precision)) ** 2))
 
 
 @dataclass(frozen=True)
@@ -353,7 +337,7 @@ def estimate(samples_by_process: Sequence[Sequence[float]], *, first_stage: int 
     ``MIN_PROCESSES`` processes on the process is the unit: a Student t interval on the logarithms of the processes'
     medians, around their geometric mean. With one or two processes it is the distribution-free interval of the median
     between two order statistics (David and Nagaraja 2003, "Order Statistics", 7.1); of two processes the span of both,
-    each at 97.5 %. Where the number of processes was decided after the ``first_stage`` ones (``processes_needed``), the
+    each at 97.5 %. Where the number of processes was decided after the ``first_stage`` ones (``processes_for``), the
     interval takes their spread and degrees of freedom.
 
     Raises ValueError if no process has a sample.
