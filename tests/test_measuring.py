@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 import vitbench
 from tests.launching import shared_server
-from vitbench import load, store
+from vitbench import load, measuring, store
 from vitbench.conversation import Outcome
 from vitbench.devices import Failure
 from vitbench.errors import StorageError
@@ -458,6 +459,39 @@ def test_those_that_took_turns_are_of_one_group_and_have_relative_figures(mixed:
         groups.add(latency.group)
     assert len(groups) == 1
     assert groups != {""}
+
+
+def test_groups_that_begin_at_one_moment_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is put back, or two machines: what did not take turns must not be compared as if it had."""
+
+    class StandingClock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime(2026, 1, 1)
+
+    monkeypatch.setattr(measuring, "datetime", StandingClock)
+    summary = vitbench.run_suite(
+        "smoke",
+        models=failing("works", "works_slowly"),
+        image_sizes=[32],
+        batch_sizes=[1, 2],
+        modes=["infer"],
+        threads=[1],
+        metrics=["latency"],
+        measure={"processes": 1, "seconds": 0.05, "min_samples": 2},
+        data="none",
+        out=tmp_path / "run",
+        allow_import=True,
+    )
+    assert len({record.started_at for record in summary.records}) == 1
+    by_batch: dict[int, list[str]] = {}
+    for record in summary.records:
+        by_batch.setdefault(record.cell.batch_size, []).append(record.measurement("latency").group)
+    assert [len(names) for names in by_batch.values()] == [2, 2]
+    one, other = map(set, by_batch.values())
+    assert len(one) == len(other) == 1
+    assert one != other
+    assert "" not in one | other
 
 
 def test_a_run_checks_its_noise_in_the_first_and_the_last_group(mixed: RunSummary) -> None:

@@ -136,7 +136,8 @@ def claims_of_records(records: Sequence[Record]) -> tuple[Claim, ...]:
         for one in record.measurements:
             if one.metric.startswith(PUBLISHED) and one.status == "ok":
                 quantity = one.metric.removeprefix(PUBLISHED)
-                found[quantity] = Claim(quantity=quantity, value=one.value, printed=one.detail, source=one.method)
+                with contextlib.suppress(ValueError):  # a record from elsewhere may claim what cannot be judged
+                    found[quantity] = Claim(quantity=quantity, value=one.value, printed=one.detail, source=one.method)
     return tuple(found.values())
 
 

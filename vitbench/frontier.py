@@ -139,7 +139,8 @@ def search_label(base: Cell) -> str:
 
 def is_attempt(record: Record) -> bool:
     """Whether a record comes from a search."""
-    return record.measurement(BOUND) is not None
+    bound = record.measurement(BOUND)
+    return bound is not None and bound.status == "ok"
 
 
 def bounds_a_search(record: Record) -> bool:

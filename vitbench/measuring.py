@@ -6,6 +6,7 @@ one running at a time.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -236,8 +237,10 @@ class CellMeasurer:
                 if _lacked_memory(job) and not job.retried and (len(active) > 1 or place[0] != "cpu"):
                     self._retry_alone(job)
         shared = (time.perf_counter() - begin - sum(job.timed_s for job in jobs)) / len(jobs)
+        # no time of day: a clock that is put back would give two groups one name, and so would two machines
+        group = secrets.token_hex(8) if len(jobs) > 1 else ""
         for job in jobs:
-            outcome = _merge(job.timed, job.first_stage, group=jobs[0].started_at if len(jobs) > 1 else "")
+            outcome = _merge(job.timed, job.first_stage, group=group)
             if job.shortfall:
                 outcome.measurements = [
                     replace(m, detail=job.shortfall) if m.first_stage is not None and not m.detail else m

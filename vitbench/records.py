@@ -16,6 +16,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from vitbench.shapes import (
+    COUNT,
+    FLAG,
+    LIST,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    WHOLE,
+    check_present,
+    check_shape,
+)
+
 SCHEMA = 2
 
 Status = Literal["ok", "oom", "unsupported", "timeout", "killed", "error"]
@@ -27,6 +41,38 @@ STATUSES: tuple[str, ...] = get_args(Status)
 MODES: tuple[str, ...] = get_args(Mode)
 DTYPES: tuple[str, ...] = get_args(Dtype)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
+
+# What a line may hold, beside what is looked at where it is taken in: a line of wrong types is no record.
+_CELL = {
+    **dict.fromkeys(("model", "device", "dtype", "mode", "attention", "weights"), TEXT),
+    **dict.fromkeys(("num_classes", "batch_size", "threads"), POSITIVE),
+    **dict.fromkeys(("data", "recipe_hash"), TEXT.or_null()),
+    "compile": FLAG,
+    "memory_limit": COUNT.or_null(),
+    "seed": WHOLE,
+}
+_MEASUREMENT = {
+    **dict.fromkeys(("metric", "unit", "method", "group", "status", "detail"), TEXT),
+    "samples": [LIST],
+    "reference_samples": [LIST],
+    "turns": [[COUNT]],
+    "first_stage": COUNT.or_null(),
+}
+_RECORD = {
+    **dict.fromkeys(("status", "environment", "started_at", "cause", "stderr_tail", "detail"), TEXT),
+    "measurements": [OBJECT],
+    "schema": COUNT,
+    "duration_s": NUMBER,
+    "signal": WHOLE.or_null(),
+}
+#: Figures of one value that reports reckon with: how many of something, shares, and the bounds of a search.
+_ONE_VALUE = {
+    **dict.fromkeys(("params", "trainable_params", "params_without_gradient", "buffers", "memory_limit"), COUNT),
+    **dict.fromkeys(("training_images", "training_steps", "training_batch_size"), COUNT),
+    **dict.fromkeys(("test_images", "frontier_bound"), POSITIVE),
+    **dict.fromkeys(("accuracy", "macro_f1"), SHARE),
+}
+_NOISE = {"device": TEXT, "threads": POSITIVE, "started_at": TEXT, "samples": LIST, "reference_samples": LIST}
 
 #: Statuses that leave the exit code of a run at 0: running out of memory is a data point.
 HARMLESS: frozenset[str] = frozenset({"ok", "oom"})
@@ -198,6 +244,7 @@ class NoiseCheck:
         """The check of one line. Raises ValueError if it is none."""
         try:
             data = json.loads(line)
+            check_present(data, _NOISE)
             samples, reference = _samples([data["samples"], data["reference_samples"]])
             check = cls(**{**data, "samples": samples, "reference_samples": reference})
         except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
@@ -208,7 +255,12 @@ class NoiseCheck:
 
 
 def cell_from_dict(data: Mapping[str, Any]) -> Cell:
-    """A Cell from its JSON object; fields unknown to this version are refused (TypeError)."""
+    """A Cell from its JSON object. Raises ValueError for a value that is none of its field's, and TypeError for a field
+    that this version does not know.
+    """
+    check_present(data, _CELL, "cell")
+    if data.get("mode", "infer") not in MODES:
+        raise ValueError(f"unknown mode {data['mode']!r}")
     return Cell(
         **{
             **data,
@@ -219,9 +271,10 @@ def cell_from_dict(data: Mapping[str, Any]) -> Cell:
 
 
 def measurement_from_dict(data: Mapping[str, Any]) -> Measurement:
-    """A Measurement from its JSON object. Raises ValueError for an unknown status, a sample that is no finite number,
-    or turns that do not add up to the samples.
+    """A Measurement from its JSON object. Raises ValueError for a value that is none of its field's, an unknown status,
+    a sample that is no finite number, or turns that do not add up to the samples.
     """
+    check_present(data, _MEASUREMENT, "measurement")
     if data.get("status", "ok") not in STATUSES:
         raise ValueError(f"unknown status {data['status']!r}")
     measurement = Measurement(
@@ -229,7 +282,7 @@ def measurement_from_dict(data: Mapping[str, Any]) -> Measurement:
             **data,
             "samples": _samples(data["samples"]),
             "reference_samples": _samples(data.get("reference_samples", ())),
-            "turns": tuple(tuple(int(count) for count in process) for process in data.get("turns", ())),
+            "turns": tuple(map(tuple, data.get("turns", ()))),
         }
     )
     if measurement.turns and [sum(counts) for counts in measurement.turns] != [len(one) for one in measurement.samples]:
@@ -238,13 +291,21 @@ def measurement_from_dict(data: Mapping[str, Any]) -> Measurement:
         len(one) for one in measurement.reference_samples
     ]:
         raise ValueError(f"the reference samples of {measurement.metric} are not one a turn")
+    if any(x <= 0 for process in measurement.reference_samples for x in process):
+        raise ValueError(f"a reference sample of {measurement.metric} is not positive")
+    if measurement.metric in _ONE_VALUE and measurement.status == "ok":
+        value = measurement.value
+        whole = int(value) if value == int(value) else value  # 10 may have been written as 10.0
+        check_shape(whole, _ONE_VALUE[measurement.metric], measurement.metric)
     return measurement
 
 
 def record_from_dict(data: Mapping[str, Any]) -> Record:
     """A Record from its JSON object. Raises ValueError, TypeError or KeyError if it is none."""
+    check_present(data, {"schema": _RECORD["schema"]})
     if data["schema"] > SCHEMA:
         raise ValueError(f"schema {data['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench")
+    check_present(data, _RECORD)
     if data["status"] not in STATUSES:
         raise ValueError(f"unknown status {data['status']!r}")
     return Record(
@@ -276,11 +337,13 @@ def format_image_size(size: tuple[int, int]) -> str:
 
 def _image_size_pair(value: Any) -> tuple[int, int]:
     height, width = value
-    return int(height), int(width)
+    check_present({"height": height, "width": width}, {"height": POSITIVE, "width": POSITIVE}, "image_size")
+    return height, width
 
 
 def _samples(value: Any) -> tuple[tuple[float, ...], ...]:
     samples = tuple(tuple(process) for process in value)
-    if not all(isinstance(x, int | float) and math.isfinite(x) for process in samples for x in process):
+    flat = [x for process in samples for x in process]
+    if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in flat):
         raise ValueError("a sample is not a finite number")
     return samples

@@ -24,6 +24,8 @@ from typing import Any
 from vitbench import chaos
 from vitbench.errors import RunFolderError, StorageError, VitbenchError
 from vitbench.records import NoiseCheck, Record
+from vitbench.shapes import COUNT, FLAG, NUMBER, TEXT, Maybe
+from vitbench.untrusted import read_json
 
 RECORDS = "records.jsonl"
 DAMAGED = "records.damaged.jsonl"
@@ -33,6 +35,27 @@ SUITE = "suite.toml"
 NOISE = "noise.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+#: What of ``environment.json`` is looked at again; nothing there is older than its sessions.
+_ENVIRONMENT_SHAPE = {
+    "schema": COUNT,
+    "environments": {
+        ...: {
+            "system": Maybe(
+                {
+                    **dict.fromkeys(("os", "machine", "python", "cpu"), Maybe(TEXT)),
+                    **dict.fromkeys(("physical_cores", "logical_cores", "usable_cores"), Maybe(NUMBER)),
+                    **dict.fromkeys(("memory_bytes", "container_memory_bytes"), Maybe(COUNT)),
+                },
+                null=False,
+            ),
+            "libraries": Maybe(
+                {"versions": Maybe({...: Maybe(TEXT)}, null=False), "debug_build": Maybe(FLAG)}, null=False
+            ),
+            "devices": Maybe({...: {"name": Maybe(TEXT), "memory_bytes": Maybe(COUNT)}}, null=False),
+        }
+    },
+    "sessions": [dict.fromkeys(("environment", "started_at", "command_line", "vitbench", "commit"), Maybe(TEXT))],
+}
 #: How the name of a file ends that is not whole yet.
 PART = ".part"
 
@@ -265,7 +288,9 @@ def read_environment(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"schema": 1, "environments": {}, "sessions": []}
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path, _ENVIRONMENT_SHAPE)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable, or move it away") from error
     except ValueError as error:
         raise RunFolderError(f"{path} is damaged ({error}). Move it away to go on without it") from error
     return content
@@ -279,7 +304,8 @@ def add_session(
     content["environments"][environment_hash] = dict(environment)
     content["sessions"].append({**session, "environment": environment_hash})
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / ENVIRONMENT, text.encode("utf-8"))
+    # halves of characters, as which a command line has bytes that are no text, are escaped: UTF-8 has none
+    write_atomically(folder / ENVIRONMENT, text.encode("utf-8", errors="backslashreplace"))
 
 
 def add_noise(folder: Path, checks: Sequence[NoiseCheck]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.errors import RunFolderError, StorageError, UsageError, VitbenchError
+from vitbench.shapes import ANYTHING, NUMBER, OBJECT, TEXT, Kind
 from vitbench.store import cannot_write, write_atomically
 from vitbench.trainings import (
     REQUEST,
@@ -27,14 +28,26 @@ from vitbench.trainings import (
     resume_training,
     start_training,
 )
+from vitbench.trainings.folder import read_summary, request_from_dict
 from vitbench.trainings.progress import TrainingProgress
-from vitbench.untrusted import refuse_links
+from vitbench.untrusted import read_json, refuse_links
 
 PLAN = "sweep.json"
 FAILURE = "failure.json"
 SCHEMA = 1
 #: More than these is a slip of the keyboard.
 MOST_TRAININGS = 500
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether it is what a key of a recipe can be set to."""
+    if isinstance(value, list):
+        return all(not isinstance(one, list) and _is_setting(one) for one in value)
+    return value is None or isinstance(value, bool) or TEXT.holds(value) or NUMBER.holds(value)
+
+
+_VALUE = Kind("a value of a recipe", _is_setting)
+_PLAN_SHAPE = {"settings": [{"name": ANYTHING, "changes": {...: _VALUE}, "request": OBJECT}]}
 
 
 @dataclass(frozen=True)
@@ -143,19 +156,35 @@ def resume_sweep(folder: Path, progress: Callable[[], TrainingProgress], say: Ca
     """Train what ``folder`` still lacks. Raises RunFolderError if it holds no sweep."""
     refuse_links(folder)
     try:
-        content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        content = read_json(folder / PLAN, _PLAN_SHAPE)
         settings = [
             # a folder from elsewhere must not be able to run code
             Setting(
-                _folder_name(one["name"]), one["changes"], TrainingRequest(**{**one["request"], "allow_import": False})
+                _folder_name(one["name"]), one["changes"], request_from_dict({**one["request"], "allow_import": False})
             )
             for one in content["settings"]
         ]
+        _check_settings(settings)
     except OSError as error:
         raise RunFolderError(f"{str(folder)!r} holds no sweep: {PLAN} is not there ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunFolderError(f"{PLAN} of {str(folder)!r} is damaged ({error})") from error
+    except ValueError as error:
+        raise RunFolderError(f"{PLAN} of {str(folder)!r} is damaged ({error}): start the sweep anew") from error
     return _run(folder, settings, progress, say)
+
+
+def _check_settings(settings: Sequence[Setting]) -> None:
+    """Raises ValueError for what ``plan_sweep`` would not have made."""
+    from vitbench.training.recipes import Recipe
+
+    names = [one.name for one in settings]
+    if not names:
+        raise ValueError("it has no settings")
+    if len(set(names)) < len(names):
+        raise ValueError("two of its settings have one folder")
+    known = {*Recipe.model_fields, "seed"} - {"name", "description"}
+    other = [key for one in settings for key in one.changes if key not in known]
+    if other:
+        raise ValueError(f"a recipe has no key {other[0][:80]!r}")
 
 
 def _folder_name(name: Any) -> str:
@@ -197,6 +226,21 @@ def _run(
     return SweepSummary(folder, tuple(_report(folder, settings)))
 
 
+def _read_course(folder: Path) -> dict[str, Any]:
+    figures, history = read_summary(folder)
+    return {"status": "ok", "figures": figures, "history": history}
+
+
+def _read_failure(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path, {"status": TEXT, "detail": TEXT})
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}). Remove it: its training is tried again") from error
+    return {"status": found["status"], "detail": found["detail"]}
+
+
 def _report(folder: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     from vitbench.reports.sweep import sweep_csv, sweep_lines, sweep_markdown, write_sweep_curves
 
@@ -206,7 +250,7 @@ def _report(folder: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
         for file in (FAILURE, SUMMARY):
             path = folder / one.name / file
             if path.is_file():
-                course |= {"status": "ok"} | json.loads(path.read_text(encoding="utf-8"))
+                course |= _read_failure(path) if file == FAILURE else _read_course(path.parent)
         courses.append(course)
     lines = sweep_lines(courses)
     title = (

@@ -19,6 +19,7 @@ from vitbench.errors import DataError, DeviceError, Unsupported, UsageError, Vit
 from vitbench.printable import printable
 from vitbench.records import parse_image_size
 from vitbench.registry import ModelCard
+from vitbench.shapes import is_number
 from vitbench.training.pictures import PICTURE_FORMATS
 
 if TYPE_CHECKING:
@@ -364,7 +365,7 @@ def _normalisation(card: ModelCard, facts: Mapping[str, Any]) -> tuple[Channels,
 def _channels(values: Any) -> Channels | None:
     if not isinstance(values, list | tuple) or len(values) != 3:
         return None
-    if not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
+    if not all(map(is_number, values)):
         return None
     return float(values[0]), float(values[1]), float(values[2])
 

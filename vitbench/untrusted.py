@@ -6,6 +6,7 @@ Nothing of a file runs here, and no more memory is taken than a small part of it
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickletools
 import re
@@ -17,9 +18,14 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from vitbench.errors import RunFolderError
+from vitbench.shapes import check_shape, depth_exceeds
 
 #: Of a suite or a recipe, which are pages rather than books: a longer text takes long to parse.
 LARGEST_TOML_BYTES = 1_000_000
+#: Of what a run or a training notes beside its records: a training of a million epochs stays below.
+LARGEST_JSON_BYTES = 500_000_000
+#: Of lists and objects in each other in such a file, which has a handful.
+_DEEPEST_JSON = 50
 #: Of a checkpoint: more than the largest ViT that is known of would take.
 LARGEST_CHECKPOINT_BYTES = 100 * 10**9
 #: In one checkpoint. Those of the largest models hold a few thousand.
@@ -99,6 +105,31 @@ def _read_text(path: Path, what: str) -> str:
         size = max(path.stat().st_size, len(content))
         raise ValueError(f"{what} is too large: {size:,} bytes, at most {LARGEST_TOML_BYTES:,} are read. Shorten it")
     return content.decode("utf-8")
+
+
+def read_json(path: Path, shape: Any) -> Any:
+    """The content of a JSON file that has ``shape`` (see shapes). Raises OSError as opening it does, and ValueError for
+    anything else; its text stands well in brackets: ``is damaged (sessions is null, not a list)``.
+    """
+    if not path.is_file() and path.exists():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_JSON_BYTES + 1)
+    if len(content) > LARGEST_JSON_BYTES:
+        raise ValueError(f"it has more than {LARGEST_JSON_BYTES:,} bytes")
+    return parse_json(content.decode("utf-8"), shape)
+
+
+def parse_json(text: str, shape: Any) -> Any:
+    """What ``read_json`` gives, of a text. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if depth_exceeds(value, _DEEPEST_JSON):
+        raise ValueError("it is nested too deeply")
+    check_shape(value, shape)
+    return value
 
 
 def refuse_links(folder: Path, within: Sequence[str] = ()) -> None:

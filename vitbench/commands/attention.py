@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from vitbench.commands.options import (
+    AllowImport,
+    ImageSizeOfWeights,
+    JsonObject,
+    Model,
+    Pretrained,
+    ReplaceHead,
+    WeightsOfModel,
+)
+
 EPILOG = (
     "Examples:  vitbench attention vit_layer6_32 --weights best.safetensors cat.png   |   "
     "vitbench attention timm:vit_tiny_patch16_224 --pretrained cat.png --layer 12 --head all   |   "
@@ -15,15 +25,11 @@ EPILOG = (
 
 
 def attention(
-    model: Annotated[str, typer.Argument(help="Name of a model (vitbench list models, timm:NAME, torchvision:NAME).")],
+    model: Model,
     image: Annotated[Path | None, typer.Argument(help="A picture; or else --data NAME --index N.")] = None,
-    weights: Annotated[str | None, typer.Option(help="A checkpoint of the model.")] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Load the weights that timm and torchvision publish.")
-    ] = False,
-    replace_head: Annotated[
-        bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
-    ] = False,
+    weights: WeightsOfModel = None,
+    pretrained: Pretrained = False,
+    replace_head: ReplaceHead = False,
     data: Annotated[
         str | None, typer.Option(help="Take a test picture of digits, cifar10, cifar100, fashion-mnist or a folder.")
     ] = None,
@@ -38,16 +44,12 @@ def attention(
     save_maps: Annotated[bool, typer.Option("--save-maps", help="Also save all weights as maps.npz.")] = False,
     out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("attention"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
-    image_size: Annotated[
-        str | None, typer.Option(help="Pixels, 224 or 231x240. [default: that of the weights]")
-    ] = None,
+    image_size: ImageSizeOfWeights = None,
     num_classes: Annotated[
         int | None, typer.Option(help="Classes of the head. [default: those of the weights]")
     ] = None,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    allow_import: AllowImport = False,
+    json: JsonObject = False,
 ) -> int:
     """Draw what a trained model attends to in a picture: maps a layer and head, rollout, tokens kept, an animation."""
     if allow_import:

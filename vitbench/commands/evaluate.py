@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from vitbench.commands.options import (
+    AllowImport,
+    Download,
+    ImageSizeOfWeights,
+    JsonObject,
+    Model,
+    Pretrained,
+    WeightsOfModel,
+)
+
 EPILOG = (
     "Examples:  vitbench evaluate vit_layer6_32 --weights best.safetensors --data cifar10 --data-dir data   |   "
     "vitbench evaluate vit_basic_tutorial --weights best.safetensors --data digits --out evaluation   |   "
@@ -15,26 +25,22 @@ EPILOG = (
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Name of a model (vitbench list models, timm:NAME, torchvision:NAME).")],
+    model: Model,
     data: Annotated[str, typer.Option(help="Test on: digits, cifar10, cifar100, fashion-mnist, or a picture folder.")],
-    weights: Annotated[str | None, typer.Option(help="A checkpoint of the model.")] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Load the weights that timm and torchvision publish.")
-    ] = False,
+    weights: WeightsOfModel = None,
+    pretrained: Pretrained = False,
     replace_head: Annotated[
         bool, typer.Option("--replace-head", help="Leave out a head of other classes: a random one is tested.")
     ] = False,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
+    download: Download = False,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
     test_images: Annotated[
         int | None, typer.Option(min=1, help="Test on so many pictures, stratified, the same each time. [default: all]")
     ] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Pixels, 224 or 231x240. [default: that of the weights]")
-    ] = None,
+    image_size: ImageSizeOfWeights = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto (an accelerator if there is one).")
     ] = "auto",
@@ -44,10 +50,8 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Write evaluation.json, evaluation.md and two pictures into this folder.")
     ] = None,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    allow_import: AllowImport = False,
+    json: JsonObject = False,
 ) -> int:
     """Test a trained model: accuracy, loss, precision, recall, F1, confusions, calibration, throughput."""
     import sys

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitbench.commands.options import AllowImport
 from vitbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ def frontier(
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that an attempt may take before the search ends. [default: 600]")
     ] = None,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
+    allow_import: AllowImport = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Go on although the searches may take more than 10,000 attempts.")
     ] = False,

@@ -7,6 +7,15 @@ from typing import Annotated
 
 import typer
 
+from vitbench.commands.options import (
+    AllowImport,
+    Download,
+    ImageSizeOfWeights,
+    JsonObject,
+    Model,
+    Pretrained,
+    WeightsOfModel,
+)
 from vitbench.errors import UsageError
 
 EPILOG = (
@@ -17,12 +26,10 @@ EPILOG = (
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="Name of a model (vitbench list models, timm:NAME, torchvision:NAME).")],
+    model: Model,
     images: Annotated[list[Path] | None, typer.Argument(help="Pictures; or --data NAME --index N, or both.")] = None,
-    weights: Annotated[str | None, typer.Option(help="A checkpoint of the model.")] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Load the weights that timm and torchvision publish.")
-    ] = False,
+    weights: WeightsOfModel = None,
+    pretrained: Pretrained = False,
     data: Annotated[
         str | None, typer.Option(help="Pictures of digits, cifar10, cifar100, fashion-mnist or a picture folder.")
     ] = None,
@@ -33,7 +40,7 @@ def predict(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
+    download: Download = False,
     top: Annotated[int, typer.Option(min=1, help="How many classes of each picture.")] = 5,
     classes: Annotated[
         Path | None, typer.Option(help="A text file of the classes' names, one a line. [default: those of the weights]")
@@ -41,19 +48,15 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Write each picture with its classes drawn on it into this folder.")
     ] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Pixels, 224 or 231x240. [default: that of the weights]")
-    ] = None,
+    image_size: ImageSizeOfWeights = None,
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Classes of the head. [default: those of the weights]")
     ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto (an accelerator if there is one).")
     ] = "auto",
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    allow_import: AllowImport = False,
+    json: JsonObject = False,
 ) -> int:
     """Say what is in pictures: the likeliest classes and their probabilities, drawn on the pictures with --out.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitbench.commands.options import AllowImport, Download, ReplaceHead
 from vitbench.errors import UsageError
 
 EPILOG = (
@@ -30,7 +31,7 @@ def train(
     data_dir: Annotated[
         str | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
+    download: Download = False,
     recipe: Annotated[
         str | None, typer.Option(help="A built-in recipe (vitbench list recipes) or a .toml file. [default: brief]")
     ] = None,
@@ -61,9 +62,7 @@ def train(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Start from the weights that timm or torchvision publish.")
     ] = False,
-    replace_head: Annotated[
-        bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
-    ] = False,
+    replace_head: ReplaceHead = False,
     freeze: Annotated[
         str, typer.Option(help="none, backbone (train the head alone), blocks:N (embedding and first N blocks).")
     ] = "none",
@@ -80,9 +79,7 @@ def train(
         int, typer.Option(min=0, help="Keep a checkpoint of every so many epochs, beside last and best.")
     ] = 0,
     no_tensorboard: Annotated[bool, typer.Option("--no-tensorboard", help="Write no TensorBoard logs.")] = False,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
+    allow_import: AllowImport = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder itself, new or empty. [default: runs/train-MODEL-TIME]")
     ] = None,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from vitbench.errors import Unsupported
 from vitbench.metrics.subject import Subject
 from vitbench.records import Measurement
 from vitbench.registry import METRICS
+
+if TYPE_CHECKING:
+    from vitbench.tensor_account import TensorPeak
 
 #: What tensors are at the peak, as tensor_account has them.
 PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
@@ -94,28 +99,46 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
     """
     import torch
 
-    from vitbench.tensor_account import TensorAccount, gradients_of, state_of
-
     if subject.cell.compile:
         raise Unsupported("compiled code allocates without dispatching, so that its tensors cannot be followed")
     training = subject.cell.mode == "train"
     subject.run_once()  # optimizer state exists from the second step on, as in a training that goes on
-    if training:
-        subject.optimizer.zero_grad(set_to_none=True)
-    model = subject.model
-    before = {"weights": [*model.parameters(), *model.buffers()], "batch": [subject.images]}
-    if training:
-        before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
-    gc.collect()
-    with TensorAccount(before) as account:
-        output = subject.step() if training else subject.forward()
-    del output
-    peak = account.peak(
-        {"gradients": gradients_of(model), "optimizer": state_of(subject.optimizer)} if training else {}
-    )
+    peak = account_call(subject)
     call = "training step" if training else "forward pass"
     method = f"bytes of live storages at their most during one {call}, by dispatch, torch {torch.__version__}"
     yield Measurement.single("tensor_peak", "byte", peak.total, method)
     for kind, size in peak.parts.items():
         if training or kind not in ("gradients", "optimizer"):
             yield Measurement.single(f"tensor_peak_{kind}", "byte", size, f"{method}; of these, {kind}")
+
+
+def account_call(subject: Subject) -> TensorPeak:
+    """The tensor bytes of one forward pass or training step, as the cell's mode says, which is not the first one."""
+    from vitbench.tensor_account import TensorAccount, gradients_of, state_of
+
+    training = subject.cell.mode == "train"
+    if training:
+        subject.optimizer.zero_grad(set_to_none=True)
+    model = subject.model
+    before = {"weights": [*model.parameters(), *model.buffers()], "batch": [subject.images]}
+    if training:
+        before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
+    with _without_collector(), TensorAccount(before) as account:
+        output = subject.step() if training else subject.forward()
+    del output
+    return account.peak(
+        {"gradients": gradients_of(model), "optimizer": state_of(subject.optimizer)} if training else {}
+    )
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Tensors in cycles stay until the collector comes by, and when it does depends on all that went before."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

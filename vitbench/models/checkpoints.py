@@ -226,7 +226,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["vitbench"])
             return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118  (no mapping)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is no checkpoint of vitbench: {error}") from error
 
 

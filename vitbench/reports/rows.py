@@ -75,15 +75,15 @@ class Figure:
     def relative_samples(self) -> list[list[float]]:
         """Each process's samples over what the reference took in the same turns; empty where it took none."""
         one = self.measurement
-        if self.status != "ok" or one is None or not one.reference_samples:
+        if self.status != "ok" or one is None or not one.reference_samples or not any(one.samples):
             return []
         return relative_samples(one.samples, one.turns, one.reference_samples)
 
     @cached_property
     def relative_between_runs(self) -> Estimate | None:
         """``relative`` with the interval that other runs on this machine fall into, too."""
-        if self.relative is None:
-            return None
+        if self.relative is None or not self.relative.low:  # a clock too coarse to see anything says 0
+            return self.relative
         return allow_for_runs(self.relative)
 
     @cached_property
@@ -104,7 +104,7 @@ class Figure:
     def in_quiet_turns(self) -> Relative | None:
         """The figure relative to the reference with what each process contributes; None without at least three."""
         one = self.measurement
-        if not self.relative_samples or one is None or min(map(min, filter(None, one.samples))) <= 0:
+        if not self.relative_samples or one is None or min(map(min, filter(None, one.samples)), default=0) <= 0:
             return None
         return in_quiet_turns(one.samples, one.turns, one.reference_samples)
 

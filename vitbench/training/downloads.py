@@ -8,6 +8,8 @@ MD5 sums before it unpickles them; Fashion-MNIST's plain IDX files are read here
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,14 @@ _CIFAR100_CLASSES = """
     wardrobe whale willow_tree wolf woman worm
 """
 _FASHION_CLASSES = "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot"
+
+
+#: More than the largest file of these data sets has (CIFAR-100's archive: 169 MB); a larger one is not even hashed.
+LARGEST_FILE_BYTES = 200_000_000
+#: What packing may add to bytes that it cannot make fewer.
+_PACKING_BYTES = 10_000
+#: A place of torchvision's first versions, which it still reads pictures from without looking for the data set's files.
+_LEGACY = "FashionMNIST/processed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +149,11 @@ def read_download(info: DataInfo, split: Split, *, download: bool) -> tuple[np.n
         part = "train" if split == "train" else "t10k"
         pixels = read_idx(folder / f"{part}-images-idx3-ubyte", (info.count(split), 28, 28))
         labels = read_idx(folder / f"{part}-labels-idx1-ubyte", (info.count(split),))
+        if labels.max() >= info.num_classes:
+            raise DataError(
+                f"{part}-labels-idx1-ubyte of Fashion-MNIST is damaged: a class {labels.max()}, of {info.num_classes}. "
+                "Remove it and use --download"
+            )
         return pixels, labels.tolist()
     dataset = _through_torchvision(known, info.path, split, download=False)
     return dataset.data, [int(label) for label in dataset.targets]
@@ -153,14 +168,18 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     import numpy as np
 
     packed = path.with_name(path.name + ".gz")
+    header = bytes((0, 0, 8, len(shape))) + b"".join(side.to_bytes(4, "big") for side in shape)
+    size = len(header) + math.prod(shape)
     try:
-        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:  # a damaged gzip file is an OSError, a truncated one an EOFError
+        if not path.is_file() and packed.stat().st_size > size + size // 100 + _PACKING_BYTES:
+            raise OSError(f"packed it has {packed.stat().st_size:,} bytes, more than unpacked")
+        # one byte more than there should be: a gzip file can promise any number of them
+        with path.open("rb") if path.is_file() else gzip.open(packed, "rb") as file:
+            content = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:  # a damaged gzip file is any of them
         raise DataError(
             f"{path.name} of Fashion-MNIST cannot be read: {error}. Remove it and use --download"
         ) from error
-    header = bytes((0, 0, 8, len(shape))) + b"".join(side.to_bytes(4, "big") for side in shape)
-    size = len(header) + int(np.prod(shape))
     if not content.startswith(header) or len(content) != size:
         raise DataError(
             f"{path.name} of Fashion-MNIST is damaged: not {'x'.join(map(str, shape))} bytes in the IDX format. "
@@ -170,10 +189,23 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 
 def _through_torchvision(known: Download, root: Path, split: Split, *, download: bool) -> Any:
+    """torchvision's data set. It unpacks an archive only if its MD5 sum is the published one, and unpickles a file of
+    CIFAR likewise, so that names and sizes in them are known.
+    """
     from torchvision import datasets
 
+    kind = getattr(datasets, known.torchvision_class)
+    if known.name == "fashion-mnist" and (root / _LEGACY).exists():
+        raise DataError(f"{str(root / _LEGACY)!r} is where others' pictures would be read from: remove it")
+    archives = [root / kind.filename] if hasattr(kind, "filename") else []
+    for path in (*archives, *(root / known.folders[0] / name for name in known.files)):
+        if path.is_file() and path.stat().st_size > LARGEST_FILE_BYTES:
+            raise DataError(
+                f"{path.name} of {known.name} is damaged: {path.stat().st_size:,} bytes, more than any file of it has "
+                f"({LARGEST_FILE_BYTES:,}). Remove it and use --download"
+            )
     try:
-        return getattr(datasets, known.torchvision_class)(root=str(root), train=split == "train", download=download)
+        return kind(root=str(root), train=split == "train", download=download)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = "could not be downloaded" if download else "is damaged"

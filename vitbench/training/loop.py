@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vitbench.errors import VitbenchError
 from vitbench.outputs import check_classes, input_dtype, mean_logits, training_loss
+from vitbench.shapes import is_number
 from vitbench.training.augment import AugmentSettings, augment, normalise
 from vitbench.training.mixing import mix
 from vitbench.training.optimizers import make_optimizers
@@ -243,7 +244,9 @@ class Trainer:
         if len(self.optimizers) != len(state["optimizers"]) or (self.averaged is None) != (state["ema"] is None):
             raise ValueError("its optimizers are those of another recipe")
         for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
+            before = [dict(group) for group in optimizer.param_groups]
             optimizer.load_state_dict(own)
+            _check_optimizer(optimizer, before)
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if self.averaged is not None:
@@ -309,6 +312,25 @@ class Trainer:
             assert self.recipe.seconds is not None
             return min(1.0, self.elapsed_s / self.recipe.seconds)
         return (self.seen + size / 2) / self._total
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError if what was loaded into it is not what its steps reckon with; ``before``: its settings until
+    then.
+    """
+    for old, new in zip(before, optimizer.param_groups, strict=True):
+        for key, value in old.items():
+            own, found = (one if isinstance(one, list | tuple) else (one,) for one in (value, new[key]))
+            if isinstance(own[0], int | float) and not (len(own) == len(found) and all(map(_is_number, found))):
+                raise ValueError(f"its optimizers hold a {key} that is no number")
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                raise ValueError(f"its optimizers hold a {key} of the shape {tuple(value.shape)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool) or is_number(value)
 
 
 def random_state() -> dict[str, Any]:

@@ -5,16 +5,44 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 import filelock
+from pydantic import ValidationError
 
 from vitbench.errors import RunFolderError
+from vitbench.shapes import COUNT, FLAG, NUMBER, OBJECT, POSITIVE, SHARE, TEXT, Kind, Maybe, check_present, check_shape
 from vitbench.store import cannot_write, write_atomically
 from vitbench.training.recipes import Recipe
-from vitbench.trainings.request import REQUEST, SCHEMA, TrainingRequest
+from vitbench.trainings.request import REQUEST, SCHEMA, SUMMARY, TrainingRequest
+from vitbench.untrusted import read_json
+
+_REQUEST_SHAPE = {
+    **dict.fromkeys(("model", "data", "device", "amp", "freeze"), TEXT),
+    **dict.fromkeys(("data_dir", "weights"), TEXT.or_null()),
+    "image_size": Kind("a size", lambda value: value is None or TEXT.holds(value) or POSITIVE.holds(value)),
+    "recipe": OBJECT,
+    **dict.fromkeys(("num_classes", "train_images", "test_images", "threads"), POSITIVE.or_null()),
+    **dict.fromkeys(("seed", "save_every"), COUNT),
+    **dict.fromkeys(("download", "pretrained", "replace_head", "deterministic", "compile", "channels_last"), FLAG),
+    **dict.fromkeys(("tensorboard", "allow_import"), FLAG),
+}
+_TESTED = {"test_correct": COUNT, "test_accuracy": SHARE, "test_loss": NUMBER}
+#: Of summary.json, what is shown again.
+_FIGURES_SHAPE = {
+    **dict.fromkeys(("model", "data"), TEXT),
+    **dict.fromkeys(("epochs", "training_duration_s"), NUMBER),
+    "test_images": POSITIVE,
+    "last": _TESTED,
+    "best": Maybe({"epoch": NUMBER, **_TESTED}, null=False),
+}
+_ROW_SHAPE: dict[Any, Any] = {
+    **dict.fromkeys(("epoch", "learning_rate", "train_loss", "train_accuracy"), NUMBER),
+    "images": COUNT,
+    ...: NUMBER,
+}
 
 
 def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
@@ -23,23 +51,70 @@ def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
     """
     path = folder / REQUEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, {"versions": Maybe({...: TEXT}, null=False)})
+        if content.pop("schema", None) != SCHEMA:
+            raise RunFolderError(
+                f"{path.name} of {str(folder)!r} was written by another version of vitbench: go on with that one, or "
+                "start the training anew"
+            )
+        versions = content.pop("versions", {})
+        return request_from_dict(content), versions
+    except RunFolderError:
+        raise
     except OSError as error:
         raise RunFolderError(f"{str(folder)!r} holds no training: {REQUEST} is not there ({error.strerror})") from error
     except ValueError as error:
         raise RunFolderError(f"{path.name} of {str(folder)!r} is damaged ({error}): start the training anew") from error
-    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
-        raise RunFolderError(f"{path.name} of {str(folder)!r} was written by another version of vitbench")
-    versions = content.pop("versions", {})
+
+
+def request_from_dict(content: dict[str, Any]) -> TrainingRequest:
+    """A request from its JSON object. Raises ValueError, in one line, if it is none."""
+    check_present(content, _REQUEST_SHAPE)
+    known = {field.name: field.default is MISSING for field in fields(TrainingRequest)}
+    unknown = [key for key in content if key not in known]
+    missing = [name for name, needed in known.items() if needed and name not in content]
+    if unknown or missing:
+        raise ValueError(f"{missing[0]} is missing" if missing else f"it has no field {unknown[0][:80]!r}")
+    request = TrainingRequest(**content)
     try:
-        request = TrainingRequest(**content)
         Recipe(**request.recipe)
-    except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part)[:80] for part in ("recipe", *problem["loc"]))
+        raise ValueError(f"{place}: {problem['msg']}") from error
+    return request
+
+
+def read_summary(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures and the history (a row an epoch) of a training that is finished. Raises RunFolderError if what the
+    folder says of it is damaged.
+    """
+    path = folder / SUMMARY
+    try:
+        content = read_json(path, {"figures": _FIGURES_SHAPE, "history": [_ROW_SHAPE]})
+        check_history(content["history"])
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable") from error
+    except ValueError as error:
         raise RunFolderError(
-            f"{path.name} of {str(folder)!r} is damaged ({reason}): start the training anew"
+            f"{path} is damaged ({error}). Remove it, then: vitbench train --resume {folder}, which tests the trained "
+            "model again"
         ) from error
-    return request, versions
+    return content["figures"], content["history"]
+
+
+def check_history(rows: Any, which: str | None = None) -> None:
+    """Raises ValueError unless ``rows`` are those of a history: numbers, and the same ones in each row, among them the
+    loss and the accuracy of what the epochs were tested on (``test`` or ``validation``; by default either).
+    """
+    check_shape(rows, [_ROW_SHAPE], "history")
+    for one in rows:
+        kinds = [which] if which else ["validation" if "validation_loss" in rows[0] else "test"]
+        missing = [f"{kind}_{key}" for kind in kinds for key in ("loss", "accuracy") if f"{kind}_{key}" not in one]
+        if missing:
+            raise ValueError(f"a row of its history has no {missing[0]}")
+        if one.keys() != rows[0].keys():
+            raise ValueError("the rows of its history differ in what they hold")
 
 
 def default_folder(request: TrainingRequest) -> Path:

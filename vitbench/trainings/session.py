@@ -25,6 +25,7 @@ from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpo
 from vitbench.outputs import mean_logits
 from vitbench.reports.evaluation import confusion_png, write_evaluation
 from vitbench.reports.training import history_csv, training_markdown, write_curves
+from vitbench.shapes import COUNT, NUMBER, TEXT, WHOLE, Maybe, check_shape
 from vitbench.store import LOCK, cannot_write, write_atomically
 from vitbench.trained import TrainedModel
 from vitbench.training.evaluate import Evaluation, evaluate
@@ -32,7 +33,14 @@ from vitbench.training.loop import TrainingDiverged, random_state
 from vitbench.training.pictures import FeatureSet, PictureSet
 from vitbench.training.recipes import Recipe
 from vitbench.training.states import load_state, save_state
-from vitbench.trainings.folder import claim_folder, note_where_pictures_are, take_lock, write_json
+from vitbench.trainings.folder import (
+    check_history,
+    claim_folder,
+    note_where_pictures_are,
+    read_summary,
+    take_lock,
+    write_json,
+)
 from vitbench.trainings.request import (
     LAST,
     SCHEMA,
@@ -42,11 +50,23 @@ from vitbench.trainings.request import (
     TrainingSummary,
 )
 from vitbench.trainings.setup import Setup
+from vitbench.untrusted import parse_json
 
 #: However long an epoch is, no more than this much work is lost to a crash.
 SAVE_EVERY_S = 120.0
 #: Steps between looks at the clock and at Ctrl-C, at least.
 _STEPS_AT_ONCE = 20
+#: What last.pt says of itself in words, and its numbers; the tensors are looked at where they are loaded.
+_HEADER_SHAPE = {
+    "facts": {"data": TEXT},
+    "best": Maybe({"epoch": NUMBER, "accuracy": NUMBER, "loss": NUMBER}),
+    **dict.fromkeys(("origin", "pictures"), Maybe(TEXT)),
+}
+_STATE_SHAPE = {
+    **dict.fromkeys(("seen", "steps"), COUNT),
+    "elapsed_s": NUMBER,
+    "stretch": {"losses": [NUMBER], "images": COUNT, "correct": COUNT, "since_s": NUMBER},
+}
 
 
 class Session:
@@ -75,9 +95,8 @@ class Session:
         self.folder = folder
         if resumed and (folder / SUMMARY).is_file():
             self.progress.note(f"The training in {folder} is finished: nothing is left to do")
-            content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            figures = content["figures"] if self.ranks.first else {}
-            return TrainingSummary(folder=folder, history=tuple(content["history"]), figures=figures)
+            figures, history = read_summary(folder)
+            return TrainingSummary(folder=folder, history=tuple(history), figures=figures if self.ranks.first else {})
         lock = filelock.FileLock(folder / LOCK)
         try:
             if resumed and self.ranks.first:
@@ -328,19 +347,23 @@ class Session:
         if state is None:
             return None
         try:
-            header = json.loads(state["vitbench"])
+            check_shape(state["vitbench"], TEXT, "what it says of itself")
+            header = parse_json(state["vitbench"], {"schema": WHOLE})
             if header["schema"] != SCHEMA:
                 raise ValueError(f"it is of schema {header['schema']}, not {SCHEMA}")
-        except (ValueError, TypeError, KeyError) as error:
+            check_shape(header, _HEADER_SHAPE)
+            check_shape(state, _STATE_SHAPE)
+        except (ValueError, KeyError) as error:
             raise self._unfitting(error) from error
         return state, header
 
     def _take_up(self, state: dict[str, Any], header: dict[str, Any]) -> None:
         try:
+            check_history(header["history"], "test" if self.setup.held_out is None else "validation")
             states = state["rng"]
             self.trainer.load_state({**state, "model": state["trained"], "rng": states[self.ranks.rank % len(states)]})
             self.rows, self.best = header["history"], header["best"]
-        except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
+        except Exception as error:  # what a file holds can make loading it raise anything
             raise self._unfitting(error) from error
         self.progress.note(f"Going on after epoch {self.trainer.seen / len(self.setup.training):.2f}")
 

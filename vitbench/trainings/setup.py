@@ -31,6 +31,11 @@ from vitbench.training.recipes import Recipe
 from vitbench.trainings.progress import TrainingProgress
 from vitbench.trainings.request import LAST, TrainingRequest
 
+#: As recipes have it; numpy takes twice as much, torch more.
+_LARGEST_SEED = 2**31 - 1
+#: Beyond these libraries of threads end the process.
+_MOST_THREADS = 1024
+
 
 class Setup:
     """One process's part in a training, ready to run after ``prepare``."""
@@ -47,6 +52,10 @@ class Setup:
             value = getattr(request, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} = {value} is not positive: give at least 1")
+        if request.threads is not None and request.threads > _MOST_THREADS:
+            raise UsageError(f"threads = {request.threads} is more than any machine has: give at most {_MOST_THREADS}")
+        if not 0 <= request.seed <= _LARGEST_SEED:
+            raise UsageError(f"seed = {request.seed} is no number from 0 to {_LARGEST_SEED}")
         if self.recipe.patience is not None and self.recipe.validation == 0:
             raise UsageError(
                 f"patience = {self.recipe.patience} waits for a better validation accuracy: hold pictures out, such as "

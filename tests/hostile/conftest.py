@@ -1,0 +1,54 @@
+"""Workers that may import, and such that may not; a limit of time for what is to be refused at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import pytest
+from torch import nn
+
+from tests.hostile.asking import MODEL, ROOT, SIZE
+from tests.launching import SharedLauncher, shared_server
+from vitbench import runner
+from vitbench.models import build_model
+from vitbench.processes import Launcher, make_launcher
+
+
+@pytest.fixture
+def quickly() -> Iterator[None]:
+    """What is refused is refused at once."""
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < 5
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[list[SharedLauncher]]:
+    """Workers that may import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        with shared_server() as launchers:
+            yield launchers
+
+
+@pytest.fixture(scope="module")
+def strict_launcher() -> Iterator[Launcher]:
+    with make_launcher() as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def strict_server(strict_launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that may not import, as they are without --allow-import."""
+
+    def lend(preload: Iterable[str] = (), *, allow_import: bool = False) -> Launcher:
+        assert not allow_import
+        return SharedLauncher(strict_launcher)
+
+    monkeypatch.setattr(runner, "make_launcher", lend)
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    return build_model(MODEL, image_size=SIZE, num_classes=10)
