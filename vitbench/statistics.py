@@ -442,6 +442,18 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == total else centre + half)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values adjusted so that those under a rate hold together at that rate, however they depend on each other
+    (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2)).
+    """
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 0; equal values share the mean of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)

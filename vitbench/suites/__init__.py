@@ -44,7 +44,8 @@ from vitbench.records import (
     format_image_size,
     parse_image_size,
 )
-from vitbench.registry import METRICS, PRETRAINED, find_models
+from vitbench.registry import METRICS, PRETRAINED, find_models, is_external, is_pattern
+from vitbench.thresholds import known_metrics, parse_tolerance
 from vitbench.untrusted import read_toml
 
 BUILT_IN = Path(__file__).parent
@@ -119,7 +120,8 @@ def _one_or_many(value: Any) -> Any:
 def _few_rules(value: Any) -> Any:
     """Each rule is tried at each cell."""
     rules = value if isinstance(value, list | tuple) else []
-    patterns = [rule.get(key, ()) for rule in rules if isinstance(rule, Mapping) for key in ("models", "recipes")]
+    keys = ("models", "recipes", "cells")
+    patterns = [rule.get(key, ()) for rule in rules if isinstance(rule, Mapping) for key in keys]
     count = sum(len(one) for one in patterns if isinstance(one, list | tuple))
     if max(len(rules), count) > _MOST_RULES:
         raise ValueError(f"there are {len(rules):,} rules with {count:,} names: give at most {_MOST_RULES} of each")
@@ -224,14 +226,9 @@ class Frontier(_Table):
     max_batch: Positive = 1024
 
 
-class Exclude(_Table):
-    """Drops the cells that match every key given; a key matches if the cell's value is in its list.
+class _Conditions(_Table):
+    """Keys by which a rule picks cells; one matches if the cell's value is in its list."""
 
-    ``models`` and ``recipes`` may be patterns (``cifar_*``); a rule with ``recipes`` matches training cells only.
-    """
-
-    models: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
-    recipes: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many)] | None = None
     image_sizes: Annotated[tuple[ImageSize, ...], BeforeValidator(_one_or_many)] | None = None
     batch_sizes: Annotated[tuple[Positive, ...], BeforeValidator(_one_or_many)] | None = None
     devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
@@ -241,15 +238,14 @@ class Exclude(_Table):
     modes: Annotated[tuple[Mode, ...], BeforeValidator(_one_or_many)] | None = None
     threads: Annotated[tuple[Positive, ...], BeforeValidator(_one_or_many)] | None = None
 
-    @model_validator(mode="after")
-    def _not_empty(self) -> Exclude:
-        if not self.model_dump(exclude_none=True):
-            raise ValueError("an empty [[exclude]] would drop every cell: give at least one key")
-        if NATIVE in (self.image_sizes or ()):
-            raise ValueError("an [[exclude]] names sizes in pixels, not 'native'")
-        return self
+    @field_validator("image_sizes")
+    @classmethod
+    def _in_pixels(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if NATIVE in (value or ()):
+            raise ValueError("a rule names sizes in pixels, not 'native'")
+        return value
 
-    def drops(self, cell: Cell) -> bool:
+    def meets(self, cell: Cell) -> bool:
         """Whether ``cell`` matches every key."""
         values = {
             "image_sizes": cell.image_size,
@@ -261,13 +257,52 @@ class Exclude(_Table):
             "modes": cell.mode,
             "threads": cell.threads,
         }
+        return all(getattr(self, key) is None or value in getattr(self, key) for key, value in values.items())
+
+
+class Exclude(_Conditions):
+    """Drops the cells that match every key given; a key matches if the cell's value is in its list.
+
+    ``models`` and ``recipes`` may be patterns (``cifar_*``); a rule with ``recipes`` matches training cells only.
+    """
+
+    models: Annotated[tuple[str, ...], BeforeValidator(_one_or_many)] | None = None
+    recipes: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many)] | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Exclude:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("an empty [[exclude]] would drop every cell: give at least one key")
+        return self
+
+    def drops(self, cell: Cell) -> bool:
+        """Whether ``cell`` matches every key."""
         if self.models is not None and not any(_matches(cell.model, pattern) for pattern in self.models):
             return False
         if self.recipes is not None:
             recipe = cell.weights.removeprefix("train:")
             if not cell.trains or not any(_matches(recipe, pattern) for pattern in self.recipes):
                 return False
-        return all(getattr(self, key) is None or value in getattr(self, key) for key, value in values.items())
+        return self.meets(cell)
+
+
+class Threshold(_Conditions):
+    """How far a figure may get worse before a gate fails (``tolerance``: "5%" or 0.05; by default the metric's own), or
+    that it does not count at all (``gate = false``). The last table that matches a figure counts.
+
+    ``metric`` is a name or a pattern (``tensor_peak*``), ``cells`` are names or patterns of models; the other keys are
+    those of an ``[[exclude]]``.
+    """
+
+    metric: Name
+    cells: Annotated[tuple[Name, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("*",)
+    tolerance: Annotated[float, BeforeValidator(parse_tolerance)] | None = None
+    gate: bool = True
+
+    def covers(self, cell: Cell, metric: str) -> bool:
+        """Whether it is about this figure."""
+        of_model = any(_matches(cell.model, pattern) for pattern in self.cells)
+        return of_model and _matches(metric, self.metric) and self.meets(cell)
 
 
 class Suite(_Table):
@@ -308,6 +343,7 @@ class Suite(_Table):
     measure: Measure = Measure()
     training: Training | None = None
     exclude: Annotated[tuple[Exclude, ...], BeforeValidator(_few_rules)] = ()
+    thresholds: Annotated[tuple[Threshold, ...], BeforeValidator(_few_rules)] = ()
 
     @field_validator("batch_sizes", "training", "exclude", "metrics")
     @classmethod
@@ -339,6 +375,12 @@ class Suite(_Table):
         if self.frontier is not None:
             content.pop("batch_sizes", None)
         return content
+
+
+class _Thresholds(_Table):
+    """The thresholds of a suite without the suite."""
+
+    thresholds: Annotated[tuple[Threshold, ...], BeforeValidator(_few_rules)] = ()
 
 
 def _refuse_in_a_search(key: str, value: Any) -> None:
@@ -444,7 +486,46 @@ def make_suite(content: Mapping[str, Any], source: str, overrides: Mapping[str, 
         for pattern in rule.models or ():
             find_models(pattern)  # a typo would drop nothing, in silence
     names = tuple(dict.fromkeys(itertools.chain.from_iterable(find_models(pattern) for pattern in suite.models)))
+    check_thresholds(suite.thresholds, f"Suite {source}, key thresholds", models=names)
     return suite.model_copy(update={"models": names})
+
+
+def make_thresholds(
+    tables: Any, source: str, *, models: Iterable[str] | None = None, metrics: Iterable[str] = ()
+) -> tuple[Threshold, ...]:
+    """Validate ``[[thresholds]]`` tables alone, which ``source`` (``Suite mine.toml``) gives. Raises SuiteError as
+    ``check_thresholds`` does, and for a table that is none.
+    """
+    _refuse_strange_texts({"thresholds": tables}, source, {})
+    try:
+        rules = _Thresholds.model_validate({"thresholds": tables}).thresholds
+    except ValidationError as error:
+        raise SuiteError(_first_problem(error, source, {})) from error
+    check_thresholds(rules, f"Suite {source}, key thresholds", models=models, metrics=metrics)
+    return rules
+
+
+def check_thresholds(
+    rules: Iterable[Threshold], where: str, *, models: Iterable[str] | None = None, metrics: Iterable[str] = ()
+) -> None:
+    """Raises SuiteError, in a line that begins with ``where``, for a rule that is about nothing: a metric that is none
+    of ours, of those registered or of ``metrics``, or a pattern that none of ``models`` matches.
+    """
+    names = list(models) if models is not None else None
+    known = known_metrics(metrics)
+    for rule in rules:
+        if not any(_matches(name, rule.metric) for name in known):
+            close = difflib.get_close_matches(rule.metric, known, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}"
+            raise SuiteError(f"{where}: there is no metric {_shown(rule.metric)} to compare. {hint}")
+        for pattern in rule.cells if names is not None else ():
+            # what a pattern over other libraries' names means is known only to them
+            if not any(_matches(name, pattern) or (is_external(name) and is_pattern(name)) for name in names or ()):
+                raise SuiteError(f"{where}: no model is called {_shown(pattern)} here: {_some_of(names or [])}")
+
+
+def _some_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _refuse_strange_texts(content: Mapping[str, Any], source: str, overrides: Mapping[str, Any]) -> None:
@@ -635,16 +716,18 @@ def to_toml(suite: Suite) -> str:
     content["image_sizes"] = [_written_size(size) for size in suite.image_sizes]
     if suite.training is not None and suite.training.image_size is not None:
         content["training"]["image_size"] = _written_size(suite.training.image_size)
-    for rule, written in zip(suite.exclude, content.get("exclude", []), strict=True):
+    given: Sequence[_Conditions] = (*suite.exclude, *suite.thresholds)
+    rules = {key: content.pop(key, []) for key in ("exclude", "thresholds")}
+    for rule, written in zip(given, itertools.chain.from_iterable(rules.values()), strict=True):
         if rule.image_sizes is not None:
             written["image_sizes"] = [_written_size(size) for size in rule.image_sizes]
     tables = {key: content.pop(key) for key in ("measure", "frontier", "training") if key in content}
-    rules = content.pop("exclude", [])
     lines = [f"{key} = {_written(value)}" for key, value in content.items()]
     for key, table in tables.items():
         lines += ["", f"[{key}]", *(f"{name} = {_written(value)}" for name, value in table.items())]
-    for rule in rules:
-        lines += ["", "[[exclude]]", *(f"{name} = {_written(value)}" for name, value in rule.items())]
+    for kind, written_rules in rules.items():
+        for table in written_rules:
+            lines += ["", f"[[{kind}]]", *(f"{name} = {_written(value)}" for name, value in table.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -726,13 +809,14 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
             "frontier": Frontier,
             "training": Training,
             "exclude": Exclude,
+            "thresholds": Threshold,
         }
         allowed = list((tables.get(keys[0], Suite) if len(keys) > 1 else Suite).model_fields)
         close = difflib.get_close_matches(keys[-1], allowed, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"Suite {source}: unknown key {_shown('.'.join(keys))}.{hint} Allowed: {', '.join(allowed)}"
     if problem["type"] == "missing":
-        return f"Suite {source}: the key {top!r} is missing"
+        return f"Suite {source}: the key {'.'.join(keys)!r} is missing"
     message = re.sub(r"^Value error, ", "", problem["msg"])[:400]
     choices: Iterable[str] = {"dtypes": DTYPES, "attention": ATTENTIONS, "modes": MODES}.get(
         keys[-1] if keys else "", ()

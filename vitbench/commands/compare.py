@@ -1,0 +1,104 @@
+"""``vitbench compare``: what changed from one run to another, and whether anything got worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitbench.commands.gates import Everything, Inconclusive, JsonFile, Junit, Markdown
+from vitbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitbench.records import Record
+    from vitbench.suites import Threshold
+
+EPILOG = (
+    "Examples:  vitbench compare runs/main runs/branch   |   "
+    "vitbench compare results/laptop/lightweight runs/new --all   |   "
+    "vitbench compare runs/main runs/branch --threshold 'relative_latency=40%' --threshold 'params@cifar_*=off' "
+    "--markdown changes.md --junit changes.xml"
+)
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help="The run folder to compare with.")],
+    head: Annotated[Path, typer.Argument(help="The run folder that is judged.")],
+    everything: Everything = False,
+    allow_different_machines: Annotated[
+        bool,
+        typer.Option("--allow-different-machines", help="Compare times and memory although the environments differ."),
+    ] = False,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="METRIC=TOLERANCE or METRIC@MODELS=TOLERANCE: 5%, or off (not gated), or on; again for more. They "
+            "count before those of HEAD's suite."
+        ),
+    ] = None,
+    inconclusive: Inconclusive = "warn",
+    markdown: Markdown = None,
+    json: JsonFile = None,
+    junit: Junit = None,
+) -> int:
+    """Compare two runs: parameters, FLOPs, memory, endings to the unit, times by their relative latency.
+
+    Exit codes: 0 fine, 1 something is worse, 2 wrong usage, 3 something is inconclusive (with --inconclusive fail), 4
+    the machine did not let us compare.
+    """
+    from vitbench.commands.gates import check_ending, choose_outputs, guarded, publish
+
+    check_ending(inconclusive)
+    paths = choose_outputs(markdown, json, junit)
+    tables = [_table(option) for option in threshold or []]
+
+    def gate() -> int:
+        from vitbench.compare import compare_runs, read_thresholds
+        from vitbench.reports.runs import read_runs
+
+        own = read_thresholds(head)
+        before, after = read_runs([base, head])
+        rules = [*own, *_rules(tables, [*before.records, *after.records])]
+        found = compare_runs(before, after, rules, allow_different_machines=allow_different_machines)
+        return publish(
+            found.changes,
+            title=f"vitbench compare: {before.name} -> {after.name}",
+            notes=found.notes,
+            everything=everything,
+            paths=paths,
+            inconclusive=inconclusive,
+            advice="These runs do not tell whether they got worse. More processes may (vitbench run --processes 15), "
+            "and vitbench ab",
+            **found.facts,
+        )
+
+    return guarded(gate)
+
+
+def _table(option: str) -> dict[str, Any]:
+    """A --threshold as a table. Raises UsageError for what is none, or is about what compare never gates."""
+    from vitbench.thresholds import RELATIVE, nature_of, parse_option
+
+    table = parse_option(option)
+    metric = table["metric"]
+    relative = f"{RELATIVE}{metric}"
+    if nature_of(metric).kind == "shown" and table.get("gate", True):
+        way_out = f": give {relative}" if nature_of(relative).kind == "relative" else ""
+        raise UsageError(
+            f"Option --threshold: {option!r}: {metric} of different runs differs too much to be gated{way_out}"
+        )
+    return table
+
+
+def _rules(tables: list[dict[str, Any]], records: Sequence[Record]) -> tuple[Threshold, ...]:
+    """The thresholds of the command line. Raises SuiteError for one that is about nothing in the runs."""
+    from vitbench.suites import check_thresholds, make_thresholds
+
+    rules = make_thresholds(tables, "--threshold", metrics=[table["metric"] for table in tables])
+    metrics = {one.metric for record in records for one in record.measurements}
+    models = {record.cell.model: None for record in records}
+    if models:  # else there is something else to complain of
+        check_thresholds(rules, "Option --threshold", metrics=metrics, models=models)
+    return rules
