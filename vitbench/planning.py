@@ -251,7 +251,7 @@ def check_before_loading(suite: Suite, *, allow_many_cells: bool = False) -> Sui
         rules = tuple(rule.model_copy(update={"devices": None, "threads": None}) for rule in suite.exclude)
         one = suite.model_copy(update={"models": (name,), "exclude": rules})
         try:
-            expand(one, devices=("cpu",), threads=1, models={name: _own_facts(name)}, training=facts)
+            expand(one, devices=("cpu",), threads=1, models={name: own_facts(name)}, training=facts)
         except NoCellsLeftError:
             continue
     return suite
@@ -338,6 +338,14 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, 
     return Plan(suite, cells, training, static, estimates, environment)
 
 
+def look_up_models(suite: Suite, launcher: Launcher) -> tuple[Suite, dict[str, ModelFacts]]:
+    """The suite with its patterns over other libraries' names replaced by what they mean, and what expansion needs to
+    know of each model. Raises UsageError for names that are none; asks a worker about those of other libraries only.
+    """
+    suite = suite.model_copy(update={"models": _match_external(suite.models, launcher)})
+    return suite, _look_up(suite.models, launcher)
+
+
 def static_metrics(suite: Suite) -> tuple[str, ...]:
     """The metrics of a suite that need no device, and those that every plan needs."""
     return tuple(
@@ -402,7 +410,8 @@ def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher) -> None:
             raise UsageError(answer["error"])
 
 
-def _own_facts(name: str) -> ModelFacts:
+def own_facts(name: str) -> ModelFacts:
+    """What expansion needs to know of a model of our own, without torch. Raises UnknownNameError."""
     card = model_registry().get(name)
     return ModelFacts(
         card.image_size, card.num_classes, card.check_image_size, card.published_weights, card.published_classes
@@ -423,7 +432,7 @@ def _match_external(names: tuple[str, ...], launcher: Launcher) -> tuple[str, ..
 
 
 def _look_up(names: tuple[str, ...], launcher: Launcher) -> dict[str, ModelFacts]:
-    facts = {name: _own_facts(name) for name in names if not is_external(name)}
+    facts = {name: own_facts(name) for name in names if not is_external(name)}
     external = [name for name in names if is_external(name)]
     if external:
         for answer in _ask(launcher, {"kind": "inspect", "models": external}):

@@ -1,4 +1,5 @@
-"""Parameters and FLOPs on ``meta`` of each distinct model and size, by a few workers that are shared, each figure once.
+"""What is counted of each distinct model and size, such as parameters and FLOPs on ``meta``, by a few workers that are
+shared, each figure once.
 
 Nothing here is timed, so that these workers, and only these, run at the same time.
 """
@@ -6,7 +7,7 @@ Nothing here is timed, so that these workers, and only these, run at the same ti
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -36,12 +37,23 @@ def measure_task(cell: Cell, process: str, metrics: tuple[str, ...], **more: Any
 class StaticCounter:
     """Counts in the background from the start, in the order of the cells; use it as a context manager.
 
-    A worker that dies of a model is replaced, and only that model's outcome tells of it.
+    A worker that dies of a model is replaced, and only that model's outcome tells of it. ``task``: what a worker is
+    told of a cell, by default to measure ``metrics``; ``models_a_worker``: how many make another worker worth its
+    start.
     """
 
-    def __init__(self, launcher: Launcher, metrics: tuple[str, ...], timeout_s: float) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        metrics: tuple[str, ...],
+        timeout_s: float,
+        *,
+        task: Callable[[Cell], Mapping[str, Any]] | None = None,
+        models_a_worker: int = _MODELS_A_WORKER,
+    ) -> None:
         self._launcher = launcher
-        self._metrics = metrics
+        self._task = task or (lambda cell: measure_task(cell, "static", metrics))
+        self._models_a_worker = models_a_worker
         self._timeout_s = timeout_s
         self._starting = threading.Lock()
         self._local = threading.local()
@@ -56,7 +68,7 @@ class StaticCounter:
         for cell in cells:
             keys.setdefault(static_key(cell), cell)
         if self._pool is None:
-            count = min(len(keys) // _MODELS_A_WORKER, usable_cores(), _MOST_WORKERS)
+            count = min(len(keys) // self._models_a_worker, usable_cores(), _MOST_WORKERS)
             self._pool = ThreadPoolExecutor(max(count, 1), thread_name_prefix="static")
         for key, cell in keys.items():
             if key not in self._outcomes:
@@ -88,7 +100,7 @@ class StaticCounter:
 
     def _count(self, cell: Cell) -> Outcome:
         worker = self._worker()
-        outcome = converse(worker, measure_task(cell, "static", self._metrics), timeout_s=self._timeout_s)
+        outcome = converse(worker, self._task(cell), timeout_s=self._timeout_s)
         if outcome.failure is not None and outcome.failure.cause != "usage":
             outcome = finish(worker, outcome, "cpu")
         return outcome

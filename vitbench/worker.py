@@ -5,7 +5,8 @@ A worker is a program (``python -m vitbench.worker``) or a fork of the server th
 
 Tasks have a ``kind``: ``describe`` (devices and libraries), ``inspect`` (names, native sizes), ``match`` (what a
 pattern means), ``digest`` and ``weights`` (of a checkpoint, and whether it fits), ``calibrate`` (a rough speed),
-``fetch`` (a data set), ``measure`` (``process``, ``metrics``, ``cell``, ...). Events: ``measurement``, ``progress``,
+``fetch`` (a data set), ``exact`` (what a lock holds of a model), ``measure`` (``process``, ``metrics``, ``cell``, ...).
+Events: ``measurement``, ``progress``,
 ``failure`` (an exception, turned into a status here and nowhere else), ``answer``, and ``done`` after each task.
 """
 
@@ -28,7 +29,7 @@ from vitbench import chaos, lifeline, stacks
 from vitbench.devices import Failure, find_devices, open_device
 from vitbench.errors import Unsupported, UsageError
 from vitbench.metrics import Budget, NotFiniteError, Subject
-from vitbench.records import Cell, Measurement, cell_from_dict
+from vitbench.records import Cell, Measurement, cell_from_dict, measurement_from_dict
 from vitbench.registry import METRICS, PRETRAINED, Claim, is_external
 from vitbench.tracebacks import model_places, with_places
 
@@ -95,6 +96,8 @@ def handle(task: Mapping[str, Any], emit: Emit) -> bool:
         for name in task["models"]:
             emit({"event": "answer", "model": name, **_inspect(name)})
         return True
+    if task["kind"] == "exact":
+        return count_exact(task, emit)
     return measure(task, emit)
 
 
@@ -113,13 +116,35 @@ def measure(task: Mapping[str, Any], emit: Emit) -> bool:
         chaos.strike_in_worker(cell, task["process"], subject)
         for name in task["metrics"]:
             for measurement in run_metric(name, subject):
-                emit({"event": "measurement", "measurement": asdict(measurement)})
+                found = asdict(measurement)
+                measurement_from_dict(found)  # a metric may be anybody's: what no reader takes is this cell's failure
+                emit({"event": "measurement", "measurement": found})
     except Exception as error:  # the edge: every failure of a model becomes a status
-        failure = failure_of(error, cell)
-        emit({"event": "failure", **asdict(failure)})
-        traceback.print_exc()
-        return task["process"] == "static" and failure.status != "oom" and failure.cause != "device_lost"
+        return _tell_failure(error, cell, emit) and task["process"] == "static"
     return True
+
+
+def count_exact(task: Mapping[str, Any], emit: Emit) -> bool:
+    """What a lock holds of one model, an answer each for the model and its runs; a failure event as for a cell."""
+    from vitbench.exact import count_model
+
+    cell = cell_from_dict(task["cell"])
+    try:
+        prepare_process(cell, "static")
+        runs = [cell_from_dict(run) for run in task["runs"]]
+        for answer in count_model(make_subject(cell, task, emit), runs, bound=task["bound"]):
+            emit({"event": "answer", **answer})
+    except Exception as error:  # the edge, as for a cell
+        return _tell_failure(error, cell, emit)
+    return True
+
+
+def _tell_failure(error: Exception, cell: Cell, emit: Emit) -> bool:
+    """Emit what an exception means; returns whether this process may go on to count."""
+    failure = failure_of(error, cell)
+    emit({"event": "failure", **asdict(failure)})
+    traceback.print_exception(error)
+    return failure.status != "oom" and failure.cause != "device_lost"
 
 
 def run_metric(name: str, subject: Subject) -> Iterator[Measurement]:
