@@ -41,9 +41,9 @@ def command_lines() -> list[list[str]]:
 OURS = [words[1:] for words in command_lines() if words[0] == "vitbench"]
 
 
-def test_it_is_yaml_with_the_two_jobs() -> None:
+def test_it_is_yaml_with_its_jobs() -> None:
     workflow = parsed()
-    assert set(workflow["jobs"]) == {"linux", "mac"}
+    assert set(workflow["jobs"]) == {"linux", "gate", "mac"}
     assert {"push", "pull_request", "workflow_dispatch"} == set(workflow["on"])
     assert workflow["permissions"] == {"contents": "read"}
 
@@ -71,7 +71,17 @@ def test_linux_runs_on_the_oldest_and_the_newest_python_that_we_name() -> None:
 def test_actions_are_pinned_to_a_version() -> None:
     used = [step["uses"] for step in steps() if "uses" in step]
     assert used
-    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", one) for one in used)
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", one) for one in used if one != "./")
+
+
+def test_pull_requests_go_through_our_own_action_with_inputs_that_it_has() -> None:
+    gate = parsed()["jobs"]["gate"]
+    assert gate["if"] == "github.event_name == 'pull_request'"
+    (step,) = [step for step in gate["steps"] if step.get("uses") == "./"]
+    yaml = pytest.importorskip("yaml")
+    assert set(step["with"]) <= set(yaml.safe_load((ROOT / "action.yml").read_text())["inputs"])
+    for name in step["with"]["models"].split(","):
+        model_registry().get(name)
 
 
 def test_the_mac_looks_runs_the_suite_and_the_tests_and_keeps_the_runs() -> None:
