@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitbench.commands import attention, evaluate, frontier, predict, sweep, train
+from vitbench.commands import (
+    ab,
+    attention,
+    check,
+    compare,
+    evaluate,
+    frontier,
+    history,
+    predict,
+    snapshot,
+    sweep,
+    train,
+)
+from vitbench.commands.options import AllowImport, Download, JsonObject, Pretrained, ReplaceHead
 from vitbench.errors import UsageError, VitbenchError
 from vitbench.printable import one_line, printable, printable_lines
 
@@ -147,7 +160,7 @@ def run(
     data_dir: Annotated[
         str | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
     ] = None,
-    download: Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")] = False,
+    download: Download = False,
     recipe: Annotated[
         str | None,
         typer.Option(help="Recipes to train by (vitbench list recipes) or .toml files; commas. [default: the suite's]"),
@@ -160,19 +173,13 @@ def run(
     weights: Annotated[
         str | None, typer.Option(help="A checkpoint of the one model: it is tested on the data, not trained.")
     ] = None,
-    replace_head: Annotated[
-        bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
-    ] = False,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Load the weights that timm and torchvision publish.")
-    ] = False,
+    replace_head: ReplaceHead = False,
+    pretrained: Pretrained = False,
     memory_limit: Annotated[
         str | None, typer.Option(help="Memory a cell may take beyond its libraries, such as 2GiB.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds that each process of a cell may take.")] = None,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
+    allow_import: AllowImport = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer samples and a quarter of the training: to try things out.")
     ] = False,
@@ -340,16 +347,12 @@ def show(
     ],
     image_size: Annotated[str | None, typer.Option(help="Pixels, 224 or 231x240. [default: each model's own]")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the head. [default: each model's own]")] = None,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
+    allow_import: AllowImport = False,
     layers: Annotated[bool, typer.Option("--layers", help="Add a table of the layers.")] = False,
     weights: Annotated[
         str | None, typer.Option(help="Check that this checkpoint fits the model, and describe it.")
     ] = None,
-    replace_head: Annotated[
-        bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
-    ] = False,
+    replace_head: ReplaceHead = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
 ) -> int:
     """Show models: parameters and FLOPs by part, tokens, claims; without allocating their weights."""
@@ -411,9 +414,7 @@ def flops(
     no_others: Annotated[
         bool, typer.Option("--no-others", help="Leave out fvcore and thop, which need memory and a real run.")
     ] = False,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
+    allow_import: AllowImport = False,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
 ) -> int:
     """Audit FLOPs: closed form, dispatcher, fvcore and thop side by side, and why they differ."""
@@ -429,7 +430,7 @@ def flops(
 
 @app.command(epilog="Examples:  vitbench doctor   |   vitbench doctor --json > machine.json")
 def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    json: JsonObject = False,
 ) -> int:
     """Look at this machine: its environment, advice, and whether each metric works on each device."""
     from vitbench.doctor import examine, to_text
@@ -496,7 +497,7 @@ def report(
     return 0
 
 
-for _command in (train, evaluate, predict, attention, sweep, frontier):
+for _command in (ab, train, evaluate, predict, attention, sweep, frontier, history, compare, snapshot, check):
     app.command(epilog=_command.EPILOG)(getattr(_command, _command.__name__.rpartition(".")[2]))
 
 

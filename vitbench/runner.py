@@ -101,7 +101,7 @@ def run_prepared(
 ) -> RunSummary:
     """Measure a suite that is made already: see ``run_suite``."""
     chosen = check_before_loading(suite, allow_many_cells=allow_many_cells)
-    folder = _new_folder(out, chosen.name)
+    folder = new_folder(out, chosen.name)
     reporter = progress or SilentProgress()
     try:
         with _launch(chosen, allow_import) as launcher, _locked(folder), _resumable(folder):
@@ -324,8 +324,8 @@ def _launch(suite: Suite, allow_import: bool) -> Launcher:
     return make_launcher(preload, allow_import=allow_import)
 
 
-def _new_folder(out: str | Path | None, suite_name: str) -> Path:
-    """The run folder, made if need be. Raises RunFolderError if it is not empty or cannot be written."""
+def new_folder(out: str | Path | None, suite_name: str) -> Path:
+    """The folder of a run, made if need be. Raises RunFolderError if it is not empty or cannot be written."""
     folder = Path("runs") / f"{suite_name}-{datetime.now():%Y%m%d-%H%M%S}" if out is None else Path(out)
     try:
         if out is None:
@@ -402,7 +402,13 @@ def _refuse_changed_environment(folder: Path, plan: Plan) -> None:
     known = store.read_environment(folder)
     if not known["sessions"] or plan.environment_hash in known["environments"]:
         return
-    last = known["environments"][known["sessions"][-1]["environment"]]
+    named = known["sessions"][-1].get("environment")
+    if named not in known["environments"]:
+        raise RunFolderError(
+            f"{folder / store.ENVIRONMENT} is damaged (its last session names no environment that it holds). Move it "
+            "away to go on without it"
+        )
+    last = known["environments"][named]
     differences = list(_differences(last, plan.environment))
     if not differences:
         return  # this version looks at more than the one that began the run; what both know is equal

@@ -1,0 +1,354 @@
+"""How often ``vitbench ab`` cries wolf, and what it finds, on the machine that this runs on; beside it common gates.
+
+Three steps, each of which keeps what it has, into one folder::
+
+    python benchmarks/gate_power.py record FOLDER --pairs 300   # real pairs, half of them beside a busy neighbour
+    python benchmarks/gate_power.py live FOLDER --runs 20       # whole runs of vitbench ab in a git repository
+    python benchmarks/gate_power.py table FOLDER                # gate_power.md from what is there
+
+Every recorded pair has five processes that take turns: base, its control, a head of the same code, and heads whose
+forward pass has real work added, calibrated to 5 and 10 % of its CPU time. A draw is a contiguous stretch of pairs,
+which is judged by the rule of ``vitbench ab`` as a run would. Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from vitbench.ab.cells import choose_cells, choose_suite
+from vitbench.ab.pairs import BASE, CLOCKS, CONTROL, HEAD, Pair, play_pair
+from vitbench.ab.processes import Side
+from vitbench.ab.sequential import Rule, is_decided, weigh
+from vitbench.ab.worktrees import State
+
+MODEL = "module:guarded:build"
+#: What is added to the forward pass, by arm.
+ARMS = {HEAD: 0.0, "slow5": 0.05, "slow10": 0.10}
+ROUNDS = 60
+NEIGHBOUR = """
+import torch
+torch.set_num_threads(1)
+layers, x = torch.nn.Sequential(*[torch.nn.Linear(512, 512) for _ in range(8)]), torch.randn(64, 512)
+while True:
+    layers(x)
+"""
+#: The model, with ``columns`` more columns of a matrix product over its input: real work, of the kind that it does.
+SOURCE = """
+import torch
+from vitbench.models import build_model
+
+
+class Guarded(torch.nn.Module):
+    def __init__(self, columns, **size):
+        super().__init__()
+        self.model = build_model("vit_layer6_32", **size)
+        self.more = torch.nn.Parameter(torch.randn(512, columns)) if columns else None
+        self.rows = torch.nn.Parameter(torch.randn(65, 512)) if columns else None
+
+    def forward(self, images):
+        if self.more is not None:
+            self.rows @ self.more
+        return self.model(images)
+
+
+def build(*, image_size, num_classes):
+    return Guarded({columns}, image_size=image_size, num_classes=num_classes)
+"""
+CALIBRATION = """
+import statistics, sys, time, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from guarded import Guarded
+models = {{}}
+for columns in {widths}:
+    torch.manual_seed(0)
+    models[columns] = Guarded(columns, image_size=(32, 32), num_classes=10).eval()
+images, ratios = torch.randn(1, 3, 32, 32), {{columns: [] for columns in models}}
+with torch.inference_mode():
+    for number in range({rounds}):
+        times = {{}}
+        for columns, model in models.items():
+            begin = time.process_time()
+            model(images)
+            times[columns] = time.process_time() - begin
+        if number > 20:
+            for columns in models:
+                ratios[columns].append(times[columns] / times[0])
+for columns, values in ratios.items():
+    print(columns, statistics.median(values))
+"""
+
+
+def main() -> None:
+    """Carry out one step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name in ("record", "live", "table"):
+        step = steps.add_parser(name)
+        step.add_argument("folder", type=Path)
+        step.add_argument("--pairs", type=int, default=300)
+        step.add_argument("--runs", type=int, default=20)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    if given.step == "record":
+        record(given.folder, given.pairs)
+    elif given.step == "live":
+        run_live(given.folder, given.runs)
+    else:
+        text = table(given.folder)
+        (given.folder / "gate_power.md").write_text(text, encoding="utf-8")
+        print(text)
+
+
+def widths(folder: Path) -> dict[str, int]:
+    """How many columns each arm adds: calibrated once, in one process that alternates, and kept."""
+    path = folder / "calibration.json"
+    if not path.is_file():
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / "guarded.py").write_text(SOURCE.format(columns=0), encoding="utf-8")
+            tried = [0, *range(64, 1345, 64)]
+            code = CALIBRATION.format(widths=tried, rounds=400)
+            done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, check=True)
+        found = {int(columns): float(ratio) for columns, ratio in map(str.split, done.stdout.splitlines())}
+        # the cost is a line in the number of columns, through what an added call costs by itself
+        slope, start = statistics.linear_regression([c for c in found if c], [found[c] - 1 for c in found if c])
+        chosen = {arm: max(round((share - start) / slope), 1) if share else 0 for arm, share in ARMS.items()}
+        path.write_text(json.dumps({"columns": chosen, "ratios": found}, indent=1) + "\n", encoding="utf-8")
+    return dict(json.loads(path.read_text(encoding="utf-8"))["columns"])
+
+
+@contextlib.contextmanager
+def neighbour(wanted: bool) -> Iterator[None]:
+    """A process beside that keeps one core busy, if it is wanted."""
+    if not wanted:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def record(folder: Path, pairs: int) -> None:
+    """Add pairs to ``pairs.jsonl`` until there are so many: the first half quiet, the second beside a neighbour."""
+    columns = widths(folder)
+    suite = choose_suite(None, {"models": [MODEL], "image_sizes": [32], "num_classes": 10})
+    (cell,) = choose_cells(suite, allow_import=True)
+    path = folder / "pairs.jsonl"
+    done = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+    shuffle = random.Random(done)
+    fields = {**vars(cell)}
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        sides = {}
+        for arm, count in {BASE: 0, **columns}.items():
+            root = Path(place) / arm
+            root.mkdir()
+            (root / "guarded.py").write_text(SOURCE.format(columns=count), encoding="utf-8")
+            state = State(arm, arm, "", False, root, Path(sys.executable))
+            sides[arm] = stack.enter_context(Side(state))
+            process = sides[arm].start(fields, "probe")
+            modules = process.ready()["modules"]
+            process.close()
+            sides[arm].load(modules)
+        sides[CONTROL] = sides[BASE]
+        for busy, until in ((False, pairs // 2), (True, pairs)):
+            with neighbour(busy and done < until), path.open("a", encoding="utf-8") as file:
+                while done < until:
+                    name = "busy" if busy else "quiet"
+                    begin = time.perf_counter()
+                    pair, _ = play_pair(sides, fields, name=name, number=done + 1, shuffle=shuffle, rounds=ROUNDS)
+                    file.write(pair.to_json() + "\n")
+                    file.flush()
+                    done += 1
+                    print(f"{done}/{pairs} {name} {time.perf_counter() - begin:.1f} s", flush=True)
+
+
+def run_live(folder: Path, runs: int) -> None:
+    """Whole runs of the command in a repository whose base is the plain model, with the exit code and the time of each:
+    the same code and 5 % more work by turns, every second pair of runs beside a neighbour.
+    """
+    columns = widths(folder)
+    path = folder / "live.csv"
+    with tempfile.TemporaryDirectory() as place:
+        repository = Path(place)
+
+        def git(*arguments: str) -> None:
+            who = ["-c", "user.name=gate", "-c", "user.email=gate@example.invalid"]
+            subprocess.run(["git", *who, *arguments], cwd=repository, check=True, capture_output=True)
+
+        git("init", "--quiet")
+        for name in (BASE, "same", "slow5"):
+            text = SOURCE.format(columns=columns["slow5"] if name == "slow5" else 0)
+            (repository / "guarded.py").write_text(f"# {name}\n{text}", encoding="utf-8")
+            git("add", "guarded.py")
+            git("commit", "--quiet", "--message", name)
+            git("tag", f"state-{name}")
+        for number in range(runs):
+            arm, busy = ("same", "slow5")[number % 2], number // 2 % 2 == 1
+            command = [sys.executable, "-m", "vitbench", "ab", "--base", f"state-{BASE}", "--head", f"state-{arm}"]
+            command += ["--models", MODEL, "--image-sizes", "32", "--num-classes", "10", "--allow-import"]
+            command += ["--seed", str(number), "--out", str(repository / f"run-{number}")]
+            with neighbour(busy):
+                begin = time.perf_counter()
+                done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+                seconds = time.perf_counter() - begin
+            count = len((repository / f"run-{number}" / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
+            unclear = "inconclusive. Give" in done.stderr
+            said = {0: "inconclusive" if unclear else "same", 1: "worse"}.get(done.returncode, "?")
+            row = [arm, "busy" if busy else "quiet", done.returncode, said, count, round(seconds, 1)]
+            with path.open("a", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerow(row)
+            print(*row, flush=True)
+
+
+def judge(differences: dict[str, Sequence[float]], rule: Rule) -> tuple[str, int]:
+    """What a run whose pairs come in this order says, and after how many of them. ``differences`` by clock."""
+    for look in rule.looks:
+        cpu, wall = (weigh(differences[clock][:look], rule, tests=len(CLOCKS)) for clock in ("cpu", "wall"))
+        if is_decided(cpu, [wall], rule, tests=len(CLOCKS)):
+            return "worse" if min(cpu.slower, wall.slower) <= rule.alpha / len(CLOCKS) else "same", look
+    return "inconclusive", rule.looks[-1]
+
+
+def clopper_pearson(count: int, total: int, *, upper: bool) -> float:
+    """The one-sided 95 % limit of a share (Clopper and Pearson 1934)."""
+    from scipy.special import betaincinv
+
+    if upper:
+        return 1.0 if count == total else float(betaincinv(count + 1, total - count, 0.95))
+    return 0.0 if count == 0 else float(betaincinv(count, total - count + 1, 0.05))
+
+
+def table(folder: Path) -> str:
+    """``gate_power.md``."""
+    pairs = [Pair.from_json(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rule = Rule()
+    lines = [
+        "# False alarms and power of the timing gate",
+        "",
+        f"{len(pairs)} recorded pairs of vit_layer6_32 (32 px, batch 1, one thread), of them "
+        f"{sum(pair.cell == 'busy' for pair in pairs)} beside a process that keeps a core busy. A draw is a contiguous "
+        f"stretch of up to {rule.looks[-1]} pairs of one kind. Limits are one-sided, 95 %; draws overlap, so that they "
+        "are not independent.",
+        "",
+        "| machine | code | difference (CPU, wall) | draws | worse | limit | inconclusive | pairs, median |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|",
+    ]
+    generator = random.Random(0)
+    for kind in ("quiet", "busy", "both"):
+        parts = [[p for p in pairs if p.cell == one] for one in (("quiet", "busy") if kind == "both" else (kind,))]
+        for arm in ARMS:
+            starts = [(part, start) for part in parts for start in range(len(part) - rule.looks[-1] + 1)]
+            if not starts:
+                continue
+            # the three processes of the same code can each be the head
+            roles = [(HEAD, (BASE, CONTROL)), (BASE, (HEAD, CONTROL)), (CONTROL, (BASE, HEAD))]
+            draws = [
+                (part, start, *(generator.choice(roles) if arm == HEAD else (arm, (BASE, CONTROL))))
+                for part, start in (generator.choices(starts, k=1000))
+            ]
+            said = [
+                judge({c: [known(p, c, own, others) for p in part[s : s + rule.looks[-1]]] for c in CLOCKS}, rule)
+                for part, s, own, others in draws
+            ]
+            effect = [
+                100 * math.expm1(statistics.median(known(p, c, arm, (BASE, CONTROL)) for part in parts for p in part))
+                for c in ("cpu", "wall")
+            ]
+            worse = sum(verdict == "worse" for verdict, _ in said)
+            limit = clopper_pearson(worse, len(said), upper=arm == HEAD)
+            lines.append(
+                f"| {kind} | {'the same' if arm == HEAD else arm} | {effect[0]:+.1f} %, {effect[1]:+.1f} % "
+                f"| {len(said)} | {100 * worse / len(said):.1f} % "
+                f"| {'<=' if arm == HEAD else '>='} {100 * limit:.1f} % "
+                f"| {100 * sum(v == 'inconclusive' for v, _ in said) / len(said):.1f} % "
+                f"| {statistics.median(n for _, n in said):g} |"
+            )
+    lines += ["", *others_table(pairs), "", *live_table(folder)]
+    return "\n".join(lines) + "\n"
+
+
+def known(pair: Pair, clock: str, own: str, others: Sequence[str]) -> float:
+    """The pair's difference; clocks here see every call."""
+    found = pair.difference(clock, own, others)
+    assert found is not None
+    return found
+
+
+def others_table(pairs: Sequence[Pair]) -> list[str]:
+    """What gates that others use say of the same processes: base from some pairs, head from those that came next."""
+    wall = {arm: [statistics.median(pair.wall[arm]) for pair in pairs] for arm in (BASE, *ARMS)}
+    mean = {arm: [statistics.fmean(pair.wall[arm]) for pair in pairs] for arm in (BASE, *ARMS)}
+
+    def in_order(values: dict[str, list[float]], arm: str, size: int) -> list[tuple[list[float], list[float]]]:
+        return [
+            (values[BASE][i : i + size], values[arm][i + size : i + 2 * size])
+            for i in range(len(pairs) - 2 * size + 1)
+            if pairs[i].cell == pairs[i + 2 * size - 1].cell
+        ]
+
+    def t_test(base: Sequence[float], head: Sequence[float]) -> bool:
+        from scipy.stats import ttest_ind
+
+        return bool(ttest_ind(head, base, equal_var=False, alternative="greater").pvalue < 0.05)
+
+    rules: dict[str, tuple[Callable[[str], list[tuple[list[float], list[float]]]], Callable[..., bool]]] = {
+        "pytest-benchmark, mean:5% (one process each)": (
+            lambda arm: in_order(mean, arm, 1),
+            lambda base, head: head[0] > 1.05 * base[0],
+        ),
+        "medians of 5 processes differ by 7 % (two-sided)": (
+            lambda arm: in_order(wall, arm, 5),
+            lambda base, head: abs(statistics.median(head) / statistics.median(base) - 1) > 0.07,
+        ),
+        "t test at 5 %, 10 processes, one after the other": (lambda arm: in_order(wall, arm, 10), t_test),
+    }
+    lines = ["| other gates, same processes | alarms, same code | finds 5 % | finds 10 % |", "|:--|--:|--:|--:|"]
+    for name, (draw, alarms) in rules.items():
+        shares = [statistics.fmean(alarms(base, head) for base, head in draw(arm)) for arm in ARMS]
+        lines.append(f"| {name} | {' | '.join(f'{100 * share:.0f} %' for share in shares)} |")
+    return lines
+
+
+def live_table(folder: Path) -> list[str]:
+    """Whole runs."""
+    path = folder / "live.csv"
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    lines = [
+        f"{len(rows)} whole runs of `vitbench ab`, from the command to its exit, both servers' start included:",
+        "",
+        "| code | machine | runs | worse | same | inconclusive | pairs, median | seconds, median (longest) |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|",
+    ]
+    for arm, kind in sorted({(row[0], row[1]) for row in rows}):
+        some = [row for row in rows if (row[0], row[1]) == (arm, kind)]
+        counts = [sum(row[3] == verdict for row in some) for verdict in ("worse", "same", "inconclusive")]
+        seconds = [float(row[5]) for row in some]
+        lines.append(
+            f"| {arm} | {kind} | {len(some)} | {' | '.join(map(str, counts))} "
+            f"| {statistics.median(int(row[4]) for row in some):g} "
+            f"| {statistics.median(seconds):.0f} ({max(seconds):.0f}) |"
+        )
+    every = [float(row[5]) for row in rows]
+    lines += ["", f"Median time to a verdict over all of them: {statistics.median(every):.0f} s."]
+    return lines
+
+
+if __name__ == "__main__":
+    main()

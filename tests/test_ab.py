@@ -1,0 +1,540 @@
+"""``vitbench ab`` in real git repositories, with real processes of both sides."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vitbench.ab import processes
+from vitbench.ab.cells import choose_cells, choose_suite, make_trials
+from vitbench.ab.pairs import BASE, CONTROL, HEAD, Pair, play_pair
+from vitbench.ab.processes import Side, SideError
+from vitbench.ab.sequential import Rule
+from vitbench.ab.session import Comparison, Trial, judge, read_pairs
+from vitbench.ab.worktrees import InfrastructureError, State, check_out
+from vitbench.cli import run_command
+from vitbench.errors import UsageError
+from vitbench.suites import make_thresholds
+
+MODEL = "module:mine:build"
+PLAIN = """
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(*[torch.nn.Linear(192, 192) for _ in range(8)])
+    def forward(self, images):
+        x = images.flatten(1)
+        for _ in range(REPEATS):
+            y = self.layers(x)
+        return y
+
+def build(*, image_size, num_classes):
+    return Model()
+"""
+SLOW = PLAIN.replace("REPEATS", "4")
+FAST = PLAIN.replace("REPEATS", "2")
+BROKEN = "def build(*, image_size, num_classes):\n    raise ValueError('no such layer\\nand more')\n"
+DYING = FAST.replace(
+    "y = self.layers(x)", "import os; print('out of luck', file=__import__('sys').stderr); os._exit(3)"
+)
+OPTIONS = ("--models", MODEL, "--image-sizes", "8", "--num-classes", "10", "--allow-import")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=Test", "-c", "user.email=test@example.invalid", "-c", "commit.gpgsign=false")
+    done = subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def commit(folder: Path, source: str, name: str) -> None:
+    (folder / "mine.py").write_text(source)
+    git(folder, "add", "mine.py")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", name)
+    git(folder, "tag", name)
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's repository with a state of each kind, tagged; the newest is ``fast``."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    for name, source in (("broken", BROKEN), ("dying", DYING), ("slow", SLOW), ("fast", FAST)):
+        commit(folder, source, name)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_ab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command, with pairs of fewer rounds: what is looked for here is plain to see."""
+    monkeypatch.setattr("vitbench.ab.pairs.ROUNDS", 12)
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = run_command(["ab", *arguments])
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def trial(source: Path | None = None) -> Trial:
+    suite = choose_suite(None, {"models": [MODEL], "image_sizes": [8], "num_classes": 10})
+    return make_trials(choose_cells(suite, allow_import=True), ())[0]
+
+
+def pairs_of(cell: str, cpu: list[float], wall: list[float] | None = None) -> list[Pair]:
+    """Pairs whose head is so many times as slow as base and control."""
+
+    def times(ratio: float) -> dict[str, tuple[float, ...]]:
+        return {BASE: (1.0, 1.0, 1.0), CONTROL: (1.0, 1.0, 1.0), HEAD: (ratio,) * 3}
+
+    walls = wall or cpu
+    return [
+        Pair(cell=cell, number=number, wall=times(walls[number - 1]), cpu=times(ratio))
+        for number, ratio in enumerate(cpu, 1)
+    ]
+
+
+def test_work_that_is_added_is_found_and_the_same_code_passes(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path
+) -> None:
+    outputs = tmp_path / "changes.md", tmp_path / "changes.json", tmp_path / "changes.xml"
+    slower = run_ab(
+        "--base", "fast", "--head", "slow", *OPTIONS, "--out", str(tmp_path / "slower"),
+        "--markdown", str(outputs[0]), "--json", str(outputs[1]), "--junit", str(outputs[2]),
+    )  # fmt: skip
+    assert slower.returncode == 1, slower.stdout + slower.stderr
+    assert "worse" in slower.stdout
+    assert "slower by more than 2.0 %" in outputs[0].read_text()
+    found = json.loads(outputs[1].read_text())
+    assert found["exit_code"] == 1
+    (change,) = [one for one in found["changes"] if one["metric"] == "latency_cpu_time"]
+    assert change["verdict"] == "worse"
+    assert 1.3 < change["ratio"] < 2.5  # the layers run four times instead of twice
+    assert "<failure" in outputs[2].read_text()
+    kept = read_pairs(tmp_path / "slower" / "pairs.jsonl")
+    assert [pair.number for pair in kept] == list(range(1, len(kept) + 1))
+    assert json.loads((tmp_path / "slower" / "ab.json").read_text())["commits"]["head"] == git(
+        repository, "rev-parse", "slow"
+    )
+    assert git(repository, "worktree", "list").count("\n") == 0
+    assert git(repository, "status", "--porcelain") == ""
+
+    same = run_ab("--base", "fast", *OPTIONS, "--out", str(tmp_path / "same"), "--margin", "60%")
+    assert same.returncode == 0, same.stdout + same.stderr
+    assert "No regression" in same.stdout
+    assert "the same commit: what differs is noise" in same.stdout
+
+
+def test_changes_that_are_not_committed_are_the_head_unless_another_is_named(repository: Path) -> None:
+    (repository / "mine.py").write_text(SLOW)
+    with check_out("fast", ".") as (base, head):
+        assert (base.root / "mine.py").read_text() == FAST
+        assert (head.root / "mine.py").read_text() == SLOW
+        assert head.changed
+        assert head.label == git(repository, "rev-parse", "HEAD")[:10] + "+"
+        assert base.label == f"fast ({base.commit[:10]})"
+    assert not base.root.exists()
+    assert (repository / "mine.py").read_text() == SLOW
+
+
+def test_a_worktree_goes_when_the_comparison_fails(repository: Path) -> None:
+    def fail() -> None:
+        with check_out("slow", "fast") as (base, _):
+            (base.root / "left over").write_text("by a build")
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert git(repository, "worktree", "list").count("\n") == 0
+
+
+def test_refs_that_are_not_there_are_wrong_usage(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = run_ab("--base", "nowhere", *OPTIONS)
+    assert unknown.returncode == 2
+    assert "has no commit 'nowhere'" in unknown.stderr
+    option = run_ab("--base", "--upload-pack=touch bad", *OPTIONS)
+    assert option.returncode == 2
+    assert not list(repository.glob("bad*"))
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{repository}", str(shallow))
+    monkeypatch.chdir(shallow)
+    assert "The clone is shallow: git fetch --unshallow" in run_ab("--base", "HEAD~1", *OPTIONS).stderr
+    monkeypatch.chdir(tmp_path)
+    outside = run_ab("--base", "HEAD", *OPTIONS)
+    assert outside.returncode == 2
+    assert "is in no git repository" in outside.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Give --suite NAME or --models A,B"),
+        (("--models", MODEL), "add --allow-import if you trust it"),
+        (("--models", "vit_layer6_33"), "Did you mean 'vit_layer6_32'?"),
+        (("--suite", "frontier"), "searches for the largest batch"),
+        (("--models", "vit_basic", "--margin", "5"), "could be meant as per cent"),
+        (("--models", "vit_basic", "--margin", "99%"), "leaves nothing to find"),
+        (("--models", "vit_basic", "--inconclusive", "maybe"), "not one of pass, warn, fail"),
+        (("--models", "vit_basic", "--mode", "test"), "Allowed: infer, train, both"),
+        (("--models", "vit_basic", "--batch-sizes", "many"), "is no whole number"),
+        (("--models", "vit_basic", "--junit", "nowhere/at/all.xml"), "there is no folder"),
+        (("--models", "vit_basic", "--threshold", "latency"), "is not METRIC=TOLERANCE"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    repository: Path, run_ab: Callable[..., Done], arguments: tuple[str, ...], words: str
+) -> None:
+    done = run_ab(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (repository / "runs").exists()
+
+
+def test_a_head_that_fails_is_a_regression_and_a_base_that_fails_is_not(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path
+) -> None:
+    head = run_ab("--base", "fast", "--head", "broken", *OPTIONS, "--out", str(tmp_path / "head"))
+    assert head.returncode == 1
+    assert "head: ValueError: no such layer" in head.stdout
+    base = run_ab("--base", "broken", "--head", "fast", *OPTIONS, "--out", str(tmp_path / "base"), "--all")
+    assert base.returncode == 0, base.stdout
+    assert "not comparable" in base.stdout
+    dying = run_ab("--base", "fast", "--head", "dying", *OPTIONS, "--out", str(tmp_path / "dying"))
+    assert dying.returncode == 1
+    assert "the process died; out of luck" in dying.stdout
+
+
+def test_a_side_without_torch_is_trouble_of_the_machine(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path
+) -> None:
+    (repository / "torch.py").write_text("raise ImportError('this is not torch')\n")
+    done = run_ab("--base", "slow", *OPTIONS, "--out", str(tmp_path / "out"))
+    assert done.returncode == 4
+    assert "cannot start a process with torch" in done.stderr
+
+
+def test_time_that_is_over_leaves_what_is_open_inconclusive(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path
+) -> None:
+    done = run_ab(
+        "--base", "fast", *OPTIONS, "--max-seconds", "1", "--out", str(tmp_path / "out"), "--inconclusive", "fail"
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "too few to say anything" in done.stdout
+    assert "The time was over after 1 s" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_an_interrupted_comparison_keeps_its_pairs_and_leaves_no_process(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vitbench", "ab", "--base", "fast", "--head", "slow", *OPTIONS, "--out", str(out)]
+    # a margin that 3 pairs cannot clear
+    with subprocess.Popen([*command, "--margin", "90%"], stderr=subprocess.PIPE, text=True) as runner:
+        pairs = out / "pairs.jsonl"
+        deadline = time.monotonic() + 60
+        while not (pairs.is_file() and pairs.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        children = psutil.Process(runner.pid).children(recursive=True)
+        assert children
+        runner.terminate()
+        runner.communicate(timeout=30)
+    assert runner.returncode in (0, 1, 130)  # it may just have been done
+    assert read_pairs(pairs)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert git(repository, "worktree", "list").count("\n") == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel ends forked processes with their server")
+def test_a_killed_runner_leaves_no_process(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vitbench", "ab", "--base", "fast", "--head", "slow", *OPTIONS, "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as runner:
+        deadline = time.monotonic() + 60
+        while not (out / "pairs.jsonl").is_file() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(1)
+        children = psutil.Process(runner.pid).children(recursive=True)
+        runner.kill()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    # the next comparison forgets the worktree of the dead one
+    with check_out("slow", "fast"):
+        pass
+    subprocess.run(["git", "worktree", "prune"], check=True)
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> Iterator[dict[str, Side]]:
+    """A fast base and a head that is not there yet."""
+    for name in (BASE, HEAD):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(FAST)
+    states = [State(name, name, "0" * 40, False, tmp_path / name, Path(sys.executable)) for name in (BASE, HEAD)]
+    with Side(states[0]) as base, Side(states[1]) as head:
+        yield {BASE: base, CONTROL: base, HEAD: head}
+
+
+def all_end(pids: Iterable[int]) -> bool:
+    """Whether these processes are gone within seconds."""
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_pair_is_three_fresh_processes_that_run_one_at_a_time(sides: dict[str, Side], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    source = FAST.replace(
+        "        return y",
+        f"        import os, time\n        open({str(log)!r}, 'a').write(f'{{os.getpid()}} {{time.monotonic()}}\\n')\n        return y",
+    )
+    for name in (BASE, HEAD):
+        (tmp_path / name / "mine.py").write_text(source)
+    pair, facts = play_pair(
+        sides, asdict(trial().cell), name="x", number=1, shuffle=random.Random(0), rounds=5, turn_s=0.01
+    )
+    assert {len(times) for clock in (pair.wall, pair.cpu) for times in clock.values()} == {5}
+    assert set(facts) == {BASE, CONTROL, HEAD}
+    calls = [(int(pid), float(when)) for pid, when in (line.split() for line in log.read_text().splitlines())]
+    pids = {pid for pid, _ in calls}
+    assert len(pids) == 3
+    # after all are warm, calls of one process come in runs: five rounds and one of warm-up, three turns each
+    warm = [pid for pid, _ in sorted(calls, key=lambda call: call[1])]
+    last = {pid: [i for i, one in enumerate(warm) if one == pid] for pid in pids}
+    turns = 1 + sum(a != b for a, b in zip(warm[-60:], warm[-59:], strict=False))
+    assert all(len(found) > 6 for found in last.values())
+    assert turns <= 18
+    assert all_end(pids)
+    again, _ = play_pair(
+        sides, asdict(trial().cell), name="x", number=2, shuffle=random.Random(0), rounds=2, turn_s=0.01
+    )
+    assert again.number == 2
+    new = {int(line.split()[0]) for line in log.read_text().splitlines()} - pids
+    assert len(new) == 3
+
+
+def test_each_side_runs_its_own_code_and_the_same_measuring_file(sides: dict[str, Side], tmp_path: Path) -> None:
+    found = {}
+    for name in (BASE, HEAD):
+        (tmp_path / name / "mine.py").write_text(FAST.replace("range(8)", "range(8)" if name == BASE else "range(9)"))
+        process = sides[name].start(asdict(trial().cell), "probe")
+        found[name] = process.ready()
+        process.close()
+    assert found[HEAD]["parameters"] - found[BASE]["parameters"] == 192 * 193
+    assert {name: Path(facts["source"]).parent.name for name, facts in found.items()} == {BASE: "base", HEAD: "head"}
+    assert "mine" not in found[BASE]["modules"]  # a side's own code is loaded by each process anew
+    assert "torch" in found[BASE]["modules"]
+
+
+def test_a_process_that_hangs_is_told_of_and_ended(
+    sides: dict[str, Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / HEAD / "mine.py").write_text(FAST.replace("y = self.layers(x)", "import time; time.sleep(600)"))
+    monkeypatch.setattr(processes, "BUILD_S", 2.0)
+    process = sides[HEAD].start(asdict(trial().cell), "play")
+    with pytest.raises(SideError, match=r"head: nothing came within 2 s: it hangs") as caught:
+        process.ready()
+    assert caught.value.side == HEAD
+    process.close()
+    assert all_end([process.pid])
+
+
+def test_a_stranger_who_knocks_is_not_taken_for_a_process(sides: dict[str, Side]) -> None:
+    import socket
+
+    side = sides[BASE]
+    process = side.start(asdict(trial().cell), "probe")
+    with socket.create_connection(("127.0.0.1", side._listener.getsockname()[1])) as stranger:
+        stranger.sendall(b'{"event": "hello", "token": "guess", "pid": 1}\n')
+        assert process.ready()["parameters"] == 8 * 192 * 193
+    process.close()
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "amp"])
+@pytest.mark.parametrize("attention", ["fused", "explicit"])
+def test_models_of_the_registry_are_timed_in_every_way(
+    sides: dict[str, Side], mode: str, dtype: str, attention: str
+) -> None:
+    overrides = {"models": ["cifar_vit_tiny"], "modes": [mode], "dtypes": [dtype], "attention": [attention]}
+    (cell,) = choose_cells(choose_suite(None, overrides))
+    process = sides[BASE].start(asdict(cell), "play")
+    assert process.ready()["shape"] == [1, cell.num_classes]
+    event = process.turn(0.01)
+    process.close()
+    assert event["calls"] >= 1
+    assert 0 < event["wall"] < 5
+
+
+def test_a_difference_is_the_median_of_the_rounds() -> None:
+    pair = Pair(
+        cell="x", number=1,
+        wall={BASE: (1.0, 2.0, 1.0), CONTROL: (1.0, 2.0, 4.0), HEAD: (1.1, 2.2, 20.0)},
+        cpu={BASE: (0.0,), CONTROL: (1.0,), HEAD: (1.0,)},
+    )  # fmt: skip
+    assert pair.difference("wall") == pytest.approx(0.0953102, abs=1e-6)
+    assert pair.difference("cpu") is None  # a clock too coarse to see a call
+    assert pair.difference("wall", CONTROL, (BASE,)) == 0.0
+    assert Pair.from_json(pair.to_json()) == pair
+
+
+def test_a_half_written_pair_is_left_out_and_a_damaged_one_told(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    line = pairs_of("x", [1.0])[0].to_json()
+    path.write_text(f"{line}\n{line[:20]}")
+    assert len(read_pairs(path)) == 1
+    path.write_text(f"{line[:20]}\n{line}\n")
+    with pytest.raises(ValueError, match="Unterminated|Expecting"):
+        read_pairs(path)
+
+
+def verdicts(*trials: Trial) -> dict[tuple[int, str], tuple[str, bool]]:
+    changes = judge(trials, Rule.alpha)
+    names = [(index, clock) for index, one in enumerate(trials) for clock in one.clocks if not one.failed]
+    return {name: (change.verdict, change.gates) for name, change in zip(names, changes, strict=True)}
+
+
+def spread(ratio: float, count: int) -> list[float]:
+    return [ratio * (1 + 0.002 * (number % 3 - 1)) for number in range(count)]
+
+
+def test_the_clock_of_the_processor_passes_and_either_alarms() -> None:
+    calm, waiting, unclear = trial(), trial(), trial()
+    calm.pairs = pairs_of("x", spread(1.0, 5))
+    waiting.pairs = pairs_of("x", spread(1.0, 5), spread(1.2, 5))  # it sleeps
+    unclear.pairs = pairs_of("x", spread(1.0, 5), [0.7, 1.5, 1.0, 0.8, 1.2])
+    assert verdicts(calm) == {(0, "cpu"): ("same", True), (0, "wall"): ("same", False)}
+    assert verdicts(waiting)[0, "wall"] == ("worse", True)
+    assert verdicts(unclear)[0, "wall"] == ("inconclusive", False)
+
+
+def test_faster_code_is_better_and_unclear_code_is_inconclusive() -> None:
+    faster, unclear = trial(), trial()
+    faster.pairs = pairs_of("x", spread(0.8, 5))
+    unclear.pairs = pairs_of("x", [0.9, 1.2, 1.0, 1.1, 0.95])
+    assert verdicts(faster)[0, "cpu"] == ("better", True)
+    assert verdicts(unclear)[0, "cpu"] == ("inconclusive", True)
+
+
+def test_a_machine_on_which_base_differs_from_itself_is_not_believed() -> None:
+    doubtful = trial()
+    doubtful.pairs = [
+        Pair(cell="x", number=one.number, wall=one.wall, cpu={**one.cpu, CONTROL: (1.3 + 0.001 * one.number,) * 3})
+        for one in pairs_of("x", spread(1.5, 10))
+    ]
+    changes = judge([doubtful], Rule.alpha)
+    (change,) = [one for one in changes if one.metric == "latency_cpu_time"]
+    assert change.verdict == "inconclusive"
+    assert "base differs from itself by +30" in change.detail
+
+
+def test_more_cells_take_more_evidence() -> None:
+    weak = [1.043, 1.037, 1.046, 1.034, 1.041]
+    alone = trial()
+    alone.pairs = pairs_of("x", weak)
+    p = alone.evidence("cpu", tests=1)
+    assert p is not None
+    assert Rule.alpha / 40 < p.slower <= Rule.alpha
+    others = [trial() for _ in range(20)]
+    for other in others:
+        other.pairs = pairs_of("x", spread(1.0, 5))
+    assert verdicts(alone)[0, "cpu"][0] == ("worse" if p.slower <= Rule.alpha / 2 else "same")
+    assert verdicts(alone, *others)[0, "cpu"][0] != "worse"
+
+
+def test_thresholds_set_the_margin_and_what_gates() -> None:
+    suite = choose_suite(None, {"models": ["vit_basic", "cifar_vit_tiny"], "modes": ["infer", "train"]})
+    rules = make_thresholds(
+        [
+            {"metric": "latency", "cells": "cifar_*", "tolerance": "10%"},
+            {"metric": "training_step", "cells": "vit_basic", "gate": False},
+        ],
+        "a test",
+    )
+    trials = make_trials(choose_cells(suite), rules, margin=0.03)
+    found = {(one.cell.model, one.cell.mode): (one.rule.margin, round(one.rule.detect, 3), one.gates) for one in trials}
+    assert found == {
+        ("vit_basic", "infer"): (0.03, 0.06, True),
+        ("vit_basic", "train"): (0.03, 0.06, False),
+        ("cifar_vit_tiny", "infer"): (0.1, 0.13, True),
+        ("cifar_vit_tiny", "train"): (0.03, 0.06, True),
+    }
+
+
+def test_a_suite_gives_its_timed_cells_with_one_thread() -> None:
+    cells = choose_cells(choose_suite("smoke", {}))
+    assert {cell.threads for cell in cells} == {1}
+    assert not any(cell.tests for cell in cells)
+    assert {(cell.batch_size, cell.mode) for cell in cells} == {(1, "infer"), (8, "infer"), (8, "train")}
+    with pytest.raises(UsageError, match="would import and run code"):
+        choose_cells(choose_suite(None, {"models": [MODEL]}))
+
+
+#: Builds the package from its folder with nothing that has to be fetched.
+BACKEND = """
+import zipfile
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    name = "mine-1-py3-none-any.whl"
+    with zipfile.ZipFile(f"{wheel_directory}/{name}", "w") as wheel:
+        wheel.write("mine.py")
+        wheel.writestr("mine-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: mine\\nVersion: 1\\n")
+        wheel.writestr("mine-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("mine-1.dist-info/RECORD", "")
+    return name
+"""
+
+
+def test_an_environment_of_its_own_comes_before_what_is_installed_here(repository: Path) -> None:
+    (repository / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        '[project]\nname = "mine"\nversion = "1"\n'
+    )
+    (repository / "backend.py").write_text(BACKEND)
+    git(repository, "add", ".")
+    git(repository, "commit", "--quiet", "--message", "installable")
+    code = "import mine, torch, sys; print(mine.__file__, torch.__file__, sys.prefix, sep='\\n')"
+    with check_out("HEAD", "HEAD", install=True) as (base, head):
+        assert base.python != head.python
+        done = subprocess.run([str(base.python), "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    mine, torch_file, prefix = done.stdout.split()
+    assert mine.startswith(prefix)
+    assert not torch_file.startswith(prefix)  # what is installed here need not be fetched again
+    (repository / "backend.py").write_text("raise ImportError('error: no backend today')")
+    with (
+        pytest.raises(InfrastructureError, match="pip failed: .*no backend today"),
+        check_out("HEAD", ".", install=True),
+    ):
+        pass
+
+
+def test_a_comparison_whose_folder_cannot_be_written_is_trouble_of_the_machine(tmp_path: Path) -> None:
+    state = State(BASE, BASE, "0" * 40, False, tmp_path, Path(sys.executable))
+    comparison = Comparison(base=state, head=state, trials=[], folder=tmp_path / "not there")
+    with pytest.raises(InfrastructureError, match="not there"):
+        comparison.run()

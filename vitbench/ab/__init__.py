@@ -1,0 +1,1 @@
+"""Two states of a repository timed against each other while both run: ``vitbench ab``."""

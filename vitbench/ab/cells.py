@@ -1,0 +1,95 @@
+"""Which cells are compared: those of a suite that are timed. No process is asked where names suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitbench.ab.sequential import Rule
+from vitbench.ab.session import CPU_TIME, DETECT_BEYOND, METRICS, Trial
+from vitbench.errors import UsageError
+from vitbench.records import Cell
+from vitbench.registry import METRICS as REGISTERED
+from vitbench.registry import is_external
+from vitbench.suites import ModelFacts, Suite, expand, load_suite, make_suite
+from vitbench.thresholds import Rule as ThresholdRule
+from vitbench.thresholds import threshold_for
+
+#: What is compared if nothing is said of it: single pictures, one thread, as what several threads take depends on what
+#: else the machine does.
+DEFAULTS: Mapping[str, Any] = {"batch_sizes": [1], "devices": ["cpu"], "threads": [1], "modes": ["infer"]}
+#: A builder of one's own is asked for these unless the suite says otherwise.
+MODULE = "module:"
+MODULE_SIZE = (224, 224)
+MODULE_CLASSES = 1000
+
+
+def choose_suite(name_or_path: str | None, overrides: Mapping[str, Any]) -> Suite:
+    """The suite, or one of the models alone, without what trains. Raises UsageError for names and values that are
+    wrong.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if name_or_path is None:
+        if "models" not in given:
+            raise UsageError("What is to be compared? Give --suite NAME or --models A,B. See: vitbench list suites")
+        return make_suite({"name": "ab", **DEFAULTS}, "vitbench ab", given)
+    suite = load_suite(name_or_path, {**({} if "threads" in given else {"threads": DEFAULTS["threads"]}), **given})
+    if suite.frontier is not None:
+        raise UsageError(f"Suite {suite.name!r} searches for the largest batch, which is not timed: give another one")
+    if suite.weights != "random" or suite.memory_limit is not None:
+        raise UsageError(f"Suite {suite.name!r} sets weights or memory_limit, which vitbench ab does not: give another")
+    timed = tuple(name for name in suite.metrics if REGISTERED.get(name).process == "time")
+    return suite.model_copy(update={"training": None, "metrics": timed or suite.metrics})
+
+
+def choose_cells(suite: Suite, *, allow_import: bool = False) -> list[Cell]:
+    """The timed cells of a suite. ``auto`` devices are the processor alone: others are named.
+
+    Raises UsageError for a model that is not there, a size that it does not take, or nothing to time.
+    """
+    imported = [name for name in suite.models if name.startswith(MODULE)]
+    if imported and not allow_import:
+        raise UsageError(f"{imported[0]} would import and run code: add --allow-import if you trust it")
+    suite = suite.model_copy(update={"devices": tuple("cpu" if d == "auto" else d for d in suite.devices)})
+    others = tuple(name for name in suite.models if not name.startswith(MODULE))
+    facts = {name: ModelFacts(MODULE_SIZE, MODULE_CLASSES, lambda size: None) for name in imported}
+    if any(is_external(name) for name in others):
+        from vitbench.planning import look_up_models
+        from vitbench.processes import make_launcher
+
+        with make_launcher() as launcher:
+            found, known = look_up_models(suite.model_copy(update={"models": others}), launcher)
+        others = found.models
+        facts.update(known)
+    else:
+        from vitbench.planning import own_facts
+
+        facts.update({name: own_facts(name) for name in others})
+    models = tuple(name for name in suite.models if name in facts)
+    models += tuple(name for name in others if name not in models)
+    cells = expand(
+        suite.model_copy(update={"models": models}), devices=("cpu",), threads=1, models=facts, training=None
+    )
+    cells = [cell for cell in cells if not cell.tests]
+    if not cells:
+        raise UsageError(f"Suite {suite.name!r} has nothing to time: vitbench ab compares latencies and training steps")
+    return list({cell.id: cell for cell in cells}.values())
+
+
+def make_trials(cells: list[Cell], rules: tuple[ThresholdRule, ...], *, margin: float | None = None) -> list[Trial]:
+    """A trial a cell, with the margin that the thresholds on its ``latency`` or ``training_step`` set, else ``margin``,
+    else the rule's own. Raises UsageError for a margin that leaves nothing to detect.
+    """
+    trials = []
+    for cell in cells:
+        found = threshold_for(rules, cell, METRICS[cell.mode])
+        if found.tolerance is None and found.gate is None:
+            found = threshold_for(rules, cell, METRICS[cell.mode] + CPU_TIME)
+        chosen = found.tolerance if found.tolerance is not None else margin
+        rule = Rule()
+        if chosen is not None:
+            if chosen + DETECT_BEYOND >= 1:
+                raise UsageError(f"A margin of {100 * chosen:g} % of {cell.label} leaves nothing to find: give less")
+            rule = Rule(margin=chosen, detect=max(chosen + DETECT_BEYOND, Rule.detect))
+        trials.append(Trial(cell=cell, rule=rule, gates=found.gate is not False))
+    return trials

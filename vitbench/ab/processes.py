@@ -1,0 +1,265 @@
+"""The processes of both sides: one server a side, fresh processes from it, turns by a line over a local socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitbench.ab.worktrees import InfrastructureError, State
+
+SIDE = Path(__file__).with_name("side.py")
+#: How long torch may take to load on a slow disk, and a model to be built and warmed up.
+START_S = 300.0
+BUILD_S = 600.0
+#: A turn may take this much longer than the calls of the warm-up would have it, and at least so many seconds.
+SLOWER = 50.0
+TURN_LIMIT_S = 60.0
+_TAIL_BYTES = 4000
+#: How long a process that has connected may take to say who it is.
+_HELLO_S = 10.0
+
+
+class SideError(Exception):
+    """A side's code cannot be measured: it fails, dies, or hangs. ``side`` is ``base`` or ``head``."""
+
+    def __init__(self, side: str, reason: str) -> None:
+        super().__init__(f"{side}: {reason}")
+        self.side = side
+
+
+class Line:
+    """A connection that carries one JSON object a line."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection = connection
+        self._left = b""  # of what came with the line before
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Hand a message over. Raises OSError if nobody is there."""
+        self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, limit_s: float) -> dict[str, Any]:
+        """The next object. Raises ValueError at the end of the connection or for no object, TimeoutError when
+        ``limit_s`` is over.
+        """
+        deadline = time.monotonic() + limit_s
+        while b"\n" not in self._left:
+            self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            part = self._connection.recv(65536)
+            if not part:
+                raise ValueError("the connection ended")
+            self._left += part
+        text, _, self._left = self._left.partition(b"\n")
+        event = json.loads(text)
+        if not isinstance(event, dict):
+            raise ValueError("no object")
+        return event
+
+    def close(self) -> None:
+        """No more of it."""
+        self._connection.close()
+
+
+class Side:
+    """One side's server (Linux), or the way to start its processes one by one; use it as a context manager."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.forks = sys.platform.startswith("linux")
+        self._server: subprocess.Popen[str] | None = None
+        self._errors = tempfile.NamedTemporaryFile(  # noqa: SIM115  closed with the side
+            mode="ab", prefix="vitbench-side-", suffix=".log"
+        )
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=8)
+        self._started: list[Process] = []
+        self._expected: set[str] = set()
+        self._arrived: dict[str, tuple[Line, int]] = {}
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, cell: Mapping[str, Any], role: str) -> Process:
+        """A fresh process that builds the cell's model; it is not waited for."""
+        token = secrets.token_hex(16)
+        port = self._listener.getsockname()[1]
+        self._expected.add(token)
+        request = {"port": port, "token": token, "role": role, "cell": dict(cell)}
+        child = None
+        if self.forks:
+            self._request(request)
+        else:
+            child = self._open("play")
+            assert child.stdin is not None
+            with contextlib.suppress(OSError):
+                child.stdin.write(json.dumps(request) + "\n")
+                child.stdin.close()
+        process = Process(self, token, child)
+        self._started.append(process)
+        return process
+
+    def load(self, modules: list[str]) -> None:
+        """Have the server load ``modules``, for all processes to come; nothing where there is no server."""
+        if self.forks and modules:
+            self._request({"load": modules})
+            self._answer("loaded")
+
+    def accept(self, token: str, deadline: float) -> tuple[Line, int]:
+        """The connection of the process that knows ``token``, and its process id."""
+        while token not in self._arrived:
+            self._listener.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                raise SideError(self.state.name, f"no process began; {self.last_words()}") from None
+            line = Line(connection)
+            try:
+                hello = line.receive(_HELLO_S)
+            except (OSError, ValueError):
+                hello = {}
+            if hello.get("token") in self._expected:  # anybody on this machine may knock
+                self._expected.remove(hello["token"])
+                self._arrived[hello["token"]] = line, int(hello["pid"])
+            else:
+                line.close()
+        return self._arrived.pop(token)
+
+    def last_words(self) -> str:
+        """The last line that a process of this side printed on stderr."""
+        with open(self._errors.name, "rb") as file:
+            file.seek(max(os.path.getsize(self._errors.name) - _TAIL_BYTES, 0))
+            lines = file.read().decode("utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return said[-1] if said else "it printed nothing"
+
+    def close(self) -> None:
+        """End the server and every process of this side."""
+        for process in self._started:
+            process.close()
+        if self._server is not None:
+            with contextlib.suppress(OSError):
+                self._server.kill()  # the kernel ends what it has forked
+            self._server.wait()
+            for pipe in (self._server.stdin, self._server.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+        self._listener.close()
+        self._errors.close()
+
+    def forget(self, process: Process) -> None:
+        """A process that is over."""
+        self._started = [one for one in self._started if one is not process]
+
+    def _request(self, request: Mapping[str, Any]) -> None:
+        if self._server is None:
+            self._server = self._open("serve")
+            self._answer("ready")
+        assert self._server.stdin is not None
+        try:
+            self._server.stdin.write(json.dumps(request) + "\n")
+            self._server.stdin.flush()
+        except OSError as error:
+            raise InfrastructureError(f"{self.state.name}: the server has ended; {self.last_words()}") from error
+
+    def _answer(self, expected: str) -> None:
+        assert self._server is not None
+        assert self._server.stdout is not None
+        answer = self._server.stdout.readline().strip()  # EOF if it dies, so that this ends
+        if answer != expected:
+            raise InfrastructureError(
+                f"{self.state.name}: {self.state.python} cannot start a process with torch; {self.last_words()}"
+            )
+
+    def _open(self, mode: str) -> subprocess.Popen[str]:
+        # not its own folder first on the path (-P), and nothing written beside anybody's source files
+        command = [str(self.state.python), "-P", "-B", str(SIDE), mode]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE if mode == "serve" else subprocess.DEVNULL,
+            stderr=self._errors, text=True, env=self._environment(), cwd=self.state.root,
+            start_new_session=os.name != "nt",
+        )  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join(self.state.path)
+        before = os.environ.get("PYTHONPATH", "")
+        return {
+            **os.environ,
+            "PYTHONPATH": path + (os.pathsep + before if before else ""),
+            "VITBENCH_SIDE": path,
+            "PYTHONHASHSEED": "0",  # the order of sets is no difference between the sides
+        }
+
+
+class Process:
+    """One process of a side, which waits for its turns."""
+
+    def __init__(self, side: Side, token: str, child: subprocess.Popen[str] | None) -> None:
+        self.seconds = 0.0
+        self.facts: dict[str, Any] = {}
+        self.pid = 0
+        self._side = side
+        self._token = token
+        self._child = child
+        self._line: Line | None = None
+
+    def connect(self) -> None:
+        """Wait until it runs. Raises SideError if it does not."""
+        limit = START_S if self._child is not None else BUILD_S
+        self._line, self.pid = self._side.accept(self._token, time.monotonic() + limit)
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until the model is built and warm; the facts that it tells. Raises SideError if it fails."""
+        if self._line is None:
+            self.connect()
+        self.facts = self._event(BUILD_S)
+        self.seconds = float(self.facts.get("seconds", 0.0))
+        return self.facts
+
+    def turn(self, seconds: float) -> dict[str, Any]:
+        """One turn of about ``seconds``. Raises SideError if it fails, dies or hangs."""
+        assert self._line is not None
+        try:
+            self._line.send({"turn": seconds})
+        except OSError as error:
+            raise SideError(self._side.state.name, f"the process died; {self._side.last_words()}") from error
+        return self._event(max(TURN_LIMIT_S, SLOWER * self.seconds))
+
+    def close(self) -> None:
+        """End it, and whatever it started in its group."""
+        if self._line is not None:
+            self._line.close()
+        if self.pid and self._side.forks:
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        self._side.forget(self)
+
+    def _event(self, limit_s: float) -> dict[str, Any]:
+        assert self._line is not None
+        name = self._side.state.name
+        try:
+            event = self._line.receive(limit_s)
+        except TimeoutError:
+            raise SideError(name, f"nothing came within {limit_s:.0f} s: it hangs") from None
+        except (OSError, ValueError) as error:
+            raise SideError(name, f"the process died; {self._side.last_words()}") from error
+        if event.get("event") == "failed":
+            raise SideError(name, str(event.get("reason")))
+        return event

@@ -1,0 +1,345 @@
+"""Compare two commits by live timing: cells from a suite, pairs until each is clear, changes with their verdicts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from vitbench.ab.pairs import BASE, CONTROL, HEAD, Pair, play_pair
+from vitbench.ab.processes import Side, SideError
+from vitbench.ab.sequential import Evidence, Rule, is_decided, reject, weigh
+from vitbench.ab.worktrees import InfrastructureError, State
+from vitbench.changes import Change, Verdict
+from vitbench.devices import split_name
+from vitbench.records import Cell
+
+#: The metric that each mode's time is, and what the CPU clock adds to it.
+METRICS = {"infer": "latency", "train": "training_step"}
+CPU_TIME = "_cpu_time"
+#: A slow-down is ruled out from so much beyond the margin on.
+DETECT_BEYOND = 0.03
+#: A pair that fails is played again once: processes are killed for reasons that are not the code's.
+TRIES = 2
+
+PAIRS = "pairs.jsonl"
+FACTS = "ab.json"
+
+Note = Callable[[str], None]
+
+
+@dataclass
+class Trial:
+    """One cell under comparison. ``failed`` holds, by side, why it cannot be measured; ``facts`` what a process of each
+    role told last.
+    """
+
+    cell: Cell
+    rule: Rule
+    gates: bool = True
+    pairs: list[Pair] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def clocks(self) -> tuple[str, ...]:
+        """The clocks that gate, the one that decides first. A processor's own clock does not count what others take
+        from it; an accelerator's work is on no processor's clock.
+        """
+        return ("cpu", "wall") if split_name(self.cell.device)[0] == "cpu" else ("wall",)
+
+    def metric(self, clock: str) -> str:
+        """``latency``, ``latency_cpu_time``, ``training_step``, ..."""
+        return METRICS[self.cell.mode] + (CPU_TIME if clock == "cpu" else "")
+
+    def evidence(self, clock: str, *, tests: int) -> Evidence | None:
+        """Of head against base; None without a pair."""
+        found = [pair.difference(clock) for pair in self.pairs]
+        known = [one for one in found if one is not None]
+        return weigh(known, self.rule, tests=tests) if known else None
+
+    def control(self, clock: str) -> Evidence | None:
+        """Of base against itself."""
+        found = [pair.difference(clock, CONTROL, (BASE,)) for pair in self.pairs]
+        known = [one for one in found if one is not None]
+        return weigh(known, self.rule) if known else None
+
+    def is_over(self, tests: int) -> bool:
+        """Whether more pairs would change nothing."""
+        if self.failed:
+            return True
+        found = {clock: one for clock in self.clocks if (one := self.evidence(clock, tests=tests)) is not None}
+        deciding = found.pop(self.clocks[0], None)
+        return deciding is not None and is_decided(deciding, found.values(), self.rule, tests=tests)
+
+
+def count_tests(trials: Sequence[Trial]) -> int:
+    """How many hypotheses are judged together."""
+    return sum(len(trial.clocks) for trial in trials if trial.gates and not trial.failed) or 1
+
+
+def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
+    """Two changes a cell (of the CPU clock and of the wall clock; of an accelerator one), verdicts under the
+    family-wise error rate ``alpha`` for all of them together.
+    """
+    tests = count_tests(trials)
+    evidence: dict[tuple[int, str], Evidence] = {}
+    for index, trial in enumerate(trials):
+        for clock in trial.clocks if not trial.failed else ():
+            if (one := trial.evidence(clock, tests=tests)) is not None:
+                evidence[index, clock] = one
+    names = {f"{index} {clock}": (index, clock) for index, clock in evidence}
+    gating = [name for name, (index, _) in names.items() if trials[index].gates]
+    slower = reject({name: evidence[names[name]].slower for name in gating}, alpha)
+    faster = reject({name: evidence[names[name]].faster for name in gating}, alpha)
+    controls = {name: trials[names[name][0]].control(names[name][1]) for name in names}
+    doubtful = reject({name: 2 * min(one.slower, one.faster) for name, one in controls.items() if one}, alpha)
+    changes: list[Change] = []
+    for index, trial in enumerate(trials):
+        if trial.failed:
+            changes.append(_failure(trial))
+            continue
+        for clock in trial.clocks:
+            name = f"{index} {clock}"
+            found = evidence.get((index, clock))
+            changes.append(
+                _change(
+                    trial, clock, found, controls.get(name),
+                    slower=name in slower, faster=name in faster, doubtful=name in doubtful,
+                )
+            )  # fmt: skip
+    return changes
+
+
+def _failure(trial: Trial) -> Change:
+    """What is said of a cell that one side cannot run: new trouble is worse, old trouble says nothing of the change."""
+    metric, cell = trial.metric("wall"), trial.cell.label
+    verdict: Verdict = "worse" if set(trial.failed) == {HEAD} else "not comparable"
+    words = {side: "fails" if side in trial.failed else "runs" for side in (BASE, HEAD)}
+    detail = "; ".join(trial.failed.values())
+    return Change(
+        cell=cell, metric=metric, unit="", base=words[BASE], head=words[HEAD], verdict=verdict, exact=True,
+        gates=trial.gates and verdict == "worse", detail=detail,
+    )  # fmt: skip
+
+
+def _change(
+    trial: Trial, clock: str, found: Evidence | None, control: Evidence | None,
+    *, slower: bool, faster: bool, doubtful: bool,
+) -> Change:  # fmt: skip
+    rule, deciding = trial.rule, clock == trial.clocks[0]
+    if found is None or found.visible is None or found.in_reach is None:
+        return Change(
+            cell=trial.cell.label, metric=trial.metric(clock), unit="s", base=None, head=None, verdict="inconclusive",
+            exact=False, gates=trial.gates and deciding,
+            detail=f"{len(trial.pairs)} pairs: too few to say anything. Give it more time (--max-seconds)",
+        )  # fmt: skip
+    verdict: Verdict
+    seen = f"{found.pairs} pairs"
+    if doubtful and control is not None:
+        verdict = "inconclusive"
+        why = f"base differs from itself by {_signed(control.value)}: this machine cannot tell now; {found.pairs} pairs"
+    elif slower:
+        verdict, why = "worse", f"slower by more than {_percent(rule.margin)} (p = {found.slower:.1g}); {seen}"
+    elif faster:
+        verdict, why = "better", f"faster by more than {_percent(rule.margin)} (p = {found.faster:.1g}); {seen}"
+    elif found.passed:
+        verdict, why = (
+            "same",
+            (
+                f"slow-downs of {_percent(rule.detect)} or more are ruled out; {seen}. By their spread one of "
+                f"{_percent(found.in_reach)} would have been found within {rule.looks[-1]} pairs, 9 times in 10"
+            ),
+        )
+    else:
+        verdict, why = (
+            "inconclusive",
+            (
+                f"neither slower nor clear of {_percent(rule.detect)}; {seen}, in which a slow-down of "
+                f"{_percent(found.visible)} would have been found 9 times in 10"
+            ),
+        )
+    before, after = trial.parameters.get(BASE), trial.parameters.get(HEAD)
+    if before is not None and after is not None and before != after:
+        why += f"; {before:,} parameters in base, {after:,} in head"
+    base = _typical(trial.pairs, clock)
+    return Change(
+        cell=trial.cell.label, metric=trial.metric(clock), unit="s",
+        base=base, head=None if base is None else base * found.value, verdict=verdict, exact=False,
+        gates=trial.gates and (deciding or verdict == "worse"),
+        ratio=found.value, low=found.low, high=found.high, detail=why,
+    )  # fmt: skip
+
+
+def _typical(pairs: Sequence[Pair], clock: str) -> float | None:
+    """The base's time, for orientation: the median of the pairs' medians, in s."""
+    from statistics import median
+
+    found = [median(getattr(pair, clock)[BASE]) for pair in pairs if getattr(pair, clock)[BASE]]
+    return median(found) if found else None
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _signed(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+@dataclass
+class Comparison:
+    """A comparison under way; ``changes`` holds at any time what is known so far."""
+
+    base: State
+    head: State
+    trials: list[Trial]
+    folder: Path
+    alpha: float = Rule.alpha
+    seed: int = 0
+    max_seconds: float | None = None
+    note: Note = lambda text: None
+    late: bool = False
+
+    @property
+    def changes(self) -> list[Change]:
+        """Of all cells, by what has been measured until now."""
+        return judge(self.trials, self.alpha)
+
+    def run(self) -> None:
+        """Play pairs, look by look and cell by cell, until each cell is clear, or has had its last look, or the time is
+        over. Each pair is kept in ``pairs.jsonl`` as soon as it is over.
+
+        Raises InfrastructureError if the processes of a side cannot be started at all.
+        """
+        begun = time.monotonic()
+        shuffle = random.Random(self.seed)
+        with Side(self.base) as base, Side(self.head) as head, _appending(self.folder / PAIRS) as file:
+            sides = {BASE: base, CONTROL: base, HEAD: head}
+            self._probe({BASE: base, HEAD: head})
+            for look in self.trials[0].rule.looks if self.trials else ():
+                for number, trial in enumerate(self.trials, 1):
+                    self._go_on(trial, number, look, sides, shuffle, file, begun)
+
+    def _go_on(
+        self, trial: Trial, number: int, look: int, sides: Mapping[str, Side], shuffle: random.Random, file: TextIO,
+        begun: float,
+    ) -> None:  # fmt: skip
+        """Bring one cell to its next look, unless it is clear already."""
+        tests = count_tests(self.trials)
+        if trial.is_over(tests):
+            return
+        while len(trial.pairs) < look and not trial.failed:
+            if self.max_seconds is not None and time.monotonic() - begun > self.max_seconds:
+                self.late = True
+                return
+            self._play(trial, sides, shuffle, file)
+        where = f"[{number}/{len(self.trials)}] {trial.cell.label}"
+        if trial.failed:
+            self.note(f"{where}: {'; '.join(trial.failed.values())}")
+            return
+        found = trial.evidence(trial.clocks[0], tests=tests)
+        if found is not None:
+            over = trial.is_over(tests)
+            last = look == trial.rule.looks[-1]
+            what = "clear" if over else "not clear, and no more pairs" if last else "going on"
+            interval = f"{_signed(found.low)} to {_signed(found.high)}"
+            self.note(f"{where}: {len(trial.pairs)} pairs, {_signed(found.value)} ({interval}), {what}")
+
+    def _play(self, trial: Trial, sides: Mapping[str, Side], shuffle: random.Random, file: TextIO) -> None:
+        for attempt in range(1, TRIES + 1):
+            try:
+                pair, facts = play_pair(
+                    sides, asdict(trial.cell), name=trial.cell.id, number=len(trial.pairs) + 1, shuffle=shuffle
+                )
+            except SideError as error:
+                if attempt == TRIES:
+                    trial.failed[error.side] = str(error)
+                continue
+            trial.facts = facts
+            trial.pairs.append(pair)
+            file.write(pair.to_json() + "\n")
+            file.flush()
+            return
+
+    def _probe(self, sides: Mapping[str, Side]) -> None:
+        """Build each model once on each side: what fails is known at once, and what it loads is loaded but once."""
+        self.note("Starting a server for each side ...")
+        seen: dict[tuple[str, str], tuple[str, int | None]] = {}
+        for trial in self.trials:
+            for name, side in sides.items():
+                key = (name, trial.cell.model)
+                if key not in seen:
+                    seen[key] = _probe_one(side, trial.cell)
+                failed, parameters = seen[key]
+                if failed:
+                    trial.failed[name] = failed
+                elif parameters is not None:
+                    trial.parameters[name] = parameters
+
+
+def _probe_one(side: Side, cell: Cell) -> tuple[str, int | None]:
+    """Why a model cannot be built, or empty; and its parameters."""
+    process = side.start(asdict(cell), "probe")
+    try:
+        facts = process.ready()
+    except SideError as error:
+        return str(error), None
+    finally:
+        process.close()
+    side.load([str(name) for name in facts.get("modules", ())])
+    return "", int(facts["parameters"])
+
+
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise InfrastructureError(f"{path}: {error.strerror or error}. What is there is kept") from error
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of a ``pairs.jsonl``; a half-written last line is left out. Raises ValueError for other damage."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [Pair.from_json(line) for line in lines[:-1] if line]
+
+
+def describe(comparison: Comparison) -> dict[str, Any]:
+    """What ``ab.json`` keeps beside the pairs, and the JSON output says of the comparison."""
+    return {
+        "base": comparison.base.label,
+        "head": comparison.head.label,
+        "commits": {"base": comparison.base.commit, "head": comparison.head.commit},
+        "uncommitted_changes": comparison.head.changed,
+        "alpha": comparison.alpha,
+        "seed": comparison.seed,
+        "late": comparison.late,
+        "finished_at": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "cells": [
+            {
+                "id": trial.cell.id,
+                "cell": asdict(trial.cell),
+                "rule": asdict(trial.rule),
+                "gates": trial.gates,
+                "pairs": len(trial.pairs),
+                "failed": trial.failed,
+            }
+            for trial in comparison.trials
+        ],
+    }
+
+
+def write_facts(comparison: Comparison) -> None:
+    """Write ``ab.json``. Raises OSError."""
+    from vitbench.store import write_atomically
+
+    write_atomically(comparison.folder / FACTS, (json.dumps(describe(comparison), indent=2) + "\n").encode())

@@ -1,0 +1,276 @@
+"""What measures one side of ``vitbench ab``: this one file is run for both sides, whatever code they have.
+
+It takes nothing from vitbench but the models of the side that it runs for, so that an old commit is measured as a new
+one is. Standard library and torch only.
+
+``side.py serve``: a server that has torch loaded and forks a fresh process for each request (Linux). Each line of its
+input is a request. ``side.py play``: one process, whose input is its request; for systems where torch cannot be forked.
+A process connects to the request's ``port`` of this machine, says its ``token``, builds the model, warms up, and from
+then on runs only when it is given a turn.
+
+A request: ``port``, ``token``, ``role`` (``probe`` or ``play``) and ``cell`` (the fields of a Cell, of which this file
+reads ``model``, ``image_size``, ``num_classes``, ``batch_size``, ``device``, ``dtype``, ``mode``, ``attention``,
+``compile``, ``threads`` and ``seed``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import statistics
+import sys
+import time
+from typing import Any
+
+MODULE = "module:"
+#: A process is warm after so many calls and so many seconds.
+WARM_CALLS = 3
+WARM_SECONDS = 0.25
+#: How long a process waits for the runner's connection.
+CONNECT_S = 30.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Line:
+    """A connection that carries one JSON object a line."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._file = connection.makefile("r", encoding="utf-8")
+
+    def send(self, **event: object) -> None:
+        """Hand an event over."""
+        self._socket.sendall(json.dumps(event).encode() + b"\n")
+
+    def receive(self) -> Any:
+        """The next request; None when the runner has gone."""
+        line = self._file.readline()
+        return json.loads(line) if line else None
+
+
+def build(cell: dict[str, Any]) -> Any:
+    """The cell's model, from this side's code, on the default device."""
+    name, size, classes = cell["model"], tuple(cell["image_size"]), cell["num_classes"]
+    if name.startswith(MODULE):
+        module, _, function = name[len(MODULE) :].partition(":")
+        return getattr(importlib.import_module(module), function)(image_size=size, num_classes=classes)
+    from vitbench.models import build_model
+
+    return build_model(name, image_size=size, num_classes=classes)
+
+
+def probe(cell: dict[str, Any], line: Line) -> None:
+    """Build the model once, and tell what that loaded from elsewhere than this side's own code: the server loads it,
+    once for all processes to come.
+    """
+    import torch
+
+    with torch.device("meta") if not cell["model"].startswith(MODULE) else contextlib.nullcontext():
+        model = build(cell)
+    own = [os.path.realpath(path) for path in os.environ.get("VITBENCH_SIDE", "").split(os.pathsep) if path]
+    elsewhere = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file and "." not in name and not any(os.path.realpath(file).startswith(root + os.sep) for root in own):
+            elsewhere.append(name)
+    line.send(
+        event="probed",
+        modules=[name for name in elsewhere if name not in ("__main__", "vitbench")],
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        source=getattr(sys.modules.get(type(model).__module__), "__file__", "") or "",
+        torch=torch.__version__,
+    )
+
+
+def play(cell: dict[str, Any], line: Line) -> None:
+    """Build, warm up, and run the cell's call whenever there is a turn."""
+    import torch
+
+    torch.set_num_threads(cell["threads"])
+    with contextlib.suppress(RuntimeError):  # set before: another library has begun
+        torch.set_num_interop_threads(1)
+    call, shape = make_call(cell)
+    began = time.perf_counter()
+    calls = 0
+    while calls < WARM_CALLS or time.perf_counter() - began < WARM_SECONDS:
+        call()
+        calls += 1
+        if time.perf_counter() - began > 20 * WARM_SECONDS and calls:
+            break  # a call of many seconds needs no three
+    line.send(event="ready", seconds=(time.perf_counter() - began) / calls, shape=shape)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    while (turn := line.receive()) is not None:
+        line.send(event="turn", **take_turn(call, turn["turn"]))
+
+
+def take_turn(call: Any, seconds: float) -> dict[str, Any]:
+    """Call for about ``seconds``: the medians of the calls' wall time and of their CPU time of all threads, in s."""
+    wall, cpu = [], []
+    begin = time.perf_counter()
+    while True:
+        cpu_start, start = time.process_time(), time.perf_counter()
+        call()
+        end, cpu_end = time.perf_counter(), time.process_time()
+        wall.append(end - start)
+        cpu.append(cpu_end - cpu_start)
+        if end - begin >= seconds:
+            break
+    return {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "calls": len(wall)}
+
+
+def make_call(cell: dict[str, Any]) -> tuple[Any, list[int]]:
+    """What is timed, waiting for the device included, and the shape of the first output."""
+    import torch
+
+    torch.manual_seed(cell["seed"])
+    device = torch.device(cell["device"])
+    kinds = {"fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype, training = kinds[cell["dtype"]], cell["mode"] == "train"
+    model = build(cell).to(device=device, dtype=dtype).train(training)
+    images = torch.randn(
+        (cell["batch_size"], 3, *cell["image_size"]), generator=torch.Generator().manual_seed(cell["seed"])
+    ).to(device=device, dtype=dtype)
+    run = torch.compile(model) if cell["compile"] else model
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, half) if cell["dtype"] == "amp" else contextlib.nullcontext()
+
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    use_explicit_attention(model, cell["attention"] == "explicit")
+    if not training:
+
+        def forward() -> None:
+            with torch.inference_mode(), autocast():
+                run(images)
+            wait()
+
+        with torch.inference_mode(), autocast():
+            first = heads_of(run(images))[0]
+        return forward, list(first.shape)
+
+    labels = torch.zeros(cell["batch_size"], dtype=torch.long, device=device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    shape: list[int] = []
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            heads = heads_of(run(images))
+            losses = [torch.nn.functional.cross_entropy(head.float(), labels) for head in heads]
+            loss = torch.stack(losses).mean()
+        shape[:] = heads[0].shape
+        loss.backward()
+        optimizer.step()
+        wait()
+
+    step()
+    return step, shape
+
+
+def use_explicit_attention(model: Any, wanted: bool) -> None:
+    """Matrix product, softmax and matrix product instead of a fused kernel, in this process from now on."""
+    if not wanted:
+        return
+    import torch
+
+    for module in model.modules():
+        if getattr(module, "fused_attn", False):
+            module.fused_attn = False
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    with contextlib.suppress(AttributeError):
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_math_sdp(True)
+
+
+def heads_of(output: Any) -> list[Any]:
+    """The tensors that a model returns, alone or in a tuple, list or mapping."""
+    if hasattr(output, "shape"):
+        return [output]
+    values = output.values() if hasattr(output, "values") else output
+    return [head for value in values for head in heads_of(value)]
+
+
+def run_request(request: dict[str, Any]) -> None:
+    """Connect, do what is asked, and tell in one line what went wrong if it did."""
+    with socket.create_connection(("127.0.0.1", request["port"]), timeout=CONNECT_S) as connection:
+        connection.settimeout(None)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        line = Line(connection)
+        line.send(event="hello", token=request["token"], pid=os.getpid())
+        try:
+            (probe if request["role"] == "probe" else play)(request["cell"], line)
+        except Exception as error:  # the edge: the models are anybody's code
+            import traceback
+
+            traceback.print_exc()
+            text = (str(error).splitlines() or [""])[0]
+            with contextlib.suppress(OSError):
+                line.send(event="failed", reason=f"{type(error).__name__}: {text}"[:500])
+
+
+def serve() -> None:
+    """Fork a process for each request, load what a request of ``load`` names, until the input ends."""
+    import torch  # noqa: F401  what every process needs
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: their connections tell of their ends
+    parent = os.getpid()
+    print("ready", flush=True)
+    for text in sys.stdin:
+        request = json.loads(text)
+        if "load" in request:
+            for name in request["load"]:
+                with contextlib.suppress(Exception):  # what one process needed, another may do without
+                    importlib.import_module(name)
+            gc.collect()
+            gc.freeze()
+            print("loaded", flush=True)
+            continue
+        if os.fork() == 0:
+            become_process(parent, request)
+
+
+def become_process(server: int, request: dict[str, Any]) -> None:
+    """In the child: a group of its own, ended with the server; never returns."""
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent(server)
+        os.close(0)
+        run_request(request)
+        code = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def die_with_parent(parent: int) -> None:
+    """Linux ends this process when ``parent`` ends."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to handle
+    if sys.argv[1:] == ["serve"]:
+        serve()
+    else:
+        run_request(json.loads(sys.stdin.readline()))

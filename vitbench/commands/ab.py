@@ -1,0 +1,171 @@
+"""``vitbench ab``: two commits of a repository timed against each other, now, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitbench.commands.gates import Everything, Inconclusive, JsonFile, Junit, Markdown
+from vitbench.commands.options import AllowImport
+from vitbench.errors import UsageError
+
+EPILOG = (
+    "Examples:  vitbench ab --base main --models vit_layer6_32   |   "
+    "vitbench ab --base v1.0 --head v1.1 --suite gate.toml --markdown changes.md   |   "
+    "vitbench ab --base origin/main --models module:mymodels.vit:build --image-sizes 224 --allow-import"
+)
+_MODES = {"infer": ["infer"], "train": ["train"], "both": ["infer", "train"]}
+
+
+def ab(
+    base: Annotated[str, typer.Option(help="The git ref to compare with.")] = "HEAD",
+    head: Annotated[
+        str, typer.Option(help="The git ref that is judged; a dot is the working tree as it stands.")
+    ] = ".",
+    suite: Annotated[
+        str | None, typer.Option(help="A suite, built in or a .toml file: its timed cells are compared.")
+    ] = None,
+    models: Annotated[str | None, typer.Option(help="Models; commas. [default: the suite's]")] = None,
+    image_sizes: Annotated[
+        str | None, typer.Option(help="Pixels: 224, 231x240, native; commas. [default: the suite's, or native]")
+    ] = None,
+    batch_sizes: Annotated[
+        str | None, typer.Option(help="Images a batch; commas. [default: the suite's, or 1]")
+    ] = None,
+    mode: Annotated[str | None, typer.Option(help="infer, train or both. [default: the suite's, or infer]")] = None,
+    devices: Annotated[
+        str | None, typer.Option("--device", "--devices", help="cpu, cuda, cuda:1, mps; commas. [default: cpu]")
+    ] = None,
+    dtypes: Annotated[
+        str | None, typer.Option("--dtype", "--dtypes", help="fp32, bf16, fp16, amp; commas. [default: fp32]")
+    ] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of the head. [default: each model's own]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: 1]")] = None,
+    allow_import: AllowImport = False,
+    install: Annotated[
+        bool,
+        typer.Option("--install", help="Give each side an environment of its own, with what that side asks for (pip)."),
+    ] = False,
+    margin: Annotated[
+        str | None,
+        typer.Option(help="A slow-down counts beyond so much: 2%. [default: the suite's thresholds, or 2%]"),
+    ] = None,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="METRIC=TOLERANCE or METRIC@MODELS=TOLERANCE, such as latency@vit_*=5%, or off; repeatable."),
+    ] = None,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Begin no pair after so long; what is open then is inconclusive.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights, the inputs and the order of turns.")] = 0,
+    everything: Everything = False,
+    inconclusive: Inconclusive = "warn",
+    markdown: Markdown = None,
+    json: JsonFile = None,
+    junit: Junit = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for the pairs and the report, new or empty. [default: runs/ab-TIME]")
+    ] = None,
+) -> int:
+    """Time two states of a git repository against each other: fresh processes of both, in turns, until it is clear.
+
+    Exit codes: 0 fine, 1 something is slower, 2 wrong usage, 3 something is inconclusive (with --inconclusive fail), 4
+    the machine did not let us compare.
+    """
+    from vitbench.commands.gates import check_ending, choose_outputs, guarded
+
+    check_ending(inconclusive)
+    paths = choose_outputs(markdown, json, junit)
+    if mode is not None and mode not in _MODES:
+        raise UsageError(f"Option --mode: {mode!r} is not allowed. Allowed: {', '.join(_MODES)}")
+    overrides: dict[str, Any] = {
+        "models": _words(models),
+        "image_sizes": _words(image_sizes),
+        "batch_sizes": _numbers(batch_sizes),
+        "modes": None if mode is None else _MODES[mode],
+        "devices": _words(devices),
+        "dtypes": _words(dtypes),
+        "num_classes": num_classes,
+        "threads": None if threads is None else [threads],
+    }
+
+    def gate() -> int:
+        return _compare(
+            base, head, suite, overrides, paths,
+            allow_import=allow_import, install=install, margin=margin, thresholds=threshold or [],
+            max_seconds=max_seconds, seed=seed, everything=everything, inconclusive=inconclusive, out=out,
+        )  # fmt: skip
+
+    return guarded(gate)
+
+
+def _compare(
+    base: str, head: str, suite: str | None, overrides: dict[str, Any], paths: dict[str, Path | None],
+    *, allow_import: bool, install: bool, margin: str | None, thresholds: list[str], max_seconds: float | None,
+    seed: int, everything: bool, inconclusive: str, out: Path | None,
+) -> int:  # fmt: skip
+    from vitbench.ab.cells import choose_cells, choose_suite, make_trials
+    from vitbench.ab.page import notes_on, write_report
+    from vitbench.ab.session import Comparison, describe, write_facts
+    from vitbench.ab.worktrees import check_out
+    from vitbench.commands.gates import publish
+    from vitbench.printable import one_line
+    from vitbench.runner import new_folder, terminate_like_interrupt
+    from vitbench.suites import make_thresholds
+    from vitbench.thresholds import parse_option, parse_tolerance
+
+    def note(text: str) -> None:
+        print(one_line(text), file=sys.stderr, flush=True)
+
+    chosen = choose_suite(suite, overrides)
+    try:
+        beyond = None if margin is None else parse_tolerance(margin)
+    except ValueError as error:
+        raise UsageError(f"Option --margin: {error}") from error
+    rules = (*chosen.thresholds, *make_thresholds([parse_option(text) for text in thresholds], "--threshold"))
+    trials = make_trials(choose_cells(chosen, allow_import=allow_import), rules, margin=beyond)
+    with terminate_like_interrupt(), check_out(base, head, install=install, note=note) as (before, after):
+        folder = new_folder(out, "ab")
+        note(f"{before.label} against {after.label}: {len(trials)} cell{'s' if len(trials) > 1 else ''}, into {folder}")
+        comparison = Comparison(
+            base=before, head=after, trials=trials, folder=folder, seed=seed, max_seconds=max_seconds, note=note
+        )
+        try:
+            comparison.run()
+        except KeyboardInterrupt:
+            note(f"Interrupted. The pairs so far are in {folder}")
+            return 130
+        finally:
+            write_facts(comparison)
+    changes = comparison.changes
+    title = f"{comparison.base.label} → {comparison.head.label}"
+    notes = notes_on(comparison)
+    for path in write_report(comparison, changes, title, notes):
+        note(f"Wrote {path}")
+    return publish(
+        changes, title=title, notes=notes, everything=everything, paths=paths, inconclusive=inconclusive,
+        advice="Give it more time (--max-seconds), a quieter machine, or a larger margin (--margin)",
+        **describe(comparison),
+    )  # fmt: skip
+
+
+def _words(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"A list is empty: {text!r}. Give values separated by commas")
+    return words
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    words = _words(text)
+    for word in words or ():
+        if not word.isdecimal():
+            raise UsageError(f"Option --batch-sizes: {word!r} is no whole number")
+    return None if words is None else [int(word) for word in words]
