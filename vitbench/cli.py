@@ -30,7 +30,15 @@ from vitbench.commands import (
     sweep,
     train,
 )
-from vitbench.commands.options import AllowImport, Download, JsonObject, Pretrained, ReplaceHead
+from vitbench.commands.options import (
+    AllowImport,
+    Download,
+    JsonObject,
+    Pretrained,
+    ReplaceHead,
+    split_integers,
+    split_words,
+)
 from vitbench.errors import UsageError, VitbenchError
 from vitbench.printable import one_line, printable, printable_lines
 
@@ -206,17 +214,17 @@ def run(
 ) -> int:
     """Measure a suite of models on this machine and write tables of it."""
     overrides: dict[str, Any] = {
-        "models": _words(models),
-        "image_sizes": _words(image_sizes),
-        "batch_sizes": _integers(batch_sizes, "--batch-sizes"),
-        "devices": _words(devices),
-        "dtypes": _words(dtypes),
-        "attention": _words(attention),
-        "modes": _words(modes),
+        "models": split_words(models),
+        "image_sizes": split_words(image_sizes),
+        "batch_sizes": split_integers(batch_sizes, "--batch-sizes"),
+        "devices": split_words(devices),
+        "dtypes": split_words(dtypes),
+        "attention": split_words(attention),
+        "modes": split_words(modes),
         "compile": _switches(compile),
-        "threads": _integers(threads, "--threads", "auto"),
-        "metrics": _words(metrics),
-        "seeds": _integers(seed, "--seed"),
+        "threads": split_integers(threads, "--threads", "auto"),
+        "metrics": split_words(metrics),
+        "seeds": split_integers(seed, "--seed"),
         "processes": processes,
         "precision": _fraction(precision, "--precision"),
         "memory_limit": memory_limit,
@@ -226,7 +234,7 @@ def run(
         "data": data,
         "data_dir": data_dir,
         "download": download or None,
-        "recipe": _words(recipe),
+        "recipe": split_words(recipe),
         "budget": budget,
     }
     from vitbench.progress import make_progress
@@ -249,7 +257,7 @@ def run(
             return _told(
                 lambda: resume_run(
                     resume,
-                    retry=_words(retry) or (),
+                    retry=split_words(retry) or (),
                     allow_changed_environment=allow_changed_environment,
                     allow_import=allow_import,
                     allow_many_cells=yes,
@@ -461,7 +469,7 @@ def claims(
     from vitbench.claims import to_dict
     from vitbench.reports.claims import claims_table, count_verdicts, write_claims
 
-    judged = judge_models(_words(models), runs or [])
+    judged = judge_models(split_words(models), runs or [])
     written = write_claims(judged, out) if out else []  # first: what cannot be written is told alone
     if json:
         import json as encoder
@@ -509,33 +517,6 @@ def _weights(path: str | None, pretrained: bool) -> str | None:
     return PRETRAINED if pretrained else path
 
 
-def _words(text: str | None) -> list[str] | None:
-    """``a, b`` -> [a, b]; None stays None. An empty list is wrong usage."""
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UsageError(f"A list is empty: {text!r}. Give values separated by commas")
-    return words
-
-
-def _integers(text: str | None, option: str, *keywords: str) -> list[int | str] | None:
-    words = _words(text)
-    if words is None:
-        return None
-    values: list[int | str] = []
-    for word in words:
-        if word in keywords:
-            values.append(word)
-            continue
-        try:
-            values.append(int(word))
-        except ValueError:
-            also = f" or {', '.join(keywords)}" if keywords else ""
-            raise UsageError(f"Option {option}: {word!r} is no whole number{also}") from None
-    return values
-
-
 def _fraction(text: str | None, option: str) -> float | None:
     """``5%`` or ``0.05``; a bare 5 could be meant as either."""
     if text is None:
@@ -551,7 +532,7 @@ def _fraction(text: str | None, option: str) -> float | None:
 
 
 def _switches(text: str | None) -> list[bool] | None:
-    words = _words(text)
+    words = split_words(text)
     if words is None:
         return None
     known = {"on": True, "off": False, "true": True, "false": False}

@@ -25,6 +25,9 @@ def notes_on(comparison: Comparison) -> list[str]:
         f"False alarms of all cells together: at most {100 * comparison.alpha:g} % (one-sided t tests after "
         f"{', '.join(map(str, looks))} pairs, the rate shared among the looks; Holm over cells and clocks).",
     ]
+    versions = {one for one in comparison.torch.values() if one}
+    if len(versions) > 1:
+        notes.append(f"torch is {comparison.torch['base']} for base and {comparison.torch['head']} for head.")
     if comparison.late:
         notes.append(f"The time was over after {comparison.max_seconds:g} s: what was open then is inconclusive.")
     if comparison.base.commit == comparison.head.commit and not comparison.head.changed:

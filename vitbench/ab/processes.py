@@ -26,6 +26,8 @@ BUILD_S = 600.0
 SLOWER = 50.0
 TURN_LIMIT_S = 60.0
 _TAIL_BYTES = 4000
+#: How often a side that says nothing is looked after, in seconds.
+_LOOK_S = 1.0
 #: How long a process that has connected may take to say who it is.
 _HELLO_S = 10.0
 
@@ -118,14 +120,23 @@ class Side:
             self._request({"load": modules})
             self._answer("loaded")
 
-    def accept(self, token: str, deadline: float) -> tuple[Line, int]:
-        """The connection of the process that knows ``token``, and its process id."""
+    def accept(self, token: str, deadline: float, child: subprocess.Popen[str] | None) -> tuple[Line, int]:
+        """The connection of the process that knows ``token``, and its process id.
+
+        Raises SideError if it does not come, InfrastructureError if the server is gone.
+        """
         while token not in self._arrived:
-            self._listener.settimeout(max(deadline - time.monotonic(), 0.01))
+            self._listener.settimeout(_LOOK_S)
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:
-                raise SideError(self.state.name, f"no process began; {self.last_words()}") from None
+                if self._server is not None and self._server.poll() is not None:
+                    raise InfrastructureError(
+                        f"{self.state.name}: the server has ended; {self.last_words()}"
+                    ) from None
+                if time.monotonic() > deadline or (child is not None and child.poll() is not None):
+                    raise SideError(self.state.name, f"no process began; {self.last_words()}") from None
+                continue
             line = Line(connection)
             try:
                 hello = line.receive(_HELLO_S)
@@ -220,7 +231,7 @@ class Process:
     def connect(self) -> None:
         """Wait until it runs. Raises SideError if it does not."""
         limit = START_S if self._child is not None else BUILD_S
-        self._line, self.pid = self._side.accept(self._token, time.monotonic() + limit)
+        self._line, self.pid = self._side.accept(self._token, time.monotonic() + limit, self._child)
 
     def ready(self) -> dict[str, Any]:
         """Wait until the model is built and warm; the facts that it tells. Raises SideError if it fails."""

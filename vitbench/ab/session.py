@@ -169,6 +169,9 @@ def _change(
     before, after = trial.parameters.get(BASE), trial.parameters.get(HEAD)
     if before is not None and after is not None and before != after:
         why += f"; {before:,} parameters in base, {after:,} in head"
+    shapes = [trial.facts.get(role, {}).get("shape") for role in (BASE, HEAD)]
+    if shapes[0] != shapes[1]:
+        why += f"; the output is {shapes[0]} in base, {shapes[1]} in head"
     base = _typical(trial.pairs, clock)
     return Change(
         cell=trial.cell.label, metric=trial.metric(clock), unit="s",
@@ -206,7 +209,9 @@ class Comparison:
     seed: int = 0
     max_seconds: float | None = None
     note: Note = lambda text: None
+    tick: Note = lambda text: None  # what goes on this moment, for a line that is written over
     late: bool = False
+    torch: dict[str, str] = field(default_factory=dict)  # its version, by side
 
     @property
     def changes(self) -> list[Change]:
@@ -240,6 +245,7 @@ class Comparison:
             if self.max_seconds is not None and time.monotonic() - begun > self.max_seconds:
                 self.late = True
                 return
+            self.tick(f"[{number}/{len(self.trials)}] {trial.cell.label}: pair {len(trial.pairs) + 1} of {look}")
             self._play(trial, sides, shuffle, file)
         where = f"[{number}/{len(self.trials)}] {trial.cell.label}"
         if trial.failed:
@@ -277,7 +283,10 @@ class Comparison:
             for name, side in sides.items():
                 key = (name, trial.cell.model)
                 if key not in seen:
-                    seen[key] = _probe_one(side, trial.cell)
+                    failed, parameters, version = _probe_one(side, trial.cell)
+                    seen[key] = failed, parameters
+                    if version:
+                        self.torch.setdefault(name, version)
                 failed, parameters = seen[key]
                 if failed:
                     trial.failed[name] = failed
@@ -285,17 +294,17 @@ class Comparison:
                     trial.parameters[name] = parameters
 
 
-def _probe_one(side: Side, cell: Cell) -> tuple[str, int | None]:
-    """Why a model cannot be built, or empty; and its parameters."""
+def _probe_one(side: Side, cell: Cell) -> tuple[str, int | None, str]:
+    """Why a model cannot be built, or empty; its parameters; the version of torch."""
     process = side.start(asdict(cell), "probe")
     try:
         facts = process.ready()
     except SideError as error:
-        return str(error), None
+        return str(error), None, ""
     finally:
         process.close()
     side.load([str(name) for name in facts.get("modules", ())])
-    return "", int(facts["parameters"])
+    return "", int(facts["parameters"]), str(facts["torch"])
 
 
 @contextlib.contextmanager
@@ -323,6 +332,7 @@ def describe(comparison: Comparison) -> dict[str, Any]:
         "alpha": comparison.alpha,
         "seed": comparison.seed,
         "late": comparison.late,
+        "torch": comparison.torch,
         "finished_at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "cells": [
             {

@@ -143,7 +143,7 @@ def make_call(cell: dict[str, Any]) -> tuple[Any, list[int]]:
     def autocast() -> Any:
         return torch.autocast(device.type, half) if cell["dtype"] == "amp" else contextlib.nullcontext()
 
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    wait = {"cuda": lambda: torch.cuda.synchronize(device), "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     use_explicit_attention(model, cell["attention"] == "explicit")
     if not training:
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitbench.commands.gates import Everything, Inconclusive, JsonFile, Junit, Markdown
-from vitbench.commands.options import AllowImport
+from vitbench.commands.options import AllowImport, split_integers, split_words
 from vitbench.errors import UsageError
 
 EPILOG = (
@@ -17,6 +17,9 @@ EPILOG = (
     "vitbench ab --base v1.0 --head v1.1 --suite gate.toml --markdown changes.md   |   "
     "vitbench ab --base origin/main --models module:mymodels.vit:build --image-sizes 224 --allow-import"
 )
+#: To the line's begin, and away with what it holds; and what fits into most terminals.
+_CLEAR = "\r\x1b[K"
+_LONGEST = 100
 _MODES = {"infer": ["infer"], "train": ["train"], "both": ["infer", "train"]}
 
 
@@ -84,12 +87,12 @@ def ab(
     if mode is not None and mode not in _MODES:
         raise UsageError(f"Option --mode: {mode!r} is not allowed. Allowed: {', '.join(_MODES)}")
     overrides: dict[str, Any] = {
-        "models": _words(models),
-        "image_sizes": _words(image_sizes),
-        "batch_sizes": _numbers(batch_sizes),
+        "models": split_words(models),
+        "image_sizes": split_words(image_sizes),
+        "batch_sizes": split_integers(batch_sizes, "--batch-sizes"),
         "modes": None if mode is None else _MODES[mode],
-        "devices": _words(devices),
-        "dtypes": _words(dtypes),
+        "devices": split_words(devices),
+        "dtypes": split_words(dtypes),
         "num_classes": num_classes,
         "threads": None if threads is None else [threads],
     }
@@ -119,8 +122,14 @@ def _compare(
     from vitbench.suites import make_thresholds
     from vitbench.thresholds import parse_option, parse_tolerance
 
+    live = sys.stderr.isatty()
+
     def note(text: str) -> None:
-        print(one_line(text), file=sys.stderr, flush=True)
+        print(f"{_CLEAR if live else ''}{one_line(text)}", file=sys.stderr, flush=True)
+
+    def tick(text: str) -> None:
+        if live:
+            print(f"{_CLEAR}{one_line(text)[:_LONGEST]}", end="", file=sys.stderr, flush=True)
 
     chosen = choose_suite(suite, overrides)
     try:
@@ -133,8 +142,9 @@ def _compare(
         folder = new_folder(out, "ab")
         note(f"{before.label} against {after.label}: {len(trials)} cell{'s' if len(trials) > 1 else ''}, into {folder}")
         comparison = Comparison(
-            base=before, head=after, trials=trials, folder=folder, seed=seed, max_seconds=max_seconds, note=note
-        )
+            base=before, head=after, trials=trials, folder=folder, seed=seed, max_seconds=max_seconds,
+            note=note, tick=tick,
+        )  # fmt: skip
         try:
             comparison.run()
         except KeyboardInterrupt:
@@ -152,20 +162,3 @@ def _compare(
         advice="Give it more time (--max-seconds), a quieter machine, or a larger margin (--margin)",
         **describe(comparison),
     )  # fmt: skip
-
-
-def _words(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UsageError(f"A list is empty: {text!r}. Give values separated by commas")
-    return words
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    words = _words(text)
-    for word in words or ():
-        if not word.isdecimal():
-            raise UsageError(f"Option --batch-sizes: {word!r} is no whole number")
-    return None if words is None else [int(word) for word in words]

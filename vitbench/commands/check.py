@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vitbench.commands.options import AllowImport
 from vitbench.errors import StorageError, UsageError, WorkerError
 
 EPILOG = (
@@ -33,9 +34,7 @@ def check(
     markdown: Annotated[Path | None, typer.Option(help="Also write a page for a pull request's comment here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the changes as JSON here.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write them as JUnit XML here.")] = None,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
+    allow_import: AllowImport = False,
 ) -> int:
     """Compare exact figures (parameters, FLOPs, operators, ...) with a lock; exit code 1 if any differs."""
     from datetime import UTC, datetime

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitbench.commands.options import AllowImport
+from vitbench.commands.options import AllowImport, split_words
 from vitbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def frontier(
     from vitbench.runner import resume_run, run_prepared, terminate_like_interrupt
 
     given: dict[str, Any] = {
-        "models": _words(models or None),
-        "image_sizes": _words(image_sizes),
+        "models": split_words(models or None),
+        "image_sizes": split_words(image_sizes),
         "modes": _modes(mode),
         "frontier": None if max_batch is None else {"max_batch": max_batch},
         "memory_limit": memory_limit,
-        "devices": _words(devices),
-        "dtypes": _words(dtypes),
+        "devices": split_words(devices),
+        "dtypes": split_words(dtypes),
         "threads": threads,
         "num_classes": num_classes,
         "timeout_s": timeout,
@@ -129,14 +129,3 @@ def _modes(text: str | None) -> list[str] | None:
     if text is not None and text not in _MODES:
         raise UsageError(f"Option --mode: {text!r} is not allowed. Allowed: {', '.join(_MODES)}")
     return None if text is None else _MODES[text]
-
-
-def _words(given: str | list[str] | None) -> list[str] | None:
-    """``a,b`` or [``a,b``] -> [a, b]; None stays None. A list without words is wrong usage."""
-    if given is None:
-        return None
-    text = given if isinstance(given, str) else ",".join(given)
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UsageError(f"A list is empty: {text!r}. Give values separated by commas")
-    return words

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitbench.commands.options import split_words
 from vitbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ def history(
     from vitbench.store import write_atomically
 
     runs = find_runs(folders)
-    found = make_history(runs, metrics=_words(metric), models=_words(models))
+    found = make_history(runs, metrics=split_words(metric), models=split_words(models))
     for problem in found.problems:
         print(f"Warning: {one_line(problem)}", file=sys.stderr)
     written: list[Path] = []
     if pytest_benchmark is not None:
-        written += _export(runs, _words(models), pytest_benchmark)
+        written += _export(runs, split_words(models), pytest_benchmark)
     if out is not None:
         written += write_history(found, out)
     if json is not None and str(json) == "-":
@@ -108,13 +109,3 @@ def _export(found: Found, models: list[str] | None, place: Path) -> list[Path]:
         raise UsageError(f"--pytest-benchmark {place}: the run has no times. Measure latency or training_step")
     write_file(place, content)
     return [place]
-
-
-def _words(text: str | None) -> list[str] | None:
-    """``a, b`` -> [a, b]; None stays None. An empty list is wrong usage."""
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UsageError(f"A list is empty: {text!r}. Give values separated by commas")
-    return words

@@ -1,10 +1,13 @@
-"""Options that several commands declare alike: their spelling and their help stand here once."""
+"""Options that several commands declare alike, with their help, and how lists in options are read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+
+from vitbench.errors import UsageError
 
 AllowImport = Annotated[
     bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
@@ -18,3 +21,34 @@ ReplaceHead = Annotated[
     bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
 ]
 WeightsOfModel = Annotated[str | None, typer.Option(help="A checkpoint of the model.")]
+
+
+def split_words(given: str | Sequence[str] | None) -> list[str] | None:
+    """``a, b`` or [``a``, ``b``] -> [a, b]; None stays None. Raises UsageError for a list without words."""
+    if given is None:
+        return None
+    text = given if isinstance(given, str) else ",".join(given)
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UsageError(f"A list is empty: {text!r}. Give values separated by commas")
+    return words
+
+
+def split_integers(text: str | None, option: str, *keywords: str) -> list[int | str] | None:
+    """``1, auto`` -> [1, auto], where ``auto`` is one of the ``keywords``; None stays None. Raises UsageError for what
+    is no whole number.
+    """
+    words = split_words(text)
+    if words is None:
+        return None
+    values: list[int | str] = []
+    for word in words:
+        if word in keywords:
+            values.append(word)
+            continue
+        try:
+            values.append(int(word))
+        except ValueError:
+            also = f" or {', '.join(keywords)}" if keywords else ""
+            raise UsageError(f"Option {option}: {word!r} is no whole number{also}") from None
+    return values

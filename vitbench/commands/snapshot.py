@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitbench.commands.options import AllowImport, split_integers, split_words
 from vitbench.errors import UsageError
 
 EPILOG = (
@@ -35,9 +36,7 @@ def snapshot(
     dtypes: Annotated[str | None, typer.Option(help="fp32, bf16, fp16, amp; commas.")] = None,
     attention: Annotated[str | None, typer.Option(help="fused, explicit; commas.")] = None,
     modes: Annotated[str | None, typer.Option(help="infer, train; commas.")] = None,
-    allow_import: Annotated[
-        bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")
-    ] = False,
+    allow_import: AllowImport = False,
 ) -> int:
     """Write the exact figures of a suite's models (no device, no timing) into a lock for vitbench check."""
     from dataclasses import replace
@@ -48,13 +47,13 @@ def snapshot(
     from vitbench.snapshots import take_snapshot
 
     overrides: dict[str, Any] = {
-        "models": _words(models),
-        "image_sizes": _words(image_sizes),
+        "models": split_words(models),
+        "image_sizes": split_words(image_sizes),
         "num_classes": num_classes,
-        "batch_sizes": _integers(batch_sizes, "--batch-sizes"),
-        "dtypes": _words(dtypes),
-        "attention": _words(attention),
-        "modes": _words(modes),
+        "batch_sizes": split_integers(batch_sizes, "--batch-sizes"),
+        "dtypes": split_words(dtypes),
+        "attention": split_words(attention),
+        "modes": split_words(modes),
     }
     path = out or Path(DEFAULT_NAME)
     if not path.parent.is_dir():
@@ -81,24 +80,3 @@ def snapshot(
     kept = f", with the {len(lock.accepted)} accepted changes that it held" if lock.accepted else ""
     print(f"Wrote {printable(str(path))}: {len(lock.entries) - runs} models, {runs} runs{kept}")
     return 1 if failed else 0
-
-
-def _words(text: str | None) -> list[str] | None:
-    """``a, b`` -> [a, b]; None stays None. An empty list is wrong usage."""
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise UsageError(f"A list is empty: {text!r}. Give values separated by commas")
-    return words
-
-
-def _integers(text: str | None, option: str) -> list[int] | None:
-    words = _words(text)
-    if words is None:
-        return None
-    try:
-        return [int(word) for word in words]
-    except ValueError:
-        wrong = next(word for word in words if not word.isdecimal())
-        raise UsageError(f"Option {option}: {wrong!r} is no whole number") from None
