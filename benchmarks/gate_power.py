@@ -26,17 +26,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from vitbench.ab.cells import choose_cells, choose_suite
 from vitbench.ab.pairs import BASE, CLOCKS, CONTROL, HEAD, Pair, play_pair
 from vitbench.ab.processes import Side
-from vitbench.ab.sequential import Rule, is_decided, weigh
+from vitbench.ab.sequential import LOOKS, Rule, is_decided, weigh
 from vitbench.ab.worktrees import State
 
 MODEL = "module:guarded:build"
 #: What is added to the forward pass, by arm.
 ARMS = {HEAD: 0.0, "slow5": 0.05, "slow10": 0.10}
 ROUNDS = 60
+DRAWS = 2000
 NEIGHBOUR = """
 import torch
 torch.set_num_threads(1)
@@ -66,29 +68,9 @@ class Guarded(torch.nn.Module):
 def build(*, image_size, num_classes):
     return Guarded({columns}, image_size=image_size, num_classes=num_classes)
 """
-CALIBRATION = """
-import statistics, sys, time, torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
-from guarded import Guarded
-models = {{}}
-for columns in {widths}:
-    torch.manual_seed(0)
-    models[columns] = Guarded(columns, image_size=(32, 32), num_classes=10).eval()
-images, ratios = torch.randn(1, 3, 32, 32), {{columns: [] for columns in models}}
-with torch.inference_mode():
-    for number in range({rounds}):
-        times = {{}}
-        for columns, model in models.items():
-            begin = time.process_time()
-            model(images)
-            times[columns] = time.process_time() - begin
-        if number > 20:
-            for columns in models:
-                ratios[columns].append(times[columns] / times[0])
-for columns, values in ratios.items():
-    print(columns, statistics.median(values))
-"""
+#: Widths that the work is calibrated with, and in how many pairs.
+TRIED = {"few": 64, "many": 320}
+CALIBRATION_PAIRS = 16
 
 
 def main() -> None:
@@ -113,20 +95,43 @@ def main() -> None:
 
 
 def widths(folder: Path) -> dict[str, int]:
-    """How many columns each arm adds: calibrated once, in one process that alternates, and kept."""
+    """How many columns each arm adds: calibrated once, by pairs as they are recorded later, and kept."""
     path = folder / "calibration.json"
     if not path.is_file():
-        with tempfile.TemporaryDirectory() as place:
-            (Path(place) / "guarded.py").write_text(SOURCE.format(columns=0), encoding="utf-8")
-            tried = [0, *range(64, 1345, 64)]
-            code = CALIBRATION.format(widths=tried, rounds=400)
-            done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True, check=True)
-        found = {int(columns): float(ratio) for columns, ratio in map(str.split, done.stdout.splitlines())}
-        # the cost is a line in the number of columns, through what an added call costs by itself
-        slope, start = statistics.linear_regression([c for c in found if c], [found[c] - 1 for c in found if c])
+        with processes_of({HEAD: 0, **TRIED}) as (sides, fields):
+            shuffle = random.Random(0)
+            pairs = [
+                play_pair(sides, fields, name="", number=number, shuffle=shuffle, rounds=ROUNDS)[0]
+                for number in range(1, CALIBRATION_PAIRS + 1)
+            ]
+        found = {
+            arm: math.expm1(statistics.median(known(pair, "cpu", arm, (BASE, CONTROL, HEAD)) for pair in pairs))
+            for arm in TRIED
+        }
+        # a line in the number of columns, above what the added call costs by itself
+        slope = (found["many"] - found["few"]) / (TRIED["many"] - TRIED["few"])
+        start = found["few"] - slope * TRIED["few"]
         chosen = {arm: max(round((share - start) / slope), 1) if share else 0 for arm, share in ARMS.items()}
-        path.write_text(json.dumps({"columns": chosen, "ratios": found}, indent=1) + "\n", encoding="utf-8")
+        kept = {"columns": chosen, "tried": TRIED, "found": found}
+        path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(kept), flush=True)
     return dict(json.loads(path.read_text(encoding="utf-8"))["columns"])
+
+
+@contextlib.contextmanager
+def processes_of(columns: dict[str, int]) -> Iterator[tuple[dict[str, Side], dict[str, Any]]]:
+    """A side for each arm, base and control included, whose model has so many columns more; and the cell's fields."""
+    suite = choose_suite(None, {"models": [MODEL], "image_sizes": [32], "num_classes": 10})
+    (cell,) = choose_cells(suite, allow_import=True)
+    fields = dict(vars(cell))
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        sides = {}
+        for arm, count in {BASE: 0, **columns}.items():
+            root = Path(place) / arm
+            root.mkdir()
+            (root / "guarded.py").write_text(SOURCE.format(columns=count), encoding="utf-8")
+            sides[arm] = stack.enter_context(Side(State(arm, arm, "", False, root, Path(sys.executable))))
+        yield {**sides, CONTROL: sides[BASE]}, fields
 
 
 @contextlib.contextmanager
@@ -145,25 +150,10 @@ def neighbour(wanted: bool) -> Iterator[None]:
 def record(folder: Path, pairs: int) -> None:
     """Add pairs to ``pairs.jsonl`` until there are so many: the first half quiet, the second beside a neighbour."""
     columns = widths(folder)
-    suite = choose_suite(None, {"models": [MODEL], "image_sizes": [32], "num_classes": 10})
-    (cell,) = choose_cells(suite, allow_import=True)
     path = folder / "pairs.jsonl"
     done = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
     shuffle = random.Random(done)
-    fields = {**vars(cell)}
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
-        sides = {}
-        for arm, count in {BASE: 0, **columns}.items():
-            root = Path(place) / arm
-            root.mkdir()
-            (root / "guarded.py").write_text(SOURCE.format(columns=count), encoding="utf-8")
-            state = State(arm, arm, "", False, root, Path(sys.executable))
-            sides[arm] = stack.enter_context(Side(state))
-            process = sides[arm].start(fields, "probe")
-            modules = process.ready()["modules"]
-            process.close()
-            sides[arm].load(modules)
-        sides[CONTROL] = sides[BASE]
+    with processes_of(columns) as (sides, fields):
         for busy, until in ((False, pairs // 2), (True, pairs)):
             with neighbour(busy and done < until), path.open("a", encoding="utf-8") as file:
                 while done < until:
@@ -235,50 +225,57 @@ def clopper_pearson(count: int, total: int, *, upper: bool) -> float:
 def table(folder: Path) -> str:
     """``gate_power.md``."""
     pairs = [Pair.from_json(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
-    rule = Rule()
+    kinds = sorted({pair.cell for pair in pairs}, reverse=True)
     lines = [
         "# False alarms and power of the timing gate",
         "",
         f"{len(pairs)} recorded pairs of vit_layer6_32 (32 px, batch 1, one thread), of them "
         f"{sum(pair.cell == 'busy' for pair in pairs)} beside a process that keeps a core busy. A draw is a contiguous "
-        f"stretch of up to {rule.looks[-1]} pairs of one kind. Limits are one-sided, 95 %; draws overlap, so that they "
-        "are not independent.",
+        f"stretch of up to {LOOKS[-1]} pairs of one kind (from the last on to the first), judged as a run would. "
+        "Limits are one-sided, 95 %, as if draws were independent; they overlap.",
         "",
-        "| machine | code | difference (CPU, wall) | draws | worse | limit | inconclusive | pairs, median |",
-        "|:--|:--|--:|--:|--:|--:|--:|--:|",
+        "| machine | head | recorded pairs | head over base (CPU, wall) | spread of a pair | draws | worse | limit "
+        "| same | pairs, median |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     generator = random.Random(0)
-    for kind in ("quiet", "busy", "both"):
-        parts = [[p for p in pairs if p.cell == one] for one in (("quiet", "busy") if kind == "both" else (kind,))]
-        for arm in ARMS:
-            starts = [(part, start) for part in parts for start in range(len(part) - rule.looks[-1] + 1)]
-            if not starts:
-                continue
-            # the three processes of the same code can each be the head
-            roles = [(HEAD, (BASE, CONTROL)), (BASE, (HEAD, CONTROL)), (CONTROL, (BASE, HEAD))]
-            draws = [
-                (part, start, *(generator.choice(roles) if arm == HEAD else (arm, (BASE, CONTROL))))
-                for part, start in (generator.choices(starts, k=1000))
-            ]
-            said = [
-                judge({c: [known(p, c, own, others) for p in part[s : s + rule.looks[-1]]] for c in CLOCKS}, rule)
-                for part, s, own, others in draws
-            ]
-            effect = [
-                100 * math.expm1(statistics.median(known(p, c, arm, (BASE, CONTROL)) for part in parts for p in part))
-                for c in ("cpu", "wall")
-            ]
-            worse = sum(verdict == "worse" for verdict, _ in said)
-            limit = clopper_pearson(worse, len(said), upper=arm == HEAD)
-            lines.append(
-                f"| {kind} | {'the same' if arm == HEAD else arm} | {effect[0]:+.1f} %, {effect[1]:+.1f} % "
-                f"| {len(said)} | {100 * worse / len(said):.1f} % "
-                f"| {'<=' if arm == HEAD else '>='} {100 * limit:.1f} % "
-                f"| {100 * sum(v == 'inconclusive' for v, _ in said) / len(said):.1f} % "
-                f"| {statistics.median(n for _, n in said):g} |"
-            )
+    arms = sorted({arm for pair in pairs for arm in pair.cpu} - {BASE, CONTROL, HEAD}, key=_percentage)
+    for arm in (HEAD, *arms):
+        for kind in (*kinds, "all"):
+            parts = [[p for p in pairs if p.cell == one and arm in p.cpu] for one in kinds if kind in (one, "all")]
+            parts = [part for part in parts if len(part) >= LOOKS[-1]]
+            if parts and (kind != "all" or len(parts) > 1):
+                lines.append(row(kind, arm, parts, generator))
     lines += ["", *others_table(pairs), "", *live_table(folder)]
     return "\n".join(lines) + "\n"
+
+
+def row(kind: str, arm: str, parts: list[list[Pair]], generator: random.Random) -> str:
+    """What draws from ``parts`` come to, for one head."""
+    # the three processes of the same code can each be the head
+    roles = [(HEAD, (BASE, CONTROL)), (BASE, (HEAD, CONTROL)), (CONTROL, (BASE, HEAD))]
+    said = []
+    for _ in range(DRAWS):
+        part = generator.choices(parts, [len(one) for one in parts])[0]
+        own, others = generator.choice(roles) if arm == HEAD else (arm, (BASE, CONTROL))
+        start = generator.randrange(len(part))
+        drawn = [part[(start + number) % len(part)] for number in range(LOOKS[-1])]
+        said.append(judge({clock: [known(one, clock, own, others) for one in drawn] for clock in CLOCKS}, Rule()))
+    differences = {c: [known(p, c, arm, (BASE, CONTROL)) for part in parts for p in part] for c in ("cpu", "wall")}
+    effect = ", ".join(f"{100 * math.expm1(statistics.median(values)):+.1f} %" for values in differences.values())
+    worse, same = (sum(verdict == one for verdict, _ in said) for one in ("worse", "same"))
+    limit = clopper_pearson(worse, len(said), upper=arm == HEAD)
+    name = "the same code" if arm == HEAD else "work added"
+    cells = [
+        kind, name, str(sum(map(len, parts))), effect, f"{100 * statistics.stdev(differences['cpu']):.1f} %",
+        str(len(said)), f"{100 * worse / len(said):.1f} %", f"{'≤' if arm == HEAD else '≥'} {100 * limit:.1f} %",
+        f"{100 * same / len(said):.1f} %", f"{statistics.median(count for _, count in said):g}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _percentage(arm: str) -> int:
+    return int("".join(sign for sign in arm if sign.isdigit()) or 0)
 
 
 def known(pair: Pair, clock: str, own: str, others: Sequence[str]) -> float:
@@ -290,14 +287,17 @@ def known(pair: Pair, clock: str, own: str, others: Sequence[str]) -> float:
 
 def others_table(pairs: Sequence[Pair]) -> list[str]:
     """What gates that others use say of the same processes: base from some pairs, head from those that came next."""
-    wall = {arm: [statistics.median(pair.wall[arm]) for pair in pairs] for arm in (BASE, *ARMS)}
-    mean = {arm: [statistics.fmean(pair.wall[arm]) for pair in pairs] for arm in (BASE, *ARMS)}
+    arms = sorted({arm for pair in pairs for arm in pair.cpu} - {BASE, CONTROL, HEAD}, key=_percentage)
 
-    def in_order(values: dict[str, list[float]], arm: str, size: int) -> list[tuple[list[float], list[float]]]:
+    def in_order(
+        arm: str, size: int, value: Callable[[Sequence[float]], float]
+    ) -> list[tuple[list[float], list[float]]]:
+        some = [pair for pair in pairs if arm in pair.wall]
+        base, head = ([value(pair.wall[role]) for pair in some] for role in (BASE, arm))
         return [
-            (values[BASE][i : i + size], values[arm][i + size : i + 2 * size])
-            for i in range(len(pairs) - 2 * size + 1)
-            if pairs[i].cell == pairs[i + 2 * size - 1].cell
+            (base[i : i + size], head[i + size : i + 2 * size])
+            for i in range(len(some) - 2 * size + 1)
+            if some[i].cell == some[i + 2 * size - 1].cell
         ]
 
     def t_test(base: Sequence[float], head: Sequence[float]) -> bool:
@@ -305,20 +305,32 @@ def others_table(pairs: Sequence[Pair]) -> list[str]:
 
         return bool(ttest_ind(head, base, equal_var=False, alternative="greater").pvalue < 0.05)
 
-    rules: dict[str, tuple[Callable[[str], list[tuple[list[float], list[float]]]], Callable[..., bool]]] = {
+    rules: dict[str, tuple[int, Callable[[Sequence[float]], float], Callable[..., bool]]] = {
         "pytest-benchmark, mean:5% (one process each)": (
-            lambda arm: in_order(mean, arm, 1),
+            1,
+            statistics.fmean,
             lambda base, head: head[0] > 1.05 * base[0],
         ),
         "medians of 5 processes differ by 7 % (two-sided)": (
-            lambda arm: in_order(wall, arm, 5),
+            5,
+            statistics.median,
             lambda base, head: abs(statistics.median(head) / statistics.median(base) - 1) > 0.07,
         ),
-        "t test at 5 %, 10 processes, one after the other": (lambda arm: in_order(wall, arm, 10), t_test),
+        "t test at 5 %, 10 processes, one after the other": (10, statistics.median, t_test),
     }
-    lines = ["| other gates, same processes | alarms, same code | finds 5 % | finds 10 % |", "|:--|--:|--:|--:|"]
-    for name, (draw, alarms) in rules.items():
-        shares = [statistics.fmean(alarms(base, head) for base, head in draw(arm)) for arm in ARMS]
+    effects = {
+        arm: math.expm1(statistics.median(known(p, "cpu", arm, (BASE, CONTROL)) for p in pairs if arm in p.cpu))
+        for arm in arms
+    }
+    found = [f"finds {100 * effect:.0f} %" for effect in effects.values()]
+    lines = [
+        f"| other gates, the same processes | alarms, same code | {' | '.join(found)} |",
+        "|:--|--:|" + "--:|" * len(arms),
+    ]
+    for name, (size, value, alarms) in rules.items():
+        shares = [
+            statistics.fmean(alarms(base, head) for base, head in in_order(arm, size, value)) for arm in (HEAD, *arms)
+        ]
         lines.append(f"| {name} | {' | '.join(f'{100 * share:.0f} %' for share in shares)} |")
     return lines
 

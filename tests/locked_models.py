@@ -70,6 +70,7 @@ EDITS: dict[str, tuple[str, str]] = {
     "a buffer": ("        # net", "        self.register_buffer('scale', torch.ones(5))"),
     "an unused layer": ("        # net", "        self.spare = nn.Linear(4, 4)"),
     "a builder that raises": ("    # built", "    raise IndexError('there is no block 13')"),
+    "a source that is none": ("    # built", "    return )"),
     "a builder that is gone": ("def build(", "def make("),
     "a forward pass that raises": ("        # blocks done", "        x = x @ torch.zeros(7, 7, device=x.device)"),
 }

@@ -262,7 +262,8 @@ CAUGHT: dict[str, dict[str, str]] = {
     "a buffer": {"#buffers": "+5 buffer elements: scale added", "#state_dict": "scale added"},
     "an unused layer": {"#without_gradient": "spare.weight gets none now (16), spare.bias gets none now (4)"},
     "a builder that raises": {"#status": "cannot be built or run any more: IndexError: there is no block 13"},
-    "a builder that is gone": {"#status": "the model is not there any more: Unknown builder"},
+    "a source that is none": {"#status": "ok -> failed: it cannot be built or run any more: module:pkg.net:build cannot be"},
+    "a builder that is gone": {"#status": "ok -> gone: the model is not there any more: Unknown builder"},
     "a forward pass that raises": {"#status": "cannot be built or run any more: RuntimeError"},
 }  # fmt: skip
 #: Edits after which nothing else than what stands above differs.

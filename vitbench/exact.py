@@ -44,7 +44,9 @@ _NO_OPERATORS = ("prim", "profiler")
 _LONGEST_REASON = 240
 _DEPENDS = "its forward pass depends on the numbers in the picture"
 #: The folders before a file in one of torch's texts.
-_FOLDERS = re.compile(r"""(?:[A-Za-z]:)?[\\/](?:[^\s'"<>|:\\/]+[\\/])+""")
+_FOLDERS = re.compile(r"""(?<![\w./:])(?:[A-Za-z]:)?[\\/](?:[^\s'"<>|:\\/]+[\\/])+""")
+#: Where an object lies in this process.
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 
 Answer = dict[str, Any]
 
@@ -394,4 +396,4 @@ def _reason(error: Exception) -> str:
 
 
 def _shortened(text: str) -> str:
-    return one_line(_FOLDERS.sub("", text), _LONGEST_REASON)
+    return one_line(_ADDRESS.sub("0x", _FOLDERS.sub("", text)), _LONGEST_REASON)

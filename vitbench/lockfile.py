@@ -135,7 +135,7 @@ class Place:
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """``figures`` by metric (a count, words, or a table); ``absent``: why there is no figure; ``failed``: why there is
-    none at all, empty if there are some. ``gone``: it failed because there is no such model, or none of that size.
+    none at all, empty if there are some. ``gone``: it failed because there is no such model any more.
     """
 
     place: Place

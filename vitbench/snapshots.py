@@ -14,6 +14,7 @@ from typing import Any
 
 import vitbench
 from vitbench.conversation import Outcome
+from vitbench.devices import Failure
 from vitbench.errors import UsageError, WorkerError
 from vitbench.lockfile import Entry, Lock, Place, metrics_of, minor_version
 from vitbench.planning import look_up_models
@@ -56,10 +57,7 @@ def take_snapshot(
     _refuse_imports(prepared.models, allow_import)
     with make_launcher(_PRELOAD, allow_import=allow_import) as launcher:
         places = _places_of(prepared, launcher)
-        entries = _count(places, launcher, note)
-    for entry in entries:
-        if entry.gone:
-            raise UsageError(entry.failed)
+        entries = _count(places, launcher, note, refuse=True)
     return _lock(entries, places)
 
 
@@ -145,10 +143,15 @@ def _run_of(cell: Cell) -> Place:
     )
 
 
-def _count(places: Sequence[Place], launcher: Launcher, note: Note, *, bound: bool = True) -> list[Entry]:
-    """An entry for each place, in their order."""
+def _count(
+    places: Sequence[Place], launcher: Launcher, note: Note, *, bound: bool = True, refuse: bool = False
+) -> list[Entry]:
+    """An entry for each place, in their order. ``refuse``: a model that cannot be had is wrong usage (UsageError)."""
     models = [place for place in places if not place.is_run]
-    runs = {model: [place for place in places if place.is_run and place.of_model == model] for model in models}
+    runs: dict[Place, list[Place]] = {model: [] for model in models}
+    for place in places:
+        if place.is_run:
+            runs[place.of_model].append(place)
     cells = {model: model.cell() for model in models}
     of_cell = {cell: model for model, cell in cells.items()}
 
@@ -165,6 +168,8 @@ def _count(places: Sequence[Place], launcher: Launcher, note: Note, *, bound: bo
         counter.begin(cells.values())
         for number, model in enumerate(models, start=1):
             outcome = counter.outcome(cells[model])
+            if refuse and outcome.failure is not None and outcome.failure.cause == "usage":
+                raise UsageError(outcome.failure.detail)
             for entry in _entries_of(model, runs[model], outcome, bound):
                 entries[entry.place] = entry
             if time.monotonic() - told_at > _TELL_EVERY_S and number < len(models):
@@ -193,8 +198,9 @@ def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome, bound: bo
         yield Entry(place=place, figures=answer["figures"], absent=answer["absent"])
 
 
-def _is_gone(failure: Any) -> bool:
-    return bool(failure.cause == "usage")
+def _is_gone(failure: Failure) -> bool:
+    """Whether there is no such model, builder or module any more; other usage errors are of models that are there."""
+    return failure.cause == "usage" and (failure.detail.startswith("Unknown ") or "No module named" in failure.detail)
 
 
 def _lock(entries: Sequence[Entry], places: Sequence[Place]) -> Lock:

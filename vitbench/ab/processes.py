@@ -1,4 +1,4 @@
-"""The processes of both sides: one server a side, fresh processes from it, turns by a line over a local socket."""
+"""The processes of both sides, each started by itself; turns are given by a line over a local socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Any
 from vitbench.ab.worktrees import InfrastructureError, State
 
 SIDE = Path(__file__).with_name("side.py")
-#: How long torch may take to load on a slow disk, and a model to be built and warmed up.
+#: How long a process may take to begin, and to load torch from a slow disk, build a model and warm it up.
 START_S = 300.0
 BUILD_S = 600.0
 #: A turn may take this much longer than the calls of the warm-up would have it, and at least so many seconds.
@@ -75,19 +74,17 @@ class Line:
 
 
 class Side:
-    """One side's server (Linux), or the way to start its processes one by one; use it as a context manager."""
+    """Starts processes of one side, and ends them; use it as a context manager."""
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.forks = sys.platform.startswith("linux")
-        self._server: subprocess.Popen[str] | None = None
         self._errors = tempfile.NamedTemporaryFile(  # noqa: SIM115  closed with the side
             mode="ab", prefix="vitbench-side-", suffix=".log"
         )
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=8)
         self._started: list[Process] = []
         self._expected: set[str] = set()
-        self._arrived: dict[str, tuple[Line, int]] = {}
+        self._arrived: dict[str, Line] = {}
 
     def __enter__(self) -> Side:
         return self
@@ -96,45 +93,36 @@ class Side:
         self.close()
 
     def start(self, cell: Mapping[str, Any], role: str) -> Process:
-        """A fresh process that builds the cell's model; it is not waited for."""
+        """A fresh process that builds the cell's model; it is not waited for. Raises InfrastructureError."""
         token = secrets.token_hex(16)
         port = self._listener.getsockname()[1]
+        request = {"runner": os.getpid(), "port": port, "token": token, "role": role, "cell": dict(cell)}
+        # not its own folder first on the path (-P), and nothing written beside anybody's source files (-B)
+        command = [str(self.state.python), "-P", "-B", str(SIDE)]
+        try:
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, text=True,
+                env=self._environment(), cwd=self.state.root, start_new_session=os.name != "nt",
+            )  # fmt: skip
+        except OSError as error:
+            raise InfrastructureError(f"{self.state.name}: {self.state.python} cannot be run: {error}") from error
         self._expected.add(token)
-        request = {"port": port, "token": token, "role": role, "cell": dict(cell)}
-        child = None
-        if self.forks:
-            self._request(request)
-        else:
-            child = self._open("play")
-            assert child.stdin is not None
-            with contextlib.suppress(OSError):
-                child.stdin.write(json.dumps(request) + "\n")
-                child.stdin.close()
         process = Process(self, token, child)
         self._started.append(process)
+        assert child.stdin is not None
+        with contextlib.suppress(OSError):  # it has died: that is noticed when it does not connect
+            child.stdin.write(json.dumps(request) + "\n")
+            child.stdin.close()
         return process
 
-    def load(self, modules: list[str]) -> None:
-        """Have the server load ``modules``, for all processes to come; nothing where there is no server."""
-        if self.forks and modules:
-            self._request({"load": modules})
-            self._answer("loaded")
-
-    def accept(self, token: str, deadline: float, child: subprocess.Popen[str] | None) -> tuple[Line, int]:
-        """The connection of the process that knows ``token``, and its process id.
-
-        Raises SideError if it does not come, InfrastructureError if the server is gone.
-        """
+    def accept(self, token: str, deadline: float, child: subprocess.Popen[str]) -> Line:
+        """The connection of the process that knows ``token``. Raises SideError if it does not come."""
         while token not in self._arrived:
             self._listener.settimeout(_LOOK_S)
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:
-                if self._server is not None and self._server.poll() is not None:
-                    raise InfrastructureError(
-                        f"{self.state.name}: the server has ended; {self.last_words()}"
-                    ) from None
-                if time.monotonic() > deadline or (child is not None and child.poll() is not None):
+                if time.monotonic() > deadline or child.poll() is not None:
                     raise SideError(self.state.name, f"no process began; {self.last_words()}") from None
                 continue
             line = Line(connection)
@@ -144,7 +132,7 @@ class Side:
                 hello = {}
             if hello.get("token") in self._expected:  # anybody on this machine may knock
                 self._expected.remove(hello["token"])
-                self._arrived[hello["token"]] = line, int(hello["pid"])
+                self._arrived[hello["token"]] = line
             else:
                 line.close()
         return self._arrived.pop(token)
@@ -158,17 +146,11 @@ class Side:
         return said[-1] if said else "it printed nothing"
 
     def close(self) -> None:
-        """End the server and every process of this side."""
-        for process in self._started:
+        """End every process of this side."""
+        for process in list(self._started):
             process.close()
-        if self._server is not None:
-            with contextlib.suppress(OSError):
-                self._server.kill()  # the kernel ends what it has forked
-            self._server.wait()
-            for pipe in (self._server.stdin, self._server.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+        for line in self._arrived.values():
+            line.close()
         self._listener.close()
         self._errors.close()
 
@@ -176,42 +158,12 @@ class Side:
         """A process that is over."""
         self._started = [one for one in self._started if one is not process]
 
-    def _request(self, request: Mapping[str, Any]) -> None:
-        if self._server is None:
-            self._server = self._open("serve")
-            self._answer("ready")
-        assert self._server.stdin is not None
-        try:
-            self._server.stdin.write(json.dumps(request) + "\n")
-            self._server.stdin.flush()
-        except OSError as error:
-            raise InfrastructureError(f"{self.state.name}: the server has ended; {self.last_words()}") from error
-
-    def _answer(self, expected: str) -> None:
-        assert self._server is not None
-        assert self._server.stdout is not None
-        answer = self._server.stdout.readline().strip()  # EOF if it dies, so that this ends
-        if answer != expected:
-            raise InfrastructureError(
-                f"{self.state.name}: {self.state.python} cannot start a process with torch; {self.last_words()}"
-            )
-
-    def _open(self, mode: str) -> subprocess.Popen[str]:
-        # not its own folder first on the path (-P), and nothing written beside anybody's source files
-        command = [str(self.state.python), "-P", "-B", str(SIDE), mode]
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE if mode == "serve" else subprocess.DEVNULL,
-            stderr=self._errors, text=True, env=self._environment(), cwd=self.state.root,
-            start_new_session=os.name != "nt",
-        )  # fmt: skip
-
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join(self.state.path)
         before = os.environ.get("PYTHONPATH", "")
         return {
             **os.environ,
             "PYTHONPATH": path + (os.pathsep + before if before else ""),
-            "VITBENCH_SIDE": path,
             "PYTHONHASHSEED": "0",  # the order of sets is no difference between the sides
         }
 
@@ -219,10 +171,10 @@ class Side:
 class Process:
     """One process of a side, which waits for its turns."""
 
-    def __init__(self, side: Side, token: str, child: subprocess.Popen[str] | None) -> None:
+    def __init__(self, side: Side, token: str, child: subprocess.Popen[str]) -> None:
         self.seconds = 0.0
         self.facts: dict[str, Any] = {}
-        self.pid = 0
+        self.pid = child.pid
         self._side = side
         self._token = token
         self._child = child
@@ -230,8 +182,7 @@ class Process:
 
     def connect(self) -> None:
         """Wait until it runs. Raises SideError if it does not."""
-        limit = START_S if self._child is not None else BUILD_S
-        self._line, self.pid = self._side.accept(self._token, time.monotonic() + limit, self._child)
+        self._line = self._side.accept(self._token, time.monotonic() + START_S, self._child)
 
     def ready(self) -> dict[str, Any]:
         """Wait until the model is built and warm; the facts that it tells. Raises SideError if it fails."""
@@ -254,12 +205,11 @@ class Process:
         """End it, and whatever it started in its group."""
         if self._line is not None:
             self._line.close()
-        if self.pid and self._side.forks:
+        if os.name != "nt":
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
+        self._child.kill()
+        self._child.wait()
         self._side.forget(self)
 
     def _event(self, limit_s: float) -> dict[str, Any]:
@@ -272,5 +222,7 @@ class Process:
         except (OSError, ValueError) as error:
             raise SideError(name, f"the process died; {self._side.last_words()}") from error
         if event.get("event") == "failed":
+            if event.get("infrastructure"):
+                raise InfrastructureError(f"{name}: {event.get('reason')} ({self._side.state.python})")
             raise SideError(name, str(event.get("reason")))
         return event

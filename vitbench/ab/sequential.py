@@ -20,7 +20,7 @@ from vitbench.statistics import holm
 #: So many pairs there are at each look.
 LOOKS = (3, 5, 10, 20, 40)
 #: The share of the error rate that each look may use. Three pairs say little, and get little.
-SHARES = (0.05, 0.2, 0.25, 0.25, 0.25)
+SHARES = (0.05, 0.3, 0.25, 0.2, 0.2)
 #: False alarms of a whole suite whose code is the same, at most.
 ALPHA = 0.01
 #: A slow-down of ``detect`` that is called none, of each cell, at most.

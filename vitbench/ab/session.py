@@ -276,8 +276,8 @@ class Comparison:
             return
 
     def _probe(self, sides: Mapping[str, Side]) -> None:
-        """Build each model once on each side: what fails is known at once, and what it loads is loaded but once."""
-        self.note("Starting a server for each side ...")
+        """Build each model once on each side, so that what fails is known at once."""
+        self.note("Building each model once on each side ...")
         seen: dict[tuple[str, str], tuple[str, int | None]] = {}
         for trial in self.trials:
             for name, side in sides.items():
@@ -295,7 +295,9 @@ class Comparison:
 
 
 def _probe_one(side: Side, cell: Cell) -> tuple[str, int | None, str]:
-    """Why a model cannot be built, or empty; its parameters; the version of torch."""
+    """Why a model cannot be built, or empty; its parameters; the version of torch. Raises InfrastructureError for a
+    Python without torch, which is no fault of the model.
+    """
     process = side.start(asdict(cell), "probe")
     try:
         facts = process.ready()
@@ -303,7 +305,6 @@ def _probe_one(side: Side, cell: Cell) -> tuple[str, int | None, str]:
         return str(error), None, ""
     finally:
         process.close()
-    side.load([str(name) for name in facts.get("modules", ())])
     return "", int(facts["parameters"]), str(facts["torch"])
 
 

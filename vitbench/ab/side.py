@@ -3,14 +3,14 @@
 It takes nothing from vitbench but the models of the side that it runs for, so that an old commit is measured as a new
 one is. Standard library and torch only.
 
-``side.py serve``: a server that has torch loaded and forks a fresh process for each request (Linux). Each line of its
-input is a request. ``side.py play``: one process, whose input is its request; for systems where torch cannot be forked.
-A process connects to the request's ``port`` of this machine, says its ``token``, builds the model, warms up, and from
-then on runs only when it is given a turn.
+Each process is started by itself. Nothing is forked from a process that has torch loaded: all such children would share
+how their libraries happen to lie in memory, and differ from the other side's by the same one per cent in every pair.
 
-A request: ``port``, ``token``, ``role`` (``probe`` or ``play``) and ``cell`` (the fields of a Cell, of which this file
-reads ``model``, ``image_size``, ``num_classes``, ``batch_size``, ``device``, ``dtype``, ``mode``, ``attention``,
-``compile``, ``threads`` and ``seed``).
+Its input is one line, a request: ``runner`` (the process id of who asks), ``port``, ``token``, ``role`` (``probe`` or
+``play``) and ``cell`` (the fields of a Cell, of which this file reads ``model``, ``image_size``, ``num_classes``,
+``batch_size``, ``device``, ``dtype``, ``mode``, ``attention``, ``compile``, ``threads`` and ``seed``). It connects to the
+port of this machine, says the token, builds the model, warms up, and from then on runs only when it is given a turn. It
+ends when the runner does.
 """
 
 from __future__ import annotations
@@ -65,22 +65,13 @@ def build(cell: dict[str, Any]) -> Any:
 
 
 def probe(cell: dict[str, Any], line: Line) -> None:
-    """Build the model once, and tell what that loaded from elsewhere than this side's own code: the server loads it,
-    once for all processes to come.
-    """
+    """Build the model once, and tell of it."""
     import torch
 
     with torch.device("meta") if not cell["model"].startswith(MODULE) else contextlib.nullcontext():
         model = build(cell)
-    own = [os.path.realpath(path) for path in os.environ.get("VITBENCH_SIDE", "").split(os.pathsep) if path]
-    elsewhere = []
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        if file and "." not in name and not any(os.path.realpath(file).startswith(root + os.sep) for root in own):
-            elsewhere.append(name)
     line.send(
         event="probed",
-        modules=[name for name in elsewhere if name not in ("__main__", "vitbench")],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         source=getattr(sys.modules.get(type(model).__module__), "__file__", "") or "",
         torch=torch.__version__,
@@ -104,7 +95,6 @@ def play(cell: dict[str, Any], line: Line) -> None:
             break  # a call of many seconds needs no three
     line.send(event="ready", seconds=(time.perf_counter() - began) / calls, shape=shape)
     gc.collect()
-    gc.freeze()
     gc.disable()
     while (turn := line.receive()) is not None:
         line.send(event="turn", **take_turn(call, turn["turn"]))
@@ -208,6 +198,11 @@ def run_request(request: dict[str, Any]) -> None:
         line = Line(connection)
         line.send(event="hello", token=request["token"], pid=os.getpid())
         try:
+            import torch  # noqa: F401  what all of it stands on
+        except Exception as error:
+            line.send(event="failed", reason=f"torch cannot be imported: {error}"[:500], infrastructure=True)
+            return
+        try:
             (probe if request["role"] == "probe" else play)(request["cell"], line)
         except Exception as error:  # the edge: the models are anybody's code
             import traceback
@@ -218,49 +213,10 @@ def run_request(request: dict[str, Any]) -> None:
                 line.send(event="failed", reason=f"{type(error).__name__}: {text}"[:500])
 
 
-def serve() -> None:
-    """Fork a process for each request, load what a request of ``load`` names, until the input ends."""
-    import torch  # noqa: F401  what every process needs
-
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them: their connections tell of their ends
-    parent = os.getpid()
-    print("ready", flush=True)
-    for text in sys.stdin:
-        request = json.loads(text)
-        if "load" in request:
-            for name in request["load"]:
-                with contextlib.suppress(Exception):  # what one process needed, another may do without
-                    importlib.import_module(name)
-            gc.collect()
-            gc.freeze()
-            print("loaded", flush=True)
-            continue
-        if os.fork() == 0:
-            become_process(parent, request)
-
-
-def become_process(server: int, request: dict[str, Any]) -> None:
-    """In the child: a group of its own, ended with the server; never returns."""
-    code = 1
-    try:
-        os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        die_with_parent(server)
-        os.close(0)
-        run_request(request)
-        code = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stderr.flush()
-        os._exit(code)
-
-
 def die_with_parent(parent: int) -> None:
     """Linux ends this process when ``parent`` ends."""
+    if not sys.platform.startswith("linux"):
+        return  # elsewhere it ends at its next turn, when the connection has ended
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -270,7 +226,6 @@ def die_with_parent(parent: int) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to handle
-    if sys.argv[1:] == ["serve"]:
-        serve()
-    else:
-        run_request(json.loads(sys.stdin.readline()))
+    wanted = json.loads(sys.stdin.readline())
+    die_with_parent(wanted["runner"])
+    run_request(wanted)
