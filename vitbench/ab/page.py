@@ -20,8 +20,8 @@ def notes_on(comparison: Comparison) -> list[str]:
     looks = trials[0].rule.looks if trials else ()
     notes = [
         f"{pairs} pairs. Each is a process of base, started for it, another one of base (its control) and one of head, "
-        "alive at once, of which one runs at a time; the order of their turns is drawn anew in each round. A figure is the mean "
-        "over the pairs of the logarithm of head over base.",
+        "alive at once, of which one runs at a time; the order of their turns is drawn anew in each round. A figure is "
+        "the mean over the pairs of the logarithm of head over base.",
         f"False alarms of all cells together: at most {100 * comparison.alpha:g} % (one-sided t tests after "
         f"{', '.join(map(str, looks))} pairs, the rate shared among the looks; Holm over cells and clocks).",
     ]
