@@ -9,7 +9,7 @@ how their libraries happen to lie in memory, and differ from the other side's by
 Its input is one line, a request: ``runner`` (the process id of who asks), ``port``, ``token``, ``role`` (``probe`` or
 ``play``) and ``cell`` (the fields of a Cell, of which this file reads ``model``, ``image_size``, ``num_classes``,
 ``batch_size``, ``device``, ``dtype``, ``mode``, ``attention``, ``compile``, ``threads`` and ``seed``). It connects to
-the port of this machine, says the token, builds the model, warms up, and from then on runs only when it is given a turn.
+the port of this machine, says the token, builds the model, warms up, and from then on runs only when given a turn.
 It ends when the runner does.
 """
 
