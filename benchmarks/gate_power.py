@@ -2,7 +2,7 @@
 
 Three steps, each of which keeps what it has, into one folder::
 
-    python benchmarks/gate_power.py record FOLDER --pairs 300   # real pairs, half of them beside a busy neighbour
+    python benchmarks/gate_power.py record FOLDER --pairs 320   # real pairs, half of them beside a busy neighbour
     python benchmarks/gate_power.py live FOLDER --runs 20       # whole runs of vitbench ab in a git repository
     python benchmarks/gate_power.py table FOLDER                # gate_power.md from what is there
 
@@ -39,6 +39,7 @@ MODEL = "module:guarded:build"
 ARMS = {HEAD: 0.0, "slow5": 0.05, "slow10": 0.10}
 ROUNDS = 60
 DRAWS = 2000
+BLOCK = 40
 NEIGHBOUR = """
 import torch
 torch.set_num_threads(1)
@@ -80,7 +81,7 @@ def main() -> None:
     for name in ("record", "live", "table"):
         step = steps.add_parser(name)
         step.add_argument("folder", type=Path)
-        step.add_argument("--pairs", type=int, default=300)
+        step.add_argument("--pairs", type=int, default=320)
         step.add_argument("--runs", type=int, default=20)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -148,21 +149,22 @@ def neighbour(wanted: bool) -> Iterator[None]:
 
 
 def record(folder: Path, pairs: int) -> None:
-    """Add pairs to ``pairs.jsonl`` until there are so many: the first half quiet, the second beside a neighbour."""
+    """Add pairs to ``pairs.jsonl`` until there are so many, in blocks that are quiet and beside a neighbour by turns."""
     columns = widths(folder)
     path = folder / "pairs.jsonl"
     done = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
     shuffle = random.Random(done)
-    with processes_of(columns) as (sides, fields):
-        for busy, until in ((False, pairs // 2), (True, pairs)):
-            with neighbour(busy and done < until), path.open("a", encoding="utf-8") as file:
-                while done < until:
+    with processes_of(columns) as (sides, fields), path.open("a", encoding="utf-8") as file:
+        while done < pairs:
+            busy = done // BLOCK % 2 == 1
+            with neighbour(busy):
+                for number in range(done + 1, min(done - done % BLOCK + BLOCK, pairs) + 1):
                     name = "busy" if busy else "quiet"
                     begin = time.perf_counter()
-                    pair, _ = play_pair(sides, fields, name=name, number=done + 1, shuffle=shuffle, rounds=ROUNDS)
+                    pair, _ = play_pair(sides, fields, name=name, number=number, shuffle=shuffle, rounds=ROUNDS)
                     file.write(pair.to_json() + "\n")
                     file.flush()
-                    done += 1
+                    done = number
                     print(f"{done}/{pairs} {name} {time.perf_counter() - begin:.1f} s", flush=True)
 
 
