@@ -149,7 +149,7 @@ def neighbour(wanted: bool) -> Iterator[None]:
 
 
 def record(folder: Path, pairs: int) -> None:
-    """Add pairs to ``pairs.jsonl`` until there are so many, in blocks that are quiet and beside a neighbour by turns."""
+    """Add pairs to ``pairs.jsonl`` until there are so many, in blocks: quiet, beside a neighbour, and so on."""
     columns = widths(folder)
     path = folder / "pairs.jsonl"
     done = len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
