@@ -19,6 +19,7 @@ import csv
 import json
 import math
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def main() -> None:
         step.add_argument("--runs", type=int, default=20)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through all that has to be cleaned up: the neighbour goes
     if given.step == "record":
         record(given.folder, given.pairs)
     elif given.step == "live":

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitbench.commands.gates import Everything, JsonFile, Junit, Markdown
 from vitbench.commands.options import AllowImport
-from vitbench.errors import StorageError, UsageError, WorkerError
+from vitbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitbench.lockfile import Lock, Rule
 
 EPILOG = (
     "Examples:  vitbench check   |   vitbench check vitbench.lock.json --markdown comment.md --junit check.xml   |   "
@@ -30,69 +34,63 @@ def check(
             "lock; again for more.",
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="List what is the same, too.")] = False,
-    markdown: Annotated[Path | None, typer.Option(help="Also write a page for a pull request's comment here.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Also write the changes as JSON here.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Also write them as JUnit XML here.")] = None,
+    everything: Everything = False,
+    markdown: Markdown = None,
+    json: JsonFile = None,
+    junit: Junit = None,
     allow_import: AllowImport = False,
 ) -> int:
-    """Compare exact figures (parameters, FLOPs, operators, ...) with a lock; exit code 1 if any differs."""
-    from datetime import UTC, datetime
+    """Compare exact figures (parameters, FLOPs, operators, ...) with a lock; exit code 1 if any differs.
 
-    from vitbench.changes import INFRASTRUCTURE, exit_code
-    from vitbench.lockfile import DEFAULT_NAME, accept, compare_locks, parse_rule, read_lock, remaining, write_lock
-    from vitbench.printable import one_line, printable, printable_lines
-    from vitbench.reports.changes import changes_table, write_changes
-    from vitbench.runner import terminate_like_interrupt
-    from vitbench.snapshots import notes_on, repeat_snapshot
+    Exit codes: 0 fine, 1 something differs, 2 wrong usage, 4 the machine did not let us count.
+    """
+    from vitbench.commands.gates import choose_outputs, guarded
+    from vitbench.lockfile import DEFAULT_NAME, parse_rule, read_lock
 
     rules = [parse_rule(text) for text in accepted or ()]
     path = lock or Path(DEFAULT_NAME)
-    outputs = [one for one in (markdown, json, junit) if one is not None]
-    for output in outputs:
-        if not output.parent.is_dir():
-            raise UsageError(f"Cannot write {output}: {str(output.parent)!r} is no folder. Make it first")
-        if output.absolute() == path.absolute() or outputs.count(output) > 1:
-            raise UsageError(f"{output} is asked to be two files at once: give each output a name of its own")
+    paths = choose_outputs(markdown, json, junit)
+    for output in paths.values():
+        if output is not None and output.absolute() == path.absolute():
+            raise UsageError(f"{str(output)!r} is the lock itself: give the output a name of its own")
     base = read_lock(path)
+    return guarded(lambda: _check(base, path, rules, paths, everything=everything, allow_import=allow_import))
+
+
+def _check(
+    base: Lock, path: Path, rules: list[Rule], paths: dict[str, Path | None], *, everything: bool, allow_import: bool
+) -> int:
+    from datetime import UTC, datetime
+
+    from vitbench.commands.gates import publish
+    from vitbench.lockfile import accept, compare_locks, remaining, write_lock
+    from vitbench.printable import one_line
+    from vitbench.runner import terminate_like_interrupt
+    from vitbench.snapshots import notes_on, repeat_snapshot
 
     def note(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
 
-    try:
-        with terminate_like_interrupt():
-            head = repeat_snapshot(base, allow_import=allow_import, note=note)
-        changes = compare_locks(base, head)
-        notes = notes_on(base, head)
-        if rules:
-            new = accept(base, head, changes, rules, datetime.now(UTC).date().isoformat())
-            write_lock(path, new)
-            before, changes = len(changes), remaining(changes, rules)
-            notes += [f"Accepted: {one.pattern}: {one.reason}" for one in new.accepted[len(base.accepted) :]]
-            note(f"Accepted {before - len(changes)} changes; wrote {path}")
-        title = f"Exact figures against {path.name}"
-        written = write_changes(
-            changes,
-            title=title,
-            notes=notes,
-            markdown=markdown,
-            json=json,
-            junit=junit,
-            everything=everything,
-            torch={"base": base.torch, "head": head.torch},
-        )
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    except (WorkerError, StorageError) as error:
-        note(f"Error: {error}")
-        return INFRASTRUCTURE
-    print(printable_lines(changes_table(changes, everything=everything)))
-    for text in notes:
-        print(one_line(text))
-    for output in written:
-        note(f"Wrote {printable(str(output))}")
-    code = exit_code(changes)
+    with terminate_like_interrupt():
+        head = repeat_snapshot(base, allow_import=allow_import, note=note)
+    changes = compare_locks(base, head)
+    notes = notes_on(base, head)
+    if rules:
+        new = accept(base, head, changes, rules, datetime.now(UTC).date().isoformat())
+        write_lock(path, new)
+        before, changes = len(changes), remaining(changes, rules)
+        notes += [f"Accepted: {one.pattern}: {one.reason}" for one in new.accepted[len(base.accepted) :]]
+        note(f"Accepted {before - len(changes)} changes; wrote {path}")
+    code = publish(
+        changes,
+        title=f"Exact figures against {path.name}",
+        notes=notes,
+        everything=everything,
+        paths=paths,
+        inconclusive="pass",  # what is counted is never in doubt
+        advice="",
+        torch={"base": base.torch, "head": head.torch},
+    )
     if code:
         note("If a change is meant: vitbench check --accept 'cell or pattern: reason' writes it into the lock.")
     return code
