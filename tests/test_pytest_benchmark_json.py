@@ -33,6 +33,13 @@ REAL = ROOT / "results" / "amd-epyc-2-cores"
 pytest_benchmark = pytest.importorskip("pytest_benchmark")
 
 
+@pytest.fixture(autouse=True)
+def not_a_worker_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pytest runs that these tests start are runs of their own, in which pytest-benchmark may time."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def at(record: Record, day: int) -> Record:
     return dataclasses.replace(record, started_at=f"2026-01-{day:02}T03:04:06+00:00")
 

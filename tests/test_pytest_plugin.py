@@ -65,6 +65,13 @@ def test_mean(vitbench):
 """
 
 
+@pytest.fixture(autouse=True)
+def not_a_worker_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pytest runs that these tests start are runs of their own, in which pytest-benchmark may time."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _everything_is_loaded() -> Iterator[None]:
     """A session in this process forgets what it has loaded, and torch takes seconds to load anew. What is loaded is
