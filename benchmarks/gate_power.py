@@ -347,7 +347,7 @@ def live_table(folder: Path) -> list[str]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     lines = [
-        f"{len(rows)} whole runs of `vitbench ab`, from the command to its exit, both servers' start included:",
+        f"{len(rows)} whole runs of `vitbench ab`, from the command to its exit:",
         "",
         "| code | machine | runs | worse | same | inconclusive | pairs, median | seconds, median (longest) |",
         "|:--|:--|--:|--:|--:|--:|--:|--:|",
