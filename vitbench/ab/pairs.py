@@ -13,7 +13,7 @@ from typing import Any
 from vitbench.ab.processes import Process, Side
 
 #: How long a turn is. Shared machines change their speed by a third within tens of milliseconds, as the core's other
-#: half gets and loses work: of 20, 50 and 100 ms at equal length of a pair the shortest made pairs repeat best.
+#: half gets and loses work: pairs of equal length repeated better with turns of 20 ms than of 50, and no better with 8.
 TURN_S = 0.02
 #: How many rounds of turns a pair has, and how few where a call lasts longer than a turn, so that a pair would take
 #: more than so many seconds. A first round more is warm-up.

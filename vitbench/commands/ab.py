@@ -95,6 +95,7 @@ def ab(
         "dtypes": split_words(dtypes),
         "num_classes": num_classes,
         "threads": None if threads is None else [threads],
+        "seeds": [seed],
     }
 
     def gate() -> int:
