@@ -52,7 +52,8 @@ def test_runs_in_a_row_share_no_pair() -> None:
 def test_a_row_of_the_table_says_what_is_true_of_its_pairs(slow: float, verdict: str) -> None:
     found = columns(row("quiet", "slow5", [pairs_of(80, slow=slow, spread=0.01)], random.Random(0)))
     worse, same = float(found[6].removesuffix(" %")), float(found[8].removesuffix(" %"))
-    assert found[2] == "80" and found[5] == "2000"
+    assert found[2] == "80"
+    assert found[5] == "2000"
     assert abs(float(found[3].split(" %")[0]) - 100 * slow) < 0.5
     # one process of sd s against the mean of two: s * sqrt(1.5)
     assert float(found[4].removesuffix(" %")) == pytest.approx(1.2, abs=0.25)
