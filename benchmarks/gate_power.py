@@ -117,7 +117,7 @@ def widths(folder: Path) -> dict[str, int]:
         slope = (found["many"] - found["few"]) / (TRIED["many"] - TRIED["few"])
         start = found["few"] - slope * TRIED["few"]
         chosen = {arm: max(round((share - start) / slope), 1) if share else 0 for arm, share in ARMS.items()}
-        kept = {"columns": chosen, "tried": TRIED, "found": found}
+        kept = {"columns": chosen, "tried": TRIED, "found": found, "pairs": CALIBRATION_PAIRS}
         path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(kept), flush=True)
     return dict(json.loads(path.read_text(encoding="utf-8"))["columns"])
