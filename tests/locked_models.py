@@ -72,6 +72,8 @@ EDITS: dict[str, tuple[str, str]] = {
     "a builder that raises": ("    # built", "    raise IndexError('there is no block 13')"),
     "a source that is none": ("    # built", "    return )"),
     "a builder that is gone": ("def build(", "def make("),
+    "a missing dependency": ("def build(", "import installed_nowhere\n\n\ndef build("),
+    "a kill": ("    # built", "    __import__('os').kill(__import__('os').getpid(), 9)"),
     "a forward pass that raises": ("        # blocks done", "        x = x @ torch.zeros(7, 7, device=x.device)"),
 }
 

@@ -21,6 +21,7 @@ from vitbench.ab.processes import Side, SideError
 from vitbench.ab.sequential import Rule
 from vitbench.ab.session import Comparison, Trial, judge, read_pairs
 from vitbench.ab.worktrees import InfrastructureError, State, check_out
+from vitbench.changes import exit_code
 from vitbench.cli import run_command
 from vitbench.errors import UsageError
 from vitbench.suites import make_thresholds
@@ -225,6 +226,71 @@ def test_a_head_that_fails_is_a_regression_and_a_base_that_fails_is_not(
     dying = run_ab("--base", "fast", "--head", "dying", *OPTIONS, "--out", str(tmp_path / "dying"))
     assert dying.returncode == 1
     assert "the process died; out of luck" in dying.stdout
+
+
+WRONG_SIZE = FAST.replace("x = images.flatten(1)", "x = images.reshape(1, 5)")
+
+
+def test_where_neither_side_runs_chance_blames_nobody(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path
+) -> None:
+    (repository / "mine.py").write_text(WRONG_SIZE)
+    git(repository, "commit", "--quiet", "--all", "--message", "both")
+    for seed in range(3):  # who is waited for first is drawn
+        done = run_ab("--base", "HEAD", *OPTIONS, "--out", str(tmp_path / f"both-{seed}"), "--seed", str(seed))
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "Nothing was compared, as neither side runs a cell" in done.stderr
+        assert "reshape" in done.stderr or "shape" in done.stderr
+        facts = json.loads((tmp_path / f"both-{seed}" / "ab.json").read_text())
+        assert set(facts["cells"][0]["failed"]) == {BASE, HEAD}
+    unknown = run_ab("--base", "fast", "--models", "module:mine:biuld", *OPTIONS[2:], "--out", str(tmp_path / "typo"))
+    assert unknown.returncode == 2
+    assert "biuld" in unknown.stderr
+
+
+def test_a_cell_that_neither_side_runs_is_inconclusive_beside_others() -> None:
+    neither, fine = trial(), trial()
+    neither.failed = {BASE: "base: it fails", HEAD: "head: it fails"}
+    fine.pairs = pairs_of("x", spread(1.0, 5))
+    changes = judge([neither, fine], Rule.alpha)
+    assert [(one.verdict, one.gates) for one in changes[:2]] == [("inconclusive", True), ("same", True)]
+    assert changes[0].detail == "base: it fails; head: it fails"
+
+
+def test_code_that_is_not_in_the_folders_compared_is_refused(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "installed"
+    elsewhere.mkdir()
+    (elsewhere / "theirs.py").write_text(FAST)
+    monkeypatch.setenv("PYTHONPATH", str(elsewhere))
+    options = ("--models", "module:theirs:build", *OPTIONS[2:])
+    done = run_ab("--base", "slow", "--head", "fast", *options, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert f"nothing in the folder of base is loaded ({elsewhere / 'theirs.py'} is what runs)" in done.stderr
+    assert "--install" in done.stderr
+
+
+def test_a_process_that_is_killed_while_it_builds_is_tried_again(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path
+) -> None:
+    once = f"import os, pathlib\nflag = pathlib.Path({str(tmp_path / 'flag')!r})\n"
+    once += "if not flag.exists():\n    flag.touch()\n    os.kill(os.getpid(), 9)\n"
+    (repository / "mine.py").write_text(once + FAST)
+    done = run_ab("--base", "fast", *OPTIONS, "--out", str(tmp_path / "out"), "--margin", "60%")
+    assert (tmp_path / "flag").exists()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_side_whose_python_cannot_start_is_trouble_of_the_machine(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho no python today >&2\nexit 1\n")
+    python.chmod(0o755)
+    state = State(HEAD, HEAD, "0" * 40, False, tmp_path, python)
+    with Side(state) as side:
+        process = side.start(asdict(trial().cell), "probe")
+        with pytest.raises(InfrastructureError, match="head: no process began; no python today"):
+            process.ready()
 
 
 def test_a_side_without_torch_is_trouble_of_the_machine(
@@ -452,9 +518,33 @@ def test_a_machine_on_which_base_differs_from_itself_is_not_believed() -> None:
         for one in pairs_of("x", spread(1.5, 10))
     ]
     changes = judge([doubtful], Rule.alpha)
-    (change,) = [one for one in changes if one.metric == "latency_cpu_time"]
-    assert change.verdict == "inconclusive"
-    assert "base differs from itself by +30" in change.detail
+    # the wall clock alone would say worse: a machine that does not agree with itself is believed on neither
+    assert {one.metric: one.verdict for one in changes} == dict.fromkeys(
+        ("latency", "latency_cpu_time"), "inconclusive"
+    )
+    assert exit_code(changes) == 0
+    assert exit_code(changes, inconclusive_fails=True) == 3
+    details = {one.metric: one.detail for one in changes}
+    assert "base differs from itself by +30" in details["latency_cpu_time"]
+    assert "on the other clock: this machine cannot tell now" in details["latency"]
+
+
+def test_what_does_not_gate_is_judged_by_itself() -> None:
+    shown, gating = trial(), trial()
+    shown.gates = False
+    shown.pairs = pairs_of("x", spread(1.5, 5))
+    gating.pairs = pairs_of("x", spread(1.0, 5))
+    assert verdicts(shown, gating)[0, "cpu"] == ("worse", False)
+    assert exit_code(judge([shown, gating], Rule.alpha)) == 0
+
+
+@pytest.mark.parametrize(("platform", "clocks"), [("linux", ("cpu", "wall")), ("win32", ("wall",))])
+def test_the_clock_of_processes_is_too_coarse_on_windows(
+    platform: str, clocks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trial()
+    monkeypatch.setattr("vitbench.ab.session.sys.platform", platform)
+    assert one.clocks == clocks
 
 
 def test_more_cells_take_more_evidence() -> None:
@@ -480,12 +570,18 @@ def test_thresholds_set_the_margin_and_what_gates() -> None:
         ],
         "a test",
     )
-    trials = make_trials(choose_cells(suite), rules, margin=0.03)
+    asked = make_thresholds([{"metric": "latency", "cells": "vit_basic", "tolerance": "20%"}], "an option")
+    trials = make_trials(choose_cells(suite), rules)
+    assert [one.rule.margin for one in trials if one.cell.model == "cifar_vit_tiny" and one.cell.mode == "infer"] == [
+        0.1
+    ]
+    # --margin goes before the suite, --threshold before both
+    trials = make_trials(choose_cells(suite), rules, asked, margin=0.03)
     found = {(one.cell.model, one.cell.mode): (one.rule.margin, round(one.rule.detect, 3), one.gates) for one in trials}
     assert found == {
-        ("vit_basic", "infer"): (0.03, 0.06, True),
+        ("vit_basic", "infer"): (0.2, 0.23, True),
         ("vit_basic", "train"): (0.03, 0.06, False),
-        ("cifar_vit_tiny", "infer"): (0.1, 0.13, True),
+        ("cifar_vit_tiny", "infer"): (0.03, 0.06, True),
         ("cifar_vit_tiny", "train"): (0.03, 0.06, True),
     }
 

@@ -272,6 +272,14 @@ def test_a_commit_that_is_not_there_is_the_clones_fault(perform: Callable[..., D
     assert "fetch-depth: 0" in done.log
 
 
+def test_a_whole_clone_stays_whole_and_is_compared_with_the_merges_first_parent(
+    perform: Callable[..., Done], origin: Path, tmp_path: Path
+) -> None:
+    done = perform(depth=(), suite="smoke", **NOTHING)
+    assert f"--base={git(origin, 'rev-parse', 'merged^1')}" in done.calls[-1]
+    assert git(tmp_path / "clone", "rev-parse", "--is-shallow-repository") == "false"
+
+
 def test_options_reach_vitbench(perform: Callable[..., Done]) -> None:
     more = {"allow-import": "true", "install-sides": "true", "max-seconds": "600"}
     check, ab = perform(suite="smoke", **more, **NOTHING).calls
@@ -348,6 +356,9 @@ def test_the_recipes_are_yaml_and_give_the_action_inputs_that_it_has() -> None:
     assert gitlab["vitbench"]["artifacts"]["reports"]["junit"] == "vitbench-reports/*.xml"
     assert gitlab["vitbench"]["allow_failure"] == {"exit_codes": [3]}
     assert hook["repos"][0]["hooks"][0]["pass_filenames"] is False
+    # what they guard are models of their own, which are imported
+    commands = [line for line in gitlab["vitbench"]["script"] if line.startswith("vitbench")]
+    assert all("--allow-import" in line for line in [*commands, hook["repos"][0]["hooks"][0]["entry"]])
 
 
 def test_the_table_of_inputs_is_complete() -> None:

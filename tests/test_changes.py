@@ -12,7 +12,8 @@ import pytest
 
 from tests.reports.paired import tables
 from vitbench.changes import FINE, INCONCLUSIVE, REGRESSION, Change, exit_code
-from vitbench.errors import RunFolderError
+from vitbench.commands.gates import choose_outputs
+from vitbench.errors import RunFolderError, UsageError
 from vitbench.reports.changes import (
     LONGEST_COMMENT,
     changes_json,
@@ -39,6 +40,15 @@ def change(verdict: str = "worse", **fields: Any) -> Change:
         **fields,
     }
     return Change(**given)
+
+
+def test_an_output_that_may_not_be_looked_at_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(UsageError, match=r"--markdown: 'x/a.md' cannot be written: Permission denied"):
+        choose_outputs("x/a.md", None, None)
 
 
 def timing(verdict: str = "worse", **fields: Any) -> Change:

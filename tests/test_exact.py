@@ -263,6 +263,7 @@ CAUGHT: dict[str, dict[str, str]] = {
     "an unused layer": {"#without_gradient": "spare.weight gets none now (16), spare.bias gets none now (4)"},
     "a builder that raises": {"#status": "cannot be built or run any more: IndexError: there is no block 13"},
     "a source that is none": {"#status": "ok -> failed: it cannot be built or run any more: module:pkg.net:build cannot be"},
+    "a missing dependency": {"#status": "ok -> failed: it cannot be built or run any more: module:pkg.net:build cannot be imported: No module named 'installed_nowhere'"},
     "a builder that is gone": {"#status": "ok -> gone: the model is not there any more: Unknown builder"},
     "a forward pass that raises": {"#status": "cannot be built or run any more: RuntimeError"},
 }  # fmt: skip
@@ -270,7 +271,19 @@ CAUGHT: dict[str, dict[str, str]] = {
 ALONE = ("an injected parameter", "a graph break", "a renamed key", "a builder that raises", "a builder that is gone")
 
 
-@pytest.mark.parametrize("edit", [name for name in EDITS if name != "none"])
+def test_a_worker_that_the_machine_kills_says_nothing_of_the_code(
+    lock: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = lock.read_bytes()
+    write_package(lock.parent, "a kill")
+    assert run_command(["check", str(lock), "--allow-import"]) == 4
+    assert "could not be counted: killed by SIGKILL" in capsys.readouterr().err
+    assert run_command([*SNAPSHOT, "-o", "killed.json"]) == 1
+    assert not (lock.parent / "killed.json").exists()
+    assert lock.read_bytes() == before
+
+
+@pytest.mark.parametrize("edit", [name for name in EDITS if name not in ("none", "a kill")])
 def test_each_change_is_caught_with_the_right_words(lock: Path, edit: str) -> None:
     code, found = check(lock, edit)
     assert code == 1

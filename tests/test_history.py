@@ -260,6 +260,20 @@ def test_a_machine_that_is_slower_some_days_is_no_step(tmp_path: Path) -> None:
     assert absolute.steps == ()
 
 
+def test_what_fits_on_one_machine_and_not_on_another_is_no_step(tmp_path: Path) -> None:
+    for day in range(1, 7):
+        large = bool(day % 2)
+        record = paired(cell(), [2.0] * 5)
+        if not large:
+            record = dataclasses.replace(record, status="oom", cause="out_of_memory", measurements=())
+        name = "Large CPU" if large else "Small CPU"
+        write_run(tmp_path / f"night-{day}", [record], day=day, commit=commit(day), cpu=name)
+    history = read_history([tmp_path])
+    assert history.steps == ()
+    found = {one.machine: {point.value for point in one.points} for one in history.series if one.metric == "status"}
+    assert found == {"Large CPU, 2 cores": {"ok"}, "Small CPU, 2 cores": {"oom (out_of_memory)"}}
+
+
 def test_timings_of_two_machines_are_two_series_and_counts_one(tmp_path: Path) -> None:
     names = {True: "Fast CPU", False: "Slow CPU"}
     folder = nights(

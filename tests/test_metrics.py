@@ -16,7 +16,7 @@ from vitbench.devices.base import Device
 from vitbench.errors import Unsupported
 from vitbench.metrics import Budget, NotFiniteError, Subject
 from vitbench.metrics.timing import sample_durations
-from vitbench.models import build_model, use_attention
+from vitbench.models import build_model, describe_model, use_attention
 from vitbench.models.checkpoints import save_checkpoint
 from vitbench.processes import Launcher, make_launcher
 from vitbench.records import Cell, Measurement
@@ -309,7 +309,12 @@ def test_an_imbalanced_training_has_fewer_pictures_of_the_later_classes(monkeypa
     sizes = pictures_read(monkeypatch, make_trainer(small_recipe(epochs=1.0, imbalance="linear:10")))
     wanted = imbalanced_counts("linear:10", max(whole), 10)
     assert sizes == [min(pair) for pair in zip(whole, wanted, strict=True)]
-    fewer = pictures_read(monkeypatch, make_trainer(small_recipe(images=400, imbalance="linear:10")))
+    # a shorter training sees fewer pictures of the same classes: what is compared is how large these are
+    shorter = make_trainer(small_recipe(images=400, imbalance="linear:10"))
+    assert pictures_read(monkeypatch, shorter) == sizes
+    drawn = make_trainer(small_recipe(images=400, sampler="weighted"))
+    assert pictures_read(monkeypatch, drawn) == whole
+    fewer = pictures_read(monkeypatch, make_trainer(small_recipe(epochs=1.0, imbalance="linear:10"), train_images=400))
     assert sum(fewer) == 400
     assert fewer[0] / fewer[9] == pytest.approx(sizes[0] / sizes[9], rel=0.1)
 
@@ -349,6 +354,18 @@ def test_a_checkpoint_of_ours_is_tested_with_the_normalisation_of_its_recipe(tmp
     trainer = make_trainer(recipe)  # one that has trained it knows
     assert found[0] == trainer.evaluate(subject.model)["loss"]
     assert found[0] != found[1]
+
+
+def test_a_checkpoint_of_elsewhere_is_tested_with_the_normalisation_of_the_models_card(tmp_path: Path) -> None:
+    """As ``vitbench evaluate`` tests it: one file has one accuracy."""
+    path = tmp_path / "theirs.pt"
+    torch.save(build_model("vit_b16_finetune", image_size=224, num_classes=10).state_dict(), path)
+    subject = make_subject("vit_b16_finetune", image_size=(224, 224), weights="0123456789abcdef", data="digits")
+    settings = {"recipe": small_recipe().model_dump(mode="json"), "data": "digits", "test_images": 10}
+    card = describe_model("vit_b16_finetune")
+    assert card.mean != (0.5, 0.5, 0.5)
+    found = CellTrainer(subject, settings, lambda event: None, str(path))._normalisation()
+    assert (tuple(found[0]), tuple(found[1])) == (card.mean, card.std)
 
 
 def test_logits_that_are_not_finite_are_no_score() -> None:

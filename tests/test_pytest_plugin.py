@@ -148,6 +148,8 @@ CHANGES = {
     "trainable_params": ("nn.Linear(width, 10)", "nn.Linear(width, 10).requires_grad_(False)"),
     "buffers": ("self.calls = []", "self.calls = []; self.register_buffer('more', torch.zeros(3))"),
     "tensor_peak": ("self.body(images", "self.body(images.clone()"),
+    # nothing is known without numbers any more: that is a change, too
+    "flops": ("        return self.head", "        assert images.sum() != 1.5\n        return self.head"),
 }
 
 

@@ -542,6 +542,19 @@ def test_the_suite_imbalance_has_the_four_treatments_that_are_published(tmp_path
     assert len(trained) == 4
 
 
+def test_the_suite_balanced_has_the_models_of_the_published_table(tmp_path: Path) -> None:
+    suite = prepare_suite("balanced", {"data_dir": str(tmp_path), "download": True})
+    trained = {(cell.model, cell.weights.removeprefix("train:")) for cell in training_cells(suite)}
+    published = {
+        (card.name, claim.recipe)
+        for card in map(model_registry().get, suite.models)
+        for claim in card.claims
+        if claim.quantity == "top1" and claim.recipe in ("cifar-vit", "cifar-vit-base")
+    }
+    assert trained == published
+    assert len(trained) == 5
+
+
 @pytest.mark.parametrize("name", ["ablation", "imbalance"])
 def test_other_models_may_take_the_place_of_a_suites_own(name: str) -> None:
     options = {"models": ["vit_layer6_32"], "data": "digits", "budget": "images=64"}

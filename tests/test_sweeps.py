@@ -89,6 +89,13 @@ def test_the_seed_is_the_recipes_where_none_is_given(tmp_path: Path) -> None:
         assert [one.request.seed for one in settings] == seeds
 
 
+def test_a_key_that_does_nothing_is_refused_as_in_train() -> None:
+    request = TrainingRequest(model="vit_basic_tutorial", data="digits", recipe={})
+    with pytest.raises(UsageError, match="rotation does nothing without rotation in augment"):
+        plan_sweep(request, "brief", expand_settings(["rotation=15,30"], [], []), {})
+    plan_sweep(request, "brief", expand_settings(["rotation=15,30"], [], []), {"augment": ["rotation"]})
+
+
 def test_seeds_are_given_once() -> None:
     with pytest.raises(UsageError, match="Seeds are given twice"):
         expand_settings(["seed=1,2"], [], [3])

@@ -281,7 +281,7 @@ def test_other_pictures_than_at_the_beginning_are_not_gone_on_with(
         start_training(asked, tmp_path / "run")
     monkeypatch.undo()
     if change == "another choice":
-        chosen.write_text(" ".join(map(str, range(20))))
+        (tmp_path / "run" / "indices.txt").write_text(" ".join(map(str, range(20))))
     else:
         picture = next(folder.glob("train/*/*"))
         picture.with_stem("copy").write_bytes(picture.read_bytes())
@@ -545,6 +545,23 @@ def test_a_folder_that_is_taken_or_holds_no_training(tmp_path: Path, capsys: pyt
     assert "holds no training" in capsys.readouterr().err
 
 
+def test_the_last_state_serves_as_weights_with_all_that_it_knows_of_itself(whole: Path) -> None:
+    from vitbench.evaluation import evaluate_model
+
+    # the weights that are tested, those of the moving average, and not those that are trained on
+    state = load_state(whole / LAST)
+    assert state is not None
+    averaged = {key.removeprefix("module."): value for key, value in state["ema"].items() if key != "n_averaged"}
+    assert_same_weights(state["model"], {key: averaged[key] for key in state["model"]})
+    assert not torch.equal(state["trained"]["head.weight"], state["model"]["head.weight"])
+    assert read_facts(whole / LAST) == read_facts(whole / "checkpoints" / "last.safetensors")
+    one, other = (
+        evaluate_model(MODEL, weights=str(whole / name), data="digits", device="cpu", test_images=50)
+        for name in (LAST, "checkpoints/last.safetensors")
+    )
+    assert one["loss"]["value"] == other["loss"]["value"]
+
+
 def test_a_finished_training_is_not_trained_again(whole: Path) -> None:
     before = (whole / LAST).stat().st_mtime_ns
     summary = resume_training(whole)
@@ -685,6 +702,31 @@ def test_features_are_gone_on_with_and_the_checkpoint_is_the_whole_model(
     load_checkpoint(build_model(MODEL, image_size=8, num_classes=10), tmp_path / "run" / LAST)
 
 
+def test_a_training_goes_on_without_the_file_of_indices_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.training.loop import Trainer
+
+    indices = tmp_path / "mine.txt"
+    indices.write_text(" ".join(map(str, range(0, 400, 3))))
+    content = request(recipe={"imbalance": str(indices)}, train_images=None)
+    start_training(content, tmp_path / "whole")
+    step = Trainer._take_step
+
+    def fail(self: Trainer) -> None:
+        if self.steps == 8:
+            raise ArithmeticError
+        step(self)
+
+    monkeypatch.setattr(Trainer, "_take_step", fail)
+    with pytest.raises(ArithmeticError):
+        start_training(content, tmp_path / "run")
+    monkeypatch.undo()
+    indices.unlink()
+    resume_training(tmp_path / "run")
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
 def test_a_training_goes_on_with_pictures_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.training.folders import make_image_folder
     from vitbench.training.loop import Trainer
@@ -762,7 +804,7 @@ def test_tensorboard_holds_curves_and_the_confusion_matrix(tmp_path: Path) -> No
     assert [one.value for one in events.Scalars("validation/accuracy")] == pytest.approx(
         [row["validation_accuracy"] for row in summary.history]
     )
-    assert {"confusion", "attention"} <= set(tags["images"])
+    assert {"curves", "confusion", "attention"} <= set(tags["images"])
 
 
 @pytest.mark.parametrize("keys", [{"compile": True}, {"channels_last": True}, {"amp": "bf16"}, {"deterministic": True}])

@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vitbench.cell_names import cell_names
 from vitbench.errors import RunFolderError, UnknownNameError, UsageError, VitbenchError
 from vitbench.printable import one_line
 from vitbench.pytest_benchmark_json import StoredRun, digest_of, is_stored_run, parse_time, read_stored_run
@@ -348,7 +349,7 @@ def _by_time(moment: Moment) -> tuple[datetime, str]:
 
 def _series_of(folders: Sequence[RunFolder]) -> list[Series]:
     """The series of run folders, cells in order of first appearance."""
-    labels = _labels([record.cell for folder in folders for record in folder.records])
+    labels = cell_names(record.cell for folder in folders for record in folder.records)
     found: dict[tuple[str, str, Kind, str], list[Point]] = {}
     facts: dict[tuple[str, str, Kind, str], tuple[Cell, str]] = {}
 
@@ -368,11 +369,13 @@ def _series_of(folders: Sequence[RunFolder]) -> list[Series]:
                 conditions=_conditions(record, described, folder.environment),
             )
             machine = machine_of(described, record.cell.device)
-            add(record.cell, STATUS, "", "exact", "", Point(moment=moment, value=_status(record)))
+            # what fits depends on the machine
+            add(record.cell, STATUS, "", "exact", machine, Point(moment=moment, value=_status(record)))
             for one in record.measurements:
                 if one.status == "ok" and any(one.samples):
                     for metric, unit, kind, point in _points(one, moment):
-                        add(record.cell, metric, unit, kind, "" if kind == "exact" else machine, point)
+                        counted = kind == "exact" and "executed" not in one.method
+                        add(record.cell, metric, unit, kind, "" if counted else machine, point)
     return [
         Series(
             cell=labels[key[0]],
@@ -484,34 +487,6 @@ def _series_of_stored(runs: Sequence[StoredRun]) -> list[Series]:
 
 #: What our pytest plugin notes beside a time, apart from what is exact in records.
 STORED_EXACT = frozenset({"output", "state_dict"})
-
-
-def _labels(cells: Iterable[Cell]) -> dict[str, str]:
-    """A name for each cell's id; cells that a progress line would not tell apart are told apart by what differs."""
-    by_label: dict[str, dict[str, Cell]] = {}
-    for cell in cells:
-        by_label.setdefault(cell.label, {}).setdefault(cell.id, cell)
-    names: dict[str, str] = {}
-    for label, same in by_label.items():
-        varying = [
-            field.name
-            for field in dataclasses.fields(Cell)
-            if len({getattr(cell, field.name) for cell in same.values()}) > 1
-        ]
-        for key, cell in same.items():
-            extra = [f"{_short(name)} {_shown(getattr(cell, name))}" for name in varying]
-            names[key] = " ".join([label, *extra])
-    return names
-
-
-def _short(field: str) -> str:
-    return field.replace("num_classes", "classes").replace("_", " ")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{key}={one}" for key, one in value) or "default"
-    return "none" if value is None else str(value)
 
 
 def _commit_of(record: Record, environment: Mapping[str, Any]) -> str:

@@ -187,10 +187,11 @@ class Guard:
                 self._benchmark.extra_info.update({**self.figures, **_conditions(subject)})
             self._time(subject, float(arguments.get("warmup_s", 0.2)))
         # last: whoever has to judge a difference wants the time as well
-        self._compare({name: self.figures[name] for name in names if name in self.figures})
+        self._compare({name: self.figures[name] for name in names if name in self.figures}, names)
         return dict(self.figures)
 
-    def _compare(self, figures: Mapping[str, Any]) -> None:
+    def _compare(self, figures: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Against what was noted of ``names``; a figure that cannot be told any more is a difference, too."""
         import torch
 
         torch_version = _minor(torch.__version__)
@@ -201,7 +202,7 @@ class Guard:
         if expected is None:
             self._notes.unguarded(self._key)
             return
-        wanted = {name: value for name, value in expected.items() if name in EXACT and name in figures}
+        wanted = {name: value for name, value in expected.items() if name in EXACT and name in names}
         if expected.get("torch") != torch_version:
             left_out = [name for name in BY_TORCH if wanted.pop(name, None) is not None]
             if left_out:

@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 MODELS_DIR = Path(__file__).parent / "models"
 
+#: So begins what is said of a ``module:`` name whose module is not there, unlike one that is there and fails.
+NO_SUCH_MODULE = "there is no module"
+
 #: What stands for a model's published weights.
 PRETRAINED = "pretrained"
 

@@ -21,7 +21,7 @@ from vitbench.planning import look_up_models
 from vitbench.printable import one_line
 from vitbench.processes import Launcher, make_launcher
 from vitbench.records import Cell
-from vitbench.registry import METRICS
+from vitbench.registry import METRICS, NO_SUCH_MODULE
 from vitbench.runner import prepare_suite
 from vitbench.static_counts import StaticCounter
 from vitbench.suites import RANDOM, Suite, check_count, expand
@@ -34,6 +34,8 @@ TIMEOUT_S = 600.0
 _MODELS_A_WORKER = 2
 #: Loaded once in the server rather than in each worker.
 _PRELOAD = ("vitbench.exact",)
+#: Why a worker was ended that say nothing of the model in it.
+_OF_THE_MACHINE = frozenset({"oom_kill", "probable_oom", "terminated"})
 #: Seconds between two lines of progress.
 _TELL_EVERY_S = 5.0
 
@@ -181,6 +183,8 @@ def _count(
 def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome, bound: bool) -> Iterable[Entry]:
     """What came of one task: an entry for the model, and one for each of its runs."""
     failure = outcome.failure
+    if failure is not None and failure.cause in _OF_THE_MACHINE:
+        raise WorkerError(f"{model.label} could not be counted: {failure.detail}. Give it more memory, or try again")
     why = one_line(f"{failure.detail.splitlines()[0] if failure.detail else failure.cause}", 500) if failure else ""
     if failure is None and len(outcome.answers) != 1 + len(runs):
         raise WorkerError(f"A worker gave {len(outcome.answers)} answers for {model.label}, not {1 + len(runs)}")
@@ -200,7 +204,7 @@ def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome, bound: bo
 
 def _is_gone(failure: Failure) -> bool:
     """Whether there is no such model, builder or module any more; other usage errors are of models that are there."""
-    return failure.cause == "usage" and (failure.detail.startswith("Unknown ") or "No module named" in failure.detail)
+    return failure.cause == "usage" and (failure.detail.startswith("Unknown ") or NO_SUCH_MODULE in failure.detail)
 
 
 def _lock(entries: Sequence[Entry], places: Sequence[Place]) -> Lock:

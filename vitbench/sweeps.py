@@ -112,13 +112,14 @@ def plan_sweep(
     """A setting for each of ``changes`` to ``recipe``, whose ``fixed`` keys are the same in all. Raises RecipeError
     for one that cannot be.
     """
-    from vitbench.training.recipes import load_recipe
+    from vitbench.training.recipes import check_settings, load_recipe
 
     settings = []
     varying = [key for key in dict.fromkeys(key for one in changes for key in one) if key]
     for number, one in enumerate(changes, 1):
         keys = {key: value for key, value in one.items() if key != "seed"}
         loaded = load_recipe(recipe, **{**fixed, **keys})
+        check_settings(loaded, {**fixed, **keys})
         seed = one.get("seed")
         seed = (loaded.seed or request.seed) if seed is None else seed
         made = replace(request, recipe=loaded.model_dump(mode="json"), seed=seed)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from vitbench.devices import Device, canonical_device_name, find_devices, open_device
 from vitbench.errors import DataError, DeviceError, Unsupported, UsageError, VitbenchError
+from vitbench.normalisation import Channels, normalisation_of
 from vitbench.printable import printable
 from vitbench.records import parse_image_size
 from vitbench.registry import ModelCard
-from vitbench.shapes import is_number
 from vitbench.training.pictures import PICTURE_FORMATS
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ _MOST_CLASSES = 1_000_000
 #: Tokens beside those of patches, such as CLS.
 _MOST_EXTRA_TOKENS = 16
 _IMAGENET_CLASSES = 1000
-_HALF = (0.5, 0.5, 0.5)
-
-Channels = tuple[float, float, float]
 
 __all__ = ["OutOfMemory", "TrainedModel", "explain_oom", "find_device", "open_trained", "printable", "read_picture"]
 
@@ -163,7 +160,7 @@ def open_trained(
                 old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
                 notes.append(f"positions resampled from {old} to {new} patches")
         module = module.to(opened.torch_device).eval()
-    mean, std = _normalisation(card, facts)
+    mean, std = normalisation_of(card, facts)
     return TrainedModel(
         name=model,
         module=module,
@@ -350,24 +347,6 @@ def _has_random_head(card: ModelCard, classes: int) -> bool:
 def _publisher(card: ModelCard) -> str:
     library, colon, _ = card.name.partition(":")
     return f"{library} {card.published_weights}" if colon else card.published_weights
-
-
-def _normalisation(card: ModelCard, facts: Mapping[str, Any]) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel (0 to 1): of the training's recipe, else of the card."""
-    if not facts:
-        return _channels(card.mean) or _HALF, _channels(card.std) or _HALF
-    recipe = facts.get("recipe")
-    told = recipe if isinstance(recipe, Mapping) else {}
-    std = _channels(told.get("std"))
-    return _channels(told.get("mean")) or _HALF, std if std and min(std) > 0 else _HALF
-
-
-def _channels(values: Any) -> Channels | None:
-    if not isinstance(values, list | tuple) or len(values) != 3:
-        return None
-    if not all(map(is_number, values)):
-        return None
-    return float(values[0]), float(values[1]), float(values[2])
 
 
 def _names(classes: int, given: Sequence[str] | None, facts: Mapping[str, Any]) -> tuple[str, ...] | None:

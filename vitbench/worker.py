@@ -432,7 +432,7 @@ class CellTrainer:
             std=std,
             device=device.name,
             autocast=lambda: device.autocast(cell.dtype),
-            batch_size=max(self.recipe.batch_size, 64),
+            batch_size=self.recipe.test_batch_size,
             synchronize=device.synchronize,
         )
         bad = int((~torch.isfinite(answers.logits)).sum())
@@ -449,25 +449,28 @@ class CellTrainer:
         }
 
     def _most_images(self) -> int | None:
-        """How many training pictures are read at most: no more than a training by pictures or steps can see."""
-        seen = None if self.recipe.epochs is not None else self.recipe.total_images(self.info.train_images)
+        """How many training pictures are read at most: no more than a training by pictures or steps can see. Where
+        classes differ in size on purpose, or are drawn with replacement, the sizes are part of what is compared, and
+        all are read.
+        """
+        recipe = self.recipe
+        whole = recipe.epochs is not None or recipe.imbalance is not None or recipe.sampler == "weighted"
+        seen = None if whole else recipe.total_images(self.info.train_images)
         return min((one for one in (seen, self.settings.get("train_images")) if one is not None), default=None)
 
     def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
         """The mean and standard deviation of each channel that the weights were trained with."""
         from vitbench.models import describe_model
         from vitbench.models.checkpoints import read_facts
-        from vitbench.training.augment import OWN_MEAN, OWN_STD
+        from vitbench.normalisation import normalisation_of
 
         cell = self.subject.cell
         if cell.trains:
             return self.recipe.mean, self.recipe.std
+        card = describe_model(cell.model)
         if cell.weights.startswith(f"{PRETRAINED}:"):
-            card = describe_model(cell.model)
             return card.mean, card.std
-        recipe = read_facts(self.checkpoint).get("recipe") if self.checkpoint else None
-        told = recipe if isinstance(recipe, dict) else {}
-        return told.get("mean", OWN_MEAN), told.get("std", OWN_STD)
+        return normalisation_of(card, read_facts(self.checkpoint) if self.checkpoint else {})
 
     def save(self, model: Any) -> str:
         """Write ``checkpoints/<cell id>.safetensors`` into the run folder, whole or not at all."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 import torch
@@ -36,6 +37,43 @@ def test_accuracy_and_loss_by_hand() -> None:
     right = math.log(1 + 2 * math.exp(-20))
     assert (result.correct, result.total) == (2, 3)
     assert result.loss == pytest.approx((2 * right + 20 + right) / 3, rel=1e-6)
+
+
+def test_decoding_is_no_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, clock = random_pictures(40, classes=3), [0.0]
+
+    class Lazy:
+        """Pictures that take ten seconds a batch to decode."""
+
+        dtype, shape = torch.uint8, pictures.images.shape
+
+        def __len__(self) -> int:
+            return 40
+
+        def dim(self) -> int:
+            return 4
+
+        def __getitem__(self, some: slice) -> torch.Tensor:
+            return pictures.images[some]
+
+        def split(self, size: int) -> Iterator[torch.Tensor]:
+            for start in range(0, 40, size):
+                clock[0] += 10.0
+                yield pictures.images[start : start + size]
+
+    class Slow(Fixed):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            clock[0] += 1.0
+            return super().forward(images)
+
+    monkeypatch.setattr("vitbench.training.evaluate.time.perf_counter", lambda: clock[0])
+    lazy = PictureSet(cast("torch.Tensor", Lazy()), pictures.labels, pictures.class_names)
+    for some in (pictures, lazy):
+        found = collect_answers(
+            Slow(), some, device="cpu", autocast=contextlib.nullcontext, batch_size=16, synchronize=lambda: None
+        )
+        assert found.duration_s == 3.0  # three batches
+        assert len(found.logits) == 40
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])

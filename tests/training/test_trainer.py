@@ -182,6 +182,47 @@ def test_autocast_trains_and_the_scaler_is_in_the_state(amp: torch.dtype) -> Non
     assert not torch.equal(before, flat(model))
     torch.testing.assert_close(flat(model), flat(plain), rtol=0.1, atol=0.02)
     assert (run.state()["scaler"] is None) == (scaler is None)
+    if scaler is not None:
+        state = run.state()
+        state["scaler"]["scale"] = 4096.0
+        again = torch.amp.GradScaler("cpu", init_scale=8.0)
+        trainer(small(), pictures, how, scaler=again).load_state(state)
+        assert again.get_scale() == 4096.0
+
+
+def test_processes_share_each_batch_and_no_picture_is_another_ones() -> None:
+    """Each of two processes goes through half of what one process goes through in a step."""
+    pictures, seen = random_pictures(), {}
+    for ranks, rank in ((1, 0), (2, 0), (2, 1)):
+        run, taken = trainer(small(), pictures, recipe(), rank=rank, ranks=ranks), []
+        batch = run._batch
+        run._batch = lambda indices, taken=taken, batch=batch: (taken.append(indices.tolist()), batch(indices))[1]  # type: ignore[method-assign,misc]
+        run.run()
+        seen[ranks, rank] = taken
+    assert [len(one) for one in seen[2, 0]] == [4, 4, 4]
+    for whole, first, second in zip(seen[1, 0], seen[2, 0], seen[2, 1], strict=True):
+        assert first + second == whole
+
+
+def test_processes_weigh_classes_over_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of both processes' gradients is that of one process, also where their halves hold other classes."""
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 2])
+    pictures = PictureSet(random_pictures(8).images, labels, tuple("abcdefghij"))
+    how = recipe(class_weights="inverse", steps=1, learning_rate=1.0)
+    weights = 8 / (3 * labels.bincount().double())
+    weights = weights * 3 / weights.sum()
+
+    def change(ranks: int, rank: int) -> torch.Tensor:
+        model = small()
+        before = flat(model)
+        run = trainer(model, pictures, how, rank=rank, ranks=ranks)
+        total = float(weights[labels].sum())
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.fill_(total))
+        run.run()
+        return flat(model) - before
+
+    one = change(1, 0)
+    torch.testing.assert_close((change(2, 0) + change(2, 1)) / 2, one, rtol=1e-4, atol=1e-6)
 
 
 def test_channels_last_changes_no_result() -> None:

@@ -13,7 +13,7 @@ from vitbench.registry import METRICS as REGISTERED
 from vitbench.registry import is_external
 from vitbench.suites import ModelFacts, Suite, expand, load_suite, make_suite
 from vitbench.thresholds import Rule as ThresholdRule
-from vitbench.thresholds import threshold_for
+from vitbench.thresholds import Threshold, threshold_for
 
 #: What is compared if nothing is said of it: single pictures, one thread, as what several threads take depends on what
 #: else the machine does.
@@ -76,20 +76,33 @@ def choose_cells(suite: Suite, *, allow_import: bool = False) -> list[Cell]:
     return list({cell.id: cell for cell in cells}.values())
 
 
-def make_trials(cells: list[Cell], rules: tuple[ThresholdRule, ...], *, margin: float | None = None) -> list[Trial]:
-    """A trial a cell, with the margin that the thresholds on its ``latency`` or ``training_step`` set, else ``margin``,
-    else the rule's own. Raises UsageError for a margin that leaves nothing to detect.
+def make_trials(
+    cells: list[Cell],
+    suite: tuple[ThresholdRule, ...],
+    options: tuple[ThresholdRule, ...] = (),
+    *,
+    margin: float | None = None,
+) -> list[Trial]:
+    """A trial a cell. Its margin is what ``options`` set on its ``latency`` or ``training_step``, else ``margin``, else
+    what the ``suite`` sets on it, else the rule's own. Raises UsageError for a margin that leaves nothing to detect.
     """
     trials = []
     for cell in cells:
-        found = threshold_for(rules, cell, METRICS[cell.mode])
-        if found.tolerance is None and found.gate is None:
-            found = threshold_for(rules, cell, METRICS[cell.mode] + CPU_TIME)
-        chosen = found.tolerance if found.tolerance is not None else margin
+        asked, own = _thresholds_of(cell, options), _thresholds_of(cell, suite)
+        chosen = next((one for one in (asked.tolerance, margin, own.tolerance) if one is not None), None)
+        gate = asked.gate if asked.gate is not None else own.gate
         rule = Rule()
         if chosen is not None:
             if chosen + DETECT_BEYOND >= 1:
                 raise UsageError(f"A margin of {100 * chosen:g} % of {cell.label} leaves nothing to find: give less")
             rule = Rule(margin=chosen, detect=max(chosen + DETECT_BEYOND, Rule.detect))
-        trials.append(Trial(cell=cell, rule=rule, gates=found.gate is not False))
+        trials.append(Trial(cell=cell, rule=rule, gates=gate is not False))
     return trials
+
+
+def _thresholds_of(cell: Cell, rules: tuple[ThresholdRule, ...]) -> Threshold:
+    """What rules say of a cell's time, or of its CPU time where they are silent on the former."""
+    found = threshold_for(rules, cell, METRICS[cell.mode])
+    if found.tolerance is None and found.gate is None:
+        return threshold_for(rules, cell, METRICS[cell.mode] + CPU_TIME)
+    return found

@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ class Side:
     def __init__(self, state: State) -> None:
         self.state = state
         self._errors = tempfile.NamedTemporaryFile(  # noqa: SIM115  closed with the side
-            mode="ab", prefix="vitbench-side-", suffix=".log"
+            mode="a+b", prefix="vitbench-side-", suffix=".log"
         )
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=8)
         self._started: list[Process] = []
@@ -116,14 +117,16 @@ class Side:
         return process
 
     def accept(self, token: str, deadline: float, child: subprocess.Popen[str]) -> Line:
-        """The connection of the process that knows ``token``. Raises SideError if it does not come."""
+        """The connection of the process that knows ``token``. Raises InfrastructureError if it does not come: it has
+        not got to the code of its side.
+        """
         while token not in self._arrived:
             self._listener.settimeout(_LOOK_S)
             try:
                 connection, _ = self._listener.accept()
             except TimeoutError:
                 if time.monotonic() > deadline or child.poll() is not None:
-                    raise SideError(self.state.name, f"no process began; {self.last_words()}") from None
+                    raise InfrastructureError(f"{self.state.name}: no process began; {self.last_words()}") from None
                 continue
             line = Line(connection)
             try:
@@ -139,9 +142,13 @@ class Side:
 
     def last_words(self) -> str:
         """The last line that a process of this side printed on stderr."""
-        with open(self._errors.name, "rb") as file:
-            file.seek(max(os.path.getsize(self._errors.name) - _TAIL_BYTES, 0))
-            lines = file.read().decode("utf-8", errors="replace").split("\n")
+        size = os.fstat(self._errors.fileno()).st_size
+        if sys.platform == "win32":  # where nobody may open the file a second time
+            self._errors.seek(max(size - _TAIL_BYTES, 0))
+            text = self._errors.read()
+        else:  # and leave alone where the processes write on
+            text = os.pread(self._errors.fileno(), _TAIL_BYTES, max(size - _TAIL_BYTES, 0))
+        lines = text.decode("utf-8", errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         return said[-1] if said else "it printed nothing"
 
@@ -181,7 +188,7 @@ class Process:
         self._line: Line | None = None
 
     def connect(self) -> None:
-        """Wait until it runs. Raises SideError if it does not."""
+        """Wait until it runs. Raises InfrastructureError if it does not."""
         self._line = self._side.accept(self._token, time.monotonic() + START_S, self._child)
 
     def ready(self) -> dict[str, Any]:

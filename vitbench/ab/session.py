@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,12 +13,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from vitbench.ab.pairs import BASE, CONTROL, HEAD, Pair, play_pair
+from vitbench.ab.pairs import BASE, CONTROL, HEAD, TURN_S, Pair, play_pair
 from vitbench.ab.processes import Side, SideError
 from vitbench.ab.sequential import Evidence, Rule, is_decided, reject, weigh
 from vitbench.ab.worktrees import InfrastructureError, State
 from vitbench.changes import Change, Verdict
 from vitbench.devices import split_name
+from vitbench.errors import UsageError
 from vitbench.records import Cell
 
 #: The metric that each mode's time is, and what the CPU clock adds to it.
@@ -53,7 +55,9 @@ class Trial:
         """The clocks that gate, the one that decides first. A processor's own clock does not count what others take
         from it; an accelerator's work is on no processor's clock.
         """
-        return ("cpu", "wall") if split_name(self.cell.device)[0] == "cpu" else ("wall",)
+        on_cpu = split_name(self.cell.device)[0] == "cpu"
+        # Windows counts a process's time in ticks of 15.6 ms, which most calls do not last
+        return ("cpu", "wall") if on_cpu and sys.platform != "win32" else ("wall",)
 
     def metric(self, clock: str) -> str:
         """``latency``, ``latency_cpu_time``, ``training_step``, ..."""
@@ -87,7 +91,7 @@ def count_tests(trials: Sequence[Trial]) -> int:
 
 def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
     """Two changes a cell (of the CPU clock and of the wall clock; of an accelerator one), verdicts under the
-    family-wise error rate ``alpha`` for all of them together.
+    family-wise error rate ``alpha`` for all of them together; cells that do not gate are a family of their own.
     """
     tests = count_tests(trials)
     evidence: dict[tuple[int, str], Evidence] = {}
@@ -96,11 +100,19 @@ def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
             if (one := trial.evidence(clock, tests=tests)) is not None:
                 evidence[index, clock] = one
     names = {f"{index} {clock}": (index, clock) for index, clock in evidence}
-    gating = [name for name, (index, _) in names.items() if trials[index].gates]
-    slower = reject({name: evidence[names[name]].slower for name in gating}, alpha)
-    faster = reject({name: evidence[names[name]].faster for name in gating}, alpha)
+    families = [[name for name, (index, _) in names.items() if trials[index].gates is gates] for gates in (True, False)]
+    slower, faster = (
+        {
+            name
+            for family in families
+            for name in reject({name: getattr(evidence[names[name]], way) for name in family}, alpha)
+        }
+        for way in ("slower", "faster")
+    )
     controls = {name: trials[names[name][0]].control(names[name][1]) for name in names}
     doubtful = reject({name: 2 * min(one.slower, one.faster) for name, one in controls.items() if one}, alpha)
+    # where a machine does not agree with itself on one clock, the other is not believed either
+    doubts = {names[name][0]: (names[name][1], controls[name]) for name in sorted(doubtful, reverse=True)}
     changes: list[Change] = []
     for index, trial in enumerate(trials):
         if trial.failed:
@@ -111,28 +123,31 @@ def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
             found = evidence.get((index, clock))
             changes.append(
                 _change(
-                    trial, clock, found, controls.get(name),
-                    slower=name in slower, faster=name in faster, doubtful=name in doubtful,
+                    trial, clock, found, slower=name in slower, faster=name in faster, doubt=doubts.get(index)
                 )
             )  # fmt: skip
     return changes
 
 
 def _failure(trial: Trial) -> Change:
-    """What is said of a cell that one side cannot run: new trouble is worse, old trouble says nothing of the change."""
+    """What is said of a cell that a side cannot run: new trouble is worse, mended trouble says nothing of the times,
+    and where neither side runs it nobody knows.
+    """
     metric, cell = trial.metric("wall"), trial.cell.label
-    verdict: Verdict = "worse" if set(trial.failed) == {HEAD} else "not comparable"
+    verdict: Verdict = "not comparable"
+    if HEAD in trial.failed:
+        verdict = "inconclusive" if BASE in trial.failed else "worse"
     words = {side: "fails" if side in trial.failed else "runs" for side in (BASE, HEAD)}
     detail = "; ".join(trial.failed.values())
     return Change(
         cell=cell, metric=metric, unit="", base=words[BASE], head=words[HEAD], verdict=verdict, exact=True,
-        gates=trial.gates and verdict == "worse", detail=detail,
+        gates=trial.gates and verdict != "not comparable", detail=detail,
     )  # fmt: skip
 
 
 def _change(
-    trial: Trial, clock: str, found: Evidence | None, control: Evidence | None,
-    *, slower: bool, faster: bool, doubtful: bool,
+    trial: Trial, clock: str, found: Evidence | None,
+    *, slower: bool, faster: bool, doubt: tuple[str, Evidence | None] | None,
 ) -> Change:  # fmt: skip
     rule, deciding = trial.rule, clock == trial.clocks[0]
     if found is None or found.visible is None or found.in_reach is None:
@@ -143,9 +158,10 @@ def _change(
         )  # fmt: skip
     verdict: Verdict
     seen = f"{found.pairs} pairs"
-    if doubtful and control is not None:
+    if doubt is not None and doubt[1] is not None:
         verdict = "inconclusive"
-        why = f"base differs from itself by {_signed(control.value)}: this machine cannot tell now; {found.pairs} pairs"
+        where = "" if doubt[0] == clock else " on the other clock"
+        why = f"base differs from itself by {_signed(doubt[1].value)}{where}: this machine cannot tell now; {seen}"
     elif slower:
         verdict, why = "worse", f"slower by more than {_percent(rule.margin)} (p = {found.slower:.1g}); {seen}"
     elif faster:
@@ -222,7 +238,8 @@ class Comparison:
         """Play pairs, look by look and cell by cell, until each cell is clear, or has had its last look, or the time is
         over. Each pair is kept in ``pairs.jsonl`` as soon as it is over.
 
-        Raises InfrastructureError if the processes of a side cannot be started at all.
+        Raises InfrastructureError if the processes of a side cannot be started at all, UsageError where a side would
+        not run code of its own.
         """
         begun = time.monotonic()
         shuffle = random.Random(self.seed)
@@ -268,6 +285,10 @@ class Comparison:
             except SideError as error:
                 if attempt == TRIES:
                     trial.failed[error.side] = str(error)
+                    # who was waited for first has told; whether the change is to blame, the other side says
+                    other = BASE if error.side == HEAD else HEAD
+                    if why := _play_alone(sides[other], trial.cell):
+                        trial.failed[other] = why
                 continue
             trial.facts = facts
             trial.pairs.append(pair)
@@ -276,17 +297,21 @@ class Comparison:
             return
 
     def _probe(self, sides: Mapping[str, Side]) -> None:
-        """Build each model once on each side, so that what fails is known at once."""
+        """Build each model once on each side, so that what fails is known at once.
+
+        Raises UsageError where a side would not run code of its own.
+        """
         self.note("Building each model once on each side ...")
         seen: dict[tuple[str, str], tuple[str, int | None]] = {}
         for trial in self.trials:
             for name, side in sides.items():
                 key = (name, trial.cell.model)
                 if key not in seen:
-                    failed, parameters, version = _probe_one(side, trial.cell)
-                    seen[key] = failed, parameters
-                    if version:
-                        self.torch.setdefault(name, version)
+                    failed, facts = _probe_one(side, trial.cell)
+                    seen[key] = failed, int(facts["parameters"]) if facts else None
+                    if facts:
+                        _check_own(side, trial.cell.model, facts)
+                        self.torch.setdefault(name, str(facts["torch"]))
                 failed, parameters = seen[key]
                 if failed:
                     trial.failed[name] = failed
@@ -294,18 +319,47 @@ class Comparison:
                     trial.parameters[name] = parameters
 
 
-def _probe_one(side: Side, cell: Cell) -> tuple[str, int | None, str]:
-    """Why a model cannot be built, or empty; its parameters; the version of torch. Raises InfrastructureError for a
-    Python without torch, which is no fault of the model.
+def _probe_one(side: Side, cell: Cell) -> tuple[str, dict[str, Any]]:
+    """Why a model cannot be built, or empty; and what the process told. Raises InfrastructureError for a Python without
+    torch, which is no fault of the model.
     """
-    process = side.start(asdict(cell), "probe")
+    why = ""
+    for _ in range(TRIES):
+        process = side.start(asdict(cell), "probe")
+        try:
+            return "", process.ready()
+        except SideError as error:
+            why = str(error)
+        finally:
+            process.close()
+    return why, {}
+
+
+def _play_alone(side: Side, cell: Cell) -> str:
+    """Why a side cannot run a cell's call, without the other one beside it; empty if it can."""
+    process = side.start(asdict(cell), "play")
     try:
-        facts = process.ready()
+        process.ready()
+        process.turn(TURN_S)
     except SideError as error:
-        return str(error), None, ""
+        return str(error)
     finally:
         process.close()
-    return "", int(facts["parameters"]), str(facts["torch"])
+    return ""
+
+
+def _check_own(side: Side, model: str, facts: Mapping[str, Any]) -> None:
+    """Raises UsageError where no file of a side's folder was loaded to build a model: both sides would then run what is
+    installed, and nothing that differs.
+    """
+    if facts.get("own") or side.state.installed:
+        return
+    source = facts.get("source") or "no file"
+    raise UsageError(
+        f"{model}: to build it nothing in the folder of {side.state.name} is loaded ({source} is what runs), so that "
+        "both sides would be the same code. Packages are looked for in the repository's root and in src; --install "
+        "gives each side an environment of its own"
+    )
 
 
 @contextlib.contextmanager

@@ -73,9 +73,23 @@ def probe(cell: dict[str, Any], line: Line) -> None:
     line.send(
         event="probed",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        source=getattr(sys.modules.get(type(model).__module__), "__file__", "") or "",
+        source=file_of(sys.modules.get(type(model).__module__)),
+        own=loads_own_files(),
         torch=torch.__version__,
     )
+
+
+def file_of(module: Any) -> str:
+    """Where a module was loaded from; empty for one that has no file of its own, as torch's made-up ones."""
+    file = str(vars(module).get("__file__") or "") if hasattr(module, "__dict__") else ""
+    return file if os.path.isabs(file) else ""
+
+
+def loads_own_files() -> bool:
+    """Whether any module but this file is from the folder that the process was started in."""
+    own = os.path.join(os.path.realpath(os.getcwd()), "")
+    files = [file_of(module) for name, module in list(sys.modules.items()) if name != "__main__"]
+    return any(os.path.realpath(file).startswith(own) for file in files if file)
 
 
 def play(cell: dict[str, Any], line: Line) -> None:

@@ -33,7 +33,8 @@ class InfrastructureError(VitbenchError):
 class State:
     """One side: ``root`` is the folder with its files, ``python`` the interpreter that runs it.
 
-    ``commit`` is the full hash, ``changed`` whether there are changes beyond it, ``ref`` what was asked for.
+    ``commit`` is the full hash, ``changed`` whether there are changes beyond it, ``ref`` what was asked for,
+    ``installed`` whether it has an environment of its own.
     """
 
     name: str
@@ -42,6 +43,7 @@ class State:
     changed: bool
     root: Path
     python: Path
+    installed: bool = False
 
     @property
     def path(self) -> list[str]:
@@ -87,7 +89,7 @@ def check_out(
                 if install:
                     note(f"Installing {name} into an environment of its own")
                     python = _install(Path(folder) / f"{name}-environment", root)
-                states.append(State(name, ref, commits[name], changed, root, python))
+                states.append(State(name, ref, commits[name], changed, root, python, installed=install))
             yield states[0], states[1]
         finally:
             for root in added:

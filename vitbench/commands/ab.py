@@ -56,7 +56,7 @@ def ab(
     ] = False,
     margin: Annotated[
         str | None,
-        typer.Option(help="A slow-down counts beyond so much: 2%. [default: the suite's thresholds, or 2%]"),
+        typer.Option(help="A slow-down counts beyond so much: 5%. [default: the suite's thresholds, or 2%]"),
     ] = None,
     threshold: Annotated[
         list[str] | None,
@@ -115,6 +115,7 @@ def _compare(
 ) -> int:  # fmt: skip
     from vitbench.ab.cells import choose_cells, choose_suite, make_trials
     from vitbench.ab.page import notes_on, write_report
+    from vitbench.ab.pairs import BASE, HEAD
     from vitbench.ab.session import Comparison, describe, write_facts
     from vitbench.ab.worktrees import check_out
     from vitbench.commands.gates import publish
@@ -137,8 +138,9 @@ def _compare(
         beyond = None if margin is None else parse_tolerance(margin)
     except ValueError as error:
         raise UsageError(f"Option --margin: {error}") from error
-    rules = (*chosen.thresholds, *make_thresholds([parse_option(text) for text in thresholds], "--threshold"))
-    trials = make_trials(choose_cells(chosen, allow_import=allow_import), rules, margin=beyond)
+    asked = make_thresholds([parse_option(text) for text in thresholds], "--threshold")
+    cells = choose_cells(chosen, allow_import=allow_import)
+    trials = make_trials(cells, chosen.thresholds, asked, margin=beyond)
     with terminate_like_interrupt(), check_out(base, head, install=install, note=note) as (before, after):
         folder = new_folder(out, "ab")
         note(f"{before.label} against {after.label}: {len(trials)} cell{'s' if len(trials) > 1 else ''}, into {folder}")
@@ -158,6 +160,8 @@ def _compare(
     notes = notes_on(comparison)
     for path in write_report(comparison, changes, title, notes):
         note(f"Wrote {path}")
+    if all({BASE, HEAD} <= set(trial.failed) for trial in comparison.trials):
+        raise UsageError(f"Nothing was compared, as neither side runs a cell: {changes[0].detail}")
     return publish(
         changes, title=title, notes=notes, everything=everything, paths=paths, inconclusive=inconclusive,
         advice="Give it more time (--max-seconds), a quieter machine, or a larger margin (--margin)",

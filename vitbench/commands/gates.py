@@ -38,9 +38,13 @@ def choose_outputs(markdown: str | None, json: str | None, junit: str | None) ->
     if len(set(given.values())) < len(given):
         raise UsageError("Two of --markdown, --json and --junit name one file: give each its own")
     for name, path in given.items():
-        if path.is_dir() or (name == "junit" and path == STDOUT):
+        try:
+            is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+        except OSError as error:  # a folder that may not be looked into
+            raise UsageError(f"Option --{name}: {str(path)!r} cannot be written: {error.strerror}") from error
+        if is_folder or (name == "junit" and path == STDOUT):
             raise UsageError(f"Option --{name}: {str(path)!r} is no file that can be written: give a file's name")
-        if path != STDOUT and not path.parent.is_dir():
+        if path != STDOUT and not has_folder:
             raise UsageError(f"Option --{name}: there is no folder {str(path.parent)!r}: make it, or give another file")
     return {name: given.get(name) for name in ("markdown", "json", "junit")}
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitbench.cell_names import cell_names, field_text
 from vitbench.changes import Change
 from vitbench.compare.environments import Environments
 from vitbench.compare.evidence import ERROR_RATE, Pending, judge
-from vitbench.compare.names import cell_names, field_text
 from vitbench.compare.pairs import Pair
 from vitbench.compare.searches import compare_searches
 from vitbench.errors import SuiteError, UsageError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitbench.cell_names import field_text
 from vitbench.changes import Change, Verdict
 from vitbench.compare.environments import Environments
-from vitbench.compare.names import field_text
 from vitbench.compare.pairs import verdict_of
 from vitbench.frontier import search_label
 from vitbench.records import Cell

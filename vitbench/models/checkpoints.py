@@ -166,14 +166,21 @@ def digest_of(path: str | Path) -> str:
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """The facts that save_checkpoint was given, from the file's header; empty for any file that is not our own.
+    """The facts that save_checkpoint was given, from the file's header, or those in the ``last.pt`` of a training;
+    empty for any file that is not our own.
 
     Raises DataError if there is no such file.
     """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if _format_of(path) != "safetensors":
+    kind = _format_of(path)
+    if kind == "zip":
+        try:
+            return _facts_of_training(_load_torch(path, kind))
+        except DataError:  # told of where its weights are loaded
+            return {}
+    if kind != "safetensors":
         return {}
     try:
         with safe_open(path, framework="np") as file:
@@ -275,7 +282,8 @@ def _weights_in(path: Path) -> Iterator[tuple[dict[str, Weight], dict[str, Any]]
     if not kind:
         raise _no_format(path)
     if kind != "safetensors":
-        yield _without_prefix(_torch_weights(path, kind)), {}
+        state = _load_torch(path, kind)
+        yield _without_prefix(_torch_weights(path, state)), _facts_of_training(state)
         return
     from safetensors import SafetensorError, safe_open
 
@@ -315,8 +323,18 @@ def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _torch_weights(path: Path, kind: str) -> dict[str, Weight]:
-    state = _load_torch(path, kind)
+def _facts_of_training(state: object) -> dict[str, Any]:
+    """What the ``last.pt`` of a training says of its weights; empty for any other content."""
+    header = state.get("vitbench") if isinstance(state, Mapping) else None
+    try:
+        told = json.loads(header) if isinstance(header, str) else None
+    except (ValueError, RecursionError):
+        return {}
+    facts = told.get("facts") if isinstance(told, dict) else None
+    return facts if isinstance(facts, dict) else {}
+
+
+def _torch_weights(path: Path, state: object) -> dict[str, Weight]:
     if isinstance(state, Mapping):
         state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping) or not state:

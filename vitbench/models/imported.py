@@ -11,7 +11,7 @@ import importlib
 from torch import nn
 
 from vitbench.errors import UnknownNameError, UsageError
-from vitbench.registry import ModelCard
+from vitbench.registry import NO_SUCH_MODULE, ModelCard
 
 PREFIX = "module:"
 #: What such a model is built for unless told otherwise: nobody has written a card for it.
@@ -41,7 +41,10 @@ def describe_imported(name: str) -> ModelCard:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UsageError(f"{name}: {error}. The module must be importable from the current folder") from error
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise UsageError(f"{name}: {NO_SUCH_MODULE} {missing!r} that can be imported from here") from error
+        raise UsageError(f"{name} cannot be imported: {error}") from error
     except Exception as error:  # the edge: importing runs the user's code, which may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise UsageError(f"{name} cannot be imported: {type(error).__name__}: {reason}") from error

@@ -114,14 +114,16 @@ def load_training_images(
     validation: float = 0.0,
     imbalance: str | None = None,
     download: bool = False,
+    processes: int = 1,
 ) -> tuple[PictureSet, PictureSet | None]:
     """The training pictures, and those of them that are held out for validation (None if the fraction is 0).
 
     First ``validation`` of all is held out, stratified by ``seed``; then ``imbalance`` (see choose_imbalanced) thins
-    out the classes of the rest; then at most ``images`` of these are chosen, which keeps their shares. Raises as
+    out the classes of the rest; then at most ``images`` of these are chosen, which keeps their shares. ``processes``
+    share this machine's memory, each with pictures of its own. Raises as
     ``load_images`` does, and DataError for an imbalance that cannot be, or a split that leaves nothing.
     """
-    labels, decode = _open(info, "train", download=download)
+    labels, decode = _open(info, "train", download=download, processes=processes)
     held_out: list[int] = []
     if validation > 0:
         held_out = choose_stratified(labels, round(validation * len(labels)), f"validation {seed}")
@@ -137,13 +139,13 @@ def load_training_images(
     return training, _decoded(info, labels, decode, held_out, image_size) if held_out else None
 
 
-def _open(info: DataInfo, split: Split, *, download: bool) -> tuple[list[int], _Decode]:
+def _open(info: DataInfo, split: Split, *, download: bool, processes: int = 1) -> tuple[list[int], _Decode]:
     """The class of each picture, and what makes a tensor of those asked for."""
     if info.spec == DIGITS or info.spec in DOWNLOADS:
         pixels, classes = read_digits(split) if info.spec == DIGITS else read_download(info, split, download=download)
 
         def resize(chosen: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
-            check_memory(len(chosen), size)
+            check_memory(len(chosen), size, processes)
             return from_arrays(pixels[list(chosen)], size)
 
         return [int(label) for label in classes], resize
@@ -152,7 +154,7 @@ def _open(info: DataInfo, split: Split, *, download: bool) -> tuple[list[int], _
 
     def decode(chosen: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
         some = [files[index] for index in chosen]
-        if fits_comfortably(len(some), size):
+        if fits_comfortably(processes * len(some), size):
             return read_pictures(listing.root, some, size)
         return cast("torch.Tensor", PicturesOnDisk(listing.root, some, size))
 

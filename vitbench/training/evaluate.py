@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -81,17 +82,21 @@ def collect_answers(
     """The logits of every picture; arguments, mode and what is raised are those of ``evaluate``.
 
     ``synchronize`` waits for the device, before and after the pass that is timed. One batch goes before it, untimed:
-    the first one prepares kernels.
+    the first one prepares kernels. Pictures that are decoded as they are needed are timed batch by batch, without that.
     """
     answer = _Answer(model, pictures.num_classes, device, autocast, mean, std)
     with _testing(model):
         answer(pictures.images[:batch_size])
-        synchronize()
-        begin = time.perf_counter()
-        # they stay on the device until all are there: copying each would make it wait
-        found = [answer(some) for some in pictures.images.split(batch_size)]
-        synchronize()
-        duration_s = time.perf_counter() - begin
+        found, duration_s = [], 0.0
+        in_memory = isinstance(pictures.images, torch.Tensor)
+        parts = iter(pictures.images.split(batch_size))
+        while some := list(parts if in_memory else itertools.islice(parts, 1)):
+            synchronize()
+            begin = time.perf_counter()
+            # they stay on the device until all are there: copying each would make it wait
+            found += [answer(one) for one in some]
+            synchronize()
+            duration_s += time.perf_counter() - begin
         logits = torch.cat(found).cpu()
     return Answers(logits=logits, duration_s=duration_s)
 

@@ -180,6 +180,7 @@ class Trainer:
             _class_weights(pictures.labels, pictures.num_classes).to(device)
             if recipe.class_weights == "inverse"
             else None,
+            ranks,
         )
         self.scaler = scaler
 
@@ -375,6 +376,7 @@ class _Step:
         scaler: torch.amp.GradScaler | None,
         num_classes: int,
         class_weights: torch.Tensor | None,
+        ranks: int = 1,
     ) -> None:
         self.model = model
         self.forward = forward
@@ -384,6 +386,7 @@ class _Step:
         self.scaler = scaler
         self.num_classes = num_classes
         self.class_weights = class_weights
+        self.ranks = ranks
 
     def __call__(
         self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
@@ -394,9 +397,13 @@ class _Step:
         if self.recipe.accumulate > 1:
             parts = list(zip(*(x.chunk(self.recipe.accumulate) for x in (inputs, labels, targets)), strict=True))
         losses, right = [], []
+        of_ranks = self._share_of_ranks(targets)
         for index, part in enumerate(parts):
+            share = None if len(parts) == 1 else self._share(part[2], targets)
+            if of_ranks is not None:
+                share = of_ranks if share is None else of_ranks * share
             with self._together(last=index == len(parts) - 1):
-                loss, correct = self._part(*part, share=None if len(parts) == 1 else self._share(part[2], targets))
+                loss, correct = self._part(*part, share=share)
             losses.append(loss)
             right.append(correct)
         if self.recipe.clip_norm is not None:
@@ -436,6 +443,17 @@ class _Step:
         if self.class_weights is None or whole.dim() == 2:  # shares of classes: torch divides by the pictures
             return len(part) / len(whole)
         return self.class_weights[part].sum() / self.class_weights[whole].sum()
+
+    def _share_of_ranks(self, targets: torch.Tensor) -> torch.Tensor | None:
+        """What this process's mean loss counts in the mean of all processes, where classes weigh differently: the
+        gradients are averaged as if each process's pictures weighed the same.
+        """
+        if self.ranks == 1 or self.class_weights is None or targets.dim() == 2:
+            return None
+        own = self.class_weights[targets].sum()
+        together = own.clone()
+        torch.distributed.all_reduce(together)
+        return self.ranks * own / together
 
     def _together(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients of several processes are averaged once a step, with the last part."""

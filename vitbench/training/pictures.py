@@ -130,14 +130,17 @@ def _needed_and_free(count: int, image_size: tuple[int, int]) -> tuple[int, int]
     return count * 3 * image_size[0] * image_size[1], psutil.virtual_memory().available
 
 
-def check_memory(count: int, image_size: tuple[int, int]) -> None:
-    """Raises DataError if ``count`` pictures of ``image_size`` px do not fit into the memory that is free.
+def check_memory(count: int, image_size: tuple[int, int], processes: int = 1) -> None:
+    """Raises DataError if ``count`` pictures of ``image_size`` px in each of so many ``processes`` do not fit into the
+    memory that is free.
 
     Asking first matters: under overcommit the kernel would kill the process instead of refusing the allocation.
     """
     needed, free = _needed_and_free(count, image_size)
+    needed *= processes
     if needed > free:
+        each = f" in {processes} processes" if processes > 1 else ""
         raise DataError(
-            f"{count} pictures of {image_size[0]}x{image_size[1]} px take {needed / 1e9:.1f} GB of memory, but "
+            f"{count} pictures of {image_size[0]}x{image_size[1]} px{each} take {needed / 1e9:.1f} GB of memory, but "
             f"{free / 1e9:.1f} GB are free. Give fewer images or a smaller image size"
         )

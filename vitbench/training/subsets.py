@@ -36,6 +36,11 @@ def choose_stratified(labels: Sequence[int], count: int, seed: int | str) -> lis
     return sorted(chosen)
 
 
+def is_rule(imbalance: str) -> bool:
+    """Whether it is ``linear:R`` or ``exponential:R``, and not the path of a file of indices."""
+    return _IMBALANCE.match(imbalance) is not None
+
+
 def choose_imbalanced(labels: Sequence[int], among: Sequence[int], imbalance: str, seed: int | str) -> list[int]:
     """Ascending indices out of ``among`` (indices into ``labels``) whose classes are imbalanced.
 
@@ -45,7 +50,7 @@ def choose_imbalanced(labels: Sequence[int], among: Sequence[int], imbalance: st
     arXiv:1901.05555, section 5.1). A path: that file's numbers (separated by blanks, commas or lines) are the indices
     into all training pictures. No class gets more pictures than it has. Raises DataError for anything else.
     """
-    if _IMBALANCE.match(imbalance) is None:
+    if not is_rule(imbalance):
         return _indices_of(imbalance, labels, set(among))
     members: dict[int, list[int]] = {}
     for index in among:

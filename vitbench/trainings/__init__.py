@@ -66,7 +66,8 @@ def train(
     unknown = sorted(set(options) - known)
     if unknown:
         raise UsageError(f"A training has no option {unknown[0]!r}. Options: {', '.join(sorted(known))}")
-    request = TrainingRequest(model=model, data=data, recipe=chosen.model_dump(mode="json"), **options)
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    request = TrainingRequest(model=model, data=str(data), recipe=chosen.model_dump(mode="json"), **options)
     return start_training(request, out, progress)
 
 

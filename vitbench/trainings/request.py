@@ -13,6 +13,8 @@ SCHEMA = 1
 REQUEST = "training.json"
 SUMMARY = "summary.json"
 LAST = "checkpoints/last.pt"
+#: A copy of the file of indices that ``imbalance`` named.
+INDICES = "indices.txt"
 
 
 class TrainingOutOfMemory(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)

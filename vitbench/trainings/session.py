@@ -33,6 +33,7 @@ from vitbench.training.loop import TrainingDiverged, random_state
 from vitbench.training.pictures import FeatureSet, PictureSet
 from vitbench.training.recipes import Recipe
 from vitbench.training.states import load_state, save_state
+from vitbench.training.subsets import is_rule
 from vitbench.trainings.folder import (
     check_history,
     claim_folder,
@@ -42,6 +43,7 @@ from vitbench.trainings.folder import (
     write_json,
 )
 from vitbench.trainings.request import (
+    INDICES,
     LAST,
     SCHEMA,
     SUMMARY,
@@ -102,6 +104,8 @@ class Session:
             if resumed and self.ranks.first:
                 take_lock(lock, folder)
             saved = self._read_last() if resumed else None
+            if resumed and self._has_indices and (folder / INDICES).is_file():
+                self.setup.imbalance = str(folder / INDICES)
             self.setup.prepare(*(saved or ()))
             self.model = self.setup.model
             self.trainer = self.setup.make_trainer(self._on_step)
@@ -114,6 +118,7 @@ class Session:
             elif self.ranks.first:  # only now: what cannot be trained leaves no folder behind
                 claim_folder(folder, self.request)
                 take_lock(lock, folder)
+                self._keep_indices()
             self._train()
             return self._finish()
         except OSError as error:
@@ -126,6 +131,16 @@ class Session:
         finally:
             lock.release()
             self.progress.close()
+
+    def _keep_indices(self) -> None:
+        """A copy of the file of indices that chose the pictures: going on must not need the file where it was."""
+        if self._has_indices:
+            write_atomically(self.folder / INDICES, Path(str(self.recipe.imbalance)).expanduser().read_bytes())
+
+    @property
+    def _has_indices(self) -> bool:
+        """Whether a file chose the pictures."""
+        return self.recipe.imbalance is not None and not is_rule(self.recipe.imbalance)
 
     def _explain(self, error: BaseException) -> VitbenchError | None:
         """What a failure means to whoever asked for the training; None if that is not known."""
@@ -241,7 +256,7 @@ class Session:
             pictures,
             device=str(self.device.torch_device),
             autocast=autocast or self.setup.autocast,
-            batch_size=max(self.recipe.batch_size, 64),
+            batch_size=self.recipe.test_batch_size,
             mean=self.recipe.mean,
             std=self.recipe.std,
         )
@@ -337,8 +352,13 @@ class Session:
             "origin": self.setup.origin,
             "pictures": self.setup.pictures_digest(),
         }
-        # the whole model, so that the file serves as weights, too, where only its head is trained
-        state = {**state, "trained": state["model"], "model": self.model.state_dict()}
+        # the whole model, so that the file serves as weights, too, where only its head is trained; as it is tested, so
+        # with the moving average where there is one
+        weights = self.model.state_dict()
+        if self.trainer.averaged is not None:
+            with self._tested_weights():
+                weights = {key: value.detach().to("cpu", copy=True) for key, value in self.model.state_dict().items()}
+        state = {**state, "trained": state["model"], "model": weights}
         save_state({"vitbench": json.dumps(header), **state}, self.folder / LAST)
 
     def _read_last(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -487,18 +507,21 @@ class Session:
             info = dataclasses.replace(
                 self.setup.info, class_names=self.setup.class_names, num_classes=self.setup.num_classes
             )
-            result = evaluate_trained(trained, info, self.setup.test, batch_size=max(self.recipe.batch_size, 64))
-        write_evaluation(result, self.folder)
-        if self._board is not None:
-            self._show_pictures(trained, result)
+            result = evaluate_trained(trained, info, self.setup.test, batch_size=self.recipe.test_batch_size)
+            write_evaluation(result, self.folder)
+            if self._board is not None:
+                self._show_pictures(trained, result)
         return result
 
     def _show_pictures(self, trained: TrainedModel, result: dict[str, Any]) -> None:
-        """The confusion matrix, and what the model attends to in the first test picture, if that can be told."""
-        pictures = {"confusion": confusion_png(result)}
+        """The curves, the confusion matrix, and what the model attends to in the first test picture, if that can be
+        told.
+        """
+        pictures = {"curves": (self.folder / "curves.png").read_bytes(), "confusion": confusion_png(result)}
         try:
             pictures["attention"] = attention_png(trained, self.setup.test.images[0])
-        except UsageError as reason:
+        except (VitbenchError, RuntimeError, MemoryError) as error:  # a picture less is no reason to lose the report
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             self.progress.note(f"No attention picture in the TensorBoard logs: {reason}")
         for name, content in pictures.items():
             self._board.add_image(name, _read_png(content), self.trainer.seen, dataformats="HWC")

@@ -33,6 +33,8 @@ from vitbench.trainings.request import LAST, TrainingRequest
 
 #: As recipes have it; numpy takes twice as much, torch more.
 _LARGEST_SEED = 2**31 - 1
+#: How much of a GPU's free memory all training pictures may take; the model, its gradients and activations come on top.
+_SHARE_OF_DEVICE = 0.25
 #: Beyond these libraries of threads end the process.
 _MOST_THREADS = 1024
 
@@ -75,6 +77,7 @@ class Setup:
         if request.threads:
             torch.set_num_threads(request.threads)
         self.origin = "random weights"
+        self.imbalance = self.recipe.imbalance
         self.features: tuple[FeatureSet, FeatureSet | None] | None = None
 
     def joined(self) -> AbstractContextManager[None]:
@@ -226,7 +229,8 @@ class Setup:
             images=request.train_images,
             seed=request.seed,
             validation=self.recipe.validation,
-            imbalance=self.recipe.imbalance,
+            imbalance=self.imbalance,
+            processes=self.ranks.count,
             download=request.download,
         )
         if request.download and self.ranks.first:
@@ -234,6 +238,9 @@ class Setup:
         self.test = load_images(self.info, "test", image_size=self.size, images=request.test_images, seed=0)
         if self.device.kind == "cuda" and isinstance(self.training.images, torch.Tensor):
             on = self.device.torch_device
+            free, _ = torch.cuda.mem_get_info(on)
+            if self.training.images.nbytes > _SHARE_OF_DEVICE * free:
+                return  # they are copied batch by batch then
             self.training = PictureSet(self.training.images.to(on), self.training.labels, self.training.class_names)
 
     def _has_unused(self) -> bool:
