@@ -24,7 +24,7 @@ from vitbench.compare import compare_runs
 from vitbench.history import Moment, Series, find_steps, read_history
 from vitbench.reports.runs import Run, read_runs
 from vitbench.store import RECORDS
-from vitbench.suites.__init__ import make_thresholds
+from vitbench.suites import make_thresholds
 
 TOLERANCES = ("5%", "10%", "25%")
 FACTORS = (1.0, 1.05, 1.1, 1.2, 1.5)

@@ -33,9 +33,10 @@ from tests.reports.fabricate import (
     write_run,
 )
 from tests.reports.paired import loads, paired, timed
+from vitbench.cell_names import cell_names
 from vitbench.changes import FINE, INCONCLUSIVE, INFRASTRUCTURE, REGRESSION, Change, exit_code
 from vitbench.cli import run_command
-from vitbench.compare import ERROR_RATE, Comparison, cell_names, compare_runs
+from vitbench.compare import ERROR_RATE, Comparison, compare_runs
 from vitbench.compare.evidence import Fractions, LogRatio
 from vitbench.errors import UsageError
 from vitbench.frontier import BOUND

@@ -19,6 +19,7 @@ from vitbench.cli import run_command
 from vitbench.errors import DataError, RunFolderError, StorageError, UsageError, VitbenchError
 from vitbench.models import build_model
 from vitbench.models.checkpoints import load_checkpoint, read_facts
+from vitbench.trained import OutOfMemory
 from vitbench.training.loop import TrainingDiverged
 from vitbench.training.recipes import load_recipe
 from vitbench.training.states import load_state, save_state
@@ -680,21 +681,9 @@ def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
 def test_features_are_gone_on_with_and_the_checkpoint_is_the_whole_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitbench.training.loop import Trainer
-    from vitbench.trainings import session
-
     start_training(transfer(recipe={"ema": 0.9}), tmp_path / "whole")
-    monkeypatch.setattr(session, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(session, "_STEPS_AT_ONCE", 1)
-    step = Trainer._take_step
-
-    def fail(self: Trainer) -> None:
-        if self.steps == 3:
-            raise ArithmeticError
-        step(self)
-
-    monkeypatch.setattr(Trainer, "_take_step", fail)
-    with pytest.raises(ArithmeticError):
+    die_after_saving(monkeypatch, 3)
+    with pytest.raises(KilledError):
         start_training(transfer(recipe={"ema": 0.9}), tmp_path / "run")
     monkeypatch.undo()
     resume_training(tmp_path / "run")
@@ -705,21 +694,12 @@ def test_features_are_gone_on_with_and_the_checkpoint_is_the_whole_model(
 def test_a_training_goes_on_without_the_file_of_indices_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitbench.training.loop import Trainer
-
     indices = tmp_path / "mine.txt"
     indices.write_text(" ".join(map(str, range(0, 400, 3))))
     content = request(recipe={"imbalance": str(indices)}, train_images=None)
     start_training(content, tmp_path / "whole")
-    step = Trainer._take_step
-
-    def fail(self: Trainer) -> None:
-        if self.steps == 8:
-            raise ArithmeticError
-        step(self)
-
-    monkeypatch.setattr(Trainer, "_take_step", fail)
-    with pytest.raises(ArithmeticError):
+    die_after_saving(monkeypatch, 8)
+    with pytest.raises(KilledError):
         start_training(content, tmp_path / "run")
     monkeypatch.undo()
     indices.unlink()
@@ -729,23 +709,12 @@ def test_a_training_goes_on_without_the_file_of_indices_that_it_began_with(
 
 def test_a_training_goes_on_with_pictures_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.training.folders import make_image_folder
-    from vitbench.training.loop import Trainer
-    from vitbench.trainings import session
 
     make_image_folder(tmp_path / "pictures", train=20, test=5)
     content = request(data=str(tmp_path / "pictures"), train_images=None)
     start_training(content, tmp_path / "whole")
-    monkeypatch.setattr(session, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(session, "_STEPS_AT_ONCE", 1)
-    step = Trainer._take_step
-
-    def fail(self: Trainer) -> None:
-        if self.steps == 2:
-            raise ArithmeticError
-        step(self)
-
-    monkeypatch.setattr(Trainer, "_take_step", fail)
-    with pytest.raises(ArithmeticError):
+    die_after_saving(monkeypatch, 2)
+    with pytest.raises(KilledError):
         start_training(content, tmp_path / "run")
     monkeypatch.undo()
     now = tmp_path / "elsewhere" / "pictures"
@@ -788,6 +757,23 @@ def test_a_head_may_have_room_for_more_classes(tmp_path: Path) -> None:
     summary = start_training(request(num_classes=12, recipe={"images": 40}), tmp_path / "run")
     assert list(summary.figures["last"]["class_f1"])[-2:] == ["class 10", "class 11"]
     assert weights(tmp_path / "run")["head.weight"].shape == (12, 48)
+
+
+def test_an_attention_picture_that_fails_does_not_cost_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+
+    def fail(*_: Any) -> bytes:
+        raise OutOfMemory("Out of memory on cpu. Give a smaller picture")
+
+    monkeypatch.setattr("vitbench.trainings.session.attention_png", fail)
+    heard: list[str] = []
+    progress = TrainingProgress()
+    monkeypatch.setattr(progress, "note", heard.append)
+    start_training(request(tensorboard=True, recipe={"images": 20}), tmp_path / "run", progress)
+    assert (tmp_path / "run" / "report.md").is_file()
+    assert "No attention picture in the TensorBoard logs: Out of memory on cpu. Give a smaller picture" in heard
 
 
 def test_tensorboard_holds_curves_and_the_confusion_matrix(tmp_path: Path) -> None:

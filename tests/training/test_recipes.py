@@ -231,3 +231,15 @@ def test_a_key_that_does_something_is_none_that_does_nothing() -> None:
 def test_wrong_settings_of_a_command_line(settings: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "expected"),
+    # never fewer than 64 at once, unless the steps go through fewer than a quarter of that
+    [(8, 1, 64), (128, 1, 128), (512, 64, 32), (128, 2, 128), (64, 64, 4)],
+)
+def test_pictures_are_tested_in_batches_that_a_training_in_parts_can_afford(
+    batch_size: int, accumulate: int, expected: int
+) -> None:
+    recipe = load_recipe("brief", batch_size=batch_size, accumulate=accumulate)
+    assert recipe.test_batch_size == expected

@@ -28,7 +28,7 @@ from vitbench.suites import Threshold, make_thresholds
 from vitbench.thresholds import CELL, Rule, threshold_for
 from vitbench.untrusted import read_toml
 
-__all__ = ["ERROR_RATE", "Comparison", "cell_names", "compare_runs", "read_thresholds"]
+__all__ = ["ERROR_RATE", "Comparison", "compare_runs", "read_thresholds"]
 
 #: So many of a kind are named in one line.
 _NAMED = 4
