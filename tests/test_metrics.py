@@ -227,8 +227,9 @@ class Known:
         return {"images_seen": 160, "steps": 5, "duration_s": 1.5, "losses": (1.0, 0.5), **told}
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        by_class = {"class_f1": [0.8, 0.4, 0.0], "class_names": ["a", "b, or not", "c"]}
-        return {"correct": 6, "total": 10, "loss": 1.25, "macro_f1": 0.4, **by_class}
+        by_class = {"class_f1": [0.8, 0.4, 0.0], "class_precision": [1.0, 0.3, 0.0], "class_recall": [2 / 3, 0.6, 0.0]}
+        names = {"class_names": ["a", "b, or not", "c"]}
+        return {"correct": 6, "total": 10, "loss": 1.25, "macro_f1": 0.4, **by_class, **names}
 
     def save(self, model: nn.Module) -> str:
         return "checkpoints/x.safetensors"
@@ -241,7 +242,10 @@ def test_accuracy_comes_with_f1_of_each_class_in_one_tuple() -> None:
     assert {name: one.unit for name, one in found.items()} == METRICS.get("accuracy").yields_in("train")
     assert (found["accuracy"].value, found["macro_f1"].value, found["test_loss"].value) == (0.6, 0.4, 1.25)
     assert found["class_f1"].samples == ((0.8, 0.4, 0.0),)
-    assert found["class_f1"].detail == "a, b  or not, c"
+    assert found["class_precision"].samples == ((1.0, 0.3, 0.0),)
+    assert found["class_recall"].samples == ((0.666666667, 0.6, 0.0),)
+    for metric in ("class_f1", "class_precision", "class_recall"):
+        assert found[metric].detail == "a, b  or not, c"
     assert found["training_images"].detail == "the recipe's own: steps = 5"
     assert found["training_images"].method == "pictures seen, repeats counted, of 800 (by class: 500 250 50)"
 
@@ -249,7 +253,8 @@ def test_accuracy_comes_with_f1_of_each_class_in_one_tuple() -> None:
 def test_a_model_that_is_only_tested_has_f1_and_nothing_of_a_training() -> None:
     subject = make_subject("vit_layer6_32", weights="0123456789abcdef", data="digits")
     subject.trainer = Known()
-    assert set(measured("accuracy", subject)) == {"accuracy", "macro_f1", "class_f1", "test_loss", "test_images"}
+    tested = {"accuracy", "macro_f1", "class_f1", "class_precision", "class_recall", "test_loss", "test_images"}
+    assert set(measured("accuracy", subject)) == tested
 
 
 def make_trainer(recipe: Recipe, subject: Subject | None = None, **settings: Any) -> CellTrainer:
@@ -320,7 +325,7 @@ def test_an_imbalanced_training_has_fewer_pictures_of_the_later_classes(monkeypa
 
 
 def test_a_trained_cell_is_scored_as_scikit_learn_scores_it() -> None:
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
     recipe = small_recipe(images=320, mean=[0.1, 0.2, 0.3], std=[0.3, 0.2, 0.1], dropout=0.25)
     trainer = make_trainer(recipe)
@@ -336,6 +341,8 @@ def test_a_trained_cell_is_scored_as_scikit_learn_scores_it() -> None:
     predicted, labels = logits.argmax(-1).numpy(), pictures.labels.numpy()
     assert found["correct"] / found["total"] == accuracy_score(labels, predicted)
     assert found["class_f1"] == pytest.approx(f1_score(labels, predicted, average=None, zero_division=0))
+    for metric, theirs in (("class_precision", precision_score), ("class_recall", recall_score)):
+        assert found[metric] == pytest.approx(theirs(labels, predicted, average=None, zero_division=0))
     assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
     assert found["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, pictures.labels)), rel=1e-5)
     assert found["class_names"] == [str(digit) for digit in range(10)]

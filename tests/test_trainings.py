@@ -334,6 +334,32 @@ def test_published_weights_are_trained_tested_and_described_with_their_own_norma
     assert set(seen) == {round(-0.485 / 0.229, 3)}
 
 
+def test_a_training_of_published_weights_goes_on_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitbench.trainings import setup
+
+    fetched: list[str] = []
+
+    def build(name: str, *, pretrained: bool = False, **size: Any) -> torch.nn.Module:
+        model = build_model(name, **size)
+        if pretrained:
+            fetched.append(name)
+            torch.nn.init.constant_(next(model.parameters()), 0.01)
+        return model
+
+    monkeypatch.setattr(setup, "build_model", build)
+    content = request(pretrained=True, recipe={"images": 200})
+    start_training(content, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        die_after_saving(patch, 2)
+        with pytest.raises(KilledError):
+            start_training(content, tmp_path / "run")
+    assert fetched == [MODEL, MODEL]
+    summary = resume_training(tmp_path / "run")
+    assert fetched == [MODEL, MODEL]
+    assert summary.figures["origin"] == "the published weights"
+    assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize(
     ("keys", "text", "said"),
     [
@@ -697,13 +723,13 @@ def test_a_training_goes_on_without_the_file_of_indices_that_it_began_with(
     indices = tmp_path / "mine.txt"
     indices.write_text(" ".join(map(str, range(0, 400, 3))))
     content = request(recipe={"imbalance": str(indices)}, train_images=None)
-    start_training(content, tmp_path / "whole")
+    expected = start_training(content, tmp_path / "whole").figures["recipe_hash"]
     die_after_saving(monkeypatch, 8)
     with pytest.raises(KilledError):
         start_training(content, tmp_path / "run")
     monkeypatch.undo()
     indices.unlink()
-    resume_training(tmp_path / "run")
+    assert resume_training(tmp_path / "run").figures["recipe_hash"] == expected
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 

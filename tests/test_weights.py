@@ -127,7 +127,7 @@ def test_a_checkpoint_is_tested_and_not_trained(tested: Path, good: Path) -> Non
     assert (test.cell.data, test.cell.recipe_hash) == ("digits", None)
     assert not (tested / store.CHECKPOINTS).exists()
     assert {one.metric for one in test.measurements if not one.metric.endswith(("params", "bytes", "buffers"))} == {
-        "accuracy", "class_f1", "macro_f1", "test_loss", "test_images"
+        "accuracy", "class_f1", "class_precision", "class_recall", "macro_f1", "test_loss", "test_images"
     }  # fmt: skip
     assert value(timed, "params") == value(test, "params")
 

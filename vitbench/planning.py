@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import math
 import os
 import sys
@@ -72,12 +73,20 @@ class TrainingPlan:
     info: DataInfo
     train_images: int | None = None
 
+    @functools.cached_property
+    def hashes(self) -> tuple[str, ...]:
+        """The recipes' hashes, read once: a file of indices may change while a run goes on."""
+        return tuple(one.hash for one in self.recipes)
+
     def facts(self) -> TrainingFacts:
         """What expansion needs of it."""
         return TrainingFacts(
             data=self.info.label,
             num_classes=self.info.num_classes,
-            recipes=tuple(RecipeFacts(one.name, one.hash, one.batch_size) for one in self.recipes),
+            recipes=tuple(
+                RecipeFacts(one.name, digest, one.batch_size)
+                for one, digest in zip(self.recipes, self.hashes, strict=True)
+            ),
             train_images=self.train_images,
         )
 
@@ -115,7 +124,7 @@ class TrainingPlan:
         return count if self.train_images is None else min(count, self.train_images)
 
     def _index(self, cell: Cell) -> int:
-        known = [(f"train:{one.name}", one.hash) for one in self.recipes]
+        known = [(f"train:{one.name}", digest) for one, digest in zip(self.recipes, self.hashes, strict=True)]
         key = (cell.weights, cell.recipe_hash)
         return known.index((cell.weights, cell.recipe_hash or "")) if key in known else 0
 

@@ -445,6 +445,8 @@ class CellTrainer:
             "loss": found.loss,
             "macro_f1": found.macro.f1,
             "class_f1": [one.f1 for one in found.classes],
+            "class_precision": [one.precision for one in found.classes],
+            "class_recall": [one.recall for one in found.classes],
             "class_names": list(pictures.class_names),
         }
 

@@ -215,6 +215,20 @@ def test_counts_on_meta_are_those_of_an_allocated_model(architecture: str) -> No
     assert counts.flops == counter.get_total_flops()
 
 
+@pytest.mark.parametrize("architecture", ["googlenet", "inception_v3"])
+def test_pictures_are_normalised_as_torchvision_does_inside_of_two_models(architecture: str) -> None:
+    card = describe_model(f"torchvision:{architecture}")
+    pictures = torch.rand(2, 3, 8, 8)
+
+    def normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+        return (pictures - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+    options = {"weights": None, "init_weights": False, "aux_logits": False}
+    theirs = torchvision.models.get_model(architecture, transform_input=True, **options)
+    ours = normalise(card.mean, card.std)
+    torch.testing.assert_close(ours, theirs._transform_input(normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_vit_of_timm_is_counted(tmp_path: Path) -> None:

@@ -111,6 +111,10 @@ def test_classes_are_columns_and_names_are_escaped() -> None:
     table = section[section.index("### F1 by class") + 1]
     assert line_of(table, "airplane")[3:] == ["airplane", "car\0truck", "bird"]
     assert line_of(table, "imbalanced-both")[3:] == ["0.661", "0.561", "0.000"]
+    table = section[section.index("### Precision by class") + 1]
+    assert line_of(table, "imbalanced-both")[3:] == ["0.494", "0.390", "0.000"]
+    table = section[section.index("### Recall by class") + 1]
+    assert line_of(table, "imbalanced-both")[3:] == ["1.000", "1.000", "0.000"]
 
 
 def test_names_that_do_not_fit_become_numbers_and_many_classes_no_table() -> None:
@@ -118,7 +122,8 @@ def test_names_that_do_not_fit_become_numbers_and_many_classes_no_table() -> Non
         records = [
             trained(training_cell("vit_micro", weights=f"train:{name}"), 180, f1=f1, names=names) for name in "ab"
         ]
-        return training_section([Run(name="r", records=records)])[-1]
+        found = training_section([Run(name="r", records=records)])
+        return found[found.index("### F1 by class") + 1]
 
     assert line_of(section((0.5, 0.6), "a, b, c"), "model", "0")[2:] == ["0", "1"]
     assert "F1 of each of the 100 classes is in the records" in section((0.5,) * 100, ", ".join("x" * 100))
@@ -144,7 +149,7 @@ def test_macro_f1_is_a_column_of_the_csv_and_of_the_details() -> None:
     table = pd.read_csv(io.StringIO(render_csv([run])))
     assert table["macro_f1"].tolist() == [pytest.approx(1.7 / 3)]
     assert table["macro_f1_status"].tolist() == ["ok"]
-    assert not [name for name in table if name.startswith("class_f1")]
+    assert not [name for name in table if name.startswith("class_")]
     details = render_markdown([run]).split("## Details")[1]
     assert line_of(details, "cifar")[line_of(details, "model").index("macro F1")] == "0.567"
 

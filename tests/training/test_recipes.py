@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_budget_in_pictures_and_steps(budget: dict[str, Any], images: int | None
 def test_hash_never_changes() -> None:
     # committed results hold such hashes: a new key must leave them as they are
     assert Recipe(**BASE).hash == "b3d7e2d6d3a0e44a"
+
+
+def test_a_file_of_indices_counts_by_its_numbers(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / f"{name}.txt" for name in ("one", "same", "other"))
+    for path, text in ((one, "1 2 3"), (same, "[3, 1,\n2, 2]"), (other, "1 2 4")):
+        path.write_text(text)
+    hashes = [Recipe(**BASE, imbalance=str(path)).hash for path in (one, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert hashes[0] not in {Recipe(**BASE).hash, Recipe(**BASE, imbalance=str(tmp_path / "none.txt")).hash}
 
 
 def test_hash_is_that_of_what_is_done() -> None:
@@ -174,6 +184,44 @@ def test_recipes_of_the_five_projects_say_what_these_publish() -> None:
     fifth = load_recipe("paper-replicating")
     assert (fifth.optimizer, fifth.learning_rate, fifth.weight_decay) == ("adam", 3e-3, 0.3)
     assert (fifth.batch_size, fifth.epochs, fifth.jitter, fifth.mean[0]) == (16, 30, 0.4, 0.485)
+
+
+def _does(name: str, *without: str) -> dict[str, Any]:
+    """The keys of a recipe that say what is done, without some of them."""
+    content = load_recipe(name).model_dump(mode="json", exclude_defaults=True, exclude={"name", "description"})
+    return {key: value for key, value in content.items() if key not in without}
+
+
+def test_each_rung_of_the_ablation_adds_one_thing_to_the_one_before() -> None:
+    ladder = ["none", "crop", "jitter", "cutout", "mixup", "cutmix"]
+    rungs = [_does(f"cifar-vit-base-ablation-{name}") for name in ladder]
+    added: list[dict[str, Any]] = []
+    for before, after in pairwise(rungs):
+        assert not set(before) - set(after)
+        added.append({key: value for key, value in after.items() if before.get(key) != value})
+    pictures = ["crop", "flip", "jitter", "erasing"]
+    assert added == [
+        {"augment": pictures[:2]},
+        {"augment": pictures[:3]},  # jitter = 0.2 is the default
+        {"augment": pictures, "erasing": 0.5},
+        {"mixup": 0.8},
+        {"cutmix": 1.0},
+    ]
+    assert load_recipe("cifar-vit-base-ablation-jitter").jitter == 0.2
+    changing = ("augment", "erasing", "mixup", "cutmix")
+    assert {**rungs[0]} == _does("cifar-vit-base", *changing)
+
+
+def test_the_treatments_of_imbalanced_classes_differ_by_their_treatment_alone() -> None:
+    base = _does("cifar-vit-base", "validation")  # 5,000 pictures of the largest class are all that there are
+    treatments: dict[str, dict[str, Any]] = {
+        "baseline": {},
+        "sampler": {"sampler": "weighted"},
+        "weights": {"class_weights": "inverse"},
+        "both": {"sampler": "weighted", "class_weights": "inverse"},
+    }
+    for name, treatment in treatments.items():
+        assert _does(f"cifar-vit-base-imbalanced-{name}") == {**base, "imbalance": "linear:10", **treatment}
 
 
 def test_steps_multiply_the_learning_rate_where_they_are_said() -> None:

@@ -11,6 +11,7 @@ from vitbench.registry import METRICS
 
 #: Classes whose sizes have this ratio at most are told as equally large; of no more classes than this each is told.
 _EQUAL, _LISTED = 1.2, 20
+_BY_CLASS = {"class_f1": "F1", "class_precision": "precision", "class_recall": "recall"}
 
 
 @METRICS.measured(
@@ -21,6 +22,8 @@ _EQUAL, _LISTED = 1.2, 20
         "accuracy": "1",
         "macro_f1": "1",
         "class_f1": "1",
+        "class_precision": "1",
+        "class_recall": "1",
         "test_loss": "nat",
         "test_images": "image",
         "training_images": "image",
@@ -29,7 +32,7 @@ _EQUAL, _LISTED = 1.2, 20
         "training_loss": "nat",
     },
     only_in=dict.fromkeys(("training_images", "training_steps", "training_duration", "training_loss"), "train"),
-    summary="top-1 accuracy, F1 and loss on held-out pictures, after the suite's training or with given weights",
+    summary="top-1, F1, precision, recall, loss on held-out pictures, after the suite's training or with given weights",
 )
 def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     """Trains the cell's model by its recipe and keeps the checkpoint, unless it came with weights; then tests it on
@@ -56,13 +59,14 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     detail = f"{tested['correct']} of {tested['total']} right" + (f"; checkpoint {checkpoint}" if checkpoint else "")
     yield Measurement.single("accuracy", "1", accuracy, f"top-1 on {on_held_out}", detail)
     yield Measurement.single("macro_f1", "1", tested["macro_f1"], f"mean over classes of F1 on {on_held_out}")
-    yield Measurement(
-        metric="class_f1",
-        unit="1",
-        samples=(tuple(round(float(one), 9) for one in tested["class_f1"]),),  # one a class, no repetitions
-        method=f"F1 of each class on {on_held_out}",
-        detail=", ".join(name.replace(",", " ") for name in tested["class_names"]),
-    )
+    for metric, what in _BY_CLASS.items():
+        yield Measurement(
+            metric=metric,
+            unit="1",
+            samples=(tuple(round(float(one), 9) for one in tested[metric]),),  # one a class, no repetitions
+            method=f"{what} of each class on {on_held_out}",
+            detail=", ".join(name.replace(",", " ") for name in tested["class_names"]),
+        )
     yield Measurement.single("test_loss", "nat", tested["loss"], f"mean cross entropy on {on_held_out}")
     yield Measurement.single("test_images", "image", tested["total"], f"held-out pictures of {cell.data}")
     if not cell.trains:

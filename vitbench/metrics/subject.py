@@ -52,7 +52,9 @@ class Trainer(Protocol):
         """
 
     def evaluate(self, model: torch.nn.Module) -> Mapping[str, Any]:
-        """Test it on held-out pictures; facts: correct, total, loss, macro_f1, class_f1 (one a class), class_names."""
+        """Test it on held-out pictures; facts: correct, total, loss, macro_f1, class_names, and one a class
+        of class_f1, class_precision and class_recall.
+        """
 
     def save(self, model: torch.nn.Module) -> str:
         """Keep the checkpoint; returns its name inside the run folder, or an empty string where none is kept."""

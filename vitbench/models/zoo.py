@@ -24,6 +24,10 @@ SIZE_ERRORS = (AssertionError, ValueError, ZeroDivisionError, IndexError)
 IMAGENET_CLASSES = 1000
 #: What torchvision normalises by unless its weights say otherwise.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Their weights were trained with mean and std 0.5. torchvision's own loading turns ImageNet's normalisation into that
+#: inside the model (``transform_input``), which a checkpoint of the model would not tell.
+_TAKE_HALVES = ("googlenet", "inception_v3")
+_HALVES = (0.5, 0.5, 0.5)
 
 
 def describe_timm(name: str) -> ModelCard:
@@ -160,8 +164,8 @@ def describe_torchvision(name: str) -> ModelCard:
         size_rule="any",
         published_weights=str(weights).rpartition(".")[2],
         published_classes=len(meta["categories"]),
-        mean=tuple(preparation.get("mean", IMAGENET_MEAN)),
-        std=tuple(preparation.get("std", IMAGENET_STD)),
+        mean=_HALVES if architecture in _TAKE_HALVES else tuple(preparation.get("mean", IMAGENET_MEAN)),
+        std=_HALVES if architecture in _TAKE_HALVES else tuple(preparation.get("std", IMAGENET_STD)),
         min_size=smallest if smallest < side else 1,  # ViT and Swin name their own size, though they take smaller ones
         config={"architecture": architecture},
         claims=_published(weights, f"torchvision {torchvision.__version__}, {weights}"),
@@ -203,8 +207,6 @@ def build_torchvision(
         options = {"image_size": image_size[0]}
     elif architecture.startswith("maxvit"):
         options = {"input_size": image_size}
-    elif pretrained and architecture in ("googlenet", "inception_v3"):
-        options = {"transform_input": True}  # their weights expect another normalisation, done inside the model
     try:
         model: nn.Module = models.get_model(architecture, weights=None, num_classes=num_classes, **options)
     except SIZE_ERRORS as error:

@@ -16,6 +16,8 @@ from vitbench.training.recipes import list_recipes, load_recipe
 _MOST_CLASSES = 20
 #: What a claim can be of that a training is compared with.
 _TRAINED = ("top1", "macro_f1", "loss")
+#: Tables with a column a class; a class's recall is the share of its pictures that are found.
+_CLASS_TABLES = {"class_f1": "F1", "class_precision": "Precision", "class_recall": "Recall"}
 
 Training = tuple[Run, Record]
 
@@ -25,7 +27,10 @@ def training_section(runs: Sequence[Run]) -> list[str]:
     trainings = _trainings(runs)
     if not trainings:
         return []
-    return ["## Training", _HOW_TO_READ, _comparison(trainings), *_by_class(trainings)]
+    parts = ["## Training", _HOW_TO_READ, _comparison(trainings)]
+    for metric, what in _CLASS_TABLES.items():
+        parts += _by_class(trainings, metric, what)
+    return parts
 
 
 def training_summary(runs: Sequence[Run]) -> list[str]:
@@ -77,28 +82,30 @@ def _comparison(trainings: Sequence[Training]) -> str:
     return table(headings, lines, texts)
 
 
-def _by_class(trainings: Sequence[Training]) -> list[str]:
-    """A table of F1 for each set of classes."""
+def _by_class(trainings: Sequence[Training], metric: str, what: str) -> list[str]:
+    """A table of ``metric`` for each set of classes."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, (_, record) in enumerate(trainings):
-        found = figure(record, "class_f1")
+        found = figure(record, metric)
         if found.status == "ok":
             groups.setdefault(_class_names(found), []).append(index)
     varying = _varying(trainings)
     parts = []
     for names, indices in groups.items():
         if len(names) > _MOST_CLASSES:
-            parts.append(f"F1 of each of the {len(names)} classes is in the records (`class_f1`), not in a table here.")
+            parts.append(
+                f"{what} of each of the {len(names)} classes is in the records (`{metric}`), not in a table here."
+            )
             continue
         lines = []
         for index in indices:
             record = trainings[index][1]
             which = [cell_text(record.cell.model), cell_text(_recipe(record))]
             which += [cell_text(values[index]) for values in varying.values()]
-            lines.append([*which, *(f"{value:.3f}" for value in _values(figure(record, "class_f1")))])
+            lines.append([*which, *(f"{value:.3f}" for value in _values(figure(record, metric)))])
         texts = ["model", "recipe", *(cell_text(heading) for heading in varying)]
         parts.append(table([*texts, *(cell_text(name) for name in names)], lines, texts))
-    return ["### F1 by class", *parts] if parts else []
+    return [f"### {what} by class", *parts] if parts else []
 
 
 def _varying(trainings: Sequence[Training]) -> dict[str, list[str]]:

@@ -40,7 +40,7 @@ SERIES = frozenset({"training_loss"})
 SERIES_KIND = "none: the last of a series"
 
 #: Metrics with one value a class, no repetitions: their figure is the mean over the classes.
-BY_CLASS = frozenset({"class_f1"})
+BY_CLASS = frozenset({"class_f1", "class_precision", "class_recall"})
 BY_CLASS_KIND = "none: one value a class"
 
 #: Metrics whose absence says something about a counting tool, not about the cell.

@@ -41,6 +41,17 @@ def is_rule(imbalance: str) -> bool:
     return _IMBALANCE.match(imbalance) is not None
 
 
+def digest_indices(path: str) -> str | None:
+    """``indices:`` and 16 hex digits of the numbers in a file of indices, whose path and layout do not matter; None if
+    there is no such file or it holds something else.
+    """
+    try:
+        numbers = _read_numbers(Path(path).expanduser())
+    except (OSError, ValueError):
+        return None
+    return f"indices:{hashlib.sha256(' '.join(map(str, sorted(numbers))).encode()).hexdigest()[:16]}"
+
+
 def choose_imbalanced(labels: Sequence[int], among: Sequence[int], imbalance: str, seed: int | str) -> list[int]:
     """Ascending indices out of ``among`` (indices into ``labels``) whose classes are imbalanced.
 
@@ -95,7 +106,7 @@ def _indices_of(path: str, labels: Sequence[int], among: set[int]) -> list[int]:
             f"Imbalance {path!r} is neither linear:R nor exponential:R, such as linear:10, nor a file of indices"
         )
     try:
-        numbers = {int(word) for word in re.split(r"[\s,\[\]]+", file.read_text(encoding="utf-8")) if word}
+        numbers = _read_numbers(file)
     except (OSError, ValueError) as error:
         raise DataError(f"Index file {file.name!r} cannot be read: {error}. Give whole numbers only") from error
     if not numbers or min(numbers) < 0 or max(numbers) >= len(labels):
@@ -104,6 +115,10 @@ def _indices_of(path: str, labels: Sequence[int], among: set[int]) -> list[int]:
     if not chosen:
         raise DataError(f"Index file {file.name!r} leaves no training picture beside the validation split")
     return chosen
+
+
+def _read_numbers(file: Path) -> set[int]:
+    return {int(word) for word in re.split(r"[\s,\[\]]+", file.read_text(encoding="utf-8")) if word}
 
 
 def _rank(seed: int | str, what: str) -> bytes:

@@ -137,6 +137,12 @@ class Session:
         if self._has_indices:
             write_atomically(self.folder / INDICES, Path(str(self.recipe.imbalance)).expanduser().read_bytes())
 
+    def _recipe_hash(self) -> str:
+        """The recipe's, by the copy of its file of indices: the file itself may be gone or another by the end."""
+        if self._has_indices and (self.folder / INDICES).is_file():
+            return self.recipe.model_copy(update={"imbalance": str(self.folder / INDICES)}).hash
+        return self.recipe.hash
+
     @property
     def _has_indices(self) -> bool:
         """Whether a file chose the pictures."""
@@ -452,7 +458,7 @@ class Session:
             "model": self.request.model,
             "data": self.setup.info.label,
             "recipe": self.recipe.name,
-            "recipe_hash": self.recipe.hash,
+            "recipe_hash": self._recipe_hash(),
             "seed": self.request.seed,
             "origin": self.setup.origin,
             "device": self.device.name,

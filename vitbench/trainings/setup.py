@@ -122,12 +122,10 @@ class Setup:
         def build(count: int) -> torch.nn.Module:
             return build_model(request.model, image_size=self.size, num_classes=count)
 
+        # a checkpoint's weights come from it alone: going on needs no download
+        published = request.pretrained and state is None
         with torch.device(self.device.torch_device if self.device.kind == "cuda" else "cpu"):
-            self.model = (
-                build_model(request.model, image_size=self.size, num_classes=classes, pretrained=True)
-                if request.pretrained
-                else build(classes)
-            )
+            self.model = build_model(request.model, image_size=self.size, num_classes=classes, pretrained=published)
         if request.pretrained:
             self.origin = "the published weights"
         if state is not None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vitbench.errors import UsageError
+from vitbench.training.subsets import digest_indices, is_rule
 from vitbench.untrusted import read_toml
 
 BUILT_IN = Path(__file__).parent
@@ -162,9 +163,11 @@ class Recipe(BaseModel):
     @property
     def hash(self) -> str:
         """16 hex digits of what it does: a hash of the keys that differ from their defaults, without name, description
-        and seed, so that a new key leaves it valid.
+        and seed, so that a new key leaves it valid. A file of indices counts by the numbers in it, while it is there.
         """
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "description", "seed"})
+        if self.imbalance is not None and not is_rule(self.imbalance):
+            content["imbalance"] = digest_indices(self.imbalance) or self.imbalance
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
