@@ -225,6 +225,20 @@ def test_the_png_of_an_open_model_is_that_of_the_command(weights: dict[str, str]
     assert attention_png(trained, pixels) == (tmp_path / "out" / "layers.png").read_bytes()
 
 
+def test_an_animation_of_a_head_that_some_layers_lack_is_one_line(picture: Path, tmp_path: Path) -> None:
+    """PiT's stages have 2, 4 and 8 heads."""
+    name = "timm:pit_ti_224"
+    path = tmp_path / "pit.safetensors"
+    torch.manual_seed(0)
+    save_checkpoint(build_model(name), path, {"model": name, "num_classes": 1000, "image_size": [224, 224]})
+    options: dict[str, Any] = {"picture": picture, "layer": "12", "head": "8", "out": tmp_path / "out"}
+    with pytest.raises(UsageError, match=r"head 8 is not in each layer of timm:pit_ti_224, one of which has 2\. Give"):
+        draw({name: str(path)}, name, gif=True, **options)
+    assert not (tmp_path / "out").exists()
+    draw({name: str(path)}, name, **options)
+    assert names_in(tmp_path / "out") == {"layer_12_head_08.png"}
+
+
 def test_linear_attention_is_labelled_effective(weights: dict[str, str], picture: Path, tmp_path: Path) -> None:
     report = draw(weights, "cifar_lightweight_vit", picture=picture, out=tmp_path / "out", layer="1")
     assert {one.kind for one in report.layers} == {"effective"}

@@ -349,6 +349,72 @@ def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], words: list
     one_line(ask(capsys, MODEL, *words), 2, pattern)
 
 
+def test_a_full_disk_costs_nothing_that_was_computed(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.errors import StorageError
+
+    def write(path: Path, content: bytes) -> None:
+        raise StorageError("No space left")
+
+    monkeypatch.setattr("vitbench.reports.evaluation.write_atomically", write)
+    words = [MODEL, "--weights", good, "--data", "digits", "--test-images", "20", "--out", tmp_path / "out", "--json"]
+    code, out, errors = ask(capsys, *words)
+    assert (code, errors) == (1, "Error: No space left\n")
+    assert json.loads(out)["images"] == 20
+
+
+def test_a_folder_that_takes_no_file_is_told_before_the_work(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")  # root may write anywhere
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("vitbench.evaluation.evaluate_model", lambda *_, **__: pytest.fail("it was tested"))
+    words = [MODEL, "--weights", good, "--data", "digits", "--out", tmp_path]
+    one_line(ask(capsys, *words), 2, "Cannot write into .*: Permission denied. Choose another folder with --out")
+
+
+def test_the_classes_of_a_head_with_a_name_of_its_own_are_found(tmp_path: Path) -> None:
+    """Torchvision's MaxViT keeps its classes in classifier.5."""
+    from vitbench.registry import ModelCard
+    from vitbench.trained import _classes_of
+
+    card = ModelCard(
+        name="torchvision:maxvit_t", builder="", summary="", family="torchvision", source="torchvision",
+        image_size=(224, 224), num_classes=1000, patch=1, size_rule="any",
+    )  # fmt: skip
+    shapes = {"classifier.3.weight": (512, 512), "classifier.5.weight": (7, 512)}
+    assert _classes_of(card, shapes, {}) == 7
+    assert _classes_of(card, {"classifier.5.weight": (7, 99)}, {}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("folders", "warned"),
+    [
+        (["goldfish", "tench", "great white shark"], "are those of the data in another order"),
+        (["tench", "shark", "great white shark"], "have other names than those of the data"),
+        (["tench", "goldfish", "great white shark"], None),
+        (["n01440764", "n01443537", "n01484850"], None),
+    ],
+)
+def test_published_classes_in_another_order_are_warned_of(good: Path, folders: list[str], warned: str | None) -> None:
+    import dataclasses
+
+    from vitbench.evaluation import _warnings
+    from vitbench.trained import open_trained
+
+    trained = dataclasses.replace(
+        open_trained(MODEL, weights=str(good), device="cpu"), facts={}, num_classes=3,
+        class_names=("tench", "goldfish", "great white shark"),
+    )  # fmt: skip
+    info = dataclasses.replace(describe_data("digits"), num_classes=3, class_names=tuple(folders))
+    found = _warnings(trained, info)
+    assert len(found) == (warned is not None)
+    assert warned is None or warned in found[0]
+
+
 # --- what is read
 
 
@@ -373,7 +439,7 @@ def made_up(names: list[str], images: int = 4000, seed: int = 0) -> dict[str, An
         "schema": 1, "model": "vit", "weights": {"text": "a.pt (00)", "digest": "00", "notes": []}, "training": {},
         "data": "made-up", "split": "test", "num_classes": count, "image_size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3,
         "device": "cpu", "device_name": "", "dtype": "fp32", "batch_size": 128, "threads": 1, "versions": {"vitbench": "0"},
-        "warnings": [], "images": images, "chosen": "all", **_figures(score(logits, labels), info),
+        "warnings": [], "images": images, "chosen": "all", **_figures(score(logits, labels), info.class_names, count),
         "throughput": {"value": 1.0, "unit": "image/s", "duration_s": 1.0, "method": "made up"},
     }  # fmt: skip
 

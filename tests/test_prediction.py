@@ -311,6 +311,57 @@ def test_outputs_that_are_not_finite_are_one_line(capsys: pytest.CaptureFixture[
     assert errors.startswith("Error: The outputs of vit_basic_tutorial are NaN or infinite: ")
 
 
+def test_one_picture_whose_outputs_are_not_finite_costs_no_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(MODEL, image_size=SIZE, num_classes=3)
+    save_checkpoint(model, tmp_path / "a.safetensors", {"model": MODEL, "image_size": [SIZE, SIZE]})
+    paths = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abc")]
+    Image.new("RGB", (20, 20), (255, 255, 255)).save(paths[1])
+    # white alone becomes infinite
+    monkeypatch.setattr(
+        "vitbench.training.augment.normalise",
+        lambda images, *_: images / (255.0 - images.float().mean((1, 2, 3), keepdim=True)),
+    )
+    code, out, errors = ask(capsys, "--weights", tmp_path / "a.safetensors", *paths, "--json")
+    assert code == 1
+    found = json.loads(out)["pictures"]
+    assert ["classes" in one for one in found] == [True, False, True]
+    assert errors.startswith("Error: The outputs of vit_basic_tutorial are NaN or infinite: ")
+    assert "b.png" in errors
+
+
+def test_a_disk_that_becomes_full_costs_none_of_the_answers_before(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.errors import StorageError
+    from vitbench.store import write_atomically
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name.startswith("c"):
+            raise StorageError("No space left")
+        write_atomically(path, content)
+
+    monkeypatch.setattr("vitbench.prediction.write_atomically", write)
+    paths = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abcd")]
+    code, out, errors = ask(capsys, "--weights", good, *paths, "--out", tmp_path / "out", "--json")
+    assert (code, errors) == (1, "Error: No space left\n")
+    assert [Path(one["picture"]).name for one in json.loads(out)["pictures"]] == ["a.png", "b.png"]
+
+
+def test_what_was_not_loaded_as_it_stands_is_said(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path
+) -> None:
+    path = picture(tmp_path / "a.png")
+    code, _, errors = ask(capsys, "--weights", good, path, "--image-size", "32")
+    assert (code, errors) == (0, "Warning: the weights: positions resampled from 4x4 to 8x8 patches\n")
+    code, _, errors = ask(capsys, "--weights", good, path, "--num-classes", "3")
+    assert code == 2
+    assert "--replace-head" in errors
+    code, _, errors = ask(capsys, "--weights", good, path, "--num-classes", "3", "--replace-head")
+    assert (code, errors) == (0, "Warning: the weights: its head left out, a random one in its place\n")
+
+
 # --- annotated pictures
 
 

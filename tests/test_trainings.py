@@ -688,9 +688,22 @@ def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
 ) -> None:
     from vitbench.trainings.setup import Setup
 
+    passes: list[int] = []
+
+    def build(*names: Any, **keys: Any) -> torch.nn.Module:
+        model = build_model(*names, **keys)
+        model.get_submodule("blocks.0").register_forward_hook(lambda *found: passes.append(len(found[2])))
+        return model
+
+    monkeypatch.setattr("vitbench.trainings.setup.build_model", build)
     summaries = [start_training(transfer(), tmp_path / "features")]
+    # 80 pictures to train on and 20 held out go through the backbone once; the rest are the tests at the end
+    assert passes[:3] == [64, 16, 20]
+    assert set(passes[3:]) == {50}
+    passes.clear()
     monkeypatch.setattr(Setup, "_cache_features", lambda self: None)
     summaries.append(start_training(transfer(), tmp_path / "pictures"))
+    assert passes.count(20) >= 200 // 20
     one, other = weights(tmp_path / "features"), weights(tmp_path / "pictures")
     for key in one:
         torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
@@ -702,6 +715,55 @@ def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
         head,
         summaries[1].figures["params"],
     )
+
+
+def test_test_pictures_go_through_a_frozen_backbone_once_where_none_are_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.trainings.setup import Setup
+
+    summary = start_training(transfer(recipe={"validation": 0.0}), tmp_path / "features")
+    figures, last = summary.figures["last"], summary.history[-1]
+    assert (last["test_accuracy"], last["test_loss"]) == (figures["test_accuracy"], pytest.approx(figures["test_loss"]))
+    monkeypatch.setattr(Setup, "_cache_features", lambda self: None)
+    expected = start_training(transfer(recipe={"validation": 0.0}), tmp_path / "pictures").history
+    assert [row["test_loss"] for row in summary.history] == [
+        pytest.approx(row["test_loss"], rel=1e-4) for row in expected
+    ]
+
+
+def test_features_that_do_not_fit_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitbench.trainings.setup.spare_memory", lambda: 1000)
+    heard: list[str] = []
+    progress = TrainingProgress()
+    monkeypatch.setattr(progress, "note", heard.append)
+    summary = start_training(transfer(), tmp_path / "run", progress)
+    (said,) = [text for text in heard if "cannot be kept" in text]
+    assert said.endswith("they would take 0.0 GB, more than half of the memory that is free")
+    assert summary.figures["trainable_params"] == 48 * 10 + 10
+
+
+def test_a_frozen_pruning_model_drops_patches_while_its_head_trains_as_when_it_is_tested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[bool, int]] = set()
+
+    def build(*names: Any, **keys: Any) -> torch.nn.Module:
+        model = build_model(*names, **keys)
+        model.get_submodule("blocks.5").register_forward_hook(
+            lambda _, given, result: seen.add((model.get_submodule("head").training, result.shape[1]))
+        )
+        return model
+
+    monkeypatch.setattr("vitbench.trainings.setup.build_model", build)
+    content = request(
+        model="cifar_dynamic_vit_pruned", image_size="16", freeze="backbone", train_images=20, test_images=10,
+        recipe={"images": 20, "augment": ["flip"], "mixup": 0.0, "ema": 0.0, "validation": 0.0},
+    )  # fmt: skip
+    start_training(content, tmp_path / "run")
+    assert {training for training, _ in seen} == {True, False}
+    assert len({tokens for _, tokens in seen}) == 1
+    assert max(tokens for _, tokens in seen) < 17  # 16 patches and CLS
 
 
 def test_features_are_gone_on_with_and_the_checkpoint_is_the_whole_model(
@@ -780,9 +842,96 @@ def test_weights_of_other_classes_start_a_training_with_a_new_head(whole: Path, 
 
 
 def test_a_head_may_have_room_for_more_classes(tmp_path: Path) -> None:
-    summary = start_training(request(num_classes=12, recipe={"images": 40}), tmp_path / "run")
-    assert list(summary.figures["last"]["class_f1"])[-2:] == ["class 10", "class 11"]
+    summary = start_training(request(num_classes=12, recipe={"images": 400}), tmp_path / "run")
+    by_class = summary.figures["last"]["class_f1"]
+    assert list(by_class)[-2:] == ["class 10", "class 11"]
     assert weights(tmp_path / "run")["head.weight"].shape == (12, 48)
+    # the digits have ten classes: those that no picture is of count in no mean over classes
+    assert summary.figures["last"]["macro_f1"] == pytest.approx(sum(list(by_class.values())[:10]) / 10)
+    assert sum(by_class.values()) > 0
+    # Muon orthogonalises hidden matrices, and a head of whatever width is none
+    state = load_state(tmp_path / "run" / LAST)
+    assert state is not None
+    (muon, adamw) = state["optimizers"]
+    shapes = [
+        {tuple(one.get("momentum_buffer", one.get("exp_avg")).shape) for one in kept["state"].values()}
+        for kept in (muon, adamw)
+    ]
+    assert ((12, 48) in shapes[0], (12, 48) in shapes[1]) == (False, True)
+
+
+def test_a_checkpoint_with_room_for_more_classes_is_evaluated_on_its_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = start_training(request(num_classes=12, recipe={"images": 400}), tmp_path / "run")
+    path = str(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    words = ["evaluate", MODEL, "--weights", path, "--data", "digits", "--test-images", "50", "--json"]
+    assert run_command(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"]["value"] == summary.figures["last"]["test_accuracy"]
+    assert found["macro"]["f1"] == pytest.approx(summary.figures["last"]["macro_f1"])
+    assert found["macro"]["method"].startswith("scikit-learn's means over all 10 classes of the data (the head has 12)")
+    assert [one["name"] for one in found["classes"]][9:] == ["9", "class 10", "class 11"]
+
+
+def test_weights_from_elsewhere_get_the_colours_of_the_card_also_after_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.models import describe_model
+    from vitbench.trainings import setup
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    card = replace(describe_model(MODEL), mean=mean, std=std)
+    monkeypatch.setattr(setup, "describe_model", lambda name: card)
+    path = tmp_path / "foreign.pth"
+    torch.save(build_model(MODEL, image_size=8, num_classes=10).state_dict(), path)
+    heard: list[str] = []
+    progress = TrainingProgress()
+    monkeypatch.setattr(progress, "note", heard.append)
+    with monkeypatch.context() as patch:
+        die_after_saving(patch, 2)
+        with pytest.raises(KilledError):
+            start_training(request(weights=str(path)), tmp_path / "run", progress)
+    told = "Pictures are normalised as vit_basic_tutorial's card says: mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
+    assert told in heard
+    path.unlink()
+    resume_training(tmp_path / "run")
+    facts = read_facts(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert (tuple(facts["recipe"]["mean"]), tuple(facts["recipe"]["std"])) == (mean, std)
+
+
+def test_pictures_have_the_size_that_weights_of_ours_were_trained_at(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(whole / "checkpoints" / "last.safetensors")
+    heard: list[str] = []
+    progress = TrainingProgress()
+    monkeypatch.setattr(progress, "note", heard.append)
+    monkeypatch.setattr(progress, "warn", heard.append)
+    short = {"images": 20}
+    start_training(request(weights=path, image_size=None, recipe=short), tmp_path / "same", progress)
+    assert read_facts(tmp_path / "same" / "checkpoints" / "last.safetensors")["image_size"] == [8, 8]
+    assert "Pictures are 8 px, as those of the weights' training" in heard
+    assert not [text for text in heard if "resampled" in text]
+    start_training(request(weights=path, image_size="16", recipe=short), tmp_path / "other", progress)
+    assert read_facts(tmp_path / "other" / "checkpoints" / "last.safetensors")["image_size"] == [16, 16]
+    assert "The weights' positions are resampled from 2x2 to 4x4 patches" in heard
+
+
+def test_a_builder_of_ones_own_trains_that_meta_tensors_would_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitbench.models.imported._allowed", False)
+    content = request(model=f"module:{__name__}:reads_numbers", allow_import=True, recipe={"images": 40})
+    assert start_training(content, tmp_path / "run").figures["trainable_params"] == 3 * 10 + 10
+
+
+def reads_numbers(*, image_size: tuple[int, int], num_classes: int) -> torch.nn.Module:
+    """A builder with the usual ladder of rates, whose numbers a meta tensor does not have."""
+    assert num_classes == 10
+    rates = [one.item() for one in torch.linspace(0, 0.1, 2)]
+    pool = torch.nn.AdaptiveAvgPool2d(1)
+    return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Dropout(rates[1]), torch.nn.Linear(3, num_classes))
 
 
 def test_an_attention_picture_that_fails_does_not_cost_the_report(

@@ -104,6 +104,7 @@ def draw_attention(
     data: str | None = None,
     index: int | None = None,
     data_dir: Path | None = None,
+    download: bool = False,
     weights: str | None = None,
     pretrained: bool = False,
     replace_head: bool = False,
@@ -127,7 +128,7 @@ def draw_attention(
     Args:
         model: a name of the registry; its weights are chosen as ``open_trained`` has it.
         picture: a file; or else ``data``, a data set, of whose test pictures ``index`` (from 0) is taken.
-        data_dir: where data sets are that are downloaded.
+        data_dir: where data sets are that are downloaded; ``download`` fetches one that is not there.
         layer: a number from 1, or ``all`` (default).
         head: a number from 1, ``mean`` (default) or ``all``.
 
@@ -157,12 +158,18 @@ def draw_attention(
         pixels, label = read_picture(picture, trained.image_size)[0], printable(picture.name)
     else:
         assert data is not None
-        pixels, label = read_indexed(data, index or 0, trained.image_size, root=data_dir)
+        pixels, label = read_indexed(data, index or 0, trained.image_size, root=data_dir, download=download)
     maps = look(trained, pixels)
     notes = [*trained.notes, *_notes_on(maps)]
     scene = pixels.permute(1, 2, 0).numpy() / 255  # (H, W, 3)
     title = f"{model}, {trained.weights}"
     name, rows = _chosen_tiles(model, maps, chosen_layer, chosen_head)
+    fewest = min(one.heads for one in maps)
+    if gif and isinstance(chosen_head, int) and chosen_head > fewest:
+        raise UsageError(
+            f"Option --gif: head {chosen_head} is not in each layer of {model}, one of which has {fewest}. "
+            f"Give --head 1 to {fewest}, mean or all, or leave out --gif"
+        )
     shown = maps if chosen_layer is None else [maps[chosen_layer - 1]]
     files = {f"{name}.png": _weights_png(scene, rows, shown, chosen_head, title)}
     if rollout or (layer is None and head is None):
@@ -217,7 +224,7 @@ def look(trained: TrainedModel, pixels: torch.Tensor) -> list[AttentionMap]:
 
 
 def read_indexed(
-    data: str, index: int, image_size: tuple[int, int], *, root: Path | None = None
+    data: str, index: int, image_size: tuple[int, int], *, root: Path | None = None, download: bool = False
 ) -> tuple[torch.Tensor, str]:
     """Picture ``index`` (from 0) of the test pictures of a data set, (3, H, W) uint8 as ``load_images`` makes it, and
     its name for people. Raises UsageError for an index that is none, and what ``describe_data`` raises.
@@ -230,14 +237,14 @@ def read_indexed(
     from vitbench.training.folder import decode_picture, read_listing
     from vitbench.training.pictures import from_arrays
 
-    info = describe_data(data, root=root)
+    info = describe_data(data, root=root, download=download)
     if not 0 <= index < info.test_images:
         raise UsageError(
             f"Option --index: {index} is no test picture of {printable(data)}, which has {info.test_images:,}. "
             f"Give 0 to {info.test_images - 1}"
         )
     if data == NAME or data in DOWNLOADS:
-        arrays, labels = read_digits("test") if data == NAME else read_download(info, "test", download=False)
+        arrays, labels = read_digits("test") if data == NAME else read_download(info, "test", download=download)
         pixels, label = from_arrays(arrays[index : index + 1], image_size)[0], labels[index]
         return pixels, f"test picture {index} of {data} ({info.class_names[label]})"
     listing = read_listing(info)  # one of perhaps many files: the others are not decoded

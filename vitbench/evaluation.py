@@ -77,7 +77,7 @@ def evaluate_model(
         num_classes=info.num_classes if replace_head else None,
         replace_head=replace_head,
     )
-    if trained.num_classes != info.num_classes:
+    if trained.num_classes != info.num_classes and not _has_room_for_more(trained, info):
         raise DataError(
             f"The weights {trained.weights} tell {trained.num_classes} classes apart, but {info.label} has "
             f"{info.num_classes}. Give the data that they were trained for, or --replace-head for a random head"
@@ -128,10 +128,26 @@ def _split(name: str) -> Split:
     raise UsageError(f"Unknown split {name!r}: give {' or '.join(SPLITS)}")
 
 
+def _has_room_for_more(trained: TrainedModel, info: DataInfo) -> bool:
+    """Whether the head has the data's classes first and then others (``vitbench train --num-classes``)."""
+    told = trained.facts.get("classes")
+    few = info.num_classes
+    if not isinstance(told, list) or not few < trained.num_classes == len(told):
+        return False
+    return told[:few] == list(info.class_names)
+
+
+def _class_names(trained: TrainedModel, info: DataInfo) -> tuple[str, ...]:
+    """One a class of the head: those of the data, and what else it has room for."""
+    return (*info.class_names, *(trained.class_name(k) for k in range(info.num_classes, trained.num_classes)))
+
+
 def _warnings(trained: TrainedModel, info: DataInfo) -> list[str]:
     """What the result should not be read without."""
     found = []
     told = trained.facts.get("classes")
+    if not trained.facts and trained.class_names is not None and set(trained.class_names) & set(info.class_names):
+        told = list(trained.class_names)  # ImageNet's; folders named by its numbers share none with them
     if isinstance(told, list) and len(told) == info.num_classes and told != list(info.class_names):
         if sorted(map(str, told)) == sorted(info.class_names):
             what = "are those of the data in another order"
@@ -162,7 +178,7 @@ def _describe(
         "training": _training(trained.facts),
         "data": info.label,
         "split": split,
-        "num_classes": info.num_classes,
+        "num_classes": trained.num_classes,
         "image_size": list(trained.image_size),
         "mean": list(trained.mean),
         "std": list(trained.std),
@@ -219,11 +235,11 @@ def _test(
         bad = len(finite) - int(finite.sum())
         way_out = "Leave out --amp" if amp else "The weights are damaged, or their training has diverged"
         raise NotFiniteError(f"The outputs for {bad} of {len(finite)} pictures are NaN or infinite. {way_out}")
-    scores = score(answers.logits.numpy(), pictures.labels.numpy(), bins=bins)
+    scores = score(answers.logits.numpy(), pictures.labels.numpy(), bins=bins, classes=info.num_classes)
     return {
         "images": len(pictures),
         "chosen": _chosen(len(pictures), info.count(split), split),
-        **_figures(scores, info),
+        **_figures(scores, _class_names(trained, info), info.num_classes),
         "throughput": {
             "value": len(pictures) / answers.duration_s,
             "unit": "image/s",
@@ -242,9 +258,11 @@ def _chosen(images: int, there: int, split: Split) -> str:
     return f"{part} of the {split} split" + ("" if split == "test" else ", which is not held out")
 
 
-def _figures(scores: Scores, info: DataInfo) -> dict[str, Any]:
-    absent = sum(one.images == 0 for one in scores.classes)
-    never = sum(one.predicted == 0 for one in scores.classes)
+def _figures(scores: Scores, class_names: Sequence[str], of_data: int) -> dict[str, Any]:
+    """``class_names``: one a class of the head, of which the first ``of_data`` are the data's."""
+    absent = sum(one.images == 0 for one in scores.classes[:of_data])
+    never = sum(one.predicted == 0 for one in scores.classes[:of_data])
+    more = f" of the data (the head has {len(class_names)})" if len(class_names) > of_data else ""
     zero = f"{_ZERO}: {absent} classes without pictures, {never} never predicted"
     return {
         "accuracy": _fraction(scores.correct, scores.total, "share of pictures whose class has the largest logit"),
@@ -254,7 +272,7 @@ def _figures(scores: Scores, info: DataInfo) -> dict[str, Any]:
         "loss": {"value": scores.loss, "unit": "nat", "method": "mean cross entropy, without label smoothing"},
         "macro": {
             **asdict(scores.macro),
-            "method": f"scikit-learn's means over all {info.num_classes} classes; {zero}",
+            "method": f"scikit-learn's means over all {of_data} classes{more}; {zero}",
         },
         "weighted": {
             **asdict(scores.weighted),
@@ -262,7 +280,7 @@ def _figures(scores: Scores, info: DataInfo) -> dict[str, Any]:
         },
         "classes": [
             {"index": index, "name": name, **asdict(one)}
-            for index, (name, one) in enumerate(zip(info.class_names, scores.classes, strict=True))
+            for index, (name, one) in enumerate(zip(class_names, scores.classes, strict=True))
         ],
         "confusion": {
             "rows": "true class",

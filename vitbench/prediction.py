@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     Font = PIL.ImageFont.FreeTypeFont | PIL.ImageFont.ImageFont
 
+_NOT_FINITE = "the weights are damaged, or their training diverged"
 #: Pictures that go through the model at once.
 BATCH_SIZE = 32
 TOP = 5
@@ -72,10 +73,11 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Unread:
-    """A picture that nothing could be said of, and why, in one line."""
+    """A picture that nothing could be said of, and why, in one line; ``of_model``: the model's fault, not its own."""
 
     picture: str
     error: str
+    of_model: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,57 +163,78 @@ def predict_pictures(
     out: Path | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Prediction | Unread]:
-    """The ``top`` likeliest classes of each source (all, if there are fewer), in the order of ``sources``.
+    """A list of what ``each_prediction`` yields."""
+    return list(each_prediction(trained, sources, top=top, out=out, tell=tell))
+
+
+def each_prediction(
+    trained: TrainedModel,
+    sources: Sequence[Source],
+    *,
+    top: int = TOP,
+    out: Path | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Iterator[Prediction | Unread]:
+    """The ``top`` likeliest classes of each source (all, if there are fewer), in the order of ``sources``, as they are
+    found.
 
     With ``out`` an annotated PNG of each goes into that folder, which must be there. ``tell`` is told of each picture
-    that cannot be read, at once. Raises OutOfMemory, NotFiniteError if an output is not finite, and what a write into
-    ``out`` raises.
+    that cannot be read, and of one whose outputs are not finite. Raises OutOfMemory and what a write into ``out``
+    raises.
     """
     names = OutputNames(out, [source.path for source in sources if source.path is not None]) if out else None
-    results: dict[int, Prediction | Unread] = {}
-    batch: list[_Read] = []
+    waiting: list[_Read | Unread] = []
 
-    def flush() -> None:
-        for read, guesses in zip(batch, _guess(trained, [one.pixels for one in batch], top), strict=True):
-            truth = read.source.truth
+    def flush() -> Iterator[Prediction | Unread]:
+        batch = [one for one in waiting if isinstance(one, _Read)]
+        answers = _guess(trained, [one.pixels for one in batch], top) if batch else iter(())
+        for one in waiting:
+            if isinstance(one, Unread):
+                yield one
+                continue
+            guesses = next(answers)
+            if not guesses:
+                error = f"The outputs of {trained.name} are NaN or infinite: {_NOT_FINITE}"
+                tell(f"{error} (picture {printable(one.source.name)})")
+                yield Unread(picture=one.source.name, error=error, of_model=True)
+                continue
+            truth = one.source.truth
             comparable = truth is not None and truth in (trained.class_names or ())
             right = truth == guesses[0].name if comparable else None
-            found = Prediction(picture=read.source.name, guesses=guesses, truth=truth, right=right)
-            if out and names and read.shown:
-                found = dataclasses.replace(found, file=names.take(read.source.stem))
-                write_atomically(out / str(found.file), annotate(read.shown, found))
-            results[read.place] = found
-        batch.clear()
+            found = Prediction(picture=one.source.name, guesses=guesses, truth=truth, right=right)
+            if out and names and one.shown:
+                found = dataclasses.replace(found, file=names.take(one.source.stem))
+                write_atomically(out / str(found.file), annotate(one.shown, found))
+            yield found
+        waiting.clear()
 
-    for place, source in enumerate(sources):
+    for source in sources:
         try:
             pixels, whole = source.read(trained.image_size)
         except DataError as error:
             tell(str(error))
-            results[place] = Unread(picture=source.name, error=str(error))
+            waiting.append(Unread(picture=source.name, error=str(error)))
             continue
         # a batch of whole photographs would take gigabytes
-        batch.append(_Read(place, source, pixels, fit_picture(whole) if out else None))
-        if len(batch) == BATCH_SIZE:
-            flush()
-    if batch:
-        flush()
-    return [results[place] for place in range(len(sources))]
+        waiting.append(_Read(source, pixels, fit_picture(whole) if out else None))
+        if sum(isinstance(one, _Read) for one in waiting) == BATCH_SIZE:
+            yield from flush()
+    yield from flush()
 
 
 @dataclass(frozen=True)
 class _Read:
-    place: int
     source: Source
     pixels: torch.Tensor
     shown: PIL.Image.Image | None
 
 
 def _guess(trained: TrainedModel, pixels: Sequence[torch.Tensor], top: int) -> Iterator[tuple[Guess, ...]]:
-    """The likeliest classes of pictures (3, H, W) uint8. Of equal probabilities the lower class comes first."""
+    """The likeliest classes of pictures (3, H, W) uint8, none where an output is not finite. Of equal probabilities the
+    lower class comes first.
+    """
     import torch
 
-    from vitbench.metrics.subject import NotFiniteError
     from vitbench.outputs import input_dtype, mean_logits
     from vitbench.training.augment import normalise
 
@@ -221,15 +244,13 @@ def _guess(trained: TrainedModel, pixels: Sequence[torch.Tensor], top: int) -> I
         inputs = normalise(images, input_dtype(trained.module), trained.mean, trained.std)
         # some devices have no double precision
         logits = mean_logits(trained.module(inputs)).cpu().double()
-    if not torch.isfinite(logits).all():
-        raise NotFiniteError(
-            f"The outputs of {trained.name} are NaN or infinite: the weights are damaged, or their training diverged"
-        )
+    finite = torch.isfinite(logits).all(dim=1).tolist()
     probabilities = logits.softmax(dim=1)
     order = logits.argsort(dim=1, descending=True, stable=True)[:, :top]
-    for row, places in zip(probabilities, order.tolist(), strict=True):
+    for row, places, known in zip(probabilities, order.tolist(), finite, strict=True):
         yield tuple(
-            Guess(index=place, name=trained.class_name(place), probability=float(row[place])) for place in places
+            Guess(index=place, name=trained.class_name(place), probability=float(row[place]))
+            for place in (places if known else ())
         )
 
 

@@ -129,8 +129,8 @@ def open_trained(
     card = describe_model(model)
     opened = find_device(device)
     facts = {} if weights is None else read_facts(weights)
-    shapes = {} if weights is None else _shapes_in_file(Path(weights))
-    size = _chosen_size(card, image_size, facts, shapes)
+    shapes = {} if weights is None else shapes_in_file(Path(weights))
+    size = chosen_size(card, image_size, facts, shapes)
     classes = num_classes or _classes_of(card, shapes, facts)
     notes: list[str] = []
     if pretrained and _has_random_head(card, classes):
@@ -276,7 +276,7 @@ def _first_line(text: str) -> str:
     return line if len(line) <= 200 else f"{line[:199]}…"
 
 
-def _chosen_size(
+def chosen_size(
     card: ModelCard, option: str | None, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, int]:
     """(height, width) px: the option's, that of the training, or the model's own. Raises UsageError, ImageSizeError.
@@ -319,10 +319,37 @@ def _classes_of(card: ModelCard, shapes: Mapping[str, tuple[int, ...]], facts: M
     if _is_count(told, _MOST_CLASSES) and (told == in_file or (found is None and told <= most)):
         return told
     # a card of our own may be built on weights of other classes: its own number is what it is for
-    return in_file or card.num_classes
+    return in_file or (_classes_of_other_heads(card, shapes) if shapes else None) or card.num_classes
 
 
-def _shapes_in_file(path: Path) -> dict[str, tuple[int, ...]]:
+def _classes_of_other_heads(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The classes of a head that has another name in the file: of the weight whose size changes with the classes. None
+    where the model cannot be built without memory, or the file has no such weight.
+    """
+    import torch
+
+    from vitbench.models import build_model
+
+    try:
+        with torch.device("meta"):
+            own, other = (
+                dict(build_model(card.name, num_classes=count).named_parameters())
+                for count in (card.num_classes, card.num_classes + 1)
+            )
+    except Exception:  # builders of one's own may raise anything without memory
+        return None
+    for name, parameter in own.items():
+        found = shapes.get(name, ())
+        if (
+            parameter.dim() == 2 == len(found)
+            and parameter.shape != other[name].shape
+            and found[1:] == parameter.shape[1:]
+        ):
+            return found[0] if _is_count(found[0], _MOST_CLASSES) else None
+    return None
+
+
+def shapes_in_file(path: Path) -> dict[str, tuple[int, ...]]:
     """What a checkpoint claims of its weights, in our names."""
     from vitbench.models.checkpoints import _weights_in
     from vitbench.models.layouts import layout_of

@@ -9,6 +9,7 @@ import typer
 
 from vitbench.commands.options import (
     AllowImport,
+    Download,
     ImageSizeOfWeights,
     JsonObject,
     Model,
@@ -34,7 +35,10 @@ def attention(
         str | None, typer.Option(help="Take a test picture of digits, cifar10, cifar100, fashion-mnist or a folder.")
     ] = None,
     index: Annotated[int | None, typer.Option(help="With --data: which test picture, from 0. [default: 0]")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
+    ] = None,
+    download: Download = False,
     layer: Annotated[str | None, typer.Option(help="A layer, from 1, or all. [default: all]")] = None,
     head: Annotated[str | None, typer.Option(help="A head, from 1, mean or all. [default: mean]")] = None,
     rollout: Annotated[
@@ -67,6 +71,7 @@ def attention(
         data=data,
         index=index,
         data_dir=data_dir,
+        download=download,
         weights=weights,
         pretrained=pretrained,
         replace_head=replace_head,

@@ -84,13 +84,13 @@ def evaluate(
         bins=bins,
         note=lambda text: print(one_line(text), file=sys.stderr),
     )
-    written = write_evaluation(result, out) if out is not None else []
     if json:
         import json as encoder
 
         print(encoder.dumps(result, indent=2, allow_nan=False))
     else:
         print(evaluation_text(result))
-    for path in written:
+    sys.stdout.flush()  # printed first: a full disk loses none of it
+    for path in write_evaluation(result, out) if out is not None else []:
         print(f"Wrote {path}", file=sys.stderr)
     return 0

@@ -14,9 +14,10 @@ from vitbench.commands.options import (
     JsonObject,
     Model,
     Pretrained,
+    ReplaceHead,
     WeightsOfModel,
 )
-from vitbench.errors import UsageError
+from vitbench.errors import UsageError, VitbenchError
 
 EPILOG = (
     "Examples:  vitbench predict vit_layer6_32 --weights best.safetensors cat.jpg dog.jpg   |   "
@@ -30,6 +31,7 @@ def predict(
     images: Annotated[list[Path] | None, typer.Argument(help="Pictures; or --data NAME --index N, or both.")] = None,
     weights: WeightsOfModel = None,
     pretrained: Pretrained = False,
+    replace_head: ReplaceHead = False,
     data: Annotated[
         str | None, typer.Option(help="Pictures of digits, cifar10, cifar100, fashion-mnist or a picture folder.")
     ] = None,
@@ -60,7 +62,7 @@ def predict(
 ) -> int:
     """Say what is in pictures: the likeliest classes and their probabilities, drawn on the pictures with --out.
 
-    Exit code 1 if some pictures could not be read, 2 if none could.
+    Exit code 1 if nothing could be said of some pictures, 2 if none could be read.
     """
     import sys
 
@@ -95,25 +97,37 @@ def predict(
         image_size=image_size,
         num_classes=num_classes,
         class_names=names,
+        replace_head=replace_head,
     )
+    for note in trained.notes:
+        print(f"Warning: the weights: {one_line(note)}", file=sys.stderr)
     if info is not None:
         trained = prediction.name_classes(trained, info)
-    results = prediction.predict_pictures(
-        trained, sources, top=top, out=out, tell=lambda text: print(f"Error: {one_line(text)}", file=sys.stderr)
-    )
+    results: list[prediction.Prediction | prediction.Unread] = []
+    stopped: VitbenchError | None = None
+    try:
+        for one in prediction.each_prediction(
+            trained, sources, top=top, out=out, tell=lambda text: print(f"Error: {one_line(text)}", file=sys.stderr)
+        ):
+            results.append(one)
+    except VitbenchError as error:  # a full disk, memory that runs out: what was found until then is not lost
+        stopped = error
     if json:
         import json as encoder
 
         print(encoder.dumps(prediction.predictions_to_dict(trained, results), indent=2, allow_nan=False))
     elif text := prediction.predictions_to_text(results):
         print(text)
+    if stopped is not None:
+        raise stopped
     unread = sum(isinstance(one, prediction.Unread) for one in results)
     if out is not None and unread < len(results):
         count = len(results) - unread
         print(f"Wrote {count} picture{'s' if count != 1 else ''} into {out}", file=sys.stderr)
     if not unread:
         return 0
-    return 2 if unread == len(results) else 1
+    of_model = any(isinstance(one, prediction.Unread) and one.of_model for one in results)
+    return 2 if unread == len(results) and not of_model else 1
 
 
 def _indices(values: list[str] | None) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,9 +56,11 @@ def write_evaluation(result: Result, folder: Path) -> list[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder that is written into. Raises RunFolderError if that cannot be."""
+    """Make the folder that is written into. Raises RunFolderError if that cannot be, or nothing can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise RunFolderError(
             f"Cannot write into {folder}: {error.strerror}. Choose another folder with --out"

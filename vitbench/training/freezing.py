@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +18,8 @@ _BLOCKS = re.compile(r"^blocks:(?P<count>\d+)$")
 
 @dataclass(frozen=True)
 class Freezing:
-    """What is frozen: ``frozen`` modules stay in eval mode while the rest trains; ``heads`` are those that turn
-    features into classes; the counts are of parameters.
+    """What is frozen: ``frozen`` modules stay in eval mode while the rest trains. ``heads``: the submodules that turn
+    features into classes, where they and nothing else are trained; else empty. The counts are of parameters.
     """
 
     frozen: tuple[nn.Module, ...]
@@ -40,12 +42,15 @@ def freeze_parameters(model: nn.Module, freeze: str, build: Callable[[int], nn.M
     embedding and the first N blocks.
 
     ``build`` makes the same architecture for another number of classes: what differs then belongs to a head, and so
-    does the rest of the submodule that it is in. Raises UsageError for a model in which no head or no blocks are
-    found, and for an N that leaves nothing.
+    does the rest of the submodule that it is in. A model may come with frozen parts: ``none`` leaves them, ``blocks:N``
+    trains those behind the first N blocks. Raises UsageError for a model in which no head or no blocks are found, and
+    for an N that leaves nothing.
     """
     check_freeze(freeze)
-    heads = find_heads(model, build, num_classes)
+    match = _BLOCKS.match(freeze)
+    heads: tuple[str, ...] = ()
     if freeze == "backbone":
+        heads = find_heads(model, build, num_classes)
         if not heads:
             raise UsageError(
                 "No head was found in this model, so that its backbone cannot be frozen: leave out --freeze"
@@ -53,9 +58,15 @@ def freeze_parameters(model: nn.Module, freeze: str, build: Callable[[int], nn.M
         model.requires_grad_(False)
         for path in heads:
             model.get_submodule(path).requires_grad_(True)
-    match = _BLOCKS.match(freeze)
-    if match is not None:
+    elif match is not None:
         _freeze_first_blocks(model, int(match["count"]))
+    elif not all(one.requires_grad for one in model.parameters()):
+        # models that are made for it come with a frozen backbone
+        with contextlib.suppress(UsageError):
+            heads = find_heads(model, build, num_classes)
+        of_heads = {id(one) for path in heads for one in model.get_submodule(path).parameters()}
+        if {id(one) for one in model.parameters() if one.requires_grad} != of_heads:
+            heads = ()
     parameters = list(model.parameters())
     trainable = sum(one.numel() for one in parameters if one.requires_grad)
     if trainable == 0:
@@ -64,10 +75,11 @@ def freeze_parameters(model: nn.Module, freeze: str, build: Callable[[int], nn.M
 
 
 def find_heads(model: nn.Module, build: Callable[[int], nn.Module], num_classes: int) -> tuple[str, ...]:
-    """The paths of the submodules that turn features into classes, in order of registration."""
-    with torch.device("meta"):
-        other = build(num_classes + 1)
-    shapes = {name: tuple(one.shape) for name, one in other.named_parameters()}
+    """The paths of the submodules that turn features into classes, in order of registration.
+
+    Raises UsageError if the model cannot be built for another number of classes.
+    """
+    shapes = {name: tuple(one.shape) for name, one in _build_other(build, num_classes + 1).named_parameters()}
     differing = [name for name, one in model.named_parameters() if shapes.get(name) != tuple(one.shape)]
     total = sum(one.numel() for one in model.parameters())
     found: dict[str, None] = {}
@@ -83,57 +95,108 @@ def find_heads(model: nn.Module, build: Callable[[int], nn.Module], num_classes:
     return tuple(found)
 
 
-def features_of(
-    model: nn.Module, head: str, batches: Sequence[torch.Tensor], run: Callable[[torch.Tensor], object]
-) -> torch.Tensor:
-    """What the submodule ``head`` is given for each of ``batches``, on the CPU: (N, ...).
-
-    ``run`` does one forward pass of the model, without gradients. Raises UsageError if the head is not called exactly
-    once with one tensor whose first dimension is the pictures'.
+def _build_other(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
+    """The architecture for so many classes, without memory where that works: builders of one's own may read numbers
+    from tensors, which meta tensors do not have.
     """
-    found: list[torch.Tensor] = []
+    with contextlib.suppress(Exception), torch.device("meta"):
+        return build(num_classes)
+    try:
+        with torch.random.fork_rng(devices=[]):  # what is drawn from then on is as without it
+            return build(num_classes)
+    except Exception as error:  # whatever a builder of one's own raises
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UsageError(
+            f"No head can be told in this model, because it cannot be built for {num_classes} classes, too: {reason}. "
+            "Leave out --freeze"
+        ) from error
+
+
+def features_of(
+    model: nn.Module,
+    head: str,
+    batches: Iterable[torch.Tensor],
+    count: int,
+    run: Callable[[torch.Tensor], object],
+    check: Callable[[int], None] = lambda size: None,
+) -> torch.Tensor:
+    """What the submodule ``head`` is given for each of ``count`` pictures in ``batches``, on the CPU: (N, ...) float32.
+
+    ``run`` does one forward pass of the model, without gradients. ``check`` is told the bytes that all will take,
+    before they are taken. Raises UsageError if the head is not called exactly once with one tensor whose first
+    dimension is the pictures', and what ``check`` raises.
+    """
+    given: list[torch.Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[object, ...]) -> None:
         if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
             raise UsageError("the head takes more than one tensor")
-        found.append(inputs[0].detach().to("cpu", torch.float32))
+        given.append(inputs[0].detach())
 
+    found: torch.Tensor | None = None
+    done = 0
     handle = model.get_submodule(head).register_forward_pre_hook(keep)
     try:
         for batch in batches:
-            before = len(found)
+            given.clear()
             run(batch)
-            if len(found) != before + 1 or len(found[-1]) != len(batch):
+            if len(given) != 1 or len(given[0]) != len(batch):
                 raise UsageError("the head is not called once with one row a picture")
+            if found is None:
+                shape = (count, *given[0].shape[1:])
+                check(4 * math.prod(shape))
+                found = torch.empty(shape)
+            found[done : done + len(batch)] = given[0].to("cpu", torch.float32)
+            done += len(batch)
     finally:
         handle.remove()
-    return torch.cat(found)
+    if found is None:
+        raise UsageError("there are no pictures")
+    return found
 
 
 def _freeze_first_blocks(model: nn.Module, count: int) -> None:
-    blocks = max(
-        (
-            one
-            for one in model.modules()
-            if isinstance(one, nn.ModuleList | nn.Sequential)
-            and len({type(child) for child in one}) == 1
-            and len(one) > 1
-        ),
-        key=len,
-        default=None,
-    )
-    if blocks is None:
+    blocks = _blocks_of(model)
+    if not blocks:
         raise UsageError("No list of blocks was found in this model: use --freeze backbone or none")
     if not 0 <= count <= len(blocks):
         raise UsageError(f"--freeze blocks:{count}: the model has {len(blocks)} blocks")
-    own = {id(one) for one in blocks.parameters()}
-    names = [id(one) for one in model.parameters()]
-    last = max(index for index, one in enumerate(names) if one in own)
-    behind = set(names[last + 1 :])
-    kept = {id(one) for block in list(blocks)[count:] for one in block.parameters()} | behind
-    for parameter in model.parameters():
-        if id(parameter) not in kept:
-            parameter.requires_grad_(False)
+    parameters = list(model.parameters())
+    places = {id(one): place for place, one in enumerate(parameters)}
+    ends = [[places[id(one)] for one in block.parameters()] for block in blocks]
+    # what is registered behind the last frozen block, such as a hierarchical model's next reduction, comes after it
+    first = max(ends[count - 1]) + 1 if count else min(ends[0])
+    for place, parameter in enumerate(parameters):
+        parameter.requires_grad_(place >= first)
+
+
+def _blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The residual blocks, in order of registration, from all stages of the model.
+
+    They are the items of lists of one type that have two normalisations or more of their own and hold no such items
+    themselves (a stage does); where there are none, the items of the longest list.
+    """
+    lists = [
+        one
+        for one in model.modules()
+        if isinstance(one, nn.ModuleList | nn.Sequential) and len(one) and len({type(child) for child in one}) == 1
+    ]
+    candidates = {id(child): child for one in lists for child in one if _normalisations(child) >= 2}
+    found = [
+        one
+        for one in candidates.values()
+        if not any(id(inner) in candidates for inner in one.modules() if inner is not one)
+    ]
+    if found:
+        order = {id(one): place for place, one in enumerate(model.modules())}
+        return sorted(found, key=lambda one: order[id(one)])
+    longest = max((one for one in lists if len(one) > 1 and any(True for _ in one.parameters())), key=len, default=None)
+    return [] if longest is None else [one for one in longest if any(True for _ in one.parameters())]
+
+
+def _normalisations(module: nn.Module) -> int:
+    """How many layers with weights in it are named for a normalisation."""
+    return sum("norm" in type(one).__name__.lower() and any(True for _ in one.parameters()) for one in module.modules())
 
 
 def _frozen_modules(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -133,14 +133,17 @@ class Trainer:
         seed: int,
         on_step: OnStep | None = None,
         forward: torch.nn.Module | None = None,
+        num_classes: int | None = None,
         frozen: tuple[torch.nn.Module, ...] = (),
+        heads: tuple[str, ...] = (),
         rank: int = 0,
         ranks: int = 1,
         channels_last: bool = False,
     ) -> None:
-        """As ``train``. ``forward``: what is called in place of ``model`` (compiled, distributed). ``frozen``: modules
-        that stay in eval mode. Of ``ranks`` processes this one is ``rank``: each takes its share of every batch, and
-        ``forward`` averages their gradients.
+        """As ``train``. ``forward``: what is called in place of ``model`` (compiled, distributed). ``num_classes``: of
+        the model, which may be more than the data has. ``frozen``: modules that stay in eval mode; ``heads``: the only
+        ones that do not, where all else is frozen. Of ``ranks`` processes this one is ``rank``: each takes its share of
+        every batch, and ``forward`` averages their gradients.
         """
         self.model = model
         self.pictures = pictures
@@ -150,10 +153,11 @@ class Trainer:
         self.rank = rank
         self.ranks = ranks
         self.frozen = frozen
+        self.heads = heads
         self.seen = 0
         self.steps = 0
         self.elapsed_s = 0.0
-        self.optimizers = make_optimizers(model, recipe, pictures.num_classes)
+        self.optimizers = make_optimizers(model, recipe, num_classes or pictures.num_classes)
         self.averaged = _make_average(model, recipe.ema) if recipe.ema else None
         self.settings = AugmentSettings(
             rotation=recipe.rotation,
@@ -198,7 +202,10 @@ class Trainer:
 
         Raises TrainingDiverged and DataError as ``train`` does.
         """
-        self.model.train()
+        # in eval mode a model may compute otherwise (drop tokens, say): all of it, where its features are not trained
+        self.model.train(not self.heads)
+        for path in self.heads:
+            self.model.get_submodule(path).train()
         for module in self.frozen:
             module.eval()
         self._synchronize()

@@ -85,9 +85,12 @@ class Scores:
     bins: tuple[ConfidenceBin, ...]
 
 
-def score(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], *, bins: int = 15) -> Scores:
+def score(
+    logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], *, bins: int = 15, classes: int | None = None
+) -> Scores:
     """The scores of ``logits`` (N, K) against the true classes ``labels`` (N,), in double precision.
 
+    ``classes``: how many the data has, the first ones; a head may have room for more, which no mean counts.
     Of equal logits the one of the lower class counts as larger. Precision, recall and F1 are scikit-learn's, where a
     fraction without a denominator (nothing predicted, no pictures) is 0. Raises ValueError for shapes that do not fit
     each other, labels that are no classes, and logits that are not finite.
@@ -121,6 +124,7 @@ def score(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], *, bins: i
     confusion = confusion_matrix(labels, predicted, labels=names)
     options: dict[str, Any] = {"labels": names, "zero_division": 0}
     precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, **options)
+    options["labels"] = names[:classes]
     means = {
         kind: precision_recall_fscore_support(labels, predicted, average=kind, **options)[:3]
         for kind in ("macro", "weighted")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import signal
@@ -242,9 +241,8 @@ class Session:
     def _test_epoch(self) -> dict[str, Any]:
         """Loss and accuracy on the validation pictures, or, where there are none, on the test pictures."""
         which = "test" if self.setup.held_out is None else "validation"
-        held_out_features = self.setup.features[1] if self.setup.features is not None else None
-        if held_out_features is not None:
-            accuracy, loss = self._test_head(held_out_features)
+        if self.setup.features is not None:
+            accuracy, loss = self._test_head(self.setup.features[1])
         else:
             with self._tested_weights():
                 result = self._evaluate(self.setup.test if self.setup.held_out is None else self.setup.held_out)
@@ -271,8 +269,9 @@ class Session:
         """(accuracy, mean cross entropy in nat) of the head that is trained, on what the backbone makes of pictures."""
         head = self.trainer.averaged.module if self.trainer.averaged is not None else self.trainer.model
         head.eval()
-        with torch.inference_mode():
-            logits = mean_logits(head(features.features.to(self.device.torch_device))).cpu()
+        with torch.inference_mode(), self.setup.autocast():
+            parts = features.features.split(self.recipe.test_batch_size)
+            logits = torch.cat([mean_logits(head(part.to(self.device.torch_device))).cpu() for part in parts])
         right = float((logits.argmax(-1) == features.labels).double().mean())
         return right, float(F.cross_entropy(logits, features.labels))
 
@@ -510,10 +509,7 @@ class Session:
                 facts=self._facts(),
                 digest=digest,
             )
-            info = dataclasses.replace(
-                self.setup.info, class_names=self.setup.class_names, num_classes=self.setup.num_classes
-            )
-            result = evaluate_trained(trained, info, self.setup.test, batch_size=self.recipe.test_batch_size)
+            result = evaluate_trained(trained, self.setup.info, self.setup.test, batch_size=self.recipe.test_batch_size)
             write_evaluation(result, self.folder)
             if self._board is not None:
                 self._show_pictures(trained, result)

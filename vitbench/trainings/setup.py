@@ -16,10 +16,11 @@ import torch
 
 from vitbench.errors import DataError, UsageError
 from vitbench.models import build_model, describe_model
-from vitbench.models.checkpoints import load_checkpoint
+from vitbench.models.checkpoints import load_checkpoint, read_facts
+from vitbench.normalisation import normalisation_of
 from vitbench.outputs import input_dtype, training_loss
-from vitbench.records import format_image_size, parse_image_size
-from vitbench.trained import find_device
+from vitbench.records import format_image_size
+from vitbench.trained import chosen_size, find_device, shapes_in_file
 from vitbench.training.augment import normalise
 from vitbench.training.data import describe_data, load_images, load_training_images
 from vitbench.training.freezing import check_freeze, features_of, freeze_parameters
@@ -30,6 +31,7 @@ from vitbench.training.ranks import Ranks, distributed, joined
 from vitbench.training.recipes import Recipe
 from vitbench.trainings.progress import TrainingProgress
 from vitbench.trainings.request import LAST, TrainingRequest
+from vitbench.untrusted import spare_memory
 
 #: As recipes have it; numpy takes twice as much, torch more.
 _LARGEST_SEED = 2**31 - 1
@@ -78,7 +80,7 @@ class Setup:
             torch.set_num_threads(request.threads)
         self.origin = "random weights"
         self.imbalance = self.recipe.imbalance
-        self.features: tuple[FeatureSet, FeatureSet | None] | None = None
+        self.features: tuple[FeatureSet, FeatureSet] | None = None
 
     def joined(self) -> AbstractContextManager[None]:
         """The other processes, if there are any."""
@@ -111,10 +113,11 @@ class Setup:
             raise UsageError(
                 f"--num-classes {classes} is less than the {self.info.num_classes} classes of {self.info.label}"
             )
-        try:
-            self.size = parse_image_size(request.image_size) if request.image_size else card.image_size
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        told = self._facts_of_weights() if header is None else header["facts"]
+        shapes = shapes_in_file(Path(request.weights)) if request.weights and state is None else {}
+        self.size = chosen_size(card, request.image_size, told, shapes)
+        if request.image_size is None and self.size != card.image_size:
+            self.progress.note(f"Pictures are {format_image_size(self.size)} px, as those of the weights' training")
         self.num_classes = classes
         # a head may have room for classes that this data does not have
         self.class_names = (*self.info.class_names, *(f"class {k}" for k in range(self.info.num_classes, classes)))
@@ -132,9 +135,16 @@ class Setup:
             self._take_weights(state, header or {})
         elif request.weights:
             self.origin = self._load_weights()
-        if request.pretrained and (self.recipe.mean, self.recipe.std) != (card.mean, card.std):
-            self.recipe = self.recipe.model_copy(update={"mean": card.mean, "std": card.std})
-            self.progress.note("Pictures are normalised as the published weights were trained with")
+        if header is not None or request.pretrained or (request.weights and not told):
+            # what was begun with stays; weights from elsewhere have been trained as their model's card says
+            mean, std = normalisation_of(card, told)
+            if (self.recipe.mean, self.recipe.std) != (mean, std):
+                self.recipe = self.recipe.model_copy(update={"mean": mean, "std": std})
+                if header is None:
+                    whose = (
+                        "the published weights were trained with" if request.pretrained else f"{card.name}'s card says"
+                    )
+                    self.progress.note(f"Pictures are normalised as {whose}: mean {_listed(mean)}, std {_listed(std)}")
         for lacking in regularise(self.model, self.recipe):
             self.progress.warn(f"{request.model} has no layers for the recipe's {lacking}: it trains without")
 
@@ -174,11 +184,17 @@ class Setup:
             seed=self.request.seed,
             on_step=on_step,
             forward=forward,
+            num_classes=self.num_classes,
             frozen=self.freezing.frozen if self.features is None else (),
+            heads=self.freezing.heads if self.features is None and len(self.freezing.heads) == 1 else (),
             rank=self.ranks.rank,
             ranks=self.ranks.count,
             channels_last=self.request.channels_last,
         )
+
+    def _facts_of_weights(self) -> Mapping[str, Any]:
+        """What the checkpoint that the training begins with says of itself: nothing if it is not of a training here."""
+        return {} if self.request.weights is None else read_facts(self.request.weights)
 
     def _load_weights(self) -> str:
         assert self.request.weights is not None
@@ -192,6 +208,9 @@ class Setup:
                     self.progress.warn(
                         f"The weights were trained with another {key} of the channels: --set {key}={text} keeps it"
                     )
+        if report.resampled:
+            old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
+            self.progress.warn(f"The weights' positions are resampled from {old} to {new} patches")
         head = ", its head left out" if report.replaced_head else ""
         return f"{report.path} ({report.digest}){head}"
 
@@ -256,10 +275,12 @@ class Setup:
         torch.manual_seed(self.request.seed)
         return unused
 
-    def _cache_features(self) -> tuple[FeatureSet, FeatureSet | None] | None:
-        """(training, held out or None) FeatureSets, where only one head is trained on pictures that never change."""
+    def _cache_features(self) -> tuple[FeatureSet, FeatureSet] | None:
+        """FeatureSets of the training pictures and of those that each epoch is tested on, where only one head is
+        trained and no picture ever changes.
+        """
         recipe = self.recipe
-        if self.request.freeze != "backbone" or len(self.freezing.heads) != 1:
+        if len(self.freezing.heads) != 1:
             return None
         if recipe.augment or recipe.mixup or recipe.cutmix or self.request.compile:
             return None
@@ -272,22 +293,32 @@ class Setup:
             with torch.inference_mode(), self.autocast():
                 return self.model(inputs)
 
+        def check(size: int) -> None:
+            if size > spare_memory():
+                raise UsageError(f"they would take {size / 1e9:.1f} GB, more than half of the memory that is free")
+
         self.progress.note("The backbone is frozen and no picture changes: its features are computed once")
         found: list[FeatureSet] = []
-        for pictures in filter(None, (self.training, self.held_out)):
+        for pictures in (self.training, self.test if self.held_out is None else self.held_out):
             try:
-                features = features_of(self.model, self.freezing.heads[0], pictures.images.split(64), run)
+                features = features_of(
+                    self.model, self.freezing.heads[0], pictures.images.split(64), len(pictures), run, check
+                )
             except UsageError as error:
                 self.progress.note(f"Its features cannot be kept after all: {error}")
                 return None
-            found.append(FeatureSet(features.clone(), pictures.labels, pictures.class_names))
-        return found[0], found[1] if len(found) > 1 else None
+            found.append(FeatureSet(features, pictures.labels, pictures.class_names))
+        return found[0], found[1]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass while training."""
         if self.request.amp == "off":
             return contextlib.nullcontext()
         return torch.autocast(self.device.kind, dtype=torch.bfloat16 if self.request.amp == "bf16" else torch.float16)
+
+
+def _listed(channels: tuple[float, ...]) -> str:
+    return ",".join(f"{one:g}" for one in channels)
 
 
 def _be_deterministic() -> None:
