@@ -697,9 +697,9 @@ def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
 
     monkeypatch.setattr("vitbench.trainings.setup.build_model", build)
     summaries = [start_training(transfer(), tmp_path / "features")]
-    # 80 pictures to train on and 20 held out go through the backbone once; the rest are the tests at the end
-    assert passes[:3] == [64, 16, 20]
-    assert set(passes[3:]) == {50}
+    # the 100 pictures to train on and the 287 held out go through the backbone once; the rest are the tests at the end
+    assert passes[:7] == [64, 36, 64, 64, 64, 64, 31]
+    assert set(passes[7:]) == {50}
     passes.clear()
     monkeypatch.setattr(Setup, "_cache_features", lambda self: None)
     summaries.append(start_training(transfer(), tmp_path / "pictures"))
