@@ -36,7 +36,7 @@ class SharedLauncher(Launcher):
 def shared_server() -> Iterator[list[SharedLauncher]]:
     """Runs inside this context share one server that may import; the list holds a launcher for each of them."""
     launchers: list[SharedLauncher] = []
-    with make_launcher(allow_import=True) as launcher, pytest.MonkeyPatch.context() as patch:
+    with make_launcher(["torch._dynamo"], allow_import=True) as launcher, pytest.MonkeyPatch.context() as patch:
 
         def lend(preload: Iterable[str] = (), *, allow_import: bool = False) -> Launcher:
             launchers.append(SharedLauncher(launcher))

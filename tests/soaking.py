@@ -39,10 +39,6 @@ PLANNED: dict[str, tuple[str, tuple[str, ...], int | None]] = {
 #: Those that end a session; the next one measures the cell.
 ENDING = ("disk_full", "disk_full_worker", "corrupt_record")
 _MARK = "VITBENCH_TEST_MARK"
-_LIGHT = (
-    "from vitbench import processes; processes.ForkLauncher.server_module = 'tests.light_server'; "
-    "from vitbench.cli import main; main()"
-)
 
 
 @dataclass
@@ -55,7 +51,6 @@ class Soak:
     seeds: list[int]
     timeout_s: float
     faults: dict[str, str] = field(default_factory=dict)  # cell id -> fault
-    light: bool = False  # whether the server loads torch alone
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -116,7 +111,8 @@ class Soak:
             process = subprocess.Popen(
                 [
                     sys.executable,
-                    *(("-c", _LIGHT) if self.light else ("-m", "vitbench")),
+                    "-m",
+                    "vitbench",
                     "run",
                     *what,
                     "--allow-import",

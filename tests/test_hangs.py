@@ -153,8 +153,7 @@ def test_what_a_worker_leaves_behind_in_a_session_of_its_own_ends_with_it(
 _RUNNER = """
 import sys, time
 from tests.test_hangs import task_of
-from vitbench.processes import ForkLauncher, make_launcher
-ForkLauncher.server_module = "tests.light_server"
+from vitbench.processes import make_launcher
 launcher = make_launcher(allow_import=True)
 for builder in ("leaves_a_daemon_and_hangs", "loops_in_native_code", "sleeps"):
     worker = launcher.start()

@@ -18,7 +18,6 @@ from tests.launching import SharedLauncher, shared_server
 from vitbench import environment, measuring, runner, store
 from vitbench.cli import run_command
 from vitbench.errors import VitbenchError
-from vitbench.processes import ForkLauncher
 from vitbench.progress import Progress
 from vitbench.records import Record
 from vitbench.runner import RunSummary, resume_run
@@ -56,7 +55,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SharedLaun
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(clock), str(ROOT)]))
-        patch.setattr(ForkLauncher, "server_module", "tests.light_server")
         with shared_server() as launchers:
             yield launchers
 

@@ -53,7 +53,7 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     place = tmp_path_factory.mktemp("small") / "soak"
-    soak = Soak(place, image_sizes=[4, 6], batch_sizes=[1, 2, 3, 4], seeds=[0, 1, 2, 3, 4], timeout_s=3, light=True)
+    soak = Soak(place, image_sizes=[4, 6], batch_sizes=[1, 2, 3, 4], seeds=[0, 1, 2, 3, 4], timeout_s=3)
     soak.draw_faults({**dict.fromkeys(KINDS, 1), "oom:mps": 2, "sigkill": 2}, random.Random(6))
     free = [cell.id for cell in soak.cells if cell.id not in soak.faults]
     soak.faults |= {free[14]: "disk_full", free[20]: "corrupt_record"}

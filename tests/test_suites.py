@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from vitbench.errors import ImageSizeError, SuiteError, UnknownNameError, UsageE
 from vitbench.planning import check_before_loading, parse_budget, resolve_training
 from vitbench.records import Cell
 from vitbench.registry import METRICS, model_registry
-from vitbench.runner import prepare_suite
+from vitbench.runner import modules_of, prepare_suite
 from vitbench.suites import (
     ModelFacts,
     RecipeFacts,
@@ -607,3 +609,29 @@ def test_the_imbalance_of_ten_times_five_thousand_pictures_is_the_published_one(
     assert counts == list(range(5000, 0, -500))
     assert sum(counts) == 27_500
     assert recipe.validation == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "modules"),
+    [
+        ({"metrics": ["latency"]}, []),
+        ({"metrics": ["latency"], "modes": ["infer", "train"]}, ["torch._dynamo"]),
+        (
+            {"metrics": ["accuracy"], "training": {"recipe": "brief", "data": "digits"}},
+            ["torch._dynamo", "sklearn.metrics", "sklearn.datasets"],
+        ),
+        ({"metrics": ["latency"], "training": {"recipe": "brief", "data": "digits"}}, []),
+        ({"metrics": ["params"], "models": ["timm:vit_*", "torchvision:vit_b_16"]}, ["timm", "torchvision"]),
+        ({"metrics": ["fvcore"]}, ["fvcore.nn", "thop"]),
+    ],
+)
+def test_workers_share_the_libraries_that_they_need_and_no_others(keys: dict[str, Any], modules: list[str]) -> None:
+    assert modules_of(make_suite({"name": "x", "models": ["vit_basic"], **keys}, "x.toml")) == modules
+
+
+def test_what_all_workers_share_is_quickly_loaded() -> None:
+    """The heavy libraries, at a second each, come with the suites that need them."""
+    text = "import sys, importlib; from vitbench.forkserver import PRELOAD; [importlib.import_module(m) for m in PRELOAD]; "
+    text += "print([m for m in ('timm', 'torchvision', 'torch._dynamo', 'sklearn', 'pandas') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -89,10 +89,11 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
     from vitbench.planning import check_before_loading, make_plan
     from vitbench.processes import make_launcher
     from vitbench.progress import SilentProgress
+    from vitbench.runner import modules_of
     from vitbench.suites import make_suite
 
     suite = check_before_loading(make_suite({**content, "models": [name]}, "measure()", content))
-    with make_launcher() as launcher:
+    with make_launcher(modules_of(suite)) as launcher:
         plan = make_plan(suite, launcher, lambda text: None)
         if len(plan.cells) != 1:
             raise UsageError(f"measure() takes one model on one device, not {len(plan.cells)} cells. Use run_suite()")

@@ -46,7 +46,7 @@ def examine(progress: Progress | None = None) -> dict[str, Any]:
     load = watch.stop()
     suite = check_before_loading(make_suite({**TRIAL, "metrics": list(METRICS)}, "doctor"))
     reporter = progress or SilentProgress()
-    with make_launcher(["sklearn.datasets", "fvcore.nn", "thop"]) as launcher:
+    with make_launcher(["torch._dynamo", "sklearn.datasets", "fvcore.nn", "thop"]) as launcher:
         plan = make_plan(suite, launcher, reporter.note)
         reporter.note(f"Trying every metric on {', '.join(plan.suite.devices)} ...")
         with CellMeasurer(plan, launcher, None, reporter) as measurer:

@@ -1,4 +1,4 @@
-"""A process that has torch and timm loaded and forks a fresh worker from itself in hundredths of a second (Linux).
+"""A process that has torch loaded and forks a fresh worker from itself in hundredths of a second (Linux).
 
 A spawned interpreter needs seconds to import its libraries; a fork has them. The server touches no device and runs no
 operator, so that each worker sets its own threads and opens its own device. Requests come over a Unix socket, each
@@ -25,14 +25,10 @@ import sys
 import time
 from pathlib import Path
 
-#: What every worker needs, loaded once here. torch._dynamo comes in with the first optimizer otherwise, at a second a
-#: worker.
+#: What every worker needs, loaded once here. What some need beside it comes with the server's arguments.
 PRELOAD: tuple[str, ...] = (
     "torch",
-    "torch._dynamo",
     "torch.utils.flop_counter",
-    "torchvision",
-    "timm",
     "safetensors.torch",
     "vitbench.worker",
     "vitbench.models",

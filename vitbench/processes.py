@@ -286,9 +286,6 @@ class ForkLauncher(Launcher):
     given. A server that dies (killed for memory, say) is replaced when the next worker is asked for.
     """
 
-    #: The program that is the server.
-    server_module = "vitbench.forkserver"
-
     def __init__(self, preload: Iterable[str] = (), arguments: Sequence[str] = ()) -> None:
         self._arguments = (*arguments, *preload)
         self._workers: dict[int, ForkedWorker] = {}
@@ -298,7 +295,7 @@ class ForkLauncher(Launcher):
     def _start_server(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server = subprocess.Popen(
-            [*_interpreter(self._arguments), "-m", self.server_module, str(theirs.fileno()), *self._arguments],
+            [*_interpreter(self._arguments), "-m", "vitbench.forkserver", str(theirs.fileno()), *self._arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -431,6 +428,12 @@ def _interpreter(arguments: Sequence[str]) -> list[str]:
     happens to lie there (a folder timm/, a random.py, another vitbench) must not become part of a measurement.
     """
     return [sys.executable] if "--allow-import" in arguments else [sys.executable, "-P"]
+
+
+def libraries_of(models: Iterable[str]) -> list[str]:
+    """The libraries that models of these names come from, to be loaded once and not in each worker."""
+    prefixes = {name.partition(":")[0] for name in models}
+    return [library for library in ("timm", "torchvision") if library in prefixes]
 
 
 def make_launcher(preload: Iterable[str] = (), *, allow_import: bool = False) -> Launcher:

@@ -31,7 +31,7 @@ from vitbench.planning import (
     parse_budget,
     weights_settings,
 )
-from vitbench.processes import Launcher, make_launcher
+from vitbench.processes import Launcher, libraries_of, make_launcher
 from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Record
 from vitbench.registry import METRICS
@@ -316,12 +316,25 @@ def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progr
 
 def _launch(suite: Suite, allow_import: bool) -> Launcher:
     chaos.load_faults()  # what is wrong with them is to be said at once
-    preload = []
-    if suite.training is not None:  # a second, which each training cell would take otherwise
-        preload += ["sklearn.metrics", *(["sklearn.datasets"] if suite.training.data == "digits" else [])]
-    if any(METRICS.get(name).process == "counters" for name in suite.metrics):
-        preload += ["fvcore.nn", "thop"]
-    return make_launcher(preload, allow_import=allow_import)
+    return make_launcher(modules_of(suite), allow_import=allow_import)
+
+
+def modules_of(suite: Suite) -> list[str]:
+    """What the suite's workers need beside the usual, each of which takes a second: loaded once, and only if it is
+    needed.
+    """
+    modules = []
+    kinds = {METRICS.get(name).process for name in suite.metrics}
+    learns = suite.training is not None and "training" in kinds
+    if "train" in suite.modes or learns:
+        modules.append("torch._dynamo")  # comes in with the first optimizer
+    modules += libraries_of(suite.models)
+    if learns:
+        assert suite.training is not None
+        modules += ["sklearn.metrics", *(["sklearn.datasets"] if suite.training.data == "digits" else [])]
+    if "counters" in kinds:
+        modules += ["fvcore.nn", "thop"]
+    return modules
 
 
 def new_folder(out: str | Path | None, suite_name: str) -> Path:

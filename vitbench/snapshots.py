@@ -19,7 +19,7 @@ from vitbench.errors import UsageError, WorkerError
 from vitbench.lockfile import Entry, Lock, Place, metrics_of, minor_version
 from vitbench.planning import look_up_models
 from vitbench.printable import one_line
-from vitbench.processes import Launcher, make_launcher
+from vitbench.processes import Launcher, libraries_of, make_launcher
 from vitbench.records import Cell
 from vitbench.registry import METRICS, NO_SUCH_MODULE
 from vitbench.runner import prepare_suite
@@ -57,7 +57,7 @@ def take_snapshot(
     prepared = _exact_part(prepare_suite(suite, overrides))
     check_count(prepared)
     _refuse_imports(prepared.models, allow_import)
-    with make_launcher(_PRELOAD, allow_import=allow_import) as launcher:
+    with make_launcher((*_PRELOAD, *libraries_of(prepared.models)), allow_import=allow_import) as launcher:
         places = _places_of(prepared, launcher)
         entries = _count(places, launcher, note, refuse=True)
     return _lock(entries, places)
@@ -72,7 +72,8 @@ def repeat_snapshot(lock: Lock, *, allow_import: bool = False, note: Note = lamb
     if not places:
         return _lock([], [])
     bound = minor_version(lock.torch) == minor_version(torch_version())
-    with make_launcher(_PRELOAD, allow_import=allow_import) as launcher:
+    preload = (*_PRELOAD, *libraries_of(place.model for place in places))
+    with make_launcher(preload, allow_import=allow_import) as launcher:
         return _lock(_count(places, launcher, note, bound=bound), places)
 
 

@@ -55,9 +55,9 @@ def choose_cells(suite: Suite, *, allow_import: bool = False) -> list[Cell]:
     facts = {name: ModelFacts(MODULE_SIZE, MODULE_CLASSES, lambda size: None) for name in imported}
     if any(is_external(name) for name in others):
         from vitbench.planning import look_up_models
-        from vitbench.processes import make_launcher
+        from vitbench.processes import libraries_of, make_launcher
 
-        with make_launcher() as launcher:
+        with make_launcher(libraries_of(others)) as launcher:
             found, known = look_up_models(suite.model_copy(update={"models": others}), launcher)
         others = found.models
         facts.update(known)
