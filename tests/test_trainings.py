@@ -10,7 +10,9 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -483,6 +485,28 @@ def test_a_damaged_checkpoint_is_one_clear_line(whole: Path, tmp_path: Path) -> 
         with pytest.raises(DataError, match=r"last\.pt is damaged") as caught:
             resume_training(folder)
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_not_called_damaged(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    size = (whole / LAST).stat().st_size
+    said = r"last\.pt is too large for now: it takes .* GB of memory, and .* free memory, then --resume"
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
+        with pytest.raises(DataError, match=said) as caught:
+            load_state(whole / LAST)
+        assert "damaged" not in str(caught.value)
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
+        assert load_state(whole / LAST) is not None
+
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "load", Mock(side_effect=error))
+            with pytest.raises(DataError, match=said):
+                load_state(whole / LAST)
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(whole: Path, tmp_path: Path) -> None:
