@@ -16,7 +16,7 @@ from vitbench.models import build_model
 from vitbench.training.augment import normalise
 from vitbench.training.data import describe_data, load_images
 from vitbench.training.evaluate import evaluate
-from vitbench.training.loop import TrainingDiverged, TrainingResult, train
+from vitbench.training.loop import Trainer, TrainingDiverged, TrainingResult, train
 from vitbench.training.optimizers import hidden_matrices, make_optimizers
 from vitbench.training.order import batches
 from vitbench.training.pictures import PictureSet
@@ -211,6 +211,41 @@ def test_scaler_of_half_precision_is_used_and_clips_true_gradients() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     _train(scaled, pictures, recipe, scaler=scaler)
     torch.testing.assert_close(_weights(plain), _weights(scaled), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+@pytest.mark.parametrize("spoiled", [0, 1])
+def test_an_overflow_in_one_optimizers_gradients_keeps_both_from_stepping(
+    clip_norm: float | None, spoiled: int
+) -> None:
+    torch.manual_seed(0)
+    pictures = random_pictures()
+    model = build_model("vit_basic_tutorial", image_size=8, num_classes=pictures.num_classes)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    recipe = _recipe(optimizer="muon", clip_norm=clip_norm, weight_decay=0.1, steps=2)
+    trainer = Trainer(
+        model,
+        pictures,
+        recipe,
+        device="cpu",
+        autocast=contextlib.nullcontext,
+        scaler=scaler,
+        synchronize=lambda: None,
+        seed=0,
+    )
+    assert [type(one) for one in trainer.optimizers] == [torch.optim.Muon, torch.optim.AdamW]
+    parameter = trainer.optimizers[spoiled].param_groups[0]["params"][0]
+    hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+    before = _weights(model)
+    trainer.run(until=8)
+    assert torch.equal(_weights(model), before)
+    assert scaler.get_scale() == 512.0
+    hook.remove()
+    trainer.run()
+    assert bool(torch.isfinite(_weights(model)).all())
+    for optimizer in trainer.optimizers:
+        assert optimizer.state  # both have stepped
+    assert scaler.get_scale() == 512.0
 
 
 def test_autocast_surrounds_the_forward_pass_and_the_device_is_waited_for() -> None:

@@ -406,21 +406,25 @@ class _Step:
                 loss, correct = self._part(*part, share=share)
             losses.append(loss)
             right.append(correct)
-        if self.recipe.clip_norm is not None:
-            if self.scaler is not None:
-                for optimizer in self.optimizers:
-                    self.scaler.unscale_(optimizer)  # the norm is that of the true gradients
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        for optimizer in self.optimizers:
-            if self.scaler is None:
-                optimizer.step()
-            else:
-                self.scaler.step(optimizer)
-        if self.scaler is not None:
-            self.scaler.update()
+        self._update()
         if len(parts) == 1:
             return losses[0], right[0]
         return torch.stack(losses).sum(), torch.stack(right).sum()
+
+    def _update(self) -> None:
+        """Clip the gradients, and move the weights, unless a scaler finds a gradient that has overflowed."""
+        # The scaler looks for overflows by optimizer, but the norm is that of all gradients together: one that has
+        # overflowed spoils the others when they are clipped, so that none may step.
+        together: Any = _Together(self.optimizers)
+        if self.recipe.clip_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(together)  # the norm is that of the true gradients
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        if self.scaler is None:
+            together.step()
+        else:
+            self.scaler.step(together)
+            self.scaler.update()
 
     def _part(
         self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, share: float | torch.Tensor | None
@@ -459,6 +463,23 @@ class _Step:
         """Gradients of several processes are averaged once a step, with the last part."""
         no_sync = getattr(self.forward, "no_sync", None)
         return nullcontext() if last or no_sync is None else no_sync()
+
+
+class _Together:
+    """Several optimizers as torch's GradScaler sees one."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of all of them."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """A step of each."""
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 class _Results:
