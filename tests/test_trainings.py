@@ -27,6 +27,7 @@ from vitbench.training.recipes import load_recipe
 from vitbench.training.states import load_state, save_state
 from vitbench.trainings import (
     LAST,
+    ModelFailed,
     TrainingOutOfMemory,
     TrainingProgress,
     TrainingRequest,
@@ -385,6 +386,44 @@ def test_what_the_device_cannot_do_is_one_line(
     finally:
         torch.use_deterministic_algorithms(False)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_batch_normalisation_trains_with_a_picture_left_over(tmp_path: Path) -> None:
+    resnet = replace(request(), model="torchvision:resnet18", image_size="32", train_images=21, test_images=10)
+    recipe = load_recipe("brief", epochs=1, batch_size=4).model_dump(mode="json")
+    summary = start_training(replace(resnet, recipe=recipe), tmp_path / "run")
+    assert summary.figures["images_seen"] == 21
+
+    in_parts = {**recipe, "accumulate": 4}
+    with pytest.raises(ModelFailed, match=r"\(resnet\.py:\d+ in forward.*fewer parts \(accumulate is 4\)") as caught:
+        start_training(replace(resnet, recipe=in_parts), tmp_path / "parts")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("raised", [ValueError, TypeError, AssertionError, RuntimeError])
+def test_what_the_model_raises_in_a_step_is_one_line_with_its_place(
+    raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.models.vit import VisionTransformer
+
+    forward = VisionTransformer.forward
+    # a model's mistake is told by the file that it is in
+    code = "def forward(self, images):\n    if self.training:\n        raise Raised('wrong\\nlines')\n    return own(self, images)"
+    names: dict[str, Any] = {"Raised": raised, "own": forward}
+    exec(compile(code, str(tmp_path / "mine.py"), "exec"), names)
+    monkeypatch.setattr(VisionTransformer, "forward", names["forward"])
+    with pytest.raises(ModelFailed, match=rf"failed: {raised.__name__}: wrong \(mine.py:3 in forward\)") as caught:
+        start_training(request(), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_our_own_mistakes_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitbench.training.loop import Trainer
+
+    monkeypatch.setattr(Trainer, "_take_step", Mock(side_effect=ValueError("ours")))
+    with pytest.raises(ValueError, match="ours") as caught:
+        start_training(request(), tmp_path / "run")
+    assert not isinstance(caught.value, VitbenchError)
 
 
 def test_several_processes_cannot_share_a_budget_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,43 @@ def test_an_overflow_in_one_optimizers_gradients_keeps_both_from_stepping(
     assert scaler.get_scale() == 512.0
 
 
+class Normed(nn.Module):
+    """Batch normalisation of patches, four a picture, and of one number a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.of_patches = nn.BatchNorm2d(16)
+        self.of_pictures = nn.BatchNorm1d(16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.of_pictures(self.of_patches(self.patches(images)).mean((2, 3))))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("keys", "counted"),
+    [({"batch_size": 8, "epochs": 1}, (2, 1)), ({"batch_size": 3, "accumulate": 2, "steps": 3}, (6, 3))],
+)
+def test_a_left_over_picture_goes_by_running_statistics_where_it_has_none_of_its_own(
+    keys: dict[str, Any], counted: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    model = Normed()
+    before = _weights(model)
+    _train(model, random_pictures(9), _recipe(**keys))
+    assert (int(model.of_patches.num_batches_tracked), int(model.of_pictures.num_batches_tracked)) == counted
+    assert not torch.equal(before, _weights(model))
+    assert model.of_pictures.training
+    assert not model.of_pictures._forward_pre_hooks
+
+
+def test_parts_of_one_picture_each_are_not_normalised_in_silence() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        _train(Normed(), random_pictures(8), _recipe(batch_size=4, accumulate=4))
+
+
 def test_autocast_surrounds_the_forward_pass_and_the_device_is_waited_for() -> None:
     seen: list[torch.dtype] = []
     waited: list[int] = []

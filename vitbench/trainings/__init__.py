@@ -19,6 +19,7 @@ from vitbench.trainings.request import (
     LAST,
     REQUEST,
     SUMMARY,
+    ModelFailed,
     TrainingInterrupted,
     TrainingOutOfMemory,
     TrainingRequest,
@@ -30,6 +31,7 @@ __all__ = [
     "LAST",
     "REQUEST",
     "SUMMARY",
+    "ModelFailed",
     "TrainingInterrupted",
     "TrainingOutOfMemory",
     "TrainingProgress",
@@ -76,8 +78,8 @@ def start_training(
 ) -> TrainingSummary:
     """Train into ``out``, new or empty (by default ``runs/train-MODEL-TIME``).
 
-    Raises UsageError for what cannot be, TrainingDiverged, TrainingOutOfMemory, StorageError for a full disk, and
-    TrainingInterrupted; in the last four what was saved stays and can be gone on with.
+    Raises UsageError for what cannot be, TrainingDiverged, TrainingOutOfMemory, ModelFailed, StorageError for a full
+    disk, and TrainingInterrupted; in the last five what was saved stays and can be gone on with.
     """
     from vitbench.training.ranks import ranks_from_environment
     from vitbench.trainings.session import Session

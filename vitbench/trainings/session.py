@@ -27,6 +27,7 @@ from vitbench.reports.evaluation import confusion_png, write_evaluation
 from vitbench.reports.training import history_csv, training_markdown, write_curves
 from vitbench.shapes import COUNT, NUMBER, TEXT, WHOLE, Maybe, check_shape
 from vitbench.store import LOCK, cannot_write, write_atomically
+from vitbench.tracebacks import model_places, with_places
 from vitbench.trained import TrainedModel
 from vitbench.training.evaluate import Evaluation, evaluate
 from vitbench.training.loop import TrainingDiverged, random_state
@@ -47,6 +48,7 @@ from vitbench.trainings.request import (
     LAST,
     SCHEMA,
     SUMMARY,
+    ModelFailed,
     TrainingInterrupted,
     TrainingOutOfMemory,
     TrainingSummary,
@@ -121,9 +123,11 @@ class Session:
                 self._keep_indices()
             self._train()
             return self._finish()
+        except VitbenchError:
+            raise
         except OSError as error:
             raise cannot_write(folder, error) from error
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, ValueError, TypeError, AssertionError) as error:
             explained = self._explain(error)
             if explained is None:
                 raise
@@ -168,7 +172,20 @@ class Session:
             return UsageError(f"torch.compile does not work here: {reason}. Leave out --compile")
         if failure.status == "unsupported":
             return Unsupported(f"{self.device.name} cannot train this model: {reason}. Give --device cpu")
+        if self.device.explain(error) is None and (places := model_places(error)):
+            return ModelFailed(f"The model failed: {with_places(reason, places)}. {self._way_out(error)}")
         return None
+
+    def _way_out(self, error: BaseException) -> str:
+        """Of a failure of the model itself."""
+        recipe = self.recipe
+        part = math.ceil(recipe.batch_size // self.ranks.count / recipe.accumulate)
+        if part == 1 and "more than 1 value per channel" in str(error):
+            return (
+                "Its batch normalisation needs two pictures at once: give a larger batch_size, fewer parts "
+                f"(accumulate is {recipe.accumulate}), fewer processes ({self.ranks.count}), or a larger --image-size"
+            )
+        return "Mend it, or give another --image-size; vitbench.train in Python shows the traceback"
 
     def _train(self) -> None:
         trainer, count = self.trainer, len(self.setup.training)
