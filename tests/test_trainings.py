@@ -620,6 +620,26 @@ def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
     assert TrainingOutOfMemory.cause == "out_of_memory"
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "advice"),
+    [
+        (20, 1, "Go through the model in more parts (--set accumulate=2 gives the same steps), or take --amp"),
+        (3, 2, "(--set accumulate=3 gives"),
+        (1, 1, "at batch_size 1. Take --amp"),
+        (4, 4, "at batch_size 4 in 4 parts. Take --amp"),
+    ],
+)
+def test_more_parts_are_advised_where_a_batch_has_them(
+    batch_size: int, accumulate: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.training.loop import Trainer
+
+    monkeypatch.setattr(Trainer, "_take_step", Mock(side_effect=torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(TrainingOutOfMemory) as caught:
+        start_training(request(recipe={"batch_size": batch_size, "accumulate": accumulate}), tmp_path / "run")
+    assert advice in str(caught.value)
+
+
 def test_more_classes_in_the_data_than_in_the_head(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--num-classes 3 is less than the 10 classes of digits"):
         start_training(request(num_classes=3), tmp_path / "run")

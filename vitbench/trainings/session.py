@@ -156,11 +156,13 @@ class Session:
         """What a failure means to whoever asked for the training; None if that is not known."""
         failure = self.device.classify(error)
         if failure.status == "oom":
+            recipe = self.recipe
+            in_parts = f" in {recipe.accumulate} parts" if recipe.accumulate > 1 else ""
+            parts = min(2 * recipe.accumulate, recipe.batch_size // self.ranks.count)
+            more = f"Go through the model in more parts (--set accumulate={parts} gives the same steps), or take"
             return TrainingOutOfMemory(
-                f"Out of memory on {self.device.name} at batch_size {self.recipe.batch_size}"
-                f"{f' in {self.recipe.accumulate} parts' if self.recipe.accumulate > 1 else ''}. Go through the "
-                f"model in more parts (--set accumulate={2 * self.recipe.accumulate} gives the same steps), or take "
-                "--amp, a smaller --image-size or a smaller model"
+                f"Out of memory on {self.device.name} at batch_size {recipe.batch_size}{in_parts}. "
+                f"{more if parts > recipe.accumulate else 'Take'} --amp, a smaller --image-size or a smaller model"
             )
         reason = (failure.detail.splitlines() or [""])[0].rstrip(".")
         if self.request.deterministic and "deterministic" in reason:
