@@ -761,6 +761,39 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
     assert len(summary.history) == 3
 
 
+@pytest.mark.parametrize("pauses", [False, True])
+def test_patience_counts_from_the_last_higher_accuracy_though_the_loss_falls(
+    pauses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.trainings.session import Session
+
+    told = iter([(0.3, 2.0), (0.5, 1.9), (0.5, 1.8), (0.4, 1.7), (0.5, 1.6), (0.6, 1.5)])
+
+    def test_epoch(self: Session) -> dict[str, Any]:
+        accuracy, loss = next(told)
+        return {"validation_loss": loss, "validation_accuracy": accuracy}
+
+    monkeypatch.setattr(Session, "_test_epoch", test_epoch)
+    patient = request(recipe={"images": 2000, "patience": 3})
+    if pauses:
+        save = Session._save
+
+        def save_and_die(self: Session) -> None:
+            save(self)
+            if len(self.rows) == 4:
+                raise KilledError
+
+        with monkeypatch.context() as patch, pytest.raises(KilledError):
+            patch.setattr(Session, "_save", save_and_die)
+            start_training(patient, tmp_path / "run")
+        summary = resume_training(tmp_path / "run")
+    else:
+        summary = start_training(patient, tmp_path / "run")
+    assert len(summary.history) == 5
+    assert summary.figures["stopped_because"] == "patience"
+    assert summary.figures["best"]["epoch"] == 5
+
+
 def transfer(**keys: Any) -> TrainingRequest:
     recipe = {"augment": [], "mixup": 0.0, "ema": 0.0, "images": 200, **keys.pop("recipe", {})}
     return request(freeze="backbone", recipe=recipe, **keys)

@@ -312,10 +312,11 @@ class Session:
 
     def _out_of_patience(self) -> bool:
         patience = self.recipe.patience
-        if patience is None or self.setup.held_out is None or self.best is None:
+        if patience is None or self.setup.held_out is None or not self.rows:
             return False
-        since = [row["epoch"] for row in self.rows if row["epoch"] > self.best["epoch"]]
-        return len(since) >= patience
+        # not since the best one, which may be as accurate as one before it, with a lower loss
+        accuracies = [row["validation_accuracy"] for row in self.rows]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
 
     def _on_step(self, step: int, total: int | None, loss: float) -> None:
         trainer = self.trainer

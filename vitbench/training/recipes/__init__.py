@@ -76,7 +76,7 @@ class Recipe(BaseModel):
     1 over classes.
 
     ``validation``: the fraction of the training pictures that is held out. What only ``vitbench train`` looks at:
-    ``patience``, the epochs without a better validation accuracy after which it stops; ``seed``, where none is given.
+    ``patience``, the epochs without a higher validation accuracy after which it stops; ``seed``, where none is given.
 
     Defaults never change, because ``hash`` leaves out what equals them.
     """
