@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +14,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import Mock
 
 import pytest
@@ -291,6 +294,52 @@ def test_other_pictures_than_at_the_beginning_are_not_gone_on_with(
         picture.with_stem("copy").write_bytes(picture.read_bytes())
     with pytest.raises(DataError, match="are not those that this training began with"):
         resume_training(tmp_path / "run")
+
+
+def _with_header(whole: Path, folder: Path, **keys: Any) -> Path:
+    """A copy of a training that is not tested yet, whose checkpoint says other things of itself; None leaves out."""
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    state = load_state(folder / LAST)
+    assert state is not None
+    header = {**json.loads(state["vitbench"]), **keys}
+    state["vitbench"] = json.dumps({key: value for key, value in header.items() if value is not None})
+    save_state(state, folder / LAST)
+    return folder
+
+
+def test_a_training_goes_on_with_as_many_processes_as_it_began_with(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_state(whole / LAST)
+    assert state is not None
+    header = json.loads(state["vitbench"])
+    assert (header["processes"], header["device"]) == (1, "cpu")
+    folder = _with_header(whole, tmp_path / "of two", processes=2)
+    way_out = f"Go on with: torchrun --nproc-per-node 2 -m vitbench train --resume {shlex.quote(str(folder))}"
+    with pytest.raises(RunFolderError, match="began with 2 processes, and this is 1") as caught:
+        resume_training(folder)
+    assert str(caught.value).endswith(way_out)
+    assert len(str(caught.value).splitlines()) == 1
+    resume_training(_with_header(whole, tmp_path / "of before", processes=None, device=None))
+
+    for key, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("vitbench.trainings.setup.joined", lambda ranks, kind: contextlib.nullcontext())
+    folder = _with_header(whole, tmp_path / "of one")
+    with pytest.raises(RunFolderError, match=r"began with 1 process, and these are 2: .* Go on with: vitbench train"):
+        resume_training(folder)
+
+
+def test_a_training_that_goes_on_on_another_device_is_warned_of(whole: Path, tmp_path: Path) -> None:
+    class Told(TrainingProgress):
+        warnings: ClassVar[list[str]] = []
+
+        def warn(self, text: str) -> None:
+            self.warnings.append(text)
+
+    resume_training(_with_header(whole, tmp_path / "run", device="cuda"), Told())
+    assert Told.warnings == ["The training began on cuda and is now on cpu: it may not come out as without a pause"]
 
 
 def test_a_folder_from_elsewhere_runs_no_code(whole: Path, tmp_path: Path) -> None:
@@ -783,9 +832,10 @@ def test_patience_counts_from_the_last_higher_accuracy_though_the_loss_falls(
             if len(self.rows) == 4:
                 raise KilledError
 
-        with monkeypatch.context() as patch, pytest.raises(KilledError):
+        with monkeypatch.context() as patch:
             patch.setattr(Session, "_save", save_and_die)
-            start_training(patient, tmp_path / "run")
+            with pytest.raises(KilledError):
+                start_training(patient, tmp_path / "run")
         summary = resume_training(tmp_path / "run")
     else:
         summary = start_training(patient, tmp_path / "run")

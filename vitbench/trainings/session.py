@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import signal
 import threading
 import time
@@ -19,13 +20,13 @@ import torch
 import torch.nn.functional as F
 
 from vitbench.attention_pictures import attention_png
-from vitbench.errors import DataError, Unsupported, UsageError, VitbenchError
+from vitbench.errors import DataError, RunFolderError, Unsupported, UsageError, VitbenchError
 from vitbench.evaluation import evaluate_trained
 from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.outputs import mean_logits
 from vitbench.reports.evaluation import confusion_png, write_evaluation
 from vitbench.reports.training import history_csv, training_markdown, write_curves
-from vitbench.shapes import COUNT, NUMBER, TEXT, WHOLE, Maybe, check_shape
+from vitbench.shapes import COUNT, NUMBER, POSITIVE, TEXT, WHOLE, Maybe, check_shape
 from vitbench.store import LOCK, cannot_write, write_atomically
 from vitbench.tracebacks import model_places, with_places
 from vitbench.trained import TrainedModel
@@ -64,7 +65,8 @@ _STEPS_AT_ONCE = 20
 _HEADER_SHAPE = {
     "facts": {"data": TEXT},
     "best": Maybe({"epoch": NUMBER, "accuracy": NUMBER, "loss": NUMBER}),
-    **dict.fromkeys(("origin", "pictures"), Maybe(TEXT)),
+    **dict.fromkeys(("origin", "pictures", "device"), Maybe(TEXT)),
+    "processes": Maybe(POSITIVE),
 }
 _STATE_SHAPE = {
     **dict.fromkeys(("seen", "steps"), COUNT),
@@ -106,6 +108,8 @@ class Session:
             if resumed and self.ranks.first:
                 take_lock(lock, folder)
             saved = self._read_last() if resumed else None
+            if saved is not None:
+                self._check_surroundings(saved[1])
             if resumed and self._has_indices and (folder / INDICES).is_file():
                 self.setup.imbalance = str(folder / INDICES)
             self.setup.prepare(*(saved or ()))
@@ -377,6 +381,8 @@ class Session:
             "best": self.best,
             "origin": self.setup.origin,
             "pictures": self.setup.pictures_digest(),
+            "processes": self.ranks.count,
+            "device": self.device.kind,
         }
         # the whole model, so that the file serves as weights, too, where only its head is trained; as it is tested, so
         # with the moving average where there is one
@@ -402,6 +408,25 @@ class Session:
         except (ValueError, KeyError) as error:
             raise self._unfitting(error) from error
         return state, header
+
+    def _check_surroundings(self, header: dict[str, Any]) -> None:
+        """Raises RunFolderError for another number of processes than the training began with; warns of another kind of
+        device. Checkpoints from before these were noted pass.
+        """
+        before, now = header.get("processes") or self.ranks.count, self.ranks.count
+        if before != now:
+            torchrun = f"torchrun --nproc-per-node {before} -m " if before > 1 else ""
+            raise RunFolderError(
+                f"The training in {str(self.folder)!r} began with {before} process{'es' if before > 1 else ''}, and "
+                f"{'these are' if now > 1 else 'this is'} {now}: each draws numbers of its own for its share of a "
+                f"batch. Go on with: {torchrun}vitbench train --resume {shlex.quote(str(self.folder))}"
+            )
+        device = header.get("device") or self.device.kind
+        if device != self.device.kind:
+            self.progress.warn(
+                f"The training began on {device} and is now on {self.device.kind}: it may not come out as without a "
+                "pause"
+            )
 
     def _take_up(self, state: dict[str, Any], header: dict[str, Any]) -> None:
         try:
