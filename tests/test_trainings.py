@@ -689,6 +689,22 @@ def test_more_parts_are_advised_where_a_batch_has_them(
     assert advice in str(caught.value)
 
 
+def test_memory_that_runs_out_in_the_final_test_has_a_way_out_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vitbench.training.evaluate
+
+    short_of = Mock(side_effect=torch.OutOfMemoryError("out of memory"))
+    monkeypatch.setattr(vitbench.training.evaluate, "collect_answers", short_of)
+    with pytest.raises(TrainingOutOfMemory, match="tested, 64 pictures at once") as caught:
+        start_training(request(recipe={"images": 20}), tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    assert f"vitbench evaluate {MODEL} --weights {path} with a smaller --batch-size" in str(caught.value)
+    assert "--set accumulate=" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert path.is_file()
+
+
 def test_more_classes_in_the_data_than_in_the_head(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--num-classes 3 is less than the 10 classes of digits"):
         start_training(request(num_classes=3), tmp_path / "run")

@@ -284,9 +284,9 @@ def test_wrong_settings_of_a_command_line(settings: list[str], message: str) -> 
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "expected"),
     # never fewer than 64 at once, unless the steps go through fewer than a quarter of that
-    [(8, 1, 64), (128, 1, 128), (512, 64, 32), (128, 2, 128), (64, 64, 4)],
+    [(2, 1, 8), (8, 1, 32), (16, 1, 64), (128, 1, 128), (512, 64, 32), (128, 2, 128), (64, 64, 4)],
 )
-def test_pictures_are_tested_in_batches_that_a_training_in_parts_can_afford(
+def test_pictures_are_tested_in_batches_that_a_training_can_afford(
     batch_size: int, accumulate: int, expected: int
 ) -> None:
     recipe = load_recipe("brief", batch_size=batch_size, accumulate=accumulate)

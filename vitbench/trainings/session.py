@@ -29,7 +29,7 @@ from vitbench.reports.training import history_csv, training_markdown, write_curv
 from vitbench.shapes import COUNT, NUMBER, POSITIVE, TEXT, WHOLE, Maybe, check_shape
 from vitbench.store import LOCK, cannot_write, write_atomically
 from vitbench.tracebacks import model_places, with_places
-from vitbench.trained import TrainedModel
+from vitbench.trained import OutOfMemory, TrainedModel
 from vitbench.training.evaluate import Evaluation, evaluate
 from vitbench.training.loop import TrainingDiverged, random_state
 from vitbench.training.pictures import FeatureSet, PictureSet
@@ -558,7 +558,16 @@ class Session:
             info = dataclasses.replace(
                 self.setup.info, class_names=self.setup.class_names, num_classes=self.setup.num_classes
             )
-            result = evaluate_trained(trained, info, self.setup.test, batch_size=self.recipe.test_batch_size)
+            at_once = self.recipe.test_batch_size
+            try:
+                result = evaluate_trained(trained, info, self.setup.test, batch_size=at_once)
+            except OutOfMemory as error:
+                raise TrainingOutOfMemory(
+                    f"Out of memory on {self.device.name} when the trained model was tested, {at_once} pictures at "
+                    f"once. It is trained: vitbench evaluate {self.request.model} --weights "
+                    f"{shlex.quote(str(path))} with a smaller --batch-size tests it; or train anew with a smaller "
+                    "batch_size or more parts (--set accumulate=), by which so many were tested at once"
+                ) from error
             write_evaluation(result, self.folder)
             if self._board is not None:
                 self._show_pictures(trained, result)

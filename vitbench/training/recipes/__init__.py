@@ -181,8 +181,7 @@ class Recipe(BaseModel):
         """How many pictures are tested at once: 64 at least, but no more than four times what a step goes through at
         once, which is known to fit with all that a backward pass keeps.
         """
-        part = math.ceil(self.batch_size / self.accumulate)
-        return min(max(self.batch_size, 64), 4 * part) if self.accumulate > 1 else max(self.batch_size, 64)
+        return min(max(self.batch_size, 64), 4 * math.ceil(self.batch_size / self.accumulate))
 
     def total_images(self, train_images: int) -> int | None:
         """How many pictures a training on ``train_images`` of them sees, repeats counted; None if time decides."""
