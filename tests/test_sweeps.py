@@ -12,6 +12,7 @@ import pytest
 
 from vitbench.cli import run_command
 from vitbench.errors import UsageError
+from vitbench.reports.sweep import sweep_lines, sweep_markdown
 from vitbench.sweeps import expand_settings, plan_sweep
 from vitbench.trainings import SUMMARY, TrainingRequest
 
@@ -78,6 +79,17 @@ def test_a_sweep_ends_in_one_table_also_when_a_training_fails(
     before = (folder / "001" / SUMMARY).stat().st_mtime_ns
     assert run_command(["sweep", "--resume", str(folder)]) == 1
     assert (folder / "001" / SUMMARY).stat().st_mtime_ns == before
+
+
+def test_epochs_that_are_varied_stand_beside_those_that_were_reached() -> None:
+    tested = {"test_loss": 1.0, "test_accuracy": 0.5}
+    figures = {"epochs": 4.0, "last": tested, "test_images": 30, "training_duration_s": 1.0}
+    row = {"train_loss": 1.0, "train_accuracy": 0.5}
+    course = {"name": "001", "changes": {"epochs": 20}, "status": "ok", "detail": "", "figures": figures}
+    (line,) = sweep_lines([{**course, "history": [row]}])
+    assert (line["epochs"], line["epochs_done"]) == (20, 4.0)
+    table = sweep_markdown([{**course, "history": [row]}], "x")
+    assert "| 001 | 20 | 50.00" in " ".join(table.split())
 
 
 def test_the_seed_is_the_recipes_where_none_is_given(tmp_path: Path) -> None:
