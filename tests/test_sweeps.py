@@ -159,6 +159,9 @@ def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: py
         (["sweep", "vit_basic", "--resume", "x"], "leave out everything else"),
         (["sweep", "--resume", "x", "--validation", "0"], "leave out everything else"),
         (["sweep", "--resume", "/nowhere"], "holds no sweep"),
+        (["sweep", "vit_basic", "--validation", "0.1", "--set", "validation=0.2,0.3"], "The validation is given twice"),
+        (["sweep", "vit_basic", "--imbalance", "linear:2", "--try", "imbalance=linear:3"], "imbalance is given twice"),
+        (["sweep", "vit_basic", "--seeds", "0", "--weights", "w.pt", "--pretrained"], "two beginnings"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(

@@ -774,6 +774,10 @@ def test_a_finished_training_is_not_trained_again(whole: Path) -> None:
         (["train", MODEL, "--set", "patience=2"], "--validation 0.1"),
         (["train", MODEL, "--set", "rotation=30"], "does nothing without rotation in augment"),
         (["train", MODEL, "--replace-head"], "together with --weights"),
+        (["train", MODEL, "--weights", "w.pt", "--pretrained"], "two beginnings"),
+        (["train", MODEL, "--validation", "0.1", "--set", "validation=0.2"], "The validation is given twice"),
+        (["train", MODEL, "--imbalance", "linear:2", "--set", "imbalance=none"], "The imbalance is given twice"),
+        (["train", MODEL, "--seed", "0", "--set", "seed=1"], "The seed is given twice, by --seed and as a key"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
@@ -999,6 +1003,18 @@ def test_tensorboard_holds_curves_and_the_confusion_matrix(tmp_path: Path) -> No
         [row["validation_accuracy"] for row in summary.history]
     )
     assert {"curves", "confusion", "attention"} <= set(tags["images"])
+
+
+def test_what_python_asks_for_is_checked_as_a_command_line() -> None:
+    import vitbench
+
+    for options, said in (
+        ({"weights": "w.pt", "pretrained": True}, "two beginnings"),
+        ({"replace_head": True}, "together with --weights"),
+        ({"seed": 0, "settings": {"seed": 1}}, "The seed is given twice"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            vitbench.train(MODEL, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("keys", [{"compile": True}, {"channels_last": True}, {"amp": "bf16"}, {"deterministic": True}])

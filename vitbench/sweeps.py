@@ -30,6 +30,7 @@ from vitbench.trainings import (
 )
 from vitbench.trainings.folder import read_summary, request_from_dict
 from vitbench.trainings.progress import TrainingProgress
+from vitbench.trainings.request import check_beginning
 from vitbench.untrusted import read_json, refuse_links
 
 PLAN = "sweep.json"
@@ -110,10 +111,11 @@ def plan_sweep(
     request: TrainingRequest, recipe: str, changes: Sequence[dict[str, Any]], fixed: Mapping[str, Any]
 ) -> list[Setting]:
     """A setting for each of ``changes`` to ``recipe``, whose ``fixed`` keys are the same in all. Raises RecipeError
-    for one that cannot be.
+    for one that cannot be, and UsageError for a ``request`` that cannot.
     """
     from vitbench.training.recipes import check_settings, load_recipe
 
+    check_beginning(request)
     settings = []
     varying = [key for key in dict.fromkeys(key for one in changes for key in one) if key]
     for number, one in enumerate(changes, 1):

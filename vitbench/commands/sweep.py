@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitbench.commands.options import refuse_twice
 from vitbench.errors import UsageError
 
 EPILOG = (
@@ -79,8 +80,6 @@ def sweep(
         "freeze": freeze,
         "threads": threads,
     }
-    if weights and pretrained:
-        raise UsageError("--weights and --pretrained are two beginnings: give one of them")
 
     from vitbench.printable import one_line
 
@@ -112,6 +111,8 @@ def sweep(
                 raise UsageError("A sweep varies something: give --set key=a,b, --try 'key=a key=b' or --seeds 0,1")
             changes = expand_settings(products or [], tries or [], _seeds(seeds))
             fixed = {k: v for k, v in {"validation": validation, "imbalance": imbalance}.items() if v is not None}
+            for one in changes:
+                refuse_twice(fixed, one)
             if amp:
                 from vitbench.trained import find_device
 

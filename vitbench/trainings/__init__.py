@@ -24,6 +24,7 @@ from vitbench.trainings.request import (
     TrainingOutOfMemory,
     TrainingRequest,
     TrainingSummary,
+    check_beginning,
 )
 from vitbench.untrusted import refuse_links
 
@@ -61,6 +62,8 @@ def train(
     """
     from vitbench.training.recipes import check_settings, load_recipe
 
+    if settings and "seed" in settings and "seed" in options:
+        raise UsageError("The seed is given twice, as an option and among the settings: leave out one of them")
     chosen = load_recipe(recipe, **(settings or {}))
     check_settings(chosen, settings or {})
     options.setdefault("seed", chosen.seed or 0)
@@ -85,6 +88,7 @@ def start_training(
     from vitbench.trainings.session import Session
     from vitbench.trainings.setup import Setup
 
+    check_beginning(request)
     ranks = ranks_from_environment()
     progress = progress if progress is not None and ranks.first else TrainingProgress()
     session = Session(Setup(request, ranks, progress))
