@@ -189,6 +189,14 @@ def test_recipes_of_the_five_projects_say_what_these_publish() -> None:
     assert (fifth.batch_size, fifth.epochs, fifth.jitter, fifth.mean[0]) == (16, 30, 0.4, 0.485)
 
 
+@pytest.mark.parametrize("name", list(list_recipes()))
+def test_settings_that_a_description_names_can_be_given_as_they_stand_there(name: str) -> None:
+    words = load_recipe(name).description.replace(",", " ").split()
+    given = [after for before, after in pairwise(words) if before == "--set"]
+    assert len(given) == sum("=" in word for word in words)
+    load_recipe(name, **parse_settings(given))
+
+
 def _does(name: str, *without: str) -> dict[str, Any]:
     """The keys of a recipe that say what is done, without some of them."""
     content = load_recipe(name).model_dump(mode="json", exclude_defaults=True, exclude={"name", "description"})
