@@ -12,6 +12,9 @@ import pytest
 
 from vitbench.cli import run_command
 from vitbench.errors import UsageError
+from vitbench.models import build_model
+from vitbench.models.checkpoints import save_checkpoint
+from vitbench.reports.sweep import sweep_lines, sweep_markdown
 from vitbench.sweeps import expand_settings, plan_sweep
 from vitbench.trainings import SUMMARY, TrainingRequest
 
@@ -80,6 +83,17 @@ def test_a_sweep_ends_in_one_table_also_when_a_training_fails(
     assert (folder / "001" / SUMMARY).stat().st_mtime_ns == before
 
 
+def test_epochs_that_are_varied_stand_beside_those_that_were_reached() -> None:
+    tested = {"test_loss": 1.0, "test_accuracy": 0.5}
+    figures = {"epochs": 4.0, "last": tested, "test_images": 30, "training_duration_s": 1.0}
+    row = {"train_loss": 1.0, "train_accuracy": 0.5}
+    course = {"name": "001", "changes": {"epochs": 20}, "status": "ok", "detail": "", "figures": figures}
+    (line,) = sweep_lines([{**course, "history": [row]}])
+    assert (line["epochs"], line["epochs_done"]) == (20, 4.0)
+    table = sweep_markdown([{**course, "history": [row]}], "x")
+    assert "| 001 | 20 | 50.00" in " ".join(table.split())
+
+
 def test_the_seed_is_the_recipes_where_none_is_given(tmp_path: Path) -> None:
     request = TrainingRequest(model="vit_basic_tutorial", data="digits", recipe={})
     recipe = tmp_path / "mine.toml"
@@ -117,6 +131,60 @@ def test_a_sweep_from_elsewhere_runs_no_code(tmp_path: Path, capsys: pytest.Capt
     assert "antigravity" not in sys.modules
 
 
+def test_a_sweep_of_a_model_of_ones_own_goes_on_where_it_may_import_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import vitbench.models.imported
+    from vitbench.trainings.session import Session
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(vitbench.models.imported, "_allowed", False)  # as in a process of its own
+        return run_command(["sweep", *arguments])
+
+    def interrupted(self: Session) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "sweep"
+    start = ["module:tests.failing_models:works", "--seeds", "0,1", "--set", "images=60", *QUICK, "--out", str(folder)]
+    assert run(*start) == 2
+    assert "add --allow-import" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_end_epoch", interrupted)  # the first training has its checkpoint by then
+        assert run(*start, "--allow-import") == 130
+    assert (folder / "001" / "training.json").is_file()
+    assert run("--resume", str(folder)) == 2
+    assert "add --allow-import" in capsys.readouterr().err
+    assert not list(folder.rglob("failure.json"))
+    assert run("--resume", str(folder), "--allow-import") == 0
+    assert run("--resume", str(folder)) == 0  # nothing is left to import
+
+
+def test_a_sweep_starts_from_weights_of_other_classes_with_a_new_head(tmp_path: Path) -> None:
+    path = tmp_path / "seven.safetensors"
+    save_checkpoint(build_model("vit_basic_tutorial", image_size=8, num_classes=7), path, {})
+    arguments = ["sweep", "vit_basic_tutorial", "--seeds", "0", "--set", "images=60", *QUICK, "--weights", str(path)]
+    assert run_command([*arguments, "--out", str(tmp_path / "without")]) == 2
+    assert run_command([*arguments, "--replace-head", "--out", str(tmp_path / "with")]) == 0
+    figures = json.loads((tmp_path / "with" / "001" / SUMMARY).read_text())["figures"]
+    assert figures["origin"].endswith("its head left out")
+
+
+def test_a_sweep_downloads_where_it_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import vitbench.sweeps as sweeps
+
+    asked: list[TrainingRequest] = []
+
+    def start(settings: list[sweeps.Setting], *more: object) -> None:
+        asked.extend(one.request for one in settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "start_sweep", start)
+    for options, download in ((["--download"], True), ([], False)):
+        asked.clear()
+        assert run_command(["sweep", "vit_basic", "--data", "cifar10", "--seeds", "0,1", *options]) == 130
+        assert [one.download for one in asked] == [download] * 2
+
+
 def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import vitbench.sweeps as sweeps
 
@@ -146,7 +214,13 @@ def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: py
         (["sweep", "vit_basic", "--seeds", "a"], "whole numbers"),
         (["sweep", "vit_basic", "--resume", "x"], "leave out everything else"),
         (["sweep", "--resume", "x", "--validation", "0"], "leave out everything else"),
+        (["sweep", "--resume", "x", "--download"], "leave out everything else"),
+        (["sweep", "--resume", "x", "--replace-head"], "leave out everything else"),
+        (["sweep", "vit_basic", "--seeds", "0", "--replace-head"], "together with --weights"),
         (["sweep", "--resume", "/nowhere"], "holds no sweep"),
+        (["sweep", "vit_basic", "--validation", "0.1", "--set", "validation=0.2,0.3"], "The validation is given twice"),
+        (["sweep", "vit_basic", "--imbalance", "linear:2", "--try", "imbalance=linear:3"], "imbalance is given twice"),
+        (["sweep", "vit_basic", "--seeds", "0", "--weights", "w.pt", "--pretrained"], "two beginnings"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(

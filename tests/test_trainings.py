@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,6 +30,7 @@ from vitbench.training.recipes import load_recipe
 from vitbench.training.states import load_state, save_state
 from vitbench.trainings import (
     LAST,
+    ModelFailed,
     TrainingOutOfMemory,
     TrainingProgress,
     TrainingRequest,
@@ -290,6 +296,52 @@ def test_other_pictures_than_at_the_beginning_are_not_gone_on_with(
         resume_training(tmp_path / "run")
 
 
+def _with_header(whole: Path, folder: Path, **keys: Any) -> Path:
+    """A copy of a training that is not tested yet, whose checkpoint says other things of itself; None leaves out."""
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    state = load_state(folder / LAST)
+    assert state is not None
+    header = {**json.loads(state["vitbench"]), **keys}
+    state["vitbench"] = json.dumps({key: value for key, value in header.items() if value is not None})
+    save_state(state, folder / LAST)
+    return folder
+
+
+def test_a_training_goes_on_with_as_many_processes_as_it_began_with(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = load_state(whole / LAST)
+    assert state is not None
+    header = json.loads(state["vitbench"])
+    assert (header["processes"], header["device"]) == (1, "cpu")
+    folder = _with_header(whole, tmp_path / "of two", processes=2)
+    way_out = f"Go on with: torchrun --nproc-per-node 2 -m vitbench train --resume {shlex.quote(str(folder))}"
+    with pytest.raises(RunFolderError, match="began with 2 processes, and this is 1") as caught:
+        resume_training(folder)
+    assert str(caught.value).endswith(way_out)
+    assert len(str(caught.value).splitlines()) == 1
+    resume_training(_with_header(whole, tmp_path / "of before", processes=None, device=None))
+
+    for key, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr("vitbench.trainings.setup.joined", lambda ranks, kind: contextlib.nullcontext())
+    folder = _with_header(whole, tmp_path / "of one")
+    with pytest.raises(RunFolderError, match=r"began with 1 process, and these are 2: .* Go on with: vitbench train"):
+        resume_training(folder)
+
+
+def test_a_training_that_goes_on_on_another_device_is_warned_of(whole: Path, tmp_path: Path) -> None:
+    class Told(TrainingProgress):
+        warnings: ClassVar[list[str]] = []
+
+        def warn(self, text: str) -> None:
+            self.warnings.append(text)
+
+    resume_training(_with_header(whole, tmp_path / "run", device="cuda"), Told())
+    assert Told.warnings == ["The training began on cuda and is now on cpu: it may not come out as without a pause"]
+
+
 def test_a_folder_from_elsewhere_runs_no_code(whole: Path, tmp_path: Path) -> None:
     content = json.loads((whole / "training.json").read_text())
     content |= {"model": "module:antigravity:fly", "allow_import": True}
@@ -383,6 +435,44 @@ def test_what_the_device_cannot_do_is_one_line(
     finally:
         torch.use_deterministic_algorithms(False)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_batch_normalisation_trains_with_a_picture_left_over(tmp_path: Path) -> None:
+    resnet = replace(request(), model="torchvision:resnet18", image_size="32", train_images=21, test_images=10)
+    recipe = load_recipe("brief", epochs=1, batch_size=4).model_dump(mode="json")
+    summary = start_training(replace(resnet, recipe=recipe), tmp_path / "run")
+    assert summary.figures["images_seen"] == 21
+
+    in_parts = {**recipe, "accumulate": 4}
+    with pytest.raises(ModelFailed, match=r"\(resnet\.py:\d+ in forward.*fewer parts \(accumulate is 4\)") as caught:
+        start_training(replace(resnet, recipe=in_parts), tmp_path / "parts")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("raised", [ValueError, TypeError, AssertionError, RuntimeError])
+def test_what_the_model_raises_in_a_step_is_one_line_with_its_place(
+    raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.models.vit import VisionTransformer
+
+    forward = VisionTransformer.forward
+    # a model's mistake is told by the file that it is in
+    code = "def forward(self, images):\n    if self.training:\n        raise Raised('wrong\\nlines')\n    return own(self, images)"
+    names: dict[str, Any] = {"Raised": raised, "own": forward}
+    exec(compile(code, str(tmp_path / "mine.py"), "exec"), names)
+    monkeypatch.setattr(VisionTransformer, "forward", names["forward"])
+    with pytest.raises(ModelFailed, match=rf"failed: {raised.__name__}: wrong \(mine.py:3 in forward\)") as caught:
+        start_training(request(), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_our_own_mistakes_keep_their_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitbench.training.loop import Trainer
+
+    monkeypatch.setattr(Trainer, "_take_step", Mock(side_effect=ValueError("ours")))
+    with pytest.raises(ValueError, match="ours") as caught:
+        start_training(request(), tmp_path / "run")
+    assert not isinstance(caught.value, VitbenchError)
 
 
 def test_several_processes_cannot_share_a_budget_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,6 +575,28 @@ def test_a_damaged_checkpoint_is_one_clear_line(whole: Path, tmp_path: Path) -> 
         assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_not_called_damaged(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    size = (whole / LAST).stat().st_size
+    said = r"last\.pt is too large for now: it takes .* GB of memory, and .* free memory, then --resume"
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
+        with pytest.raises(DataError, match=said) as caught:
+            load_state(whole / LAST)
+        assert "damaged" not in str(caught.value)
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
+        assert load_state(whole / LAST) is not None
+
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "load", Mock(side_effect=error))
+            with pytest.raises(DataError, match=said):
+                load_state(whole / LAST)
+
+
 def test_a_checkpoint_with_code_is_refused_and_not_run(whole: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
@@ -557,6 +669,42 @@ def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
     assert TrainingOutOfMemory.cause == "out_of_memory"
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "advice"),
+    [
+        (20, 1, "Go through the model in more parts (--set accumulate=2 gives the same steps), or take --amp"),
+        (3, 2, "(--set accumulate=3 gives"),
+        (1, 1, "at batch_size 1. Take --amp"),
+        (4, 4, "at batch_size 4 in 4 parts. Take --amp"),
+    ],
+)
+def test_more_parts_are_advised_where_a_batch_has_them(
+    batch_size: int, accumulate: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.training.loop import Trainer
+
+    monkeypatch.setattr(Trainer, "_take_step", Mock(side_effect=torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(TrainingOutOfMemory) as caught:
+        start_training(request(recipe={"batch_size": batch_size, "accumulate": accumulate}), tmp_path / "run")
+    assert advice in str(caught.value)
+
+
+def test_memory_that_runs_out_in_the_final_test_has_a_way_out_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vitbench.training.evaluate
+
+    short_of = Mock(side_effect=torch.OutOfMemoryError("out of memory"))
+    monkeypatch.setattr(vitbench.training.evaluate, "collect_answers", short_of)
+    with pytest.raises(TrainingOutOfMemory, match="tested, 64 pictures at once") as caught:
+        start_training(request(recipe={"images": 20}), tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    assert f"vitbench evaluate {MODEL} --weights {path} with a smaller --batch-size" in str(caught.value)
+    assert "--set accumulate=" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert path.is_file()
+
+
 def test_more_classes_in_the_data_than_in_the_head(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--num-classes 3 is less than the 10 classes of digits"):
         start_training(request(num_classes=3), tmp_path / "run")
@@ -626,6 +774,10 @@ def test_a_finished_training_is_not_trained_again(whole: Path) -> None:
         (["train", MODEL, "--set", "patience=2"], "--validation 0.1"),
         (["train", MODEL, "--set", "rotation=30"], "does nothing without rotation in augment"),
         (["train", MODEL, "--replace-head"], "together with --weights"),
+        (["train", MODEL, "--weights", "w.pt", "--pretrained"], "two beginnings"),
+        (["train", MODEL, "--validation", "0.1", "--set", "validation=0.2"], "The validation is given twice"),
+        (["train", MODEL, "--imbalance", "linear:2", "--set", "imbalance=none"], "The imbalance is given twice"),
+        (["train", MODEL, "--seed", "0", "--set", "seed=1"], "The seed is given twice, by --seed and as a key"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
@@ -676,6 +828,40 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
     summary = start_training(still, tmp_path / "run")
     assert summary.figures["stopped_because"] == "patience"
     assert len(summary.history) == 3
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_patience_counts_from_the_last_higher_accuracy_though_the_loss_falls(
+    pauses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench.trainings.session import Session
+
+    told = iter([(0.3, 2.0), (0.5, 1.9), (0.5, 1.8), (0.4, 1.7), (0.5, 1.6), (0.6, 1.5)])
+
+    def test_epoch(self: Session) -> dict[str, Any]:
+        accuracy, loss = next(told)
+        return {"validation_loss": loss, "validation_accuracy": accuracy}
+
+    monkeypatch.setattr(Session, "_test_epoch", test_epoch)
+    patient = request(recipe={"images": 2000, "patience": 3})
+    if pauses:
+        save = Session._save
+
+        def save_and_die(self: Session) -> None:
+            save(self)
+            if len(self.rows) == 4:
+                raise KilledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, "_save", save_and_die)
+            with pytest.raises(KilledError):
+                start_training(patient, tmp_path / "run")
+        summary = resume_training(tmp_path / "run")
+    else:
+        summary = start_training(patient, tmp_path / "run")
+    assert len(summary.history) == 5
+    assert summary.figures["stopped_because"] == "patience"
+    assert summary.figures["best"]["epoch"] == 5
 
 
 def transfer(**keys: Any) -> TrainingRequest:
@@ -966,6 +1152,18 @@ def test_tensorboard_holds_curves_and_the_confusion_matrix(tmp_path: Path) -> No
         [row["validation_accuracy"] for row in summary.history]
     )
     assert {"curves", "confusion", "attention"} <= set(tags["images"])
+
+
+def test_what_python_asks_for_is_checked_as_a_command_line() -> None:
+    import vitbench
+
+    for options, said in (
+        ({"weights": "w.pt", "pretrained": True}, "two beginnings"),
+        ({"replace_head": True}, "together with --weights"),
+        ({"seed": 0, "settings": {"seed": 1}}, "The seed is given twice"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            vitbench.train(MODEL, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("keys", [{"compile": True}, {"channels_last": True}, {"amp": "bf16"}, {"deterministic": True}])

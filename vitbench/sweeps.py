@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.errors import RunFolderError, StorageError, UsageError, VitbenchError
+from vitbench.models import describe_model
 from vitbench.shapes import ANYTHING, NUMBER, OBJECT, TEXT, Kind
 from vitbench.store import cannot_write, write_atomically
 from vitbench.trainings import (
@@ -30,6 +31,7 @@ from vitbench.trainings import (
 )
 from vitbench.trainings.folder import read_summary, request_from_dict
 from vitbench.trainings.progress import TrainingProgress
+from vitbench.trainings.request import check_beginning
 from vitbench.untrusted import read_json, refuse_links
 
 PLAN = "sweep.json"
@@ -110,10 +112,11 @@ def plan_sweep(
     request: TrainingRequest, recipe: str, changes: Sequence[dict[str, Any]], fixed: Mapping[str, Any]
 ) -> list[Setting]:
     """A setting for each of ``changes`` to ``recipe``, whose ``fixed`` keys are the same in all. Raises RecipeError
-    for one that cannot be.
+    for one that cannot be, and UsageError for a ``request`` that cannot.
     """
     from vitbench.training.recipes import check_settings, load_recipe
 
+    check_beginning(request)
     settings = []
     varying = [key for key in dict.fromkeys(key for one in changes for key in one) if key]
     for number, one in enumerate(changes, 1):
@@ -153,15 +156,24 @@ def start_sweep(
         raise
 
 
-def resume_sweep(folder: Path, progress: Callable[[], TrainingProgress], say: Callable[[str], None]) -> SweepSummary:
-    """Train what ``folder`` still lacks. Raises RunFolderError if it holds no sweep."""
+def resume_sweep(
+    folder: Path,
+    progress: Callable[[], TrainingProgress],
+    say: Callable[[str], None],
+    *,
+    allow_import: bool = False,
+) -> SweepSummary:
+    """Train what ``folder`` still lacks. ``allow_import`` has to be given again: a folder from elsewhere must not be
+    able to run code. Raises RunFolderError if it holds no sweep.
+    """
     refuse_links(folder)
     try:
         content = read_json(folder / PLAN, _PLAN_SHAPE)
         settings = [
-            # a folder from elsewhere must not be able to run code
             Setting(
-                _folder_name(one["name"]), one["changes"], request_from_dict({**one["request"], "allow_import": False})
+                _folder_name(one["name"]),
+                one["changes"],
+                request_from_dict({**one["request"], "allow_import": allow_import}),
             )
             for one in content["settings"]
         ]
@@ -170,6 +182,8 @@ def resume_sweep(folder: Path, progress: Callable[[], TrainingProgress], say: Ca
         raise RunFolderError(f"{str(folder)!r} holds no sweep: {PLAN} is not there ({error.strerror})") from error
     except ValueError as error:
         raise RunFolderError(f"{PLAN} of {str(folder)!r} is damaged ({error}): start the sweep anew") from error
+    if not allow_import and any(not (folder / one.name / SUMMARY).is_file() for one in settings):
+        describe_model(settings[0].request.model)  # what it may not import is said once, not as a failure of each
     return _run(folder, settings, progress, say)
 
 
@@ -208,7 +222,7 @@ def _run(
         try:
             if (place / REQUEST).is_file():
                 read_request(place)
-                resume_training(place, progress())
+                resume_training(place, progress(), allow_import=one.request.allow_import)
             else:
                 start_training(one.request, place, progress())
         except TrainingInterrupted as interrupt:

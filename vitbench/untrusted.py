@@ -263,6 +263,11 @@ def check_pickle(file: IO[bytes] | _Guarded) -> None:
 
 def spare_memory() -> int:
     """Bytes that a file may take when it is read whole: half of what is free."""
+    return free_memory() // 2
+
+
+def free_memory() -> int:
+    """Bytes of memory that can be had without swapping."""
     import psutil
 
-    return int(psutil.virtual_memory().available) // 2
+    return int(psutil.virtual_memory().available)

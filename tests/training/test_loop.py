@@ -16,7 +16,7 @@ from vitbench.models import build_model
 from vitbench.training.augment import normalise
 from vitbench.training.data import describe_data, load_images
 from vitbench.training.evaluate import evaluate
-from vitbench.training.loop import TrainingDiverged, TrainingResult, train
+from vitbench.training.loop import Trainer, TrainingDiverged, TrainingResult, train
 from vitbench.training.optimizers import hidden_matrices, make_optimizers
 from vitbench.training.order import batches
 from vitbench.training.pictures import PictureSet
@@ -211,6 +211,78 @@ def test_scaler_of_half_precision_is_used_and_clips_true_gradients() -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     _train(scaled, pictures, recipe, scaler=scaler)
     torch.testing.assert_close(_weights(plain), _weights(scaled), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip_norm", [1.0, None])
+@pytest.mark.parametrize("spoiled", [0, 1])
+def test_an_overflow_in_one_optimizers_gradients_keeps_both_from_stepping(
+    clip_norm: float | None, spoiled: int
+) -> None:
+    torch.manual_seed(0)
+    pictures = random_pictures()
+    model = build_model("vit_basic_tutorial", image_size=8, num_classes=pictures.num_classes)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    recipe = _recipe(optimizer="muon", clip_norm=clip_norm, weight_decay=0.1, steps=2)
+    trainer = Trainer(
+        model,
+        pictures,
+        recipe,
+        device="cpu",
+        autocast=contextlib.nullcontext,
+        scaler=scaler,
+        synchronize=lambda: None,
+        seed=0,
+    )
+    assert [type(one) for one in trainer.optimizers] == [torch.optim.Muon, torch.optim.AdamW]
+    parameter = trainer.optimizers[spoiled].param_groups[0]["params"][0]
+    hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+    before = _weights(model)
+    trainer.run(until=8)
+    assert torch.equal(_weights(model), before)
+    assert scaler.get_scale() == 512.0
+    hook.remove()
+    trainer.run()
+    assert bool(torch.isfinite(_weights(model)).all())
+    for optimizer in trainer.optimizers:
+        assert optimizer.state  # both have stepped
+    assert scaler.get_scale() == 512.0
+
+
+class Normed(nn.Module):
+    """Batch normalisation of patches, four a picture, and of one number a channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        self.of_patches = nn.BatchNorm2d(16)
+        self.of_pictures = nn.BatchNorm1d(16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.of_pictures(self.of_patches(self.patches(images)).mean((2, 3))))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("keys", "counted"),
+    [({"batch_size": 8, "epochs": 1}, (2, 1)), ({"batch_size": 3, "accumulate": 2, "steps": 3}, (6, 3))],
+)
+def test_a_left_over_picture_goes_by_running_statistics_where_it_has_none_of_its_own(
+    keys: dict[str, Any], counted: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    model = Normed()
+    before = _weights(model)
+    _train(model, random_pictures(9), _recipe(**keys))
+    assert (int(model.of_patches.num_batches_tracked), int(model.of_pictures.num_batches_tracked)) == counted
+    assert not torch.equal(before, _weights(model))
+    assert model.of_pictures.training
+    assert not model.of_pictures._forward_pre_hooks
+
+
+def test_parts_of_one_picture_each_are_not_normalised_in_silence() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        _train(Normed(), random_pictures(8), _recipe(batch_size=4, accumulate=4))
 
 
 def test_autocast_surrounds_the_forward_pass_and_the_device_is_waited_for() -> None:

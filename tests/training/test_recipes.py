@@ -140,6 +140,9 @@ VALID = "learning_rate = 1e-3\nbatch_size = 8\nsteps = 10\n"
         (VALID + "mean = [nan, 0.5, 0.5]", r"mean \(nan, 0.5, 0.5\) has to be a number"),
         (VALID + "min_learning_rate = 1.0", r"min_learning_rate \(1.0\) is more than learning_rate \(0.001\)"),
         ("learning_rate = ", r"^Recipe mine.toml is no valid TOML"),
+        (VALID + "rotation = 30", r"^Recipe mine.toml: rotation does nothing without rotation in augment \(none now\)"),
+        (VALID + "momentum = 0.8", r"^Recipe mine.toml: momentum does nothing without optimizer=sgd"),
+        (VALID + "warmup_start = 0.1", r"^Recipe mine.toml: warmup_start does nothing without a warmup: set that, too"),
     ],
 )
 def test_wrong_recipe_is_told_file_key_and_what_is_allowed(tmp_path: Path, text: str, message: str) -> None:
@@ -184,6 +187,14 @@ def test_recipes_of_the_five_projects_say_what_these_publish() -> None:
     fifth = load_recipe("paper-replicating")
     assert (fifth.optimizer, fifth.learning_rate, fifth.weight_decay) == ("adam", 3e-3, 0.3)
     assert (fifth.batch_size, fifth.epochs, fifth.jitter, fifth.mean[0]) == (16, 30, 0.4, 0.485)
+
+
+@pytest.mark.parametrize("name", list(list_recipes()))
+def test_settings_that_a_description_names_can_be_given_as_they_stand_there(name: str) -> None:
+    words = load_recipe(name).description.replace(",", " ").split()
+    given = [after for before, after in pairwise(words) if before == "--set"]
+    assert len(given) == sum("=" in word for word in words)
+    load_recipe(name, **parse_settings(given))
 
 
 def _does(name: str, *without: str) -> dict[str, Any]:
@@ -261,6 +272,28 @@ def test_a_key_that_is_set_and_does_nothing_is_told(settings: list[str], message
         check_settings(load_recipe("brief", **given), given)
 
 
+def test_a_key_of_a_file_that_an_override_leaves_without_use_passes(tmp_path: Path) -> None:
+    text = VALID + "optimizer = 'sgd'\nmomentum = 0.8\naugment = ['rotation']\nrotation = 30\n"
+    path = _write(tmp_path, text + "schedule = 'step'\nstep_factor = 0.5\nwarmup = 0.1\nwarmup_start = 0.1\n")
+    with pytest.raises(RecipeError, match="go together"):
+        load_recipe(path)
+    recipe = load_recipe(path, schedule="cosine", augment=[], optimizer="adamw", warmup=0.0)
+    assert (recipe.momentum, recipe.rotation) == (0.8, 30)
+    # what does nothing by the file itself is no override's doing
+    path = _write(tmp_path, "learning_rate = 1e-3\nbatch_size = 8\nrotation = 30\n")
+    with pytest.raises(RecipeError, match="rotation does nothing"):
+        load_recipe(path, steps=3, augment=["flip"])
+    load_recipe(path, steps=3, augment=["rotation"])
+
+
+@pytest.mark.parametrize("name", list(list_recipes()))
+def test_a_built_in_recipe_passes_as_a_file_of_ones_own(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(_write(tmp_path, list_recipes()[name].read_text(encoding="utf-8")))
+    assert recipe.hash == load_recipe(name).hash
+    for nothing in ({"augment": []}, {"mixup": 0.0, "cutmix": 0.0}, {"schedule": "constant"}, {"warmup": 0.0}):
+        load_recipe(name, **nothing)
+
+
 def test_a_key_that_does_something_is_none_that_does_nothing() -> None:
     for setting in ("rotation=30", "erasing=0.3", "mix_probability=0.4", "min_lr=1e-7", "lr=1e-3"):
         given = parse_settings([setting])
@@ -284,9 +317,9 @@ def test_wrong_settings_of_a_command_line(settings: list[str], message: str) -> 
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "expected"),
     # never fewer than 64 at once, unless the steps go through fewer than a quarter of that
-    [(8, 1, 64), (128, 1, 128), (512, 64, 32), (128, 2, 128), (64, 64, 4)],
+    [(2, 1, 8), (8, 1, 32), (16, 1, 64), (128, 1, 128), (512, 64, 32), (128, 2, 128), (64, 64, 4)],
 )
-def test_pictures_are_tested_in_batches_that_a_training_in_parts_can_afford(
+def test_pictures_are_tested_in_batches_that_a_training_can_afford(
     batch_size: int, accumulate: int, expected: int
 ) -> None:
     recipe = load_recipe("brief", batch_size=batch_size, accumulate=accumulate)

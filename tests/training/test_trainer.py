@@ -241,10 +241,39 @@ def test_dropout_and_stochastic_depth_are_the_recipes() -> None:
     regularise(model, recipe(dropout=0.25, stochastic_depth=0.3))
     assert {one.p for one in model.modules() if isinstance(one, nn.Dropout)} == {0.25}
     rates = [one.rate for one in model.modules() if isinstance(one, StochasticDepth)]
-    assert rates == pytest.approx([0.3 * index / (len(rates) - 1) for index in range(len(rates))])
+    blocks = len(rates) // 2
+    assert rates == pytest.approx([0.3 * index / (blocks - 1) for index in range(blocks) for _ in range(2)])
     untouched = build_model("vit_layer6_32", image_size=8, num_classes=10)
     regularise(untouched, recipe())
     assert {one.p for one in untouched.modules() if isinstance(one, nn.Dropout)} != {0.25}
+
+
+def _ladder(model: nn.Module) -> dict[str, float]:
+    kinds = {"StochasticDepth": ("rate", "p"), "DropPath": ("drop_prob",)}
+    return {
+        path: getattr(one, name)
+        for path, one in model.named_modules()
+        for name in kinds.get(type(one).__name__, ())
+        if hasattr(one, name)
+    }
+
+
+def test_the_ladder_of_stochastic_depth_is_that_of_the_models_themselves() -> None:
+    import timm
+    import torchvision
+
+    with torch.device("meta"):
+        own = build_model("vit_base16", image_size=32, num_classes=10)
+        swin = torchvision.models.swin_t()
+    names = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto")
+    models = [(own, 0.1), (swin, 0.2), *((timm.create_model(one, drop_path_rate=0.1), 0.1) for one in names)]
+    for model, rate in models:
+        expected = _ladder(model)
+        assert max(expected.values()) == pytest.approx(rate)
+        regularise(model, recipe(stochastic_depth=0.7))
+        assert max(_ladder(model).values()) == pytest.approx(0.7)
+        regularise(model, recipe(stochastic_depth=rate))
+        assert _ladder(model) == pytest.approx(expected, abs=1e-8)
 
 
 def test_stochastic_depth_reaches_timms_and_torchvisions_layers() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Container, Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,13 @@ ReplaceHead = Annotated[
     bool, typer.Option("--replace-head", help="Leave out the checkpoint's head if it has other classes.")
 ]
 WeightsOfModel = Annotated[str | None, typer.Option(help="A checkpoint of the model.")]
+
+
+def refuse_twice(options: Mapping[str, Any], keys: Container[str]) -> None:
+    """Raises UsageError for an option that is given and whose name is among ``keys``, which ``--set`` gives."""
+    for name, value in options.items():
+        if value is not None and name in keys:
+            raise UsageError(f"The {name} is given twice, by --{name} and as a key: leave out one of them")
 
 
 def split_words(given: str | Sequence[str] | None) -> list[str] | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vitbench.commands.options import AllowImport, Download, ReplaceHead, refuse_twice
 from vitbench.errors import UsageError
 
 EPILOG = (
@@ -23,7 +24,10 @@ def sweep(
         str | None,
         typer.Option(help="digits, cifar10, cifar100, fashion-mnist, or a picture folder. [default: digits]"),
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are.")] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where cifar10, cifar100 and fashion-mnist are (or go, with --download).")
+    ] = None,
+    download: Download = False,
     recipe: Annotated[
         str | None, typer.Option(help="A built-in recipe (vitbench list recipes) or a .toml file. [default: brief]")
     ] = None,
@@ -51,16 +55,18 @@ def sweep(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Start each from the weights that timm or torchvision publish.")
     ] = False,
+    replace_head: ReplaceHead = False,
     freeze: Annotated[
         str | None, typer.Option(help="none, backbone (train the head alone), blocks:N (embedding and first N blocks).")
     ] = None,
     amp: Annotated[bool, typer.Option("--amp", help="Mixed precision: autocast at the device's own dtype.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's choice]")] = None,
+    allow_import: AllowImport = False,
     out: Annotated[
         Path | None, typer.Option(help="The sweep's folder, new or empty. [default: runs/sweep-MODEL-TIME]")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Train what this sweep still lacks; takes no other option.")
+        Path | None, typer.Option(help="Train what this sweep still lacks; beside it only --allow-import.")
     ] = None,
 ) -> int:
     """Train a model under several settings and compare them."""
@@ -75,12 +81,15 @@ def sweep(
         "train_images": train_images,
         "test_images": test_images,
         "weights": weights,
+        "download": download or None,
         "pretrained": pretrained or None,
+        "replace_head": replace_head or None,
         "freeze": freeze,
         "threads": threads,
     }
-    if weights and pretrained:
-        raise UsageError("--weights and --pretrained are two beginnings: give one of them")
+
+    if allow_import:
+        sys.path.insert(0, "")  # builders of one's own are found from the current folder
 
     from vitbench.printable import one_line
 
@@ -104,7 +113,7 @@ def sweep(
             )
             if any(other is not None for other in others):
                 raise UsageError("--resume goes on with the sweep as it was started: leave out everything else")
-            summary = resume_sweep(resume, make_training_progress, say)
+            summary = resume_sweep(resume, make_training_progress, say, allow_import=allow_import)
         else:
             if model is None:
                 raise UsageError("Which model? vitbench sweep MODEL --set key=a,b, or --resume DIR")
@@ -112,12 +121,18 @@ def sweep(
                 raise UsageError("A sweep varies something: give --set key=a,b, --try 'key=a key=b' or --seeds 0,1")
             changes = expand_settings(products or [], tries or [], _seeds(seeds))
             fixed = {k: v for k, v in {"validation": validation, "imbalance": imbalance}.items() if v is not None}
+            for one in changes:
+                refuse_twice(fixed, one)
             if amp:
                 from vitbench.trained import find_device
 
                 given["amp"] = find_device(device or "auto").amp_dtype
             request = TrainingRequest(
-                model=model, data=data or "digits", recipe={}, **{k: v for k, v in given.items() if v is not None}
+                model=model,
+                data=data or "digits",
+                recipe={},
+                allow_import=allow_import,
+                **{k: v for k, v in given.items() if v is not None},
             )
             settings = plan_sweep(request, recipe or "brief", changes, fixed)
             say(f"{len(settings)} trainings")

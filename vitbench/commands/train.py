@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitbench.commands.options import AllowImport, Download, ReplaceHead
+from vitbench.commands.options import AllowImport, Download, ReplaceHead, refuse_twice
 from vitbench.errors import UsageError
 
 EPILOG = (
@@ -140,15 +140,12 @@ def train(
         raise UsageError("Which model? vitbench train MODEL (vitbench list models), or --resume DIR")
     if amp_dtype is not None and (not amp or amp_dtype not in ("bf16", "fp16")):
         raise UsageError(f"--amp-dtype {amp_dtype}: give bf16 or fp16, together with --amp")
-    if weights and pretrained:
-        raise UsageError("--weights and --pretrained are two beginnings: give one of them")
-    if replace_head and not weights:
-        raise UsageError("--replace-head leaves out the head of a checkpoint: give it together with --weights")
 
     from vitbench.training.recipes import check_settings, load_recipe, parse_settings
     from vitbench.trainings import TrainingRequest
 
     changes = parse_settings(settings or [])
+    refuse_twice({"validation": validation, "imbalance": imbalance, "seed": seed}, changes)
     changes |= {k: v for k, v in {"validation": validation, "imbalance": imbalance}.items() if v is not None}
     chosen = load_recipe(recipe or "brief", **changes)
     check_settings(chosen, changes)

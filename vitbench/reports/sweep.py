@@ -19,7 +19,7 @@ _MOST_CURVES = 10
 
 
 def sweep_lines(courses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A line a setting: what it changes, what came of it (accuracies are fractions, losses in nat)."""
+    """A line a setting: what it changes, what came of it (``epochs_done``; accuracies are fractions, losses in nat)."""
     lines = []
     for course in courses:
         line: dict[str, Any] = {"name": course["name"], **course["changes"], "status": course["status"]}
@@ -27,7 +27,7 @@ def sweep_lines(courses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if figures:
             last = figures["last"]
             line |= {
-                "epochs": figures["epochs"],
+                "epochs_done": figures["epochs"],  # ``epochs`` may be what is varied
                 "train_loss": rows[-1]["train_loss"] if rows else None,
                 "train_accuracy": rows[-1]["train_accuracy"] if rows else None,
                 "test_loss": last["test_loss"],

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from vitbench.errors import VitbenchError
@@ -394,6 +395,9 @@ class _Step:
         self.num_classes = num_classes
         self.class_weights = class_weights
         self.ranks = ranks
+        # where each part is one picture, as is asked for, a layer that needs more says so
+        usual = math.ceil(max(recipe.batch_size // ranks, 1) / recipe.accumulate)
+        self.norms = [one for one in model.modules() if isinstance(one, _BatchNorm)] if usual > 1 else []
 
     def __call__(
         self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
@@ -413,28 +417,33 @@ class _Step:
                 loss, correct = self._part(*part, share=share)
             losses.append(loss)
             right.append(correct)
-        if self.recipe.clip_norm is not None:
-            if self.scaler is not None:
-                for optimizer in self.optimizers:
-                    self.scaler.unscale_(optimizer)  # the norm is that of the true gradients
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        for optimizer in self.optimizers:
-            if self.scaler is None:
-                optimizer.step()
-            else:
-                self.scaler.step(optimizer)
-        if self.scaler is not None:
-            self.scaler.update()
+        self._update()
         if len(parts) == 1:
             return losses[0], right[0]
         return torch.stack(losses).sum(), torch.stack(right).sum()
+
+    def _update(self) -> None:
+        """Clip the gradients, and move the weights, unless a scaler finds a gradient that has overflowed."""
+        # The scaler looks for overflows by optimizer, but the norm is that of all gradients together: one that has
+        # overflowed spoils the others when they are clipped, so that none may step.
+        together: Any = _Together(self.optimizers)
+        if self.recipe.clip_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(together)  # the norm is that of the true gradients
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        if self.scaler is None:
+            together.step()
+        else:
+            self.scaler.step(together)
+            self.scaler.update()
 
     def _part(
         self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, share: float | torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward of a part of the batch; its loss is weighed by its ``share``, if it has one."""
         with self.autocast():
-            output = self.forward(inputs)
+            with _without_statistics_of_one(self.norms if len(inputs) == 1 else ()):
+                output = self.forward(inputs)
             check_classes(output, self.num_classes)
             loss = training_loss(self.model, output, targets, self.recipe.label_smoothing, self.class_weights)
         if share is not None:
@@ -466,6 +475,45 @@ class _Step:
         """Gradients of several processes are averaged once a step, with the last part."""
         no_sync = getattr(self.forward, "no_sync", None)
         return nullcontext() if last or no_sync is None else no_sync()
+
+
+@contextmanager
+def _without_statistics_of_one(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Inside, a batch normalisation that would get one number a channel, which has no spread, goes by its running
+    statistics, as in eval mode, and leaves them alone; torch would refuse.
+    """
+    turned: list[torch.nn.Module] = []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if module.training and inputs[0].numel() == inputs[0].shape[1]:
+            module.training = False
+            turned.append(module)
+
+    handles = [one.register_forward_pre_hook(look) for one in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in turned:
+            module.training = True
+
+
+class _Together:
+    """Several optimizers as torch's GradScaler sees one."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of all of them."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """A step of each."""
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 class _Results:

@@ -59,8 +59,8 @@ def regularise(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
     which it trains without (``stochastic depth``): one recipe is to serve all models.
 
     ``dropout`` goes to every dropout layer and to the weights of nn.MultiheadAttention. ``stochastic_depth`` is the
-    rate of the last residual branch; that of the first is 0, and they rise linearly between (Huang et al., 2016,
-    section 3).
+    rate of the last block; that of the first is 0, and they rise linearly between (Huang et al., 2016, section 3). The
+    branches of one block have one rate.
     """
     lacking = []
     if recipe.dropout is not None:
@@ -73,16 +73,37 @@ def regularise(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
             else:
                 layer.dropout = recipe.dropout
     if recipe.stochastic_depth is not None:
-        # ours have a rate, torchvision's a p, timm's a drop_prob
-        names = {"StochasticDepth": ("rate", "p"), "DropPath": ("drop_prob",)}
-        found = [
-            (one, name)
-            for one in model.modules()
-            for name in names.get(type(one).__name__, ())
-            if isinstance(getattr(one, name, None), float)
-        ]
-        if not found and recipe.stochastic_depth > 0:
+        blocks = _blocks_with_stochastic_depth(model)
+        if not blocks and recipe.stochastic_depth > 0:
             lacking.append("stochastic depth")
-        for index, (branch, name) in enumerate(found):
-            setattr(branch, name, recipe.stochastic_depth * index / max(len(found) - 1, 1))
+        for index, branches in enumerate(blocks):
+            for branch, name in branches:
+                setattr(branch, name, recipe.stochastic_depth * index / max(len(blocks) - 1, 1))
     return tuple(lacking)
+
+
+def _blocks_with_stochastic_depth(model: torch.nn.Module) -> list[list[tuple[torch.nn.Module, str]]]:
+    """Of each block, which is a module that has such layers as children, the layers and what they call their rate.
+
+    Blocks without any count where others come after them: timm leaves the layer out where its rate would be 0.
+    """
+    # ours have a rate, torchvision's a p, timm's a drop_prob
+    names = {"StochasticDepth": ("rate", "p"), "DropPath": ("drop_prob",)}
+    blocks: list[list[tuple[torch.nn.Module, str]]] = []
+    for parent in model.modules():
+        found = [
+            (child, name)
+            for child in parent.children()
+            for name in names.get(type(child).__name__, ())
+            if isinstance(getattr(child, name, None), float)
+        ]
+        if isinstance(parent, torch.nn.ModuleList):  # a row of layers is no block
+            blocks += [[one] for one in found]
+        elif found or any(
+            isinstance(child, torch.nn.Identity) and name.startswith("drop_path")
+            for name, child in parent.named_children()
+        ):
+            blocks.append(found)
+    while blocks and not blocks[-1]:
+        blocks.pop()
+    return blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,11 @@ import torch
 from torch import nn
 
 from vitbench.errors import UsageError
+
+#: How long a process waits for the others. The first one alone tests each epoch and downloads, which takes as long as
+#: it takes; torch's own limits (10 minutes with NCCL, 30 with gloo) would end the others. That one of them has died is
+#: seen by torchrun, not by this.
+_PATIENCE = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def joined(ranks: Ranks, kind: str) -> Iterator[None]:
     if ranks.count == 1:
         yield
         return
-    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield
     finally:

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vitbench.devices.failures import explain_exception
 from vitbench.errors import DataError, StorageError
-from vitbench.untrusted import CodeError, RefusedError, check_fits, check_zip, spare_memory
+from vitbench.untrusted import CodeError, RefusedError, check_zip, free_memory
 
 #: Numbers, texts, tensors and lists in the state of a training; the losses of an epoch are the most.
 _MOST_PARTS = 1_000_000
@@ -39,26 +40,40 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 def load_state(path: Path) -> dict[str, Any] | None:
     """What save_state wrote, on the CPU; None if there is none. Runs no code of the file. Raises DataError if it is
-    damaged.
+    damaged, or takes more memory than is free.
     """
     import torch
 
     if not path.is_file():
         return None
     try:
-        check_fits(path, spare_memory())
         check_zip(path)
+        # all that is free: what it holds becomes the training's own, most of it without a copy
+        if path.stat().st_size > free_memory():
+            raise _too_large(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or "vitbench" not in state:
             raise ValueError("it is no checkpoint of a training")
         _refuse_hollow(state)
+    except DataError:
+        raise
     except CodeError as error:
         raise _damaged(path, f"it holds {error}") from error
     except RefusedError as error:
         raise _damaged(path, f"it {error}") from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        failure = explain_exception(error, ())
+        if failure is not None and failure.status == "oom":
+            raise _too_large(path) from error
         raise _damaged(path, (str(error).splitlines() or [type(error).__name__])[0][:300]) from error
     return state
+
+
+def _too_large(path: Path) -> DataError:
+    return DataError(
+        f"Checkpoint {path.name} is too large for now: it takes {path.stat().st_size / 1e9:.2f} GB of memory, and "
+        f"{free_memory() / 1e9:.2f} GB are free. It stays as it is: free memory, then --resume"
+    )
 
 
 def _damaged(path: Path, reason: str) -> DataError:

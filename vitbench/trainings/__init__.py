@@ -19,10 +19,12 @@ from vitbench.trainings.request import (
     LAST,
     REQUEST,
     SUMMARY,
+    ModelFailed,
     TrainingInterrupted,
     TrainingOutOfMemory,
     TrainingRequest,
     TrainingSummary,
+    check_beginning,
 )
 from vitbench.untrusted import refuse_links
 
@@ -30,6 +32,7 @@ __all__ = [
     "LAST",
     "REQUEST",
     "SUMMARY",
+    "ModelFailed",
     "TrainingInterrupted",
     "TrainingOutOfMemory",
     "TrainingProgress",
@@ -59,6 +62,8 @@ def train(
     """
     from vitbench.training.recipes import check_settings, load_recipe
 
+    if settings and "seed" in settings and "seed" in options:
+        raise UsageError("The seed is given twice, as an option and among the settings: leave out one of them")
     chosen = load_recipe(recipe, **(settings or {}))
     check_settings(chosen, settings or {})
     options.setdefault("seed", chosen.seed or 0)
@@ -76,13 +81,14 @@ def start_training(
 ) -> TrainingSummary:
     """Train into ``out``, new or empty (by default ``runs/train-MODEL-TIME``).
 
-    Raises UsageError for what cannot be, TrainingDiverged, TrainingOutOfMemory, StorageError for a full disk, and
-    TrainingInterrupted; in the last four what was saved stays and can be gone on with.
+    Raises UsageError for what cannot be, TrainingDiverged, TrainingOutOfMemory, ModelFailed, StorageError for a full
+    disk, and TrainingInterrupted; in the last five what was saved stays and can be gone on with.
     """
     from vitbench.training.ranks import ranks_from_environment
     from vitbench.trainings.session import Session
     from vitbench.trainings.setup import Setup
 
+    check_beginning(request)
     ranks = ranks_from_environment()
     progress = progress if progress is not None and ranks.first else TrainingProgress()
     session = Session(Setup(request, ranks, progress))

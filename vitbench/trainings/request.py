@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitbench.errors import VitbenchError
+from vitbench.errors import UsageError, VitbenchError
 
 #: Of training.json and last.pt.
 SCHEMA = 1
@@ -21,6 +21,12 @@ class TrainingOutOfMemory(VitbenchError):  # noqa: N818  (what happened, not wha
     """The device's memory does not suffice for a step."""
 
     cause = "out_of_memory"
+
+
+class ModelFailed(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
+    """The model's own code raised something while it was built, trained or tested."""
+
+    cause = "model_bug"
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -59,6 +65,14 @@ class TrainingRequest:
     save_every: int = 0
     tensorboard: bool = True
     allow_import: bool = False
+
+
+def check_beginning(request: TrainingRequest) -> None:
+    """Raises UsageError for weights of two kinds to start from, or a head that none would leave out."""
+    if request.weights and request.pretrained:
+        raise UsageError("--weights and --pretrained are two beginnings: give one of them")
+    if request.replace_head and not request.weights:
+        raise UsageError("--replace-head leaves out the head of a checkpoint: give it together with --weights")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import signal
 import threading
 import time
@@ -18,15 +19,16 @@ import torch
 import torch.nn.functional as F
 
 from vitbench.attention_pictures import attention_png
-from vitbench.errors import DataError, Unsupported, UsageError, VitbenchError
+from vitbench.errors import DataError, RunFolderError, Unsupported, UsageError, VitbenchError
 from vitbench.evaluation import evaluate_trained
 from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.outputs import mean_logits
 from vitbench.reports.evaluation import confusion_png, write_evaluation
 from vitbench.reports.training import history_csv, training_markdown, write_curves
-from vitbench.shapes import COUNT, NUMBER, TEXT, WHOLE, Maybe, check_shape
+from vitbench.shapes import COUNT, NUMBER, POSITIVE, TEXT, WHOLE, Maybe, check_shape
 from vitbench.store import LOCK, cannot_write, write_atomically
-from vitbench.trained import TrainedModel
+from vitbench.tracebacks import model_places, with_places
+from vitbench.trained import OutOfMemory, TrainedModel
 from vitbench.training.evaluate import Evaluation, evaluate
 from vitbench.training.loop import TrainingDiverged, random_state
 from vitbench.training.pictures import FeatureSet, PictureSet
@@ -46,6 +48,7 @@ from vitbench.trainings.request import (
     LAST,
     SCHEMA,
     SUMMARY,
+    ModelFailed,
     TrainingInterrupted,
     TrainingOutOfMemory,
     TrainingSummary,
@@ -61,7 +64,8 @@ _STEPS_AT_ONCE = 20
 _HEADER_SHAPE = {
     "facts": {"data": TEXT},
     "best": Maybe({"epoch": NUMBER, "accuracy": NUMBER, "loss": NUMBER}),
-    **dict.fromkeys(("origin", "pictures"), Maybe(TEXT)),
+    **dict.fromkeys(("origin", "pictures", "device"), Maybe(TEXT)),
+    "processes": Maybe(POSITIVE),
 }
 _STATE_SHAPE = {
     **dict.fromkeys(("seen", "steps"), COUNT),
@@ -103,6 +107,8 @@ class Session:
             if resumed and self.ranks.first:
                 take_lock(lock, folder)
             saved = self._read_last() if resumed else None
+            if saved is not None:
+                self._check_surroundings(saved[1])
             if resumed and self._has_indices and (folder / INDICES).is_file():
                 self.setup.imbalance = str(folder / INDICES)
             self.setup.prepare(*(saved or ()))
@@ -120,9 +126,11 @@ class Session:
                 self._keep_indices()
             self._train()
             return self._finish()
+        except VitbenchError:
+            raise
         except OSError as error:
             raise cannot_write(folder, error) from error
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, ValueError, TypeError, AssertionError) as error:
             explained = self._explain(error)
             if explained is None:
                 raise
@@ -151,11 +159,13 @@ class Session:
         """What a failure means to whoever asked for the training; None if that is not known."""
         failure = self.device.classify(error)
         if failure.status == "oom":
+            recipe = self.recipe
+            in_parts = f" in {recipe.accumulate} parts" if recipe.accumulate > 1 else ""
+            parts = min(2 * recipe.accumulate, recipe.batch_size // self.ranks.count)
+            more = f"Go through the model in more parts (--set accumulate={parts} gives the same steps), or take"
             return TrainingOutOfMemory(
-                f"Out of memory on {self.device.name} at batch_size {self.recipe.batch_size}"
-                f"{f' in {self.recipe.accumulate} parts' if self.recipe.accumulate > 1 else ''}. Go through the "
-                f"model in more parts (--set accumulate={2 * self.recipe.accumulate} gives the same steps), or take "
-                "--amp, a smaller --image-size or a smaller model"
+                f"Out of memory on {self.device.name} at batch_size {recipe.batch_size}{in_parts}. "
+                f"{more if parts > recipe.accumulate else 'Take'} --amp, a smaller --image-size or a smaller model"
             )
         reason = (failure.detail.splitlines() or [""])[0].rstrip(".")
         if self.request.deterministic and "deterministic" in reason:
@@ -167,7 +177,20 @@ class Session:
             return UsageError(f"torch.compile does not work here: {reason}. Leave out --compile")
         if failure.status == "unsupported":
             return Unsupported(f"{self.device.name} cannot train this model: {reason}. Give --device cpu")
+        if self.device.explain(error) is None and (places := model_places(error)):
+            return ModelFailed(f"The model failed: {with_places(reason, places)}. {self._way_out(error)}")
         return None
+
+    def _way_out(self, error: BaseException) -> str:
+        """Of a failure of the model itself."""
+        recipe = self.recipe
+        part = math.ceil(recipe.batch_size // self.ranks.count / recipe.accumulate)
+        if part == 1 and "more than 1 value per channel" in str(error):
+            return (
+                "Its batch normalisation needs two pictures at once: give a larger batch_size, fewer parts "
+                f"(accumulate is {recipe.accumulate}), fewer processes ({self.ranks.count}), or a larger --image-size"
+            )
+        return "Mend it, or give another --image-size; vitbench.train in Python shows the traceback"
 
     def _train(self) -> None:
         trainer, count = self.trainer, len(self.setup.training)
@@ -292,10 +315,11 @@ class Session:
 
     def _out_of_patience(self) -> bool:
         patience = self.recipe.patience
-        if patience is None or self.setup.held_out is None or self.best is None:
+        if patience is None or self.setup.held_out is None or not self.rows:
             return False
-        since = [row["epoch"] for row in self.rows if row["epoch"] > self.best["epoch"]]
-        return len(since) >= patience
+        # not since the best one, which may be as accurate as one before it, with a lower loss
+        accuracies = [row["validation_accuracy"] for row in self.rows]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
 
     def _on_step(self, step: int, total: int | None, loss: float) -> None:
         trainer = self.trainer
@@ -356,6 +380,8 @@ class Session:
             "best": self.best,
             "origin": self.setup.origin,
             "pictures": self.setup.pictures_digest(),
+            "processes": self.ranks.count,
+            "device": self.device.kind,
         }
         # the whole model, so that the file serves as weights, too, where only its head is trained; as it is tested, so
         # with the moving average where there is one
@@ -381,6 +407,25 @@ class Session:
         except (ValueError, KeyError) as error:
             raise self._unfitting(error) from error
         return state, header
+
+    def _check_surroundings(self, header: dict[str, Any]) -> None:
+        """Raises RunFolderError for another number of processes than the training began with; warns of another kind of
+        device. Checkpoints from before these were noted pass.
+        """
+        before, now = header.get("processes") or self.ranks.count, self.ranks.count
+        if before != now:
+            torchrun = f"torchrun --nproc-per-node {before} -m " if before > 1 else ""
+            raise RunFolderError(
+                f"The training in {str(self.folder)!r} began with {before} process{'es' if before > 1 else ''}, and "
+                f"{'these are' if now > 1 else 'this is'} {now}: each draws numbers of its own for its share of a "
+                f"batch. Go on with: {torchrun}vitbench train --resume {shlex.quote(str(self.folder))}"
+            )
+        device = header.get("device") or self.device.kind
+        if device != self.device.kind:
+            self.progress.warn(
+                f"The training began on {device} and is now on {self.device.kind}: it may not come out as without a "
+                "pause"
+            )
 
     def _take_up(self, state: dict[str, Any], header: dict[str, Any]) -> None:
         try:
@@ -509,7 +554,16 @@ class Session:
                 facts=self._facts(),
                 digest=digest,
             )
-            result = evaluate_trained(trained, self.setup.info, self.setup.test, batch_size=self.recipe.test_batch_size)
+            at_once = self.recipe.test_batch_size
+            try:
+                result = evaluate_trained(trained, self.setup.info, self.setup.test, batch_size=at_once)
+            except OutOfMemory as error:
+                raise TrainingOutOfMemory(
+                    f"Out of memory on {self.device.name} when the trained model was tested, {at_once} pictures at "
+                    f"once. It is trained: vitbench evaluate {self.request.model} --weights "
+                    f"{shlex.quote(str(path))} with a smaller --batch-size tests it; or train anew with a smaller "
+                    "batch_size or more parts (--set accumulate=), by which so many were tested at once"
+                ) from error
             write_evaluation(result, self.folder)
             if self._board is not None:
                 self._show_pictures(trained, result)

@@ -30,6 +30,8 @@ ClassWeights = Literal["none", "inverse"]
 
 #: Short names that people type, in ``--set`` only.
 ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wd": "weight_decay"}
+#: Keys by which others do something or nothing (see _need_of).
+_SWITCHES = ("optimizer", "warmup", "schedule", "step_at", "mixup", "cutmix", "augment")
 #: Keys whose values are lists.
 LISTS = ("augment", "step_at", "mean", "std")
 
@@ -76,7 +78,7 @@ class Recipe(BaseModel):
     1 over classes.
 
     ``validation``: the fraction of the training pictures that is held out. What only ``vitbench train`` looks at:
-    ``patience``, the epochs without a better validation accuracy after which it stops; ``seed``, where none is given.
+    ``patience``, the epochs without a higher validation accuracy after which it stops; ``seed``, where none is given.
 
     Defaults never change, because ``hash`` leaves out what equals them.
     """
@@ -181,8 +183,7 @@ class Recipe(BaseModel):
         """How many pictures are tested at once: 64 at least, but no more than four times what a step goes through at
         once, which is known to fit with all that a backward pass keeps.
         """
-        part = math.ceil(self.batch_size / self.accumulate)
-        return min(max(self.batch_size, 64), 4 * part) if self.accumulate > 1 else max(self.batch_size, 64)
+        return min(max(self.batch_size, 64), 4 * math.ceil(self.batch_size / self.accumulate))
 
     def total_images(self, train_images: int) -> int | None:
         """How many pictures a training on ``train_images`` of them sees, repeats counted; None if time decides."""
@@ -219,7 +220,8 @@ def list_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     """Read and validate a recipe; ``overrides`` replace its keys, and a budget among them replaces its budget.
 
-    Raises RecipeError (file, key, what is allowed).
+    Raises RecipeError (file, key, what is allowed), also for a key of a file that does nothing there; one to which that
+    happens by an override passes.
     """
     path = _find_recipe(name_or_path)
     try:
@@ -230,9 +232,23 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     if any(overrides.get(key) is not None for key in BUDGETS):
         content = {key: value for key, value in content.items() if key not in BUDGETS}
     try:
-        return Recipe.model_validate({**content, **overrides})
+        recipe = Recipe.model_validate({**content, **overrides})
     except ValidationError as error:
         raise RecipeError(_first_problem(error, path.name, overrides)) from error
+    _check_file(path, content, overrides, recipe)
+    return recipe
+
+
+def _check_file(path: Path, content: Mapping[str, Any], overrides: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raises RecipeError for a key of a file that does nothing, neither in ``recipe`` nor without the overrides."""
+    idle = [key for key in content if key not in overrides and _need_of(key, recipe)]
+    try:
+        alone = Recipe.model_validate({**content, **{k: v for k, v in overrides.items() if k not in _SWITCHES}})
+        check_settings(alone, idle)
+    except ValidationError:  # an override mends it
+        return
+    except RecipeError as error:
+        raise RecipeError(f"Recipe {path.name}: {error}") from error
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -261,6 +277,14 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 def check_settings(recipe: Recipe, settings: Iterable[str]) -> None:
     """Raises RecipeError for a key in ``settings``, which a person has set, that does nothing in ``recipe``."""
+    for key in settings:
+        need = _need_of(key, recipe)
+        if need is not None:
+            raise RecipeError(f"{key} does nothing without {need}: set that, too, or leave out {key}")
+
+
+def _need_of(key: str, recipe: Recipe) -> str | None:
+    """What a key of ``recipe`` lacks to do anything; None if it does something."""
     needs: dict[str, tuple[bool, str]] = {
         "momentum": (recipe.optimizer == "sgd", "optimizer=sgd"),
         "warmup_start": (recipe.warmup > 0, "a warmup"),
@@ -268,13 +292,11 @@ def check_settings(recipe: Recipe, settings: Iterable[str]) -> None:
         "step_factor": (recipe.schedule == "step", "schedule=step"),
         "mix_probability": (recipe.mixup > 0 or recipe.cutmix > 0, "mixup or cutmix"),
     }
-    for key in ("rotation", "jitter", "jitter_hue", "randaugment_ops", "randaugment_magnitude", "erasing"):
-        name = key.partition("_")[0]
-        needs[key] = (name in recipe.augment, f"{name} in augment ({','.join(recipe.augment) or 'none'} now)")
-    for key in settings:
-        works, need = needs.get(key, (True, ""))
-        if not works:
-            raise RecipeError(f"{key} does nothing without {need}: set that, too, or leave out {key}")
+    for name in ("rotation", "jitter", "jitter_hue", "randaugment_ops", "randaugment_magnitude", "erasing"):
+        kind = name.partition("_")[0]
+        needs[name] = (kind in recipe.augment, f"{kind} in augment ({','.join(recipe.augment) or 'none'} now)")
+    works, need = needs.get(key, (True, ""))
+    return None if works else need
 
 
 def _value(key: str, text: str) -> Any:
