@@ -61,6 +61,12 @@ _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 INTERRUPTED = 130
 
+#: What the system may say of a path that somebody gave, wherever it is looked at first, and the way out.
+_PATH_TROUBLES = {
+    errno.ENAMETOOLONG: "Give a shorter path",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Give another path, or have its permissions changed"),
+}
+
 _SHOW_WARNING = warnings.showwarning
 _told_already: set[str] = set()
 
@@ -89,9 +95,10 @@ def run_command(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        way_out = _PATH_TROUBLES.get(error.errno) if error.filename is not None else None
+        if way_out is None:
             raise
-        return _complain(f"{str(error.filename)[:200]!r}: {error.strerror}. Give a shorter path", 2)
+        return _complain(f"{str(error.filename)[:200]!r}: {error.strerror}. {way_out}", 2)
     return result if isinstance(result, int) else 0
 
 
