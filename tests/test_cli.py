@@ -226,7 +226,7 @@ def test_other_failures_of_the_system_are_not_explained_away(monkeypatch: pytest
             raise error
 
         monkeypatch.setattr("vitbench.cli.app", raise_it)
-        with pytest.raises(OSError) as raised:
+        with pytest.raises(OSError, match=error.strerror) as raised:
             run_command([])
         assert raised.value is error
 

@@ -84,13 +84,17 @@ def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(started: tuple
     assert_gone(workers)
     lines_before = (folder / store.RECORDS).read_text().splitlines()
     assert 2 <= len(lines_before) < 6
+    told = vitbench_run("report", str(folder))
+    assert told.returncode == 0, told.stderr
+    assert f"**run**: {len(lines_before)} of 6 cells (" in (folder / "report.md").read_text()
     done = vitbench_run("run", "--resume", str(folder), "--allow-import")
     assert done.returncode == 0, done.stderr
     lines = (folder / store.RECORDS).read_text().splitlines()
     assert lines[: len(lines_before)] == lines_before  # untouched
     assert len(lines) == 6
     assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4, 5, 6]
-    assert len(store.read_environment(folder)["sessions"]) == 2
+    assert [session["planned_cells"] for session in store.read_environment(folder)["sessions"]] == [6, 6]
+    assert "**run**: 6 cells (6 ok)" in (folder / "report.md").read_text()
     again = vitbench_run("run", "--resume", str(folder), "--allow-import")
     assert again.returncode == 0
     assert (folder / store.RECORDS).read_text().splitlines() == lines  # nothing left to do

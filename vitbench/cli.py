@@ -95,7 +95,7 @@ def run_command(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        way_out = _PATH_TROUBLES.get(error.errno) if error.filename is not None else None
+        way_out = _PATH_TROUBLES.get(error.errno or 0) if error.filename is not None else None
         if way_out is None:
             raise
         return _complain(f"{str(error.filename)[:200]!r}: {error.strerror}. {way_out}", 2)

@@ -54,7 +54,12 @@ _ENVIRONMENT_SHAPE = {
             "devices": Maybe({...: {"name": Maybe(TEXT), "memory_bytes": Maybe(COUNT)}}, null=False),
         }
     },
-    "sessions": [dict.fromkeys(("environment", "started_at", "command_line", "vitbench", "commit"), Maybe(TEXT))],
+    "sessions": [
+        {
+            **dict.fromkeys(("environment", "started_at", "command_line", "vitbench", "commit"), Maybe(TEXT)),
+            "planned_cells": Maybe(COUNT),
+        }
+    ],
 }
 #: How the name of a file ends that is not whole yet.
 PART = ".part"
