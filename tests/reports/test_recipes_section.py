@@ -95,6 +95,17 @@ def test_published_figures_of_other_data_name_theirs() -> None:
     )
 
 
+def test_published_figures_name_what_else_they_need() -> None:
+    fields = {"weights": "train:paper-replicating", "num_classes": 3}
+    records = [
+        trained(training_cell("vit_b16_transfer", **fields, data=data), 70, 75)
+        for data in ("folder:Pizza_Steak_Sushi:01234567", "folder:cars:01234567")
+    ]
+    table = training_section([Run(name="r", records=[*records, recipe_run("cifar-vit-base", 700)])])[2]
+    assert "about 0.95 accuracy (from published weights)" in line_of(table, "Pizza")
+    assert "about 0.95 accuracy (pizza-steak-sushi, from published weights)" in line_of(table, "cars")
+
+
 def test_what_else_varies_is_a_column() -> None:
     records = [
         recipe_run("cifar-vit-base", 700 + seed, seed=seed, options=(("train_images", "500"),) if seed else ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitbench.claims import is_data_of
 from vitbench.records import Record, format_image_size
 from vitbench.registry import Claim, model_registry
 from vitbench.reports.columns import show
@@ -164,7 +165,9 @@ def _published(record: Record) -> str:
 
 
 def _printed(claim: Claim, data: str | None) -> str:
-    return claim.printed if claim.data == data else f"{claim.printed} ({claim.data})"
+    notes = [] if is_data_of(claim, data) else [claim.data]
+    notes += ["from published weights"] if claim.pretrained else []
+    return f"{claim.printed} ({', '.join(notes)})" if notes else claim.printed
 
 
 def _budget(record: Record) -> str:
