@@ -459,11 +459,11 @@ def doctor(
 
 @app.command(
     epilog="Examples:  vitbench claims   |   vitbench claims --models 'cifar_*' --json   |   "
-    "vitbench claims runs/seeds-20260101-120000 --out results"
+    "vitbench claims runs/seeds-20260101-120000 runs/train-vit_layer6_32-* --out results"
 )
 def claims(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders whose accuracies and latencies claims are judged by.")
+        list[Path] | None, typer.Argument(help="Folders of runs and trainings that accuracies and times are judged by.")
     ] = None,
     models: Annotated[
         str | None, typer.Option(help="Models; commas. [default: all of ours and torchvision's ViTs]")
@@ -475,8 +475,9 @@ def claims(
     from vitbench.cards import judge_models
     from vitbench.claims import to_dict
     from vitbench.reports.claims import claims_table, count_verdicts, write_claims
+    from vitbench.trainings.records import read_results
 
-    judged = judge_models(split_words(models), runs or [])
+    judged = judge_models(split_words(models), read_results(runs or []))
     written = write_claims(judged, out) if out else []  # first: what cannot be written is told alone
     if json:
         import json as encoder

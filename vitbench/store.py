@@ -35,6 +35,8 @@ SUITE = "suite.toml"
 NOISE = "noise.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+#: By which the folder of a training is known, which holds no records.
+TRAINING = "training.json"
 #: What of ``environment.json`` is looked at again; nothing there is older than its sessions.
 _ENVIRONMENT_SHAPE = {
     "schema": COUNT,
@@ -89,6 +91,11 @@ def read_records(folder: Path) -> list[Record]:
     """
     path = folder / RECORDS
     if not path.is_file():
+        if (folder / TRAINING).is_file():
+            raise RunFolderError(
+                f"{folder} holds a training, not a run: its report is {folder / 'report.md'}, and published figures "
+                f"are judged by it with: vitbench claims {folder}"
+            )
         raise RunFolderError(
             f"{folder} is no run folder: it has no {RECORDS}. Give the folder that a run was written to"
         )
