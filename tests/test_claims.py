@@ -754,7 +754,16 @@ def test_a_run_brings_the_claims_of_a_library_along() -> None:
     assert (flops.verdict, flops.computed) == ("agrees as multiply-adds", 17_563_828_224)
     assert "at 224 px, 1000 classes" in params.reason
     assert top1.verdict == "not checkable here"
+    assert top1.reason == "needs a test of the published weights on a picture folder named imagenet-1k; none was given"
     assert params.claim.source == "torchvision 0.30, ViT_B_16_Weights.IMAGENET1K_V1"
+
+
+def test_a_run_that_tests_published_weights_judges_what_was_published_of_them(tmp_path: Path) -> None:
+    fields = {"weights": "pretrained:IMAGENET1K_V1", "recipe_hash": None, "mode": "infer"}
+    data = {"data": label_of_a_folder(tmp_path / "imagenet"), "image_size": (224, 224), "num_classes": 1000}
+    test = trained(training_cell(VIT_B_16, **fields, **data), 40_500, 50_000)
+    verdicts = {one.claim.quantity: one for one in judge_runs([OWN_SIZE, test])}
+    assert (verdicts["top1"].verdict, verdicts["top1"].computed) == ("agrees", 0.81)
 
 
 @pytest.mark.parametrize("records", [[OWN_SIZE, OTHER_SIZE], [OTHER_SIZE, OWN_SIZE]], ids=["before", "after"])

@@ -34,6 +34,7 @@ from vitbench.trainings import (
     resume_training,
     start_training,
 )
+from vitbench.trainings.records import read_training
 
 MODEL = "vit_basic_tutorial"  # 48 wide, with dropout: what it draws has to be restored, too
 
@@ -938,14 +939,23 @@ def test_an_earlier_summary_without_sizes_judges_all_the_same(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"train_images": 1000}, {"weights": "best.pt"}, {"pretrained": True}, {"freeze": "backbone"}], ids=str
+    ("changes", "options"),
+    [
+        ({"train_images": 1000}, {"train_images": "1000"}),
+        ({"weights": "best.pt"}, {"began_with": "a checkpoint"}),
+        ({"weights": "best.pt", "pretrained": True}, {"began_with": "a checkpoint"}),
+        ({"pretrained": True}, {"began_with": "pretrained"}),
+        ({"freeze": "backbone"}, {"freeze": "backbone"}),
+    ],
+    ids=str,
 )
 def test_a_training_of_another_kind_judges_nothing(
-    three_seeds: list[Path], judge: Judge, tmp_path: Path, changes: dict[str, Any]
+    three_seeds: list[Path], judge: Judge, tmp_path: Path, changes: dict[str, Any], options: dict[str, str]
 ) -> None:
     folder = shutil.copytree(three_seeds[0], tmp_path / "run")
     content = json.loads((folder / "training.json").read_text())
     (folder / "training.json").write_text(json.dumps({**content, **changes}))
+    assert dict(read_training(folder).cell.options) == options
     assert judge(folder)["top1"]["computed"] is None
 
 

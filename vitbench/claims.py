@@ -42,6 +42,7 @@ MIN_SEEDS = 3
 #: what of the model was frozen.
 BEGAN_WITH, FROZEN = "began_with", "freeze"
 
+_IMAGENET = "ImageNet-1K"
 _FOLDER = re.compile(r"folder:(?P<name>[^:]+):")
 #: By the data of a claim, what else a folder of it may be called.
 _ALSO_CALLED = {"imagenet-1k": ("imagenet", "imagenet1k")}
@@ -151,8 +152,12 @@ def claims_of_records(records: Sequence[Record]) -> tuple[Claim, ...]:
         for one in record.measurements:
             if one.metric.startswith(PUBLISHED) and one.status == "ok":
                 quantity = one.metric.removeprefix(PUBLISHED)
+                # the accuracies that libraries publish are of this data (models/zoo.py)
+                data = _IMAGENET if quantity == "top1" else ""
                 with contextlib.suppress(ValueError):  # a record from elsewhere may claim what cannot be judged
-                    found[quantity] = Claim(quantity=quantity, value=one.value, printed=one.detail, source=one.method)
+                    found[quantity] = Claim(
+                        quantity=quantity, value=one.value, printed=one.detail, source=one.method, data=data
+                    )
     return tuple(found.values())
 
 

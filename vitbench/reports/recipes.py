@@ -51,12 +51,13 @@ def training_summary(runs: Sequence[Run]) -> list[str]:
 
 _HOW_TO_READ = (
     "One line a training, in the order of the suite. Accuracy is top-1 on held-out pictures with its Wilson 95 % "
-    "interval, which covers the choice of pictures, not that of the seed; macro F1 is the mean over classes of F1."
+    "interval, which covers the choice of pictures, not that of the seed; macro F1 is the mean over classes of F1. "
+    "A training that was shortened (*budget*) says what trainings differ by after that many pictures, no more."
 )
 _HOW_PUBLISHED_IS_READ = (
     " *Published* is what the model's source prints for that recipe (with its data in brackets, where they are not "
     "these). It is judged, under Published figures, only by a training with the recipe's own budget on all training "
-    "pictures of its data: a shortened one says what the treatments differ by after that many pictures, no more."
+    "pictures of its data."
 )
 
 
