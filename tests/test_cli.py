@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +183,55 @@ def test_a_read_only_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_p
     code, _, errors = ask(capsys, "run", "--suite", "smoke", "--out", str(tmp_path / "run"))
     assert code == 2
     assert "Permission denied" in errors
+
+
+def without_roots_privilege() -> list[str]:
+    """What a command begins with so that the permissions of files hold for it, too."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root may look anywhere")
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of another kind")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "locked/run"],
+        ["run", "--resume", "locked/run"],
+        ["run", "--suite", "smoke", "--data", "locked/pictures", "--dry-run"],
+        ["run", "--models", "vit_basic", "--data", "digits", "--weights", "locked/x.pt", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_may_not_be_looked_into_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    begin = without_roots_privilege()
+    (tmp_path / "locked").mkdir(mode=0o000)
+    try:
+        command = [*begin, sys.executable, "-m", "vitbench", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    finally:
+        (tmp_path / "locked").chmod(0o700)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert "locked/" in done.stderr
+    assert "Permission denied" in done.stderr
+
+
+def test_other_failures_of_the_system_are_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: OSError) -> None:
+        def raise_it(**_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("vitbench.cli.app", raise_it)
+        with pytest.raises(OSError, match=error.strerror) as raised:
+            run_command([])
+        assert raised.value is error
+
+    fail(OSError(errno.EIO, "Input/output error", "/somewhere"))
+    fail(PermissionError(errno.EPERM, "Operation not permitted"))  # a process, not a path
 
 
 def test_output_that_is_cut_off_is_no_error() -> None:

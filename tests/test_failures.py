@@ -12,10 +12,12 @@ import vitbench
 from vitbench.conversation import classify_death
 from vitbench.devices import open_device
 from vitbench.devices.mps import MpsDevice, fallback_operators
-from vitbench.errors import StorageError, UsageError
+from vitbench.errors import StorageError, UsageError, VitbenchError
+from vitbench.metrics.subject import NotFiniteError
 from vitbench.records import Record
 from vitbench.runner import RunSummary, resume_run
 from vitbench.store import read_records
+from vitbench.training.loop import TrainingDiverged
 
 ROOT = Path(__file__).parents[1]
 ONE_PROCESS = {"processes": 1, "seconds": 0.05, "min_samples": 2}
@@ -34,6 +36,13 @@ ENDINGS = {
     "overflows": ("error", "not_finite", None),
     "lacks_an_operator": ("unsupported", "unsupported_operator", None),
 }
+
+
+def test_the_documentation_names_every_cause_that_an_error_of_ours_has() -> None:
+    causes = {failure.cause for failure in (TrainingDiverged, NotFiniteError, StorageError, UsageError, VitbenchError)}
+    causes |= {cause for _, cause, _ in ENDINGS.values() if cause}
+    text = (ROOT / "docs" / "failures.md").read_text(encoding="utf-8")
+    assert [cause for cause in sorted(causes) if f"`{cause}`" not in text.split("## What happens when")[0]] == []
 
 
 def failing(*names: str) -> list[str]:

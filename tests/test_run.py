@@ -84,13 +84,17 @@ def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(started: tuple
     assert_gone(workers)
     lines_before = (folder / store.RECORDS).read_text().splitlines()
     assert 2 <= len(lines_before) < 6
+    told = vitbench_run("report", str(folder))
+    assert told.returncode == 0, told.stderr
+    assert f"**run**: {len(lines_before)} of 6 cells (" in (folder / "report.md").read_text()
     done = vitbench_run("run", "--resume", str(folder), "--allow-import")
     assert done.returncode == 0, done.stderr
     lines = (folder / store.RECORDS).read_text().splitlines()
     assert lines[: len(lines_before)] == lines_before  # untouched
     assert len(lines) == 6
     assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4, 5, 6]
-    assert len(store.read_environment(folder)["sessions"]) == 2
+    assert [session["planned_cells"] for session in store.read_environment(folder)["sessions"]] == [6, 6]
+    assert "**run**: 6 cells (6 ok)" in (folder / "report.md").read_text()
     again = vitbench_run("run", "--resume", str(folder), "--allow-import")
     assert again.returncode == 0
     assert (folder / store.RECORDS).read_text().splitlines() == lines  # nothing left to do
@@ -349,7 +353,8 @@ def test_each_recipe_trains_a_cell_unless_a_rule_drops_it(two_recipes: Path) -> 
 def test_the_report_sets_the_trainings_side_by_side(two_recipes: Path) -> None:
     section = (two_recipes / "report.md").read_text().split("## Training\n")[1].split("## How to read")[0]
     lines = [line for line in section.splitlines() if line.startswith("| vit_")]
-    assert [[word.strip() for word in line.strip("|").split("|")][:2] for line in lines] == 2 * [
+    # what came of each, then F1, precision and recall by class
+    assert [[word.strip() for word in line.strip("|").split("|")][:2] for line in lines] == 4 * [
         ["vit_basic_tutorial", "plain"],
         ["vit_basic_tutorial", "thin"],
         ["vit_layer6_32", "plain"],

@@ -29,6 +29,7 @@ from vitbench.statistics import (
     median_interval,
     noise_floor,
     percentile,
+    prediction_interval,
     process_medians,
     processes_for,
     relative_samples,
@@ -687,3 +688,14 @@ def test_equal_programs_rarely_differ_by_more_than_the_noise_floor() -> None:
         difference = abs(rng.normal(0, 0.02, 5).mean())
         beyond += math.exp(difference) - 1 > floor
     assert 0.03 <= beyond / 4000 <= 0.07
+
+
+def test_a_prediction_interval_holds_one_more_value_19_times_in_20() -> None:
+    assert prediction_interval([0.51, 0.53, 0.55]) == pytest.approx((0.43063, 0.62937), abs=1e-5)  # t = 4.302653
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.8, 0.01, (4000, 4))
+    inside = [low <= row[3] <= high for row in draws for low, high in [prediction_interval(row[:3].tolist())]]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.01)
+    assert prediction_interval([2.0, 2.0]) == (2.0, 2.0)
+    with pytest.raises(ValueError, match="two values"):
+        prediction_interval([1.0])

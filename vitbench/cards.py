@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vitbench.claims import Counts, Judgement, count_by_formula, judge_card, to_dict
 from vitbench.errors import Unsupported, UsageError
 from vitbench.metrics import Subject
-from vitbench.records import Cell, parse_image_size
+from vitbench.records import Cell, Record, parse_image_size
 from vitbench.registry import ModelCard, find_models, is_external, is_pattern, model_registry
 
 #: The metrics that a card shows.
@@ -167,14 +166,11 @@ def count_model(name: str) -> Counts:
     return Counts(int(found["params"].value), int(found["flops"].value), "counted on meta")
 
 
-def judge_models(patterns: Sequence[str] | None, runs: Sequence[Path] = ()) -> list[Judgement]:
-    """The claims of models (by default all of ours and torchvision's ViTs), accuracies by the records of ``runs``.
+def judge_models(patterns: Sequence[str] | None, records: Sequence[Record] = ()) -> list[Judgement]:
+    """The claims of models (by default all of ours and torchvision's ViTs), accuracies and latencies by ``records``.
 
-    Raises UnknownNameError for a model that there is not, RunFolderError for what is no run.
+    Raises UnknownNameError for a model that there is not.
     """
-    from vitbench.reports.runs import read_runs
-
-    records = [record for run in (read_runs(runs) if runs else []) for record in run.records]
     known: dict[str, Counts] = {}
 
     def count(name: str) -> Counts:

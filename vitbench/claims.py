@@ -1,14 +1,16 @@
 """Published figures against what is computed: a claim of a model's card and known counts in, a verdict out. No torch.
 
 Counts (parameters, FLOPs, ratios of them) are judged by what the architecture gives at its own image size and classes.
-Accuracies and losses are judged only by a completed run of the claim's own recipe on its data, latencies only by a run
-on the claim's own device: else a verdict would compare two different things.
+Accuracies and losses are judged only by completed trainings by the claim's own recipe on its data, latencies only by a
+run on the claim's own device: else a verdict would compare two different things. What another seed changes is no
+contradiction: see ``_decide_trained``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +19,12 @@ from typing import Any, Literal
 
 from vitbench.errors import Unsupported, UsageError
 from vitbench.models.closed_form import closed_form
-from vitbench.records import Measurement, Record, format_image_size
+from vitbench.records import Cell, Record, format_image_size
 from vitbench.registry import CHANGE, PRETRAINED, QUANTITIES, Claim, ModelCard, is_external, model_registry
-from vitbench.statistics import estimate, wilson_interval
+from vitbench.shapes import is_number
+from vitbench.statistics import estimate, prediction_interval, wilson_interval
 from vitbench.suites import TRAIN_IMAGES
+from vitbench.training.data import DATASETS
 from vitbench.training.recipes import list_recipes, load_recipe
 
 Verdict = Literal["agrees", "agrees as multiply-adds", "contradicted", "not checkable here"]
@@ -30,6 +34,18 @@ PUBLISHED = "published_"
 
 #: What a run's metric is called that a claim's quantity is judged by.
 _MEASURED = {"top1": "accuracy", "loss": "test_loss", "macro_f1": "macro_f1"}
+
+#: Trainings that their spread is known from: fewer say next to nothing of it.
+MIN_SEEDS = 3
+
+#: Options of a training's cell: what it began with other than random weights (``pretrained``: the published ones), and
+#: what of the model was frozen.
+BEGAN_WITH, FROZEN = "began_with", "freeze"
+
+_IMAGENET = "ImageNet-1K"
+_FOLDER = re.compile(r"folder:(?P<name>[^:]+):")
+#: By the data of a claim, what else a folder of it may be called.
+_ALSO_CALLED = {"imagenet-1k": ("imagenet", "imagenet1k")}
 
 
 @dataclass(frozen=True)
@@ -136,8 +152,12 @@ def claims_of_records(records: Sequence[Record]) -> tuple[Claim, ...]:
         for one in record.measurements:
             if one.metric.startswith(PUBLISHED) and one.status == "ok":
                 quantity = one.metric.removeprefix(PUBLISHED)
+                # the accuracies that libraries publish are of this data (models/zoo.py)
+                data = _IMAGENET if quantity == "top1" else ""
                 with contextlib.suppress(ValueError):  # a record from elsewhere may claim what cannot be judged
-                    found[quantity] = Claim(quantity=quantity, value=one.value, printed=one.detail, source=one.method)
+                    found[quantity] = Claim(
+                        quantity=quantity, value=one.value, printed=one.detail, source=one.method, data=data
+                    )
     return tuple(found.values())
 
 
@@ -206,49 +226,152 @@ def _decide(undecided: Judgement, computed: float, difference: float, how: str) 
 
 
 def _judge_training(undecided: Judgement, records: Sequence[Record]) -> Judgement:
-    """By the record of a cell that trained this model by the claim's recipe, unshortened, on the claim's data."""
+    """By the cells that trained this model by the claim's recipe, unshortened, on the claim's data."""
     claim = undecided.claim
-
-    def not_checkable(reason: str) -> Judgement:
-        return dataclasses.replace(undecided, reason=reason)
-
-    metric = _MEASURED[claim.quantity]
+    reason = ""
     if not claim.recipe and not claim.data:
-        return not_checkable("the source does not say how it was trained")
-    if not claim.recipe:
-        for record in records:
-            found = record.measurement(metric)
-            published = record.cell.weights.startswith(f"{PRETRAINED}:")
-            if published and record.cell.data == claim.data and found is not None and found.status == "ok":
-                return _decide_measured(undecided, record, found)
-        return not_checkable(f"needs a test of the published weights on {claim.data}; none was given")
-    if claim.recipe not in list_recipes():
-        return not_checkable(f"needs a completed run of the recipe {claim.recipe} on {claim.data}; it is not built in")
-    recipe = load_recipe(claim.recipe)
+        reason = "the source does not say how it was trained"
+    elif not claim.recipe:
+        return _judge_published(undecided, records)
+    elif claim.recipe not in list_recipes():
+        reason = f"needs a completed run of the recipe {claim.recipe} on {claim.data}; it is not built in"
+    if reason:
+        return dataclasses.replace(undecided, reason=reason)
+    own = load_recipe(claim.recipe).hash
+    trainings = [record for record in records if record.cell.recipe_hash == own and _is_whole(record.cell, claim)]
+    found = _of_most_seeds([record for record in trainings if is_data_of(claim, record.cell.data)], claim)
+    if found:
+        return _decide_trained(undecided, found)
+    began = ", from the published weights," if claim.pretrained else ""
+    reason = f"no completed run of the recipe {claim.recipe} on {_where(claim.data)}{began} was given"
+    return dataclasses.replace(undecided, reason=reason)
+
+
+def _is_whole(cell: Cell, claim: Claim) -> bool:
+    """Whether a training had all pictures, trained all that the claim's did, and began as that did."""
+    options = dict(cell.options)
+    if claim.pretrained:
+        begun = options.get(BEGAN_WITH) == PRETRAINED and options.get(FROZEN, "backbone") == "backbone"
+    else:
+        begun = BEGAN_WITH not in options and FROZEN not in options
+    return begun and TRAIN_IMAGES not in options
+
+
+def is_data_of(claim: Claim, label: str | None) -> bool:
+    """Whether ``label``, the pictures of a cell, names the claim's data: the same data set, or, where that is none of
+    ours, a folder of its name, in which ``-`` and ``_`` and small and capital letters are the same.
+    """
+    if label == claim.data:
+        return label is not None
+    folder = _FOLDER.match(label or "")
+    if folder is None or claim.data in DATASETS:
+        return False
+    name = _plain(claim.data)
+    return _plain(folder["name"]) in (name, *_ALSO_CALLED.get(name, ()))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.casefold())
+
+
+def _where(data: str) -> str:
+    return data if data in DATASETS else f"a picture folder named {_plain(data)}"
+
+
+def _of_most_seeds(records: Sequence[Record], claim: Claim) -> list[tuple[Record, float]]:
+    """The trainings that differ in nothing but the seed, one a seed, each with its figure; of several such sets the
+    first of those with the most seeds. Device and threads do not count: they change no more than a seed does.
+    """
+    sets: dict[Any, dict[int, tuple[Record, float]]] = {}
     for record in records:
-        cell = record.cell
-        found = record.measurement(metric)
-        whole = cell.recipe_hash == recipe.hash and TRAIN_IMAGES not in dict(cell.options)
-        if whole and cell.data == claim.data and found is not None and found.status == "ok":
-            return _decide_measured(undecided, record, found)
-    return not_checkable(f"no completed run of the recipe {claim.recipe} on {claim.data} was given")
+        value = _value(record, _MEASURED[claim.quantity])
+        if value is not None:
+            alike = dataclasses.replace(record.cell, seed=0, device="", threads=1)
+            which = sets.setdefault((alike, _value(record, "test_images")), {})
+            which.setdefault(record.cell.seed, (record, value))
+    return list(max(sets.values(), key=len, default={}).values())
 
 
-def _decide_measured(undecided: Judgement, record: Record, found: Measurement) -> Judgement:
-    """An accuracy agrees if the claim, give or take its last digit, lies in the Wilson interval of the run."""
-    claim, value = undecided.claim, found.value
-    how = f"seed {record.cell.seed}, {found.method}"
-    tested = record.measurement("test_images")
+def _decide_trained(undecided: Judgement, trainings: Sequence[tuple[Record, float]]) -> Judgement:
+    """By where one further training would come out: from ``MIN_SEEDS`` seeds on their prediction interval; an accuracy
+    also by the Wilson intervals of its test pictures, whichever reach further. Without either nothing is decided: that
+    one training and another differ says nothing.
+    """
+    claim, values = undecided.claim, [value for _, value in trainings]
+    record = trainings[0][0]
+    computed = math.fsum(values) / len(values)
+    judged = dataclasses.replace(undecided, computed=computed, difference=computed / claim.value - 1)
+    found = record.measurement(_MEASURED[claim.quantity])
+    how = f"seed {record.cell.seed}, {found.method if found else ''}"
+    if len(values) > 1:
+        how = f"mean of seeds {', '.join(str(one.cell.seed) for one, _ in trainings)}; the first: {how}"
+    how += _whose_word(claim, record)
+    intervals = [prediction_interval(values)] if len(values) >= MIN_SEEDS else []
+    tested = _value(record, "test_images")
     if claim.quantity == "top1" and tested is not None:
-        total = round(tested.value)
-        low, high = wilson_interval(round(value * total), total)
-        step = printed_step(claim)
-        verdict: Verdict = "agrees" if low - step / 2 <= claim.value <= high + step / 2 else "contradicted"
-        how = f"95 % [{100 * low:.1f}, {100 * high:.1f}] %; {how}"
-        return dataclasses.replace(
-            undecided, verdict=verdict, computed=value, difference=value / claim.value - 1, reason=how
-        )
-    return _decide(undecided, value, value / claim.value - 1, how)
+        shares = [computed] if intervals else values
+        intervals += [wilson_interval(round(share * tested), round(tested)) for share in shares]
+    if not intervals:
+        known = "one training; its" if len(values) == 1 else f"{len(values)} trainings; their"
+        reason = f"{known} spread over seeds is not known: give runs of three seeds; {how}"
+        return dataclasses.replace(judged, reason=reason)
+    return _decide_within(judged, intervals, how)
+
+
+def _decide_within(judged: Judgement, intervals: Sequence[tuple[float, float]], how: str) -> Judgement:
+    """By the span of ``intervals``, give or take the last printed digit."""
+    claim = judged.claim
+    low, high = max(min(low for low, _ in intervals), 0.0), max(high for _, high in intervals)
+    step = printed_step(claim)
+    lowest, highest = claim.value - step / 2, claim.value + step / 2
+    if claim.low is not None and claim.high is not None:
+        lowest, highest = claim.low, claim.high
+    verdict: Verdict = "agrees" if low <= highest and lowest <= high else "contradicted"
+    span = f"[{low:.4g}, {high:.4g}]"
+    if claim.quantity in ("top1", "macro_f1"):
+        high = min(high, 1.0)
+        span = f"[{100 * low:.1f}, {100 * high:.1f}] %" if claim.quantity == "top1" else f"[{low:.3f}, {high:.3f}]"
+    return dataclasses.replace(judged, verdict=verdict, reason=f"95 % {span}; {how}")
+
+
+def _judge_published(undecided: Judgement, records: Sequence[Record]) -> Judgement:
+    """By the test of the published weights on the most pictures of the claim's data."""
+    claim = undecided.claim
+    tests = [
+        (tested, value, record)
+        for record in records
+        if record.cell.weights.startswith(f"{PRETRAINED}:") and is_data_of(claim, record.cell.data)
+        if (value := _value(record, _MEASURED[claim.quantity])) is not None
+        if (tested := _value(record, "test_images")) is not None
+    ]
+    if claim.quantity != "top1" or not tests:
+        reason = f"needs a test of the published weights on {_where(claim.data)}; none was given"
+        return dataclasses.replace(undecided, reason=reason)
+    tested, value, record = max(tests, key=lambda one: one[0])
+    found = record.measurement("accuracy")
+    how = f"{found.method if found else ''}{_whose_word(claim, record)}"
+    judged = dataclasses.replace(undecided, computed=value, difference=value / claim.value - 1)
+    judged = _decide_within(judged, [wilson_interval(round(value * tested), round(tested))], how)
+    if judged.verdict == "contradicted":
+        # some tenths of a percent come of that, and of classes in another order everything
+        reason = f"{judged.reason}; outside, but pictures are cut here otherwise than by the source"
+        return dataclasses.replace(judged, verdict="not checkable here", reason=reason)
+    return judged
+
+
+def _whose_word(claim: Claim, record: Record) -> str:
+    """What is to be said of pictures that only the name of their folder vouches for."""
+    if record.cell.data == claim.data:
+        return ""
+    return f"; that the pictures are {claim.data} is said by the name of their folder alone"
+
+
+def _value(record: Record, metric: str) -> float | None:
+    """The one number that was measured; None where there is none to reckon with."""
+    found = record.measurement(metric)
+    if found is None or found.status != "ok" or [len(samples) for samples in found.samples] != [1]:
+        return None
+    return found.value if is_number(found.value) else None
 
 
 def _judge_latency(undecided: Judgement, records: Sequence[Record]) -> Judgement:

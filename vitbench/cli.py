@@ -61,6 +61,12 @@ _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 INTERRUPTED = 130
 
+#: What the system may say of a path that somebody gave, wherever it is looked at first, and the way out.
+_PATH_TROUBLES = {
+    errno.ENAMETOOLONG: "Give a shorter path",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Give another path, or have its permissions changed"),
+}
+
 _SHOW_WARNING = warnings.showwarning
 _told_already: set[str] = set()
 
@@ -89,9 +95,10 @@ def run_command(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        way_out = _PATH_TROUBLES.get(error.errno or 0) if error.filename is not None else None
+        if way_out is None:
             raise
-        return _complain(f"{str(error.filename)[:200]!r}: {error.strerror}. Give a shorter path", 2)
+        return _complain(f"{str(error.filename)[:200]!r}: {error.strerror}. {way_out}", 2)
     return result if isinstance(result, int) else 0
 
 
@@ -452,11 +459,11 @@ def doctor(
 
 @app.command(
     epilog="Examples:  vitbench claims   |   vitbench claims --models 'cifar_*' --json   |   "
-    "vitbench claims runs/seeds-20260101-120000 --out results"
+    "vitbench claims runs/seeds-20260101-120000 runs/train-vit_layer6_32-* --out results"
 )
 def claims(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders whose accuracies and latencies claims are judged by.")
+        list[Path] | None, typer.Argument(help="Folders of runs and trainings that accuracies and times are judged by.")
     ] = None,
     models: Annotated[
         str | None, typer.Option(help="Models; commas. [default: all of ours and torchvision's ViTs]")
@@ -468,8 +475,9 @@ def claims(
     from vitbench.cards import judge_models
     from vitbench.claims import to_dict
     from vitbench.reports.claims import claims_table, count_verdicts, write_claims
+    from vitbench.trainings.records import read_results
 
-    judged = judge_models(split_words(models), runs or [])
+    judged = judge_models(split_words(models), read_results(runs or []))
     written = write_claims(judged, out) if out else []  # first: what cannot be written is told alone
     if json:
         import json as encoder

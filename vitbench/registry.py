@@ -112,8 +112,9 @@ class Claim:
     ``printed``, and where it stands.
 
     ``params_change_vs:MODEL`` and ``flops_change_vs:MODEL`` are fractions (-0.58). ``low`` and ``high``: the ends of a
-    range. ``recipe`` and ``data``: the training that an accuracy is for; ``device``: where a latency was taken;
-    ``condition``: what else sets it apart from other claims of the same quantity.
+    range. ``recipe`` and ``data``: the training that an accuracy is for; ``pretrained``: whether that began with the
+    published weights; ``device``: where a latency was taken; ``condition``: what else sets it apart from other claims
+    of the same quantity.
     """
 
     quantity: str
@@ -124,6 +125,7 @@ class Claim:
     high: float | None = None
     recipe: str = ""
     data: str = ""
+    pretrained: bool = False
     device: str = ""
     condition: str = ""
 

@@ -256,7 +256,9 @@ def _run(
     faults = chaos.describe()
     for warning in faults.values():
         progress.warn(warning)
-    session = {**describe_session(), **faults}
+    # of a search nobody knows beforehand how many cells it takes
+    planned = {"planned_cells": len(plan.cells)} if plan.suite.frontier is None else {}
+    session = {**describe_session(), **planned, **faults}
     store.add_session(folder, plan.environment_hash, plan.environment, session)
     checkpoints = folder / store.CHECKPOINTS
     if any(cell.trains for cell in cells):

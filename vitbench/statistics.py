@@ -442,6 +442,17 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == total else centre + half)
 
 
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of one further value of the same normal distribution: mean +- t s sqrt(1 + 1/n) (Hahn and
+    Meeker 1991, "Statistical Intervals"). Raises ValueError for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError("a prediction takes two values at least")
+    half = _t(len(values)) * float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / len(values))
+    mean = math.fsum(values) / len(values)
+    return mean - half, mean + half
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values adjusted so that those under a rate hold together at that rate, however they depend on each other
     (Holm 1979, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6(2)).

@@ -35,6 +35,8 @@ SUITE = "suite.toml"
 NOISE = "noise.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+#: By which the folder of a training is known, which holds no records.
+TRAINING = "training.json"
 #: What of ``environment.json`` is looked at again; nothing there is older than its sessions.
 _ENVIRONMENT_SHAPE = {
     "schema": COUNT,
@@ -54,7 +56,12 @@ _ENVIRONMENT_SHAPE = {
             "devices": Maybe({...: {"name": Maybe(TEXT), "memory_bytes": Maybe(COUNT)}}, null=False),
         }
     },
-    "sessions": [dict.fromkeys(("environment", "started_at", "command_line", "vitbench", "commit"), Maybe(TEXT))],
+    "sessions": [
+        {
+            **dict.fromkeys(("environment", "started_at", "command_line", "vitbench", "commit"), Maybe(TEXT)),
+            "planned_cells": Maybe(COUNT),
+        }
+    ],
 }
 #: How the name of a file ends that is not whole yet.
 PART = ".part"
@@ -84,6 +91,11 @@ def read_records(folder: Path) -> list[Record]:
     """
     path = folder / RECORDS
     if not path.is_file():
+        if (folder / TRAINING).is_file():
+            raise RunFolderError(
+                f"{folder} holds a training, not a run: its report is {folder / 'report.md'}, and published figures "
+                f"are judged by it with: vitbench claims {folder}"
+            )
         raise RunFolderError(
             f"{folder} is no run folder: it has no {RECORDS}. Give the folder that a run was written to"
         )

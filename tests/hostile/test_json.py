@@ -463,6 +463,51 @@ def test_a_finished_training_whose_summary_is_whole_is_shown(
     assert "18 of 36 test pictures right (50.00 %)" in out
 
 
+#: A summary that published figures are judged by.
+JUDGED = {
+    **SUMMED,
+    "figures": {
+        **SUMMED["figures"],
+        "recipe": "brief",
+        "recipe_hash": "0123",
+        "seed": 3,
+        "image_size": [16, 16],
+        "num_classes": 10,
+        "class_sizes": [3, 3],
+        "last": {**TESTED, "macro_f1": 0.4},
+    },
+}
+UNJUDGED: dict[str, tuple[Any, str]] = {
+    "no hash of its recipe": (changed(JUDGED, "figures", "recipe_hash"), "figures.recipe_hash is missing"),
+    "a seed below nothing": (changed(JUDGED, "figures", "seed", value=-1), "figures.seed is -1, not a count"),
+    "a size of one side": (changed(JUDGED, "figures", "image_size", value=[16]), "is not a height and a width"),
+    "a size of words": (changed(JUDGED, "figures", "image_size", value=["a", "b"]), "figures.image_size[0] is 'a'"),
+    "no classes": (changed(JUDGED, "figures", "num_classes", value=0), "figures.num_classes is 0"),
+    "F1 in per cent": (changed(JUDGED, "figures", "last", "macro_f1", value=40), "not a share from 0 to 1"),
+    "half a picture right": (changed(JUDGED, "figures", "last", "test_correct", value=1.5), "is 1.5, not a count"),
+    "more right than tested": (changed(JUDGED, "figures", "last", "test_correct", value=37), "is more than"),
+}
+
+
+@pytest.mark.parametrize("kind", [*SUMMARIES, *UNJUDGED])
+def test_published_figures_are_not_judged_by_a_training_whose_summary_is_broken(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    summary, said = {**SUMMARIES, **UNJUDGED}[kind]
+    folder = a_training(tmp_path / "training", summary=summary if summary is not None else b"null")
+    code, out, errors = ask(capsys, "claims", folder, "--models", MODEL)
+    assert (code, out) == (2, "")
+    assert one_error(errors).startswith(f"Error: {folder / SUMMARY} is damaged (")
+    assert said in errors
+
+
+def test_published_figures_are_judged_with_a_training_that_is_whole(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = a_training(tmp_path / "training", summary=JUDGED)
+    assert ask(capsys, "claims", folder, "--models", MODEL)[0] == 0
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training that has saved its state and not been tested."""

@@ -61,11 +61,48 @@ def test_the_whole_page(golden: Golden) -> None:
     golden("imbalance.md", render_markdown([imbalance_run()]))
 
 
-def test_one_recipe_needs_no_section() -> None:
-    records = [trained(training_cell("vit_micro"), 180), trained(training_cell("vit_nano"), 190)]
-    assert training_section([Run(name="r", records=records)]) == []
-    records.append(trained(training_cell("vit_nano", weights="train:other"), 190))
-    assert training_section([Run(name="r", records=records)])[0] == "## Training"
+def test_one_recipe_needs_no_section_unless_it_has_more_to_tell() -> None:
+    def has_section(*more: Record) -> bool:
+        records = [trained(training_cell("vit_micro"), 180), trained(training_cell("vit_nano"), 190), *more]
+        run = Run(name="r", records=records)
+        assert ("\n## Training\n" in render_markdown([run])) == bool(training_section([run]))
+        return bool(training_section([run]))
+
+    assert not has_section()
+    assert has_section(trained(training_cell("vit_nano", weights="train:other"), 190))
+    assert has_section(trained(training_cell("vit_small"), 190, f1=(0.5, 0.6)))
+
+
+def test_one_training_stands_beside_what_was_published_of_it() -> None:
+    """What ``--suite balanced --models cifar_vit_base``, a ladder's part, or an interrupted run has."""
+    run = Run(name="r", records=[recipe_run("cifar-vit-base", 850)])
+    section = "\n".join(training_section([run]))
+    assert "85.2 %; .851 (macro F1)" in section
+    assert "### Recall by class" in section
+    assert "## Training" in render_summary([run])
+    failing = failed(training_cell("cifar_vit_base", weights="train:cifar-vit-base"), "error", "diverged")
+    assert "85.2 %" in training_section([Run(name="r", records=[failing])])[2]
+
+
+def test_nothing_is_said_of_published_figures_where_there_are_none() -> None:
+    run = Run(name="r", records=[trained(training_cell("vit_micro"), 180, f1=(0.5, 0.6))])
+    assert "*Published*" not in training_section([run])[1]
+    assert "*Published*" in training_section([imbalance_run()])[1]
+    assert "## Training" not in render_summary([run])  # the main tables have the accuracy
+
+
+@pytest.mark.parametrize("count", [16, 17])
+def test_the_classes_of_many_trainings_are_left_to_the_records(count: int) -> None:
+    records = [trained(training_cell("vit_micro", seed=seed), 180, f1=(0.5, 0.6)) for seed in range(count)]
+    section = training_section([Run(name="r", records=[*records, trained(training_cell("vit_nano"), 190)])])
+    assert len(section[2].splitlines()) == 2 + count + 1
+    if count == 16:
+        assert section[3::2] == ["### F1 by class", "### Precision by class", "### Recall by class"]
+    else:
+        assert section[3:] == [
+            "F1, precision and recall by class of 17 trainings are in the records (`class_f1`, `class_precision`, "
+            "`class_recall`)."
+        ]
 
 
 def test_trainings_stand_in_the_order_of_the_suite_with_what_was_published_beside_them() -> None:
@@ -93,6 +130,17 @@ def test_published_figures_of_other_data_name_theirs() -> None:
     assert (
         "82.1 % (cifar10); .775 (macro F1) (cifar10)" in training_section([Run(name="r", records=[record, other])])[2]
     )
+
+
+def test_published_figures_name_what_else_they_need() -> None:
+    fields = {"weights": "train:paper-replicating", "num_classes": 3}
+    records = [
+        trained(training_cell("vit_b16_transfer", **fields, data=data), 70, 75)
+        for data in ("folder:Pizza_Steak_Sushi:01234567", "folder:cars:01234567")
+    ]
+    table = training_section([Run(name="r", records=[*records, recipe_run("cifar-vit-base", 700)])])[2]
+    assert "about 0.95 accuracy (from published weights)" in line_of(table, "Pizza")
+    assert "about 0.95 accuracy (pizza-steak-sushi, from published weights)" in line_of(table, "cars")
 
 
 def test_what_else_varies_is_a_column() -> None:

@@ -16,8 +16,9 @@ from vitbench.store import write_atomically
 HOW_TO_READ = (
     "A figure agrees if what is computed, rounded or cut off to the digits that were printed, gives it. FLOPs are "
     "FLOPs here, a multiply-add is two; *agrees as multiply-adds*: the source says FLOPs and means multiply-adds. The "
-    "difference is relative to the published figure. Accuracies and losses are judged only by a completed run of the "
-    "source's own recipe, latencies only by a run on the source's device."
+    "difference is relative to the published figure. Accuracies and losses are judged only by completed runs of the "
+    "source's own recipe: by where one more training would come out, which takes runs of three seeds, or, an accuracy "
+    "of fewer seeds, by the interval of its test pictures. Latencies are judged only by a run on the source's device."
 )
 _TEXTS = ("model", "quantity", "published", "verdict", "how, or why not", "source")
 

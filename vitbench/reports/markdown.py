@@ -89,12 +89,20 @@ def _what_was_run(runs: Sequence[Run]) -> str:
     lines = []
     for run in runs:
         records = run.records
-        line = f"**{cell_text(run.name)}**: {_count(len(records), 'cell')}"
+        planned = _planned_cells(run)
+        count = f"{len(records)} of {planned} cells" if planned > len(records) else _count(len(records), "cell")
+        line = f"**{cell_text(run.name)}**: {count}"
         if records:
             line += f" ({_statuses(records)}), the first from {cell_text(min(r.started_at for r in records), 40)}"
             line += f", {sum(r.duration_s for r in records) / 60:.1f} minutes in all"
         lines.append("- " + "; ".join([line, *machine_lines(run)]) + ".")
     return "\n".join(lines)
+
+
+def _planned_cells(run: Run) -> int:
+    """How many cells the run has when it is whole, as its last session that knows says; 0 if none does."""
+    told = [session.get("planned_cells") for session in run.environment.get("sessions") or []]
+    return next((count for count in reversed(told) if count), 0)
 
 
 def _statuses(records: Iterable[Record]) -> str:

@@ -1,9 +1,10 @@
-"""Trainings by several recipes side by side: what came of each, beside what was published of it. Loads no torch."""
+"""Trainings side by side: what came of each, class by class, beside what was published of it. Loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitbench.claims import is_data_of
 from vitbench.records import Record, format_image_size
 from vitbench.registry import Claim, model_registry
 from vitbench.reports.columns import show
@@ -12,8 +13,9 @@ from vitbench.reports.rows import DEFAULT_OPTION, Figure, figure
 from vitbench.reports.runs import Run
 from vitbench.training.recipes import list_recipes, load_recipe
 
-#: More classes than these make no table that a person reads.
+#: More classes than these, or more trainings, make no table by class that a person reads.
 _MOST_CLASSES = 20
+_MOST_TRAININGS = 16
 #: What a claim can be of that a training is compared with.
 _TRAINED = ("top1", "macro_f1", "loss")
 #: Tables with a column a class; a class's recall is the share of its pictures that are found.
@@ -23,35 +25,50 @@ Training = tuple[Run, Record]
 
 
 def training_section(runs: Sequence[Run]) -> list[str]:
-    """The section's heading, texts and tables; nothing unless the runs have trainings by more than one recipe."""
+    """The section's heading, texts and tables; nothing unless the runs have trainings by more than one recipe, by one
+    that something was published of, or with figures by class: all else stands in the main tables.
+    """
     trainings = _trainings(runs)
-    if not trainings:
+    by_class = [one for one in trainings if any(figure(one[1], metric).status == "ok" for metric in _CLASS_TABLES)]
+    if not (by_class or _are_compared(trainings)):
         return []
-    parts = ["## Training", _HOW_TO_READ, _comparison(trainings)]
+    published = any(_published(record) != NOT_ASKED for _, record in trainings)
+    text = _HOW_TO_READ + (_HOW_PUBLISHED_IS_READ if published else "")
+    parts = ["## Training", text, _comparison(trainings)]
+    if len(by_class) > _MOST_TRAININGS:
+        names = ", ".join(f"`{metric}`" for metric in _CLASS_TABLES)
+        return [*parts, f"F1, precision and recall by class of {len(by_class)} trainings are in the records ({names})."]
     for metric, what in _CLASS_TABLES.items():
         parts += _by_class(trainings, metric, what)
     return parts
 
 
 def training_summary(runs: Sequence[Run]) -> list[str]:
-    """Heading and first table alone, for a terminal."""
+    """Heading and first table alone, for a terminal: of what the main tables do not say as well."""
     trainings = _trainings(runs)
-    return ["## Training", _comparison(trainings)] if trainings else []
+    return ["## Training", _comparison(trainings)] if _are_compared(trainings) else []
 
 
 _HOW_TO_READ = (
     "One line a training, in the order of the suite. Accuracy is top-1 on held-out pictures with its Wilson 95 % "
     "interval, which covers the choice of pictures, not that of the seed; macro F1 is the mean over classes of F1. "
-    "*Published* is what the model's source prints for that recipe (with its data in brackets, where they are not "
+    "A training that was shortened (*budget*) says what trainings differ by after that many pictures, no more."
+)
+_HOW_PUBLISHED_IS_READ = (
+    " *Published* is what the model's source prints for that recipe (with its data in brackets, where they are not "
     "these). It is judged, under Published figures, only by a training with the recipe's own budget on all training "
-    "pictures of its data: a shortened one says what the treatments differ by after that many pictures, no more."
+    "pictures of its data."
 )
 
 
 def _trainings(runs: Sequence[Run]) -> list[Training]:
-    found = [(run, record) for run in runs for record in run.records if record.cell.trains]
-    recipes = {(record.cell.weights, record.cell.recipe_hash) for _, record in found}
-    return found if len(recipes) > 1 else []
+    return [(run, record) for run in runs for record in run.records if record.cell.trains]
+
+
+def _are_compared(trainings: Sequence[Training]) -> bool:
+    """Whether they stand beside those of another recipe or beside a published figure."""
+    recipes = {(record.cell.weights, record.cell.recipe_hash) for _, record in trainings}
+    return len(recipes) > 1 or any(_published(record) != NOT_ASKED for _, record in trainings)
 
 
 def _comparison(trainings: Sequence[Training]) -> str:
@@ -164,7 +181,9 @@ def _published(record: Record) -> str:
 
 
 def _printed(claim: Claim, data: str | None) -> str:
-    return claim.printed if claim.data == data else f"{claim.printed} ({claim.data})"
+    notes = [] if is_data_of(claim, data) else [claim.data]
+    notes += ["from published weights"] if claim.pretrained else []
+    return f"{claim.printed} ({', '.join(notes)})" if notes else claim.printed
 
 
 def _budget(record: Record) -> str:

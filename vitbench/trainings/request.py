@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.errors import UsageError, VitbenchError
+from vitbench.store import TRAINING
 
 #: Of training.json and last.pt.
 SCHEMA = 1
-REQUEST = "training.json"
+REQUEST = TRAINING
 SUMMARY = "summary.json"
 LAST = "checkpoints/last.pt"
 #: A copy of the file of indices that ``imbalance`` named.

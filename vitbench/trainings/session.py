@@ -501,6 +501,8 @@ class Session:
         figures: dict[str, Any] = {
             "model": self.request.model,
             "data": self.setup.info.label,
+            "image_size": list(self.setup.size),
+            "num_classes": self.setup.num_classes,
             "recipe": self.recipe.name,
             "recipe_hash": self._recipe_hash(),
             "seed": self.request.seed,
