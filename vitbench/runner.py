@@ -1,4 +1,5 @@
-"""Run a suite: a plan's cells become records, one after the other, each safe on the disk before the next one starts.
+"""Run a suite: a plan's cells become records, each safe on the disk as soon as there is one. Cells that take turns are
+finished together: up to a group of them is lost when a run is killed.
 
 Read this first, then ``measuring`` (how a cell becomes a record) and ``turns`` (how several share the machine).
 """
