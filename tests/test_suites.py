@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.training.folders import make_image_folder
 from vitbench.errors import ImageSizeError, SuiteError, UnknownNameError, UsageError
 from vitbench.planning import check_before_loading, parse_budget, resolve_training
 from vitbench.records import Cell
@@ -468,6 +470,41 @@ def test_an_imbalance_that_is_none_is_refused_before_anything_runs(tmp_path: Pat
     recipe = write_recipe(tmp_path, "thin", f'imbalance = "{tmp_path / "indices.txt"}"\n')
     with pytest.raises(UsageError, match="has to hold numbers from 0 to 1436"):
         check_before_loading(prepare_suite("smoke", {"recipe": [recipe]}))
+
+
+@pytest.mark.parametrize(
+    ("more", "ratio", "fits"),
+    [
+        ("", 5_000, True),
+        ("", 20_000, False),  # 5,000 a class, not the 50,000 of all
+        ("validation = 0.9\n", 500, True),
+        ("validation = 0.9\n", 5_000, False),
+    ],
+)
+def test_an_imbalance_is_judged_by_the_pictures_that_a_class_has(
+    more: str, ratio: int, fits: bool, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, "thin", f'imbalance = "exponential:{ratio}"\n{more}')
+    suite = prepare_suite("balanced", {"recipe": [recipe], "data_dir": str(tmp_path), "download": True})
+    if fits:
+        assert resolve_training(suite) is not None
+        return
+    with pytest.raises(UsageError, match="leaves a class of 5000? pictures empty"):
+        resolve_training(suite)
+
+
+def test_an_imbalance_is_judged_by_the_largest_class_of_a_folder(tmp_path: Path) -> None:
+    root = make_image_folder(tmp_path / "pets", train=2)
+    for number in range(20):
+        shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "cat" / f"more{number}.png")
+    for ratio, fits in ((40, True), (60, False)):  # 22 cats and 2 dogs
+        recipe = write_recipe(tmp_path, "thin", f'imbalance = "linear:{ratio}"\n')
+        suite = prepare_suite("smoke", {"recipe": [recipe], "data": str(root)})
+        if fits:
+            assert resolve_training(suite) is not None
+        else:
+            with pytest.raises(UsageError, match="leaves a class of 22 pictures empty"):
+                resolve_training(suite)
 
 
 def test_fewer_training_pictures_are_another_cell() -> None:

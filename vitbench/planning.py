@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from vitbench.suites import (
     expand,
 )
 from vitbench.training.data import DataInfo, describe_data
+from vitbench.training.downloads import DOWNLOADS
+from vitbench.training.folder import read_listing
 from vitbench.training.recipes import BUDGETS, Recipe, list_recipes, load_recipe
 from vitbench.training.subsets import choose_imbalanced, imbalanced_counts
 from vitbench.turns import TURN_S
@@ -171,7 +174,7 @@ def resolve_training(suite: Suite) -> TrainingPlan | None:
         if _is_file(recipe.imbalance):
             _chosen(recipe.imbalance, info)
         else:
-            imbalanced_counts(recipe.imbalance, info.train_images, info.num_classes)
+            imbalanced_counts(recipe.imbalance, _largest_class(recipe, info), info.num_classes)
     limit = section.train_images
     if limit is not None and limit >= info.train_images:
         limit = None
@@ -224,6 +227,16 @@ def _overridden(name: str, section: Training) -> Recipe:
     amount = getattr(recipe, recipe.budget) * section.share
     changes[recipe.budget] = max(int(amount), 1) if recipe.budget in ("images", "steps") else amount
     return load_recipe(name, **changes)
+
+
+def _largest_class(recipe: Recipe, info: DataInfo) -> int:
+    """About how many pictures the largest class has beside those for validation: exact for a folder that holds out
+    none, and where all classes have as many.
+    """
+    largest = math.ceil(info.train_images / info.num_classes)
+    if info.path is not None and info.spec not in DOWNLOADS:
+        largest = max(Counter(file.label for file in read_listing(info).files["train"]).values())
+    return largest - round(recipe.validation * largest)
 
 
 def _is_file(imbalance: str) -> bool:
