@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from tests.training.folders import make_image_folder
-from vitbench.errors import ImageSizeError, SuiteError, UnknownNameError, UsageError
-from vitbench.planning import check_before_loading, parse_budget, resolve_training
+from vitbench.errors import DeviceError, ImageSizeError, SuiteError, UnknownNameError, UsageError
+from vitbench.planning import check_before_loading, make_plan, parse_budget, resolve_training
+from vitbench.processes import make_launcher
 from vitbench.records import Cell
 from vitbench.registry import METRICS, model_registry
-from vitbench.runner import prepare_suite
+from vitbench.runner import plan_suite, prepare_suite
 from vitbench.suites import (
     ModelFacts,
     RecipeFacts,
@@ -590,6 +591,71 @@ def test_the_suite_balanced_has_the_models_of_the_published_table(tmp_path: Path
     }
     assert trained == published
     assert len(trained) == 5
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that say that there are two GPUs; nothing runs on them."""
+    from vitbench import planning
+
+    ask = planning._ask
+
+    def told(launcher: Any, task: Any, timeout_s: float = 600.0) -> list[dict[str, Any]]:
+        if task["kind"] == "calibrate":
+            return [{"flops_per_s": 1e12}]
+        answers = ask(launcher, task, timeout_s)
+        for answer in answers if task["kind"] == "describe" else ():
+            gpus = {name: {"name": "Example GPU", "memory_bytes": 25_000_000_000} for name in ("cuda", "cuda:1")}
+            answer["devices"] = {"cpu": answer["devices"]["cpu"], **gpus}
+        return answers
+
+    monkeypatch.setattr(planning, "_ask", told)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("name", "devices", "trained_on"),
+    [
+        ("imbalance", None, {"cuda"}),
+        ("imbalance", ["cpu"], {"cpu"}),
+        ("imbalance", ["cpu", "cuda:1"], {"cpu", "cuda:1"}),
+        ("smoke", None, {"cpu", "cuda", "cuda:1"}),
+    ],
+)
+def test_long_trainings_take_one_device_unless_devices_are_named(
+    name: str, devices: list[str] | None, trained_on: set[str], tmp_path: Path
+) -> None:
+    options = {"models": ["vit_layer6_32"], "data": "digits", "metrics": ["latency", "accuracy"], "devices": devices}
+    plan = plan_suite(name, **options)
+    assert {cell.device for cell in plan.cells if cell.trains} == trained_on
+    assert {cell.device for cell in plan.cells if not cell.data} == set(devices or ("cpu", "cuda", "cuda:1"))
+    # what is resumed is the same, though the suite names every device now
+    written = tmp_path / "suite.toml"
+    written.write_text(to_toml(plan.suite))
+    again = plan_suite(str(written))
+    assert again.cells == plan.cells
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_suite_may_name_where_it_trains() -> None:
+    content = {"name": "x", "models": ["vit_basic"], "devices": ["cpu", "cuda:1"], "metrics": ["accuracy"]}
+
+    def trained_on(devices: Any) -> list[str]:
+        suite = make_suite({**content, "training": {"devices": devices}}, "x.toml")
+        with make_launcher([]) as launcher:
+            return [cell.device for cell in make_plan(check_before_loading(suite), launcher, print).cells]
+
+    assert trained_on("auto") == ["cuda:1"]  # the first accelerator of the suite's own devices
+    assert trained_on(["cuda:0", "cpu"]) == ["cuda", "cpu"]
+    with pytest.raises(DeviceError, match="Device 'mps' is not there"):
+        trained_on(["mps"])
+
+
+def test_without_an_accelerator_the_long_trainings_take_the_processor() -> None:
+    from vitbench.planning import _fastest_of
+
+    assert _fastest_of(["cpu"]) == "cpu"
+    assert _fastest_of(["cpu", "mps"]) == "mps"
 
 
 @pytest.mark.parametrize("name", ["ablation", "imbalance"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.conversation import Outcome, converse, finish
-from vitbench.devices import canonical_device_name, split_name
+from vitbench.devices import canonical_device_name, open_device, split_name
 from vitbench.devices.cpu import available_memory
 from vitbench.environment import capture_environment, default_threads, hash_environment
 from vitbench.errors import DataError, DeviceError, UnknownNameError, UsageError, WorkerError
@@ -263,6 +263,8 @@ def check_before_loading(suite: Suite, *, allow_many_cells: bool = False) -> Sui
         for rule in suite.exclude
     )
     suite = suite.model_copy(update={"devices": devices, "exclude": rules})
+    if suite.training is not None and suite.training.devices is not None:
+        suite = _train_on(suite, [canonical_device_name(name) for name in suite.training.devices])
     _check_weights_option(suite)
     _check_cores(suite)
     own = tuple(name for name in suite.models if not is_external(name))
@@ -319,10 +321,13 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, 
     launcher.wait_until_ready()
     described = _ask(launcher, {"kind": "describe"})[0]
     found = list(described["devices"])
-    for name in suite.devices:
+    where_to_train = suite.training.devices if suite.training else None
+    for name in (*suite.devices, *(where_to_train or ())):
         if name != "auto" and name not in found:
             raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
     devices = tuple(dict.fromkeys(d for name in suite.devices for d in (found if name == "auto" else [name])))
+    if where_to_train is not None:
+        suite = _train_on(suite, [_fastest_of(devices) if name == "auto" else name for name in where_to_train])
     threads = tuple(default_threads() if count == "auto" else count for count in suite.threads)
     suite = suite.model_copy(update={"devices": devices, "threads": tuple(dict.fromkeys(threads))})
 
@@ -358,6 +363,17 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, 
     memory = {name: _memory_bytes(suite, name, described["devices"][name]) for name in devices}
     estimates = _estimate(suite, cells, training, static, launcher, memory)
     return Plan(suite, cells, training, static, estimates, environment)
+
+
+def _train_on(suite: Suite, devices: Sequence[str]) -> Suite:
+    assert suite.training is not None
+    section = suite.training.model_copy(update={"devices": tuple(dict.fromkeys(devices))})
+    return suite.model_copy(update={"training": section})
+
+
+def _fastest_of(devices: Sequence[str]) -> str:
+    """The first accelerator, else the first device: the same training on another one would tell nothing new."""
+    return next((name for name in devices if open_device(name).asynchronous), devices[0])
 
 
 def look_up_models(suite: Suite, launcher: Launcher) -> tuple[Suite, dict[str, ModelFacts]]:

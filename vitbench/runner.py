@@ -177,6 +177,8 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     _check_training_options(suite, training, budget)
     if "timeout_s" in keys and (training or suite.training is not None):
         training["timeout_s"] = keys["timeout_s"]
+    if "devices" in keys and list(keys["devices"]) != ["auto"] and suite.training is not None:
+        suite = suite.model_copy(update={"training": suite.training.model_copy(update={"devices": None})})
     if training.get("data") == "none":
         suite = suite.model_copy(update={"training": None})
     elif training or budget:

@@ -187,7 +187,8 @@ class Training(_Table):
     ``recipe``: one or several, names or paths; each makes training cells of its own. A budget (``images``, ``steps``,
     ``epochs`` or ``seconds``) replaces that of every recipe; ``share`` is the fraction of it that is trained.
     ``train_images``: how many training pictures there are at most, ``test_images``: how many held-out pictures are
-    tested; by default all.
+    tested; by default all. ``devices``: where is trained, each of the suite's by default; ``auto`` is one device, the
+    first accelerator of the suite's, else the first of them.
     """
 
     data: str = "digits"
@@ -203,12 +204,13 @@ class Training(_Table):
     image_size: ImageSize | None = None
     train_images: Positive | None = None
     test_images: Positive | None = None
+    devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)] | None = None
     timeout_s: Seconds = 3600.0
 
-    @field_validator("recipe")
+    @field_validator("recipe", "devices")
     @classmethod
-    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(value))
+    def _once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:
@@ -580,6 +582,7 @@ def count_cells(suite: Suite, *, devices: int = 1) -> tuple[int, str]:
         own_size = suite.weights == RANDOM and suite.training.image_size is not None
         trained = {
             **common,
+            "devices": len(suite.training.devices or ()) or named,
             "image_sizes": 1 if own_size else len(suite.image_sizes),
             "recipes": len(suite.training.recipe) if suite.weights == RANDOM else 1,
         }
@@ -622,11 +625,12 @@ def expand(
     """The cells of a suite, in the order in which they are measured: the timed ones model by model, then the training
     ones.
 
-    ``devices`` are those that ``auto`` stands for, ``threads`` what ``auto`` threads are, ``checkpoint`` is the digest
-    of the suite's checkpoint, if it has one. Raises ImageSizeError for a size that a model does not take, SuiteError
-    for a model without published weights where these are asked for.
+    ``devices`` are those that ``auto`` stands for (in ``[training]``, too: a plan puts one device in its place before),
+    ``threads`` what ``auto`` threads are, ``checkpoint`` is the digest of the suite's checkpoint, if it has one. Raises
+    ImageSizeError for a size that a model does not take, SuiteError for a model without published weights where these
+    are asked for.
     """
-    named = tuple(dict.fromkeys(d for name in suite.devices for d in (devices if name == "auto" else [name])))
+    named = _named_devices(suite.devices, devices)
     timed_metrics = [name for name in suite.metrics if METRICS.get(name).process != "training"]
     cells: list[Cell] = []
     if timed_metrics:
@@ -670,9 +674,11 @@ def expand(
         count = suite.threads[0]
         learns = suite.weights == RANDOM
         recipes = training.recipes if learns else training.recipes[:1]
+        # weights that are given are tested wherever they are timed
+        places = _named_devices(suite.training.devices or ("auto",), named) if learns else named
         fewer = ((TRAIN_IMAGES, str(training.train_images)),) if learns and training.train_images else ()
         for model, size, device, dtype, recipe, seed in itertools.product(
-            suite.models, sizes, named, suite.dtypes, recipes, suite.seeds
+            suite.models, sizes, places, suite.dtypes, recipes, suite.seeds
         ):
             cells.append(
                 Cell(
@@ -708,6 +714,10 @@ def expand(
             f"Suite {suite.name!r} has no cells left: its [[exclude]], modes and metrics drop all {len(cells)}"
         )
     return list({cell.id: cell for cell in kept}.values())
+
+
+def _named_devices(names: Sequence[str], auto: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for name in names for one in (auto if name == "auto" else [name])))
 
 
 def to_toml(suite: Suite) -> str:
