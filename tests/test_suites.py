@@ -593,6 +593,93 @@ def test_the_suite_balanced_has_the_models_of_the_published_table(tmp_path: Path
     assert len(trained) == 5
 
 
+def test_a_built_in_suites_own_size_of_training_ends_with_its_axes(tmp_path: Path) -> None:
+    def size(name: str = "lightweight", **options: Any) -> Any:
+        section = prepare_suite(name, options).training
+        assert section is not None
+        return section.image_size
+
+    assert size() == (16, 16)
+    assert size(models=["vit_basic"], data="digits") == (16, 16)
+    assert size(image_sizes=["64"]) is None
+    assert size(data=str(make_image_folder(tmp_path / "photos"))) is None
+    assert size(image_sizes=["64"], training={"image_size": 24}) == (24, 24)  # said in so many words
+    mine = write_suite(tmp_path, 'models = ["vit_basic"]\n[training]\nimage_size = 24')
+    assert size(mine, image_sizes=["64"]) == (24, 24)
+
+
+def test_pictures_of_ones_own_are_trained_at_the_sizes_that_are_measured(tmp_path: Path) -> None:
+    photos = str(make_image_folder(tmp_path / "photos"))
+    suite = prepare_suite("smoke", {"models": ["vit_layer6_32"], "data": photos, "image_sizes": [48, 64]})
+    assert [cell.image_size for cell in training_cells(suite)] == [(48, 48), (64, 64)]
+
+
+def test_a_size_of_training_that_does_not_fit_names_where_it_is_from(tmp_path: Path) -> None:
+    training = "[training]\nimage_size = 18"
+    suite = write_suite(tmp_path, training)
+    reason = r"\. 18 px is the size that suite 'mine' trains at \(\[training\] image_size\): change it there, or train"
+    for name in ("vit_basic", "torchvision:vit_b_16"):  # one is known here, the other only to its library
+        Path(suite).write_text(f'models = ["{name}"]\nmetrics = ["params", "accuracy"]\n{training}')
+        with pytest.raises(UsageError, match=reason):
+            plan_suite(suite)
+    with pytest.raises(UsageError) as caught:
+        check_before_loading(prepare_suite("smoke", {"models": ["vit_basic"], "image_sizes": [18]}))
+    assert "[training]" not in str(caught.value)  # the user's own size
+
+
+def test_what_rules_drop_is_counted_with_the_rules() -> None:
+    content = {
+        "name": "x",
+        "models": ["vit_basic", "vit_layer6_32"],
+        "image_sizes": [32, 64],
+        "batch_sizes": [1, 8],
+        "modes": ["infer", "train"],
+        "exclude": [
+            {"modes": ["train"], "batch_sizes": [1]},
+            {"models": ["vit_basic"], "image_sizes": ["64x64"]},
+            {"dtypes": ["bf16"]},
+        ],
+    }
+    suite = make_suite(content, "x.toml")
+    notes: list[str] = []
+    models = {name: facts(name) for name in suite.models}
+    cells = expand(suite, devices=("cpu",), threads=1, models=models, training=None, note=notes.append)
+    assert len(cells) == 2**4 - 7
+    assert notes == [
+        "7 cells left out by [[exclude]]: batch_sizes 1, modes train (4); image_sizes 64, models vit_basic (3)"
+    ]
+
+
+def test_a_dry_run_says_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    from vitbench.cli import run_command
+
+    options = ["--models", "vit_layer6_32", "--metrics", "latency,training_step", "--data", "none", "--threads", "1"]
+    assert run_command(["run", "--suite", "smoke", "--dry-run", *options]) == 0
+    assert "1 cell left out by [[exclude]]: batch_sizes 1, modes train\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rules"),
+    [
+        ("lightweight", {}, 1),
+        ("lightweight", {"batch_sizes": [1, 64]}, 1),
+        ("lightweight", {"batch_sizes": [1, 64], "modes": ["infer", "train"]}, 0),
+        ("lightweight", {"exclude": [{"modes": ["train"]}], "modes": ["infer", "train"]}, 1),
+        ("balanced", {"recipe": ["cifar-vit-base"]}, 2),
+        ("balanced", {"recipe": ["cifar-vit-base"], "models": ["cifar_vit_small"]}, 0),
+    ],
+)
+def test_a_built_in_suites_rule_ends_where_options_give_all_of_its_keys(
+    name: str, options: dict[str, Any], rules: int
+) -> None:
+    assert len(prepare_suite(name, options).exclude) == rules
+
+
+def test_a_rule_of_ones_own_stays(tmp_path: Path) -> None:
+    mine = write_suite(tmp_path, 'models = ["vit_basic"]\n[[exclude]]\nbatch_sizes = [1]')
+    assert len(prepare_suite(mine, {"batch_sizes": [1, 8]}).exclude) == 1
+
+
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that say that there are two GPUs; nothing runs on them."""

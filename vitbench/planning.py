@@ -37,6 +37,7 @@ from vitbench.suites import (
     TrainingFacts,
     check_count,
     expand,
+    with_training_size,
 )
 from vitbench.training.data import DataInfo, describe_data
 from vitbench.training.downloads import DOWNLOADS
@@ -343,6 +344,7 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, 
         models=facts,
         training=training.facts() if training else None,
         checkpoint=_digest(suite, launcher),
+        note=note,
     )
     if suite.weights != RANDOM:
         note("Trying the weights ...")
@@ -359,7 +361,7 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, 
     if is_static(suite) and suite.image_sizes == (NATIVE,):
         # nothing here can be refused, and nothing needs an estimate: counted cell by cell, each safe at once
         return Plan(suite, cells, training, {}, {cell.id: _STATIC_S for cell in cells}, environment)
-    static = count_static(cells, static_metrics(suite), launcher, note, suite.timeout_s)
+    static = count_static(suite, cells, launcher, note)
     memory = {name: _memory_bytes(suite, name, described["devices"][name]) for name in devices}
     estimates = _estimate(suite, cells, training, static, launcher, memory)
     return Plan(suite, cells, training, static, estimates, environment)
@@ -392,20 +394,20 @@ def static_metrics(suite: Suite) -> tuple[str, ...]:
 
 
 def count_static(
-    cells: list[Cell], metrics: tuple[str, ...], launcher: Launcher, note: Callable[[str], None], timeout_s: float
+    suite: Suite, cells: list[Cell], launcher: Launcher, note: Callable[[str], None]
 ) -> dict[StaticKey, Outcome]:
     """Parameters and FLOPs on ``meta`` for each distinct model and size.
 
     A size or class count that a model refuses is wrong usage (UsageError); every other failure stays in the outcome.
     """
     outcomes: dict[StaticKey, Outcome] = {}
-    with StaticCounter(launcher, metrics, timeout_s) as counter:
+    with StaticCounter(launcher, static_metrics(suite), suite.timeout_s) as counter:
         count = counter.begin(cells)
         note(f"Counting parameters and FLOPs of {count} model{'s' if count > 1 else ''} ...")
         for cell in cells:
             outcome = outcomes[static_key(cell)] = counter.outcome(cell)
             if outcome.failure is not None and outcome.failure.cause == "usage":
-                raise UsageError(outcome.failure.detail)
+                raise UsageError(with_training_size(suite, cell, outcome.failure.detail))
     return outcomes
 
 

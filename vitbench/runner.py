@@ -36,7 +36,7 @@ from vitbench.processes import Launcher, make_launcher
 from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Record
 from vitbench.registry import METRICS
-from vitbench.suites import DEFAULT_SUITE, RANDOM, Suite, load_suite, make_suite, to_toml
+from vitbench.suites import DEFAULT_SUITE, RANDOM, Suite, list_suites, load_suite, make_suite, to_toml
 from vitbench.training.recipes import BUDGETS
 from vitbench.untrusted import refuse_links
 
@@ -175,10 +175,12 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     suite = load_suite(name_or_path, keys)
     check_excluded_recipes(suite)
     _check_training_options(suite, training, budget)
-    if "timeout_s" in keys and (training or suite.training is not None):
-        training["timeout_s"] = keys["timeout_s"]
+    if name_or_path in list_suites():
+        suite = _less_what_options_replace(suite, {*keys, *training}, training.get("data"))
     if "devices" in keys and list(keys["devices"]) != ["auto"] and suite.training is not None:
         suite = suite.model_copy(update={"training": suite.training.model_copy(update={"devices": None})})
+    if "timeout_s" in keys and (training or suite.training is not None):
+        training["timeout_s"] = keys["timeout_s"]
     if training.get("data") == "none":
         suite = suite.model_copy(update={"training": None})
     elif training or budget:
@@ -195,6 +197,25 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
             f"--precision takes {MIN_FIRST_STAGE} processes at least, to know how they differ; there are "
             f"{suite.measure.processes}. Add --processes {MIN_FIRST_STAGE}"
         )
+    return suite
+
+
+def _less_what_options_replace(suite: Suite, given: set[str], data: str | None) -> Suite:
+    """A built-in suite without what it says of its own axes and data alone, where options (``given``) are of others:
+    rules all of whose keys are given, and the size of its trainings.
+    """
+    options = {"recipes": "recipe"}
+    if "exclude" not in given:
+        kept = [
+            rule
+            for rule in suite.exclude
+            if not {options.get(key, key) for key in rule.model_dump(exclude_none=True)} <= given
+        ]
+        suite = suite.model_copy(update={"exclude": tuple(kept)})
+    section = suite.training
+    other_data = section is not None and data is not None and data != section.data
+    if section is not None and "training" not in given and (other_data or "image_sizes" in given):
+        suite = suite.model_copy(update={"training": section.model_copy(update={"image_size": None})})
     return suite
 
 

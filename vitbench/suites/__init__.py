@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from vitbench.errors import SuiteError, UnknownNameError
+from vitbench.errors import ImageSizeError, SuiteError, UnknownNameError
 from vitbench.frontier import most_attempts
 from vitbench.records import (
     ATTENTIONS,
@@ -276,6 +277,14 @@ class Exclude(_Conditions):
         if not self.model_dump(exclude_none=True):
             raise ValueError("an empty [[exclude]] would drop every cell: give at least one key")
         return self
+
+    @property
+    def text(self) -> str:
+        """Its keys in one line: ``modes train, batch_sizes 1``."""
+        given = {key: getattr(self, key) for key in type(self).model_fields if getattr(self, key) is not None}
+        if self.image_sizes is not None:
+            given["image_sizes"] = [_written_size(size) for size in self.image_sizes]
+        return ", ".join(f"{key} {' '.join(map(str, values))}" for key, values in given.items())
 
     def drops(self, cell: Cell) -> bool:
         """Whether ``cell`` matches every key."""
@@ -621,14 +630,15 @@ def expand(
     models: Mapping[str, ModelFacts],
     training: TrainingFacts | None,
     checkpoint: str = "",
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Cell]:
     """The cells of a suite, in the order in which they are measured: the timed ones model by model, then the training
     ones.
 
     ``devices`` are those that ``auto`` stands for (in ``[training]``, too: a plan puts one device in its place before),
-    ``threads`` what ``auto`` threads are, ``checkpoint`` is the digest of the suite's checkpoint, if it has one. Raises
-    ImageSizeError for a size that a model does not take, SuiteError for a model without published weights where these
-    are asked for.
+    ``threads`` what ``auto`` threads are, ``checkpoint`` is the digest of the suite's checkpoint, if it has one.
+    ``note`` is told how many cells the rules drop. Raises ImageSizeError for a size that a model does not take,
+    SuiteError for a model without published weights where these are asked for.
     """
     named = _named_devices(suite.devices, devices)
     timed_metrics = [name for name in suite.metrics if METRICS.get(name).process != "training"]
@@ -703,7 +713,10 @@ def expand(
         _refuse_random_heads(cells, models)
     kept = [cell for cell in cells if not any(rule.drops(cell) for rule in suite.exclude)]
     for cell in kept:
-        models[cell.model].check_image_size(cell.image_size)
+        try:
+            models[cell.model].check_image_size(cell.image_size)
+        except ImageSizeError as error:
+            raise ImageSizeError(with_training_size(suite, cell, str(error))) from error
     if not kept and not cells:
         raise SuiteError(
             f"Suite {suite.name!r} has no cells: none of its metrics ({', '.join(suite.metrics)}) applies to its modes "
@@ -713,7 +726,28 @@ def expand(
         raise NoCellsLeftError(
             f"Suite {suite.name!r} has no cells left: its [[exclude]], modes and metrics drop all {len(cells)}"
         )
+    if len(kept) < len(cells):
+        note(_left_out(suite.exclude, cells))
     return list({cell.id: cell for cell in kept}.values())
+
+
+def with_training_size(suite: Suite, cell: Cell, problem: str) -> str:
+    """``problem`` of a cell, and where its size is from if it is none of those that are measured."""
+    if not cell.trains or suite.training is None or suite.training.image_size is None:
+        return problem
+    return (
+        f"{problem}. {format_image_size(cell.image_size)} px is the size that suite {suite.name!r} trains at "
+        "([training] image_size): change it there, or train nothing with --data none"
+    )
+
+
+def _left_out(rules: Sequence[Exclude], cells: Sequence[Cell]) -> str:
+    """How many of ``cells`` each rule drops, in one line; the first one that does counts."""
+    dropped_by = [[n for n, rule in enumerate(rules) if rule.drops(cell)] for cell in cells]
+    counts = Counter(numbers[0] for numbers in dropped_by if numbers)
+    told = [rules[n].text + (f" ({counts[n]})" if len(counts) > 1 else "") for n in sorted(counts)]
+    total = sum(counts.values())
+    return f"{total} cell{'s' if total != 1 else ''} left out by [[exclude]]: {'; '.join(told)}"
 
 
 def _named_devices(names: Sequence[str], auto: Sequence[str]) -> tuple[str, ...]:
