@@ -30,6 +30,7 @@ from vitbench.suites import (
     parse_bytes,
     to_toml,
 )
+from vitbench.training.downloads import DOWNLOADS
 from vitbench.training.recipes import load_recipe
 from vitbench.training.subsets import imbalanced_counts
 
@@ -63,7 +64,7 @@ def budgets(suite: Suite) -> dict[str, float]:
 @pytest.mark.parametrize("name", list_suites())
 def test_every_built_in_suite_is_legal_and_survives_being_written(name: str, tmp_path: Path) -> None:
     suite = load_suite(name)
-    if suite.training is not None:  # whatever pictures lie on this machine
+    if suite.training is not None and suite.training.data in DOWNLOADS:  # whatever pictures lie on this machine
         there = {"download": True, "data_dir": str(tmp_path)}
         suite = suite.model_copy(update={"training": suite.training.model_copy(update=there)})
     suite = check_before_loading(suite)
@@ -455,6 +456,41 @@ def test_options_of_training_that_would_do_nothing_are_refused(options: dict[str
         prepare_suite("smoke", {**options, "data": "none"})
     with pytest.raises(UsageError, match="only tested"):
         prepare_suite("smoke", {**options, "weights": "pretrained"})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zoo-static", {"data": "digits"}, "--data is about accuracy, which is not measured here: add accuracy to"),
+        ("smoke", {"metrics": ["latency"], "recipe": ["nosuch"]}, "--recipe is about accuracy"),
+        ("smoke", {"metrics": ["latency"], "budget": "steps=3"}, "--budget is about accuracy"),
+        ("seeds", {"metrics": ["latency", "accuracy"]}, "--metrics asks for accuracy.* suite 'seeds' has none: add"),
+        ("smoke", {"metrics": ["latency", "accuracy"], "data": "none"}, "--data none leaves none: give --data NAME"),
+        ("smoke", {"data": "none", "download": True}, "--download is about training, --data none says"),
+    ],
+)
+def test_an_option_of_training_without_accuracy_is_refused_and_the_reverse(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        prepare_suite(name, options)
+
+
+def test_no_data_is_no_contradiction_to_what_a_suite_measures() -> None:
+    for name, options in (("balanced", {}), ("zoo-static", {}), ("smoke", {"metrics": ["latency"]})):
+        assert prepare_suite(name, {**options, "data": "none"}).training is None
+
+
+def test_other_data_leave_where_a_suites_own_are(tmp_path: Path) -> None:
+    text = f'models = ["vit_basic"]\n[training]\ndata = "cifar10"\ndata_dir = "{tmp_path}"\ndownload = true'
+    mine = write_suite(tmp_path, text)
+    for data, there in (("digits", None), ("cifar10", str(tmp_path)), ("cifar100", str(tmp_path))):
+        suite = prepare_suite(mine, {"data": data})
+        assert suite.training is not None
+        assert (suite.training.data_dir, suite.training.download) == (there, there is not None)
+        assert resolve_training(suite) is not None
+    with pytest.raises(UsageError, match="--data-dir is for cifar10, .* not for 'digits'"):
+        resolve_training(prepare_suite(mine, {"data": "digits", "data_dir": str(tmp_path)}))
 
 
 def test_a_typo_in_one_of_several_recipes_is_answered_with_the_closest() -> None:

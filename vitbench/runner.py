@@ -37,6 +37,7 @@ from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Record
 from vitbench.registry import METRICS
 from vitbench.suites import DEFAULT_SUITE, RANDOM, Suite, list_suites, load_suite, make_suite, to_toml
+from vitbench.training.downloads import DOWNLOADS
 from vitbench.training.recipes import BUDGETS
 from vitbench.untrusted import refuse_links
 
@@ -174,7 +175,7 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     sampling = {key: keys.pop(key) for key in ("processes", "precision") if key in keys}
     suite = load_suite(name_or_path, keys)
     check_excluded_recipes(suite)
-    _check_training_options(suite, training, budget)
+    _check_training_options(suite, training, budget, metrics_given="metrics" in keys)
     if name_or_path in list_suites():
         suite = _less_what_options_replace(suite, {*keys, *training}, training.get("data"))
     if "devices" in keys and list(keys["devices"]) != ["auto"] and suite.training is not None:
@@ -187,6 +188,8 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
         section = suite.training.model_dump(exclude_none=True) if suite.training else {}
         if budget:
             section = {key: value for key, value in section.items() if key not in (*BUDGETS, "share")}
+        if training.get("data", section.get("data")) != section.get("data") and training["data"] not in DOWNLOADS:
+            section = {key: value for key, value in section.items() if key not in ("data_dir", "download")}
         suite = _changed(suite, name_or_path, training={**section, **training, **budget})
     if quick:
         suite = _changed(suite, name_or_path, **_quick_changes(suite, shorter=not budget))
@@ -223,15 +226,32 @@ def _changed(suite: Suite, source: str, **changes: Any) -> Suite:
     return make_suite({**suite.model_dump(exclude_none=True), **changes}, source)
 
 
-def _check_training_options(suite: Suite, training: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+def _check_training_options(
+    suite: Suite, training: Mapping[str, Any], budget: Mapping[str, Any], *, metrics_given: bool
+) -> None:
     """Raises UsageError for options that would do nothing."""
-    if (training or budget) and suite.training is None and "data" not in training:
+    none = training.get("data") == "none"
+    metric = next((name for name in suite.metrics if METRICS.get(name).process == "training"), None)
+    given = [f"--{key.replace('_', '-')}" for key in (*training, *(["budget"] if budget else []))]
+    if given and suite.training is None and "data" not in training:
         raise UsageError(
             f"Suite {suite.name!r} does not train: --data-dir, --download, --recipe and --budget go with --data"
         )
-    named = "--recipe" if "recipe" in training else "--budget" if budget else ""
-    if named and training.get("data") == "none":
-        raise UsageError(f"{named} says how to train, --data none that nothing is trained: leave one of them out")
+    if none and len(given) > 1:
+        other = next(option for option in given if option != "--data")
+        raise UsageError(f"{other} is about training, --data none says that there is none: leave one of them out")
+    if metric is not None and metrics_given and (none or (suite.training is None and "data" not in training)):
+        why = "--data none leaves none: give" if none else f"suite {suite.name!r} has none: add"
+        raise UsageError(
+            f"--metrics asks for {metric}, which is not had without a training section, and {why} --data NAME, or "
+            f"leave {metric} out"
+        )
+    if metric is None and given and not none and suite.frontier is None:
+        raise UsageError(
+            f"{given[0]} is about accuracy, which is not measured here: add accuracy to --metrics, or leave "
+            f"{given[0]} out"
+        )
+    named = next((option for option in given if option in ("--recipe", "--budget")), None)
     if named and suite.weights != RANDOM:
         raise UsageError(f"{named} says how to train, but weights that are given are only tested: leave it out")
 
