@@ -313,10 +313,17 @@ def _check_weights_option(suite: Suite) -> None:
         )
 
 
-def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, allow_many_cells: bool = False) -> Plan:
+def make_plan(
+    suite: Suite,
+    launcher: Launcher,
+    note: Callable[[str], None],
+    *,
+    allow_many_cells: bool = False,
+    allow_downloads: bool = True,
+) -> Plan:
     """Find the devices, look every model up, count parameters and FLOPs, expand to cells, estimate the time.
 
-    Raises UsageError for names, devices and sizes that are not legal: before the first cell, not as its record.
+    Without ``allow_downloads`` published weights are not tried and no data set is fetched, which is noted. Raises UsageError for names, devices and sizes that are not legal: before the first cell, not as its record.
     """
     note("Loading torch and timm, looking for devices ...")
     launcher.wait_until_ready()
@@ -337,19 +344,26 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, 
 
     training = resolve_training(suite)
     facts = _look_up(suite.models, launcher)
+    digest, trained_at = _look_at_checkpoint(suite, launcher)
+    if trained_at is not None:
+        facts = {name: replace(one, image_size=trained_at) for name, one in facts.items()}
     cells = expand(
         suite,
         devices=devices,
         threads=threads[0],
         models=facts,
         training=training.facts() if training else None,
-        checkpoint=_digest(suite, launcher),
+        checkpoint=digest,
         note=note,
     )
-    if suite.weights != RANDOM:
+    if suite.weights == PRETRAINED and not allow_downloads:
+        note("The published weights are not tried, which may download them: a run does that first")
+    elif suite.weights != RANDOM:
         note("Trying the weights ...")
         _try_weights(suite, cells, launcher)
-    if training and suite.training and suite.training.download:
+    if training and suite.training and suite.training.download and not allow_downloads:
+        note(f"{suite.training.data} is not looked at, which may download it: a run does that first")
+    elif training and suite.training and suite.training.download:
         note(f"Looking for {suite.training.data}, downloading it if need be ...")
         task = {"kind": "fetch", "data": suite.training.data, "data_dir": suite.training.data_dir}
         (answer,) = _ask(launcher, task, timeout_s=suite.training.timeout_s)
@@ -426,14 +440,19 @@ def _ask(launcher: Launcher, task: Mapping[str, Any], timeout_s: float = 600.0) 
     return outcome.answers
 
 
-def _digest(suite: Suite, launcher: Launcher) -> str:
+def _look_at_checkpoint(suite: Suite, launcher: Launcher) -> tuple[str, tuple[int, int] | None]:
+    """The digest of a suite's checkpoint (empty without one), and the size that ``native`` stands for with it (height,
+    width, px), if that is asked for. Raises UsageError.
+    """
     settings = weights_settings(suite)
     if not settings:
-        return ""
-    (answer,) = _ask(launcher, {"kind": "digest", **settings})
+        return "", None
+    asked = {"model": suite.models[0]} if NATIVE in suite.image_sizes else {}
+    (answer,) = _ask(launcher, {"kind": "digest", **asked, **settings})
     if "error" in answer:
         raise UsageError(answer["error"])
-    return str(answer["digest"])
+    size = answer.get("image_size")
+    return str(answer["digest"]), None if size is None else (size[0], size[1])
 
 
 def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher) -> None:

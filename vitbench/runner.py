@@ -35,8 +35,8 @@ from vitbench.planning import (
 from vitbench.processes import Launcher, make_launcher
 from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Record
-from vitbench.registry import METRICS
-from vitbench.suites import DEFAULT_SUITE, RANDOM, Suite, list_suites, load_suite, make_suite, to_toml
+from vitbench.registry import METRICS, PRETRAINED
+from vitbench.suites import DEFAULT_SUITE, NATIVE, RANDOM, Suite, list_suites, load_suite, make_suite, to_toml
 from vitbench.training.downloads import DOWNLOADS
 from vitbench.training.recipes import BUDGETS
 from vitbench.untrusted import refuse_links
@@ -159,10 +159,10 @@ def plan_suite(
     note: Callable[[str], None] = lambda text: None,
     **overrides: Any,
 ) -> Plan:
-    """What ``run_suite`` would measure, without measuring it. Raises UsageError like it."""
+    """What ``run_suite`` would measure, without measuring it or downloading anything. Raises UsageError like it."""
     chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick), allow_many_cells=allow_many_cells)
     with _launch(chosen, allow_import) as launcher:
-        return make_plan(chosen, launcher, note, allow_many_cells=allow_many_cells)
+        return make_plan(chosen, launcher, note, allow_many_cells=allow_many_cells, allow_downloads=False)
 
 
 def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: bool = False) -> Suite:
@@ -173,6 +173,8 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     training: dict[str, Any] = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
     budget = parse_budget(str(keys.pop("budget"))) if "budget" in keys else {}
     sampling = {key: keys.pop(key) for key in ("processes", "precision") if key in keys}
+    if keys.get("weights", RANDOM) not in (RANDOM, PRETRAINED):
+        keys.setdefault("image_sizes", [NATIVE])  # a checkpoint's own, not what the suite has for its models
     suite = load_suite(name_or_path, keys)
     check_excluded_recipes(suite)
     _check_training_options(suite, training, budget, metrics_given="metrics" in keys)
