@@ -237,6 +237,21 @@ def test_a_dry_run_says_what_would_be_tested(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_downloads_nothing_and_says_so(
+    server: list[SharedLauncher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--devices", "cpu", "--dry-run"]
+    published = ["--models", "timm:vit_tiny_patch16_224", "--metrics", "params", "--data", "none", "--pretrained"]
+    code, out, err = ask(capsys, *words, *published, "--image-sizes", "224")
+    assert (code, "timm:vit_tiny_patch16_224 224px b1 " in out) == (0, True)
+    assert "The published weights are not tried, which may download them" in err
+    data = tmp_path / "data"
+    code, out, err = ask(capsys, *words, "--suite", "imbalance", "--data-dir", str(data), "--download")
+    assert (code, "cifar-vit-base-imbalanced-both on cifar10" in out) == (0, True)
+    assert "cifar10 is not looked at, which may download it" in err
+    assert not data.exists()
+
+
 # --- what is refused before the first cell
 
 

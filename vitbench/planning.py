@@ -323,7 +323,8 @@ def make_plan(
 ) -> Plan:
     """Find the devices, look every model up, count parameters and FLOPs, expand to cells, estimate the time.
 
-    Without ``allow_downloads`` published weights are not tried and no data set is fetched, which is noted. Raises UsageError for names, devices and sizes that are not legal: before the first cell, not as its record.
+    Without ``allow_downloads`` published weights are not tried and no data set is fetched, which is noted. Raises
+    UsageError for names, devices and sizes that are not legal: before the first cell, not as its record.
     """
     note("Loading torch and timm, looking for devices ...")
     launcher.wait_until_ready()

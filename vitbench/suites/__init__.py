@@ -319,10 +319,11 @@ class Threshold(_Conditions):
 class Suite(_Table):
     """What to measure. Every list is an axis; scalars may stand for lists of one.
 
-    ``devices``: names or ``auto`` (every device found). ``image_sizes``: px, ``HxW`` or ``native`` (each model's own, or
-    what a checkpoint was trained at if the file says so). ``num_classes``: by default the data set's, where the suite
-    trains, else each model's own. ``threads``: a number or ``auto`` (the physical cores). ``weights``: ``random``, ``pretrained`` (as the models' libraries publish them) or
-    the path of a checkpoint of the one model; then a training section says what to test on, and nothing is trained.
+    ``devices``: names or ``auto`` (every device found). ``image_sizes``: px, ``HxW`` or ``native`` (each model's own,
+    or what a checkpoint was trained at if the file says so). ``num_classes``: by default the data set's, where the
+    suite trains, else each model's own. ``threads``: a number or ``auto`` (the physical cores). ``weights``:
+    ``random``, ``pretrained`` (as the models' libraries publish them) or the path of a checkpoint of the one model;
+    then a training section says what to test on, and nothing is trained.
     ``replace_head``: leave out a checkpoint's head of another class count. ``memory_limit``: bytes that a worker may
     take beyond its libraries. ``timeout_s``: for each process of a cell. ``frontier``: search batch sizes rather than
     give them; such a suite trains nothing, and by default measures parameters, FLOPs and memory.
