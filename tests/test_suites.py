@@ -774,6 +774,13 @@ def test_a_suite_may_name_where_it_trains() -> None:
         trained_on(["mps"])
 
 
+@pytest.mark.parametrize(("devices", "kept"), [("auto", ("auto",)), (["auto"], ("auto",)), ("cpu", None)])
+def test_only_devices_that_are_named_replace_where_a_suite_trains(devices: Any, kept: Any) -> None:
+    section = prepare_suite("imbalance", {"devices": devices}).training
+    assert section is not None
+    assert section.devices == kept
+
+
 def test_without_an_accelerator_the_long_trainings_take_the_processor() -> None:
     from vitbench.planning import _fastest_of
 

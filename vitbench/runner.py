@@ -180,7 +180,8 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     _check_training_options(suite, training, budget, metrics_given="metrics" in keys)
     if name_or_path in list_suites():
         suite = _less_what_options_replace(suite, {*keys, *training}, training.get("data"))
-    if "devices" in keys and list(keys["devices"]) != ["auto"] and suite.training is not None:
+    if suite.devices != ("auto",) and "devices" in keys and suite.training is not None:
+        # devices that are named are those to train on, too
         suite = suite.model_copy(update={"training": suite.training.model_copy(update={"devices": None})})
     if "timeout_s" in keys and (training or suite.training is not None):
         training["timeout_s"] = keys["timeout_s"]
@@ -206,8 +207,8 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
 
 
 def _less_what_options_replace(suite: Suite, given: set[str], data: str | None) -> Suite:
-    """A built-in suite without what it says of its own axes and data alone, where options (``given``) are of others:
-    rules all of whose keys are given, and the size of its trainings.
+    """A built-in suite without what it says about axes and data of its own where options (``given``) say otherwise:
+    rules all of whose keys are given, and the picture size of its trainings.
     """
     options = {"recipes": "recipe"}
     if "exclude" not in given:
