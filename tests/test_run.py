@@ -349,7 +349,9 @@ def test_each_recipe_trains_a_cell_unless_a_rule_drops_it(two_recipes: Path) -> 
 def test_the_report_sets_the_trainings_side_by_side(two_recipes: Path) -> None:
     section = (two_recipes / "report.md").read_text().split("## Training\n")[1].split("## How to read")[0]
     lines = [line for line in section.splitlines() if line.startswith("| vit_")]
-    assert [[word.strip() for word in line.strip("|").split("|")][:2] for line in lines] == 2 * [
+    assert [
+        [word.strip() for word in line.strip("|").split("|")][:2] for line in lines
+    ] == 4 * [  # and by class: F1, precision, recall
         ["vit_basic_tutorial", "plain"],
         ["vit_basic_tutorial", "thin"],
         ["vit_layer6_32", "plain"],
