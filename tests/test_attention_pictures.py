@@ -271,6 +271,7 @@ def test_text_and_json_say_the_same(weights: dict[str, str], picture: Path, tmp_
         ({"data": "digits"}, "There is both an image and --data"),
         ({"picture": None}, "There is neither an image nor --data"),
         ({"index": 3}, "--index 3 goes with --data NAME"),
+        ({"data_dir": Path("data")}, "--data-dir goes with --data NAME"),
         ({"picture": None, "data": "digits", "index": 360}, "Option --index: 360 is no test picture of digits"),
         ({"picture": None, "data": "digits", "index": -1}, "Give 0 to 359"),
         ({"picture": None, "data": "digitz"}, "Did you mean 'digits'"),

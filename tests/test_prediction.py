@@ -278,6 +278,7 @@ def test_pictures_of_a_folder_by_index_beside_files(
         ([], "There is nothing to predict: give the paths of pictures, or --data NAME --index N"),
         (["--data", "digits"], "--data NAME and --index N go together.*"),
         (["--index", "3"], "There is nothing to predict.*"),
+        (["a.png", "--data-dir", "data"], "--data-dir and --download go with --data NAME.*"),
         (["a.png", "--index", "3"], "--data NAME and --index N go together.*"),
         (["--data", "digits", "--index", "360"], "digits has 360 test pictures: --index 360 is none of 0 to 359"),
         (["--data", "digits", "--index", "1,x"], "Option --index: 'x' is no whole number from 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from vitbench.errors import ImageSizeError, SuiteError, UnknownNameError, UsageError
-from vitbench.planning import check_before_loading, parse_budget, resolve_training
+from tests.training.folders import make_image_folder
+from vitbench.errors import DeviceError, ImageSizeError, SuiteError, UnknownNameError, UsageError
+from vitbench.planning import check_before_loading, make_plan, parse_budget, resolve_training
+from vitbench.processes import make_launcher
 from vitbench.records import Cell
 from vitbench.registry import METRICS, model_registry
-from vitbench.runner import modules_of, prepare_suite
+from vitbench.runner import modules_of, plan_suite, prepare_suite
 from vitbench.suites import (
     ModelFacts,
     RecipeFacts,
@@ -29,6 +32,7 @@ from vitbench.suites import (
     parse_bytes,
     to_toml,
 )
+from vitbench.training.downloads import DOWNLOADS
 from vitbench.training.recipes import load_recipe
 from vitbench.training.subsets import imbalanced_counts
 
@@ -62,7 +66,7 @@ def budgets(suite: Suite) -> dict[str, float]:
 @pytest.mark.parametrize("name", list_suites())
 def test_every_built_in_suite_is_legal_and_survives_being_written(name: str, tmp_path: Path) -> None:
     suite = load_suite(name)
-    if suite.training is not None:  # whatever pictures lie on this machine
+    if suite.training is not None and suite.training.data in DOWNLOADS:  # whatever pictures lie on this machine
         there = {"download": True, "data_dir": str(tmp_path)}
         suite = suite.model_copy(update={"training": suite.training.model_copy(update=there)})
     suite = check_before_loading(suite)
@@ -456,6 +460,41 @@ def test_options_of_training_that_would_do_nothing_are_refused(options: dict[str
         prepare_suite("smoke", {**options, "weights": "pretrained"})
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("zoo-static", {"data": "digits"}, "--data is about accuracy, which is not measured here: add accuracy to"),
+        ("smoke", {"metrics": ["latency"], "recipe": ["nosuch"]}, "--recipe is about accuracy"),
+        ("smoke", {"metrics": ["latency"], "budget": "steps=3"}, "--budget is about accuracy"),
+        ("seeds", {"metrics": ["latency", "accuracy"]}, "--metrics asks for accuracy.* suite 'seeds' has none: add"),
+        ("smoke", {"metrics": ["latency", "accuracy"], "data": "none"}, "--data none leaves none: give --data NAME"),
+        ("smoke", {"data": "none", "download": True}, "--download is about training, --data none says"),
+    ],
+)
+def test_an_option_of_training_without_accuracy_is_refused_and_the_reverse(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        prepare_suite(name, options)
+
+
+def test_no_data_is_no_contradiction_to_what_a_suite_measures() -> None:
+    for name, options in (("balanced", {}), ("zoo-static", {}), ("smoke", {"metrics": ["latency"]})):
+        assert prepare_suite(name, {**options, "data": "none"}).training is None
+
+
+def test_other_data_leave_where_a_suites_own_are(tmp_path: Path) -> None:
+    text = f'models = ["vit_basic"]\n[training]\ndata = "cifar10"\ndata_dir = "{tmp_path}"\ndownload = true'
+    mine = write_suite(tmp_path, text)
+    for data, there in (("digits", None), ("cifar10", str(tmp_path)), ("cifar100", str(tmp_path))):
+        suite = prepare_suite(mine, {"data": data})
+        assert suite.training is not None
+        assert (suite.training.data_dir, suite.training.download) == (there, there is not None)
+        assert resolve_training(suite) is not None
+    with pytest.raises(UsageError, match="--data-dir is for cifar10, .* not for 'digits'"):
+        resolve_training(prepare_suite(mine, {"data": "digits", "data_dir": str(tmp_path)}))
+
+
 def test_a_typo_in_one_of_several_recipes_is_answered_with_the_closest() -> None:
     with pytest.raises(UsageError, match="Unknown recipe 'cifar-vit-bas'. Did you mean 'cifar-vit-base'"):
         check_before_loading(prepare_suite("smoke", {"recipe": ["brief", "cifar-vit-bas"]}))
@@ -470,6 +509,41 @@ def test_an_imbalance_that_is_none_is_refused_before_anything_runs(tmp_path: Pat
     recipe = write_recipe(tmp_path, "thin", f'imbalance = "{tmp_path / "indices.txt"}"\n')
     with pytest.raises(UsageError, match="has to hold numbers from 0 to 1436"):
         check_before_loading(prepare_suite("smoke", {"recipe": [recipe]}))
+
+
+@pytest.mark.parametrize(
+    ("more", "ratio", "fits"),
+    [
+        ("", 5_000, True),
+        ("", 20_000, False),  # 5,000 a class, not the 50,000 of all
+        ("validation = 0.9\n", 500, True),
+        ("validation = 0.9\n", 5_000, False),
+    ],
+)
+def test_an_imbalance_is_judged_by_the_pictures_that_a_class_has(
+    more: str, ratio: int, fits: bool, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, "thin", f'imbalance = "exponential:{ratio}"\n{more}')
+    suite = prepare_suite("balanced", {"recipe": [recipe], "data_dir": str(tmp_path), "download": True})
+    if fits:
+        assert resolve_training(suite) is not None
+        return
+    with pytest.raises(UsageError, match="leaves a class of 5000? pictures empty"):
+        resolve_training(suite)
+
+
+def test_an_imbalance_is_judged_by_the_largest_class_of_a_folder(tmp_path: Path) -> None:
+    root = make_image_folder(tmp_path / "pets", train=2)
+    for number in range(20):
+        shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "cat" / f"more{number}.png")
+    for ratio, fits in ((40, True), (60, False)):  # 22 cats and 2 dogs
+        recipe = write_recipe(tmp_path, "thin", f'imbalance = "linear:{ratio}"\n')
+        suite = prepare_suite("smoke", {"recipe": [recipe], "data": str(root)})
+        if fits:
+            assert resolve_training(suite) is not None
+        else:
+            with pytest.raises(UsageError, match="leaves a class of 22 pictures empty"):
+                resolve_training(suite)
 
 
 def test_fewer_training_pictures_are_another_cell() -> None:
@@ -555,6 +629,165 @@ def test_the_suite_balanced_has_the_models_of_the_published_table(tmp_path: Path
     }
     assert trained == published
     assert len(trained) == 5
+
+
+def test_a_built_in_suites_own_size_of_training_ends_with_its_axes(tmp_path: Path) -> None:
+    def size(name: str = "lightweight", **options: Any) -> Any:
+        section = prepare_suite(name, options).training
+        assert section is not None
+        return section.image_size
+
+    assert size() == (16, 16)
+    assert size(models=["vit_basic"], data="digits") == (16, 16)
+    assert size(image_sizes=["64"]) is None
+    assert size(data=str(make_image_folder(tmp_path / "photos"))) is None
+    assert size(image_sizes=["64"], training={"image_size": 24}) == (24, 24)  # said in so many words
+    mine = write_suite(tmp_path, 'models = ["vit_basic"]\n[training]\nimage_size = 24')
+    assert size(mine, image_sizes=["64"]) == (24, 24)
+
+
+def test_pictures_of_ones_own_are_trained_at_the_sizes_that_are_measured(tmp_path: Path) -> None:
+    photos = str(make_image_folder(tmp_path / "photos"))
+    suite = prepare_suite("smoke", {"models": ["vit_layer6_32"], "data": photos, "image_sizes": [48, 64]})
+    assert [cell.image_size for cell in training_cells(suite)] == [(48, 48), (64, 64)]
+
+
+def test_a_size_of_training_that_does_not_fit_names_where_it_is_from(tmp_path: Path) -> None:
+    training = "[training]\nimage_size = 18"
+    suite = write_suite(tmp_path, training)
+    reason = r"\. 18 px is the size that suite 'mine' trains at \(\[training\] image_size\): change it there, or train"
+    for name in ("vit_basic", "torchvision:vit_b_16"):  # one is known here, the other only to its library
+        Path(suite).write_text(f'models = ["{name}"]\nmetrics = ["params", "accuracy"]\n{training}')
+        with pytest.raises(UsageError, match=reason):
+            plan_suite(suite)
+    with pytest.raises(UsageError) as caught:
+        check_before_loading(prepare_suite("smoke", {"models": ["vit_basic"], "image_sizes": [18]}))
+    assert "[training]" not in str(caught.value)  # the user's own size
+
+
+def test_what_rules_drop_is_counted_with_the_rules() -> None:
+    content = {
+        "name": "x",
+        "models": ["vit_basic", "vit_layer6_32"],
+        "image_sizes": [32, 64],
+        "batch_sizes": [1, 8],
+        "modes": ["infer", "train"],
+        "exclude": [
+            {"modes": ["train"], "batch_sizes": [1]},
+            {"models": ["vit_basic"], "image_sizes": ["64x64"]},
+            {"dtypes": ["bf16"]},
+        ],
+    }
+    suite = make_suite(content, "x.toml")
+    notes: list[str] = []
+    models = {name: facts(name) for name in suite.models}
+    cells = expand(suite, devices=("cpu",), threads=1, models=models, training=None, note=notes.append)
+    assert len(cells) == 2**4 - 7
+    assert notes == [
+        "7 cells left out by [[exclude]]: batch_sizes 1, modes train (4); image_sizes 64, models vit_basic (3)"
+    ]
+
+
+def test_a_dry_run_says_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    from vitbench.cli import run_command
+
+    options = ["--models", "vit_layer6_32", "--metrics", "latency,training_step", "--data", "none", "--threads", "1"]
+    assert run_command(["run", "--suite", "smoke", "--dry-run", *options]) == 0
+    assert "1 cell left out by [[exclude]]: batch_sizes 1, modes train\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rules"),
+    [
+        ("lightweight", {}, 1),
+        ("lightweight", {"batch_sizes": [1, 64]}, 1),
+        ("lightweight", {"batch_sizes": [1, 64], "modes": ["infer", "train"]}, 0),
+        ("lightweight", {"exclude": [{"modes": ["train"]}], "modes": ["infer", "train"]}, 1),
+        ("balanced", {"recipe": ["cifar-vit-base"]}, 2),
+        ("balanced", {"recipe": ["cifar-vit-base"], "models": ["cifar_vit_small"]}, 0),
+    ],
+)
+def test_a_built_in_suites_rule_ends_where_options_give_all_of_its_keys(
+    name: str, options: dict[str, Any], rules: int
+) -> None:
+    assert len(prepare_suite(name, options).exclude) == rules
+
+
+def test_a_rule_of_ones_own_stays(tmp_path: Path) -> None:
+    mine = write_suite(tmp_path, 'models = ["vit_basic"]\n[[exclude]]\nbatch_sizes = [1]')
+    assert len(prepare_suite(mine, {"batch_sizes": [1, 8]}).exclude) == 1
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that say that there are two GPUs; nothing runs on them."""
+    from vitbench import planning
+
+    ask = planning._ask
+
+    def told(launcher: Any, task: Any, timeout_s: float = 600.0) -> list[dict[str, Any]]:
+        if task["kind"] == "calibrate":
+            return [{"flops_per_s": 1e12}]
+        answers = ask(launcher, task, timeout_s)
+        for answer in answers if task["kind"] == "describe" else ():
+            gpus = {name: {"name": "Example GPU", "memory_bytes": 25_000_000_000} for name in ("cuda", "cuda:1")}
+            answer["devices"] = {"cpu": answer["devices"]["cpu"], **gpus}
+        return answers
+
+    monkeypatch.setattr(planning, "_ask", told)
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("name", "devices", "trained_on"),
+    [
+        ("imbalance", None, {"cuda"}),
+        ("imbalance", ["cpu"], {"cpu"}),
+        ("imbalance", ["cpu", "cuda:1"], {"cpu", "cuda:1"}),
+        ("smoke", None, {"cpu", "cuda", "cuda:1"}),
+    ],
+)
+def test_long_trainings_take_one_device_unless_devices_are_named(
+    name: str, devices: list[str] | None, trained_on: set[str], tmp_path: Path
+) -> None:
+    options = {"models": ["vit_layer6_32"], "data": "digits", "metrics": ["latency", "accuracy"], "devices": devices}
+    plan = plan_suite(name, **options)
+    assert {cell.device for cell in plan.cells if cell.trains} == trained_on
+    assert {cell.device for cell in plan.cells if not cell.data} == set(devices or ("cpu", "cuda", "cuda:1"))
+    # what is resumed is the same, though the suite names every device now
+    written = tmp_path / "suite.toml"
+    written.write_text(to_toml(plan.suite))
+    again = plan_suite(str(written))
+    assert again.cells == plan.cells
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_suite_may_name_where_it_trains() -> None:
+    content = {"name": "x", "models": ["vit_basic"], "devices": ["cpu", "cuda:1"], "metrics": ["accuracy"]}
+
+    def trained_on(devices: Any) -> list[str]:
+        suite = make_suite({**content, "training": {"devices": devices}}, "x.toml")
+        with make_launcher([]) as launcher:
+            return [cell.device for cell in make_plan(check_before_loading(suite), launcher, print).cells]
+
+    assert trained_on("auto") == ["cuda:1"]  # the first accelerator of the suite's own devices
+    assert trained_on(["cuda:0", "cpu"]) == ["cuda", "cpu"]
+    with pytest.raises(DeviceError, match="Device 'mps' is not there"):
+        trained_on(["mps"])
+
+
+@pytest.mark.parametrize(("devices", "kept"), [("auto", ("auto",)), (["auto"], ("auto",)), ("cpu", None)])
+def test_only_devices_that_are_named_replace_where_a_suite_trains(devices: Any, kept: Any) -> None:
+    section = prepare_suite("imbalance", {"devices": devices}).training
+    assert section is not None
+    assert section.devices == kept
+
+
+def test_without_an_accelerator_the_long_trainings_take_the_processor() -> None:
+    from vitbench.planning import _fastest_of
+
+    assert _fastest_of(["cpu"]) == "cpu"
+    assert _fastest_of(["cpu", "mps"]) == "mps"
 
 
 @pytest.mark.parametrize("name", ["ablation", "imbalance"])

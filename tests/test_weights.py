@@ -23,6 +23,7 @@ from vitbench.models.checkpoints import load_checkpoint, save_checkpoint
 from vitbench.records import Cell, Record
 from vitbench.reports.rows import build_rows
 from vitbench.reports.runs import read_runs
+from vitbench.runner import resume_run
 from vitbench.statistics import wilson_interval
 from vitbench.training.data import describe_data, load_images
 from vitbench.training.evaluate import Evaluation, evaluate
@@ -76,8 +77,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(out: Path, *more: str, metrics: str = "accuracy,params", size: int = SIZE) -> list[str]:
+    data = "digits" if "accuracy" in metrics else "none"
     return [
-        "run", "--models", MODEL, "--data", "digits", "--quick", "--metrics", metrics, "--image-sizes", str(size),
+        "run", "--models", MODEL, "--data", data, "--quick", "--metrics", metrics, "--image-sizes", str(size),
         "--batch-sizes", "1", "--modes", "infer", "--devices", "cpu", "--threads", "1", "--out", str(out), *more,
     ]  # fmt: skip
 
@@ -235,6 +237,21 @@ def test_a_dry_run_says_what_would_be_tested(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_downloads_nothing_and_says_so(
+    server: list[SharedLauncher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--devices", "cpu", "--dry-run"]
+    published = ["--models", "timm:vit_tiny_patch16_224", "--metrics", "params", "--data", "none", "--pretrained"]
+    code, out, err = ask(capsys, *words, *published, "--image-sizes", "224")
+    assert (code, "timm:vit_tiny_patch16_224 224px b1 " in out) == (0, True)
+    assert "The published weights are not tried, which may download them" in err
+    data = tmp_path / "data"
+    code, out, err = ask(capsys, *words, "--suite", "imbalance", "--data-dir", str(data), "--download")
+    assert (code, "cifar-vit-base-imbalanced-both on cifar10" in out) == (0, True)
+    assert "cifar10 is not looked at, which may download it" in err
+    assert not data.exists()
+
+
 # --- what is refused before the first cell
 
 
@@ -366,6 +383,38 @@ def test_a_checkpoint_is_resampled_for_each_size_that_it_is_tested_at(
     assert run_command([*words, "--image-sizes", "8,16"]) == 0
     records = store.read_records(tmp_path / "run")
     assert [(record.cell.image_size, record.status) for record in records] == [((8, 8), "ok"), ((16, 16), "ok")]
+
+
+@pytest.mark.parametrize(("more", "size"), [([], (24, 16)), (["--image-sizes", "8"], (8, 8))])
+def test_a_checkpoint_of_ours_is_timed_and_tested_at_the_size_that_it_was_trained_at(
+    server: list[SharedLauncher], tmp_path: Path, more: list[str], size: tuple[int, int]
+) -> None:
+    module = build_model(MODEL, image_size=(24, 16), num_classes=10)
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(module, path, {"model": MODEL, "image_size": [24, 16], "num_classes": 10})
+    words = [word for word in arguments(tmp_path / "run", metrics="accuracy,memory") if word != str(SIZE)]
+    words.remove("--image-sizes")
+    assert run_command([*words, "--weights", str(path), *more]) == 0
+    records = store.read_records(tmp_path / "run")
+    assert [(one.cell.image_size, one.cell.tests, one.status) for one in records] == [
+        (size, False, "ok"),
+        (size, True, "ok"),
+    ]
+    (tmp_path / "run" / "records.jsonl").unlink()
+    summary = resume_run(tmp_path / "run")
+    assert [one.cell for one in summary.records] == [one.cell for one in records]
+
+
+def test_a_checkpoint_that_says_no_size_is_tested_at_the_models_own(
+    server: list[SharedLauncher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--suite", "resolution", "--models", MODEL, "--metrics", "params", "--devices", "cpu", "--dry-run"]
+    bare = tmp_path / "bare.pt"
+    torch.save(build_model(MODEL, num_classes=10).state_dict(), bare)
+    assert run_command([*words, "--weights", str(bare)]) == 0
+    out = capsys.readouterr().out
+    assert f"{MODEL} 32px b1" in out
+    assert "\n1 cells" in out
 
 
 MISTAKES = [

@@ -199,7 +199,8 @@ def run(
         bool, typer.Option("--quick", help="Fewer samples and a quarter of the training: to try things out.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells and an estimate of the time, measure nothing.")
+        bool,
+        typer.Option("--dry-run", help="Print the cells and an estimate; measure and download nothing."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The run folder itself, new or empty. [default: runs/SUITE-TIME]")

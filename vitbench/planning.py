@@ -10,13 +10,14 @@ import functools
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vitbench.conversation import Outcome, converse, finish
-from vitbench.devices import canonical_device_name, split_name
+from vitbench.devices import canonical_device_name, open_device, split_name
 from vitbench.devices.cpu import available_memory
 from vitbench.environment import capture_environment, default_threads, hash_environment
 from vitbench.errors import DataError, DeviceError, UnknownNameError, UsageError, WorkerError
@@ -36,8 +37,11 @@ from vitbench.suites import (
     TrainingFacts,
     check_count,
     expand,
+    with_training_size,
 )
 from vitbench.training.data import DataInfo, describe_data
+from vitbench.training.downloads import DOWNLOADS
+from vitbench.training.folder import read_listing
 from vitbench.training.recipes import BUDGETS, Recipe, list_recipes, load_recipe
 from vitbench.training.subsets import choose_imbalanced, imbalanced_counts
 from vitbench.turns import TURN_S
@@ -171,7 +175,7 @@ def resolve_training(suite: Suite) -> TrainingPlan | None:
         if _is_file(recipe.imbalance):
             _chosen(recipe.imbalance, info)
         else:
-            imbalanced_counts(recipe.imbalance, info.train_images, info.num_classes)
+            imbalanced_counts(recipe.imbalance, _largest_class(recipe, info), info.num_classes)
     limit = section.train_images
     if limit is not None and limit >= info.train_images:
         limit = None
@@ -226,6 +230,16 @@ def _overridden(name: str, section: Training) -> Recipe:
     return load_recipe(name, **changes)
 
 
+def _largest_class(recipe: Recipe, info: DataInfo) -> int:
+    """About how many pictures the largest class has beside those for validation: exact for a folder that holds out
+    none, and where all classes have as many.
+    """
+    largest = math.ceil(info.train_images / info.num_classes)
+    if info.path is not None and info.spec not in DOWNLOADS:
+        largest = max(Counter(file.label for file in read_listing(info).files["train"]).values())
+    return largest - round(recipe.validation * largest)
+
+
 def _is_file(imbalance: str) -> bool:
     return Path(imbalance).expanduser().is_file()
 
@@ -250,6 +264,8 @@ def check_before_loading(suite: Suite, *, allow_many_cells: bool = False) -> Sui
         for rule in suite.exclude
     )
     suite = suite.model_copy(update={"devices": devices, "exclude": rules})
+    if suite.training is not None and suite.training.devices is not None:
+        suite = _train_on(suite, [canonical_device_name(name) for name in suite.training.devices])
     _check_weights_option(suite)
     _check_cores(suite)
     own = tuple(name for name in suite.models if not is_external(name))
@@ -297,19 +313,30 @@ def _check_weights_option(suite: Suite) -> None:
         )
 
 
-def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, allow_many_cells: bool = False) -> Plan:
+def make_plan(
+    suite: Suite,
+    launcher: Launcher,
+    note: Callable[[str], None],
+    *,
+    allow_many_cells: bool = False,
+    allow_downloads: bool = True,
+) -> Plan:
     """Find the devices, look every model up, count parameters and FLOPs, expand to cells, estimate the time.
 
-    Raises UsageError for names, devices and sizes that are not legal: before the first cell, not as its record.
+    Without ``allow_downloads`` published weights are not tried and no data set is fetched, which is noted. Raises
+    UsageError for names, devices and sizes that are not legal: before the first cell, not as its record.
     """
     note("Loading torch and timm, looking for devices ...")
     launcher.wait_until_ready()
     described = _ask(launcher, {"kind": "describe"})[0]
     found = list(described["devices"])
-    for name in suite.devices:
+    where_to_train = suite.training.devices if suite.training else None
+    for name in (*suite.devices, *(where_to_train or ())):
         if name != "auto" and name not in found:
             raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
     devices = tuple(dict.fromkeys(d for name in suite.devices for d in (found if name == "auto" else [name])))
+    if where_to_train is not None:
+        suite = _train_on(suite, [_fastest_of(devices) if name == "auto" else name for name in where_to_train])
     threads = tuple(default_threads() if count == "auto" else count for count in suite.threads)
     suite = suite.model_copy(update={"devices": devices, "threads": tuple(dict.fromkeys(threads))})
 
@@ -318,18 +345,26 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, 
 
     training = resolve_training(suite)
     facts = _look_up(suite.models, launcher)
+    digest, trained_at = _look_at_checkpoint(suite, launcher)
+    if trained_at is not None:
+        facts = {name: replace(one, image_size=trained_at) for name, one in facts.items()}
     cells = expand(
         suite,
         devices=devices,
         threads=threads[0],
         models=facts,
         training=training.facts() if training else None,
-        checkpoint=_digest(suite, launcher),
+        checkpoint=digest,
+        note=note,
     )
-    if suite.weights != RANDOM:
+    if suite.weights == PRETRAINED and not allow_downloads:
+        note("The published weights are not tried, which may download them: a run does that first")
+    elif suite.weights != RANDOM:
         note("Trying the weights ...")
         _try_weights(suite, cells, launcher)
-    if training and suite.training and suite.training.download:
+    if training and suite.training and suite.training.download and not allow_downloads:
+        note(f"{suite.training.data} is not looked at, which may download it: a run does that first")
+    elif training and suite.training and suite.training.download:
         note(f"Looking for {suite.training.data}, downloading it if need be ...")
         task = {"kind": "fetch", "data": suite.training.data, "data_dir": suite.training.data_dir}
         (answer,) = _ask(launcher, task, timeout_s=suite.training.timeout_s)
@@ -341,10 +376,21 @@ def make_plan(suite: Suite, launcher: Launcher, note: Callable[[str], None], *, 
     if is_static(suite) and suite.image_sizes == (NATIVE,):
         # nothing here can be refused, and nothing needs an estimate: counted cell by cell, each safe at once
         return Plan(suite, cells, training, {}, {cell.id: _STATIC_S for cell in cells}, environment)
-    static = count_static(cells, static_metrics(suite), launcher, note, suite.timeout_s)
+    static = count_static(suite, cells, launcher, note)
     memory = {name: _memory_bytes(suite, name, described["devices"][name]) for name in devices}
     estimates = _estimate(suite, cells, training, static, launcher, memory)
     return Plan(suite, cells, training, static, estimates, environment)
+
+
+def _train_on(suite: Suite, devices: Sequence[str]) -> Suite:
+    assert suite.training is not None
+    section = suite.training.model_copy(update={"devices": tuple(dict.fromkeys(devices))})
+    return suite.model_copy(update={"training": section})
+
+
+def _fastest_of(devices: Sequence[str]) -> str:
+    """The first accelerator, else the first device: the same training on another one would tell nothing new."""
+    return next((name for name in devices if open_device(name).asynchronous), devices[0])
 
 
 def look_up_models(suite: Suite, launcher: Launcher) -> tuple[Suite, dict[str, ModelFacts]]:
@@ -363,20 +409,20 @@ def static_metrics(suite: Suite) -> tuple[str, ...]:
 
 
 def count_static(
-    cells: list[Cell], metrics: tuple[str, ...], launcher: Launcher, note: Callable[[str], None], timeout_s: float
+    suite: Suite, cells: list[Cell], launcher: Launcher, note: Callable[[str], None]
 ) -> dict[StaticKey, Outcome]:
     """Parameters and FLOPs on ``meta`` for each distinct model and size.
 
     A size or class count that a model refuses is wrong usage (UsageError); every other failure stays in the outcome.
     """
     outcomes: dict[StaticKey, Outcome] = {}
-    with StaticCounter(launcher, metrics, timeout_s) as counter:
+    with StaticCounter(launcher, static_metrics(suite), suite.timeout_s) as counter:
         count = counter.begin(cells)
         note(f"Counting parameters and FLOPs of {count} model{'s' if count > 1 else ''} ...")
         for cell in cells:
             outcome = outcomes[static_key(cell)] = counter.outcome(cell)
             if outcome.failure is not None and outcome.failure.cause == "usage":
-                raise UsageError(outcome.failure.detail)
+                raise UsageError(with_training_size(suite, cell, outcome.failure.detail))
     return outcomes
 
 
@@ -395,14 +441,19 @@ def _ask(launcher: Launcher, task: Mapping[str, Any], timeout_s: float = 600.0) 
     return outcome.answers
 
 
-def _digest(suite: Suite, launcher: Launcher) -> str:
+def _look_at_checkpoint(suite: Suite, launcher: Launcher) -> tuple[str, tuple[int, int] | None]:
+    """The digest of a suite's checkpoint (empty without one), and the size that ``native`` stands for with it (height,
+    width, px), if that is asked for. Raises UsageError.
+    """
     settings = weights_settings(suite)
     if not settings:
-        return ""
-    (answer,) = _ask(launcher, {"kind": "digest", **settings})
+        return "", None
+    asked = {"model": suite.models[0]} if NATIVE in suite.image_sizes else {}
+    (answer,) = _ask(launcher, {"kind": "digest", **asked, **settings})
     if "error" in answer:
         raise UsageError(answer["error"])
-    return str(answer["digest"])
+    size = answer.get("image_size")
+    return str(answer["digest"]), None if size is None else (size[0], size[1])
 
 
 def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher) -> None:

@@ -1,4 +1,5 @@
-"""Run a suite: a plan's cells become records, one after the other, each safe on the disk before the next one starts.
+"""Run a suite: a plan's cells become records, each safe on the disk as soon as there is one. Cells that take turns are
+finished together: up to a group of them is lost when a run is killed.
 
 Read this first, then ``measuring`` (how a cell becomes a record) and ``turns`` (how several share the machine).
 """
@@ -34,8 +35,9 @@ from vitbench.planning import (
 from vitbench.processes import Launcher, libraries_of, make_launcher
 from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Record
-from vitbench.registry import METRICS
-from vitbench.suites import DEFAULT_SUITE, RANDOM, Suite, load_suite, make_suite, to_toml
+from vitbench.registry import METRICS, PRETRAINED
+from vitbench.suites import DEFAULT_SUITE, NATIVE, RANDOM, Suite, list_suites, load_suite, make_suite, to_toml
+from vitbench.training.downloads import DOWNLOADS
 from vitbench.training.recipes import BUDGETS
 from vitbench.untrusted import refuse_links
 
@@ -157,10 +159,10 @@ def plan_suite(
     note: Callable[[str], None] = lambda text: None,
     **overrides: Any,
 ) -> Plan:
-    """What ``run_suite`` would measure, without measuring it. Raises UsageError like it."""
+    """What ``run_suite`` would measure, without measuring it or downloading anything. Raises UsageError like it."""
     chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick), allow_many_cells=allow_many_cells)
     with _launch(chosen, allow_import) as launcher:
-        return make_plan(chosen, launcher, note, allow_many_cells=allow_many_cells)
+        return make_plan(chosen, launcher, note, allow_many_cells=allow_many_cells, allow_downloads=False)
 
 
 def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: bool = False) -> Suite:
@@ -171,9 +173,16 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     training: dict[str, Any] = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
     budget = parse_budget(str(keys.pop("budget"))) if "budget" in keys else {}
     sampling = {key: keys.pop(key) for key in ("processes", "precision") if key in keys}
+    if keys.get("weights", RANDOM) not in (RANDOM, PRETRAINED):
+        keys.setdefault("image_sizes", [NATIVE])  # a checkpoint's own, not what the suite has for its models
     suite = load_suite(name_or_path, keys)
     check_excluded_recipes(suite)
-    _check_training_options(suite, training, budget)
+    _check_training_options(suite, training, budget, metrics_given="metrics" in keys)
+    if name_or_path in list_suites():
+        suite = _less_what_options_replace(suite, {*keys, *training}, training.get("data"))
+    if suite.devices != ("auto",) and "devices" in keys and suite.training is not None:
+        # devices that are named are those to train on, too
+        suite = suite.model_copy(update={"training": suite.training.model_copy(update={"devices": None})})
     if "timeout_s" in keys and (training or suite.training is not None):
         training["timeout_s"] = keys["timeout_s"]
     if training.get("data") == "none":
@@ -182,6 +191,8 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
         section = suite.training.model_dump(exclude_none=True) if suite.training else {}
         if budget:
             section = {key: value for key, value in section.items() if key not in (*BUDGETS, "share")}
+        if training.get("data", section.get("data")) != section.get("data") and training["data"] not in DOWNLOADS:
+            section = {key: value for key, value in section.items() if key not in ("data_dir", "download")}
         suite = _changed(suite, name_or_path, training={**section, **training, **budget})
     if quick:
         suite = _changed(suite, name_or_path, **_quick_changes(suite, shorter=not budget))
@@ -195,19 +206,55 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     return suite
 
 
+def _less_what_options_replace(suite: Suite, given: set[str], data: str | None) -> Suite:
+    """A built-in suite without what it says about axes and data of its own where options (``given``) say otherwise:
+    rules all of whose keys are given, and the picture size of its trainings.
+    """
+    options = {"recipes": "recipe"}
+    if "exclude" not in given:
+        kept = [
+            rule
+            for rule in suite.exclude
+            if not {options.get(key, key) for key in rule.model_dump(exclude_none=True)} <= given
+        ]
+        suite = suite.model_copy(update={"exclude": tuple(kept)})
+    section = suite.training
+    other_data = section is not None and data is not None and data != section.data
+    if section is not None and "training" not in given and (other_data or "image_sizes" in given):
+        suite = suite.model_copy(update={"training": section.model_copy(update={"image_size": None})})
+    return suite
+
+
 def _changed(suite: Suite, source: str, **changes: Any) -> Suite:
     return make_suite({**suite.model_dump(exclude_none=True), **changes}, source)
 
 
-def _check_training_options(suite: Suite, training: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+def _check_training_options(
+    suite: Suite, training: Mapping[str, Any], budget: Mapping[str, Any], *, metrics_given: bool
+) -> None:
     """Raises UsageError for options that would do nothing."""
-    if (training or budget) and suite.training is None and "data" not in training:
+    none = training.get("data") == "none"
+    metric = next((name for name in suite.metrics if METRICS.get(name).process == "training"), None)
+    given = [f"--{key.replace('_', '-')}" for key in (*training, *(["budget"] if budget else []))]
+    if given and suite.training is None and "data" not in training:
         raise UsageError(
             f"Suite {suite.name!r} does not train: --data-dir, --download, --recipe and --budget go with --data"
         )
-    named = "--recipe" if "recipe" in training else "--budget" if budget else ""
-    if named and training.get("data") == "none":
-        raise UsageError(f"{named} says how to train, --data none that nothing is trained: leave one of them out")
+    if none and len(given) > 1:
+        other = next(option for option in given if option != "--data")
+        raise UsageError(f"{other} is about training, --data none says that there is none: leave one of them out")
+    if metric is not None and metrics_given and (none or (suite.training is None and "data" not in training)):
+        why = "--data none leaves none: give" if none else f"suite {suite.name!r} has none: add"
+        raise UsageError(
+            f"--metrics asks for {metric}, which is not had without a training section, and {why} --data NAME, or "
+            f"leave {metric} out"
+        )
+    if metric is None and given and not none and suite.frontier is None:
+        raise UsageError(
+            f"{given[0]} is about accuracy, which is not measured here: add accuracy to --metrics, or leave "
+            f"{given[0]} out"
+        )
+    named = next((option for option in given if option in ("--recipe", "--budget")), None)
     if named and suite.weights != RANDOM:
         raise UsageError(f"{named} says how to train, but weights that are given are only tested: leave it out")
 

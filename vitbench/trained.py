@@ -276,6 +276,16 @@ def _first_line(text: str) -> str:
     return line if len(line) <= 200 else f"{line[:199]}…"
 
 
+def size_in_file(model: str, weights: str) -> tuple[int, int]:
+    """(height, width) px that our training wrote into the checkpoint, or the model's own where it says nothing (or
+    contradicts itself). Raises UsageError, among them DataError for a file that is no checkpoint.
+    """
+    from vitbench.models import describe_model
+    from vitbench.models.checkpoints import read_facts
+
+    return chosen_size(describe_model(model), None, read_facts(weights), shapes_in_file(Path(weights)))
+
+
 def chosen_size(
     card: ModelCard, option: str | None, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, int]:

@@ -318,10 +318,14 @@ def _load(model: Any, cell: Cell, settings: Mapping[str, Any]) -> str:
 
 
 def _digest(task: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint is; with a ``model``, also the size (px) that the file's weights were trained at."""
     from vitbench.models.checkpoints import digest_of
+    from vitbench.trained import size_in_file
 
+    path = task["weights"]["path"]
     try:
-        return {"digest": digest_of(task["weights"]["path"])[:16]}
+        size = {"image_size": list(size_in_file(task["model"], path))} if "model" in task else {}
+        return {"digest": digest_of(path)[:16], **size}
     except UsageError as error:
         return {"error": str(error)}
 

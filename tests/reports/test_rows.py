@@ -69,6 +69,15 @@ def test_an_accuracy_of_something_else_is_a_row_of_its_own(change: dict[str, obj
     assert rows[1].fact("params").value == rows[0].fact("params").value
 
 
+def test_an_accuracy_of_the_one_device_that_trained_joins_the_rows_of_the_others() -> None:
+    records = [infer(cell()), infer(cell(device="cuda:0"))]
+    rows = rows_of(*records, trained(training_cell("vit_micro", device="cuda:0"), 180))
+    assert accuracies(rows) == [0.5, 0.5]
+    assert [row.axes["training device"] for row in rows] == ["cuda:0", ""]
+    every = rows_of(*records, *(trained(training_cell("vit_micro", device=one), 180) for one in ("cpu", "cuda:0")))
+    assert [(row.cell.device, row.axes["training device"]) for row in every] == [("cpu", ""), ("cuda:0", "")]
+
+
 def test_of_several_rows_an_accuracy_joins_the_equal_one_only() -> None:
     records = [infer(cell(attention="explicit")), infer(cell()), infer(cell(threads=1))]
     rows = rows_of(*records, trained(training_cell("vit_micro"), 200))

@@ -11,8 +11,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from tests.training.folders import make_image_folder
 from tests.training.tiny import random_pictures
-from vitbench.errors import DataError, UnknownNameError
+from vitbench.errors import DataError, UnknownNameError, UsageError
 from vitbench.training import pictures as pictures_module
 from vitbench.training.data import DATASETS, PictureSet, describe_data, list_datasets, load_images
 from vitbench.training.subsets import choose_stratified
@@ -103,7 +104,8 @@ def test_listed_data_sets_can_be_described(tmp_path: Path) -> None:
     rows = list_datasets()
     assert [row["dataset"] for row in rows] == [*DATASETS, "PATH"]
     for row in rows[:-1]:
-        info = describe_data(row["dataset"], root=tmp_path, download=True)
+        fetched = row["dataset"] != "digits"
+        info = describe_data(row["dataset"], root=tmp_path if fetched else None, download=fetched)
         assert (info.label, info.num_classes) == (row["dataset"], row["classes"])
         assert (info.train_images, info.test_images) == (row["train_images"], row["test_images"])
         assert len(set(info.class_names)) == info.num_classes
@@ -112,6 +114,16 @@ def test_listed_data_sets_can_be_described(tmp_path: Path) -> None:
 def test_misspelt_name_is_told_the_closest() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown data set 'cifar11'. Did you mean 'cifar10'\?.*image folder"):
         describe_data("cifar11")
+
+
+@pytest.mark.parametrize("data", ["digits", "folder"])
+def test_options_of_downloads_are_refused_with_other_data(data: str, tmp_path: Path) -> None:
+    spec = str(make_image_folder(tmp_path / "pets")) if data == "folder" else data
+    with pytest.raises(UsageError, match=rf"^--data-dir is for cifar10, .* not for '{spec}': leave it out, or name"):
+        describe_data(spec, root=tmp_path)
+    with pytest.raises(UsageError, match=rf"^--download is for .* not for '{spec}': .*--data cifar10$"):
+        describe_data(spec, download=True)
+    assert describe_data(spec).spec == spec
 
 
 def test_pictures_that_memory_cannot_hold_are_refused_before_allocating(monkeypatch: pytest.MonkeyPatch) -> None:

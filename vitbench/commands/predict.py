@@ -71,6 +71,8 @@ def predict(
         raise UsageError("There is nothing to predict: give the paths of pictures, or --data NAME --index N")
     if (data is None) != (not chosen):
         raise UsageError("--data NAME and --index N go together: the data set, and which of its pictures, from 0")
+    if data is None and (data_dir is not None or download):
+        raise UsageError("--data-dir and --download go with --data NAME --index N: pictures are given as their paths")
     if allow_import:
         from vitbench.models.imported import allow_imports
 

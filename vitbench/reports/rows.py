@@ -170,6 +170,7 @@ class Row:
             "training size": format_image_size(training.image_size) + " px"
             if self.trained_elsewhere and training
             else "",
+            "training device": training.device if self.trained_on_other_device and training else "",
             "training batch": str(training.batch_size) if training and training.trains else "",
             "seed": str(cell.seed),
             **self.options,
@@ -184,6 +185,11 @@ class Row:
     def trained_elsewhere(self) -> bool:
         """Whether the model was trained and tested on pictures of another size than this row's."""
         return self.training is not None and self.training.cell.image_size != self.cell.image_size
+
+    @property
+    def trained_on_other_device(self) -> bool:
+        """Whether the model was trained and tested on another device than this row's."""
+        return self.training is not None and self.training.cell.device != self.cell.device
 
     def fact(self, metric: str) -> Figure:
         """A figure that is the same whatever the batch (parameters, FLOPs): from the first cell that has it."""
@@ -288,8 +294,9 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
 
     A training cell joins the row of the same model, image size, classes, device, dtype and seed. Where several qualify,
     it joins the one that is equal in all other conditions, too. A suite that trains at one size of its own leaves no
-    row of that size: then the training joins the rows of the other sizes, which say so. Where none qualifies, it is a
-    row of its own. A row that several trainings (other data, other recipes) belong to is repeated for each.
+    row of that size: then the training joins the rows of the other sizes, which say so. Rows of a device on which
+    nothing was trained are joined by the trainings of another one, and say so. Where none qualifies, it is a row of its
+    own. A row that several trainings (other data, other recipes) belong to is repeated for each.
     """
     rows: list[Row] = []
     for run in runs:
@@ -299,13 +306,19 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
         for record in run.records:
             if not record.cell.tests:
                 measured.setdefault(_row_cell(record.cell), []).append(record)
-        for record in run.records:
-            if record.cell.tests:
-                homes = _homes(record.cell, list(measured))
-                for home in homes:
-                    trainings.setdefault(home, []).append(record)
-                if not homes:
-                    homeless.append(record)
+        tests = [record for record in run.records if record.cell.tests]
+        # a suite that trains on one device alone has no other accuracy for the rest
+        tested_on = {record.cell.device for record in tests}
+        others = sorted({cell.device for cell in measured} - tested_on) if len(tested_on) == 1 else []
+        for record in tests:
+            homes = _homes(record.cell, list(measured))
+            if homes and record.cell.trains:
+                for device in others:
+                    homes += _homes(dataclasses.replace(record.cell, device=device), list(measured))
+            for home in homes:
+                trainings.setdefault(home, []).append(record)
+            if not homes:
+                homeless.append(record)
         for cell, records in measured.items():
             by_batch = sorted(records, key=lambda record: record.cell.batch_size)
             infer = tuple(record for record in by_batch if record.cell.mode == "infer")

@@ -271,6 +271,7 @@ def _conditions(row: Row, batch: int | None) -> dict[str, Value]:
         "recipe": row.axes["recipe"] or None,
         "recipe_hash": training.recipe_hash if training else None,
         "training_image_size": format_image_size(training.image_size) if training else None,
+        "training_device": training.device if training else None,
         "training_batch_size": training.batch_size if training else None,
         "seed": row.cell.seed,
         "options": " ".join(f"{key}={value}" for key, value in row.options.items()),

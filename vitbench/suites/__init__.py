@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from vitbench.errors import SuiteError, UnknownNameError
+from vitbench.errors import ImageSizeError, SuiteError, UnknownNameError
 from vitbench.frontier import most_attempts
 from vitbench.records import (
     ATTENTIONS,
@@ -187,7 +188,8 @@ class Training(_Table):
     ``recipe``: one or several, names or paths; each makes training cells of its own. A budget (``images``, ``steps``,
     ``epochs`` or ``seconds``) replaces that of every recipe; ``share`` is the fraction of it that is trained.
     ``train_images``: how many training pictures there are at most, ``test_images``: how many held-out pictures are
-    tested; by default all.
+    tested; by default all. ``devices``: where is trained, each of the suite's by default; ``auto`` is one device, the
+    first accelerator of the suite's, else the first of them.
     """
 
     data: str = "digits"
@@ -203,12 +205,13 @@ class Training(_Table):
     image_size: ImageSize | None = None
     train_images: Positive | None = None
     test_images: Positive | None = None
+    devices: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)] | None = None
     timeout_s: Seconds = 3600.0
 
-    @field_validator("recipe")
+    @field_validator("recipe", "devices")
     @classmethod
-    def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(value))
+    def _once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(dict.fromkeys(value))
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:
@@ -275,6 +278,14 @@ class Exclude(_Conditions):
             raise ValueError("an empty [[exclude]] would drop every cell: give at least one key")
         return self
 
+    @property
+    def text(self) -> str:
+        """Its keys in one line: ``modes train, batch_sizes 1``."""
+        given = {key: getattr(self, key) for key in type(self).model_fields if getattr(self, key) is not None}
+        if self.image_sizes is not None:
+            given["image_sizes"] = [_written_size(size) for size in self.image_sizes]
+        return ", ".join(f"{key} {' '.join(map(str, values))}" for key, values in given.items())
+
     def drops(self, cell: Cell) -> bool:
         """Whether ``cell`` matches every key."""
         if self.models is not None and not any(_matches(cell.model, pattern) for pattern in self.models):
@@ -308,10 +319,11 @@ class Threshold(_Conditions):
 class Suite(_Table):
     """What to measure. Every list is an axis; scalars may stand for lists of one.
 
-    ``devices``: names or ``auto`` (every device found). ``image_sizes``: px, ``HxW`` or ``native`` (each model's own).
-    ``num_classes``: by default the data set's, where the suite trains, else each model's own. ``threads``: a number or
-    ``auto`` (the physical cores). ``weights``: ``random``, ``pretrained`` (as the models' libraries publish them) or
-    the path of a checkpoint of the one model; then a training section says what to test on, and nothing is trained.
+    ``devices``: names or ``auto`` (every device found). ``image_sizes``: px, ``HxW`` or ``native`` (each model's own,
+    or what a checkpoint was trained at if the file says so). ``num_classes``: by default the data set's, where the
+    suite trains, else each model's own. ``threads``: a number or ``auto`` (the physical cores). ``weights``:
+    ``random``, ``pretrained`` (as the models' libraries publish them) or the path of a checkpoint of the one model;
+    then a training section says what to test on, and nothing is trained.
     ``replace_head``: leave out a checkpoint's head of another class count. ``memory_limit``: bytes that a worker may
     take beyond its libraries. ``timeout_s``: for each process of a cell. ``frontier``: search batch sizes rather than
     give them; such a suite trains nothing, and by default measures parameters, FLOPs and memory.
@@ -580,6 +592,7 @@ def count_cells(suite: Suite, *, devices: int = 1) -> tuple[int, str]:
         own_size = suite.weights == RANDOM and suite.training.image_size is not None
         trained = {
             **common,
+            "devices": len(suite.training.devices or ()) or named,
             "image_sizes": 1 if own_size else len(suite.image_sizes),
             "recipes": len(suite.training.recipe) if suite.weights == RANDOM else 1,
         }
@@ -618,15 +631,17 @@ def expand(
     models: Mapping[str, ModelFacts],
     training: TrainingFacts | None,
     checkpoint: str = "",
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[Cell]:
     """The cells of a suite, in the order in which they are measured: the timed ones model by model, then the training
     ones.
 
-    ``devices`` are those that ``auto`` stands for, ``threads`` what ``auto`` threads are, ``checkpoint`` is the digest
-    of the suite's checkpoint, if it has one. Raises ImageSizeError for a size that a model does not take, SuiteError
-    for a model without published weights where these are asked for.
+    ``devices`` are those that ``auto`` stands for (in ``[training]``, too: a plan puts one device in its place before),
+    ``threads`` what ``auto`` threads are, ``checkpoint`` is the digest of the suite's checkpoint, if it has one.
+    ``note`` is told how many cells the rules drop. Raises ImageSizeError for a size that a model does not take,
+    SuiteError for a model without published weights where these are asked for.
     """
-    named = tuple(dict.fromkeys(d for name in suite.devices for d in (devices if name == "auto" else [name])))
+    named = _named_devices(suite.devices, devices)
     timed_metrics = [name for name in suite.metrics if METRICS.get(name).process != "training"]
     cells: list[Cell] = []
     if timed_metrics:
@@ -670,9 +685,11 @@ def expand(
         count = suite.threads[0]
         learns = suite.weights == RANDOM
         recipes = training.recipes if learns else training.recipes[:1]
+        # weights that are given are tested wherever they are timed
+        places = _named_devices(suite.training.devices or ("auto",), named) if learns else named
         fewer = ((TRAIN_IMAGES, str(training.train_images)),) if learns and training.train_images else ()
         for model, size, device, dtype, recipe, seed in itertools.product(
-            suite.models, sizes, named, suite.dtypes, recipes, suite.seeds
+            suite.models, sizes, places, suite.dtypes, recipes, suite.seeds
         ):
             cells.append(
                 Cell(
@@ -697,7 +714,10 @@ def expand(
         _refuse_random_heads(cells, models)
     kept = [cell for cell in cells if not any(rule.drops(cell) for rule in suite.exclude)]
     for cell in kept:
-        models[cell.model].check_image_size(cell.image_size)
+        try:
+            models[cell.model].check_image_size(cell.image_size)
+        except ImageSizeError as error:
+            raise ImageSizeError(with_training_size(suite, cell, str(error))) from error
     if not kept and not cells:
         raise SuiteError(
             f"Suite {suite.name!r} has no cells: none of its metrics ({', '.join(suite.metrics)}) applies to its modes "
@@ -707,7 +727,32 @@ def expand(
         raise NoCellsLeftError(
             f"Suite {suite.name!r} has no cells left: its [[exclude]], modes and metrics drop all {len(cells)}"
         )
+    if len(kept) < len(cells):
+        note(_left_out(suite.exclude, cells))
     return list({cell.id: cell for cell in kept}.values())
+
+
+def with_training_size(suite: Suite, cell: Cell, problem: str) -> str:
+    """``problem`` of a cell, and where its size is from if it is none of those that are measured."""
+    if not cell.trains or suite.training is None or suite.training.image_size is None:
+        return problem
+    return (
+        f"{problem}. {format_image_size(cell.image_size)} px is the size that suite {suite.name!r} trains at "
+        "([training] image_size): change it there, or train nothing with --data none"
+    )
+
+
+def _left_out(rules: Sequence[Exclude], cells: Sequence[Cell]) -> str:
+    """How many of ``cells`` each rule drops, in one line; the first one that does counts."""
+    dropped_by = [[n for n, rule in enumerate(rules) if rule.drops(cell)] for cell in cells]
+    counts = Counter(numbers[0] for numbers in dropped_by if numbers)
+    told = [rules[n].text + (f" ({counts[n]})" if len(counts) > 1 else "") for n in sorted(counts)]
+    total = sum(counts.values())
+    return f"{total} cell{'s' if total != 1 else ''} left out by [[exclude]]: {'; '.join(told)}"
+
+
+def _named_devices(names: Sequence[str], auto: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one for name in names for one in (auto if name == "auto" else [name])))
 
 
 def to_toml(suite: Suite) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vitbench.errors import DataError, UnknownNameError
+from vitbench.errors import DataError, UnknownNameError, UsageError
 from vitbench.training.digits import NAME as DIGITS
 from vitbench.training.digits import describe_digits, read_digits
 from vitbench.training.downloads import DOWNLOADS, describe_download, read_download
@@ -68,20 +68,32 @@ def describe_data(spec: str, *, root: Path | None = None, download: bool = False
     """What ``spec`` (a name, or the path of an image folder) is. Quick; loads no torch.
 
     ``root``: the folder of cifar10, cifar100 and fashion-mnist; ``download``: it need not be there yet. Raises
-    UnknownNameError for a name that is none, and DataError for a data set that is missing, incomplete or damaged (as
-    far as that shows without decoding every picture).
+    UnknownNameError for a name that is none, UsageError for a ``root`` or ``download`` of other data, and DataError for
+    a data set that is missing, incomplete or damaged (as far as that shows without decoding every picture).
     """
-    if spec == DIGITS:
-        return describe_digits()
     if spec in DOWNLOADS:
         return describe_download(spec, root, download=download)
+    if spec == DIGITS:
+        _refuse_options_of_downloads(spec, root, download)
+        return describe_digits()
     path = Path(spec).expanduser()
     separators = tuple(sign for sign in (os.sep, os.altsep) if sign)
     if path.exists() or spec.startswith(("~", ".")) or any(sign in spec for sign in separators):
+        _refuse_options_of_downloads(spec, root, download)
         return describe_folder(spec)
     raise UnknownNameError(
         "data set", spec, DATASETS, "vitbench list datasets, or give the path of an image folder (train/<class>/*)"
     )
+
+
+def _refuse_options_of_downloads(spec: str, root: Path | None, download: bool) -> None:
+    """Who gives them means other data."""
+    if root is not None or download:
+        option = "--data-dir" if root is not None else "--download"
+        raise UsageError(
+            f"{option} is for {', '.join(DOWNLOADS)}, not for {spec!r}: leave it out, or name one of them, such as "
+            "--data cifar10"
+        )
 
 
 def load_images(
