@@ -378,16 +378,16 @@ def test_a_folder_that_takes_no_file_is_told_before_the_work(
 
 def test_the_classes_of_a_head_with_a_name_of_its_own_are_found(tmp_path: Path) -> None:
     """Torchvision's MaxViT keeps its classes in classifier.5."""
+    from vitbench.models.claimed import classes_of
     from vitbench.registry import ModelCard
-    from vitbench.trained import _classes_of
 
     card = ModelCard(
         name="torchvision:maxvit_t", builder="", summary="", family="torchvision", source="torchvision",
         image_size=(224, 224), num_classes=1000, patch=1, size_rule="any",
     )  # fmt: skip
     shapes = {"classifier.3.weight": (512, 512), "classifier.5.weight": (7, 512)}
-    assert _classes_of(card, shapes, {}) == 7
-    assert _classes_of(card, {"classifier.5.weight": (7, 99)}, {}) == 1000
+    assert classes_of(card, shapes, {}) == 7
+    assert classes_of(card, {"classifier.5.weight": (7, 99)}, {}) == 1000
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def _load(model: Any, cell: Cell, settings: Mapping[str, Any]) -> str:
 def _digest(task: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint is; with a ``model``, also the size (px) that the file's weights were trained at."""
     from vitbench.models.checkpoints import digest_of
-    from vitbench.trained import size_in_file
+    from vitbench.models.claimed import size_in_file
 
     path = task["weights"]["path"]
     try:

@@ -17,10 +17,11 @@ import torch
 from vitbench.errors import DataError, UsageError
 from vitbench.models import build_model, describe_model
 from vitbench.models.checkpoints import load_checkpoint, read_facts
+from vitbench.models.claimed import chosen_size, shapes_in_file
 from vitbench.normalisation import normalisation_of
 from vitbench.outputs import input_dtype, training_loss
 from vitbench.records import format_image_size
-from vitbench.trained import chosen_size, find_device, shapes_in_file
+from vitbench.trained import find_device
 from vitbench.training.augment import normalise
 from vitbench.training.data import describe_data, load_images, load_training_images
 from vitbench.training.freezing import check_freeze, features_of, freeze_parameters
