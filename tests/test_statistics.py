@@ -581,7 +581,9 @@ def test_a_disturbed_turn_moves_the_figure_hardly() -> None:
     assert abs(disturbed.log_value - found.log_value) < 0.005
 
 
-@pytest.mark.parametrize("spread", [0.01, 0.03, 0.05])
+@pytest.mark.parametrize(
+    "spread", [pytest.param(0.01, marks=pytest.mark.slow), pytest.param(0.03, marks=pytest.mark.slow), 0.05]
+)
 def test_figures_of_quiet_turns_cover_the_truth(spread: float) -> None:
     """From raw samples on, the number of processes decided after five; 2000 runs: the simulation's error is 0.5 %."""
     machine = Machine(12, spread=spread)
