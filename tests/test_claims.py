@@ -538,6 +538,26 @@ def test_from_three_seeds_on_the_prediction_of_one_more_training_decides(
     assert "mean of seeds 0, 1, 2" in one.reason
 
 
+def test_a_loss_is_not_judged_by_a_choice_of_test_pictures() -> None:
+    """The spread over seeds says nothing of the pictures, which are the same for each."""
+    claim = dataclasses.replace(brief_claim("0.6296", 0.6296, "loss"), data="cifar10")
+    few = [with_loss(nats, seed, data="cifar10") for seed, nats in enumerate((0.51, 0.53, 0.55))]  # 360 of 10,000
+    one = judge_by(claim, *few)
+    assert one.verdict == "not checkable here"
+    assert one.reason.endswith("on cifar10, tested on all test pictures, was given")
+    whole = [
+        dataclasses.replace(
+            record,
+            measurements=(
+                *(one for one in record.measurements if one.metric != "test_images"),
+                Measurement.single("test_images", "image", 10_000, "held-out pictures"),
+            ),
+        )
+        for record in few
+    ]
+    assert judge_by(claim, *whole).verdict == "contradicted"
+
+
 def test_an_accuracy_allows_for_the_seeds_as_well_as_for_the_choice_of_test_pictures() -> None:
     published = brief_claim("90.0 %", 0.900)
     apart = [brief_run(correct, seed=seed) for seed, correct in enumerate((270, 288, 306))]

@@ -189,9 +189,10 @@ def without_roots_privilege() -> list[str]:
     """What a command begins with so that the permissions of files hold for it, too."""
     if os.geteuid() != 0:
         return []
-    if shutil.which("setpriv") is None:
+    command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*command, "true"], check=False).returncode:
         pytest.skip("root may look anywhere")
-    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    return command
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of another kind")

@@ -332,7 +332,7 @@ def test_one_picture_whose_outputs_are_not_finite_costs_no_other(
     assert "b.png" in errors
 
 
-def test_a_disk_that_becomes_full_costs_none_of_the_answers_before(
+def test_a_disk_that_becomes_full_costs_no_answer(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitbench.errors import StorageError
@@ -347,7 +347,9 @@ def test_a_disk_that_becomes_full_costs_none_of_the_answers_before(
     paths = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abcd")]
     code, out, errors = ask(capsys, "--weights", good, *paths, "--out", tmp_path / "out", "--json")
     assert (code, errors) == (1, "Error: No space left\n")
-    assert [Path(one["picture"]).name for one in json.loads(out)["pictures"]] == ["a.png", "b.png"]
+    found = json.loads(out)["pictures"]
+    assert [Path(one["picture"]).name for one in found] == ["a.png", "b.png", "c.png", "d.png"]
+    assert ["file" in one for one in found] == [True, True, False, False]
 
 
 def test_what_was_not_loaded_as_it_stands_is_said(

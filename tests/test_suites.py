@@ -855,6 +855,9 @@ def test_the_imbalance_of_ten_times_five_thousand_pictures_is_the_published_one(
         ),
         ({"metrics": ["latency"], "training": {"recipe": "brief", "data": "digits"}}, []),
         ({"metrics": ["params"], "models": ["timm:vit_*", "torchvision:vit_b_16"]}, ["timm", "torchvision"]),
+        ({"metrics": ["latency"], "models": ["vit_b16_*"]}, ["torchvision"]),
+        ({"metrics": ["latency"], "compile": [True]}, ["torch._dynamo"]),
+        ({"metrics": ["latency"], "models": ["module:mine:build"], "memory_limit": "1GiB"}, ["timm", "torchvision"]),
         ({"metrics": ["fvcore"]}, ["fvcore.nn", "thop"]),
     ],
 )

@@ -890,7 +890,7 @@ def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
     assert passes[:7] == [64, 36, 64, 64, 64, 64, 31]
     assert set(passes[7:]) == {50}
     passes.clear()
-    monkeypatch.setattr(Setup, "_cache_features", lambda self: None)
+    monkeypatch.setattr(Setup, "_cache_features", lambda self, state: None)
     summaries.append(start_training(transfer(), tmp_path / "pictures"))
     assert passes.count(20) >= 200 // 20
     one, other = weights(tmp_path / "features"), weights(tmp_path / "pictures")
@@ -914,7 +914,7 @@ def test_test_pictures_go_through_a_frozen_backbone_once_where_none_are_held_out
     summary = start_training(transfer(recipe={"validation": 0.0}), tmp_path / "features")
     figures, last = summary.figures["last"], summary.history[-1]
     assert (last["test_accuracy"], last["test_loss"]) == (figures["test_accuracy"], pytest.approx(figures["test_loss"]))
-    monkeypatch.setattr(Setup, "_cache_features", lambda self: None)
+    monkeypatch.setattr(Setup, "_cache_features", lambda self, state: None)
     expected = start_training(transfer(recipe={"validation": 0.0}), tmp_path / "pictures").history
     assert [row["test_loss"] for row in summary.history] == [
         pytest.approx(row["test_loss"], rel=1e-4) for row in expected
@@ -930,6 +930,42 @@ def test_features_that_do_not_fit_are_not_kept(tmp_path: Path, monkeypatch: pyte
     (said,) = [text for text in heard if "cannot be kept" in text]
     assert said.endswith("they would take 0.0 GB, more than half of the memory that is free")
     assert summary.figures["trainable_params"] == 48 * 10 + 10
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_training_goes_on_with_features_or_without_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """However much memory there is then."""
+    monkeypatch.setattr("vitbench.trainings.setup.spare_memory", lambda: 10**12 if kept else 0)
+    start_training(transfer(), tmp_path / "whole")
+    die_after_saving(monkeypatch, 3)
+    with pytest.raises(KilledError):
+        start_training(transfer(), tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr("vitbench.trainings.setup.spare_memory", lambda: 0 if kept else 10**12)
+    resume_training(tmp_path / "run")
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_an_option_that_an_earlier_version_passed_over_stops_no_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    die_after_saving(monkeypatch, 2)
+    with pytest.raises(KilledError):
+        start_training(request(), tmp_path / "run")
+    monkeypatch.undo()
+    path = tmp_path / "run" / "training.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data_dir": "data", "download": True}))
+    assert resume_training(tmp_path / "run").figures["images_seen"] == 300
+
+
+def test_the_colours_of_a_recipe_stay_where_a_card_states_none(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pth"
+    torch.save(build_model(MODEL, image_size=8, num_classes=10).state_dict(), path)
+    mean = [0.1, 0.2, 0.3]
+    start_training(request(weights=str(path), recipe={"images": 20, "mean": mean}), tmp_path / "run")
+    assert read_facts(tmp_path / "run" / "checkpoints" / "last.safetensors")["recipe"]["mean"] == mean
 
 
 def test_a_frozen_pruning_model_drops_patches_while_its_head_trains_as_when_it_is_tested(

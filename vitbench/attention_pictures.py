@@ -145,8 +145,9 @@ def draw_attention(
         raise UsageError(f"There is {both}: give the path of one image, or --data NAME --index N")
     if index is not None and data is None:
         raise UsageError(f"--index {index} goes with --data NAME: an image is given as its path alone")
-    if data_dir is not None and data is None:
-        raise UsageError("--data-dir goes with --data NAME: an image is given as its path alone")
+    if (data_dir is not None or download) and data is None:
+        option = "--download" if data_dir is None else "--data-dir"
+        raise UsageError(f"{option} goes with --data NAME: an image is given as its path alone")
     trained = open_trained(
         model,
         weights=weights,

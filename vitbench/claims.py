@@ -25,6 +25,7 @@ from vitbench.shapes import is_number
 from vitbench.statistics import estimate, prediction_interval, wilson_interval
 from vitbench.suites import TRAIN_IMAGES
 from vitbench.training.data import DATASETS
+from vitbench.training.downloads import DOWNLOADS
 from vitbench.training.recipes import list_recipes, load_recipe
 
 Verdict = Literal["agrees", "agrees as multiply-adds", "contradicted", "not checkable here"]
@@ -40,7 +41,7 @@ MIN_SEEDS = 3
 
 #: Options of a training's cell: what it began with other than random weights (``pretrained``: the published ones), and
 #: what of the model was frozen.
-BEGAN_WITH, FROZEN = "began_with", "freeze"
+BEGAN_WITH, FROZEN, TEST_IMAGES = "began_with", "freeze", "test_images"
 
 _IMAGENET = "ImageNet-1K"
 _FOLDER = re.compile(r"folder:(?P<name>[^:]+):")
@@ -239,11 +240,16 @@ def _judge_training(undecided: Judgement, records: Sequence[Record]) -> Judgemen
         return dataclasses.replace(undecided, reason=reason)
     own = load_recipe(claim.recipe).hash
     trainings = [record for record in records if record.cell.recipe_hash == own and _is_whole(record.cell, claim)]
+    tested = ""
+    if claim.quantity != "top1":  # whose interval allows for the choice of pictures; the seeds' spread does not
+        whole = [record for record in trainings if _is_tested_whole(record)]
+        tested = ", tested on all test pictures," if len(whole) < len(trainings) else ""
+        trainings = whole
     found = _of_most_seeds([record for record in trainings if is_data_of(claim, record.cell.data)], claim)
     if found:
         return _decide_trained(undecided, found)
     began = ", from the published weights," if claim.pretrained else ""
-    reason = f"no completed run of the recipe {claim.recipe} on {_where(claim.data)}{began} was given"
+    reason = f"no completed run of the recipe {claim.recipe} on {_where(claim.data)}{began}{tested} was given"
     return dataclasses.replace(undecided, reason=reason)
 
 
@@ -255,6 +261,14 @@ def _is_whole(cell: Cell, claim: Claim) -> bool:
     else:
         begun = BEGAN_WITH not in options and FROZEN not in options
     return begun and TRAIN_IMAGES not in options
+
+
+def _is_tested_whole(record: Record) -> bool:
+    """Whether the test pictures were all that there are, as far as it is known how many there are."""
+    tested = _value(record, "test_images")
+    known = DOWNLOADS.get(record.cell.data or "")
+    whole = TEST_IMAGES not in dict(record.cell.options)
+    return whole and (tested is None or known is None or tested >= known.test_images)
 
 
 def is_data_of(claim: Claim, label: str | None) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitbench.errors import DataError, UsageError
+from vitbench.errors import DataError, UsageError, VitbenchError
 from vitbench.printable import printable
 from vitbench.store import write_atomically
 from vitbench.trained import TrainedModel, explain_oom, read_picture
@@ -179,11 +179,12 @@ def each_prediction(
     found.
 
     With ``out`` an annotated PNG of each goes into that folder, which must be there. ``tell`` is told of each picture
-    that cannot be read, and of one whose outputs are not finite. Raises OutOfMemory and what a write into ``out``
-    raises.
+    that cannot be read, and of one whose outputs are not finite. Raises OutOfMemory; what a write into ``out``
+    raises comes at the end, after all answers, and nothing more is written.
     """
     names = OutputNames(out, [source.path for source in sources if source.path is not None]) if out else None
     waiting: list[_Read | Unread] = []
+    failed: list[VitbenchError] = []
 
     def flush() -> Iterator[Prediction | Unread]:
         batch = [one for one in waiting if isinstance(one, _Read)]
@@ -202,9 +203,14 @@ def each_prediction(
             comparable = truth is not None and truth in (trained.class_names or ())
             right = truth == guesses[0].name if comparable else None
             found = Prediction(picture=one.source.name, guesses=guesses, truth=truth, right=right)
-            if out and names and one.shown:
-                found = dataclasses.replace(found, file=names.take(one.source.stem))
-                write_atomically(out / str(found.file), annotate(one.shown, found))
+            if out and names and one.shown and not failed:
+                name = names.take(one.source.stem)
+                try:
+                    write_atomically(out / name, annotate(one.shown, found))
+                except VitbenchError as error:  # the answers are not lost with the pictures of them
+                    failed.append(error)
+                else:
+                    found = dataclasses.replace(found, file=name)
             yield found
         waiting.clear()
 
@@ -220,6 +226,8 @@ def each_prediction(
         if sum(isinstance(one, _Read) for one in waiting) == BATCH_SIZE:
             yield from flush()
     yield from flush()
+    if failed:
+        raise failed[0]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import queue
@@ -19,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vitbench import lifeline, stacks
 from vitbench.errors import WorkerError
+from vitbench.registry import model_registry
 
 if TYPE_CHECKING:
     import psutil
@@ -431,9 +433,14 @@ def _interpreter(arguments: Sequence[str]) -> list[str]:
 
 
 def libraries_of(models: Iterable[str]) -> list[str]:
-    """The libraries that models of these names come from, to be loaded once and not in each worker."""
-    prefixes = {name.partition(":")[0] for name in models}
-    return [library for library in ("timm", "torchvision") if library in prefixes]
+    """The libraries that models of these names (or patterns) come from, to be loaded once and not in each worker."""
+    names = tuple(models)
+    needed = {name.partition(":")[0] for name in names}
+    # those of ours that are torchvision's
+    built_on_it = [name for name, card in model_registry().items() if card.published_weights]
+    if any(fnmatch.fnmatchcase(one, name) for one in built_on_it for name in names):
+        needed.add("torchvision")
+    return [library for library in ("timm", "torchvision") if library in needed]
 
 
 def make_launcher(preload: Iterable[str] = (), *, allow_import: bool = False) -> Launcher:

@@ -37,6 +37,7 @@ from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Record
 from vitbench.registry import METRICS, PRETRAINED
 from vitbench.suites import DEFAULT_SUITE, NATIVE, RANDOM, Suite, list_suites, load_suite, make_suite, to_toml
+from vitbench.training.data import options_of_data
 from vitbench.training.downloads import DOWNLOADS
 from vitbench.training.recipes import BUDGETS
 from vitbench.untrusted import refuse_links
@@ -173,13 +174,15 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     training: dict[str, Any] = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
     budget = parse_budget(str(keys.pop("budget"))) if "budget" in keys else {}
     sampling = {key: keys.pop(key) for key in ("processes", "precision") if key in keys}
-    if keys.get("weights", RANDOM) not in (RANDOM, PRETRAINED):
-        keys.setdefault("image_sizes", [NATIVE])  # a checkpoint's own, not what the suite has for its models
     suite = load_suite(name_or_path, keys)
+    own_file = keys.get("weights", RANDOM) not in (RANDOM, PRETRAINED)
+    if own_file and "image_sizes" not in keys and name_or_path in list_suites() and not _imports(suite):
+        # a checkpoint's own size, not what a built-in suite has for its models
+        suite = _changed(suite, name_or_path, image_sizes=[NATIVE])
     check_excluded_recipes(suite)
     _check_training_options(suite, training, budget, metrics_given="metrics" in keys)
     if name_or_path in list_suites():
-        suite = _less_what_options_replace(suite, {*keys, *training}, training.get("data"))
+        suite = less_what_options_replace(suite, {*keys, *training}, training.get("data"))
     if suite.devices != ("auto",) and "devices" in keys and suite.training is not None:
         # devices that are named are those to train on, too
         suite = suite.model_copy(update={"training": suite.training.model_copy(update={"devices": None})})
@@ -206,7 +209,7 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     return suite
 
 
-def _less_what_options_replace(suite: Suite, given: set[str], data: str | None) -> Suite:
+def less_what_options_replace(suite: Suite, given: set[str], data: str | None) -> Suite:
     """A built-in suite without what it says about axes and data of its own where options (``given``) say otherwise:
     rules all of whose keys are given, and the picture size of its trainings.
     """
@@ -223,6 +226,11 @@ def _less_what_options_replace(suite: Suite, given: set[str], data: str | None) 
     if section is not None and "training" not in given and (other_data or "image_sizes" in given):
         suite = suite.model_copy(update={"training": section.model_copy(update={"image_size": None})})
     return suite
+
+
+def _imports(suite: Suite) -> bool:
+    """Whether a builder of one's own is in it, of which no size is known."""
+    return any(name.startswith("module:") for name in suite.models)
 
 
 def _changed(suite: Suite, source: str, **changes: Any) -> Suite:
@@ -375,9 +383,12 @@ def modules_of(suite: Suite) -> list[str]:
     modules = []
     kinds = {METRICS.get(name).process for name in suite.metrics}
     learns = suite.training is not None and "training" in kinds
-    if "train" in suite.modes or learns:
+    if "train" in suite.modes or learns or any(suite.compile):
         modules.append("torch._dynamo")  # comes in with the first optimizer
     modules += libraries_of(suite.models)
+    if suite.memory_limit is not None and any(name.startswith("module:") for name in suite.models):
+        # the limit is of what comes after the libraries, of which a builder of one's own may import any
+        modules += [name for name in ("timm", "torchvision") if name not in modules]
     if learns:
         assert suite.training is not None
         modules += ["sklearn.metrics", *(["sklearn.datasets"] if suite.training.data == "digits" else [])]
@@ -455,6 +466,12 @@ def _suite_as_run(folder: Path) -> Suite:
     ``processes``.
     """
     suite = load_suite(str(folder / store.SUITE))
+    if suite.training is not None:
+        section = suite.training
+        root, download = options_of_data(section.data, section.data_dir, section.download)
+        suite = suite.model_copy(
+            update={"training": section.model_copy(update={"data_dir": root, "download": download})}
+        )
     if "precision" in (folder / store.SUITE).read_text(encoding="utf-8"):
         return suite
     return suite.model_copy(update={"measure": suite.measure.model_copy(update={"precision": 0.0})})

@@ -11,7 +11,8 @@ from vitbench.errors import UsageError
 from vitbench.records import Cell
 from vitbench.registry import METRICS as REGISTERED
 from vitbench.registry import is_external
-from vitbench.suites import ModelFacts, Suite, expand, load_suite, make_suite
+from vitbench.runner import less_what_options_replace
+from vitbench.suites import ModelFacts, Suite, expand, list_suites, load_suite, make_suite
 from vitbench.thresholds import Rule as ThresholdRule
 from vitbench.thresholds import Threshold, threshold_for
 
@@ -34,6 +35,8 @@ def choose_suite(name_or_path: str | None, overrides: Mapping[str, Any]) -> Suit
             raise UsageError("What is to be compared? Give --suite NAME or --models A,B. See: vitbench list suites")
         return make_suite({"name": "ab", **DEFAULTS}, "vitbench ab", given)
     suite = load_suite(name_or_path, {**({} if "threads" in given else {"threads": DEFAULTS["threads"]}), **given})
+    if name_or_path in list_suites():
+        suite = less_what_options_replace(suite, set(given), None)
     if suite.frontier is not None:
         raise UsageError(f"Suite {suite.name!r} searches for the largest batch, which is not timed: give another one")
     if suite.weights != "random" or suite.memory_limit is not None:

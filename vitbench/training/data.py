@@ -86,6 +86,13 @@ def describe_data(spec: str, *, root: Path | None = None, download: bool = False
     )
 
 
+def options_of_data(spec: str, root: str | None, download: bool) -> tuple[str | None, bool]:
+    """``root`` and ``download`` where they mean something for ``spec``, else None and False: what an earlier version
+    stored need not do so.
+    """
+    return (root, download) if spec in DOWNLOADS else (None, False)
+
+
 def _refuse_options_of_downloads(spec: str, root: Path | None, download: bool) -> None:
     """Who gives them means other data."""
     if root is not None or download:

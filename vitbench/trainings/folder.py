@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from vitbench.errors import RunFolderError
 from vitbench.shapes import COUNT, FLAG, NUMBER, OBJECT, POSITIVE, SHARE, TEXT, Kind, Maybe, check_present, check_shape
 from vitbench.store import cannot_write, write_atomically
+from vitbench.training.data import options_of_data
 from vitbench.training.recipes import Recipe
 from vitbench.trainings.request import REQUEST, SCHEMA, SUMMARY, TrainingRequest
 from vitbench.untrusted import read_json
@@ -76,6 +77,8 @@ def request_from_dict(content: dict[str, Any]) -> TrainingRequest:
     if unknown or missing:
         raise ValueError(f"{missing[0]} is missing" if missing else f"it has no field {unknown[0][:80]!r}")
     request = TrainingRequest(**content)
+    root, download = options_of_data(request.data, request.data_dir, request.download)
+    request = replace(request, data_dir=root, download=download)
     try:
         Recipe(**request.recipe)
     except ValidationError as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vitbench.claims import BEGAN_WITH, FROZEN
+from vitbench.claims import BEGAN_WITH, FROZEN, TEST_IMAGES
 from vitbench.errors import RunFolderError
 from vitbench.records import Cell, Measurement, Record, parse_image_size
 from vitbench.registry import PRETRAINED
@@ -99,6 +99,8 @@ def _departures(request: TrainingRequest) -> tuple[tuple[str, str], ...]:
         found[FROZEN] = request.freeze
     if request.train_images is not None:
         found[TRAIN_IMAGES] = str(request.train_images)
+    if request.test_images is not None:
+        found[TEST_IMAGES] = str(request.test_images)
     return tuple(found.items())
 
 

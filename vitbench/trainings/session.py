@@ -130,7 +130,7 @@ class Session:
             raise
         except OSError as error:
             raise cannot_write(folder, error) from error
-        except (RuntimeError, MemoryError, ValueError, TypeError, AssertionError) as error:
+        except Exception as error:
             explained = self._explain(error)
             if explained is None:
                 raise

@@ -136,8 +136,9 @@ class Setup:
             self._take_weights(state, header or {})
         elif request.weights:
             self.origin = self._load_weights()
-        if header is not None or request.pretrained or (request.weights and not told):
-            # what was begun with stays; weights from elsewhere have been trained as their model's card says
+        from_elsewhere = request.weights is not None and not told and (card.mean, card.std) != (_HALVES, _HALVES)
+        if header is not None or request.pretrained or from_elsewhere:
+            # what was begun with stays; weights from elsewhere have been trained as their model's card says, if it does
             mean, std = normalisation_of(card, told)
             if (self.recipe.mean, self.recipe.std) != (mean, std):
                 self.recipe = self.recipe.model_copy(update={"mean": mean, "std": std})
@@ -161,7 +162,7 @@ class Setup:
         self.model.to(self.device.torch_device)
         if request.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.features = self._cache_features()
+        self.features = self._cache_features(state)
 
     def make_trainer(self, on_step: Callable[[int, int | None, float], None]) -> Trainer:
         """The training, at its beginning."""
@@ -276,12 +277,17 @@ class Setup:
         torch.manual_seed(self.request.seed)
         return unused
 
-    def _cache_features(self) -> tuple[FeatureSet, FeatureSet] | None:
+    def _cache_features(self, state: Mapping[str, Any] | None) -> tuple[FeatureSet, FeatureSet] | None:
         """FeatureSets of the training pictures and of those that each epoch is tested on, where only one head is
-        trained and no picture ever changes.
+        trained and no picture ever changes. A training goes on from a ``state`` as it began: with the head alone, or
+        with the whole model.
         """
         recipe = self.recipe
         if len(self.freezing.heads) != 1:
+            return None
+        head = self.model.get_submodule(self.freezing.heads[0])
+        began_with_features = state is not None and state["trained"].keys() == head.state_dict().keys()
+        if state is not None and not began_with_features:
             return None
         if recipe.augment or recipe.mixup or recipe.cutmix or self.request.compile:
             return None
@@ -295,7 +301,9 @@ class Setup:
                 return self.model(inputs)
 
         def check(size: int) -> None:
-            if size > spare_memory():
+            # all processes have to do the same
+            too_large = self.ranks.share(size * self.ranks.count > spare_memory())
+            if too_large and not began_with_features:
                 raise UsageError(f"they would take {size / 1e9:.1f} GB, more than half of the memory that is free")
 
         self.progress.note("The backbone is frozen and no picture changes: its features are computed once")
@@ -316,6 +324,10 @@ class Setup:
         if self.request.amp == "off":
             return contextlib.nullcontext()
         return torch.autocast(self.device.kind, dtype=torch.bfloat16 if self.request.amp == "bf16" else torch.float16)
+
+
+#: What a card says that states no normalisation.
+_HALVES = (0.5, 0.5, 0.5)
 
 
 def _listed(channels: tuple[float, ...]) -> str:
