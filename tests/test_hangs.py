@@ -65,7 +65,7 @@ def launcher(left_behind: Path) -> Iterator[Launcher]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("LEFT_BEHIND", str(left_behind))
-        with make_launcher(allow_import=True) as launcher:
+        with make_launcher(["torch._dynamo"], allow_import=True) as launcher:  # as a suite with training steps has it
             launcher.wait_until_ready()
             yield launcher
 

@@ -1261,9 +1261,10 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Trainings by the recipe brief as it is, on all digits."""
+    """Trainings by the recipe brief as it is, on all digits, tested on all of theirs."""
     folder = tmp_path_factory.mktemp("seeds")
-    brief = replace(request(), recipe=load_recipe("brief").model_dump(mode="json"), train_images=None)
+    brief = load_recipe("brief").model_dump(mode="json")
+    brief = replace(request(), recipe=brief, train_images=None, test_images=None)
     for seed in range(3):
         start_training(replace(brief, seed=seed), folder / str(seed))
     return [folder / str(seed) for seed in range(3)]
