@@ -339,7 +339,7 @@ def test_a_checkpoint_that_cannot_be_used_gets_one_line_before_the_first_cell(
 
 def one_error(errors: str) -> str:
     """The only line that is no note on what is under way."""
-    notes = ("Loading torch and timm", "Trying the weights")
+    notes = ("Loading torch", "Trying the weights")
     lines = [line for line in errors.splitlines() if not line.startswith(notes)]
     assert len(lines) == 1, errors
     return lines[0]

@@ -326,7 +326,7 @@ def make_plan(
     Without ``allow_downloads`` published weights are not tried and no data set is fetched, which is noted. Raises
     UsageError for names, devices and sizes that are not legal: before the first cell, not as its record.
     """
-    note("Loading torch and timm, looking for devices ...")
+    note("Loading torch, looking for devices ...")
     launcher.wait_until_ready()
     described = _ask(launcher, {"kind": "describe"})[0]
     found = list(described["devices"])
