@@ -11,7 +11,8 @@ from vitbench.shapes import is_number
 #: Red, green and blue.
 Channels = tuple[float, float, float]
 
-_HALF = (0.5, 0.5, 0.5)
+#: What a card or a recipe has that states no other.
+HALVES: Channels = (0.5, 0.5, 0.5)
 
 
 def normalisation_of(card: ModelCard, facts: Mapping[str, Any]) -> tuple[Channels, Channels]:
@@ -19,11 +20,11 @@ def normalisation_of(card: ModelCard, facts: Mapping[str, Any]) -> tuple[Channel
     else of the card.
     """
     if not facts:
-        return _channels(card.mean) or _HALF, _channels(card.std) or _HALF
+        return _channels(card.mean) or HALVES, _channels(card.std) or HALVES
     recipe = facts.get("recipe")
     told = recipe if isinstance(recipe, Mapping) else {}
     std = _channels(told.get("std"))
-    return _channels(told.get("mean")) or _HALF, std if std and min(std) > 0 else _HALF
+    return _channels(told.get("mean")) or HALVES, std if std and min(std) > 0 else HALVES
 
 
 def _channels(values: Any) -> Channels | None:

@@ -386,7 +386,7 @@ def modules_of(suite: Suite) -> list[str]:
     if "train" in suite.modes or learns or any(suite.compile):
         modules.append("torch._dynamo")  # comes in with the first optimizer
     modules += libraries_of(suite.models)
-    if suite.memory_limit is not None and any(name.startswith("module:") for name in suite.models):
+    if suite.memory_limit is not None and _imports(suite):
         # the limit is of what comes after the libraries, of which a builder of one's own may import any
         modules += [name for name in ("timm", "torchvision") if name not in modules]
     if learns:

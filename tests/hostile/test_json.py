@@ -31,6 +31,7 @@ from vitbench.training.recipes import load_recipe
 from vitbench.training.states import load_state, save_state
 from vitbench.trainings import LAST, REQUEST, SUMMARY, TrainingRequest, train
 from vitbench.trainings.folder import versions
+from vitbench.trainings.records import read_training
 
 #: Of every kind that JSON has.
 ANYTHING: list[Any] = [None, True, -1, 0.5, 10**400, "", "x", [], ["a"], {}, {"a": [1]}]
@@ -501,11 +502,17 @@ def test_published_figures_are_not_judged_by_a_training_whose_summary_is_broken(
     assert said in errors
 
 
-def test_published_figures_are_judged_with_a_training_that_is_whole(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_training_that_is_whole_is_read_with_its_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = a_training(tmp_path / "training", summary=JUDGED)
     assert ask(capsys, "claims", folder, "--models", MODEL)[0] == 0
+    record = read_training(folder)
+    figures = json.loads((folder / SUMMARY).read_text())["figures"]
+    accuracy, loss = record.measurement("accuracy"), record.measurement("test_loss")
+    assert accuracy is not None
+    assert loss is not None
+    assert accuracy.value == figures["last"]["test_correct"] / figures["test_images"]
+    assert loss.value == figures["last"]["test_loss"]
+    assert (record.cell.model, record.cell.recipe_hash) == (MODEL, figures["recipe_hash"])
 
 
 @pytest.fixture(scope="module")

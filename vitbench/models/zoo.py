@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from vitbench.errors import ImageSizeError, UnknownNameError, UsageError
+from vitbench.normalisation import HALVES
 from vitbench.records import format_image_size
 from vitbench.registry import Claim, ModelCard
 
@@ -27,7 +28,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Their weights were trained with mean and std 0.5. torchvision's own loading turns ImageNet's normalisation into that
 #: inside the model (``transform_input``), which a checkpoint of the model would not tell.
 _TAKE_HALVES = ("googlenet", "inception_v3")
-_HALVES = (0.5, 0.5, 0.5)
 
 
 def describe_timm(name: str) -> ModelCard:
@@ -164,8 +164,8 @@ def describe_torchvision(name: str) -> ModelCard:
         size_rule="any",
         published_weights=str(weights).rpartition(".")[2],
         published_classes=len(meta["categories"]),
-        mean=_HALVES if architecture in _TAKE_HALVES else tuple(preparation.get("mean", IMAGENET_MEAN)),
-        std=_HALVES if architecture in _TAKE_HALVES else tuple(preparation.get("std", IMAGENET_STD)),
+        mean=HALVES if architecture in _TAKE_HALVES else tuple(preparation.get("mean", IMAGENET_MEAN)),
+        std=HALVES if architecture in _TAKE_HALVES else tuple(preparation.get("std", IMAGENET_STD)),
         min_size=smallest if smallest < side else 1,  # ViT and Swin name their own size, though they take smaller ones
         config={"architecture": architecture},
         claims=_published(weights, f"torchvision {torchvision.__version__}, {weights}"),

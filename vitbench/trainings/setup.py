@@ -18,7 +18,7 @@ from vitbench.errors import DataError, UsageError
 from vitbench.models import build_model, describe_model
 from vitbench.models.checkpoints import load_checkpoint, read_facts
 from vitbench.models.claimed import chosen_size, shapes_in_file
-from vitbench.normalisation import normalisation_of
+from vitbench.normalisation import HALVES, normalisation_of
 from vitbench.outputs import input_dtype, training_loss
 from vitbench.records import format_image_size
 from vitbench.trained import find_device
@@ -136,7 +136,7 @@ class Setup:
             self._take_weights(state, header or {})
         elif request.weights:
             self.origin = self._load_weights()
-        from_elsewhere = request.weights is not None and not told and (card.mean, card.std) != (_HALVES, _HALVES)
+        from_elsewhere = request.weights is not None and not told and (card.mean, card.std) != (HALVES, HALVES)
         if header is not None or request.pretrained or from_elsewhere:
             # what was begun with stays; weights from elsewhere have been trained as their model's card says, if it does
             mean, std = normalisation_of(card, told)
@@ -324,10 +324,6 @@ class Setup:
         if self.request.amp == "off":
             return contextlib.nullcontext()
         return torch.autocast(self.device.kind, dtype=torch.bfloat16 if self.request.amp == "bf16" else torch.float16)
-
-
-#: What a card says that states no normalisation.
-_HALVES = (0.5, 0.5, 0.5)
 
 
 def _listed(channels: tuple[float, ...]) -> str:
