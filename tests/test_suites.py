@@ -15,7 +15,7 @@ import pytest
 from tests.training.folders import make_image_folder
 from vitbench.errors import DeviceError, ImageSizeError, SuiteError, UnknownNameError, UsageError
 from vitbench.planning import check_before_loading, make_plan, parse_budget, resolve_training
-from vitbench.processes import make_launcher
+from vitbench.processes import Launcher
 from vitbench.records import Cell
 from vitbench.registry import METRICS, model_registry
 from vitbench.runner import modules_of, plan_suite, prepare_suite
@@ -652,6 +652,7 @@ def test_pictures_of_ones_own_are_trained_at_the_sizes_that_are_measured(tmp_pat
     assert [cell.image_size for cell in training_cells(suite)] == [(48, 48), (64, 64)]
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_a_size_of_training_that_does_not_fit_names_where_it_is_from(tmp_path: Path) -> None:
     training = "[training]\nimage_size = 18"
     suite = write_suite(tmp_path, training)
@@ -688,6 +689,7 @@ def test_what_rules_drop_is_counted_with_the_rules() -> None:
     ]
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_a_dry_run_says_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     from vitbench.cli import run_command
 
@@ -737,7 +739,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_ask", told)
 
 
-@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.usefixtures("two_gpus", "shared_workers")
 @pytest.mark.parametrize(
     ("name", "devices", "trained_on"),
     [
@@ -762,13 +764,12 @@ def test_long_trainings_take_one_device_unless_devices_are_named(
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_a_suite_may_name_where_it_trains() -> None:
+def test_a_suite_may_name_where_it_trains(fork_server: Launcher) -> None:
     content = {"name": "x", "models": ["vit_basic"], "devices": ["cpu", "cuda:1"], "metrics": ["accuracy"]}
 
     def trained_on(devices: Any) -> list[str]:
         suite = make_suite({**content, "training": {"devices": devices}}, "x.toml")
-        with make_launcher([]) as launcher:
-            return [cell.device for cell in make_plan(check_before_loading(suite), launcher, print).cells]
+        return [cell.device for cell in make_plan(check_before_loading(suite), fork_server, print).cells]
 
     assert trained_on("auto") == ["cuda:1"]  # the first accelerator of the suite's own devices
     assert trained_on(["cuda:0", "cpu"]) == ["cuda", "cpu"]
@@ -848,21 +849,22 @@ def test_the_imbalance_of_ten_times_five_thousand_pictures_is_the_published_one(
     ("keys", "modules"),
     [
         ({"metrics": ["latency"]}, []),
-        ({"metrics": ["latency"], "modes": ["infer", "train"]}, ["torch._dynamo"]),
         (
             {"metrics": ["accuracy"], "training": {"recipe": "brief", "data": "digits"}},
-            ["torch._dynamo", "sklearn.metrics", "sklearn.datasets"],
+            ["sklearn.metrics", "sklearn.datasets"],
         ),
         ({"metrics": ["latency"], "training": {"recipe": "brief", "data": "digits"}}, []),
         ({"metrics": ["params"], "models": ["timm:vit_*", "torchvision:vit_b_16"]}, ["timm", "torchvision"]),
         ({"metrics": ["latency"], "models": ["vit_b16_*"]}, ["torchvision"]),
-        ({"metrics": ["latency"], "compile": [True]}, ["torch._dynamo"]),
         ({"metrics": ["latency"], "models": ["module:mine:build"], "memory_limit": "1GiB"}, ["timm", "torchvision"]),
         ({"metrics": ["fvcore"]}, ["fvcore.nn", "thop"]),
     ],
 )
 def test_workers_share_the_libraries_that_they_need_and_no_others(keys: dict[str, Any], modules: list[str]) -> None:
-    assert modules_of(make_suite({"name": "x", "models": ["vit_basic"], **keys}, "x.toml")) == modules
+    assert modules_of(make_suite({"name": "x", "models": ["vit_basic"], **keys}, "x.toml")) == [
+        "torch._dynamo",
+        *modules,
+    ]
 
 
 def test_what_all_workers_share_is_quickly_loaded() -> None:

@@ -80,6 +80,10 @@ def main() -> None:
 def run_command(arguments: list[str]) -> int:
     """The exit code of a command; what goes wrong on purpose is one line on stderr."""
     try:
+        Path.cwd()  # libraries that are loaded in a folder that is gone fail in ways of their own
+    except FileNotFoundError:
+        return _complain("The current folder is gone. Change to one that is there", 2)
+    try:
         result = app(args=arguments, prog_name="vitbench", standalone_mode=False)
     except _PARSER_ERROR as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)

@@ -162,7 +162,7 @@ def plan_suite(
 ) -> Plan:
     """What ``run_suite`` would measure, without measuring it or downloading anything. Raises UsageError like it."""
     chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick), allow_many_cells=allow_many_cells)
-    with _launch(chosen, allow_import) as launcher:
+    with make_launcher(counting_modules(chosen), allow_import=allow_import) as launcher:
         return make_plan(chosen, launcher, note, allow_many_cells=allow_many_cells, allow_downloads=False)
 
 
@@ -380,12 +380,9 @@ def modules_of(suite: Suite) -> list[str]:
     """What the suite's workers need beside the usual, each of which takes a second: loaded once, and only if it is
     needed.
     """
-    modules = []
+    modules = counting_modules(suite)
     kinds = {METRICS.get(name).process for name in suite.metrics}
     learns = suite.training is not None and "training" in kinds
-    if "train" in suite.modes or learns or any(suite.compile):
-        modules.append("torch._dynamo")  # comes in with the first optimizer
-    modules += libraries_of(suite.models)
     if suite.memory_limit is not None and _imports(suite):
         # the limit is of what comes after the libraries, of which a builder of one's own may import any
         modules += [name for name in ("timm", "torchvision") if name not in modules]
@@ -395,6 +392,12 @@ def modules_of(suite: Suite) -> list[str]:
     if "counters" in kinds:
         modules += ["fvcore.nn", "thop"]
     return modules
+
+
+def counting_modules(suite: Suite) -> list[str]:
+    """Those of ``modules_of`` that a plan needs: it builds and counts, and trains nothing."""
+    # torch's compiler comes in with the first sum of two tensors on meta, and with the first optimizer
+    return ["torch._dynamo", *libraries_of(suite.models)]
 
 
 def new_folder(out: str | Path | None, suite_name: str) -> Path:

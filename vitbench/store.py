@@ -360,7 +360,8 @@ def cannot_write(path: Path, error: OSError) -> VitbenchError:
     """What a failed write means: a full disk (StorageError), or a place that cannot be written (RunFolderError)."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return StorageError(f"Cannot write {path}: {error.strerror}")
-    return RunFolderError(f"Cannot write {path}: {error.strerror}. Choose another folder")
+    # libraries raise such errors, too, in words of their own
+    return RunFolderError(f"Cannot write {path}: {error.strerror or error}. Choose another folder")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -87,6 +87,7 @@ class Session:
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self._recent: list[float] = []
+        self._drawn = 0  # how many of the rows history and curves show that this process has written
         self._writer: Any = None
         self._board_looked_for = False
 
@@ -462,6 +463,7 @@ class Session:
     def _write_course(self) -> None:
         write_atomically(self.folder / "history.csv", history_csv(self.rows).encode())
         write_curves(self.rows, self.folder / "curves.png", self._title())
+        self._drawn = len(self.rows)
 
     def _show_epoch(self, row: dict[str, Any]) -> None:
 
@@ -495,7 +497,8 @@ class Session:
         """Save, test, report."""
         if not self.ranks.first:
             return TrainingSummary(folder=self.folder, history=tuple(self.rows), figures={})
-        self._write_course()  # a crash may have come between the last checkpoint and these
+        if self._drawn < len(self.rows):  # a crash came between the last checkpoint and these
+            self._write_course()
         self._save_weights("last")
         result = self._test_last()
         figures: dict[str, Any] = {
