@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts background jobs with Ctrl-C ignored, which their children inherit: tests send it to theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if TYPE_CHECKING:
+    from tests.launching import SharedLauncher
+    from vitbench.processes import Launcher
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -42,3 +47,25 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
             pytest.fail("differs; if it is meant to, run pytest --update-golden\n" + "\n".join(lines), pytrace=False)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[Launcher]:
+    """Workers that may import from the checkout, for the tests that change neither variables nor what is loaded."""
+    from tests.launching import ROOT
+    from vitbench.processes import make_launcher
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        launcher = make_launcher(["torch._dynamo"], allow_import=True)
+    with launcher:
+        yield launcher
+
+
+@pytest.fixture
+def shared_workers(fork_server: Launcher) -> Iterator[list[SharedLauncher]]:
+    """Runs in this process get their workers from ``fork_server``."""
+    from tests.launching import lending
+
+    with lending(fork_server) as launchers:
+        yield launchers

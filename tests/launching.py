@@ -1,14 +1,17 @@
-"""One fork server for the tests of a module: real workers and the real command line, without its seconds a run."""
+"""One fork server for many tests: real workers and the real command line, without its seconds a run."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 
 from vitbench import runner
 from vitbench.processes import Launcher, Worker, make_launcher
+
+ROOT = Path(__file__).parents[1]
 
 
 class SharedLauncher(Launcher):
@@ -34,13 +37,20 @@ class SharedLauncher(Launcher):
 
 @contextlib.contextmanager
 def shared_server() -> Iterator[list[SharedLauncher]]:
-    """Runs inside this context share one server that may import; the list holds a launcher for each of them."""
+    """Runs inside this context share a server of their own, begun in the folder and with the variables of now."""
+    with make_launcher(["torch._dynamo"], allow_import=True) as launcher, lending(launcher) as launchers:
+        yield launchers
+
+
+@contextlib.contextmanager
+def lending(launcher: Launcher) -> Iterator[list[SharedLauncher]]:
+    """Runs inside this context share ``launcher``; the list holds what each of them got."""
     launchers: list[SharedLauncher] = []
-    with make_launcher(["torch._dynamo"], allow_import=True) as launcher, pytest.MonkeyPatch.context() as patch:
 
-        def lend(preload: Iterable[str] = (), *, allow_import: bool = False) -> Launcher:
-            launchers.append(SharedLauncher(launcher))
-            return launchers[-1]
+    def lend(preload: Iterable[str] = (), *, allow_import: bool = False) -> Launcher:
+        launchers.append(SharedLauncher(launcher))
+        return launchers[-1]
 
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "make_launcher", lend)
         yield launchers

@@ -20,13 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitbench
-from tests.launching import shared_server
+from tests.launching import lending
 from vitbench import runner
 from vitbench.conversation import classify_death, converse
 from vitbench.devices import Failure, failures, open_device
 from vitbench.devices.cuda import CudaDevice
 from vitbench.devices.mps import MpsDevice
 from vitbench.errors import DataError, StorageError, Unsupported, UsageError, VitbenchError
+from vitbench.processes import Launcher
 from vitbench.records import STATUSES, Cell
 from vitbench.static_counts import measure_task
 from vitbench.tracebacks import model_places, with_places
@@ -410,11 +411,10 @@ def builders(*names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+def server(fork_server: Launcher) -> Iterator[None]:
+    with lending(fork_server), pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        with shared_server():
-            yield
+        yield
 
 
 def run_of(folder: Path, models: list[str], **keys: Any) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import psutil
 import pytest
 
 import vitbench
+from tests.launching import lending
 from vitbench.conversation import classify_death
 from vitbench.devices import open_device
 from vitbench.devices.mps import MpsDevice, fallback_operators
 from vitbench.errors import StorageError, UsageError, VitbenchError
 from vitbench.metrics.subject import NotFiniteError
+from vitbench.processes import Launcher
 from vitbench.records import Record
 from vitbench.runner import RunSummary, resume_run
 from vitbench.store import read_records
@@ -50,9 +52,9 @@ def failing(*names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
+def run(fork_server: Launcher, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
     """One run over all of them, under a memory limit and a short timeout."""
-    with pytest.MonkeyPatch.context() as patch:
+    with lending(fork_server), pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return vitbench.run_suite(
             "smoke",
@@ -150,6 +152,7 @@ def test_failures_are_told_by_the_exit_code_and_memory_is_not_one(run: RunSummar
     assert failed == {name for name, ending in ENDINGS.items() if ending[0] not in ("ok", "oom")}
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_training_may_run_out_of_memory_where_inference_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +175,7 @@ def test_training_may_run_out_of_memory_where_inference_does_not(
     assert not summary.failed
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_a_worker_that_finds_the_disk_full_stops_the_run_without_a_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.frontier_models import BYTES_AN_IMAGE
-from tests.launching import SharedLauncher, shared_server
+from tests.launching import SharedLauncher, lending
 from tests.reports.paired import tables
 from vitbench import store
 from vitbench.cli import run_command
@@ -31,6 +31,7 @@ from vitbench.frontier import (
     stand,
     unfinished,
 )
+from vitbench.processes import Launcher
 from vitbench.records import Cell, Record
 from vitbench.runner import RunSummary, plan_suite, resume_run, run_suite
 from vitbench.suites import load_suite, make_suite, to_toml
@@ -283,8 +284,8 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[list[SharedLauncher]]:
-    with shared_server() as launchers, pytest.MonkeyPatch.context() as patch:
+def server(fork_server: Launcher) -> Iterator[list[SharedLauncher]]:
+    with lending(fork_server) as launchers, pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         yield launchers
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import vitbench
-from tests.launching import shared_server
+from tests.launching import lending
 from vitbench import load, measuring, store
 from vitbench.conversation import Outcome
 from vitbench.devices import Failure
@@ -401,11 +401,10 @@ def failing(*names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+def server(fork_server: Launcher) -> Iterator[None]:
+    with lending(fork_server), pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        with shared_server():
-            yield
+        yield
 
 
 def run_of(folder: Path, models: list[str], metrics: list[str], **measure: Any) -> RunSummary:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
@@ -16,7 +19,10 @@ import psutil
 import pytest
 
 import vitbench
+from tests.launching import lending
 from vitbench import store
+from vitbench.cli import run_command
+from vitbench.processes import Launcher
 from vitbench.records import Record
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +37,21 @@ def vitbench_run(*arguments: str, timeout: float = 120, **more: object) -> subpr
     return subprocess.run(
         command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, **more
     )  # type: ignore[call-overload,no-any-return]
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_here(launcher: Launcher, *arguments: str) -> Done:
+    """The command line in this process, with workers of the server that all tests share."""
+    out, err = io.StringIO(), io.StringIO()
+    with lending(launcher), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(ROOT):
+        code = run_command(list(arguments))
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def small_suite(folder: Path, cells: int = 4, seconds: float = 0.4) -> Path:
@@ -77,7 +98,9 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(started: tuple[subprocess.Popen[str], Path]) -> None:
+def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(
+    started: tuple[subprocess.Popen[str], Path], fork_server: Launcher
+) -> None:
     process, folder = started
     workers = children_of(process)
     process.kill()
@@ -88,7 +111,7 @@ def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(started: tuple
     told = vitbench_run("report", str(folder))
     assert told.returncode == 0, told.stderr
     assert f"**run**: {len(lines_before)} of 5 cells (" in (folder / "report.md").read_text()
-    done = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    done = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
     assert done.returncode == 0, done.stderr
     lines = (folder / store.RECORDS).read_text().splitlines()
     assert lines[: len(lines_before)] == lines_before  # untouched
@@ -96,7 +119,7 @@ def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(started: tuple
     assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4, 5]
     assert [session["planned_cells"] for session in store.read_environment(folder)["sessions"]] == [5, 5]
     assert "**run**: 5 cells (5 ok)" in (folder / "report.md").read_text()
-    again = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    again = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
     assert again.returncode == 0
     assert (folder / store.RECORDS).read_text().splitlines() == lines  # nothing left to do
 
@@ -105,7 +128,7 @@ def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(started: tuple
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["Ctrl-C", "SIGTERM"]
 )
 def test_an_interrupted_run_ends_with_130_leaves_no_worker_and_can_be_resumed(
-    started: tuple[subprocess.Popen[str], Path], number: signal.Signals
+    started: tuple[subprocess.Popen[str], Path], fork_server: Launcher, number: signal.Signals
 ) -> None:
     process, folder = started
     workers = children_of(process)
@@ -115,7 +138,7 @@ def test_an_interrupted_run_ends_with_130_leaves_no_worker_and_can_be_resumed(
     assert errors.rstrip().splitlines()[-1] == f"Interrupted. Go on with: vitbench run --resume {folder}"
     assert "Traceback" not in errors
     assert_gone(workers)
-    assert vitbench_run("run", "--resume", str(folder), "--allow-import").returncode == 0
+    assert run_here(fork_server, "run", "--resume", str(folder), "--allow-import").returncode == 0
     assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4, 5]
 
 
@@ -157,11 +180,13 @@ def test_a_folder_takes_one_run_at_a_time(finished: Path, tmp_path: Path) -> Non
     assert "is in use by another vitbench run" in second.stderr
 
 
-def test_a_damaged_record_is_set_aside_and_its_cell_measured_again(finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_record_is_set_aside_and_its_cell_measured_again(
+    finished: Path, fork_server: Launcher, tmp_path: Path
+) -> None:
     folder = copy_of(finished, tmp_path / "run")
     lines = (folder / store.RECORDS).read_bytes().splitlines(keepends=True)
     (folder / store.RECORDS).write_bytes(lines[0] + lines[1][:100] + b"\n" + lines[2])
-    done = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    done = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
     assert done.returncode == 0
     assert "records.jsonl, line 2" in done.stderr
     assert (folder / store.DAMAGED).read_bytes() == lines[1][:100] + b"\n"
@@ -169,18 +194,18 @@ def test_a_damaged_record_is_set_aside_and_its_cell_measured_again(finished: Pat
     assert (folder / store.RECORDS).read_bytes().startswith(lines[0] + lines[2])
 
 
-def test_a_changed_environment_is_refused_unless_it_is_allowed(finished: Path, tmp_path: Path) -> None:
+def test_a_changed_environment_is_refused_unless_it_is_allowed(
+    finished: Path, fork_server: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copy_of(finished, tmp_path / "run")
-    other = {**os.environ, "MKL_DEBUG_CPU_TYPE": "5"}
+    monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "5")
     lines = (folder / store.RECORDS).read_text().splitlines()
     (folder / store.RECORDS).write_text("\n".join(lines[:2]) + "\n")
-    refused = vitbench_run("run", "--resume", str(folder), "--allow-import", env=other)
+    refused = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
     assert refused.returncode == 2
     assert "system.variables.MKL_DEBUG_CPU_TYPE: None -> 5" in refused.stderr
     assert records_so_far(folder) == 2
-    allowed = vitbench_run(
-        "run", "--resume", str(folder), "--allow-import", "--allow-changed-environment", env=other
-    )  # fmt: skip
+    allowed = run_here(fork_server, "run", "--resume", str(folder), "--allow-import", "--allow-changed-environment")
     assert allowed.returncode == 0, allowed.stderr
     assert len({record.environment for record in store.read_records(folder)}) == 2
 
@@ -214,7 +239,7 @@ def test_a_report_is_rebuilt_without_torch_and_comes_out_the_same(finished: Path
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_a_full_disk_ends_the_run_with_1_and_it_can_be_resumed(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_with_1_and_it_can_be_resumed(fork_server: Launcher, tmp_path: Path) -> None:
     """A real full disk where this machine lets us mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -235,7 +260,7 @@ def test_a_full_disk_ends_the_run_with_1_and_it_can_be_resumed(tmp_path: Path) -
         kept = store.read_records(disk / "run")
         assert 0 < len(kept) < 12
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        done = vitbench_run("run", "--resume", str(disk / "run"), "--allow-import")
+        done = run_here(fork_server, "run", "--resume", str(disk / "run"), "--allow-import")
         assert done.returncode == 0, done.stderr
         records = store.read_records(disk / "run")
         assert batch_sizes(records) == list(range(1, 13))
@@ -305,7 +330,7 @@ mean = [0.4, 0.4, 0.4]
 
 
 @pytest.fixture(scope="module")
-def two_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_recipes(fork_server: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two models by two recipes, one of which a rule keeps from one of them."""
     folder = tmp_path_factory.mktemp("recipes")
     (folder / "plain.toml").write_text(PLAIN)
@@ -317,7 +342,8 @@ def two_recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         '[[exclude]]\nmodels = "vit_layer*"\nrecipes = "thin"\n'
     )
     recipes = f"{folder / 'plain.toml'},{folder / 'thin.toml'}"
-    done = vitbench_run(
+    done = run_here(
+        fork_server,
         *("run", "--suite", str(folder / "mine.toml"), "--recipe", recipes, "--budget", "images=64"),
         *("--out", str(folder / "run")),
     )
@@ -368,11 +394,13 @@ def test_the_report_sets_the_trainings_side_by_side(two_recipes: Path) -> None:
     assert set(frame[frame.metric == "class_f1"]["interval_kind"]) == {"none: one value a class"}
 
 
-def test_a_run_of_several_recipes_is_resumed_without_repeating_anything(two_recipes: Path, tmp_path: Path) -> None:
+def test_a_run_of_several_recipes_is_resumed_without_repeating_anything(
+    two_recipes: Path, fork_server: Launcher, tmp_path: Path
+) -> None:
     folder = copy_of(two_recipes, tmp_path / "run")
     lines = (folder / store.RECORDS).read_text().splitlines(keepends=True)
     (folder / store.RECORDS).write_text("".join(lines[:-2]))
-    done = vitbench_run("run", "--resume", str(folder))
+    done = run_here(fork_server, "run", "--resume", str(folder))
     assert done.returncode == 0, done.stderr
     again = (folder / store.RECORDS).read_text().splitlines(keepends=True)
     assert again[:-2] == lines[:-2]
@@ -397,16 +425,15 @@ def test_a_run_of_several_recipes_is_resumed_without_repeating_anything(two_reci
 def test_a_mistake_in_recipe_or_budget_gets_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
-    from vitbench.cli import run_command
-
     assert run_command(["run", "--suite", "smoke", *arguments]) == 2
     printed = capsys.readouterr()
     assert message in printed.err
     assert len(printed.err.strip().splitlines()) == 1
 
 
-def test_dry_run_shows_each_recipes_cells(tmp_path: Path) -> None:
-    done = vitbench_run(
+def test_dry_run_shows_each_recipes_cells(fork_server: Launcher) -> None:
+    done = run_here(
+        fork_server,
         *("run", "--suite", "imbalance", "--models", "vit_basic_tutorial", "--data", "digits"),
         *("--budget", "images=64", "--dry-run"),
     )
@@ -415,9 +442,9 @@ def test_dry_run_shows_each_recipes_cells(tmp_path: Path) -> None:
     assert [line.split("imbalanced-")[1].split()[0] for line in trainings] == ["baseline", "sampler", "weights", "both"]
 
 
-def test_dry_run_measures_nothing(tmp_path: Path) -> None:
+def test_dry_run_measures_nothing(fork_server: Launcher, tmp_path: Path) -> None:
     folder = tmp_path / "dry"
-    done = vitbench_run("run", "--suite", "smoke", "--dry-run", "--out", str(folder))
+    done = run_here(fork_server, "run", "--suite", "smoke", "--dry-run", "--out", str(folder))
     assert done.returncode == 0
     assert "8 cells, about" in done.stdout
     assert "vit_layer6_32 32px b1 cpu fp32 infer" in done.stdout

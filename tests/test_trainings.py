@@ -68,6 +68,24 @@ def request(**keys: Any) -> TrainingRequest:
     return replace(base, **keys)
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of trainings, which cost more than these trainings, are drawn only for tests that ask for ``drawn``."""
+    if "drawn" in request.fixturenames:
+        return
+    from vitbench.reports import evaluation
+    from vitbench.trainings import session
+
+    monkeypatch.setattr(session, "write_curves", lambda rows, path, title: path.write_bytes(b"curves"))
+    for name in ("confusion_png", "reliability_png"):
+        monkeypatch.setattr(evaluation, name, lambda result: b"picture")
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Asks for real pictures."""
+
+
 def weights(folder: Path, name: str = LAST) -> dict[str, torch.Tensor]:
     state = load_state(folder / name)
     assert state is not None
@@ -106,6 +124,8 @@ def test_a_training_leaves_all_that_it_promises(whole: Path) -> None:
         "reliability.png",
     }
     assert not [name for name in names if name.endswith(".part")]
+    for name in ("curves.png", "confusion.png", "reliability.png"):
+        assert (whole / name).read_bytes().startswith(b"\x89PNG"), name
     summary = json.loads((whole / "summary.json").read_text())
     rows, figures = summary["history"], summary["figures"]
     assert [row["images"] for row in rows] == [100, 200, 300]
@@ -117,6 +137,15 @@ def test_a_training_leaves_all_that_it_promises(whole: Path) -> None:
     facts = read_facts(whole / "checkpoints" / "last.safetensors")
     assert (facts["model"], facts["data"], facts["classes"]) == (MODEL, "digits", [str(digit) for digit in range(10)])
     assert facts["recipe"]["mixup"] == 0.4
+
+
+def test_curves_are_drawn_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitbench.trainings import session
+
+    drawn: list[int] = []
+    monkeypatch.setattr(session, "write_curves", lambda rows, path, title: drawn.append(len(rows)))
+    start_training(request(), tmp_path / "run")
+    assert drawn == [1, 2, 3]
 
 
 def test_the_same_seed_gives_equal_weights_and_another_does_not(whole: Path, tmp_path: Path) -> None:
@@ -816,10 +845,10 @@ def test_two_gloo_processes_share_each_batch(tmp_path: Path) -> None:
         "-m",
         "vitbench",
     ]
-    for command, folder in (([sys.executable, "-m", "vitbench"], "one"), (together, "two")):
-        arguments = [*command, *options, "--out", str(tmp_path / folder)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment, timeout=120)
-        assert done.returncode == 0, done.stderr
+    assert run_command([*options, "--out", str(tmp_path / "one")]) == 0
+    arguments = [*together, *options, "--out", str(tmp_path / "two")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6)
@@ -1159,6 +1188,7 @@ def reads_numbers(*, image_size: tuple[int, int], num_classes: int) -> torch.nn.
     return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Dropout(rates[1]), torch.nn.Linear(3, num_classes))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_an_attention_picture_that_fails_does_not_cost_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1176,6 +1206,7 @@ def test_an_attention_picture_that_fails_does_not_cost_the_report(
     assert "No attention picture in the TensorBoard logs: Out of memory on cpu. Give a smaller picture" in heard
 
 
+@pytest.mark.usefixtures("drawn")
 def test_tensorboard_holds_curves_and_the_confusion_matrix(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -1205,7 +1236,34 @@ def test_what_python_asks_for_is_checked_as_a_command_line() -> None:
             vitbench.train(MODEL, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("keys", [{"compile": True}, {"channels_last": True}, {"amp": "bf16"}, {"deterministic": True}])
+def test_a_compiled_training_has_the_weights_of_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the compiler's front, whose graphs run as they are: compiling them takes half a minute (below)."""
+    compiled: list[torch.nn.Module] = []
+
+    def compile_front(model: torch.nn.Module, **options: Any) -> Any:
+        compiled.append(model)
+        return torch._dynamo.optimize("eager")(model)
+
+    monkeypatch.setattr(torch, "compile", compile_front)
+    asked = request(recipe={"images": 60, "dropout": 0})
+    start_training(asked, tmp_path / "plain")
+    assert not compiled
+    start_training(replace(asked, compile=True), tmp_path / "compiled")
+    assert compiled
+    assert_same_weights(weights(tmp_path / "plain"), weights(tmp_path / "compiled"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        {"channels_last": True},
+        {"amp": "bf16"},
+        {"deterministic": True},
+    ],
+)
 def test_a_training_runs_under(keys: dict[str, Any], tmp_path: Path) -> None:
     try:
         summary = start_training(request(recipe={"images": 60}, **keys), tmp_path / "run")

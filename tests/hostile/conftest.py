@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from tests.hostile.asking import MODEL, ROOT, SIZE
-from tests.launching import SharedLauncher, shared_server
+from tests.launching import SharedLauncher, lending
 from vitbench import runner
 from vitbench.models import build_model
 from vitbench.processes import Launcher, make_launcher
@@ -24,12 +24,11 @@ def quickly() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[list[SharedLauncher]]:
+def server(fork_server: Launcher) -> Iterator[list[SharedLauncher]]:
     """Workers that may import."""
-    with pytest.MonkeyPatch.context() as patch:
+    with lending(fork_server) as launchers, pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        with shared_server() as launchers:
-            yield launchers
+        yield launchers
 
 
 @pytest.fixture(scope="module")
