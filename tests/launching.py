@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vitbench import runner
@@ -54,3 +55,10 @@ def lending(launcher: Launcher) -> Iterator[list[SharedLauncher]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "make_launcher", lend)
         yield launchers
+
+
+def left_behind() -> list[psutil.Process]:
+    """What this process started and what came of that, less the fork servers, which wait for the next run."""
+    own = psutil.Process()
+    servers = [one for one in own.children() if "vitbench.forkserver" in one.cmdline()]
+    return [one for one in own.children(recursive=True) if one not in servers and one.status() != psutil.STATUS_ZOMBIE]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 import vitbench
-from tests.launching import lending
+from tests.launching import left_behind, lending
 from vitbench.conversation import classify_death
 from vitbench.devices import open_device
 from vitbench.devices.mps import MpsDevice, fallback_operators
@@ -111,7 +110,7 @@ def test_a_timeout_says_how_long_it_waited_and_leaves_no_process(records: dict[s
     assert "longer than 6 s" in records["hangs"].detail
     assert records["hangs"].duration_s < 20
     for _ in range(50):  # the kernel may take a moment
-        left = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+        left = left_behind()
         if not left:
             return
         time.sleep(0.1)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import vitbench
-from tests.launching import SharedLauncher, shared_server
+from tests.launching import SharedLauncher, left_behind, shared_server
 from vitbench import store
 from vitbench.cli import run_command
 from vitbench.models.closed_form import ClosedForm, closed_form
@@ -65,11 +65,6 @@ def wait_until(what: str, reached: object) -> None:
     while not reached():  # type: ignore[operator]
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
-
-
-def running_children(of: psutil.Process | None = None) -> list[psutil.Process]:
-    children = (of or psutil.Process()).children(recursive=True)
-    return [one for one in children if one.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +138,7 @@ def test_records_appear_one_by_one_and_no_worker_is_left(watched: tuple[RunSumma
     assert [record.cell.model for record in store.read_records(summary.folder)] == [
         record.cell.model for record in summary.records
     ]
-    wait_until("only the fork server is left", lambda: len(running_children()) <= 1)
+    wait_until("only fork servers are left", lambda: not left_behind())
 
 
 def test_what_went_wrong_is_repeated_only_when_asked(watched: tuple[RunSummary, Watching]) -> None:
@@ -329,16 +324,15 @@ def test_a_cell_that_nobody_announced_is_counted_when_it_is_asked_for(launcher: 
 
 
 def test_closing_a_counter_waits_for_no_model_and_leaves_no_process(launcher: CountingLauncher) -> None:
-    wait_until("only the fork server is left", lambda: len(running_children()) <= 1)
-    before = {one.pid for one in running_children()}
+    wait_until("only fork servers are left", lambda: not left_behind())
     counter = StaticCounter(launcher, ("params",), 600)
     counter.begin(cell_of(name) for name in (failing("hangs_when_built"), *OURS))
-    wait_until("the model hangs, and its child", lambda: len(running_children()) >= len(before) + 2)
+    wait_until("the model hangs, and its child", lambda: len(left_behind()) >= 2)
     begin = time.monotonic()
     counter.close()
     assert time.monotonic() - begin < 5
     assert len(launcher.workers) == 1  # none was started for the models behind it
-    wait_until("all are gone", lambda: {one.pid for one in running_children()} <= before)
+    wait_until("all are gone", lambda: not left_behind())
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("static")]
 
 
