@@ -695,7 +695,18 @@ def test_a_dry_run_says_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> 
 
     options = ["--models", "vit_layer6_32", "--metrics", "latency,training_step", "--data", "none", "--threads", "1"]
     assert run_command(["run", "--suite", "smoke", "--dry-run", *options]) == 0
-    assert "1 cell left out by [[exclude]]: batch_sizes 1, modes train\n" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "1 cell left out by [[exclude]]: batch_sizes 1, modes train\n" in error
+    assert "Counting parameters and FLOPs of 1 model ...\n" in error
+
+
+@pytest.mark.usefixtures("shared_workers")
+def test_a_model_is_one_model_at_whatever_sizes() -> None:
+    notes: list[str] = []
+    plan_suite(
+        "smoke", models=["vit_layer6_32"], image_sizes=[32, 64], metrics=["params"], data="none", note=notes.append
+    )
+    assert "Counting parameters and FLOPs of 1 model, 2 counts in all ..." in notes
 
 
 @pytest.mark.parametrize(

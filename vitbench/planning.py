@@ -418,7 +418,10 @@ def count_static(
     outcomes: dict[StaticKey, Outcome] = {}
     with StaticCounter(launcher, static_metrics(suite), suite.timeout_s) as counter:
         count = counter.begin(cells)
-        note(f"Counting parameters and FLOPs of {count} model{'s' if count > 1 else ''} ...")
+        models = len({cell.model for cell in cells})
+        # once for each size, number of classes and kind of attention of each
+        times = f", {count} counts in all" if count > models else ""
+        note(f"Counting parameters and FLOPs of {models} model{'s' if models > 1 else ''}{times} ...")
         for cell in cells:
             outcome = outcomes[static_key(cell)] = counter.outcome(cell)
             if outcome.failure is not None and outcome.failure.cause == "usage":

@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 MODELS_DIR = Path(__file__).parent / "models"
 
+#: What the name of a builder of one's own begins with.
+MODULE = "module:"
+
 #: So begins what is said of a ``module:`` name whose module is not there, unlike one that is there and fails.
 NO_SUCH_MODULE = "there is no module"
 
@@ -329,7 +332,12 @@ def _cards_of_package(package: str) -> list[ModelCard]:
 
 def is_external(name: str) -> bool:
     """Whether ``name`` (``timm:``, ``torchvision:``, ``module:``) is known only once its library has loaded."""
-    return name.startswith(("timm:", "torchvision:", "module:"))
+    return name.startswith(("timm:", "torchvision:", MODULE))
+
+
+def is_imported(name: str) -> bool:
+    """Whether ``name`` is a builder of one's own, ``module:package.module:function``, which is code to import."""
+    return name.startswith(MODULE)
 
 
 def is_pattern(name: str) -> bool:

@@ -35,7 +35,7 @@ from vitbench.planning import (
 from vitbench.processes import Launcher, libraries_of, make_launcher
 from vitbench.progress import Progress, SilentProgress
 from vitbench.records import HARMLESS, STATUSES, Cell, Record
-from vitbench.registry import METRICS, PRETRAINED
+from vitbench.registry import METRICS, PRETRAINED, is_imported
 from vitbench.suites import DEFAULT_SUITE, NATIVE, RANDOM, Suite, list_suites, load_suite, make_suite, to_toml
 from vitbench.training.data import options_of_data
 from vitbench.training.downloads import DOWNLOADS
@@ -230,7 +230,7 @@ def less_what_options_replace(suite: Suite, given: set[str], data: str | None) -
 
 def _imports(suite: Suite) -> bool:
     """Whether a builder of one's own is in it, of which no size is known."""
-    return any(name.startswith("module:") for name in suite.models)
+    return any(map(is_imported, suite.models))
 
 
 def _changed(suite: Suite, source: str, **changes: Any) -> Suite:

@@ -21,7 +21,7 @@ from vitbench.planning import look_up_models
 from vitbench.printable import one_line
 from vitbench.processes import Launcher, libraries_of, make_launcher
 from vitbench.records import Cell
-from vitbench.registry import METRICS, NO_SUCH_MODULE
+from vitbench.registry import METRICS, NO_SUCH_MODULE, is_imported
 from vitbench.runner import prepare_suite
 from vitbench.static_counts import StaticCounter
 from vitbench.suites import RANDOM, Suite, check_count, expand
@@ -117,7 +117,7 @@ def _classes_of_data(suite: Suite) -> int | None:
 def _refuse_imports(models: Iterable[str], allow_import: bool) -> None:
     if allow_import:
         return
-    name = next((one for one in models if one.startswith("module:")), None)
+    name = next(filter(is_imported, models), None)
     if name is not None:
         raise UsageError(f"{name} would import and run code: add --allow-import if you trust it")
 

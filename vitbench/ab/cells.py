@@ -10,7 +10,7 @@ from vitbench.ab.session import CPU_TIME, DETECT_BEYOND, METRICS, Trial
 from vitbench.errors import UsageError
 from vitbench.records import Cell
 from vitbench.registry import METRICS as REGISTERED
-from vitbench.registry import is_external
+from vitbench.registry import is_external, is_imported
 from vitbench.runner import less_what_options_replace
 from vitbench.suites import ModelFacts, Suite, expand, list_suites, load_suite, make_suite
 from vitbench.thresholds import Rule as ThresholdRule
@@ -20,7 +20,6 @@ from vitbench.thresholds import Threshold, threshold_for
 #: else the machine does.
 DEFAULTS: Mapping[str, Any] = {"batch_sizes": [1], "devices": ["cpu"], "threads": [1], "modes": ["infer"]}
 #: A builder of one's own is asked for these unless the suite says otherwise.
-MODULE = "module:"
 MODULE_SIZE = (224, 224)
 MODULE_CLASSES = 1000
 
@@ -50,11 +49,11 @@ def choose_cells(suite: Suite, *, allow_import: bool = False) -> list[Cell]:
 
     Raises UsageError for a model that is not there, a size that it does not take, or nothing to time.
     """
-    imported = [name for name in suite.models if name.startswith(MODULE)]
+    imported = [name for name in suite.models if is_imported(name)]
     if imported and not allow_import:
         raise UsageError(f"{imported[0]} would import and run code: add --allow-import if you trust it")
     suite = suite.model_copy(update={"devices": tuple("cpu" if d == "auto" else d for d in suite.devices)})
-    others = tuple(name for name in suite.models if not name.startswith(MODULE))
+    others = tuple(name for name in suite.models if not is_imported(name))
     facts = {name: ModelFacts(MODULE_SIZE, MODULE_CLASSES, lambda size: None) for name in imported}
     if any(is_external(name) for name in others):
         from vitbench.planning import look_up_models

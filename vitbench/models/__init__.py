@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import ImageSizeError, UsageError
 from vitbench.records import ATTENTIONS
-from vitbench.registry import ModelCard, is_external, model_registry
+from vitbench.registry import ModelCard, is_external, is_imported, model_registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -77,7 +77,7 @@ def describe_model(name: str) -> ModelCard:
     """
     if not is_external(name):
         return model_registry().get(name)
-    if name.startswith("module:"):
+    if is_imported(name):
         from vitbench.models.imported import describe_imported
 
         return describe_imported(name)

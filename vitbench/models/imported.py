@@ -11,9 +11,8 @@ import importlib
 from torch import nn
 
 from vitbench.errors import UnknownNameError, UsageError
-from vitbench.registry import NO_SUCH_MODULE, ModelCard
+from vitbench.registry import MODULE, NO_SUCH_MODULE, ModelCard
 
-PREFIX = "module:"
 #: What such a model is built for unless told otherwise: nobody has written a card for it.
 DEFAULT_SIZE = (224, 224)
 DEFAULT_CLASSES = 1000
@@ -35,7 +34,7 @@ def describe_imported(name: str) -> ModelCard:
     """
     if not _allowed:
         raise UsageError(f"{name} would import and run code: add --allow-import if you trust it")
-    module_name, _, function = name.removeprefix(PREFIX).partition(":")
+    module_name, _, function = name.removeprefix(MODULE).partition(":")
     if not module_name or not function:
         raise UsageError(f"{name!r} names no builder. Give module:package.module:function")
     try:
@@ -49,7 +48,7 @@ def describe_imported(name: str) -> ModelCard:
         reason = (str(error).splitlines() or [""])[0]
         raise UsageError(f"{name} cannot be imported: {type(error).__name__}: {reason}") from error
     if not callable(getattr(module, function, None)):
-        known = [f"{PREFIX}{module_name}:{one}" for one, thing in vars(module).items() if callable(thing)]
+        known = [f"{MODULE}{module_name}:{one}" for one, thing in vars(module).items() if callable(thing)]
         raise UnknownNameError("builder", name, known, f"the functions of {module_name}")
     return ModelCard(
         name=name,
