@@ -241,3 +241,12 @@ def test_output_that_is_cut_off_is_no_error() -> None:
     )
     assert done.stderr == ""
     assert done.stdout == "cifar_vit\n"
+
+
+def test_a_name_that_the_output_cannot_spell_is_printed_all_the_same() -> None:
+    code = "import sys; from vitbench import cli; cli.run_command = lambda words: print('кошка'); cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "cp1252"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"\\u043a")

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +102,34 @@ def test_the_seed_is_the_recipes_where_none_is_given(tmp_path: Path) -> None:
     for changes, seeds in ((["lr=1,2"], [42, 42]), (["seed=none,0,7"], [42, 0, 7])):
         settings = plan_sweep(request, str(recipe), expand_settings(changes, [], []), {})
         assert [one.request.seed for one in settings] == seeds
+
+
+@pytest.mark.parametrize("seed", ["1e3", "abc", "-1", "1.0"])
+def test_a_seed_that_is_none_is_refused_before_the_first_training(
+    seed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", "vit_basic_tutorial", "--set", f"seed=0,{seed}", *QUICK, "--out", str(tmp_path / "sweep")]
+    assert run_command(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "seed" in line
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_each_line_says_what_holds_in_its_training() -> None:
+    request = TrainingRequest(model="vit_basic_tutorial", data="digits", recipe={})
+
+    def changes(recipe: str, products: list[str], tries: list[str]) -> list[dict[str, Any]]:
+        return [one.changes for one in plan_sweep(request, recipe, expand_settings(products, tries, []), {})]
+
+    assert changes("cifar-vit", ["clip_norm=none,0.5"], []) == [{"clip_norm": None}, {"clip_norm": 0.5}]
+    assert changes("brief", [], ["lr=1e-3 epochs=2", "images=300"]) == [
+        {"learning_rate": 1e-3, "epochs": 2, "images": None},
+        {"learning_rate": 8e-3, "epochs": None, "images": 300},
+    ]
+    assert changes("brief", ["seed=none,7"], []) == [{"seed": 0}, {"seed": 7}]
+    course = {"status": "error", "detail": "", "name": "001"}
+    table = " ".join(sweep_markdown([{**course, "changes": {"clip_norm": None}}], "x").split())
+    assert "| 001 | none | error |" in table
 
 
 def test_a_key_that_does_nothing_is_refused_as_in_train() -> None:

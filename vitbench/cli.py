@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import warnings
@@ -74,6 +75,9 @@ _told_already: set[str] = set()
 def main() -> None:
     """Run the command line and exit with its code."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a class may have a name that the output's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run_command(sys.argv[1:]))
 
 

@@ -120,13 +120,14 @@ def plan_sweep(
     settings = []
     varying = [key for key in dict.fromkeys(key for one in changes for key in one) if key]
     for number, one in enumerate(changes, 1):
-        keys = {key: value for key, value in one.items() if key != "seed"}
+        # a seed that is none is the recipe's
+        keys = {key: value for key, value in one.items() if key != "seed" or value is not None}
         loaded = load_recipe(recipe, **{**fixed, **keys})
-        check_settings(loaded, {**fixed, **keys})
-        seed = one.get("seed")
-        seed = (loaded.seed or request.seed) if seed is None else seed
+        check_settings(loaded, {key: value for key, value in {**fixed, **keys}.items() if key != "seed"})
+        seed = request.seed if loaded.seed is None else loaded.seed
         made = replace(request, recipe=loaded.model_dump(mode="json"), seed=seed)
-        settings.append(Setting(f"{number:03d}", {key: one.get(key) for key in varying}, made))
+        # what holds in this training, also where another one changes it
+        settings.append(Setting(f"{number:03d}", {key: {**made.recipe, "seed": seed}[key] for key in varying}, made))
     return settings
 
 
@@ -216,7 +217,7 @@ def _run(
         place = folder / one.name
         if (place / SUMMARY).is_file():
             continue
-        said = ", ".join(f"{key} {value}" for key, value in one.changes.items())
+        said = ", ".join(f"{key} {'none' if value is None else value}" for key, value in one.changes.items())
         say(f"Training {number} of {len(settings)}: {said}")
         (place / FAILURE).unlink(missing_ok=True)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,16 @@ def test_label_tells_contents_apart_but_not_places(tmp_path: Path) -> None:
     assert describe_data(str(first)).label == describe_data(str(second)).label
     (second / "train" / "cat" / "0.png").rename(second / "train" / "cat" / "9.png")
     assert describe_data(str(first)).label != describe_data(str(second)).label
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of any bytes are Linux's")
+def test_a_file_name_in_another_encoding_is_a_picture_like_others(tmp_path: Path) -> None:
+    root = make_image_folder(tmp_path / "pets")
+    before = describe_data(str(root)).label
+    os.rename(os.fsencode(root / "train" / "cat" / "0.png"), os.fsencode(root / "train" / "cat") + b"/caf\xe9.png")
+    info = describe_data(str(root))
+    assert info.label != before
+    assert len(load_images(info, "train", image_size=(8, 8))) == info.train_images
 
 
 def test_label_is_the_same_from_inside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

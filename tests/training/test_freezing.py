@@ -52,6 +52,14 @@ def test_the_head_of_linear_tanh_linear_trains_whole() -> None:
     assert found.trainable == 128 * 128 + 128 + 128 * 10 + 10
 
 
+def test_dropout_behind_what_is_trained_is_trained_with_it() -> None:
+    """What comes before is part of what is frozen: noise would change the features."""
+    model = meta("timm:vit_tiny_patch16_224", 10)
+    found = freeze_parameters(model, "blocks:2", lambda count: meta("timm:vit_tiny_patch16_224", count), 10)
+    names = {id(module): name for name, module in model.named_modules()}
+    assert {names[id(one)] for one in found.frozen} == {"patch_embed", "pos_drop", "blocks.0", "blocks.1"}
+
+
 def test_blocks_freeze_the_embedding_and_the_first_ones() -> None:
     model = meta("vit_layer6_32", 10)
     freeze_parameters(model, "blocks:4", lambda count: meta("vit_layer6_32", count), 10)

@@ -20,11 +20,12 @@ def test_linear_10_of_cifar_10_is_what_is_published() -> None:
     assert sum(counts) == 27_500
 
 
-def test_exponential_100_of_cifar_10_is_that_of_long_tailed_cifar() -> None:
-    """CIFAR-10-LT at ratio 100 (Cui et al., 2019): 5000 * 100^(-i/9), 12,406 pictures, give or take rounding."""
+def test_exponential_100_of_cifar_is_long_tailed_cifar_to_the_picture() -> None:
+    """CIFAR-10-LT and CIFAR-100-LT at ratio 100 (Cui et al., 2019): largest * 100^(-i / (classes - 1)), cut off."""
+    assert sum(imbalanced_counts("exponential:100", 500, 100)) == 10_847
     counts = imbalanced_counts("exponential:100", 5000, 10)
     assert (counts[0], counts[-1]) == (5000, 50)
-    assert abs(sum(counts) - 12_406) <= 10
+    assert sum(counts) == 12_406
     ratios = [one / other for one, other in itertools.pairwise(counts)]
     assert max(ratios) / min(ratios) < 1.03
 

@@ -127,6 +127,28 @@ def test_class_weights_are_one_over_the_share_with_a_mean_of_one() -> None:
     torch.testing.assert_close(flat(model), flat(expected), rtol=1e-5, atol=1e-6)
 
 
+def test_a_mask_of_minus_infinity_stays_one_in_the_average() -> None:
+    model = small()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    model.register_buffer("mean", torch.zeros(2))
+    run = trainer(model, random_pictures(), recipe(ema=0.9))
+    model.get_buffer("mean").fill_(1.0)
+    run.run()
+    assert run.averaged is not None
+    average = run.averaged.module
+    assert average.get_buffer("mask").tolist() == [0.0, -torch.inf]
+    assert 0 < average.get_buffer("mean")[0] <= 1
+
+
+def test_what_is_left_over_of_a_batch_is_seen_and_not_trained_on() -> None:
+    """20 pictures in batches of 9: two processes get 4 each of the first two, and 1 each of the last one."""
+    for ranks, counted in ((1, 20), (2, 18)):
+        run = trainer(small(), random_pictures(), recipe(steps=None, images=20, batch_size=9), ranks=ranks)
+        while not run.done:
+            run._take_step()
+        assert (run.seen, run.trained) == (20, counted)
+
+
 def test_the_average_follows_its_recursion() -> None:
     pictures, model = random_pictures(), small()
     run = trainer(model, pictures, recipe(ema=0.9, steps=6))

@@ -285,3 +285,24 @@ def test_the_same_from_python(whole: Path, tmp_path: Path) -> None:
         vitbench.train(MODEL, train_images=0)
     with pytest.raises(UsageError, match="erasing does nothing"):
         vitbench.train(MODEL, settings={"erasing": 0.5})
+
+
+def test_a_probe_for_unused_parameters_moves_no_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs under torchrun alone: here by itself."""
+    from vitbench.training.ranks import Ranks
+    from vitbench.trainings.setup import Setup
+
+    monkeypatch.setattr("vitbench.models.imported._allowed", False)
+    asked = request(model=f"module:{__name__}:normalises", allow_import=True, recipe={"images": 40})
+    start_training(asked, tmp_path / "run")
+    setup = Setup(asked, Ranks(), TrainingProgress())
+    setup.prepare()
+    before = {name: buffer.clone() for name, buffer in setup.model.named_buffers()}
+    assert len(before) == 3
+    assert not setup._has_unused()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in setup.model.named_buffers())
+
+
+def normalises(*, image_size: tuple[int, int], num_classes: int) -> torch.nn.Module:
+    pool = torch.nn.AdaptiveAvgPool2d(1)
+    return torch.nn.Sequential(torch.nn.BatchNorm2d(3), pool, torch.nn.Flatten(), torch.nn.Linear(3, num_classes))

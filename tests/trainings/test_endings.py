@@ -21,7 +21,7 @@ from vitbench.models import build_model
 from vitbench.models.checkpoints import load_checkpoint
 from vitbench.training.loop import TrainingDiverged
 from vitbench.training.states import load_state, save_state
-from vitbench.trainings import LAST, ModelFailed, TrainingOutOfMemory, resume_training, start_training
+from vitbench.trainings import LAST, ModelFailed, TrainingOutOfMemory, TrainingProgress, resume_training, start_training
 
 
 def test_weights_that_are_not_finite_do_not_replace_a_checkpoint_in_the_middle_of_an_epoch(
@@ -272,3 +272,30 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_table_that_is_open_elsewhere_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows does not let a file be replaced that a spreadsheet has open; here the first epoch finds it so."""
+    from vitbench.trainings import session
+
+    class Told(TrainingProgress):
+        def __init__(self) -> None:
+            self.warnings: list[str] = []
+
+        def warn(self, text: str) -> None:
+            self.warnings.append(text)
+
+    write = session.write_atomically
+
+    def refuse_once(path: Path, content: bytes) -> None:
+        if path.name == "history.csv" and content.count(b"\n") == 2:
+            raise RunFolderError(f"Cannot write {path}: Permission denied. Choose another folder")
+        write(path, content)
+
+    monkeypatch.setattr(session, "write_atomically", refuse_once)
+    told = Told()
+    start_training(request(), tmp_path / "run", told)
+    assert [text for text in told.warnings if "history.csv" in text and "goes on" in text] == told.warnings != []
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 4

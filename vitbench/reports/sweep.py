@@ -84,10 +84,10 @@ def sweep_markdown(courses: Sequence[Mapping[str, Any]], title: str) -> str:
             "",
             table(headings, cells, ["run", *names]),
             "",
-            "Losses are mean cross entropies in nat. Training figures are of the last epoch, as augmented, in "
-            "training mode; a "
-            "training loss far below the test loss is overfitting. Intervals cover the choice of test pictures, not "
-            "that of "
+            "The test loss is a mean cross entropy in nat. Training figures are of the last epoch, as augmented, in "
+            "training mode, and the training loss is what its steps lowered: with the recipe's label smoothing and "
+            "class weights, and with the model's own auxiliary loss. Where a training has none of these, a training "
+            "loss far below the test loss is overfitting. Intervals cover the choice of test pictures, not that of "
             "the seed; settings chosen by their test accuracy look better than they are.",
             "",
             *(["![curves](sweep.png)", ""] if any(course.get("history") for course in courses) else []),
@@ -134,7 +134,7 @@ def write_sweep_curves(courses: Sequence[Mapping[str, Any]], path: Path, title: 
 
 def _setting(value: Any) -> str:
     if value is None:
-        return "recipe's"
+        return "none"
     if isinstance(value, list | tuple):
         return "+".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

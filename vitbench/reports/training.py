@@ -48,7 +48,7 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
     left, right = figure.subplots(1, 2)
     marker = "o" if len(rows) <= 30 else ""
     for axes, key, scale, label in (
-        (left, "loss", 1.0, "cross entropy (nat)"),
+        (left, "loss", 1.0, "loss (nat)"),
         (right, "accuracy", 100.0, "accuracy (%)"),
     ):
         for name, colour, said in (
@@ -101,7 +101,9 @@ def training_markdown(figures: Mapping[str, Any], rows: Sequence[Mapping[str, An
         + f"; {figures['trainable_params']:,} of {figures['params']:,} parameters trained.",
         "- Accuracy is top-1 on the test pictures, with its Wilson interval, which covers the choice of pictures, "
         "not that of "
-        "the seed. The training's own figures are of pictures as augmented and mixed, in training mode.",
+        "the seed. The training's own figures are of pictures as augmented and mixed, in training mode; its loss is "
+        "what the steps lowered, with the recipe's label smoothing and class weights and the model's own auxiliary "
+        "loss, where there are such; the test's is the mean cross entropy.",
         "",
         "![curves](curves.png)",
         "",

@@ -54,7 +54,8 @@ class Listing:
         for split in SPLITS:
             for file in self.files[split]:
                 # one spelling of é: file systems disagree about it
-                digest.update(f"{unicodedata.normalize('NFC', file.relative)}\0{file.size_bytes}\n".encode())
+                line = f"{unicodedata.normalize('NFC', file.relative)}\0{file.size_bytes}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))  # a name may be in another encoding
         return f"folder:{re.sub(r'[^A-Za-z0-9._-]', '_', self.root.name) or 'root'}:{digest.hexdigest()[:8]}"
 
 

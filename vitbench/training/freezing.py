@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -213,6 +214,8 @@ def _frozen_modules(model: nn.Module) -> tuple[nn.Module, ...]:
 
     visit(model)
     if found:
-        # the dropout behind a frozen embedding has no parameters of its own, and would make its features noisy
-        found += [one for one in model.children() if isinstance(one, nn.Dropout)]
+        # the dropout behind a frozen embedding has no parameters of its own, and would make its features noisy; what
+        # comes after something that is trained is trained with it
+        before = itertools.takewhile(lambda one: not any(p.requires_grad for p in one.parameters()), model.children())
+        found += [one for one in before if isinstance(one, nn.Dropout)]
     return tuple(found)

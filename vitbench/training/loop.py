@@ -232,6 +232,20 @@ class Trainer:
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise TrainingDiverged(self.steps + 1, math.nan, self.recipe)
 
+    @property
+    def trained(self) -> int:
+        """How many pictures were trained on, repeats counted: of several processes each gets an equal share of a batch,
+        and what is left over is passed over, though it is ``seen``.
+        """
+
+        def shared(size: int) -> int:
+            return max(size // self.ranks, 1) * self.ranks if size else 0
+
+        if self.ranks == 1:
+            return self.seen
+        full, last = divmod(self.seen, self.recipe.batch_size)
+        return full * shared(self.recipe.batch_size) + shared(last)
+
     def state(self) -> dict[str, Any]:
         """All that ``load_state`` needs to go on from here: tensors, numbers and texts only."""
         found: dict[str, Any] = {
@@ -593,9 +607,13 @@ def _make_average(model: torch.nn.Module, decay: float) -> AveragedModel:
         # as a tensor: reading the count would make the device wait for us in every step
         weight = 1 - torch.clamp((1 + count) / (10 + count), max=decay)
         for own, new in zip(averaged, current, strict=True):
-            if own.is_floating_point():
+            if own.is_floating_point() and own.data_ptr() not in endless:
                 own.lerp_(new.detach(), weight.to(own.dtype))
             else:
                 own.copy_(new)
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    # a mask of -inf has no mean, not even with itself
+    masks = (one for one in average.buffers() if one.is_floating_point() and bool(torch.isinf(one).any()))
+    endless = {one.data_ptr() for one in masks}
+    return average

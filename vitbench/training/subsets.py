@@ -93,7 +93,11 @@ def imbalanced_counts(imbalance: str, largest: int, classes: int) -> list[int]:
         shares = [1 - place * (1 - 1 / ratio) for place in places]
     else:
         shares = [ratio**-place for place in places]
-    counts = [round(largest * share) for share in shares]
+    if match["kind"] == "linear":
+        counts = [round(largest * share) for share in shares]
+    else:
+        # cut off, as those who made long-tailed CIFAR do: 12,406 pictures of CIFAR-10 for exponential:100
+        counts = [int(largest * share + 1e-9) for share in shares]
     if min(counts) < 1:
         raise DataError(f"Imbalance {imbalance!r} leaves a class of {largest} pictures empty: take a smaller ratio")
     return counts

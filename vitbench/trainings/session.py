@@ -467,7 +467,10 @@ class Session:
 
     def _show_epoch(self, row: dict[str, Any]) -> None:
 
-        self._write_course()
+        try:
+            self._write_course()
+        except RunFolderError as error:  # on Windows a table that is open elsewhere cannot be replaced: tried again
+            self.progress.warn(f"{error}. The training goes on; they are written after the next epoch")
         self.progress.epoch(row)
         if self._board is not None:
             for key in row:
@@ -516,7 +519,7 @@ class Session:
             "training_images": len(self.setup.training),
             "class_sizes": _class_sizes(self.setup.training),
             "validation_images": 0 if self.setup.held_out is None else len(self.setup.held_out),
-            "images_seen": self.trainer.seen,
+            "images_seen": self.trainer.trained,
             "steps": self.trainer.steps,
             "epochs": round(self.trainer.seen / len(self.setup.training), 4),
             "stopped_because": self.recipe.budget if self.trainer.done else "patience",

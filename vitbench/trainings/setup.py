@@ -265,6 +265,8 @@ class Setup:
     def _has_unused(self) -> bool:
         """Whether a parameter that could be trained gets no gradient, by one step on two pictures."""
         state = random_state()
+        # a forward pass moves running statistics, those of what is frozen, too
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         images = normalise(self.training.images[:2].to(self.device.torch_device), input_dtype(self.model))
         labels = self.training.labels[:2].to(self.device.torch_device)
         self.model.train()
@@ -273,6 +275,8 @@ class Setup:
         loss.backward()
         unused = any(one.grad is None for one in self.model.parameters() if one.requires_grad)
         self.model.zero_grad(set_to_none=True)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
         set_random_state(state)
         torch.manual_seed(self.request.seed)
         return unused
