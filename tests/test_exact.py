@@ -98,9 +98,12 @@ class Keeps(nn.Module):
         self.frozen = nn.Linear(12, 3).requires_grad_(False)
         self.register_buffer("steps", torch.tensor(3))
         self.tables = {"shift": [torch.ones(12)]}
+        self._scale = torch.ones(12)
+        self._tied = [self.one.weight]
 
     def forward(self, images: torch.Tensor) -> Any:
         hidden = self.two(self.one(images.flatten(1))) + self.tables["shift"][0]
+        hidden = hidden * self._scale @ self._tied[0]
         return {"logits": self.frozen(hidden), "hidden": (hidden,)}
 
 

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from vitbench.devices.failures import describe_error
 from vitbench.errors import Unsupported
 from vitbench.metrics.flops import needs_values
 from vitbench.metrics.memory import account_call
-from vitbench.metrics.subject import CHANNELS, Subject
+from vitbench.metrics.subject import CHANNELS, Subject, empty_copies
 from vitbench.outputs import training_loss
 from vitbench.printable import one_line
 from vitbench.records import Cell
@@ -306,7 +306,7 @@ def _build_on_meta(subject: Subject) -> nn.Module:
             raise
         with torch.device("cpu"):
             model = subject.build()
-    return _move(model, "meta")
+    return empty_copies(model, "meta")
 
 
 def _fake_model(subject: Subject, dtype: torch.dtype | None = None) -> nn.Module:
@@ -315,7 +315,7 @@ def _fake_model(subject: Subject, dtype: torch.dtype | None = None) -> nn.Module
         model = _build_on_meta(subject)  # faster than a copy
         if model is _meta_model(subject):  # of a module that somebody hands over there is only one
             model = copy.deepcopy(model)
-    return _move(model, "cpu", dtype)
+    return empty_copies(model, "cpu", dtype)
 
 
 def _fake_subject(subject: Subject, run: Cell) -> Subject:
@@ -330,44 +330,6 @@ def _fake_subject(subject: Subject, run: Cell) -> Subject:
     if run.mode == "train":
         vars(fake)["optimizer"] = LargestAdamW(model.parameters(), lr=1e-4)
     return fake
-
-
-def _move(model: nn.Module, device: str, dtype: torch.dtype | None = None) -> nn.Module:
-    """The model with empty tensors on ``device`` in place of its own: parameters, buffers, and what else its modules
-    keep. What is one tensor stays one. ``dtype``: of its parameters and buffers that hold fractions.
-    """
-    moved: dict[int, Tensor] = {}
-    kept: list[Any] = []  # an id() must not come again
-
-    def empty(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        if id(tensor) not in moved:
-            kept.append(tensor)
-            wanted = dtype if tensor.is_floating_point() else None
-            new = torch.empty_like(tensor, device=device, dtype=wanted, requires_grad=False)
-            if isinstance(tensor, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-            moved[id(tensor)] = new
-        return moved[id(tensor)]
-
-    for module in model.modules():
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for table in tables:
-            table.update({name: empty(one, dtype) for name, one in table.items() if one is not None})
-        for name, value in list(vars(module).items()):
-            if not name.startswith("_"):
-                vars(module)[name] = _replaced(value, empty)
-    return model
-
-
-def _replaced(value: Any, empty: Callable[[Tensor], Tensor]) -> Any:
-    """Plain attributes: a tensor, or lists, tuples and dicts of them."""
-    if isinstance(value, Tensor):
-        return empty(value)
-    if type(value) in (list, tuple):
-        return type(value)(_replaced(one, empty) for one in value)
-    if type(value) is dict:
-        return {key: _replaced(one, empty) for key, one in value.items()}
-    return value
 
 
 # why there is no figure
