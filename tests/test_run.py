@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
@@ -22,6 +23,7 @@ import vitbench
 from tests.launching import lending
 from vitbench import store
 from vitbench.cli import run_command
+from vitbench.errors import UsageError
 from vitbench.processes import Launcher
 from vitbench.records import Record
 
@@ -518,6 +520,27 @@ def test_after_a_module_has_failed_the_rest_is_absent_and_says_so() -> None:
     }
     assert "one picture, please" in record.measurement("process_peak_memory").detail
     assert record.measurement("latency").detail.startswith("not tried, because what came before it ended so: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"metrics": ["accuracy"]}, "'accuracy' trains a model, which measure() does not. Use run_suite() with data"),
+        ({"metrics": ["params", "accuracy"]}, "'accuracy' trains a model"),
+        ({"metrics": []}, "metrics=[] asks for nothing. Give names"),
+        ({"metrics": ["training_step"]}, "nothing of training_step applies to mode='infer'. Give the other mode"),
+        ({"threads": 0}, "threads"),
+    ],
+    ids=str,
+)
+def test_measure_refuses_what_it_would_not_do(arguments: dict[str, Any], words: str) -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 5))
+    with pytest.raises(UsageError) as caught:
+        vitbench.measure(model, image_size=8, **arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_spawned_workers_measure_the_same_as_forked_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

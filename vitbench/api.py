@@ -57,8 +57,6 @@ def measure(
     Raises UsageError for arguments that cannot be. A failure of the model is in the record's status, one of what is
     counted beside it in the status of that measurement alone; nothing that was asked for is missing without a word.
     """
-    from vitbench.suites import default_metrics
-
     size = None if image_size is None else _pair(image_size)
     options = {
         "batch_sizes": [batch_size],
@@ -67,12 +65,12 @@ def measure(
         "modes": [mode],
         "attention": [attention],
         "compile": [compile],
-        "threads": [threads or "auto"],
+        "threads": ["auto" if threads is None else threads],
         "seeds": [seed],
         "memory_limit": memory_limit,
         "timeout_s": timeout_s,
         "num_classes": num_classes,
-        "metrics": [name for name in metrics or default_metrics() if METRICS.get(name).process != "training"],
+        "metrics": _choose_metrics(metrics),
         "image_sizes": ["native" if size is None else size],
         "measure": {
             "processes": processes,
@@ -88,6 +86,23 @@ def measure(
     if size is None:
         raise UsageError("A module of your own does not tell its image size. Give image_size=, in pixels")
     return _measure_module(model, content)
+
+
+def _choose_metrics(asked: Sequence[str] | None) -> list[str]:
+    """The names that were asked for, or the usual ones, less those that train. Raises UsageError for what cannot be."""
+    from vitbench.suites import default_metrics
+
+    if asked is None:
+        return [name for name in default_metrics() if METRICS.get(name).process != "training"]
+    names = [asked] if isinstance(asked, str) else list(asked)
+    if not names:
+        raise UsageError(f"metrics={asked!r} asks for nothing. Give names (vitbench list metrics), or leave it out")
+    training = next((name for name in names if METRICS.get(name).process == "training"), None)
+    if training is not None:
+        raise UsageError(
+            f"metrics: {training!r} trains a model, which measure() does not. Use run_suite() with data, or train()"
+        )
+    return names
 
 
 def _measure_name(name: str, content: dict[str, Any]) -> Record:
