@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.analysis.flops import OperatorCounter
 from vitbench.devices import open_device
-from vitbench.devices.failures import describe_error
+from vitbench.devices.failures import OF_THE_HOST, describe_error
 from vitbench.errors import Unsupported
 from vitbench.metrics.flops import needs_values
 from vitbench.metrics.memory import account_call
@@ -102,6 +102,7 @@ def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
             without = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad and p.grad is None}
         figures |= {"training_flops": training.counts.flops, "without_gradient": without}
     except Exception as error:  # a model that is for inference alone: the other figures stand
+        _raise_if_of_the_host(error)
         absent |= dict.fromkeys(("training_flops", "without_gradient"), _reason(error))
     return figures, absent
 
@@ -114,6 +115,7 @@ def _run(subject: Subject, run: Cell, bound: bool) -> Answer:
             with fake.attention(fake.model):
                 figures = _figures_of_run(fake, bound)
     except Exception as error:  # a model that runs in one mode or dtype may not in another
+        _raise_if_of_the_host(error)
         names = ("output", "operators", "tensor_peak") if bound else ("output",)
         if _for_want_of_numbers(error) or _is_unknown_to_fakes(error):
             return {"figures": {}, "absent": dict.fromkeys(names, _reason(error))}
@@ -212,6 +214,7 @@ def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
             shape = (_FEW, CHANNELS, *subject.cell.image_size)
             return _trace(subject, _fake_model(subject), torch.empty(*shape), train)
     except Exception as error:
+        _raise_if_of_the_host(error)
         if not _for_want_of_numbers(error):
             raise Unsupported(_reason(error)) from error
     try:
@@ -221,6 +224,7 @@ def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
             images = torch.randn(_FEW, CHANNELS, *subject.cell.image_size, generator=generator)
             return _trace(subject, model, images, train)
     except Exception as error:
+        _raise_if_of_the_host(error)
         raise Unsupported(_reason(error)) from error
 
 
@@ -349,6 +353,13 @@ def _for_want_of_numbers(error: Exception) -> bool:
 def _is_unknown_to_fakes(error: Exception) -> bool:
     """Whether an operator of somebody's own says nothing of the shapes that it returns."""
     return isinstance(error, fake_tensor.UnsupportedOperatorException | fake_tensor.UnsupportedFakeTensorException)
+
+
+def _raise_if_of_the_host(error: Exception) -> None:
+    """Want of memory or a full disk says nothing of the model: what it raised here is no figure of it."""
+    failure = open_device("cpu").explain(error)
+    if failure is not None and failure.cause in OF_THE_HOST:
+        raise error
 
 
 def _reason(error: Exception) -> str:
