@@ -74,6 +74,9 @@ EDITS: dict[str, tuple[str, str]] = {
     "a builder that is gone": ("def build(", "def make("),
     "a missing dependency": ("def build(", "import installed_nowhere\n\n\ndef build("),
     "a kill": ("    # built", "    __import__('os').kill(__import__('os').getpid(), 9)"),
+    "a hang": ("    # built", "    __import__('time').sleep(60)"),
+    "no memory": ("    # built", "    raise MemoryError"),
+    "a full disk": ("    # built", "    raise OSError(28, 'No space left on device')"),
     "a forward pass that raises": ("        # blocks done", "        x = x @ torch.zeros(7, 7, device=x.device)"),
 }
 

@@ -98,9 +98,12 @@ class Keeps(nn.Module):
         self.frozen = nn.Linear(12, 3).requires_grad_(False)
         self.register_buffer("steps", torch.tensor(3))
         self.tables = {"shift": [torch.ones(12)]}
+        self._scale = torch.ones(12)
+        self._tied = [self.one.weight]
 
     def forward(self, images: torch.Tensor) -> Any:
         hidden = self.two(self.one(images.flatten(1))) + self.tables["shift"][0]
+        hidden = hidden * self._scale @ self._tied[0]
         return {"logits": self.frozen(hidden), "hidden": (hidden,)}
 
 
@@ -271,19 +274,49 @@ CAUGHT: dict[str, dict[str, str]] = {
 ALONE = ("an injected parameter", "a graph break", "a renamed key", "a builder that raises", "a builder that is gone")
 
 
-def test_a_worker_that_the_machine_kills_says_nothing_of_the_code(
-    lock: Path, capsys: pytest.CaptureFixture[str]
+#: Edits that stand for what a machine does to a worker, and what is said.
+OF_THE_MACHINE = {
+    "a kill": "killed by SIGKILL",
+    "a hang": "the exact process took longer than 2 s",
+    "no memory": "MemoryError. Give it more memory, or try again",
+    "a full disk": "No space left on device. Make room on the disk, and try again",
+}
+
+
+@pytest.mark.parametrize("edit", OF_THE_MACHINE)
+def test_what_the_machine_does_to_a_worker_says_nothing_of_the_code(
+    lock: Path, edit: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if edit == "a hang":
+        monkeypatch.setattr(snapshots, "TIMEOUT_S", 2.0)
     before = lock.read_bytes()
-    write_package(lock.parent, "a kill")
+    write_package(lock.parent, edit)
     assert run_command(["check", str(lock), "--allow-import"]) == 4
-    assert "could not be counted: killed by SIGKILL" in capsys.readouterr().err
-    assert run_command([*SNAPSHOT, "-o", "killed.json"]) == 1
-    assert not (lock.parent / "killed.json").exists()
+    told = capsys.readouterr().err
+    assert "could not be counted: " in told
+    assert OF_THE_MACHINE[edit] in told
+    assert run_command([*SNAPSHOT, "-o", "ended.json"]) == 1
+    assert not (lock.parent / "ended.json").exists()
     assert lock.read_bytes() == before
 
 
-@pytest.mark.parametrize("edit", [name for name in EDITS if name not in ("none", "a kill")])
+class NeedsMemory(nn.Linear):
+    """Finds none once its tensors are more than shapes on meta."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not images.is_meta:
+            raise MemoryError
+        return super().forward(images.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("bound", [True, False], ids=["graph breaks", "a run"])
+def test_want_of_memory_while_a_model_is_counted_is_no_figure_of_it(bound: bool) -> None:
+    subject = make_subject(NeedsMemory(3, 10))
+    with pytest.raises(MemoryError):
+        list(count_model(subject, [subject.cell], bound=bound))
+
+
+@pytest.mark.parametrize("edit", [name for name in EDITS if name != "none" and name not in OF_THE_MACHINE])
 def test_each_change_is_caught_with_the_right_words(lock: Path, edit: str) -> None:
     code, found = check(lock, edit)
     assert code == 1

@@ -71,6 +71,32 @@ class Half(nn.Module):
         return hidden + self.frozen(hidden)
 
 
+class KeepsTensors(nn.Module):
+    """Tensors that are neither parameter nor buffer, some by a private name, and one number that the forward pass
+    reads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        self.scale, self._shift = torch.ones(4), [torch.zeros(4)]
+        self.gate = torch.tensor(0.5)
+        self._seen = self.seen = ["shared"]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.layer(images.mean(dim=(2, 3))) * self.scale + self._shift[0]
+        return hidden * self.gate if self.gate > 0 else hidden
+
+
+def test_tensors_that_a_module_keeps_come_along_to_meta() -> None:
+    subject = make_subject(KeepsTensors())
+    found = {**measured("flops", subject), **measured("params_without_gradient", subject)}
+    assert found["flops"].value == 2 * 3 * 4
+    assert "on meta" in found["flops"].method  # one number does not make it depend on the picture
+    assert found["params_without_gradient"].value == 0
+    assert subject.meta_model.seen is subject.meta_model._seen
+
+
 def test_parameters_are_counted_apart_by_what_they_are() -> None:
     subject = make_subject(Half())
     found = {**measured("params", subject), **measured("params_without_gradient", subject)}

@@ -20,7 +20,7 @@ import scipy.special  # noqa: F401
 import torch
 
 from vitbench import pytest_plugin
-from vitbench.errors import UsageError
+from vitbench.errors import RunFolderError, UsageError
 from vitbench.history import read_history
 
 pytest_plugins = ["pytester"]
@@ -214,6 +214,53 @@ def test_a_damaged_file_is_told_in_one_line(suite: pytest.Pytester) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*vitbench-expected.json cannot be read (tests.a is 3, not an object). Mend it, or *"])
     assert "Traceback" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("text", ['<<<<<<< HEAD\n{"schema": 1}', '{"schema": 99, "tests": {}}'])
+def test_a_damaged_file_is_written_anew_by_an_update_which_says_so(suite: pytest.Pytester, text: str) -> None:
+    (suite.path / "vitbench-expected.json").write_text(text)
+    result = run(suite, FIVE_LINES, UNTIMED, "--vitbench-update")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        [
+            "vitbench: vitbench-expected.json could not be read: written anew, without the tests that did not run",
+            "vitbench: noted the exact figures of 1 test in vitbench-expected.json: review it",
+        ]
+    )
+    assert expected(suite)["tests"]["test_it.py::test_mean"]["params"] == PARAMS
+
+
+def unwritable(*_: Any) -> None:
+    raise RunFolderError("Cannot write here: Read-only file system")
+
+
+def test_figures_that_cannot_be_written_fail_the_session_in_one_line(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitbench.store.write_atomically", unwritable)
+    result = run(suite, FIVE_LINES, UNTIMED, "--vitbench-update")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["vitbench: the exact figures of 1 test could not be noted: Cannot write here: Read-only file system"]
+    )
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+
+
+@pytest.mark.slow
+def test_what_a_worker_of_xdist_cannot_write_fails_the_session_too(suite: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    suite.makepyfile(test_it=FIVE_LINES)
+    suite.makeconftest(
+        "import pytest, vitbench.store\nfrom vitbench.errors import RunFolderError\n\n"
+        "def unwritable(*_):\n    raise RunFolderError('Cannot write here')\n\n"
+        "vitbench.store.write_atomically = unwritable\n"
+    )
+    done = start(suite, "-n", "1", "--vitbench-update")
+    assert done.returncode == 1, done.stdout
+    assert "vitbench: the exact figures of 1 test could not be noted: Cannot write here" in done.stdout
+    assert "1 passed" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 99, "tests": {}}', '{"schema": 1}', '{"a": ' * 9999])

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
@@ -22,6 +23,7 @@ import vitbench
 from tests.launching import lending
 from vitbench import store
 from vitbench.cli import run_command
+from vitbench.errors import UsageError
 from vitbench.processes import Launcher
 from vitbench.records import Record
 
@@ -473,6 +475,72 @@ def test_measure_takes_a_module_of_ones_own_in_the_calling_process_and_leaves_it
     assert record.measurement("training_step").method.endswith("in the calling process")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_cannot_be_counted_of_a_module_leaves_its_other_measurements_alone() -> None:
+    import torch
+
+    class NeverOnMeta(torch.nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if images.is_meta:
+                raise IndexError("no such token")
+            return super().forward(images.flatten(1))
+
+    model = NeverOnMeta(3 * 8 * 8, 5)
+    wanted = ["flops", "latency", "params"]
+    record = vitbench.measure(model, image_size=8, threads=1, seconds=0.05, metrics=wanted)
+    assert (record.status, record.detail) == ("ok", "")
+    assert record.measurement("flops").status == record.measurement("macs").status == "error"
+    assert "no such token" in record.measurement("flops").detail
+    assert record.measurement("params").value == 3 * 64 * 5 + 5
+    assert record.measurement("latency").status == "ok"
+    alone = vitbench.measure(model, image_size=8, threads=1, metrics=["flops", "params"])  # as in a suite of counts
+    assert (alone.status, alone.cause) == ("error", "model_bug")
+    assert alone.measurement("params").status == "ok"
+
+
+def test_after_a_module_has_failed_the_rest_is_absent_and_says_so() -> None:
+    import torch
+
+    class OnlyOne(torch.nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if len(images) > 1:
+                raise IndexError("one picture, please")
+            return super().forward(images.flatten(1))
+
+    record = vitbench.measure(
+        OnlyOne(3 * 8 * 8, 5), image_size=8, batch_size=2, threads=1, metrics=["latency", "params", "memory"]
+    )
+    assert (record.status, record.cause) == ("error", "model_bug")
+    assert {one.metric: one.status for one in record.measurements} == {
+        **dict.fromkeys(("params", "trainable_params", "params_bytes", "buffers", "buffers_bytes"), "ok"),
+        "weights_memory": "ok",  # told before the first call failed
+        **dict.fromkeys(("inference_peak_memory", "process_peak_memory"), "error"),
+        **dict.fromkeys(("latency", "latency_cpu_time"), "error"),
+    }
+    assert "one picture, please" in record.measurement("process_peak_memory").detail
+    assert record.measurement("latency").detail.startswith("not tried, because what came before it ended so: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"metrics": ["accuracy"]}, "'accuracy' trains a model, which measure() does not. Use run_suite() with data"),
+        ({"metrics": ["params", "accuracy"]}, "'accuracy' trains a model"),
+        ({"metrics": []}, "metrics=[] asks for nothing. Give names"),
+        ({"metrics": ["training_step"]}, "nothing of training_step applies to mode='infer'. Give the other mode"),
+        ({"threads": 0}, "threads"),
+    ],
+    ids=str,
+)
+def test_measure_refuses_what_it_would_not_do(arguments: dict[str, Any], words: str) -> None:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 5))
+    with pytest.raises(UsageError) as caught:
+        vitbench.measure(model, image_size=8, **arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_spawned_workers_measure_the_same_as_forked_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

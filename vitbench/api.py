@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,11 @@ from vitbench.registry import METRICS
 
 if TYPE_CHECKING:
     import torch
+
+    from vitbench.conversation import Outcome
+    from vitbench.devices import Failure
+    from vitbench.metrics import Subject
+    from vitbench.registry import Metric
 
 
 def measure(
@@ -49,10 +54,9 @@ def measure(
     CPU memory is that of an ordinary allocator; ``processes``, ``precision`` and ``timeout_s`` mean nothing there. It
     needs ``image_size``; ``num_classes`` is read off its output.
 
-    Raises UsageError for arguments that cannot be; a failure of the model is in the record's status.
+    Raises UsageError for arguments that cannot be. A failure of the model is in the record's status, one of what is
+    counted beside it in the status of that measurement alone; nothing that was asked for is missing without a word.
     """
-    from vitbench.suites import default_metrics
-
     size = None if image_size is None else _pair(image_size)
     options = {
         "batch_sizes": [batch_size],
@@ -61,12 +65,12 @@ def measure(
         "modes": [mode],
         "attention": [attention],
         "compile": [compile],
-        "threads": [threads or "auto"],
+        "threads": ["auto" if threads is None else threads],
         "seeds": [seed],
         "memory_limit": memory_limit,
         "timeout_s": timeout_s,
         "num_classes": num_classes,
-        "metrics": [name for name in metrics or default_metrics() if METRICS.get(name).process != "training"],
+        "metrics": _choose_metrics(metrics),
         "image_sizes": ["native" if size is None else size],
         "measure": {
             "processes": processes,
@@ -82,6 +86,23 @@ def measure(
     if size is None:
         raise UsageError("A module of your own does not tell its image size. Give image_size=, in pixels")
     return _measure_module(model, content)
+
+
+def _choose_metrics(asked: Sequence[str] | None) -> list[str]:
+    """The names that were asked for, or the usual ones, less those that train. Raises UsageError for what cannot be."""
+    from vitbench.suites import default_metrics
+
+    if asked is None:
+        return [name for name in default_metrics() if METRICS.get(name).process != "training"]
+    names = [asked] if isinstance(asked, str) else list(asked)
+    if not names:
+        raise UsageError(f"metrics={asked!r} asks for nothing. Give names (vitbench list metrics), or leave it out")
+    training = next((name for name in names if METRICS.get(name).process == "training"), None)
+    if training is not None:
+        raise UsageError(
+            f"metrics: {training!r} trains a model, which measure() does not. Use run_suite() with data, or train()"
+        )
+    return names
 
 
 def _measure_name(name: str, content: dict[str, Any]) -> Record:
@@ -105,10 +126,10 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
 def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
     import torch
 
+    from vitbench.measuring import metrics_by_process
     from vitbench.metrics import Budget, Subject
     from vitbench.models import use_attention
     from vitbench.suites import make_suite
-    from vitbench.worker import failure_of, run_metric
 
     suite = make_suite({**content, "models": ["*"]}, "measure()", content)  # checks every value but the model
     device = canonical_device_name(suite.devices[0])
@@ -136,6 +157,10 @@ def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
         seed=suite.seeds[0],
         weights="given",
     )
+    groups = metrics_by_process(cell, suite.metrics)
+    if not groups:
+        asked = ", ".join(suite.metrics)
+        raise UsageError(f"metrics: nothing of {asked} applies to mode={cell.mode!r}. Give the other mode")
     subject = Subject(
         cell=cell,
         device=open_device(device),
@@ -145,22 +170,9 @@ def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
     )
     environment = capture_environment(describe_libraries(), {device: open_device(device).describe()})
     started_at, begin = datetime.now().astimezone().isoformat(timespec="milliseconds"), time.perf_counter()
-    measurements: list[Measurement] = []
-    failure = None
     with _threads(cell.threads), torch.random.fork_rng(devices=[]), contextlib.closing(subject):
         torch.manual_seed(cell.seed)
-        for name in suite.metrics:
-            if cell.mode not in METRICS.get(name).modes:
-                continue
-            try:
-                measurements += [_in_this_process(one) for one in run_metric(name, subject)]
-            except Exception as error:  # as in a worker: a failure of the model is a status
-                failure = failure_of(error, cell)
-                missing = METRICS.get(name).yields_in(cell.mode)
-                measurements += [
-                    Measurement.absent(key, unit, failure.status, failure.detail) for key, unit in missing.items()
-                ]
-                break
+        measurements, failure = _take(subject, groups)
     return Record(
         cell=cell,
         status=failure.status if failure else "ok",
@@ -173,10 +185,50 @@ def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
     )
 
 
+def _take(subject: Subject, groups: Mapping[str, Sequence[Metric]]) -> tuple[list[Measurement], Failure | None]:
+    """The measurements of ``groups`` (kind of process to metrics), in a suite's order, and the failure of the cell.
+
+    As in a suite: what cannot be counted is absent and leaves the rest alone; after a failure of what runs the model
+    nothing else is tried, and its absence is spoken.
+    """
+    from vitbench.measuring import ESSENTIAL, complete, not_tried
+
+    found: list[Measurement] = []
+    failure: Failure | None = None
+    runs = [process for process in ESSENTIAL if process in groups]
+    for process in ("static", "counters"):
+        for metric in groups.get(process, ()):
+            outcome = _run(metric, subject)
+            found += complete(subject.cell, [metric], outcome)
+            if process == "static" and not runs:
+                failure = failure or outcome.failure
+    for process in runs:
+        for metric in groups[process]:
+            outcome = not_tried(failure, "what came before it") if failure else _run(metric, subject)
+            found += complete(subject.cell, [metric], outcome)
+            failure = failure or outcome.failure
+    return found, failure
+
+
+def _run(metric: Metric, subject: Subject) -> Outcome:
+    """What came of one metric in this process."""
+    from vitbench.conversation import Outcome
+    from vitbench.worker import failure_of, run_metric
+
+    outcome = Outcome()
+    try:
+        for measurement in run_metric(metric.name, subject):
+            outcome.measurements.append(_in_this_process(measurement))
+    except Exception as error:  # as in a worker: a failure of the model is a status
+        outcome.failure = failure_of(error, subject.cell)
+    return outcome
+
+
 def _in_this_process(measurement: Measurement) -> Measurement:
     from dataclasses import replace
 
-    return replace(measurement, method=f"{measurement.method}; in the calling process")
+    method = "; ".join(filter(None, (measurement.method, "in the calling process")))
+    return replace(measurement, method=method)
 
 
 def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,11 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.analysis.flops import OperatorCounter
 from vitbench.devices import open_device
-from vitbench.devices.failures import describe_error
+from vitbench.devices.failures import OF_THE_HOST, describe_error
 from vitbench.errors import Unsupported
 from vitbench.metrics.flops import needs_values
 from vitbench.metrics.memory import account_call
-from vitbench.metrics.subject import CHANNELS, Subject
+from vitbench.metrics.subject import CHANNELS, Subject, empty_copies
 from vitbench.outputs import training_loss
 from vitbench.printable import one_line
 from vitbench.records import Cell
@@ -102,6 +102,7 @@ def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
             without = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad and p.grad is None}
         figures |= {"training_flops": training.counts.flops, "without_gradient": without}
     except Exception as error:  # a model that is for inference alone: the other figures stand
+        _raise_if_of_the_host(error)
         absent |= dict.fromkeys(("training_flops", "without_gradient"), _reason(error))
     return figures, absent
 
@@ -114,6 +115,7 @@ def _run(subject: Subject, run: Cell, bound: bool) -> Answer:
             with fake.attention(fake.model):
                 figures = _figures_of_run(fake, bound)
     except Exception as error:  # a model that runs in one mode or dtype may not in another
+        _raise_if_of_the_host(error)
         names = ("output", "operators", "tensor_peak") if bound else ("output",)
         if _for_want_of_numbers(error) or _is_unknown_to_fakes(error):
             return {"figures": {}, "absent": dict.fromkeys(names, _reason(error))}
@@ -212,6 +214,7 @@ def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
             shape = (_FEW, CHANNELS, *subject.cell.image_size)
             return _trace(subject, _fake_model(subject), torch.empty(*shape), train)
     except Exception as error:
+        _raise_if_of_the_host(error)
         if not _for_want_of_numbers(error):
             raise Unsupported(_reason(error)) from error
     try:
@@ -221,6 +224,7 @@ def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
             images = torch.randn(_FEW, CHANNELS, *subject.cell.image_size, generator=generator)
             return _trace(subject, model, images, train)
     except Exception as error:
+        _raise_if_of_the_host(error)
         raise Unsupported(_reason(error)) from error
 
 
@@ -306,7 +310,7 @@ def _build_on_meta(subject: Subject) -> nn.Module:
             raise
         with torch.device("cpu"):
             model = subject.build()
-    return _move(model, "meta")
+    return empty_copies(model, "meta")
 
 
 def _fake_model(subject: Subject, dtype: torch.dtype | None = None) -> nn.Module:
@@ -315,7 +319,7 @@ def _fake_model(subject: Subject, dtype: torch.dtype | None = None) -> nn.Module
         model = _build_on_meta(subject)  # faster than a copy
         if model is _meta_model(subject):  # of a module that somebody hands over there is only one
             model = copy.deepcopy(model)
-    return _move(model, "cpu", dtype)
+    return empty_copies(model, "cpu", dtype)
 
 
 def _fake_subject(subject: Subject, run: Cell) -> Subject:
@@ -330,44 +334,6 @@ def _fake_subject(subject: Subject, run: Cell) -> Subject:
     if run.mode == "train":
         vars(fake)["optimizer"] = LargestAdamW(model.parameters(), lr=1e-4)
     return fake
-
-
-def _move(model: nn.Module, device: str, dtype: torch.dtype | None = None) -> nn.Module:
-    """The model with empty tensors on ``device`` in place of its own: parameters, buffers, and what else its modules
-    keep. What is one tensor stays one. ``dtype``: of its parameters and buffers that hold fractions.
-    """
-    moved: dict[int, Tensor] = {}
-    kept: list[Any] = []  # an id() must not come again
-
-    def empty(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        if id(tensor) not in moved:
-            kept.append(tensor)
-            wanted = dtype if tensor.is_floating_point() else None
-            new = torch.empty_like(tensor, device=device, dtype=wanted, requires_grad=False)
-            if isinstance(tensor, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-            moved[id(tensor)] = new
-        return moved[id(tensor)]
-
-    for module in model.modules():
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for table in tables:
-            table.update({name: empty(one, dtype) for name, one in table.items() if one is not None})
-        for name, value in list(vars(module).items()):
-            if not name.startswith("_"):
-                vars(module)[name] = _replaced(value, empty)
-    return model
-
-
-def _replaced(value: Any, empty: Callable[[Tensor], Tensor]) -> Any:
-    """Plain attributes: a tensor, or lists, tuples and dicts of them."""
-    if isinstance(value, Tensor):
-        return empty(value)
-    if type(value) in (list, tuple):
-        return type(value)(_replaced(one, empty) for one in value)
-    if type(value) is dict:
-        return {key: _replaced(one, empty) for key, one in value.items()}
-    return value
 
 
 # why there is no figure
@@ -387,6 +353,13 @@ def _for_want_of_numbers(error: Exception) -> bool:
 def _is_unknown_to_fakes(error: Exception) -> bool:
     """Whether an operator of somebody's own says nothing of the shapes that it returns."""
     return isinstance(error, fake_tensor.UnsupportedOperatorException | fake_tensor.UnsupportedFakeTensorException)
+
+
+def _raise_if_of_the_host(error: Exception) -> None:
+    """Want of memory or a full disk says nothing of the model: what it raised here is no figure of it."""
+    failure = open_device("cpu").explain(error)
+    if failure is not None and failure.cause in OF_THE_HOST:
+        raise error
 
 
 def _reason(error: Exception) -> str:

@@ -35,8 +35,8 @@ GROUP = 8
 MIN_FIRST_STAGE = 5
 #: The reference plays against itself in the first group, in the last, and whenever the last time is longer ago.
 NOISE_EVERY_S = 60.0
-#: A failure of these processes is a failure of the cell; that of a comparison column is not.
-_ESSENTIAL = ("memory", "time", "energy", "training")
+#: A failure of these processes, in this order, is a failure of the cell; that of a comparison column is not.
+ESSENTIAL = ("memory", "time", "energy", "training")
 #: Bytes that a process holds beyond what its peak memory counts (its own copies of libraries' pages, a CUDA context).
 _PROCESS_BYTES = 600e6
 #: The share of the free memory that cells alive at once may take.
@@ -114,7 +114,7 @@ class CellMeasurer:
         last = {
             (group[0].device, group[0].threads): number
             for number, group in enumerate(groups)
-            if "time" in _metrics_by_process(group[0], self._names)
+            if "time" in metrics_by_process(group[0], self._names)
         }
         for number, group in enumerate(groups):
             is_last = last.get((group[0].device, group[0].threads)) == number
@@ -153,11 +153,11 @@ class CellMeasurer:
         cells can be alive at once.
         """
         now = datetime.now().astimezone().isoformat(timespec="milliseconds")
-        job = _Job(cell, _metrics_by_process(cell, self._names), now, time.perf_counter())
+        job = _Job(cell, metrics_by_process(cell, self._names), now, time.perf_counter())
         if "static" in job.groups:
             outcome = self._static(cell)
-            job.measurements += _complete(cell, job.groups["static"], outcome)
-            if outcome.failure and not any(process in job.groups for process in _ESSENTIAL):
+            job.measurements += complete(cell, job.groups["static"], outcome)
+            if outcome.failure and not any(process in job.groups for process in ESSENTIAL):
                 job.ending = outcome
         if "counters" in job.groups:
             job.measurements += self._count(cell, job.groups["counters"])
@@ -204,10 +204,10 @@ class CellMeasurer:
         metrics = job.groups[process]
         if job.failure is not None:
             # a batch that did not fit, or hung, would do so again: said, not tried
-            job.measurements += _complete(job.cell, metrics, _not_tried(job.failure))
+            job.measurements += complete(job.cell, metrics, not_tried(job.failure))
             return
         outcome = self._run(job.cell, process, metrics)
-        job.measurements += _complete(job.cell, metrics, outcome)
+        job.measurements += complete(job.cell, metrics, outcome)
         job.take(outcome)
 
     # times
@@ -249,7 +249,7 @@ class CellMeasurer:
             if problem:
                 why = f"the reference could not always run ({problem})"
                 outcome.note = f"{outcome.note}; {why}" if outcome.note else why
-            job.measurements += _complete(job.cell, job.groups["time"], outcome)
+            job.measurements += complete(job.cell, job.groups["time"], outcome)
             job.measurements += load_measurements(job.loads)
             job.take(outcome)
             job.seconds += job.timed_s + max(shared, 0.0)
@@ -392,7 +392,7 @@ class CellMeasurer:
         if key not in self._counters:
             found = []
             for metric in metrics:
-                found += _complete(cell, [metric], self._run(cell, "counters", [metric]))
+                found += complete(cell, [metric], self._run(cell, "counters", [metric]))
             self._counters[key] = found
         return self._counters[key]
 
@@ -419,7 +419,7 @@ def group_cells(cells: Sequence[Cell], metrics: Iterable[str]) -> list[list[Cell
     names = tuple(metrics)
     found: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
-        alone = "time" not in _metrics_by_process(cell, names)
+        alone = "time" not in metrics_by_process(cell, names)
         key = (cell.device, cell.threads, cell.image_size, cell.mode, cell.batch_size)
         found.setdefault((cell.id,) if alone else key, []).append(cell)
     groups = []
@@ -441,7 +441,7 @@ def _peak_bytes(cell: Cell, measurements: Iterable[Measurement]) -> float | None
     return None if peak is None else max(max(process) for process in peak.samples) + _PROCESS_BYTES
 
 
-def _metrics_by_process(cell: Cell, names: Iterable[str]) -> dict[str, list[Metric]]:
+def metrics_by_process(cell: Cell, names: Iterable[str]) -> dict[str, list[Metric]]:
     """The metrics that apply to a cell, by the kind of process that takes them."""
     groups: dict[str, list[Metric]] = {}
     for name in names:
@@ -453,7 +453,7 @@ def _metrics_by_process(cell: Cell, names: Iterable[str]) -> dict[str, list[Metr
     return groups
 
 
-def _complete(cell: Cell, metrics: Sequence[Metric], outcome: Outcome) -> list[Measurement]:
+def complete(cell: Cell, metrics: Sequence[Metric], outcome: Outcome) -> list[Measurement]:
     """The measurements of ``metrics`` in ``outcome``, with a spoken absence for each that its failure left out."""
     wanted = {name: unit for metric in metrics for name, unit in metric.yields_in(cell.mode).items()}
     also = {name for metric in metrics for name in metric.also_yields}
@@ -467,8 +467,9 @@ def _complete(cell: Cell, metrics: Sequence[Metric], outcome: Outcome) -> list[M
     return found
 
 
-def _not_tried(failure: Failure) -> Outcome:
-    detail = f"not tried, because the process before it ended so: {failure.detail}"
+def not_tried(failure: Failure, before: str = "the process before it") -> Outcome:
+    """What comes of metrics that nobody takes any more, as ``before`` failed."""
+    detail = f"not tried, because {before} ended so: {failure.detail}"
     return Outcome(failure=Failure(failure.status, failure.cause, detail))
 
 

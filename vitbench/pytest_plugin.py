@@ -77,8 +77,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write what was noted."""
-    session.config.stash[_NOTES].write()
+    """Write what was noted; what could not be written fails the session."""
+    notes = session.config.stash[_NOTES]
+    notes.write()
+    if notes.problems and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    from_worker = getattr(session.config, "workeroutput", None)  # where pytest-xdist takes what its workers have to say
+    if from_worker is not None:
+        from_worker["vitbench"] = {"problems": notes.problems, "renewed": notes.renewed}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended: its troubles are told, and fail the session, here."""
+    told = getattr(node, "workeroutput", {}).get("vitbench", {})
+    notes = node.config.stash[_NOTES]
+    notes.problems += told.get("problems", [])
+    notes.renewed += told.get("renewed", [])
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -438,6 +453,10 @@ class Notes:
         self._unguarded: dict[str, None] = {}
         self._versions: dict[str, None] = {}
         self._written: dict[Path, int] = {}
+        #: Why something could not be written, a line each.
+        self.problems: list[str] = []
+        #: What was damaged and is written anew, a line each.
+        self.renewed: list[str] = []
 
     def expected(self, path: Path) -> dict[str, dict[str, Any]]:
         """The figures of each test in ``path``; none if it is not there. Raises UsageError for one that is damaged."""
@@ -463,28 +482,48 @@ class Notes:
 
     def write(self) -> None:
         """Write the files that have something new; tests that did not run keep what they had. Several processes
-        (pytest-xdist) take turns.
+        (pytest-xdist) take turns. A damaged file is written anew. Never raises for what cannot be written: that is in
+        ``problems``.
         """
         if not self._new:
             return
+        from vitbench.errors import VitbenchError
+        from vitbench.printable import one_line
+
+        for path, tests in self._new.items():
+            try:
+                self._write(path, tests)
+            except (VitbenchError, OSError) as error:
+                self.problems.append(one_line(f"{_tests(len(tests))} could not be noted: {error}", 500))
+            else:
+                self._written[path] = len(tests)
+
+    def _write(self, path: Path, tests: Mapping[str, dict[str, Any]]) -> None:
         import hashlib
         import tempfile
 
         from filelock import FileLock
 
+        from vitbench.errors import UsageError
         from vitbench.store import write_atomically
 
-        for path, tests in self._new.items():
-            # not beside the tests, where it would be one more file to ignore
-            name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-            with FileLock(Path(tempfile.gettempdir()) / f"vitbench-{name}.lock"):
-                content = {"schema": SCHEMA, "tests": dict(sorted({**_read_expected(path), **tests}.items()))}
-                write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-            self._written[path] = len(tests)
+        # not beside the tests, where it would be one more file to ignore
+        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+        with FileLock(Path(tempfile.gettempdir()) / f"vitbench-{name}.lock"):
+            damaged = ""
+            try:
+                before = _read_expected(path)
+            except UsageError:  # to write it anew is the way out that the message offers
+                before, damaged = {}, f"{path.name} could not be read: written anew, without the tests that did not run"
+            content = {"schema": SCHEMA, "tests": dict(sorted({**before, **tests}.items()))}
+            write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        if damaged:
+            self.renewed.append(damaged)
 
     def summary(self) -> list[str]:
         """What a person has to know."""
-        lines = [f"noted {_tests(count)} in {path.name}: review it" for path, count in self._written.items()]
+        lines = [*self.problems, *self.renewed]
+        lines += [f"noted {_tests(count)} in {path.name}: review it" for path, count in self._written.items()]
         if self._unguarded:
             names = ", ".join(list(self._unguarded)[:3])
             more = f" and {len(self._unguarded) - 3} more" if len(self._unguarded) > 3 else ""

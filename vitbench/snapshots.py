@@ -15,6 +15,7 @@ from typing import Any
 import vitbench
 from vitbench.conversation import Outcome
 from vitbench.devices import Failure
+from vitbench.devices.failures import OF_THE_HOST
 from vitbench.errors import UsageError, WorkerError
 from vitbench.lockfile import Entry, Lock, Place, metrics_of, minor_version
 from vitbench.planning import look_up_models
@@ -34,8 +35,8 @@ TIMEOUT_S = 600.0
 _MODELS_A_WORKER = 2
 #: Loaded once in the server rather than in each worker.
 _PRELOAD = ("vitbench.exact",)
-#: Why a worker was ended that say nothing of the model in it.
-_OF_THE_MACHINE = frozenset({"oom_kill", "probable_oom", "terminated"})
+#: Why counting ended that say nothing of the model: nothing is allocated for it, so that memory is the machine's.
+_OF_THE_MACHINE = OF_THE_HOST | {"probable_oom", "terminated", "timeout"}
 #: Seconds between two lines of progress.
 _TELL_EVERY_S = 5.0
 
@@ -185,7 +186,7 @@ def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome, bound: bo
     """What came of one task: an entry for the model, and one for each of its runs."""
     failure = outcome.failure
     if failure is not None and failure.cause in _OF_THE_MACHINE:
-        raise WorkerError(f"{model.label} could not be counted: {failure.detail}. Give it more memory, or try again")
+        raise WorkerError(f"{model.label} could not be counted: {failure.detail}. {_way_out(failure)}")
     why = one_line(f"{failure.detail.splitlines()[0] if failure.detail else failure.cause}", 500) if failure else ""
     if failure is None and len(outcome.answers) != 1 + len(runs):
         raise WorkerError(f"A worker gave {len(outcome.answers)} answers for {model.label}, not {1 + len(runs)}")
@@ -201,6 +202,14 @@ def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome, bound: bo
         if set(expected) != {*answer["figures"], *answer["absent"]}:
             raise WorkerError(f"A worker counted {', '.join(answer['figures'])} of {place.label}")
         yield Entry(place=place, figures=answer["figures"], absent=answer["absent"])
+
+
+def _way_out(failure: Failure) -> str:
+    if failure.cause == "timeout":
+        return "Try again on a machine with less to do; if it hangs there, too, it is the model"
+    if failure.cause == "disk_full":
+        return "Make room on the disk, and try again"
+    return "Give it more memory, or try again"
 
 
 def _is_gone(failure: Failure) -> bool:

@@ -373,6 +373,33 @@ def test_every_wrapper_and_prefix_is_taken_off(tmp_path: Path, wrapper: str, pre
     assert_same_logits(ours, theirs)
 
 
+#: None of them runs the model or compiles it.
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": torch.compile,
+    "parallel": nn.DataParallel,
+    "both": lambda model: torch.compile(nn.DataParallel(model)),
+    "both, the other way round": lambda model: nn.DataParallel(torch.compile(model)),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_a_wrapped_model_takes_its_own_weights_and_those_of_the_model_inside(
+    tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    theirs = randomise(small_ours(depth=1))
+    for state in (wrap(theirs).state_dict(), theirs.state_dict()):
+        ours = small_ours(depth=1)
+        load_checkpoint(wrap(ours), saved(state, tmp_path / "x.pt"))
+        assert_same_logits(ours, theirs)
+    other_head = wrap(small_ours(depth=1, num_classes=7))
+    path = saved(other_head.state_dict(), tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="7 classes and the model 5"):
+        load_checkpoint(wrap(small_ours(depth=1)), path)
+    assert load_checkpoint(wrap(small_ours(depth=1)), path, replace_head=True).replaced_head
+    larger = small_ours(depth=1, image_size=(48, 48))
+    assert load_checkpoint(wrap(larger), saved(theirs.state_dict(), tmp_path / "y.pt")).resampled == ((8, 8), (12, 12))
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x"])
 def test_files_of_torch_save_are_known_by_their_content(tmp_path: Path, legacy: bool, name: str) -> None:

@@ -21,6 +21,8 @@ ErrorTexts = tuple[tuple[str, Status, str], ...]
 
 #: Causes that are want of memory.
 OUT_OF_MEMORY = frozenset({"out_of_memory", "oom_single_buffer", "library_workspace", "oom_kill"})
+#: Causes that a machine with more memory or a larger disk would not have.
+OF_THE_HOST = OUT_OF_MEMORY | {"disk_full"}
 #: Where a line begins, or the text after the names of exceptions that wrap it.
 AT_LINE = r"(?:^|\n)(?:[\w.]+: )*"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ class Subject:
         import torch
 
         with torch.device("meta"):
-            return _move_to_meta(self.build())  # a user's own module is not built on meta but moved there
+            return empty_copies(self.build(), "meta")  # a user's own module is not built on meta but moved there
 
     @contextlib.contextmanager
     def on_meta(self, batch_size: int, *, train: bool = False) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
@@ -266,21 +267,60 @@ class Subject:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _move_to_meta(model: torch.nn.Module) -> torch.nn.Module:
-    """``model.to("meta")``, with tensors that modules share still shared: ``to`` makes one of each use."""
+def empty_copies(model: torch.nn.Module, device: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """The model with empty tensors on ``device`` in place of its own: parameters, buffers, and what else its modules
+    keep. What is one tensor stays one. ``dtype``: of its parameters and buffers that hold fractions.
+    """
     import torch
 
-    moved: dict[int, Any] = {}
-    for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None and not parameter.is_meta:
-                empty = torch.empty_like(parameter, device="meta")
-                new = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                module._parameters[name] = moved.setdefault(id(parameter), new)
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None and not buffer.is_meta:
-                module._buffers[name] = moved.setdefault(id(buffer), torch.empty_like(buffer, device="meta"))
+    moved: dict[int, torch.Tensor] = {}
+    kept: list[Any] = []  # an id() must not come again
+
+    def empty(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if device == "meta" and tensor.is_meta:
+            return tensor
+        if id(tensor) not in moved:
+            kept.append(tensor)
+            wanted = dtype if tensor.is_floating_point() else None
+            new = torch.empty_like(tensor, device=device, dtype=wanted, requires_grad=False)
+            if isinstance(tensor, torch.nn.Parameter):
+                new = torch.nn.Parameter(new, requires_grad=tensor.requires_grad)
+            moved[id(tensor)] = new
+        return moved[id(tensor)]
+
+    def empty_unless_a_number(tensor: torch.Tensor) -> torch.Tensor:
+        # one of the CPU goes with tensors of every device, and the model may ask for it
+        known = id(tensor) in moved
+        return tensor if device == "meta" and tensor.dim() == 0 and tensor.is_cpu and not known else empty(tensor)
+
+    modules = list(model.modules())
+    for module in modules:
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            table.update({name: empty(one, dtype) for name, one in table.items() if one is not None})
+    own_tables = vars(torch.nn.Module())  # hooks and the like, and the two that are done
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if name not in own_tables:
+                vars(module)[name] = _replaced(value, empty_unless_a_number)
     return model
+
+
+def _replaced(value: Any, empty: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Plain attributes: a tensor, or lists, tuples and dicts of them. Without a tensor it is ``value`` itself, which
+    several modules may share.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return empty(value)
+    if type(value) in (list, tuple):
+        several = [_replaced(one, empty) for one in value]
+        return value if all(map(operator.is_, several, value)) else type(value)(several)
+    if type(value) is dict:
+        named = {key: _replaced(one, empty) for key, one in value.items()}
+        return value if all(named[key] is value[key] for key in value) else named
+    return value
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -98,7 +98,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = 
     model's dtypes. Pickled code is never run.
 
     Args:
-        model: of the architecture that was saved; not on meta.
+        model: of the architecture that was saved; not on meta. What DataParallel or torch.compile made of one is
+            loaded like the model inside, by whose keys errors name its weights.
         path: the file.
         replace_head: where the file's head has another number of classes, or is missing, keep the model's own, which is
             random in a fresh model. A head that fits is loaded all the same.
@@ -109,6 +110,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = 
         UsageError: the model is on meta.
     """
     path = Path(path)
+    model = _unwrapped(model)
     own: dict[str, Tensor] = model.state_dict()
     if any(value.is_meta for value in own.values()):
         raise UsageError("A model on the meta device has no memory for weights: build it on a real device")
@@ -397,6 +399,14 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 # --- how it fits the model
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of DataParallel and torch.compile, whose prefixes are off the keys of files as well."""
+    try:
+        return model.get_submodule(common_prefix(model.state_dict()).removesuffix("."))
+    except AttributeError:  # keys of a state_dict() of somebody's own
+        return model
 
 
 def _own_names(own: Collection[str]) -> dict[str, str]:
