@@ -176,7 +176,7 @@ def test_sorted_by_latency() -> None:
 def test_unknown_metrics_are_kept_out_of_the_page_but_in_the_csv() -> None:
     new = Measurement(metric="energy", unit="J", samples=wobble(0.2), method="RAPL")
     runs = [Run(name="r", records=[infer(cell(), extra=[new])])]
-    assert "energy_j" in render_csv(runs).splitlines()[0]
+    assert "inference_energy_j" in render_csv(runs).splitlines()[0]
     assert "**energy**: RAPL" in render_markdown(runs)
 
 

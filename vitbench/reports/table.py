@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vitbench.claims import PUBLISHED
 from vitbench.printable import csv_text
 from vitbench.records import Cell, Record, format_image_size
 from vitbench.reports.format import without_paths
@@ -15,7 +16,8 @@ from vitbench.reports.runs import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-#: metric -> (column, how a base unit is scaled). A metric that is not here gets its name and base unit as its column.
+#: metric -> (column, how a base unit is scaled). A metric that is not here gets its name and base unit as its column,
+#: after the call that it was measured in: ``inference_tensor_peak_byte``.
 COLUMNS: dict[str, tuple[str, float]] = {
     "params": ("params", 1),
     "trainable_params": ("trainable_params", 1),
@@ -66,6 +68,29 @@ SAMPLED = frozenset(
 )
 #: Measured in inference and in training steps alike: the columns say where.
 IN_BOTH = "process_peak_memory"
+
+
+class Extra(NamedTuple):
+    """A metric that is not in ``COLUMNS``, and what it is taken from: ``inference``, ``training`` (the step), ``any``
+    cell of the row, or, where it is empty, the row's training.
+    """
+
+    where: str
+    metric: str
+    unit: str
+
+    @property
+    def name(self) -> str:
+        """``inference_tensor_peak``"""
+        return f"{self.where}_{self.metric}" if self.where in ("inference", "training") else self.metric
+
+    @property
+    def column(self) -> str:
+        """The name with its unit, where that is one to spell."""
+        if not self.unit.isascii() or self.unit.isdigit():
+            return self.name
+        return f"{self.name}_{re.sub(r'[^a-z]+', '_per_', self.unit.lower())}"
+
 
 Value = str | float | int | bool | None
 
@@ -122,9 +147,7 @@ def report_table(rows: Sequence[Row]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    units = {one.metric: one.unit for row in rows for record in row.records for one in record.measurements}
-    known = {*COLUMNS, *BY_CLASS, IN_BOTH, "memory_limit"}  # the limit is a column of the cell's conditions
-    extra = {metric: units[metric] for metric in sorted(units) if metric not in known}
+    extra = _extra_columns(rows)
     lines = [line for row in rows for line in _report_lines(row, extra)]
     frame = (
         pd.DataFrame(lines, columns=list(lines[0]))
@@ -235,7 +258,7 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
     return lines
 
 
-def _report_lines(row: Row, extra: Mapping[str, str]) -> list[dict[str, Value]]:
+def _report_lines(row: Row, extra: Sequence[Extra]) -> list[dict[str, Value]]:
     infer = {record.cell.batch_size: record for record in row.infer}
     train = {record.cell.batch_size: record for record in row.train}
     facts: dict[str, Value] = {}
@@ -314,15 +337,29 @@ def _latency_extras(found: Figure) -> dict[str, Value]:
     }
 
 
-def _extra(row: Row, infer: Record | None, train: Record | None, units: Mapping[str, str]) -> dict[str, Value]:
-    """Metrics that this module does not know, from the inference cell, else the training step, else the training."""
+def _extra_columns(rows: Sequence[Row]) -> list[Extra]:
+    """What this module does not know: inference and the training step of one batch share a line, so that what both
+    measured has a column for each.
+    """
+    known = {*COLUMNS, *BY_CLASS, IN_BOTH, "memory_limit"}  # the limit is a column of the cell's conditions
+    units: dict[tuple[str, str], str] = {}
+    for row in rows:
+        for where, records in (("inference", row.infer), ("training", row.train), ("", (row.training,))):
+            for one in (one for record in records if record for one in record.measurements):
+                # published figures are the model's, whatever was measured beside them
+                of = "any" if one.metric.startswith(PUBLISHED) else where
+                if one.metric not in known:
+                    units[of, one.metric] = one.unit
+    return [Extra(*key, units[key]) for key in sorted(units)]
+
+
+def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequence[Extra]) -> dict[str, Value]:
+    """The metrics of ``columns``, each from its own cell of the line; not the other's where that has none."""
+    records = {"inference": (infer,), "training": (train,), "any": row.records, "": (row.training,)}
     line: dict[str, Value] = {}
-    for metric, unit in units.items():
-        found = [record for record in (infer, train, row.training) if record and record.measurement(metric)]
-        name = (
-            f"{metric}_{re.sub(r'[^a-z]+', '_per_', unit.lower())}" if unit.isascii() and not unit.isdigit() else metric
-        )
-        line |= _column(name, 1, figure(found[0], metric) if found else Figure(), f"{metric}_status")
+    for one in columns:
+        found = [record for record in records[one.where] if record and record.measurement(one.metric)]
+        line |= _column(one.column, 1, figure(found[0], one.metric) if found else Figure(), f"{one.name}_status")
     return line
 
 
