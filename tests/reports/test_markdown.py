@@ -22,6 +22,7 @@ from tests.reports.fabricate import (
     training_cell,
     wobble,
 )
+from tests.reports.paired import tables
 from vitbench.records import STATUSES, Measurement
 from vitbench.reports.markdown import merge_numbers, render_markdown
 from vitbench.reports.rows import SHOWN
@@ -142,6 +143,13 @@ def test_a_status_stands_where_the_number_would_be(status: str) -> None:
     assert row["status"] == f"{shown} at batch 1"
     failures = page.split("## Failures")[1]
     assert all(text in failures for text in (shown, "a cause", "a detail", "printed last"))
+
+
+def test_a_training_of_another_size_than_its_row_failed_at_its_own() -> None:
+    training = failed(training_cell("vit_micro", image_size=(16, 16)), "timeout", "timeout", "no answer within 600 s")
+    runs = [Run(name="r", records=[infer(cell()), failed(cell(batch=8), "oom", "out_of_memory"), training])]
+    failures = tables(render_markdown(runs).split("## Failures")[1].split("##")[0])[0]
+    assert {line["cell"]: line["image size (px)"] for line in failures} == {"inference b8": "32", "training b64": "16"}
 
 
 def test_no_private_name_reaches_the_page() -> None:
