@@ -24,7 +24,7 @@ from tests.reports.fabricate import (
 )
 from tests.reports.paired import tables
 from vitbench.records import STATUSES, Measurement
-from vitbench.reports.markdown import merge_numbers, render_markdown
+from vitbench.reports.markdown import merge_numbers, render_markdown, render_summary
 from vitbench.reports.rows import SHOWN
 from vitbench.reports.runs import Run
 from vitbench.reports.table import render_csv
@@ -186,6 +186,30 @@ def test_unknown_metrics_are_kept_out_of_the_page_but_in_the_csv() -> None:
     runs = [Run(name="r", records=[infer(cell(), extra=[new])])]
     assert "inference_energy_j" in render_csv(runs).splitlines()[0]
     assert "**energy**: RAPL" in render_markdown(runs)
+
+
+def joules(energy: float, power: float, idle: float) -> list[Measurement]:
+    figures = (("energy_per_image", "J/image", energy), ("power", "W", power), ("idle_power", "W", idle))
+    return [Measurement.single(name, unit, value, "RAPL") for name, unit, value in figures]
+
+
+def test_joules_an_image_stand_in_the_main_table_and_power_among_the_details() -> None:
+    step = train_step(cell(batch=32, mode="train"))
+    step = dataclasses.replace(step, measurements=(*step.measurements, *joules(0.75, 120, 41)))
+    run = Run(name="r", records=[infer(cell(), extra=joules(0.25, 90, 40)), step])
+    main, details, *_ = tables(render_markdown([run]))
+    for shown in (main, tables(render_summary([run]))[0]):
+        assert shown[0]["energy b1 (J/image)"] == "0.250"
+        assert shown[0]["training energy b32 (J/image)"] == "0.750"
+    assert (details[0]["power b1 (W)"], details[0]["power at rest before b1 (W)"]) == ("90.0", "40.0")
+    assert details[0]["training power b32 (W)"] == "120"
+    assert details[0]["power at rest before training b32 (W)"] == "41.0"
+
+
+def test_a_device_that_counts_no_energy_says_so() -> None:
+    none = Measurement.absent("energy_per_image", "J/image", "unsupported", "no counter")
+    (line,) = tables(render_summary([Run(name="r", records=[infer(cell(), extra=[none])])]))[0]
+    assert line["energy b1 (J/image)"] == "unsupported"
 
 
 def test_methods_that_differ_in_numbers_become_one() -> None:
