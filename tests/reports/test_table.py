@@ -113,6 +113,25 @@ def test_a_published_figure_is_the_models_and_stands_once() -> None:
     assert table["published_params_parameter"].tolist() == [5, 5]
 
 
+def test_counts_are_written_to_the_unit_and_times_to_ten_digits() -> None:
+    counted = {
+        "flops": ("FLOP", 35_127_656_449),
+        "macs": ("MAC", 17_563_828_224.5),
+        "tensor_peak": ("byte", 34567891234),
+    }
+    figures = [Measurement.single(name, unit, value, "counted") for name, (unit, value) in counted.items()]
+    peak = Measurement.single("inference_peak_memory", "byte", 123_456_789_012, "allocator")
+    latency = Measurement(metric="latency", unit="s", samples=((1 / 3,),), method="clock")
+    texts = pd.read_csv(
+        io.StringIO(render_csv([Run(name="r", records=[ok(cell(), [*figures, peak, latency])])])), dtype=str
+    )
+    line = texts.iloc[0]
+    assert (line["gflops"], line["gmacs"]) == ("35.127656449", "17.5638282245")
+    assert line["inference_tensor_peak_byte"] == "34567891234"
+    assert line["inference_peak_memory_mb"] == "123456.789012"
+    assert line["latency_ms"] == "333.3333333"
+
+
 def test_a_training_without_timed_cells_has_a_line_without_a_batch() -> None:
     table = csv(Run(name="r", records=[trained(training_cell("vit_micro"), 180)]))
     assert table["batch_size"].isna().tolist() == [True]

@@ -66,6 +66,9 @@ SAMPLED = frozenset(
         *("training_step", "training_step_cpu_time", "training_throughput", "accuracy"),
     }
 )
+#: Units of what is counted, not measured: every digit is told. What was measured has this many.
+COUNTED = frozenset({"byte", "parameter", "element", "FLOP", "MAC", "image", "step"})
+MEASURED_DIGITS = 10
 #: Measured in inference and in training steps alike: the columns say where.
 IN_BOTH = "process_peak_memory"
 
@@ -143,7 +146,7 @@ def report_table(rows: Sequence[Row]) -> pd.DataFrame:
     What does not depend on the batch (parameters, FLOPs, accuracy) stands on each line of its row, so that the lines of
     one batch size are a complete table. Every measured column ``x`` has ``x_status`` (empty: not asked for) and is
     empty where the status is not ``ok``; sampled ones have ``x_low``, ``x_high``, ``x_interval``. Units are in the
-    names (1 MB is 10^6 bytes).
+    names (1 MB is 10^6 bytes). Counts are exact.
     """
     import pandas as pd
 
@@ -181,7 +184,7 @@ def render_csv(runs: Sequence[Run]) -> str:
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].map(lambda value: csv_text(value) if isinstance(value, str) else value)
     frame.columns = frame.columns.map(csv_text)
-    return frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    return frame.to_csv(index=False, lineterminator="\n", float_format="%.15g")  # what a float holds for certain
 
 
 def cell_fields(cell: Cell) -> dict[str, Any]:
@@ -331,7 +334,7 @@ def _process_peak(where: str, record: Record | None) -> dict[str, Value]:
 def _latency_extras(found: Figure) -> dict[str, Value]:
     quantiles = {name: found.percentile(q) for name, q in (("latency_p90_ms", 0.9), ("latency_p99_ms", 0.99))}
     return {
-        **{name: None if value is None else value * 1e3 for name, value in quantiles.items()},
+        **{name: None if value is None else _measured(value * 1e3) for name, value in quantiles.items()},
         "latency_samples": found.estimate.n_samples if found.estimate else None,
         "latency_processes": found.estimate.n_processes if found.estimate else None,
     }
@@ -374,15 +377,23 @@ def _columns(metric: str, found: Figure) -> dict[str, Value]:
         estimate = found.estimate
         for end in ("low", "high"):  # the unit stays last: latency_low_ms
             bound = getattr(estimate, end) if estimate else None
-            line[f"{metric}_{end}{name.removeprefix(metric)}"] = None if bound is None else bound * scale
+            line[f"{metric}_{end}{name.removeprefix(metric)}"] = None if bound is None else _measured(bound * scale)
         line[f"{metric}_interval"] = estimate.kind if estimate else ""
     if metric in PAIRED:
         relative = found.relative_between_runs
         for end, value in (("", "value"), ("_low", "low"), ("_high", "high")):
-            line[f"relative_{metric}{end}"] = getattr(relative, value) if relative else None
+            ratio = getattr(relative, value) if relative else None
+            line[f"relative_{metric}{end}"] = None if ratio is None else _measured(ratio)
         line[f"relative_{metric}_interval"] = relative.kind if relative else ""
     return line
 
 
 def _column(name: str, scale: float, found: Figure, status_name: str) -> dict[str, Value]:
-    return {name: None if found.value is None else found.value * scale, status_name: found.status or ""}
+    value = None if found.value is None else found.value * scale
+    if value is not None and not (found.measurement and found.measurement.unit in COUNTED):
+        value = _measured(value)
+    return {name: value, status_name: found.status or ""}
+
+
+def _measured(value: float) -> float:
+    return float(f"{value:.{MEASURED_DIGITS}g}")
