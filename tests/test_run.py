@@ -182,6 +182,15 @@ def test_a_folder_takes_one_run_at_a_time(finished: Path, tmp_path: Path) -> Non
     assert "is in use by another vitbench run" in second.stderr
 
 
+def test_a_refused_run_leaves_the_folder_of_one_that_still_plans(fork_server: Launcher, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with filelock.FileLock(folder / store.LOCK):  # all that a run has before its plan
+        second = run_here(fork_server, "run", "--models", "vit_basic", "--data", "none", "--out", str(folder))
+        assert (second.returncode, "is in use by another vitbench run" in second.stderr) == (2, True)
+        assert (folder / store.LOCK).exists()
+
+
 def test_a_damaged_record_is_set_aside_and_its_cell_measured_again(
     finished: Path, fork_server: Launcher, tmp_path: Path
 ) -> None:

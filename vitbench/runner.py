@@ -106,13 +106,10 @@ def run_prepared(
     chosen = check_before_loading(suite, allow_many_cells=allow_many_cells)
     folder = new_folder(out, chosen.name)
     reporter = progress or SilentProgress()
-    try:
-        with _launch(chosen, allow_import) as launcher, _locked(folder), _resumable(folder):
-            plan = make_plan(chosen, launcher, reporter.note, allow_many_cells=allow_many_cells)
-            store.write_atomically(folder / store.SUITE, to_toml(plan.suite).encode("utf-8"))
-            return _run(plan, plan.cells, folder, launcher, reporter)
-    finally:
-        _remove_if_empty(folder)
+    with _locked(folder, new=True), _launch(chosen, allow_import) as launcher, _resumable(folder):
+        plan = make_plan(chosen, launcher, reporter.note, allow_many_cells=allow_many_cells)
+        store.write_atomically(folder / store.SUITE, to_toml(plan.suite).encode("utf-8"))
+        return _run(plan, plan.cells, folder, launcher, reporter)
 
 
 def resume_run(
@@ -426,11 +423,12 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, *, new: bool = False) -> Iterator[None]:
     """Only one run writes to a folder at a time. Raises RunFolderError if another one does.
 
     The lock of a run that was killed is free: the system holds it for the process, not the file. What that run was in
-    the middle of writing goes.
+    the middle of writing goes. A ``new`` folder goes if nothing came into it, but only while it is ours: an empty one
+    can be that of a run that still plans.
     """
     import filelock
 
@@ -442,12 +440,19 @@ def _locked(folder: Path) -> Iterator[None]:
             f"{folder} is in use by another vitbench run. Wait for it, or choose another folder"
         ) from None
     except OSError as error:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise store.cannot_write(folder, error) from error
     try:
         store.remove_leftovers(folder)
         yield
     finally:
+        if new:
+            _remove_if_empty(folder)
         lock.release()
+        if new and os.name == "nt":  # where no file goes that is open, a lock that another run has by now neither
+            _remove_if_empty(folder)
 
 
 @contextlib.contextmanager

@@ -209,7 +209,7 @@ def test_negative_numbers_stay_numbers() -> None:
     change = replace(record.measurements[0], metric="change", unit="1", samples=((-0.25,),))
     text = render_csv([Run(name="r", records=[replace(record, measurements=(*record.measurements, change))])])
     (row,) = csv.DictReader(io.StringIO(text))
-    assert row["change"] == "-0.25"
+    assert row["inference_change"] == "-0.25"
 
 
 @pytest.mark.filterwarnings("error")

@@ -242,7 +242,9 @@ def test_the_csv_has_a_line_for_every_attempt() -> None:
     assert found["12"]["inference_peak_memory_mb"] == "184"
     assert found["3"]["training_step_cell_status"] == "oom"
     assert {line["memory_limit_bytes"] for line in lines} == {str(LIMIT)}
-    assert {line["frontier_bound_image"] for line in lines} == {"1024"}
+    for call, attempt in (("inference", "inference_cell_status"), ("training", "training_step_cell_status")):
+        told = {(bool(line[attempt]), line[f"{call}_frontier_bound_image"]) for line in lines}
+        assert told == {(True, "1024"), (False, "")}
     assert not [name for name in lines[0] if name.startswith("memory_limit") and name != "memory_limit_bytes"]
 
 

@@ -22,8 +22,9 @@ from tests.reports.fabricate import (
     training_cell,
     wobble,
 )
+from tests.reports.paired import tables
 from vitbench.records import STATUSES, Measurement
-from vitbench.reports.markdown import merge_numbers, render_markdown
+from vitbench.reports.markdown import merge_numbers, render_markdown, render_summary
 from vitbench.reports.rows import SHOWN
 from vitbench.reports.runs import Run
 from vitbench.reports.table import render_csv
@@ -144,6 +145,13 @@ def test_a_status_stands_where_the_number_would_be(status: str) -> None:
     assert all(text in failures for text in (shown, "a cause", "a detail", "printed last"))
 
 
+def test_a_training_of_another_size_than_its_row_failed_at_its_own() -> None:
+    training = failed(training_cell("vit_micro", image_size=(16, 16)), "timeout", "timeout", "no answer within 600 s")
+    runs = [Run(name="r", records=[infer(cell()), failed(cell(batch=8), "oom", "out_of_memory"), training])]
+    failures = tables(render_markdown(runs).split("## Failures")[1].split("##")[0])[0]
+    assert {line["cell"]: line["image size (px)"] for line in failures} == {"inference b8": "32", "training b64": "16"}
+
+
 def test_no_private_name_reaches_the_page() -> None:
     runs = [failing_run(), full_run()]
     for text in (render_markdown(runs), render_csv(runs)):
@@ -176,8 +184,32 @@ def test_sorted_by_latency() -> None:
 def test_unknown_metrics_are_kept_out_of_the_page_but_in_the_csv() -> None:
     new = Measurement(metric="energy", unit="J", samples=wobble(0.2), method="RAPL")
     runs = [Run(name="r", records=[infer(cell(), extra=[new])])]
-    assert "energy_j" in render_csv(runs).splitlines()[0]
+    assert "inference_energy_j" in render_csv(runs).splitlines()[0]
     assert "**energy**: RAPL" in render_markdown(runs)
+
+
+def joules(energy: float, power: float, idle: float) -> list[Measurement]:
+    figures = (("energy_per_image", "J/image", energy), ("power", "W", power), ("idle_power", "W", idle))
+    return [Measurement.single(name, unit, value, "RAPL") for name, unit, value in figures]
+
+
+def test_joules_an_image_stand_in_the_main_table_and_power_among_the_details() -> None:
+    step = train_step(cell(batch=32, mode="train"))
+    step = dataclasses.replace(step, measurements=(*step.measurements, *joules(0.75, 120, 41)))
+    run = Run(name="r", records=[infer(cell(), extra=joules(0.25, 90, 40)), step])
+    main, details, *_ = tables(render_markdown([run]))
+    for shown in (main, tables(render_summary([run]))[0]):
+        assert shown[0]["energy b1 (J/image)"] == "0.250"
+        assert shown[0]["training energy b32 (J/image)"] == "0.750"
+    assert (details[0]["power b1 (W)"], details[0]["power at rest before b1 (W)"]) == ("90.0", "40.0")
+    assert details[0]["training power b32 (W)"] == "120"
+    assert details[0]["power at rest before training b32 (W)"] == "41.0"
+
+
+def test_a_device_that_counts_no_energy_says_so() -> None:
+    none = Measurement.absent("energy_per_image", "J/image", "unsupported", "no counter")
+    (line,) = tables(render_summary([Run(name="r", records=[infer(cell(), extra=[none])])]))[0]
+    assert line["energy b1 (J/image)"] == "unsupported"
 
 
 def test_methods_that_differ_in_numbers_become_one() -> None:

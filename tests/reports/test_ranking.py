@@ -318,6 +318,14 @@ def test_the_picture_has_multiples_of_the_reference_where_each_row_has_them() ->
     ]
 
 
+def test_the_pictures_intervals_are_those_of_the_table() -> None:
+    record = paired(cell("vit_nano"), (1.9, 2.0, 2.1))
+    (point,) = plan_pictures(build_rows([run_of(record, trained(training_cell("vit_nano"), 200))]))[0].points
+    told = figure(record, "latency").relative_between_runs
+    assert told is not None
+    assert (point.x, point.x_low, point.x_high) == (told.value, told.low, told.high)
+
+
 def test_the_picture_has_milliseconds_where_one_row_lacks_the_reference() -> None:
     records = [paired(cell("vit_nano"), (2.0,) * 3), trained(training_cell("vit_nano"), 200)]
     without = timed("latency", (3.0,) * 3)

@@ -11,8 +11,21 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.reports.fabricate import cell, failed, full_run, infer, trained, training_cell, write_run
+from tests.reports.fabricate import (
+    cell,
+    failed,
+    full_run,
+    infer,
+    ok,
+    size,
+    train_step,
+    trained,
+    training_cell,
+    write_run,
+)
+from tests.reports.paired import loads
 from vitbench.errors import RunFolderError
+from vitbench.records import Cell, Measurement, Record
 from vitbench.reports import load_records, write_report
 from vitbench.reports.runs import Run, run_names
 from vitbench.reports.table import render_csv, tidy_frame
@@ -69,6 +82,54 @@ def test_the_csv_has_a_line_a_row_and_batch_with_numbers_only() -> None:
     assert pd.isna(table["latency_ms"][1])
     assert table["latency_low_ms"][0] < table["latency_ms"][0] < table["latency_high_ms"][0]
     assert table["params"].tolist() == [1_213_450, 1_213_450]
+
+
+def test_what_inference_and_a_training_step_both_measured_has_a_column_for_each() -> None:
+    def measured(of: Cell, total: int, load: float, parts: dict[str, int]) -> Record:
+        peak = [Measurement.single(f"tensor_peak{name}", "byte", n, "sum") for name, n in {"": total, **parts}.items()]
+        return ok(of, [*size(of), *peak, *loads(load)])
+
+    records = [
+        measured(cell(batch=8), 300, 0.25, {"_weights": 300}),
+        measured(cell(batch=8, mode="train"), 900, 0.5, {"_weights": 300, "_gradients": 600}),
+        measured(cell("vit_nano", 8), 200, 0.75, {"_weights": 200}),
+    ]
+    both, alone = csv(Run(name="r", records=records)).set_index("model").loc[["vit_micro", "vit_nano"]].itertuples()
+    assert (both.inference_tensor_peak_byte, both.inference_tensor_peak_weights_byte) == (300, 300)
+    assert (both.training_tensor_peak_byte, both.training_tensor_peak_gradients_byte) == (900, 600)
+    assert (both.inference_other_load_core, both.training_other_load_core) == (0.25, 0.5)
+    assert (alone.inference_other_load_core, alone.inference_other_load_status) == (0.75, "ok")
+    assert pd.isna(alone.training_other_load_core)
+    assert pd.isna(alone.training_other_load_status)
+    assert not {"tensor_peak_byte", "other_load_core", "inference_tensor_peak_gradients_byte"} & set(both._fields)
+
+
+def test_a_published_figure_is_the_models_and_stands_once() -> None:
+    claimed = Measurement.single("published_params", "parameter", 5, "the library")
+    step = train_step(cell(batch=8, mode="train"))
+    records = [infer(cell(), extra=[claimed]), dataclasses.replace(step, measurements=(*step.measurements, claimed))]
+    table = csv(Run(name="r", records=records))
+    assert [name for name in table if "published" in name] == ["published_params_parameter", "published_params_status"]
+    assert table["published_params_parameter"].tolist() == [5, 5]
+
+
+def test_counts_are_written_to_the_unit_and_times_to_ten_digits() -> None:
+    counted = {
+        "flops": ("FLOP", 35_127_656_449),
+        "macs": ("MAC", 17_563_828_224.5),
+        "tensor_peak": ("byte", 34567891234),
+    }
+    figures = [Measurement.single(name, unit, value, "counted") for name, (unit, value) in counted.items()]
+    peak = Measurement.single("inference_peak_memory", "byte", 123_456_789_012, "allocator")
+    latency = Measurement(metric="latency", unit="s", samples=((1 / 3,),), method="clock")
+    texts = pd.read_csv(
+        io.StringIO(render_csv([Run(name="r", records=[ok(cell(), [*figures, peak, latency])])])), dtype=str
+    )
+    line = texts.iloc[0]
+    assert (line["gflops"], line["gmacs"]) == ("35.127656449", "17.5638282245")
+    assert line["inference_tensor_peak_byte"] == "34567891234"
+    assert line["inference_peak_memory_mb"] == "123456.789012"
+    assert line["latency_ms"] == "333.3333333"
 
 
 def test_a_training_without_timed_cells_has_a_line_without_a_batch() -> None:

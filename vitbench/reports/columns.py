@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from vitbench.records import Record
 from vitbench.reports.format import NOT_ASKED, cell_text, number, with_interval
 from vitbench.reports.ranking import places
 from vitbench.reports.rows import DEFAULT_OPTION, Figure, Row, shared_test_data, shown_status, too_small
@@ -41,7 +42,8 @@ def model_column() -> Column:
 
 
 def main_columns(rows: Sequence[Row], floors: Floors | None = None) -> list[Column]:
-    """What is compared first: size, work, memory, speed, accuracy, and what failed; nothing that no row was asked.
+    """What is compared first: size, work, memory, speed, energy, accuracy, and what failed; nothing that no row was
+    asked.
 
     ``floors``: the noise floor of each run's device and threads, below which models are ties.
     """
@@ -59,10 +61,14 @@ def main_columns(rows: Sequence[Row], floors: Floors | None = None) -> list[Colu
             _place_column(rows, batch, floors or {}),
             Column("best throughput (image/s)", _best_throughput),
         ]
+        if _was_asked("energy_per_image", [row.infer[:1] for row in rows]):
+            columns.append(Column(f"energy b{batch} (J/image)", _at_smallest("energy_per_image", 1, batch)))
     if training_batch is not None:
-        columns.append(
-            Column(f"training step b{training_batch} (ms)", _at_training("training_step", 1e3, training_batch))
-        )
+        of = f"b{training_batch}"
+        columns.append(Column(f"training step {of} (ms)", _at_training("training_step", 1e3, training_batch)))
+        if _was_asked("energy_per_image", [row.train[-1:] for row in rows]):
+            energy = _at_training("energy_per_image", 1, training_batch)
+            columns.append(Column(f"training energy {of} (J/image)", energy))
     if any(row.training for row in rows):
         columns.append(_accuracy_column(rows))
     asked = [column for column in columns if any(column.text(row) != NOT_ASKED for row in rows)]
@@ -84,6 +90,8 @@ def detail_columns(rows: Sequence[Row]) -> list[Column]:
             Column(f"p90 b{batch} (ms)", _percentile(0.9, batch)),
             Column(f"p99 b{batch} (ms)", _percentile(0.99, batch)),
             Column(f"samples b{batch} (processes)", _samples),
+            Column(f"power b{batch} (W)", _at_smallest("power", 1, batch)),
+            Column(f"power at rest before b{batch} (W)", _at_smallest("idle_power", 1, batch)),
         ]
     if training_batch is not None:
         of = f"b{training_batch}"
@@ -94,6 +102,8 @@ def detail_columns(rows: Sequence[Row]) -> list[Column]:
             ),
             Column(f"training peak {of} (MB)", _at_training("training_peak_memory", 1e-6, training_batch)),
             Column(f"training {of} (image/s)", _at_training("training_throughput", 1, training_batch)),
+            Column(f"training power {of} (W)", _at_training("power", 1, training_batch)),
+            Column(f"power at rest before training {of} (W)", _at_training("idle_power", 1, training_batch)),
         ]
     columns += [
         Column("macro F1", lambda row: show(row.trained("macro_f1"), 1)),
@@ -125,6 +135,11 @@ def show(figure: Figure, scale: float, digits: int = MEASURED_DIGITS) -> str:
     if estimate.low is None or estimate.high is None:
         return number(estimate.value * scale, digits)
     return with_interval(estimate.value * scale, estimate.low * scale, estimate.high * scale, digits)
+
+
+def _was_asked(metric: str, cells: Iterable[Sequence[Record]]) -> bool:
+    """Whether some cell has it, or says why not: a cell that failed whole does not tell what it was asked for."""
+    return any(record.measurement(metric) for records in cells for record in records)
 
 
 def _fact(heading: str, metric: str, per: float) -> Column:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from vitbench.claims import PUBLISHED, judge_runs
-from vitbench.records import STATUSES, Cell, Record
+from vitbench.records import STATUSES, Cell, Record, format_image_size
 from vitbench.reports.claims import HOW_TO_READ, claims_table, count_verdicts
 from vitbench.reports.columns import Column, Floors, axis_columns, detail_columns, main_columns, model_column
 from vitbench.reports.counters import counters_table
@@ -211,7 +211,7 @@ def _failures_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
         which = (
             cell_text(cell.model),
             cell_text(cell.device),
-            image_size_text(row),
+            format_image_size(cell.image_size),  # a training can have another than its row
             *(cell_text(row.axes.get(axis, DEFAULT_OPTION) or NOT_ASKED) for axis in axes),
         )
         kind = _kind_of(record.cell)

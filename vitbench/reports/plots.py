@@ -106,7 +106,7 @@ def plan_pictures(rows: Sequence[Row]) -> list[Picture]:
     paired = all(figure.relative for figure in figures if figure.value is not None)
 
     def latency(row: Row) -> Estimate | None:
-        return at_batch(row).relative if paired else at_batch(row).estimate
+        return at_batch(row).relative_between_runs if paired else at_batch(row).estimate
 
     def params(row: Row) -> Estimate | None:
         return row.fact("params").estimate

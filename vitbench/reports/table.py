@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vitbench.claims import PUBLISHED
 from vitbench.printable import csv_text
 from vitbench.records import Cell, Record, format_image_size
 from vitbench.reports.format import without_paths
@@ -15,7 +16,8 @@ from vitbench.reports.runs import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-#: metric -> (column, how a base unit is scaled). A metric that is not here gets its name and base unit as its column.
+#: metric -> (column, how a base unit is scaled). A metric that is not here gets its name and base unit as its column,
+#: after the call that it was measured in: ``inference_tensor_peak_byte``.
 COLUMNS: dict[str, tuple[str, float]] = {
     "params": ("params", 1),
     "trainable_params": ("trainable_params", 1),
@@ -64,8 +66,34 @@ SAMPLED = frozenset(
         *("training_step", "training_step_cpu_time", "training_throughput", "accuracy"),
     }
 )
+#: Units of what is counted, not measured: every digit is told. What was measured has this many.
+COUNTED = frozenset({"byte", "parameter", "element", "FLOP", "MAC", "image", "step"})
+MEASURED_DIGITS = 10
 #: Measured in inference and in training steps alike: the columns say where.
 IN_BOTH = "process_peak_memory"
+
+
+class Extra(NamedTuple):
+    """A metric that is not in ``COLUMNS``, and what it is taken from: ``inference``, ``training`` (the step), ``any``
+    cell of the row, or, where it is empty, the row's training.
+    """
+
+    where: str
+    metric: str
+    unit: str
+
+    @property
+    def name(self) -> str:
+        """``inference_tensor_peak``"""
+        return f"{self.where}_{self.metric}" if self.where in ("inference", "training") else self.metric
+
+    @property
+    def column(self) -> str:
+        """The name with its unit, where that is one to spell."""
+        if not self.unit.isascii() or self.unit.isdigit():
+            return self.name
+        return f"{self.name}_{re.sub(r'[^a-z]+', '_per_', self.unit.lower())}"
+
 
 Value = str | float | int | bool | None
 
@@ -118,13 +146,11 @@ def report_table(rows: Sequence[Row]) -> pd.DataFrame:
     What does not depend on the batch (parameters, FLOPs, accuracy) stands on each line of its row, so that the lines of
     one batch size are a complete table. Every measured column ``x`` has ``x_status`` (empty: not asked for) and is
     empty where the status is not ``ok``; sampled ones have ``x_low``, ``x_high``, ``x_interval``. Units are in the
-    names (1 MB is 10^6 bytes).
+    names (1 MB is 10^6 bytes). Counts are exact.
     """
     import pandas as pd
 
-    units = {one.metric: one.unit for row in rows for record in row.records for one in record.measurements}
-    known = {*COLUMNS, *BY_CLASS, IN_BOTH, "memory_limit"}  # the limit is a column of the cell's conditions
-    extra = {metric: units[metric] for metric in sorted(units) if metric not in known}
+    extra = _extra_columns(rows)
     lines = [line for row in rows for line in _report_lines(row, extra)]
     frame = (
         pd.DataFrame(lines, columns=list(lines[0]))
@@ -158,7 +184,7 @@ def render_csv(runs: Sequence[Run]) -> str:
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].map(lambda value: csv_text(value) if isinstance(value, str) else value)
     frame.columns = frame.columns.map(csv_text)
-    return frame.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    return frame.to_csv(index=False, lineterminator="\n", float_format="%.15g")  # what a float holds for certain
 
 
 def cell_fields(cell: Cell) -> dict[str, Any]:
@@ -235,7 +261,7 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
     return lines
 
 
-def _report_lines(row: Row, extra: Mapping[str, str]) -> list[dict[str, Value]]:
+def _report_lines(row: Row, extra: Sequence[Extra]) -> list[dict[str, Value]]:
     infer = {record.cell.batch_size: record for record in row.infer}
     train = {record.cell.batch_size: record for record in row.train}
     facts: dict[str, Value] = {}
@@ -308,21 +334,35 @@ def _process_peak(where: str, record: Record | None) -> dict[str, Value]:
 def _latency_extras(found: Figure) -> dict[str, Value]:
     quantiles = {name: found.percentile(q) for name, q in (("latency_p90_ms", 0.9), ("latency_p99_ms", 0.99))}
     return {
-        **{name: None if value is None else value * 1e3 for name, value in quantiles.items()},
+        **{name: None if value is None else _measured(value * 1e3) for name, value in quantiles.items()},
         "latency_samples": found.estimate.n_samples if found.estimate else None,
         "latency_processes": found.estimate.n_processes if found.estimate else None,
     }
 
 
-def _extra(row: Row, infer: Record | None, train: Record | None, units: Mapping[str, str]) -> dict[str, Value]:
-    """Metrics that this module does not know, from the inference cell, else the training step, else the training."""
+def _extra_columns(rows: Sequence[Row]) -> list[Extra]:
+    """What this module does not know: inference and the training step of one batch share a line, so that what both
+    measured has a column for each.
+    """
+    known = {*COLUMNS, *BY_CLASS, IN_BOTH, "memory_limit"}  # the limit is a column of the cell's conditions
+    units: dict[tuple[str, str], str] = {}
+    for row in rows:
+        for where, records in (("inference", row.infer), ("training", row.train), ("", (row.training,))):
+            for one in (one for record in records if record for one in record.measurements):
+                # published figures are the model's, whatever was measured beside them
+                of = "any" if one.metric.startswith(PUBLISHED) else where
+                if one.metric not in known:
+                    units[of, one.metric] = one.unit
+    return [Extra(*key, units[key]) for key in sorted(units)]
+
+
+def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequence[Extra]) -> dict[str, Value]:
+    """The metrics of ``columns``, each from its own cell of the line; not the other's where that has none."""
+    records = {"inference": (infer,), "training": (train,), "any": row.records, "": (row.training,)}
     line: dict[str, Value] = {}
-    for metric, unit in units.items():
-        found = [record for record in (infer, train, row.training) if record and record.measurement(metric)]
-        name = (
-            f"{metric}_{re.sub(r'[^a-z]+', '_per_', unit.lower())}" if unit.isascii() and not unit.isdigit() else metric
-        )
-        line |= _column(name, 1, figure(found[0], metric) if found else Figure(), f"{metric}_status")
+    for one in columns:
+        found = [record for record in records[one.where] if record and record.measurement(one.metric)]
+        line |= _column(one.column, 1, figure(found[0], one.metric) if found else Figure(), f"{one.name}_status")
     return line
 
 
@@ -337,15 +377,23 @@ def _columns(metric: str, found: Figure) -> dict[str, Value]:
         estimate = found.estimate
         for end in ("low", "high"):  # the unit stays last: latency_low_ms
             bound = getattr(estimate, end) if estimate else None
-            line[f"{metric}_{end}{name.removeprefix(metric)}"] = None if bound is None else bound * scale
+            line[f"{metric}_{end}{name.removeprefix(metric)}"] = None if bound is None else _measured(bound * scale)
         line[f"{metric}_interval"] = estimate.kind if estimate else ""
     if metric in PAIRED:
         relative = found.relative_between_runs
         for end, value in (("", "value"), ("_low", "low"), ("_high", "high")):
-            line[f"relative_{metric}{end}"] = getattr(relative, value) if relative else None
+            ratio = getattr(relative, value) if relative else None
+            line[f"relative_{metric}{end}"] = None if ratio is None else _measured(ratio)
         line[f"relative_{metric}_interval"] = relative.kind if relative else ""
     return line
 
 
 def _column(name: str, scale: float, found: Figure, status_name: str) -> dict[str, Value]:
-    return {name: None if found.value is None else found.value * scale, status_name: found.status or ""}
+    value = None if found.value is None else found.value * scale
+    if value is not None and not (found.measurement and found.measurement.unit in COUNTED):
+        value = _measured(value)
+    return {name: value, status_name: found.status or ""}
+
+
+def _measured(value: float) -> float:
+    return float(f"{value:.{MEASURED_DIGITS}g}")
