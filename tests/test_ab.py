@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -255,6 +256,98 @@ def test_a_cell_that_neither_side_runs_is_inconclusive_beside_others() -> None:
     changes = judge([neither, fine], Rule.alpha)
     assert [(one.verdict, one.gates) for one in changes[:2]] == [("inconclusive", True), ("same", True)]
     assert changes[0].detail == "base: it fails; head: it fails"
+
+
+class CrowdedSide:
+    """A side on a machine that has room for two of its processes: beside two others, those of ``victim`` are killed.
+    Those of ``broken`` sides die in their sixth turn, wherever they are. ``played`` holds who was started to play.
+    """
+
+    victim = ""
+    broken: tuple[str, ...] = ()
+    alive = 0
+    played: ClassVar[list[str]] = []
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def __enter__(self) -> CrowdedSide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, cell: object, role: str) -> CrowdedProcess:
+        CrowdedSide.alive += 1
+        if role == "play":
+            self.played.append(self.state.name)
+        return CrowdedProcess(self.state.name, role)
+
+
+@dataclass
+class CrowdedProcess:
+    side: str
+    role: str
+    seconds: float = 0.01
+    turns: int = 0
+
+    def ready(self) -> dict[str, object]:
+        if self.role == "play" and CrowdedSide.alive > 2 and self.side == CrowdedSide.victim:
+            raise SideError(self.side, "the process died; Killed")
+        return {"parameters": 1, "own": True, "torch": "x"}
+
+    def turn(self, seconds: float) -> dict[str, object]:
+        self.turns += 1
+        if self.turns > 5 and self.side in CrowdedSide.broken:
+            raise SideError(self.side, "the process died; out of luck")
+        return {"wall": 0.01, "cpu": 0.01, "calls": 1}
+
+    def close(self) -> None:
+        CrowdedSide.alive -= 1
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitbench.ab.session.Side", CrowdedSide)
+    for name, value in (("victim", ""), ("broken", ()), ("alive", 0), ("played", [])):
+        monkeypatch.setattr(CrowdedSide, name, value)
+
+
+@pytest.mark.usefixtures("crowded")
+@pytest.mark.parametrize("victim", [BASE, HEAD])
+def test_processes_that_do_not_run_beside_each_other_blame_no_side(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path, victim: str
+) -> None:
+    CrowdedSide.victim = victim
+    done = run_ab("--base", "slow", "--head", "fast", *OPTIONS, "--out", str(tmp_path / "out"))
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert f"a pair failed 2 times ({victim}: the process died; Killed), but each side runs alone" in done.stderr
+    assert sorted(CrowdedSide.played[-2:]) == [BASE, HEAD]
+    (cell,) = json.loads((tmp_path / "out" / "ab.json").read_text())["cells"]
+    assert cell["failed"] == {}
+    assert "do not fit into memory" in cell["together"]
+
+
+@pytest.mark.usefixtures("crowded")
+def test_a_side_that_fails_alone_too_is_to_blame(repository: Path, run_ab: Callable[..., Done], tmp_path: Path) -> None:
+    CrowdedSide.broken = (HEAD,)
+    done = run_ab("--base", "slow", "--head", "fast", *OPTIONS, "--out", str(tmp_path / "out"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert json.loads((tmp_path / "out" / "ab.json").read_text())["cells"][0]["failed"] == {
+        HEAD: "head: the process died; out of luck"
+    }
+
+
+def test_a_cell_whose_processes_do_not_run_together_is_inconclusive_beside_others() -> None:
+    full, fine = trial(), trial()
+    full.together = "three processes at once do not fit"
+    full.pairs = pairs_of("x", spread(1.5, 3))
+    fine.pairs = pairs_of("x", spread(1.0, 5))
+    changes = judge([full, fine], Rule.alpha)
+    assert [(one.verdict, one.gates) for one in changes[:2]] == [("inconclusive", True), ("same", True)]
+    assert (changes[0].base, changes[0].head, changes[0].detail) == ("runs", "runs", full.together)
+    assert full.is_over(1)
+    assert exit_code(changes, inconclusive_fails=True) == 3
 
 
 def test_code_that_is_not_in_the_folders_compared_is_refused(

@@ -117,7 +117,7 @@ def _compare(
     from vitbench.ab.page import notes_on, write_report
     from vitbench.ab.pairs import BASE, HEAD
     from vitbench.ab.session import Comparison, describe, write_facts
-    from vitbench.ab.worktrees import check_out
+    from vitbench.ab.worktrees import InfrastructureError, check_out
     from vitbench.commands.gates import publish
     from vitbench.printable import one_line
     from vitbench.runner import new_folder, terminate_like_interrupt
@@ -160,7 +160,9 @@ def _compare(
     notes = notes_on(comparison)
     for path in write_report(comparison, changes, title, notes):
         note(f"Wrote {path}")
-    if all({BASE, HEAD} <= set(trial.failed) for trial in comparison.trials):
+    if all(trial.together or {BASE, HEAD} <= set(trial.failed) for trial in comparison.trials):
+        if alone := [trial for trial in comparison.trials if trial.together]:
+            raise InfrastructureError(f"Nothing was compared: {alone[0].cell.label}: {alone[0].together}")
         raise UsageError(f"Nothing was compared, as neither side runs a cell: {changes[0].detail}")
     return publish(
         changes, title=title, notes=notes, everything=everything, paths=paths, inconclusive=inconclusive,
