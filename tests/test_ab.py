@@ -7,10 +7,10 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -277,7 +277,7 @@ class CrowdedSide:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def start(self, cell: object, role: str) -> CrowdedProcess:
+    def start(self, cell: Mapping[str, Any], role: str) -> CrowdedProcess:
         CrowdedSide.alive += 1
         if role == "play":
             self.played.append(self.state.name)
@@ -348,6 +348,41 @@ def test_a_cell_whose_processes_do_not_run_together_is_inconclusive_beside_other
     assert (changes[0].base, changes[0].head, changes[0].detail) == ("runs", "runs", full.together)
     assert full.is_over(1)
     assert exit_code(changes, inconclusive_fails=True) == 3
+
+
+class SizedSide(CrowdedSide):
+    """A side whose model has as many parameters as its picture is high, and cannot be built for 16 px."""
+
+    def start(self, cell: Mapping[str, Any], role: str) -> CrowdedProcess:
+        process = super().start(cell, role)
+        return SizedProcess(process.side, role, height=cell["image_size"][0])
+
+
+@dataclass
+class SizedProcess(CrowdedProcess):
+    height: int = 0
+
+    def ready(self) -> dict[str, object]:
+        if self.height == 16:
+            raise SideError(self.side, "ValueError: 16 px are no multiple of 12")
+        return {**super().ready(), "parameters": self.height}
+
+
+@pytest.mark.usefixtures("crowded")
+def test_what_cannot_be_built_in_one_size_is_compared_in_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitbench.ab.session.Side", SizedSide)
+    suite = choose_suite(None, {"models": [MODEL], "image_sizes": [16, 24, 12], "num_classes": 10})
+    trials = make_trials(choose_cells(suite, allow_import=True), ())
+    states = [State(name, name, "0" * 40, False, tmp_path, Path(sys.executable)) for name in (BASE, HEAD)]
+    Comparison(base=states[0], head=states[1], trials=trials, folder=tmp_path).run()
+    found = {one.cell.image_size[0]: (set(one.failed), one.parameters, bool(one.pairs)) for one in trials}
+    assert found == {
+        16: ({BASE, HEAD}, {}, False),
+        24: (set(), {BASE: 24, HEAD: 24}, True),
+        12: (set(), {BASE: 12, HEAD: 12}, True),
+    }
 
 
 def test_code_that_is_not_in_the_folders_compared_is_refused(

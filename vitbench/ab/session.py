@@ -21,6 +21,7 @@ from vitbench.changes import Change, Verdict
 from vitbench.devices import split_name
 from vitbench.errors import UsageError
 from vitbench.records import Cell
+from vitbench.static_counts import StaticKey, static_key
 
 #: The metric that each mode's time is, and what the CPU clock adds to it.
 METRICS = {"infer": "latency", "train": "training_step"}
@@ -309,15 +310,16 @@ class Comparison:
             return
 
     def _probe(self, sides: Mapping[str, Side]) -> None:
-        """Build each model once on each side, so that what fails is known at once.
+        """Build each model once on each side, so that what fails is known at once. With another size or number of
+        classes it is another model.
 
         Raises UsageError where a side would not run code of its own.
         """
-        self.note("Building each model once on each side ...")
-        seen: dict[tuple[str, str], tuple[str, int | None]] = {}
+        self.note("Building each model and size once on each side ...")
+        seen: dict[tuple[str, StaticKey], tuple[str, int | None]] = {}
         for trial in self.trials:
             for name, side in sides.items():
-                key = (name, trial.cell.model)
+                key = (name, static_key(trial.cell))
                 if key not in seen:
                     failed, facts = _probe_one(side, trial.cell)
                     seen[key] = failed, int(facts["parameters"]) if facts else None
