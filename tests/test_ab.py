@@ -203,11 +203,18 @@ def test_refs_that_are_not_there_are_wrong_usage(
         (("--models", "vit_basic", "--batch-sizes", "many"), "is no whole number"),
         (("--models", "vit_basic", "--junit", "nowhere/at/all.xml"), "there is no folder"),
         (("--models", "vit_basic", "--threshold", "latency"), "is not METRIC=TOLERANCE"),
+        (("--models", "vit_basic", "--threshold", "relative_latency=10%"), "give latency or latency_cpu_time"),
+        (("--models", "vit_basic", "--threshold", "params=10%"), "'params=10%' is about nothing that is timed here"),
+        (("--models", "vit_basic", "--threshold", "training_step=10%"), "is about nothing that is timed here"),
+        (("--models", "vit_basic", "--threshold", "latenzy=10%"), "Did you mean 'latency'?"),
+        (("--models", "vit_basic", "--threshold", "latency@vit_typo=10%"), "no model is called 'vit_typo' here"),
+        (("--suite", "cores.toml"), "sets measure.cores, which vitbench ab does not"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
     repository: Path, run_ab: Callable[..., Done], arguments: tuple[str, ...], words: str
 ) -> None:
+    (repository / "cores.toml").write_text('models = "vit_basic"\n[measure]\ncores = [0]\n')
     done = run_ab(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
