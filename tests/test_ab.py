@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import psutil
 import pytest
+import torch
 
-from vitbench.ab import processes
+from vitbench.ab import processes, side
 from vitbench.ab.cells import choose_cells, choose_suite, make_trials
 from vitbench.ab.pairs import BASE, CONTROL, HEAD, Pair, play_pair
 from vitbench.ab.processes import Side, SideError
@@ -594,6 +595,34 @@ def test_models_of_the_registry_are_timed_in_every_way(
     process.close()
     assert event["calls"] >= 1
     assert 0 < event["wall"] < 5
+
+
+class Pruned(torch.nn.Linear):
+    """A model with a loss of its own, which counts how often that is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(3 * 8 * 8, 10)
+        self.ratio = torch.nn.Parameter(torch.ones(()))
+        self.asked = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.flatten(1))
+
+    def auxiliary_loss(self) -> torch.Tensor | None:
+        self.asked += 1
+        return self.ratio.square() if self.training else None
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_a_training_step_takes_the_loss_that_a_model_has_of_its_own(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Pruned()
+    monkeypatch.setattr(side, "build", lambda cell: model)
+    call, shape = side.make_call({**asdict(trial().cell), "mode": mode})
+    assert shape == [1, 10]
+    asked = model.asked
+    call()
+    assert model.asked - asked == (1 if mode == "train" else 0)
+    assert (model.ratio.grad is not None) == (mode == "train")
 
 
 def test_a_difference_is_the_median_of_the_rounds() -> None:

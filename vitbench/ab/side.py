@@ -170,6 +170,10 @@ def make_call(cell: dict[str, Any]) -> tuple[Any, list[int]]:
             heads = heads_of(run(images))
             losses = [torch.nn.functional.cross_entropy(head.float(), labels) for head in heads]
             loss = torch.stack(losses).mean()
+            # of the last forward pass, as token pruning has one; in older commits no model may have it
+            own = getattr(model, "auxiliary_loss", lambda: None)()
+            if own is not None:
+                loss = loss + own
         shape[:] = heads[0].shape
         loss.backward()
         optimizer.step()
