@@ -25,6 +25,10 @@ from vitbench.ab.session import Comparison, Trial, judge, read_pairs
 from vitbench.ab.worktrees import InfrastructureError, State, check_out
 from vitbench.changes import exit_code
 from vitbench.cli import run_command
+from vitbench.devices import Device
+from vitbench.devices.cpu import CpuDevice
+from vitbench.devices.cuda import CudaDevice
+from vitbench.devices.mps import MpsDevice
 from vitbench.errors import UsageError
 from vitbench.suites import make_thresholds
 
@@ -623,6 +627,31 @@ def test_a_training_step_takes_the_loss_that_a_model_has_of_its_own(mode: str, m
     call()
     assert model.asked - asked == (1 if mode == "train" else 0)
     assert (model.ratio.grad is not None) == (mode == "train")
+
+
+@pytest.mark.parametrize("device", [CpuDevice, CudaDevice, MpsDevice])
+def test_amp_is_what_it_is_in_a_run(device: type[Device]) -> None:
+    kinds = {"bf16": "bfloat16", "fp16": "float16"}
+    assert side.amp_dtype(device.kind) == kinds[device(device.kind).amp_dtype]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "scales"), [("amp", "float16", True), ("amp", "bfloat16", False), ("fp32", "float16", False)]
+)
+def test_a_step_in_fp16_scales_its_loss(dtype: str, low: str, scales: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled = []
+
+    class Scaler(torch.amp.GradScaler):
+        def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+            scaled.append(self.is_enabled())
+            return super().step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(side, "build", lambda cell: Pruned())
+    monkeypatch.setattr(side, "amp_dtype", lambda kind: low)
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
+    call, _ = side.make_call({**asdict(trial().cell), "mode": "train", "dtype": dtype})
+    call()
+    assert scaled == [scales, scales]  # the first step is a trial
 
 
 def test_a_difference_is_the_median_of_the_rounds() -> None:
