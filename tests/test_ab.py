@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import psutil
@@ -652,6 +653,48 @@ def test_a_step_in_fp16_scales_its_loss(dtype: str, low: str, scales: bool, monk
     call, _ = side.make_call({**asdict(trial().cell), "mode": "train", "dtype": dtype})
     call()
     assert scaled == [scales, scales]  # the first step is a trial
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_turn_of_several_threads_is_over_when_they_sleep(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[object] = []
+
+    class FakeLine:
+        def __init__(self) -> None:
+            self.turns: list[dict[str, float] | None] = [None, {"turn": 0.0}, {"turn": 0.0}]
+
+        def send(self, *, event: str, **facts: object) -> None:
+            happened.append(event)
+
+        def receive(self) -> dict[str, float] | None:
+            return self.turns.pop()
+
+    for name in ("set_num_threads", "set_num_interop_threads"):
+        monkeypatch.setattr(torch, name, lambda count: None)
+    monkeypatch.setattr(side.gc, "disable", lambda: None)
+    monkeypatch.setattr(side, "WARM_SECONDS", 0.0)
+    monkeypatch.setattr(side, "make_call", lambda cell: (lambda: None, [1]))
+    clocks = {"perf_counter": time.perf_counter, "process_time": time.process_time}
+    monkeypatch.setattr(side, "time", SimpleNamespace(**clocks, sleep=happened.append))
+    side.play({"threads": threads}, FakeLine())  # type: ignore[arg-type]
+    rest = [side.SPINNING_S] if threads > 1 else []
+    assert happened == ["ready", *rest, "turn", *rest, "turn"]
+
+
+def test_processes_of_sides_have_the_variables_of_workers(
+    sides: dict[str, Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_DEVICE_ORDER", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    source = "import os\n\ndef build(**_):\n    raise ValueError({k: os.environ.get(k) for k in NAMES})\n"
+    names = ("CUDA_DEVICE_ORDER", "KMP_BLOCKTIME", "PYTHONHASHSEED")
+    (tmp_path / HEAD / "mine.py").write_text(source.replace("NAMES", repr(names)))
+    process = sides[HEAD].start(asdict(trial().cell), "probe")
+    with pytest.raises(SideError) as caught:
+        process.ready()
+    process.close()
+    found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "KMP_BLOCKTIME": "1", "PYTHONHASHSEED": "0"}
+    assert str(caught.value) == f"head: ValueError: {found}"
 
 
 def test_a_difference_is_the_median_of_the_rounds() -> None:

@@ -33,6 +33,8 @@ WARM_CALLS = 3
 WARM_SECONDS = 0.25
 #: How long a process waits for the runner's connection.
 CONNECT_S = 30.0
+#: How long idle threads of OpenMP may spin: GNU's some 3 ms, LLVM's and Intel's 1 ms, as KMP_BLOCKTIME is set for them.
+SPINNING_S = 0.006
 _PR_SET_PDEATHSIG = 1
 
 
@@ -111,7 +113,10 @@ def play(cell: dict[str, Any], line: Line) -> None:
     gc.collect()
     gc.disable()
     while (turn := line.receive()) is not None:
-        line.send(event="turn", **take_turn(call, turn["turn"]))
+        times = take_turn(call, turn["turn"])
+        if cell["threads"] > 1:
+            time.sleep(SPINNING_S)  # its idle threads spin on, which is not to be in the turn of the other side
+        line.send(event="turn", **times)
 
 
 def take_turn(call: Any, seconds: float) -> dict[str, Any]:
