@@ -7,14 +7,17 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import psutil
 import pytest
+import torch
 
-from vitbench.ab import processes
+from vitbench.ab import processes, side
 from vitbench.ab.cells import choose_cells, choose_suite, make_trials
 from vitbench.ab.pairs import BASE, CONTROL, HEAD, Pair, play_pair
 from vitbench.ab.processes import Side, SideError
@@ -23,6 +26,10 @@ from vitbench.ab.session import Comparison, Trial, judge, read_pairs
 from vitbench.ab.worktrees import InfrastructureError, State, check_out
 from vitbench.changes import exit_code
 from vitbench.cli import run_command
+from vitbench.devices import Device
+from vitbench.devices.cpu import CpuDevice
+from vitbench.devices.cuda import CudaDevice
+from vitbench.devices.mps import MpsDevice
 from vitbench.errors import UsageError
 from vitbench.suites import make_thresholds
 
@@ -202,11 +209,18 @@ def test_refs_that_are_not_there_are_wrong_usage(
         (("--models", "vit_basic", "--batch-sizes", "many"), "is no whole number"),
         (("--models", "vit_basic", "--junit", "nowhere/at/all.xml"), "there is no folder"),
         (("--models", "vit_basic", "--threshold", "latency"), "is not METRIC=TOLERANCE"),
+        (("--models", "vit_basic", "--threshold", "relative_latency=10%"), "give latency or latency_cpu_time"),
+        (("--models", "vit_basic", "--threshold", "params=10%"), "'params=10%' is about nothing that is timed here"),
+        (("--models", "vit_basic", "--threshold", "training_step=10%"), "is about nothing that is timed here"),
+        (("--models", "vit_basic", "--threshold", "latenzy=10%"), "Did you mean 'latency'?"),
+        (("--models", "vit_basic", "--threshold", "latency@vit_typo=10%"), "no model is called 'vit_typo' here"),
+        (("--suite", "cores.toml"), "sets measure.cores, which vitbench ab does not"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
     repository: Path, run_ab: Callable[..., Done], arguments: tuple[str, ...], words: str
 ) -> None:
+    (repository / "cores.toml").write_text('models = "vit_basic"\n[measure]\ncores = [0]\n')
     done = run_ab(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
@@ -255,6 +269,133 @@ def test_a_cell_that_neither_side_runs_is_inconclusive_beside_others() -> None:
     changes = judge([neither, fine], Rule.alpha)
     assert [(one.verdict, one.gates) for one in changes[:2]] == [("inconclusive", True), ("same", True)]
     assert changes[0].detail == "base: it fails; head: it fails"
+
+
+class CrowdedSide:
+    """A side on a machine that has room for two of its processes: beside two others, those of ``victim`` are killed.
+    Those of ``broken`` sides die in their sixth turn, wherever they are. ``played`` holds who was started to play.
+    """
+
+    victim = ""
+    broken: tuple[str, ...] = ()
+    alive = 0
+    played: ClassVar[list[str]] = []
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def __enter__(self) -> CrowdedSide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def start(self, cell: Mapping[str, Any], role: str) -> CrowdedProcess:
+        CrowdedSide.alive += 1
+        if role == "play":
+            self.played.append(self.state.name)
+        return CrowdedProcess(self.state.name, role)
+
+
+@dataclass
+class CrowdedProcess:
+    side: str
+    role: str
+    seconds: float = 0.01
+    turns: int = 0
+
+    def ready(self) -> dict[str, object]:
+        if self.role == "play" and CrowdedSide.alive > 2 and self.side == CrowdedSide.victim:
+            raise SideError(self.side, "the process died; Killed")
+        return {"parameters": 1, "own": True, "torch": "x"}
+
+    def turn(self, seconds: float) -> dict[str, object]:
+        self.turns += 1
+        if self.turns > 5 and self.side in CrowdedSide.broken:
+            raise SideError(self.side, "the process died; out of luck")
+        return {"wall": 0.01, "cpu": 0.01, "calls": 1}
+
+    def close(self) -> None:
+        CrowdedSide.alive -= 1
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitbench.ab.session.Side", CrowdedSide)
+    for name, value in (("victim", ""), ("broken", ()), ("alive", 0), ("played", [])):
+        monkeypatch.setattr(CrowdedSide, name, value)
+
+
+@pytest.mark.usefixtures("crowded")
+@pytest.mark.parametrize("victim", [BASE, HEAD])
+def test_processes_that_do_not_run_beside_each_other_blame_no_side(
+    repository: Path, run_ab: Callable[..., Done], tmp_path: Path, victim: str
+) -> None:
+    CrowdedSide.victim = victim
+    done = run_ab("--base", "slow", "--head", "fast", *OPTIONS, "--out", str(tmp_path / "out"))
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert f"a pair failed 2 times ({victim}: the process died; Killed), but each side runs alone" in done.stderr
+    assert sorted(CrowdedSide.played[-2:]) == [BASE, HEAD]
+    (cell,) = json.loads((tmp_path / "out" / "ab.json").read_text())["cells"]
+    assert cell["failed"] == {}
+    assert "do not fit into memory" in cell["together"]
+
+
+@pytest.mark.usefixtures("crowded")
+def test_a_side_that_fails_alone_too_is_to_blame(repository: Path, run_ab: Callable[..., Done], tmp_path: Path) -> None:
+    CrowdedSide.broken = (HEAD,)
+    done = run_ab("--base", "slow", "--head", "fast", *OPTIONS, "--out", str(tmp_path / "out"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert json.loads((tmp_path / "out" / "ab.json").read_text())["cells"][0]["failed"] == {
+        HEAD: "head: the process died; out of luck"
+    }
+
+
+def test_a_cell_whose_processes_do_not_run_together_is_inconclusive_beside_others() -> None:
+    full, fine = trial(), trial()
+    full.together = "three processes at once do not fit"
+    full.pairs = pairs_of("x", spread(1.5, 3))
+    fine.pairs = pairs_of("x", spread(1.0, 5))
+    changes = judge([full, fine], Rule.alpha)
+    assert [(one.verdict, one.gates) for one in changes[:2]] == [("inconclusive", True), ("same", True)]
+    assert (changes[0].base, changes[0].head, changes[0].detail) == ("runs", "runs", full.together)
+    assert full.is_over(1)
+    assert exit_code(changes, inconclusive_fails=True) == 3
+
+
+class SizedSide(CrowdedSide):
+    """A side whose model has as many parameters as its picture is high, and cannot be built for 16 px."""
+
+    def start(self, cell: Mapping[str, Any], role: str) -> CrowdedProcess:
+        process = super().start(cell, role)
+        return SizedProcess(process.side, role, height=cell["image_size"][0])
+
+
+@dataclass
+class SizedProcess(CrowdedProcess):
+    height: int = 0
+
+    def ready(self) -> dict[str, object]:
+        if self.height == 16:
+            raise SideError(self.side, "ValueError: 16 px are no multiple of 12")
+        return {**super().ready(), "parameters": self.height}
+
+
+@pytest.mark.usefixtures("crowded")
+def test_what_cannot_be_built_in_one_size_is_compared_in_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitbench.ab.session.Side", SizedSide)
+    suite = choose_suite(None, {"models": [MODEL], "image_sizes": [16, 24, 12], "num_classes": 10})
+    trials = make_trials(choose_cells(suite, allow_import=True), ())
+    states = [State(name, name, "0" * 40, False, tmp_path, Path(sys.executable)) for name in (BASE, HEAD)]
+    Comparison(base=states[0], head=states[1], trials=trials, folder=tmp_path).run()
+    found = {one.cell.image_size[0]: (set(one.failed), one.parameters, bool(one.pairs)) for one in trials}
+    assert found == {
+        16: ({BASE, HEAD}, {}, False),
+        24: (set(), {BASE: 24, HEAD: 24}, True),
+        12: (set(), {BASE: 12, HEAD: 12}, True),
+    }
 
 
 def test_code_that_is_not_in_the_folders_compared_is_refused(
@@ -459,6 +600,101 @@ def test_models_of_the_registry_are_timed_in_every_way(
     process.close()
     assert event["calls"] >= 1
     assert 0 < event["wall"] < 5
+
+
+class Pruned(torch.nn.Linear):
+    """A model with a loss of its own, which counts how often that is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(3 * 8 * 8, 10)
+        self.ratio = torch.nn.Parameter(torch.ones(()))
+        self.asked = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.flatten(1))
+
+    def auxiliary_loss(self) -> torch.Tensor | None:
+        self.asked += 1
+        return self.ratio.square() if self.training else None
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_a_training_step_takes_the_loss_that_a_model_has_of_its_own(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Pruned()
+    monkeypatch.setattr(side, "build", lambda cell: model)
+    call, shape = side.make_call({**asdict(trial().cell), "mode": mode})
+    assert shape == [1, 10]
+    asked = model.asked
+    call()
+    assert model.asked - asked == (1 if mode == "train" else 0)
+    assert (model.ratio.grad is not None) == (mode == "train")
+
+
+@pytest.mark.parametrize("device", [CpuDevice, CudaDevice, MpsDevice])
+def test_amp_is_what_it_is_in_a_run(device: type[Device]) -> None:
+    kinds = {"bf16": "bfloat16", "fp16": "float16"}
+    assert side.amp_dtype(device.kind) == kinds[device(device.kind).amp_dtype]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "scales"), [("amp", "float16", True), ("amp", "bfloat16", False), ("fp32", "float16", False)]
+)
+def test_a_step_in_fp16_scales_its_loss(dtype: str, low: str, scales: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled = []
+
+    class Scaler(torch.amp.GradScaler):
+        def step(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> float | None:
+            scaled.append(self.is_enabled())
+            return super().step(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(side, "build", lambda cell: Pruned())
+    monkeypatch.setattr(side, "amp_dtype", lambda kind: low)
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
+    call, _ = side.make_call({**asdict(trial().cell), "mode": "train", "dtype": dtype})
+    call()
+    assert scaled == [scales, scales]  # the first step is a trial
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_turn_of_several_threads_is_over_when_they_sleep(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[object] = []
+
+    class FakeLine:
+        def __init__(self) -> None:
+            self.turns: list[dict[str, float] | None] = [None, {"turn": 0.0}, {"turn": 0.0}]
+
+        def send(self, *, event: str, **facts: object) -> None:
+            happened.append(event)
+
+        def receive(self) -> dict[str, float] | None:
+            return self.turns.pop()
+
+    for name in ("set_num_threads", "set_num_interop_threads"):
+        monkeypatch.setattr(torch, name, lambda count: None)
+    monkeypatch.setattr(side.gc, "disable", lambda: None)
+    monkeypatch.setattr(side, "WARM_SECONDS", 0.0)
+    monkeypatch.setattr(side, "make_call", lambda cell: (lambda: None, [1]))
+    clocks = {"perf_counter": time.perf_counter, "process_time": time.process_time}
+    monkeypatch.setattr(side, "time", SimpleNamespace(**clocks, sleep=happened.append))
+    side.play({"threads": threads}, FakeLine())  # type: ignore[arg-type]
+    rest = [side.SPINNING_S] if threads > 1 else []
+    assert happened == ["ready", *rest, "turn", *rest, "turn"]
+
+
+def test_processes_of_sides_have_the_variables_of_workers(
+    sides: dict[str, Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_DEVICE_ORDER", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    source = "import os\n\ndef build(**_):\n    raise ValueError({k: os.environ.get(k) for k in NAMES})\n"
+    names = ("CUDA_DEVICE_ORDER", "KMP_BLOCKTIME", "PYTHONHASHSEED")
+    (tmp_path / HEAD / "mine.py").write_text(source.replace("NAMES", repr(names)))
+    process = sides[HEAD].start(asdict(trial().cell), "probe")
+    with pytest.raises(SideError) as caught:
+        process.ready()
+    process.close()
+    found = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "KMP_BLOCKTIME": "1", "PYTHONHASHSEED": "0"}
+    assert str(caught.value) == f"head: ValueError: {found}"
 
 
 def test_a_difference_is_the_median_of_the_rounds() -> None:

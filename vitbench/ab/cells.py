@@ -40,6 +40,8 @@ def choose_suite(name_or_path: str | None, overrides: Mapping[str, Any]) -> Suit
         raise UsageError(f"Suite {suite.name!r} searches for the largest batch, which is not timed: give another one")
     if suite.weights != "random" or suite.memory_limit is not None:
         raise UsageError(f"Suite {suite.name!r} sets weights or memory_limit, which vitbench ab does not: give another")
+    if suite.measure.cores is not None:
+        raise UsageError(f"Suite {suite.name!r} sets measure.cores, which vitbench ab does not: give another one")
     timed = tuple(name for name in suite.metrics if REGISTERED.get(name).process == "time")
     return suite.model_copy(update={"training": None, "metrics": timed or suite.metrics})
 
@@ -100,6 +102,18 @@ def make_trials(
             rule = Rule(margin=chosen, detect=max(chosen + DETECT_BEYOND, Rule.detect))
         trials.append(Trial(cell=cell, rule=rule, gates=gate is not False))
     return trials
+
+
+def check_option(text: str, rule: ThresholdRule, cells: list[Cell]) -> None:
+    """Raises UsageError for a ``--threshold`` (``text``, read as ``rule``) that is about no time of ``cells``: it would
+    set nothing, in silence.
+    """
+    times = {METRICS[cell.mode] + clock: None for cell in cells for clock in ("", CPU_TIME)}
+    if not any(rule.covers(cell, METRICS[cell.mode] + clock) for cell in cells for clock in ("", CPU_TIME)):
+        raise UsageError(
+            f"Option --threshold: {text!r} is about nothing that is timed here: give {' or '.join(times)}, and models "
+            "that are compared"
+        )
 
 
 def _thresholds_of(cell: Cell, rules: tuple[ThresholdRule, ...]) -> Threshold:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.ab.worktrees import InfrastructureError, State
+from vitbench.processes import worker_environment
 
 SIDE = Path(__file__).with_name("side.py")
 #: How long a process may take to begin, and to load torch from a slow disk, build a model and warm it up.
@@ -169,7 +170,7 @@ class Side:
         path = os.pathsep.join(self.state.path)
         before = os.environ.get("PYTHONPATH", "")
         return {
-            **os.environ,
+            **worker_environment(),  # what is measured here runs as it does in vitbench run
             "PYTHONPATH": path + (os.pathsep + before if before else ""),
             "PYTHONHASHSEED": "0",  # the order of sets is no difference between the sides
         }

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from vitbench.ab.pairs import BASE, CONTROL, HEAD, TURN_S, Pair, play_pair
+from vitbench.ab.pairs import BASE, CONTROL, HEAD, Pair, play_pair
 from vitbench.ab.processes import Side, SideError
 from vitbench.ab.sequential import Evidence, Rule, is_decided, reject, weigh
 from vitbench.ab.worktrees import InfrastructureError, State
@@ -21,6 +21,7 @@ from vitbench.changes import Change, Verdict
 from vitbench.devices import split_name
 from vitbench.errors import UsageError
 from vitbench.records import Cell
+from vitbench.static_counts import StaticKey, static_key
 
 #: The metric that each mode's time is, and what the CPU clock adds to it.
 METRICS = {"infer": "latency", "train": "training_step"}
@@ -38,8 +39,9 @@ Note = Callable[[str], None]
 
 @dataclass
 class Trial:
-    """One cell under comparison. ``failed`` holds, by side, why it cannot be measured; ``facts`` what a process of each
-    role told last.
+    """One cell under comparison. ``failed`` holds, by side, why it cannot be measured; ``together`` why a pair's
+    processes do not run beside each other, though each side does alone; ``facts`` what a process of each role told
+    last.
     """
 
     cell: Cell
@@ -47,8 +49,14 @@ class Trial:
     gates: bool = True
     pairs: list[Pair] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    together: str = ""
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """Why no pair of it can be played; empty while pairs can."""
+        return "; ".join(self.failed.values()) or self.together
 
     @property
     def clocks(self) -> tuple[str, ...]:
@@ -77,7 +85,7 @@ class Trial:
 
     def is_over(self, tests: int) -> bool:
         """Whether more pairs would change nothing."""
-        if self.failed:
+        if self.problem:
             return True
         found = {clock: one for clock in self.clocks if (one := self.evidence(clock, tests=tests)) is not None}
         deciding = found.pop(self.clocks[0], None)
@@ -86,7 +94,7 @@ class Trial:
 
 def count_tests(trials: Sequence[Trial]) -> int:
     """How many hypotheses are judged together."""
-    return sum(len(trial.clocks) for trial in trials if trial.gates and not trial.failed) or 1
+    return sum(len(trial.clocks) for trial in trials if trial.gates and not trial.problem) or 1
 
 
 def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
@@ -96,7 +104,7 @@ def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
     tests = count_tests(trials)
     evidence: dict[tuple[int, str], Evidence] = {}
     for index, trial in enumerate(trials):
-        for clock in trial.clocks if not trial.failed else ():
+        for clock in trial.clocks if not trial.problem else ():
             if (one := trial.evidence(clock, tests=tests)) is not None:
                 evidence[index, clock] = one
     names = {f"{index} {clock}": (index, clock) for index, clock in evidence}
@@ -115,7 +123,7 @@ def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
     doubts = {names[name][0]: (names[name][1], controls[name]) for name in sorted(doubtful, reverse=True)}
     changes: list[Change] = []
     for index, trial in enumerate(trials):
-        if trial.failed:
+        if trial.problem:
             changes.append(_failure(trial))
             continue
         for clock in trial.clocks:
@@ -131,17 +139,18 @@ def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
 
 def _failure(trial: Trial) -> Change:
     """What is said of a cell that a side cannot run: new trouble is worse, mended trouble says nothing of the times,
-    and where neither side runs it nobody knows.
+    and where neither side runs it, or both do but not beside each other, nobody knows.
     """
     metric, cell = trial.metric("wall"), trial.cell.label
     verdict: Verdict = "not comparable"
-    if HEAD in trial.failed:
+    if not trial.failed:
+        verdict = "inconclusive"
+    elif HEAD in trial.failed:
         verdict = "inconclusive" if BASE in trial.failed else "worse"
     words = {side: "fails" if side in trial.failed else "runs" for side in (BASE, HEAD)}
-    detail = "; ".join(trial.failed.values())
     return Change(
         cell=cell, metric=metric, unit="", base=words[BASE], head=words[HEAD], verdict=verdict, exact=True,
-        gates=trial.gates and verdict != "not comparable", detail=detail,
+        gates=trial.gates and verdict != "not comparable", detail=trial.problem,
     )  # fmt: skip
 
 
@@ -258,15 +267,15 @@ class Comparison:
         tests = count_tests(self.trials)
         if trial.is_over(tests):
             return
-        while len(trial.pairs) < look and not trial.failed:
+        while len(trial.pairs) < look and not trial.problem:
             if self.max_seconds is not None and time.monotonic() - begun > self.max_seconds:
                 self.late = True
                 return
             self.tick(f"[{number}/{len(self.trials)}] {trial.cell.label}: pair {len(trial.pairs) + 1} of {look}")
             self._play(trial, sides, shuffle, file)
         where = f"[{number}/{len(self.trials)}] {trial.cell.label}"
-        if trial.failed:
-            self.note(f"{where}: {'; '.join(trial.failed.values())}")
+        if trial.problem:
+            self.note(f"{where}: {trial.problem}")
             return
         found = trial.evidence(trial.clocks[0], tests=tests)
         if found is not None:
@@ -284,11 +293,15 @@ class Comparison:
                 )
             except SideError as error:
                 if attempt == TRIES:
-                    trial.failed[error.side] = str(error)
-                    # who was waited for first has told; whether the change is to blame, the other side says
-                    other = BASE if error.side == HEAD else HEAD
-                    if why := _play_alone(sides[other], trial.cell):
-                        trial.failed[other] = why
+                    # chance says who of the three is killed where they do not fit into memory together, and who is
+                    # heard first where more than one fails: to blame is the side that fails by itself
+                    alone = {side: _play_alone(sides[side], trial.cell) for side in (BASE, HEAD)}
+                    trial.failed = {side: why for side, why in alone.items() if why}
+                    if not trial.failed:
+                        trial.together = (
+                            f"a pair failed {TRIES} times ({error}), but each side runs alone: three processes at once "
+                            "do not fit into memory (a smaller batch may), or something else ends them"
+                        )
                 continue
             trial.facts = facts
             trial.pairs.append(pair)
@@ -297,15 +310,16 @@ class Comparison:
             return
 
     def _probe(self, sides: Mapping[str, Side]) -> None:
-        """Build each model once on each side, so that what fails is known at once.
+        """Build each model once on each side, so that what fails is known at once. With another size or number of
+        classes it is another model.
 
         Raises UsageError where a side would not run code of its own.
         """
-        self.note("Building each model once on each side ...")
-        seen: dict[tuple[str, str], tuple[str, int | None]] = {}
+        self.note("Building each model and size once on each side ...")
+        seen: dict[tuple[str, StaticKey], tuple[str, int | None]] = {}
         for trial in self.trials:
             for name, side in sides.items():
-                key = (name, trial.cell.model)
+                key = (name, static_key(trial.cell))
                 if key not in seen:
                     failed, facts = _probe_one(side, trial.cell)
                     seen[key] = failed, int(facts["parameters"]) if facts else None
@@ -336,15 +350,13 @@ def _probe_one(side: Side, cell: Cell) -> tuple[str, dict[str, Any]]:
 
 
 def _play_alone(side: Side, cell: Cell) -> str:
-    """Why a side cannot run a cell's call, without the other one beside it; empty if it can."""
-    process = side.start(asdict(cell), "play")
+    """Why a side cannot run a cell's call, without the other one beside it; empty if it can. It has as many turns as in
+    a pair: some code fails late.
+    """
     try:
-        process.ready()
-        process.turn(TURN_S)
+        play_pair({side.state.name: side}, asdict(cell), name=cell.id, number=0, shuffle=random.Random(0))
     except SideError as error:
         return str(error)
-    finally:
-        process.close()
     return ""
 
 
@@ -397,6 +409,7 @@ def describe(comparison: Comparison) -> dict[str, Any]:
                 "gates": trial.gates,
                 "pairs": len(trial.pairs),
                 "failed": trial.failed,
+                "together": trial.together,
             }
             for trial in comparison.trials
         ],

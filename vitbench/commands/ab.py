@@ -113,15 +113,15 @@ def _compare(
     *, allow_import: bool, install: bool, margin: str | None, thresholds: list[str], max_seconds: float | None,
     seed: int, everything: bool, inconclusive: str, out: Path | None,
 ) -> int:  # fmt: skip
-    from vitbench.ab.cells import choose_cells, choose_suite, make_trials
+    from vitbench.ab.cells import check_option, choose_cells, choose_suite, make_trials
     from vitbench.ab.page import notes_on, write_report
     from vitbench.ab.pairs import BASE, HEAD
     from vitbench.ab.session import Comparison, describe, write_facts
-    from vitbench.ab.worktrees import check_out
+    from vitbench.ab.worktrees import InfrastructureError, check_out
     from vitbench.commands.gates import publish
     from vitbench.printable import one_line
     from vitbench.runner import new_folder, terminate_like_interrupt
-    from vitbench.suites import make_thresholds
+    from vitbench.suites import check_thresholds, make_thresholds
     from vitbench.thresholds import parse_option, parse_tolerance
 
     live = sys.stderr.isatty()
@@ -138,8 +138,12 @@ def _compare(
         beyond = None if margin is None else parse_tolerance(margin)
     except ValueError as error:
         raise UsageError(f"Option --margin: {error}") from error
-    asked = make_thresholds([parse_option(text) for text in thresholds], "--threshold")
+    tables = [parse_option(text) for text in thresholds]
+    asked = make_thresholds(tables, "--threshold", metrics=[table["metric"] for table in tables])
+    check_thresholds(asked, "Option --threshold", models=chosen.models)
     cells = choose_cells(chosen, allow_import=allow_import)
+    for text, rule in zip(thresholds, asked, strict=True):
+        check_option(text, rule, cells)
     trials = make_trials(cells, chosen.thresholds, asked, margin=beyond)
     with terminate_like_interrupt(), check_out(base, head, install=install, note=note) as (before, after):
         folder = new_folder(out, "ab")
@@ -160,7 +164,9 @@ def _compare(
     notes = notes_on(comparison)
     for path in write_report(comparison, changes, title, notes):
         note(f"Wrote {path}")
-    if all({BASE, HEAD} <= set(trial.failed) for trial in comparison.trials):
+    if all(trial.together or {BASE, HEAD} <= set(trial.failed) for trial in comparison.trials):
+        if alone := [trial for trial in comparison.trials if trial.together]:
+            raise InfrastructureError(f"Nothing was compared: {alone[0].cell.label}: {alone[0].together}")
         raise UsageError(f"Nothing was compared, as neither side runs a cell: {changes[0].detail}")
     return publish(
         changes, title=title, notes=notes, everything=everything, paths=paths, inconclusive=inconclusive,
