@@ -244,6 +244,55 @@ def test_a_containers_memory(machine: Machine, files: dict[str, str], limit: int
     assert cpu.memory_limit_of_container() == limit
 
 
+V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({f"{V2}/memory.max": "8000\n"}, 8000),
+        ({f"{V2}/memory.max": "8000\n", f"{V2}/memory.current": "5000\n"}, 3000),
+        (
+            {
+                f"{V2}/memory.max": "8000\n",
+                f"{V2}/memory.current": "5000\n",
+                f"{V2}/memory.stat": "anon 900\nfile 4100\ninactive_file 3000\nactive_file 1000\nshmem 100\n",
+            },
+            7000,
+        ),
+        (
+            {
+                f"{V1}/memory.limit_in_bytes": "8000\n",
+                f"{V1}/memory.usage_in_bytes": "5000\n",
+                f"{V1}/memory.stat": "inactive_file 1\nactive_file 2\ntotal_inactive_file 3000\ntotal_active_file 500\n",
+            },
+            6500,
+        ),
+        (
+            {
+                f"{V2}/memory.max": "8000\n",
+                f"{V2}/memory.current": "5000\n",
+                f"{V2}/memory.stat": "inactive_file 600\nactive_file many\nactive_file\n\n",
+            },
+            3600,
+        ),
+        (
+            {
+                f"{V2}/memory.max": "8000\n",
+                f"{V2}/memory.current": "5000\n",
+                f"{V2}/memory.stat": "inactive_file 6000\n",
+            },
+            8000,
+        ),
+        ({f"{V2}/memory.max": "8000\n", f"{V2}/memory.current": "9000\n"}, 0),
+    ],
+    ids=["limit alone", "no memory.stat", "v2", "v1", "a key is missing", "more cache than use", "beyond the limit"],
+)
+def test_a_containers_cache_of_files_is_available(machine: Machine, files: dict[str, str], available: int) -> None:
+    machine(files)
+    assert cpu.available_memory() == available
+
+
 @pytest.mark.parametrize(("text", "chosen"), [("always [madvise] never\n", "madvise"), ("whatever\n", None)])
 def test_huge_pages(machine: Machine, text: str, chosen: str | None) -> None:
     root = machine({"/sys/kernel/mm/transparent_hugepage/enabled": text})

@@ -209,14 +209,34 @@ def available_memory() -> int:
     limit = memory_limit_of_container()
     if limit is None:
         return available
-    used = 0
-    for path in ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"):
+    return max(min(available, limit - _used_by_container()), 0)
+
+
+def _used_by_container() -> int:
+    """The bytes of this container's limit that are taken, without the cache of files: it counts as used, too, but the
+    kernel gives it up for whoever asks, and after reading a data set or checkpoints it is most of what is used.
+    """
+    for folder, name, prefix in (
+        ("/sys/fs/cgroup", "memory.current", ""),
+        ("/sys/fs/cgroup/memory", "memory.usage_in_bytes", "total_"),  # v1 counts the groups below only there
+    ):
         try:
-            used = int(Path(path).read_text())
-            break
+            used = int(Path(f"{folder}/{name}").read_text())
         except (OSError, ValueError):
             continue
-    return max(min(available, limit - used), 0)
+        return max(used - _file_cache(f"{folder}/memory.stat", prefix), 0)
+    return 0
+
+
+def _file_cache(path: str, prefix: str) -> int:
+    """Bytes of file pages that a cgroup's memory.stat counts; what it does not tell is none."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return 0
+    wanted = {f"{prefix}active_file", f"{prefix}inactive_file"}
+    found = (line.split() for line in lines)
+    return sum(int(words[1]) for words in found if len(words) == 2 and words[0] in wanted and words[1].isdigit())
 
 
 def oom_kill_count() -> int | None:
