@@ -111,6 +111,34 @@ def test_macos_tells_its_extensions_by_sysctl(monkeypatch: pytest.MonkeyPatch) -
     assert instruction_sets() == ["avx2_0", "feat_bf16", "neon"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("Apple M2\n", "Apple M2"),
+        ("", "arm"),
+        (FileNotFoundError("sysctl"), "arm"),
+        (subprocess.TimeoutExpired("sysctl", 10), "arm"),
+    ],
+    ids=["known", "unknown", "no sysctl", "late"],
+)
+def test_macos_names_its_chip_by_sysctl_where_python_knows_an_architecture_alone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, answer: str | Exception, name: str
+) -> None:
+    def run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert words == ["sysctl", "-n", "machdep.cpu.brand_string"]
+        if isinstance(answer, Exception):
+            raise answer
+        return subprocess.CompletedProcess(words, 0 if answer else 1, stdout=answer, stderr="")
+
+    machine({})
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert cpu.processor_name() == name
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cpu.chip_name() == ""
+
+
 @pytest.mark.parametrize(("cpuinfo", "virtual"), [(INTEL, True), (AMD, False), (ARM, None)])
 def test_a_hypervisor_shows_in_the_flags_of_x86(machine: Machine, cpuinfo: str, virtual: bool | None) -> None:
     machine({"/proc/cpuinfo": cpuinfo})

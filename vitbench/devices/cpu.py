@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,12 +182,26 @@ def _has_high_water_mark() -> bool:
 
 def processor_name() -> str:
     """The processor's name as its maker prints it, or its architecture where the system does not tell."""
+    if chip := chip_name():
+        return chip
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def chip_name() -> str:
+    """What macOS calls its chip (``Apple M2``), where Python knows an architecture alone (``arm``); else empty."""
+    if sys.platform != "darwin":
+        return ""
+    words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 def memory_limit_of_container() -> int | None:
