@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.cuda._utils import _get_device_index
 
 from vitbench.devices import canonical_device_name, find_devices, open_device
 from vitbench.devices.cpu import available_memory, oom_kill_count, processor_name
@@ -186,12 +187,17 @@ def test_a_memory_limit_on_cuda_is_a_share_of_the_whole(monkeypatch: pytest.Monk
     class Properties:
         total_memory = 8_000
 
-    given: list[float] = []
+    given: list[tuple[float, int]] = []
+
+    def set_fraction(share: float, where: Any) -> None:
+        given.append((share, _get_device_index(where)))  # as torch does, which refuses a device without an index
+
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: Properties())
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, name: given.append(share))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_fraction)
     device = open_device("cuda")
     device.limit_memory(2_000)
-    assert given == [0.25]
+    open_device("cuda:1").limit_memory(4_000)
+    assert given == [(0.25, 0), (0.5, 1)]
     with pytest.raises(DeviceError, match="more than cuda has"):
         device.limit_memory(9_000)
 

@@ -111,6 +111,34 @@ def test_macos_tells_its_extensions_by_sysctl(monkeypatch: pytest.MonkeyPatch) -
     assert instruction_sets() == ["avx2_0", "feat_bf16", "neon"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("Apple M2\n", "Apple M2"),
+        ("", "arm"),
+        (FileNotFoundError("sysctl"), "arm"),
+        (subprocess.TimeoutExpired("sysctl", 10), "arm"),
+    ],
+    ids=["known", "unknown", "no sysctl", "late"],
+)
+def test_macos_names_its_chip_by_sysctl_where_python_knows_an_architecture_alone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, answer: str | Exception, name: str
+) -> None:
+    def run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert words == ["sysctl", "-n", "machdep.cpu.brand_string"]
+        if isinstance(answer, Exception):
+            raise answer
+        return subprocess.CompletedProcess(words, 0 if answer else 1, stdout=answer, stderr="")
+
+    machine({})
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert cpu.processor_name() == name
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert cpu.chip_name() == ""
+
+
 @pytest.mark.parametrize(("cpuinfo", "virtual"), [(INTEL, True), (AMD, False), (ARM, None)])
 def test_a_hypervisor_shows_in_the_flags_of_x86(machine: Machine, cpuinfo: str, virtual: bool | None) -> None:
     machine({"/proc/cpuinfo": cpuinfo})
@@ -242,6 +270,55 @@ def test_usable_cores_are_bound_by_affinity_and_quota(
 def test_a_containers_memory(machine: Machine, files: dict[str, str], limit: int | None) -> None:
     machine(files)
     assert cpu.memory_limit_of_container() == limit
+
+
+V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({f"{V2}/memory.max": "8000\n"}, 8000),
+        ({f"{V2}/memory.max": "8000\n", f"{V2}/memory.current": "5000\n"}, 3000),
+        (
+            {
+                f"{V2}/memory.max": "8000\n",
+                f"{V2}/memory.current": "5000\n",
+                f"{V2}/memory.stat": "anon 900\nfile 4100\ninactive_file 3000\nactive_file 1000\nshmem 100\n",
+            },
+            7000,
+        ),
+        (
+            {
+                f"{V1}/memory.limit_in_bytes": "8000\n",
+                f"{V1}/memory.usage_in_bytes": "5000\n",
+                f"{V1}/memory.stat": "inactive_file 1\nactive_file 2\ntotal_inactive_file 3000\ntotal_active_file 500\n",
+            },
+            6500,
+        ),
+        (
+            {
+                f"{V2}/memory.max": "8000\n",
+                f"{V2}/memory.current": "5000\n",
+                f"{V2}/memory.stat": "inactive_file 600\nactive_file many\nactive_file\n\n",
+            },
+            3600,
+        ),
+        (
+            {
+                f"{V2}/memory.max": "8000\n",
+                f"{V2}/memory.current": "5000\n",
+                f"{V2}/memory.stat": "inactive_file 6000\n",
+            },
+            8000,
+        ),
+        ({f"{V2}/memory.max": "8000\n", f"{V2}/memory.current": "9000\n"}, 0),
+    ],
+    ids=["limit alone", "no memory.stat", "v2", "v1", "a key is missing", "more cache than use", "beyond the limit"],
+)
+def test_a_containers_cache_of_files_is_available(machine: Machine, files: dict[str, str], available: int) -> None:
+    machine(files)
+    assert cpu.available_memory() == available
 
 
 @pytest.mark.parametrize(("text", "chosen"), [("always [madvise] never\n", "madvise"), ("whatever\n", None)])

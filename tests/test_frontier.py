@@ -8,6 +8,7 @@ import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -177,6 +178,7 @@ torch.zeros(3 * 32768).add_(1)
 
 def test_gpus_say_what_holds_a_limit_and_nothing_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
+    from torch.cuda._utils import _get_device_index
 
     from vitbench.devices import open_device
 
@@ -191,8 +193,13 @@ def test_gpus_say_what_holds_a_limit_and_nothing_without_one(monkeypatch: pytest
             given.append(share)
 
     given: list[float] = []
+
+    def set_fraction(share: float, where: Any) -> None:
+        _get_device_index(where)  # as torch does, which refuses a device without an index
+        given.append(share)
+
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda name: Properties())
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, name: given.append(share))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_fraction)
     monkeypatch.setattr(torch, "mps", Mps())
     assert open_device("cuda").limit_memory(None) == open_device("mps").limit_memory(None) == ""
     assert "per-process memory fraction" in (cuda := open_device("cuda").limit_memory(2_000))

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size
 from tests.reports.paired import REFERENCE_S, TURNS, paired, timed
 from vitbench.cli import run_command
 from vitbench.errors import UnknownNameError, UsageError
-from vitbench.history import History, kind_of, machine_of, read_history
+from vitbench.history import History, Moment, Point, Series, kind_of, machine_of, read_history
 from vitbench.records import Measurement, Record
-from vitbench.reports.history import history_json, plan_pictures, render_markdown, render_png, render_terminal
+from vitbench.reports.history import (
+    _scatter,
+    history_json,
+    plan_pictures,
+    render_markdown,
+    render_png,
+    render_terminal,
+)
 from vitbench.steps import FALSE_ALARMS, _best_cut, _best_pair, find_breaks
 
 ROOT = Path(__file__).parents[1]
@@ -248,6 +256,23 @@ def test_a_slow_down_is_found_with_the_run_and_the_commit_at_which_it_begins(tmp
     assert step.low < 1.2 < step.high
     assert (step.runs_before, step.runs_after) == (9, 7)
     assert 0 < step.chance < FALSE_ALARMS
+
+
+@pytest.mark.parametrize(
+    ("logs", "squares"),
+    [
+        ([0.0, 0.1, 0.4], [0.01, 0.09]),
+        ([0.0, 0.1, 0.4, 0.6], [0.01, 0.09, 0.04]),
+        ([0.0, 0.1, 0.4, 0.6, 1.0], [0.01, 0.09, 0.04, 0.16]),
+    ],
+)
+def test_what_runs_differ_by_is_from_the_median_of_the_squares(logs: list[float], squares: list[float]) -> None:
+    points = tuple(
+        Point(moment=Moment(run=str(day), at=datetime(2026, 3, day, tzinfo=UTC)), value=math.exp(log))
+        for day, log in enumerate(logs, 1)
+    )
+    series = Series(cell="c", model="m", metric="latency", unit="s", kind="shown", machine="", points=points)
+    assert _scatter(series) == pytest.approx(math.sqrt(np.median(squares) / 2 / 0.455))
 
 
 def test_a_machine_that_is_slower_some_days_is_no_step(tmp_path: Path) -> None:

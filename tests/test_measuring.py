@@ -217,9 +217,11 @@ def test_processes_stand_side_by_side_with_their_turns_and_what_was_decided() ->
 
 def test_one_process_without_the_reference_leaves_all_without_relative_figures() -> None:
     first, second = outcome_of(1.0), outcome_of(2.0)
-    second.measurements = [replace(second.measurements[0], reference_samples=())]
+    alone = replace(second.measurements[0], reference_samples=(), method="test; without the reference")
+    second.measurements = [alone]
     (latency,) = _merge([first, second], first_stage=2, group="now").measurements
     assert (latency.reference_samples, latency.first_stage, latency.group) == ((), 2, "")
+    assert latency.method == "test; in other processes: test; without the reference"
     assert len(latency.samples) == len(latency.turns) == 2
     assert measurement_from_dict(asdict(latency)) == latency
 

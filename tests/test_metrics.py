@@ -186,6 +186,24 @@ def test_throughput_on_an_asynchronous_device_queues_batches() -> None:
     assert len(order) == 1 + len(found.samples[0])  # one wait a window of eight batches
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("metric", ["latency", "throughput"])
+def test_outputs_that_are_not_finite_have_no_times(metric: str, asynchronous: bool) -> None:
+    class Overflows(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.mean((2, 3)) / 0.0
+
+    class Either(type(open_device("cpu"))):  # type: ignore[misc]
+        @property
+        def asynchronous(self) -> bool:
+            return asynchronous
+
+    subject = make_subject(Overflows())
+    subject.device = Either("cpu")
+    with pytest.raises(NotFiniteError, match="are not finite"):
+        measured(metric, subject)
+
+
 def test_latency_and_throughput_share_their_samples_on_a_synchronous_device() -> None:
     subject = make_subject("vit_layer6_32", batch_size=4)
     latency = measured("latency", subject)["latency"].samples[0]

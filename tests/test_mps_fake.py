@@ -131,9 +131,20 @@ class WaitsOnlyBehind(MpsOnTheCpu):
 # what there is
 
 
-def test_the_device_is_found_where_torch_says_so_and_tells_what_it_has(metal: FakeMetal) -> None:
+@pytest.mark.parametrize(
+    ("chip", "name"),
+    [
+        ("Apple M2", "Apple M2 GPU (Metal)"),
+        ("", "Apple GPU (Metal)"),
+        ("Intel(R) Core(TM) i9-9980HK CPU @ 2.40GHz", "Apple GPU (Metal)"),
+    ],
+)
+def test_the_device_is_found_where_torch_says_so_and_tells_what_it_has(
+    metal: FakeMetal, monkeypatch: pytest.MonkeyPatch, chip: str, name: str
+) -> None:
+    monkeypatch.setattr("vitbench.devices.mps.chip_name", lambda: chip)
     assert "mps" in find_devices()
-    assert open_device("mps").describe() == {"name": "Apple GPU (Metal)", "memory_bytes": 10 * 1024 * MIB}
+    assert open_device("mps").describe() == {"name": name, "memory_bytes": 10 * 1024 * MIB}
     assert open_device("mps").asynchronous
 
 
@@ -191,7 +202,7 @@ def test_waiting_only_behind_would_charge_it_to_the_first_sample_and_this_test_w
 class TurnsWithOthers:
     """Turns of three calls; the others run for a second in between, on the same GPU."""
 
-    method = "in turns"
+    method, method_without_reference = "in turns", "without the reference"
 
     def __init__(self, metal: FakeMetal) -> None:
         self.metal = metal

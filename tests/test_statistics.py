@@ -13,6 +13,7 @@ from scipy.stats import binom, binomtest, t, ttest_ind
 
 from vitbench.statistics import (
     BETWEEN_PROCESSES,
+    BETWEEN_RUNS,
     NOT_POSITIVE,
     ONE_SAMPLE,
     TOO_FEW_SAMPLES,
@@ -39,6 +40,7 @@ from vitbench.statistics import (
 )
 
 positive = st.floats(1e-6, 1e6)
+UP = [float(x) for x in range(100, 140)]
 
 
 def test_intervals_with_the_allowance_hold_the_middle_of_runs_that_differ() -> None:
@@ -54,6 +56,15 @@ def test_intervals_with_the_allowance_hold_the_middle_of_runs_that_differ() -> N
         held += wide.low <= 1 <= wide.high
     assert 0.93 <= held / 2000 <= 0.97
     assert narrow / 2000 < 0.6
+
+
+@pytest.mark.parametrize("processes", [[UP], [UP, UP[::-1]], [[1.0]], [[1.0, 2.0]]])
+def test_an_interval_that_says_nothing_of_other_processes_is_not_made_one_of_other_runs(
+    processes: list[list[float]],
+) -> None:
+    one = estimate(processes)
+    assert allow_for_runs(one) == one
+    assert one.kind not in (BETWEEN_PROCESSES, BETWEEN_RUNS)
 
 
 def timings(rng: np.random.Generator, n: int, warmup: int, factor: float, spikes: float = 0.02) -> np.ndarray:

@@ -16,7 +16,14 @@ from tests.test_metrics import make_subject
 from vitbench.devices import open_device
 from vitbench.metrics import Budget, timing
 from vitbench.metrics.subject import ROTATION, ROTATION_BYTES
-from vitbench.metrics.timing import block_median, forward_durations, sample_durations, step_durations, timing_method
+from vitbench.metrics.timing import (
+    Timing,
+    block_median,
+    forward_durations,
+    sample_durations,
+    step_durations,
+    timing_method,
+)
 from vitbench.records import measurement_from_dict
 from vitbench.registry import METRICS
 from vitbench.statistics import relative_samples
@@ -60,7 +67,7 @@ def steps(seconds: float, cpu_seconds: float = 0.5) -> dict[str, Any]:
 class ScriptedTurns:
     """Turns of ``seconds`` each, a long time apart; the reference has one before each, and one after the last."""
 
-    method = "in turns"
+    method, method_without_reference = "in turns", "without the reference"
 
     def __init__(self, clock: Clock, reference: Sequence[Mapping[str, Any] | None], seconds: float = TURN_S) -> None:
         self.clock = clock
@@ -320,15 +327,35 @@ def test_only_timed_processes_rotate() -> None:
 
 def test_a_method_says_how_inputs_and_turns_were_taken() -> None:
     subject = make_subject("vit_layer6_32")
-    assert "always the same input batch (cache-hot)" in timing_method(subject, "one forward pass")
+    paired = Timing(samples=(1.0,), turns=(1,), cpu=(1.0,), reference=(0.5,), reference_cpu=(0.5,))
+    alone = replace(paired, reference=(), reference_cpu=())
+    assert "always the same input batch (cache-hot)" in timing_method(subject, "one forward pass", alone)
     rotating = make_subject("vit_layer6_32")
     rotating.rotates = True
     rotating.turns = PipeTurns(lambda event: None, replace(rotating.cell, threads=2), (0, 3))
-    method = timing_method(rotating, "one forward pass")
+    method = timing_method(rotating, "one forward pass", paired)
     assert "8 input batches in rotation" in method
     assert method.endswith(
         "in turns with reference 1 (vitbench.reference, fp32, batch 1, 2 threads, both bound to cores 0, 3)"
     )
+    assert timing_method(rotating, "one forward pass", alone).endswith("; without the reference, bound to cores 0, 3")
+    unbound = PipeTurns(lambda event: None, rotating.cell, None)
+    assert unbound.method_without_reference == "without the reference"
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"), [("latency", "infer"), ("throughput", "infer"), ("training_step", "train")]
+)
+@pytest.mark.parametrize("has_reference", [True, False])
+def test_only_what_had_the_reference_beside_it_says_so(
+    clock: Clock, metric: str, mode: str, has_reference: bool
+) -> None:
+    subject = make_subject("vit_layer6_32", mode=mode)
+    subject.model.register_forward_hook(lambda *_: clock.pass_by(CALL_S, CALL_S))
+    subject.budget = Budget(seconds=0, min_samples=3)
+    subject.turns = ScriptedTurns(clock, [steps(1.0) if has_reference else None] * 9)
+    found = next(iter(METRICS.get(metric).measure(subject)))
+    assert found.method.endswith("; in turns" if has_reference else "; without the reference")
 
 
 def test_latency_and_throughput_are_made_of_one_timing() -> None:

@@ -495,10 +495,14 @@ def _merge(outcomes: Sequence[Outcome], first_stage: int | None = None, group: s
 
 
 def _side_by_side(parts: Sequence[Measurement], first_stage: int | None, group: str) -> Measurement:
-    """One measurement of several processes; the reference's samples only if each process has them."""
+    """One measurement of several processes; the reference's samples only if each process has them. Where only some had
+    the reference beside them, the method says both.
+    """
     paired = all(part.reference_samples for part in parts)
+    methods = dict.fromkeys(part.method for part in parts if part.method)
     return replace(
         next((part for part in parts if part.status != "ok"), parts[0]),  # what one spoils is spoilt
+        method="; in other processes: ".join(methods),
         samples=tuple(process for part in parts for process in part.samples),
         turns=tuple(process for part in parts for process in part.turns),
         reference_samples=tuple(process for part in parts for process in part.reference_samples) if paired else (),

@@ -371,12 +371,13 @@ def estimate(samples_by_process: Sequence[Sequence[float]], *, first_stage: int 
 
 
 def allow_for_runs(one: Estimate) -> Estimate:
-    """A relative latency with the interval that other runs' figures fall into, too, where it has one.
+    """A relative latency with the interval that other runs' figures fall into, too, where its own is one between
+    processes: one within one or two processes holds nothing of how processes differ, and an allowance would hide that.
 
     The interval of this run's processes and an allowance for what differs between runs (``RUN_TO_RUN``) add up as
     independent errors do: a type A and a type B uncertainty (JCGM 100:2008, "GUM", 4.3 and 5.1.2).
     """
-    if one.low is None or one.high is None:
+    if one.low is None or one.high is None or one.kind != BETWEEN_PROCESSES:
         return one
     allowance = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * RUN_TO_RUN
     low = one.value * math.exp(-math.hypot(math.log(one.value / one.low), allowance))

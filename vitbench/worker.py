@@ -203,8 +203,10 @@ class PipeTurns:
         self._threads = cell.threads
         batch = batch_of(open_device(cell.device).torch_device)
         count = f"batch {batch}, {cell.threads} thread{'s' if cell.threads > 1 else ''}"
-        bound = f", both bound to cores {', '.join(map(str, cores))}" if cores else ""
-        self.method = f"in turns with reference {VERSION} (vitbench.reference, fp32, {count}{bound})"
+        bound = f"bound to cores {', '.join(map(str, cores))}" if cores else ""
+        both = f", both {bound}" if bound else ""
+        self.method = f"in turns with reference {VERSION} (vitbench.reference, fp32, {count}{both})"
+        self.method_without_reference = "without the reference" + (f", {bound}" if bound else "")
 
     def wait(self, *, last: bool = False) -> Mapping[str, Any]:
         """See metrics.subject.Turns; ends the process if there will be no more turns."""

@@ -18,7 +18,7 @@ from vitbench.reports.ranking import Place, places, ratio_of, tells_apart
 from vitbench.reports.rows import Figure, build_rows, figure
 from vitbench.reports.runs import Run
 from vitbench.reports.table import render_csv, tidy_frame
-from vitbench.statistics import BETWEEN_PROCESSES, BETWEEN_RUNS, Ratio
+from vitbench.statistics import BETWEEN_PROCESSES, BETWEEN_RUNS, WITHIN_PROCESS, Ratio
 
 EXACT = (1.0, 1.0, 1.0)
 
@@ -243,6 +243,18 @@ def test_an_interval_allows_for_other_runs() -> None:
     assert one.relative_between_runs.high == pytest.approx(2 * widened(0), rel=1e-6)
     assert one.relative_between_runs.low == pytest.approx(2 / widened(0), rel=1e-6)
     assert one.relative_between_runs.kind == BETWEEN_RUNS
+
+
+def test_one_process_says_that_its_interval_is_of_one_process() -> None:
+    record = paired(cell(), (2.0,), reference=tuple(0.01 + 0.0001 * turn for turn in range(TURNS)))
+    one = figure(record, "latency")
+    assert one.relative is not None
+    assert one.relative_between_runs == one.relative
+    (line,) = pd.read_csv(io.StringIO(render_csv([run_of(record)]))).to_dict("records")
+    assert line["relative_latency_interval"] == WITHIN_PROCESS
+    page = render_markdown([run_of(record)])
+    assert "that of fewer processes holds neither" in page
+    assert tables(page)[0][0]["latency b1 (× reference)"] == "2.00 [2.00, 2.00]"
 
 
 def test_the_csv_has_relative_columns_and_cpu_time() -> None:

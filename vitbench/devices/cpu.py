@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,12 +182,26 @@ def _has_high_water_mark() -> bool:
 
 def processor_name() -> str:
     """The processor's name as its maker prints it, or its architecture where the system does not tell."""
+    if chip := chip_name():
+        return chip
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith(("model name", "Model")):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def chip_name() -> str:
+    """What macOS calls its chip (``Apple M2``), where Python knows an architecture alone (``arm``); else empty."""
+    if sys.platform != "darwin":
+        return ""
+    words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 def memory_limit_of_container() -> int | None:
@@ -209,14 +224,34 @@ def available_memory() -> int:
     limit = memory_limit_of_container()
     if limit is None:
         return available
-    used = 0
-    for path in ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes"):
+    return max(min(available, limit - _used_by_container()), 0)
+
+
+def _used_by_container() -> int:
+    """The bytes of this container's limit that are taken, without the cache of files: it counts as used, too, but the
+    kernel gives it up for whoever asks, and after reading a data set or checkpoints it is most of what is used.
+    """
+    for folder, name, prefix in (
+        ("/sys/fs/cgroup", "memory.current", ""),
+        ("/sys/fs/cgroup/memory", "memory.usage_in_bytes", "total_"),  # v1 counts the groups below only there
+    ):
         try:
-            used = int(Path(path).read_text())
-            break
+            used = int(Path(f"{folder}/{name}").read_text())
         except (OSError, ValueError):
             continue
-    return max(min(available, limit - used), 0)
+        return max(used - _file_cache(f"{folder}/memory.stat", prefix), 0)
+    return 0
+
+
+def _file_cache(path: str, prefix: str) -> int:
+    """Bytes of file pages that a cgroup's memory.stat counts; what it does not tell is none."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return 0
+    wanted = {f"{prefix}active_file", f"{prefix}inactive_file"}
+    found = (line.split() for line in lines)
+    return sum(int(words[1]) for words in found if len(words) == 2 and words[0] in wanted and words[1].isdigit())
 
 
 def oom_kill_count() -> int | None:

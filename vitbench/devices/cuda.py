@@ -154,5 +154,6 @@ class CudaDevice(Device):
         total = torch.cuda.get_device_properties(self.name).total_memory
         if limit > total:
             raise DeviceError(f"Memory limit of {limit} bytes is more than {self.name} has ({total}). Give less")
-        torch.cuda.set_per_process_memory_fraction(limit / total, self.name)
+        # by its index: this call alone does not take a plain "cuda" for the first GPU
+        torch.cuda.set_per_process_memory_fraction(limit / total, self._index)
         return f"per-process memory fraction (torch.cuda.set_per_process_memory_fraction) of {total} bytes"

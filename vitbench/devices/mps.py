@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vitbench.devices.base import Device
+from vitbench.devices.cpu import chip_name
 from vitbench.devices.failures import AT_LINE
 from vitbench.errors import DeviceError
 from vitbench.registry import DEVICES
@@ -66,7 +67,9 @@ class MpsDevice(Device):
     def describe(self) -> dict[str, Any]:
         import torch
 
-        return {"name": "Apple GPU (Metal)", "memory_bytes": int(torch.mps.recommended_max_memory())}
+        chip = chip_name()
+        name = chip if chip.startswith("Apple ") else "Apple"  # in an Intel Mac the GPU is not the processor's
+        return {"name": f"{name} GPU (Metal)", "memory_bytes": int(torch.mps.recommended_max_memory())}
 
     def synchronize(self) -> None:
         import torch

@@ -20,4 +20,4 @@ from vitbench.registry import METRICS
 def measure_latency(subject: Subject) -> Iterator[Measurement]:
     """Every duration from the first call on: what of it is warm-up is decided from the samples, where they are read."""
     timing = forward_durations(subject)
-    yield from timing.measurements("latency", timing_method(subject, "one forward pass"))
+    yield from timing.measurements("latency", timing_method(subject, "one forward pass", timing))

@@ -64,8 +64,9 @@ class Trainer(Protocol):
 class Turns(Protocol):
     """Where a timed process takes turns with others; the worker supplies it."""
 
-    #: How the turns are taken, for a measurement's method.
+    #: How the turns are taken, for a measurement's method; and how, where the reference did not run beside each.
     method: str
+    method_without_reference: str
 
     def wait(self, *, last: bool = False) -> Mapping[str, Any]:
         """Give the turn up and wait for the next; with ``last`` only to learn what the reference took since.

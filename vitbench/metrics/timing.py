@@ -127,8 +127,8 @@ def forward_durations(subject: Subject) -> Timing:
     return timing
 
 
-def timing_method(subject: Subject, what: str) -> str:
-    """How a duration was got, for its Measurement."""
+def timing_method(subject: Subject, what: str, timing: Timing) -> str:
+    """How the durations of ``timing`` were got, for their Measurement."""
     import torch
 
     device = subject.device
@@ -136,7 +136,10 @@ def timing_method(subject: Subject, what: str) -> str:
     batches = len(subject.batches)
     inputs = f"{batches} input batches in rotation" if batches > 1 else "always the same input batch (cache-hot)"
     text = f"time.perf_counter around {what}, {wait}, {inputs}, already on the device, torch {torch.__version__}"
-    return f"{text}; {subject.turns.method}" if subject.turns else text
+    if subject.turns is None:
+        return text
+    # a cell that is timed by itself for want of memory takes turns, too, and finds no reference in them
+    return f"{text}; {subject.turns.method if timing.reference else subject.turns.method_without_reference}"
 
 
 def step_durations(step: Callable[[], Any], device: Device, seconds: float) -> dict[str, Any]:

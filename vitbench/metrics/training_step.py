@@ -22,7 +22,7 @@ def measure_training_step(subject: Subject) -> Iterator[Measurement]:
     subject.prepare()
     timing = sample_durations(subject.step, subject.device, subject.budget, subject.turns)
     subject.run_once()
-    method = timing_method(subject, "zero_grad, forward, cross entropy, backward and AdamW step")
+    method = timing_method(subject, "zero_grad, forward, cross entropy, backward and AdamW step", timing)
     yield from timing.measurements("training_step", method)
     rates = tuple(round(subject.cell.batch_size / seconds, 6) for seconds in timing.samples)
     yield Measurement(metric="training_throughput", unit="image/s", samples=(rates,), method=f"batch / {method}")

@@ -320,7 +320,7 @@ def _scatter(series: Series) -> float | None:
     logs = [math.log(value) for value in values]
     squares = [(b - a) ** 2 / 2 for a, b in itertools.pairwise(logs)]
     # the median of squares, as a step is one large one; 0.455 is that of a normal variable's
-    return math.sqrt(sorted(squares)[len(squares) // 2] / 0.455)
+    return math.sqrt(statistics.median(squares) / 0.455)
 
 
 def _moment(one: Moment) -> dict[str, Any]:

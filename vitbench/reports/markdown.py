@@ -143,10 +143,10 @@ def _how_to_read(rows: Sequence[Row]) -> str:
             "figures, "
             f"too. From three processes on the quiet turns count alone: those in which the reference took at most "
             f"{100 * (QUIET - 1):.0f} % more than in its fastest ones, and the cell at most "
-            f"{100 * (QUIET_CELL - 1):.0f} % more than in its own. To how much its processes differ an interval adds "
-            f"what ratios were seen to differ by from run to run (a standard deviation of {100 * RUN_TO_RUN:g} %), "
-            "which one run cannot see. Only ratios of the same reference, build of torch, machine and number of "
-            "threads are comparable."
+            f"{100 * (QUIET_CELL - 1):.0f} % more than in its own. To how much three or more processes differ an "
+            "interval adds what ratios were seen to differ by from run to run (a standard deviation of "
+            f"{100 * RUN_TO_RUN:g} %), which one run cannot see; that of fewer processes holds neither. Only ratios of "
+            "the same reference, build of torch, machine and number of threads are comparable."
         )
     brackets = ["Brackets are 95 % intervals."]
     if BETWEEN_PROCESSES in kinds:

@@ -81,7 +81,7 @@ class Figure:
 
     @cached_property
     def relative_between_runs(self) -> Estimate | None:
-        """``relative`` with the interval that other runs on this machine fall into, too."""
+        """``relative`` with the interval that other runs on this machine fall into, too, from three processes on."""
         if self.relative is None or not self.relative.low:  # a clock too coarse to see anything says 0
             return self.relative
         return allow_for_runs(self.relative)
