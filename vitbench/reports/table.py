@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitbench.estimates import BY_CLASS, measurement_estimate
 from vitbench.printable import csv_text
 from vitbench.records import Cell, Record, format_image_size
 from vitbench.reports.format import without_paths
-from vitbench.reports.rows import BY_CLASS, Figure, Row, build_rows, figure, measurement_estimate, place_key
+from vitbench.reports.rows import Figure, Row, build_rows, figure, place_key
 from vitbench.reports.runs import Run
 
 if TYPE_CHECKING:
