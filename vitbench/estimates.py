@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from vitbench.records import Measurement, Record
-from vitbench.statistics import WILSON, Estimate, estimate, wilson_interval
+from vitbench.statistics import WILSON, Estimate, Relative, estimate, in_quiet_turns, wilson_interval
 
 #: Metrics whose samples are a course over time, not repetitions: their figure is the last one.
 SERIES = frozenset({"training_loss"})
@@ -38,3 +38,13 @@ def measurement_estimate(record: Record, measurement: Measurement) -> Estimate |
         low, high = wilson_interval(round(result.value * total), total)
         result = dataclasses.replace(result, low=low, high=high, kind=WILSON)
     return result
+
+
+def first_stage_of(one: Measurement) -> Relative | None:
+    """The processes after which it was decided how many there would be, in their quiet turns; None if there were no
+    more then, or they tell nothing.
+    """
+    count = one.first_stage
+    if count is None or count >= len(one.samples):
+        return None
+    return in_quiet_turns(one.samples[:count], one.turns[:count], one.reference_samples[:count])

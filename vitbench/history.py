@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from vitbench.cell_names import cell_names
 from vitbench.errors import RunFolderError, UnknownNameError, UsageError, VitbenchError
-from vitbench.estimates import measurement_estimate
+from vitbench.estimates import first_stage_of, measurement_estimate
 from vitbench.printable import one_line
 from vitbench.pytest_benchmark_json import StoredRun, digest_of, is_stored_run, parse_time, read_stored_run
 from vitbench.records import Cell, Measurement, Record
@@ -439,11 +439,7 @@ def _relative(one: Measurement) -> Estimate | None:
         quiet = in_quiet_turns(one.samples, one.turns, one.reference_samples)
         if quiet is None:
             return estimate(relative_samples(one.samples, one.turns, one.reference_samples))
-        count = one.first_stage
-        if count is None or count >= len(one.samples):
-            return estimate_relative(quiet)
-        first = in_quiet_turns(one.samples[:count], one.turns[:count], one.reference_samples[:count])
-        return estimate_relative(quiet, first)
+        return estimate_relative(quiet, first_stage_of(one))
     except ValueError:  # a sample that is not positive
         return None
 

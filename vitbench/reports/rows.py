@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vitbench.estimates import measurement_estimate
+from vitbench.estimates import first_stage_of, measurement_estimate
 from vitbench.records import Cell, Measurement, Record, Status, format_image_size
 from vitbench.reports.runs import Run
 from vitbench.statistics import (
@@ -86,10 +86,7 @@ class Figure:
             return None
         if self.in_quiet_turns is None:
             return estimate(self.relative_samples)
-        one, count = self.measurement, self.measurement.first_stage
-        decided = count is not None and count < len(one.samples)
-        first = (one.samples[:count], one.turns[:count], one.reference_samples[:count])
-        return estimate_relative(self.in_quiet_turns, in_quiet_turns(*first) if decided else None)
+        return estimate_relative(self.in_quiet_turns, self.first_stage)
 
     @cached_property
     def in_quiet_turns(self) -> Relative | None:
@@ -98,6 +95,13 @@ class Figure:
         if not self.relative_samples or one is None or min(map(min, filter(None, one.samples)), default=0) <= 0:
             return None
         return in_quiet_turns(one.samples, one.turns, one.reference_samples)
+
+    @cached_property
+    def first_stage(self) -> Relative | None:
+        """``in_quiet_turns`` of the processes by which it was decided how many there would be, if there were more
+        then: an interval takes their spread.
+        """
+        return first_stage_of(self.measurement) if self.in_quiet_turns and self.measurement else None
 
     @property
     def batch_size(self) -> int | None:
