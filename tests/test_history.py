@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size
+from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size, trained, training_cell
 from tests.reports.paired import REFERENCE_S, TURNS, paired, timed
 from vitbench.cli import run_command
 from vitbench.errors import UnknownNameError, UsageError
@@ -28,6 +28,8 @@ from vitbench.reports.history import (
     render_png,
     render_terminal,
 )
+from vitbench.reports.rows import figure
+from vitbench.statistics import wilson_interval
 from vitbench.steps import FALSE_ALARMS, _best_cut, _best_pair, find_breaks
 
 ROOT = Path(__file__).parents[1]
@@ -273,6 +275,32 @@ def test_what_runs_differ_by_is_from_the_median_of_the_squares(logs: list[float]
     )
     series = Series(cell="c", model="m", metric="latency", unit="s", kind="shown", machine="", points=points)
     assert _scatter(series) == pytest.approx(math.sqrt(np.median(squares) / 2 / 0.455))
+
+
+def test_what_is_no_repetition_is_one_number_as_in_the_reports(tmp_path: Path) -> None:
+    """Else of a loss that falls the middle would be its figure, and of classes one of them."""
+    f1 = [0.0, *[0.2] * 4, *[0.9] * 7]
+    record = trained(training_cell("vit_micro"), 90, 100, f1=f1)
+    losses = tuple(2.3 / step for step in range(1, 41))
+    loss = Measurement(metric="training_loss", unit="nat", samples=(losses,), method="loss of each step")
+    record = dataclasses.replace(
+        record, measurements=tuple(loss if one.metric == loss.metric else one for one in record.measurements)
+    )
+    write_run(tmp_path / "run", [record])
+    metrics = ["training_loss", "class_f1", "class_precision", "class_recall", "accuracy"]
+    found = {one.metric: one.points[0] for one in read_history([tmp_path], metrics=metrics).series}
+    assert found["training_loss"].value == losses[-1]
+    assert found["class_f1"].value == pytest.approx(np.mean(f1))
+    assert found["class_recall"].value == pytest.approx(11 / 12)
+    for metric in metrics:
+        reported = figure(record, metric).estimate
+        assert reported is not None
+        assert (found[metric].value, found[metric].low, found[metric].high) == (
+            reported.value,
+            reported.low,
+            reported.high,
+        )
+    assert found["accuracy"].low == pytest.approx(wilson_interval(90, 100)[0])
 
 
 def test_a_machine_that_is_slower_some_days_is_no_step(tmp_path: Path) -> None:

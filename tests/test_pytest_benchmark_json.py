@@ -26,6 +26,7 @@ from vitbench.pytest_benchmark_json import (
     write_storage,
 )
 from vitbench.records import Record
+from vitbench.reports.rows import figure
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT / "results" / "amd-epyc-2-cores"
@@ -86,6 +87,21 @@ def test_one_benchmark_stands_for_each_timed_cell() -> None:
     # 37 steady samples of 40: three are warm-up in that cell
     assert first["stats"]["rounds"] == 37
     assert first["stats"]["median"] == pytest.approx(0.0056, rel=0.05)
+
+
+def test_relative_latency_has_the_interval_that_the_reports_have() -> None:
+    """Where the first processes decided how many there would be, it is of their spread."""
+    record = paired(cell(), (1.9, 1.95, 2.0, 2.05, 2.1, *[2.0] * 10))
+    latency = dataclasses.replace(record.measurement("latency"), first_stage=5)
+    record = dataclasses.replace(
+        record, measurements=tuple(latency if one.metric == "latency" else one for one in record.measurements)
+    )
+    (one,) = to_benchmarks("night", [record], ENVIRONMENT)["benchmarks"]
+    extra = one["extra_info"]
+    relative = figure(record, "latency").relative
+    assert relative is not None
+    found = (extra["latency_relative"], extra["latency_relative_low"], extra["latency_relative_high"])
+    assert found == (relative.value, relative.low, relative.high)
 
 
 def test_relative_latency_goes_along() -> None:

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 from vitbench.cell_names import cell_names
 from vitbench.errors import RunFolderError, UnknownNameError, UsageError, VitbenchError
+from vitbench.estimates import first_stage_of, measurement_estimate
 from vitbench.printable import one_line
 from vitbench.pytest_benchmark_json import StoredRun, digest_of, is_stored_run, parse_time, read_stored_run
 from vitbench.records import Cell, Measurement, Record
@@ -373,7 +374,7 @@ def _series_of(folders: Sequence[RunFolder]) -> list[Series]:
             add(record.cell, STATUS, "", "exact", machine, Point(moment=moment, value=_status(record)))
             for one in record.measurements:
                 if one.status == "ok" and any(one.samples):
-                    for metric, unit, kind, point in _points(one, moment):
+                    for metric, unit, kind, point in _points(record, one, moment):
                         counted = kind == "exact" and "executed" not in one.method
                         add(record.cell, metric, unit, kind, "" if counted else machine, point)
     return [
@@ -394,8 +395,8 @@ def _status(record: Record) -> str:
     return record.status if record.status == "ok" or not record.cause else f"{record.status} ({record.cause})"
 
 
-def _points(one: Measurement, moment: Moment) -> Iterable[tuple[str, str, Kind, Point]]:
-    """What one measurement adds to series: (metric, unit, kind, point)."""
+def _points(record: Record, one: Measurement, moment: Moment) -> Iterable[tuple[str, str, Kind, Point]]:
+    """What one measurement of ``record`` adds to series: (metric, unit, kind, point)."""
     kind = kind_of(one.metric)
     if one.reference_samples and kind == "shown":
         relative = _relative(one)
@@ -408,8 +409,9 @@ def _points(one: Measurement, moment: Moment) -> Iterable[tuple[str, str, Kind, 
                 deviation=_relative_deviation(relative),
             )
             yield RELATIVE + one.metric, "× reference", "relative", point
-    samples = [process for process in one.samples if process]
-    figure = estimate(samples, first_stage=one.first_stage)
+    figure = measurement_estimate(record, one)  # as the reports of each run have it
+    if figure is None:
+        return
     deviation = None
     if kind == "memory" and figure.value > 0:
         deviation = math.hypot(MEMORY_RUN_TO_RUN, MEMORY_SCATTER_BYTES / figure.value)
@@ -437,11 +439,7 @@ def _relative(one: Measurement) -> Estimate | None:
         quiet = in_quiet_turns(one.samples, one.turns, one.reference_samples)
         if quiet is None:
             return estimate(relative_samples(one.samples, one.turns, one.reference_samples))
-        count = one.first_stage
-        if count is None or count >= len(one.samples):
-            return estimate_relative(quiet)
-        first = in_quiet_turns(one.samples[:count], one.turns[:count], one.reference_samples[:count])
-        return estimate_relative(quiet, first)
+        return estimate_relative(quiet, first_stage_of(one))
     except ValueError:  # a sample that is not positive
         return None
 

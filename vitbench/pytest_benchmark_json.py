@@ -19,6 +19,7 @@ from typing import Any
 
 import vitbench
 from vitbench.errors import RunFolderError, UsageError
+from vitbench.estimates import first_stage_of
 from vitbench.records import Cell, Measurement, Record, format_image_size
 from vitbench.shapes import FLAG, NUMBER, OBJECT, TEXT, Maybe
 from vitbench.statistics import estimate_relative, in_quiet_turns, steady
@@ -240,7 +241,7 @@ def _extra(record: Record, timed: Measurement) -> dict[str, Any]:
     if timed.reference_samples and min(map(min, filter(None, timed.samples))) > 0:
         relative = in_quiet_turns(timed.samples, timed.turns, timed.reference_samples)
         if relative is not None:
-            figure = estimate_relative(relative)
+            figure = estimate_relative(relative, first_stage_of(timed))
             found[f"{timed.metric}_relative"] = figure.value
             found[f"{timed.metric}_relative_low"], found[f"{timed.metric}_relative_high"] = figure.low, figure.high
     return found

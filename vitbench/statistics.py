@@ -244,19 +244,34 @@ def estimate_relative(one: Relative, first_stage: Relative | None = None) -> Est
     return Estimate(value, low, high, BETWEEN_PROCESSES, one.n_processes, one.n_samples)
 
 
-def compare_relative(one: Relative, other: Relative, *, paired: bool = False) -> Ratio:
+def compare_relative(
+    one: Relative,
+    other: Relative,
+    *,
+    paired: bool = False,
+    first_stages: tuple[Relative | None, Relative | None] = (None, None),
+) -> Ratio:
     """The ratio of two cells by what each took relative to the reference, ``one`` over ``other``.
 
     ``paired``: the processes of the two took turns, the first of one with the first of the other and so on; what a pair
-    shares then cancels. Otherwise Welch's t interval (Welch 1947): the two need not vary alike.
+    shares then cancels. Otherwise Welch's t interval (Welch 1947): the two need not vary alike. ``first_stages``: of
+    each cell, as for ``estimate_relative``; spread and degrees of freedom are theirs.
     """
     difference = one.log_value - other.log_value
+    stages = first_stages[0] or one, first_stages[1] or other
+    # how much less a cell's error is with all its processes than with those that its spread is taken from
+    shares = stages[0].processes / one.processes, stages[1].processes / other.processes
     if paired:
-        pairs = itertools.zip_longest(one.influences, other.influences, fillvalue=0.0)
-        processes = min(one.processes, other.processes)
-        variance = math.fsum((a - b) ** 2 for a, b in pairs) * processes / (processes - 1)
+        # of cells that had unlike numbers of processes as many pairs as the smaller one has share something
+        pairs = list(itertools.zip_longest(stages[0].influences, stages[1].influences, fillvalue=0.0))
+        shared = min(shares)
+        squares = math.fsum(
+            shared * (a - b) ** 2 + (shares[0] - shared) * a**2 + (shares[1] - shared) * b**2 for a, b in pairs
+        )
+        processes = min(stages[0].processes, stages[1].processes)
+        variance = squares * processes / (processes - 1)
     else:
-        parts = [(part.variance, part.processes - 1) for part in (one, other)]
+        parts = [(stage.variance * share, stage.processes - 1) for stage, share in zip(stages, shares, strict=True)]
         variance = math.fsum(part for part, _ in parts)
         freedom = math.fsum(part**2 / degrees for part, degrees in parts)
         processes = 1 + variance**2 / freedom if freedom > 0 else 2.0

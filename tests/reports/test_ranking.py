@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -243,6 +244,24 @@ def test_an_interval_allows_for_other_runs() -> None:
     assert one.relative_between_runs.high == pytest.approx(2 * widened(0), rel=1e-6)
     assert one.relative_between_runs.low == pytest.approx(2 / widened(0), rel=1e-6)
     assert one.relative_between_runs.kind == BETWEEN_RUNS
+
+
+@pytest.mark.parametrize("group", ["", "now"])
+def test_where_the_first_processes_decided_how_many_there_would_be_their_spread_decides_who_ties(group: str) -> None:
+    """Later ones that agree by luck would tell apart what the first ones do not."""
+    first, later = (0.96, 0.98, 1.0, 1.02, 1.04), (1.0,) * 15
+    one, other = latency(*first, *later, group=group), latency(*[1.01] * 20, group=group)
+
+    def decided(found: Figure) -> Figure:
+        assert found.measurement is not None
+        return replace(found, measurement=replace(found.measurement, first_stage=5))
+
+    ratio, by_first = ratio_of(one, other), ratio_of(decided(one), decided(other))
+    assert ratio is not None
+    assert by_first is not None
+    assert ratio.value == by_first.value
+    assert ratio.tells_apart
+    assert not by_first.tells_apart
 
 
 def test_one_process_says_that_its_interval_is_of_one_process() -> None:

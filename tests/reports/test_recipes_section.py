@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, trained, training_cell
+from vitbench.estimates import BY_CLASS_KIND
 from vitbench.records import Measurement, Record
 from vitbench.reports.markdown import render_markdown, render_summary
 from vitbench.reports.recipes import training_section
-from vitbench.reports.rows import BY_CLASS_KIND, Row, build_rows, figure
+from vitbench.reports.rows import Row, build_rows, figure
 from vitbench.reports.runs import Run
 from vitbench.reports.table import render_csv, tidy_frame
 from vitbench.training.recipes import load_recipe

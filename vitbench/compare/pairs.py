@@ -15,7 +15,7 @@ from vitbench.frontier import is_attempt
 from vitbench.records import HARMLESS, Measurement, Record
 from vitbench.reports.noise import disturbances
 from vitbench.reports.rows import COUNTER_METRICS, Figure, figure, shown_status
-from vitbench.statistics import CONFIDENCE, MIN_PROCESSES, Relative, in_quiet_turns
+from vitbench.statistics import CONFIDENCE, MIN_PROCESSES
 from vitbench.thresholds import RELATIVE, SMALLEST_BYTES, STATUS, Nature, Rule, nature_of, threshold_for
 
 #: How bad an ending is; what is less bad is better.
@@ -154,7 +154,7 @@ class Pair:
             reason = "the reference, or its number of threads, is another one"
         if reason:
             return self._change(metric, _OF_REFERENCE, states, "not comparable", reason, gates)
-        sides = [(side.in_quiet_turns, _first_stage(side)) for side in (one, other)]
+        sides = [(side.in_quiet_turns, side.first_stage) for side in (one, other)]
         (base, base_first), (head, head_first) = sides
         if base is None or head is None:
             reason = f"fewer than {MIN_PROCESSES} processes say nothing of how processes differ: --processes 5 does"
@@ -298,15 +298,6 @@ def _point(record: Record, metric: str) -> float | None:
     if one is None or one.status != "ok" or [len(process) for process in one.samples] != [1]:
         return None
     return one.samples[0][0]
-
-
-def _first_stage(one: Figure) -> Relative | None:
-    """The processes by which it was decided how many there would be, if there were more then."""
-    m = one.measurement
-    if m is None or m.first_stage is None or not MIN_PROCESSES <= m.first_stage < len(m.samples):
-        return None
-    count = m.first_stage
-    return in_quiet_turns(m.samples[:count], m.turns[:count], m.reference_samples[:count])
 
 
 def _reference(one: Measurement) -> str:

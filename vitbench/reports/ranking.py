@@ -33,7 +33,8 @@ def ratio_of(one: Figure, other: Figure) -> Ratio | None:
     group = one.measurement.group
     paired = bool(group) and group == other.measurement.group
     if one.in_quiet_turns and other.in_quiet_turns:
-        return compare_relative(one.in_quiet_turns, other.in_quiet_turns, paired=paired)
+        first_stages = one.first_stage, other.first_stage
+        return compare_relative(one.in_quiet_turns, other.in_quiet_turns, paired=paired, first_stages=first_stages)
     return compare(process_medians(one.relative_samples), process_medians(other.relative_samples), paired=paired)
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from vitbench.estimates import first_stage_of, measurement_estimate
 from vitbench.records import Cell, Measurement, Record, Status, format_image_size
 from vitbench.reports.runs import Run
 from vitbench.statistics import (
-    WILSON,
     Estimate,
     Relative,
     allow_for_runs,
@@ -25,7 +25,6 @@ from vitbench.statistics import (
     relative_samples,
     samples_for_percentile,
     steady,
-    wilson_interval,
 )
 from vitbench.suites import TRAIN_IMAGES
 
@@ -34,14 +33,6 @@ SHOWN: dict[str, str] = {"oom": "OOM"}
 
 #: The value of an option that other rows set and a row does not.
 DEFAULT_OPTION = "default"
-
-#: Metrics whose samples are a course over time, not repetitions: their figure is the last one.
-SERIES = frozenset({"training_loss"})
-SERIES_KIND = "none: the last of a series"
-
-#: Metrics with one value a class, no repetitions: their figure is the mean over the classes.
-BY_CLASS = frozenset({"class_f1", "class_precision", "class_recall"})
-BY_CLASS_KIND = "none: one value a class"
 
 #: Metrics whose absence says something about a counting tool, not about the cell.
 COUNTER_METRICS = frozenset({"flops_fvcore", "flops_thop"})
@@ -95,10 +86,7 @@ class Figure:
             return None
         if self.in_quiet_turns is None:
             return estimate(self.relative_samples)
-        one, count = self.measurement, self.measurement.first_stage
-        decided = count is not None and count < len(one.samples)
-        first = (one.samples[:count], one.turns[:count], one.reference_samples[:count])
-        return estimate_relative(self.in_quiet_turns, in_quiet_turns(*first) if decided else None)
+        return estimate_relative(self.in_quiet_turns, self.first_stage)
 
     @cached_property
     def in_quiet_turns(self) -> Relative | None:
@@ -107,6 +95,13 @@ class Figure:
         if not self.relative_samples or one is None or min(map(min, filter(None, one.samples)), default=0) <= 0:
             return None
         return in_quiet_turns(one.samples, one.turns, one.reference_samples)
+
+    @cached_property
+    def first_stage(self) -> Relative | None:
+        """``in_quiet_turns`` of the processes by which it was decided how many there would be, if there were more
+        then: an interval takes their spread.
+        """
+        return first_stage_of(self.measurement) if self.in_quiet_turns and self.measurement else None
 
     @property
     def batch_size(self) -> int | None:
@@ -252,29 +247,6 @@ def first_figure(records: Iterable[Record], metric: str) -> Figure:
     measured = (one for one in figures if one.measurement is not None)
     asked = figures if all(one.status is not None for one in figures) else []
     return next(good, next(measured, next(iter(asked), Figure())))
-
-
-def measurement_estimate(record: Record, measurement: Measurement) -> Estimate | None:
-    """The estimate of one measurement of ``record``, in the measurement's unit; None if it has no samples.
-
-    An accuracy gets its Wilson interval from the record's ``test_images``; of a series the last value counts, of one
-    value a class their mean.
-    """
-    samples = [process for process in measurement.samples if process]
-    if not samples:
-        return None
-    if measurement.metric in SERIES:
-        return Estimate(samples[-1][-1], None, None, SERIES_KIND, len(samples), sum(map(len, samples)))
-    if measurement.metric in BY_CLASS:
-        values = [x for process in samples for x in process]
-        return Estimate(math.fsum(values) / len(values), None, None, BY_CLASS_KIND, len(samples), len(values))
-    result = estimate(samples, first_stage=measurement.first_stage)
-    tested = record.measurement("test_images")
-    if measurement.metric == "accuracy" and tested is not None and tested.status == "ok" and any(tested.samples):
-        total = round(tested.value)
-        low, high = wilson_interval(round(result.value * total), total)
-        result = dataclasses.replace(result, low=low, high=high, kind=WILSON)
-    return result
 
 
 def mean_of(record: Record, metric: str) -> float | None:

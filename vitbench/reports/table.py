@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitbench.claims import PUBLISHED
+from vitbench.estimates import BY_CLASS, measurement_estimate
 from vitbench.printable import csv_text
 from vitbench.records import Cell, Record, format_image_size
 from vitbench.reports.format import without_paths
-from vitbench.reports.rows import BY_CLASS, Figure, Row, build_rows, figure, measurement_estimate, place_key
+from vitbench.reports.rows import Figure, Row, build_rows, figure, place_key
 from vitbench.reports.runs import Run
 
 if TYPE_CHECKING:
