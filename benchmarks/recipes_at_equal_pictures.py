@@ -100,7 +100,7 @@ def main() -> None:
         print("|---|" + "--:|" * len(seeds))
         for recipe in recipes:
             values = [found[recipe, images, seed] for seed in seeds]
-            print(f"| `{recipe}` | " + " | ".join("" if one is None else f"{100 * one:.1f}" for one in values) + " |")
+            print(f"| `{recipe}` | " + " | ".join("" if one is None else f"{100 * one:.2f}" for one in values) + " |")
 
 
 if __name__ == "__main__":
