@@ -1,4 +1,4 @@
-"""One thread for all tests; golden files: texts under tests/golden/, rewritten by ``pytest --update-golden``."""
+"""One thread and one fork server for all tests; golden files: texts under tests/golden/, rewritten by ``pytest --update-golden``."""
 
 from __future__ import annotations
 

@@ -90,14 +90,10 @@ def imbalanced_counts(imbalance: str, largest: int, classes: int) -> list[int]:
         )
     places = [index / max(classes - 1, 1) for index in range(classes)]
     if match["kind"] == "linear":
-        shares = [1 - place * (1 - 1 / ratio) for place in places]
-    else:
-        shares = [ratio**-place for place in places]
-    if match["kind"] == "linear":
-        counts = [round(largest * share) for share in shares]
+        counts = [round(largest * (1 - place * (1 - 1 / ratio))) for place in places]
     else:
         # cut off, as those who made long-tailed CIFAR do: 12,406 pictures of CIFAR-10 for exponential:100
-        counts = [int(largest * share + 1e-9) for share in shares]
+        counts = [int(largest * ratio**-place + 1e-9) for place in places]
     if min(counts) < 1:
         raise DataError(f"Imbalance {imbalance!r} leaves a class of {largest} pictures empty: take a smaller ratio")
     return counts

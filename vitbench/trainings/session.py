@@ -466,7 +466,6 @@ class Session:
         self._drawn = len(self.rows)
 
     def _show_epoch(self, row: dict[str, Any]) -> None:
-
         try:
             self._write_course()
         except RunFolderError as error:  # on Windows a table that is open elsewhere cannot be replaced: tried again
@@ -500,9 +499,9 @@ class Session:
         """Save, test, report."""
         if not self.ranks.first:
             return TrainingSummary(folder=self.folder, history=tuple(self.rows), figures={})
-        if self._drawn < len(self.rows):  # a crash came between the last checkpoint and these
-            self._write_course()
         self._save_weights("last")
+        if self._drawn < len(self.rows):  # a crash came between the last checkpoint and these, or they were in use
+            self._write_course()
         result = self._test_last()
         figures: dict[str, Any] = {
             "model": self.request.model,
