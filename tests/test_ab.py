@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from vitbench.ab import processes, side
-from vitbench.ab.cells import choose_cells, choose_suite, make_trials
+from vitbench.ab.cells import check_options, choose_cells, choose_suite, make_trials
 from vitbench.ab.pairs import BASE, CONTROL, HEAD, Pair, play_pair
 from vitbench.ab.processes import Side, SideError
 from vitbench.ab.sequential import Rule
@@ -32,6 +32,7 @@ from vitbench.devices.cuda import CudaDevice
 from vitbench.devices.mps import MpsDevice
 from vitbench.errors import UsageError
 from vitbench.suites import make_thresholds
+from vitbench.thresholds import parse_option
 
 MODEL = "module:mine:build"
 PLAIN = """
@@ -212,6 +213,10 @@ def test_refs_that_are_not_there_are_wrong_usage(
         (("--models", "vit_basic", "--threshold", "relative_latency=10%"), "give latency or latency_cpu_time"),
         (("--models", "vit_basic", "--threshold", "params=10%"), "'params=10%' is about nothing that is timed here"),
         (("--models", "vit_basic", "--threshold", "training_step=10%"), "is about nothing that is timed here"),
+        (
+            ("--models", "vit_basic", "--threshold", "latency_cpu_time=10%", "--threshold", "latency=5%"),
+            "'latency_cpu_time=10%' would set nothing beside 'latency=5%': one margin is for both clocks of a cell",
+        ),
         (("--models", "vit_basic", "--threshold", "latenzy=10%"), "Did you mean 'latency'?"),
         (("--models", "vit_basic", "--threshold", "latency@vit_typo=10%"), "no model is called 'vit_typo' here"),
         (("--suite", "cores.toml"), "sets measure.cores, which vitbench ab does not"),
@@ -819,6 +824,17 @@ def test_thresholds_set_the_margin_and_what_gates() -> None:
         ("vit_basic", "train"): (0.03, 0.06, False),
         ("cifar_vit_tiny", "infer"): (0.03, 0.06, True),
         ("cifar_vit_tiny", "train"): (0.03, 0.06, True),
+    }
+
+
+def test_margins_of_cpu_times_stand_beside_those_of_other_cells_times() -> None:
+    cells = choose_cells(choose_suite(None, {"models": ["vit_basic", "cifar_vit_tiny"]}))
+    texts = ("latency@cifar_*=5%", "latency_cpu_time=10%")
+    rules = make_thresholds([parse_option(text) for text in texts], "an option")
+    check_options(texts, rules, cells)
+    assert {one.cell.model: one.rule.margin for one in make_trials(cells, (), rules)} == {
+        "vit_basic": 0.1,
+        "cifar_vit_tiny": 0.05,
     }
 
 

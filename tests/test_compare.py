@@ -37,12 +37,12 @@ from vitbench.cell_names import cell_names
 from vitbench.changes import FINE, INCONCLUSIVE, INFRASTRUCTURE, REGRESSION, Change, exit_code
 from vitbench.cli import run_command
 from vitbench.compare import ERROR_RATE, Comparison, compare_runs
-from vitbench.compare.evidence import Fractions, LogRatio
+from vitbench.compare.evidence import STAGED, Fractions, LogRatio
 from vitbench.errors import UsageError
 from vitbench.frontier import BOUND
 from vitbench.records import Cell, Measurement, Record
 from vitbench.reports.runs import Run
-from vitbench.statistics import RUN_TO_RUN, Relative, holm
+from vitbench.statistics import RUN_TO_RUN, Relative, holm, processes_for
 from vitbench.store import read_records
 from vitbench.suites import make_thresholds
 
@@ -236,7 +236,12 @@ def test_holms_adjustment_is_as_by_hand() -> None:
 
 def relative(rng: np.random.Generator, log_value: float, spread: float = 0.05, processes: int = 5) -> Relative:
     """One run's figure: what differs between runs, then between its processes."""
-    logs = log_value + rng.normal(0, RUN_TO_RUN) + rng.normal(0, spread, processes)
+    return processes_in(log_value + rng.normal(0, RUN_TO_RUN) + rng.normal(0, spread, processes))
+
+
+def processes_in(logs: np.ndarray) -> Relative:
+    """A run whose processes took so long, as logarithms."""
+    processes = len(logs)
     influences = tuple((logs - logs.mean()) / processes)
     return Relative(float(logs.mean()), influences, float(processes), processes, processes, 100)
 
@@ -299,8 +304,31 @@ def test_where_the_first_processes_decided_their_spread_counts() -> None:
     tight = LogRatio.of((more, None), (more, None))
     staged = LogRatio.of((more, first), (more, None))
     part = first.variance * 5 / 15
-    assert staged.variance == pytest.approx(part + more.variance + 2 * RUN_TO_RUN**2)
-    assert staged.freedom < tight.freedom
+    assert staged.error.variance == pytest.approx(part + more.variance + 2 * RUN_TO_RUN**2)
+    assert staged.error.quantile(0.99) > tight.error.quantile(0.99)
+    assert (staged.p_factor, tight.p_factor) == (STAGED, 1.0)
+    wide = dataclasses.replace(staged, value=0.5)
+    assert wide.tail(0.1) == pytest.approx(2 * wide.error.tail(0.4 / math.sqrt(wide.error.variance)))
+    found = math.log(staged.smallest_found(0.1, ERROR_RATE, 0.5))
+    assert dataclasses.replace(staged, value=found).tail(0.1) == pytest.approx(ERROR_RATE)
+
+
+@pytest.mark.parametrize("own", [0.02, 0.08])
+def test_false_alarms_stay_under_the_promised_rate_where_five_processes_decided_how_many_there_would_be(
+    own: float,
+) -> None:
+    """Two runs of equal code; the simulation's error is 0.07 %."""
+    rng = np.random.default_rng(7)
+    alarms, most = 0, 30
+    for logs in rng.normal(0, RUN_TO_RUN, (20_000, 2, 1)) + rng.normal(0, own, (20_000, 2, most)):
+        sides: list[tuple[Relative, Relative | None]] = []
+        for run in logs:
+            first = processes_in(run[:5])
+            whole = processes_in(run[: min(processes_for(first, 0.05), most)])
+            sides.append((whole, None if whole.n_processes == 5 else first))
+        found = LogRatio.of(sides[0], sides[1])
+        alarms += found.tail(0.0) <= ERROR_RATE
+    assert 0.004 <= alarms / 20_000 <= ERROR_RATE + 0.002
 
 
 def spread(middle: float, seed: int = 0, processes: int = 5) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitbench.ab.sequential import Rule
@@ -104,16 +104,25 @@ def make_trials(
     return trials
 
 
-def check_option(text: str, rule: ThresholdRule, cells: list[Cell]) -> None:
-    """Raises UsageError for a ``--threshold`` (``text``, read as ``rule``) that is about no time of ``cells``: it would
-    set nothing, in silence.
+def check_options(texts: Sequence[str], rules: Sequence[ThresholdRule], cells: list[Cell]) -> None:
+    """Raises UsageError for a ``--threshold`` (``texts``, read as ``rules``) that would set nothing, in silence: it is
+    about no time of ``cells``, or only about CPU times of cells whose wall time, which goes before, another one names.
     """
-    times = {METRICS[cell.mode] + clock: None for cell in cells for clock in ("", CPU_TIME)}
-    if not any(rule.covers(cell, METRICS[cell.mode] + clock) for cell in cells for clock in ("", CPU_TIME)):
-        raise UsageError(
-            f"Option --threshold: {text!r} is about nothing that is timed here: give {' or '.join(times)}, and models "
-            "that are compared"
-        )
+    for text, rule in zip(texts, rules, strict=True):
+        wall = [cell for cell in cells if rule.covers(cell, METRICS[cell.mode])]
+        processor = [cell for cell in cells if rule.covers(cell, METRICS[cell.mode] + CPU_TIME)]
+        if not wall and not processor:
+            times = {METRICS[cell.mode] + clock: None for cell in cells for clock in ("", CPU_TIME)}
+            raise UsageError(
+                f"Option --threshold: {text!r} is about nothing that is timed here: give {' or '.join(times)}, and "
+                "models that are compared"
+            )
+        before = [one for one in rules if any(one.covers(cell, METRICS[cell.mode]) for cell in processor)]
+        if not wall and all(any(one.covers(cell, METRICS[cell.mode]) for one in before) for cell in processor):
+            raise UsageError(
+                f"Option --threshold: {text!r} would set nothing beside {texts[rules.index(before[0])]!r}: one margin "
+                "is for both clocks of a cell; give one of the two"
+            )
 
 
 def _thresholds_of(cell: Cell, rules: tuple[ThresholdRule, ...]) -> Threshold:

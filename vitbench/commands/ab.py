@@ -113,7 +113,7 @@ def _compare(
     *, allow_import: bool, install: bool, margin: str | None, thresholds: list[str], max_seconds: float | None,
     seed: int, everything: bool, inconclusive: str, out: Path | None,
 ) -> int:  # fmt: skip
-    from vitbench.ab.cells import check_option, choose_cells, choose_suite, make_trials
+    from vitbench.ab.cells import check_options, choose_cells, choose_suite, make_trials
     from vitbench.ab.page import notes_on, write_report
     from vitbench.ab.pairs import BASE, HEAD
     from vitbench.ab.session import Comparison, describe, write_facts
@@ -142,8 +142,7 @@ def _compare(
     asked = make_thresholds(tables, "--threshold", metrics=[table["metric"] for table in tables])
     check_thresholds(asked, "Option --threshold", models=chosen.models)
     cells = choose_cells(chosen, allow_import=allow_import)
-    for text, rule in zip(thresholds, asked, strict=True):
-        check_option(text, rule, cells)
+    check_options(thresholds, asked, cells)
     trials = make_trials(cells, chosen.thresholds, asked, margin=beyond)
     with terminate_like_interrupt(), check_out(base, head, install=install, note=note) as (before, after):
         folder = new_folder(out, "ab")
