@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from vitbench.analysis.attention import attention_maps
 from vitbench.attention_pictures import (
     FADED,
     OPACITY,
+    Scale,
     Tile,
     attention_png,
     draw_attention,
+    draw_tiles,
     encode_gif,
     paint,
     read_indexed,
@@ -306,6 +309,31 @@ def test_a_model_without_attention_is_one_line(picture: Path, tmp_path: Path) ->
             "torchvision:resnet18", weights=str(path), image_size="64", num_classes=3, picture=picture, out=tmp_path
         )
     assert "\n" not in str(caught.value)
+
+
+def test_attention_that_is_not_finite_is_one_line(picture: Path, tmp_path: Path) -> None:
+    model = build_model("vit_layer6_32", num_classes=10)
+    with torch.no_grad():
+        model.get_parameter("blocks.3.norm1.weight").fill_(3e38)  # finite, but its products are not
+    path = tmp_path / "big.safetensors"
+    save_checkpoint(model, path, {"model": "vit_layer6_32", "image_size": [32, 32], "num_classes": 10})
+    with pytest.raises(DataError, match=r"attention of vit_layer6_32 is not finite in blocks\.3.*damaged") as caught:
+        draw_attention("vit_layer6_32", weights=str(path), device="cpu", picture=picture, out=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_board_of_many_heads_takes_a_byte_a_colour() -> None:
+    """The maps of 24 layers of 16 heads at 518 px took ten gigabytes."""
+    scene = np.random.default_rng(0).random((200, 200, 3))
+    tiles = [Tile(f"head {number}", values=np.ones((4, 4)), covered=(200, 200)) for number in range(160)]
+    tracemalloc.start()
+    try:
+        draw_tiles(scene, tiles, title="", caption="", scale=Scale(1.0, 1.0), columns=16)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    pixels = 160 * 200 * 200
+    assert most < 16 * pixels  # as floats the board and its copies took more than 60 bytes a pixel
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(weights: dict[str, str], picture: Path) -> None:

@@ -217,13 +217,25 @@ def test_show_describes_a_checkpoint_that_fits(capsys: pytest.CaptureFixture[str
 
 def test_show_says_that_a_head_was_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = str(saved(tmp_path / "hundred.safetensors", num_classes=100))
-    code, out, errors = ask(capsys, "show", MODEL, "--weights", path)
+    code, out, errors = ask(capsys, "show", MODEL, "--weights", path, "--num-classes", "10")
     assert code == 2
     assert out == ""
     assert "--replace-head" in errors
-    code, out, _ = ask(capsys, "show", MODEL, "--weights", path, "--replace-head")
+    code, out, _ = ask(capsys, "show", MODEL, "--weights", path, "--num-classes", "10", "--replace-head")
     assert code == 0
     assert "its head left out: this one is random" in out
+
+
+def test_a_card_of_weights_has_their_classes_and_their_size(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "hundred.safetensors"
+    facts = {"model": MODEL, "image_size": [48, 48], "num_classes": 100}
+    save_checkpoint(build_model(MODEL, image_size=48, num_classes=100), path, facts)
+    card = show(capsys, MODEL, "--weights", str(path))
+    assert (card["image_size"], card["num_classes"]) == ([48, 48], 100)
+    assert not card["weights"]["resampled"]
+    card = show(capsys, MODEL, "--weights", str(path), "--image-size", "32")
+    assert (card["image_size"], card["num_classes"]) == ([32, 32], 100)
+    assert card["weights"]["resampled"]
 
 
 @pytest.mark.parametrize("extra", [[], ["--json"]], ids=["text", "json"])

@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,26 @@ class Shades(nn.Module):
 
 def shades(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     return Shades(num_classes)
+
+
+def trips(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Trips(Shades):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError
+
+    return Trips(num_classes)
+
+
+def takes_no_classes(*, image_size: tuple[int, int]) -> nn.Module:
+    return Shades(10)
+
+
+def logits_and_features(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    class Both(Shades):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return super().forward(images), images[:, 0].flatten(1)
+
+    return Both(num_classes)
 
 
 def asks_for_too_much(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
@@ -293,6 +315,31 @@ def test_weights_that_are_nan_are_one_line(capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.mark.usefixtures("imports_allowed")
+@pytest.mark.parametrize(
+    ("builder", "code", "pattern"),
+    [
+        (
+            "trips",
+            1,
+            r"The model failed: AssertionError.* \(test_evaluation\.py:\d+ in forward\)\. Give another --image.*",
+        ),
+        (
+            "takes_no_classes",
+            2,
+            r"module:.* cannot be called with image_size, num_classes: .* unexpected keyword argu.*",
+        ),
+        ("logits_and_features", 1, r"the model returns tensors of unlike shapes \(\(128, 10\) and \(128, 64\)\), .*"),
+    ],
+)
+def test_a_models_own_failures_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, builder: str, code: int, pattern: str
+) -> None:
+    torch.save(Shades(10).state_dict(), tmp_path / "a.pt")
+    words = ["--weights", tmp_path / "a.pt", "--data", "digits", "--image-size", "8", "--device", "cpu"]
+    one_line(ask(capsys, f"module:{__name__}:{builder}", *words, "--allow-import"), code, pattern)
+
+
+@pytest.mark.usefixtures("imports_allowed")
 def test_memory_that_runs_out_is_one_line_with_what_to_change(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -362,6 +409,18 @@ def test_a_full_disk_costs_nothing_that_was_computed(
     code, out, errors = ask(capsys, *words)
     assert (code, errors) == (1, "Error: No space left\n")
     assert json.loads(out)["images"] == 20
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="an output that is always full is Linux'")
+def test_an_output_that_is_full_costs_no_file(good: Path, tmp_path: Path) -> None:
+    words = ["evaluate", MODEL, "--weights", good, "--data", "digits", "--test-images", "20", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "vitbench", *map(str, words), "--device", "cpu"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert "Traceback" not in ended.stderr
+    assert "Error: The output cannot be written: No space left on device" in ended.stderr
+    assert ended.returncode != 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["images"] == 20
 
 
 def test_a_folder_that_takes_no_file_is_told_before_the_work(
@@ -466,6 +525,16 @@ def test_names_that_mean_something_to_others_are_shown_as_they_are(tmp_path: Pat
     assert "&lt;b&gt;" in page
     write_evaluation(result, tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
+
+
+def test_classes_without_pictures_are_not_the_worst() -> None:
+    result = made_up([f"c{index:02d}" for index in range(40)])
+    for one in result["classes"][:25]:
+        one.update(images=0, f1=0.0)
+    result["confusion"]["counts"] = [[0] * 40 for _ in range(40)]
+    text = evaluation_text(result)
+    assert "The 15 classes of 40, 25 without pictures, with the lowest F1" in text
+    assert not re.search(r"^\| c(0\d|1\d|2[0-4]) +\| +0\.", text, re.MULTILINE)
 
 
 def test_of_many_classes_a_terminal_shows_the_worst() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -350,6 +351,26 @@ def test_a_disk_that_becomes_full_costs_no_answer(
     found = json.loads(out)["pictures"]
     assert [Path(one["picture"]).name for one in found] == ["a.png", "b.png", "c.png", "d.png"]
     assert ["file" in one for one in found] == [True, True, False, False]
+
+
+def test_ctrl_c_costs_no_answer(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitbench import prediction
+
+    each = prediction.each_prediction
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        for number, one in enumerate(each(*arguments, **options)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield one
+
+    monkeypatch.setattr(prediction, "each_prediction", interrupted)
+    paths = [picture(tmp_path / f"{name}.png", seed) for seed, name in enumerate("abcd")]
+    code, out, errors = ask(capsys, "--weights", good, *paths, "--json")
+    assert (code, errors) == (130, "Interrupted.\n")
+    assert [Path(one["picture"]).name for one in json.loads(out)["pictures"]] == ["a.png", "b.png"]
 
 
 def test_what_was_not_loaded_as_it_stands_is_said(

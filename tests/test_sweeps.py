@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import sys
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from vitbench.models import build_model
 from vitbench.models.checkpoints import save_checkpoint
 from vitbench.reports.sweep import sweep_lines, sweep_markdown
 from vitbench.sweeps import expand_settings, plan_sweep
+from vitbench.training.loop import Trainer
 from vitbench.trainings import SUMMARY, TrainingRequest
 
 QUICK = ["--device", "cpu", "--image-size", "8", "--train-images", "60", "--test-images", "30", "--threads", "1"]
@@ -148,6 +150,49 @@ def test_a_wrong_sweep_leaves_no_folder_that_blocks_the_next_try(tmp_path: Path)
     arguments = ["--seeds", "0", "--out", str(tmp_path / "sweep")]
     assert run_command(["sweep", "vit_basik", *arguments]) == 2
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("order", ["0.0001,0.2", "0.2,0.0001"])
+def test_a_setting_that_cannot_be_is_a_line_wherever_it_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str
+) -> None:
+    folder = tmp_path / "sweep"
+    arguments = ["sweep", "vit_basic_tutorial", "--set", f"validation={order}", "--set", "images=60", *QUICK]
+    assert run_command([*arguments, "--out", str(folder)]) == 1
+    with (folder / "sweep.csv").open() as file:
+        statuses = {line["validation"]: line["status"] for line in csv.DictReader(file)}
+    assert (statuses["0.2"], statuses["0.0001"] != "ok") == ("ok", True)
+    assert "sweep.png" in capsys.readouterr().out
+
+
+def test_what_no_setting_can_do_is_refused_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sweep", "vit_basic_tutorial", "--seeds", "0,1,2", "--data", str(tmp_path / "nowhere")]
+    assert run_command([*arguments, "--out", str(tmp_path / "sweep")]) == 2
+    assert capsys.readouterr().err.count("Training 3") == 0
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_training_of_a_sweep_finds_the_memory_of_those_before_it_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vitbench.sweeps as sweeps
+
+    start, alive = sweeps.start_training, []
+
+    def counted(*arguments: Any) -> Any:
+        alive.append(sum(isinstance(one, Trainer) for one in gc.get_objects()))
+        return start(*arguments)
+
+    monkeypatch.setattr(sweeps, "start_training", counted)
+    gc.collect()
+    gc.disable()  # what it would have freed by chance
+    try:
+        learning_rates = "lr=1e30,1e-3,1e-2"  # the first one fails
+        words = ["--set", learning_rates, "--set", "optimizer=sgd", "--set", "clip_norm=none", "--set", "images=60"]
+        assert run_command(["sweep", "vit_basic_tutorial", *words, *QUICK, "--out", str(tmp_path / "sweep")]) == 1
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
 
 
 def test_a_sweep_from_elsewhere_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitbench.errors import Unsupported, UsageError
+from vitbench.errors import DataError, Unsupported, UsageError
 from vitbench.printable import one_line
 from vitbench.records import format_image_size
 from vitbench.store import cannot_write, write_atomically
@@ -219,11 +219,18 @@ def look(trained: TrainedModel, pixels: torch.Tensor) -> list[AttentionMap]:
     with explain_oom(trained.device, "Give a smaller --image-size, or --device cpu"):
         images = normalise(pixels[None], input_dtype(trained.module), trained.mean, trained.std)
         try:
-            return attention_maps(trained.module, images.to(trained.device.torch_device))
+            maps = attention_maps(trained.module, images.to(trained.device.torch_device))
         except Unsupported as error:
             raise UsageError(
                 f"No attention to draw for {trained.name}: {error}. Give a model whose patches all attend to each other"
             ) from error
+        bad = next((one for one in maps if not one.weights.isfinite().all()), None)
+        if bad is not None:
+            raise DataError(
+                f"The attention of {trained.name} is not finite in {bad.name}: the weights ({trained.weights}) are "
+                "damaged, or too large for its type of numbers"
+            )
+        return maps
 
 
 def read_indexed(
@@ -471,7 +478,8 @@ def draw_tiles(
     rows = -(-len(tiles) // columns)
     height, width = scene.shape[:2]
     above, between = max(round(0.2 * height), 1), max(round(0.06 * width), 1)  # px: for a title; to the right
-    board = np.ones((rows * (height + above), columns * (width + between) - between, 3))
+    # of bytes: the maps of all heads of a large model would take gigabytes as floats
+    board = np.full((rows * (height + above), columns * (width + between) - between, 3), 255, dtype=np.uint8)
     unit = inches / max(height, width)
     size = (board.shape[1] * unit + (1.1 if scale is not None else 0.2), board.shape[0] * unit + 0.8)
     size = (max(size[0], 5.0), size[1])
@@ -482,9 +490,10 @@ def draw_tiles(
             continue
         top = (place // columns) * (height + above) + above
         left = (place % columns) * (width + between)
-        board[top : top + height, left : left + width] = paint(scene, tile, 1.0 if scale is None else scale.top)
+        painted = paint(scene, tile, 1.0 if scale is None else scale.top)
+        board[top : top + height, left : left + width] = (np.clip(painted, 0, 1) * 255).round()
         axes.text(left + width / 2 - 0.5, top - 0.04 * height - 0.5, tile.title, ha="center", va="bottom", fontsize=7)
-    axes.imshow(np.clip(board, 0, 1))
+    axes.imshow(board)
     axes.set_axis_off()
     if scale is not None:
         _draw_scale(drawing, axes, scale, label, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vitbench.claims import Counts, Judgement, count_by_formula, judge_card, to_dict
@@ -48,27 +49,37 @@ def show_models(
         raise UsageError(f"A checkpoint fits one model, not {len(names)}: give one name with --weights")
     cards = []
     for name in names:
-        card = _show_model(name, size, num_classes, layers)
+        card = _show_model(name, size, num_classes, layers, weights)
         if weights is not None and "error" not in card:
             card["weights"] = _check_weights(card, weights, replace_head)
         cards.append(card)
     return cards
 
 
-def _show_model(name: str, size: tuple[int, int] | None, num_classes: int | None, layers: bool) -> dict[str, Any]:
+def _show_model(
+    name: str, size: tuple[int, int] | None, num_classes: int | None, layers: bool, weights: str | None
+) -> dict[str, Any]:
+    """The card at the size and with the classes that are given, else those of the ``weights``, else the model's own."""
     from vitbench.models import describe_model
     from vitbench.worker import failure_of, make_subject, run_metric
 
     try:
         card = describe_model(name)
-        chosen = size or card.image_size
+        chosen, classes = size or card.image_size, num_classes or card.num_classes
+        if weights is not None:
+            from vitbench.models.checkpoints import read_facts
+            from vitbench.models.claimed import chosen_size, classes_of, shapes_in_file
+
+            facts, shapes = read_facts(weights), shapes_in_file(Path(weights))
+            chosen = size or chosen_size(card, None, facts, shapes)
+            classes = num_classes or classes_of(card, shapes, facts)
         card.check_image_size(chosen)
     except UsageError as error:
         return {"model": name, "error": str(error), "usage": True}
     cell = Cell(
         model=name,
         image_size=chosen,
-        num_classes=num_classes or card.num_classes,
+        num_classes=classes,
         batch_size=1,
         device="cpu",
         threads=1,

@@ -103,6 +103,8 @@ def run_command(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _complain(f"The output cannot be written: {error.strerror}. Make room there", 1)
         way_out = _PATH_TROUBLES.get(error.errno or 0) if error.filename is not None else None
         if way_out is None:
             raise

@@ -11,6 +11,7 @@
     │   ├── DataError           a data set or checkpoint that is not there or not readable
     │   │   └── CheckpointError weights that do not fit (models/checkpoints.py)
     │   └── RunFolderError      a run folder that cannot be written, resumed or read
+    ├── ModelFailed             the model's own code raised something
     ├── StorageError            the disk did not take a record (full, quota): exit code 1, resumable
     ├── WorkerError             the worker machinery itself broke (a worker's death is a record, not this)
     └── Unsupported             what is asked cannot be told here: becomes a status, never a crash
@@ -77,6 +78,12 @@ class StorageError(VitbenchError):
 
 class WorkerError(VitbenchError):
     """The machinery that starts workers broke. A worker that dies is a record, not this."""
+
+
+class ModelFailed(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
+    """The model's own code raised something while it was built, trained, tested or asked."""
+
+    cause = "model_bug"
 
 
 class Unsupported(VitbenchError):  # noqa: N818  (a status more than an error)

@@ -6,9 +6,11 @@ which are made anew after each training. What is finished is never trained again
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -213,10 +215,12 @@ def _folder_name(name: Any) -> str:
 def _run(
     folder: Path, settings: Sequence[Setting], progress: Callable[[], TrainingProgress], say: Callable[[str], None]
 ) -> SweepSummary:
+    refused: UsageError | None = None  # what the first training was refused for, which may be wrong for all of them
     for number, one in enumerate(settings, 1):
         place = folder / one.name
         if (place / SUMMARY).is_file():
             continue
+        _release_memory()  # of the training before this one: models and what failed lie in reference cycles
         said = ", ".join(f"{key} {'none' if value is None else value}" for key, value in one.changes.items())
         say(f"Training {number} of {len(settings)}: {said}")
         (place / FAILURE).unlink(missing_ok=True)
@@ -231,15 +235,34 @@ def _run(
         except StorageError:
             raise
         except VitbenchError as error:
-            if isinstance(error, UsageError) and number == 1 and not (place / REQUEST).is_file():
-                raise  # wrong for all of them
-            status = "oom" if isinstance(error, TrainingOutOfMemory) else getattr(error, "cause", "error")
+            if isinstance(error, UsageError) and number <= 2 and not (place / REQUEST).is_file():
+                if len(settings) == 1 or (refused is not None and str(error) == str(refused)):
+                    raise  # wrong for all of them
+                if number == 1:
+                    refused = error.with_traceback(None)
+                    say(f"Training 1 failed: {error}")
+                    continue
+            _write_failure(place, error)
             say(f"Training {number} failed: {error}")
-            place.mkdir(exist_ok=True)
-            failure = {"status": status, "detail": str(error)}
-            write_atomically(place / FAILURE, (json.dumps(failure, indent=2) + "\n").encode())
+        if refused is not None:
+            _write_failure(folder / settings[0].name, refused)
+            refused = None
         _report(folder, settings)
     return SweepSummary(folder, tuple(_report(folder, settings)))
+
+
+def _write_failure(place: Path, error: VitbenchError) -> None:
+    status = "oom" if isinstance(error, TrainingOutOfMemory) else getattr(error, "cause", "error")
+    place.mkdir(exist_ok=True)
+    failure = {"status": status, "detail": str(error)}
+    write_atomically(place / FAILURE, (json.dumps(failure, indent=2) + "\n").encode())
+
+
+def _release_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _read_course(folder: Path) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.devices import Device, canonical_device_name, find_devices, open_device
-from vitbench.errors import DataError, DeviceError, Unsupported, UsageError, VitbenchError
+from vitbench.errors import DataError, DeviceError, ModelFailed, Unsupported, UsageError, VitbenchError
 from vitbench.normalisation import Channels, normalisation_of
 from vitbench.printable import printable
 from vitbench.registry import ModelCard
+from vitbench.tracebacks import model_places, with_places
 from vitbench.training.pictures import PICTURE_FORMATS
 
 if TYPE_CHECKING:
@@ -185,8 +186,9 @@ def find_device(name: str) -> Device:
 
 @contextlib.contextmanager
 def explain_oom(device: Device, way_out: str) -> Iterator[None]:
-    """Turn memory that runs out on ``device`` inside into OutOfMemory, one line that ends with ``way_out``, and an
-    operator that the device lacks into Unsupported. Everything else passes.
+    """Turn memory that runs out on ``device`` inside into OutOfMemory, one line that ends with ``way_out``, an operator
+    that the device lacks into Unsupported, and what the model's own code raises into ModelFailed. Everything else
+    passes.
     """
     try:
         yield
@@ -199,6 +201,9 @@ def explain_oom(device: Device, way_out: str) -> Iterator[None]:
             raise OutOfMemory(f"Out of memory on {device.name}. {way_out}. The library says: {detail}") from error
         if failure.status == "unsupported":
             raise Unsupported(f"{device.name} cannot run this model: {detail}. Try --device cpu") from error
+        if device.explain(error) is None and (places := model_places(error)):
+            reason = with_places(detail.rstrip("."), places)
+            raise ModelFailed(f"The model failed: {reason}. Give another --image-size, or mend the model") from error
         raise
 
 

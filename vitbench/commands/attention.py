@@ -88,7 +88,7 @@ def attention(
     if json:
         import json as encoder
 
-        print(encoder.dumps(to_dict(report), indent=2, ensure_ascii=False))
+        print(encoder.dumps(to_dict(report), indent=2, allow_nan=False))
     else:
         print(to_text(report))
     return 0

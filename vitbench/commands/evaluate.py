@@ -87,10 +87,17 @@ def evaluate(
     if json:
         import json as encoder
 
-        print(encoder.dumps(result, indent=2, allow_nan=False))
+        text = encoder.dumps(result, indent=2, allow_nan=False)
     else:
-        print(evaluation_text(result))
-    sys.stdout.flush()  # printed first: a full disk loses none of it
+        text = evaluation_text(result)
+    unprinted: OSError | None = None
+    try:
+        print(text)
+        sys.stdout.flush()  # printed first: a full disk loses none of it
+    except OSError as error:  # nor does an output that is full, or closed by its reader, lose the files
+        unprinted = error
     for path in write_evaluation(result, out) if out is not None else []:
         print(f"Wrote {path}", file=sys.stderr)
+    if unprinted is not None:
+        raise unprinted
     return 0

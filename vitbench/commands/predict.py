@@ -106,20 +106,23 @@ def predict(
     if info is not None:
         trained = prediction.name_classes(trained, info)
     results: list[prediction.Prediction | prediction.Unread] = []
-    stopped: VitbenchError | None = None
+    stopped: VitbenchError | KeyboardInterrupt | None = None
     try:
         for one in prediction.each_prediction(
             trained, sources, top=top, out=out, tell=lambda text: print(f"Error: {one_line(text)}", file=sys.stderr)
         ):
             results.append(one)
-    except VitbenchError as error:  # a full disk, memory that runs out: what was found until then is not lost
-        stopped = error
+    except (VitbenchError, KeyboardInterrupt) as error:  # a full disk, memory that runs out, Ctrl-C: what was found
+        stopped = error  # until then is not lost
     if json:
         import json as encoder
 
         print(encoder.dumps(prediction.predictions_to_dict(trained, results), indent=2, allow_nan=False))
     elif text := prediction.predictions_to_text(results):
         print(text)
+    if isinstance(stopped, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+        return 130
     if stopped is not None:
         raise stopped
     unread = sum(isinstance(one, prediction.Unread) for one in results)

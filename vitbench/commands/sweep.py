@@ -141,7 +141,8 @@ def sweep(
         print(str(interrupt) or "Interrupted.", file=sys.stderr)
         return 130
     print((summary.folder / "sweep.md").read_text(encoding="utf-8"))
-    print(f"Wrote {summary.folder}/sweep.md, sweep.csv, sweep.png")
+    drawn = ", sweep.png" if (summary.folder / "sweep.png").is_file() else ""
+    print(f"Wrote {summary.folder}/sweep.md, sweep.csv{drawn}")
     return 1 if summary.failed else 0
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vitbench.errors import ImageSizeError, UsageError
@@ -61,7 +61,7 @@ def build_model(
         raise UsageError(f"{name} has no published weights. Leave out pretrained; {_WITH_WEIGHTS} may have them")
     module, function = card.builder.split(":")
     build = getattr(importlib.import_module(module), function)
-    model: nn.Module = build(image_size=size, num_classes=classes, **card.config, **weights)
+    model = _call(name, build, image_size=size, num_classes=classes, **card.config, **weights)
     if card.family == "imported":
         from vitbench.models.imported import check_built
 
@@ -127,3 +127,13 @@ def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(sides) != 2 or min(sides) < 1:
         raise ImageSizeError(f"Image size {size!r} is neither a positive side nor (height, width) in px")
     return sides[0], sides[1]
+
+
+def _call(name: str, build: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    """What a builder makes. Raises UsageError if it cannot be called with these options."""
+    try:
+        return build(**options)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # a mistake inside of it
+        raise UsageError(f"{name} cannot be called with {', '.join(options)}: {error}. Let it take them") from error

@@ -75,9 +75,11 @@ def evaluation_text(result: Result) -> str:
     parts = [heading(result), figures_table(result)]
     classes = result["classes"]
     if len(classes) > _FEW:
-        worst = sorted(classes, key=lambda one: (one["f1"], one["index"]))[:_FEW]
-        parts += [f"The {_FEW} classes of {len(classes)} with the lowest F1 (all of them: --out or --json):"]
-        parts += [classes_table(worst)]
+        tested = [one for one in classes if one["images"]]
+        worst = sorted(tested, key=lambda one: (one["f1"], one["index"]))[:_FEW]
+        without = f", {len(classes) - len(tested)} without pictures" if len(tested) < len(classes) else ""
+        told = f"The {len(worst)} classes of {len(classes)}{without} with the lowest F1"
+        parts += [f"{told} (all of them: --out or --json):", classes_table(worst)]
     else:
         parts += [classes_table(classes)]
     confused = confused_table(result)

@@ -106,7 +106,7 @@ def from_arrays(pixels: np.ndarray[Any, Any], image_size: tuple[int, int]) -> to
     import torch
     import torch.nn.functional as F
 
-    images = torch.from_numpy(np.ascontiguousarray(pixels))
+    images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)  # (N, h, w, 3) -> (N, 3, h, w)
     if tuple(images.shape[-2:]) != image_size:
         resized = torch.empty(*images.shape[:2], *image_size, dtype=torch.uint8)

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitbench.errors import RunFolderError, UsageError
+from vitbench.errors import ModelFailed, RunFolderError, UsageError
 from vitbench.trainings.folder import check_is_free, default_folder, read_request, versions
 from vitbench.trainings.progress import TrainingProgress
 from vitbench.trainings.request import (
     LAST,
     REQUEST,
     SUMMARY,
-    ModelFailed,
     TrainingInterrupted,
     TrainingOutOfMemory,
     TrainingRequest,

@@ -24,12 +24,6 @@ class TrainingOutOfMemory(VitbenchError):  # noqa: N818  (what happened, not wha
     cause = "out_of_memory"
 
 
-class ModelFailed(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
-    """The model's own code raised something while it was built, trained or tested."""
-
-    cause = "model_bug"
-
-
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM came, and what there was has been saved."""
 

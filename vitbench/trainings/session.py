@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from vitbench.attention_pictures import attention_png
-from vitbench.errors import DataError, RunFolderError, Unsupported, UsageError, VitbenchError
+from vitbench.errors import DataError, ModelFailed, RunFolderError, Unsupported, UsageError, VitbenchError
 from vitbench.evaluation import evaluate_trained
 from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.outputs import mean_logits
@@ -48,7 +48,6 @@ from vitbench.trainings.request import (
     LAST,
     SCHEMA,
     SUMMARY,
-    ModelFailed,
     TrainingInterrupted,
     TrainingOutOfMemory,
     TrainingSummary,
