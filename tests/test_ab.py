@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import shutil
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from vitbench.ab.cells import check_options, choose_cells, choose_suite, make_tr
 from vitbench.ab.pairs import BASE, CONTROL, HEAD, Pair, play_pair
 from vitbench.ab.processes import Side, SideError
 from vitbench.ab.sequential import Rule
-from vitbench.ab.session import Comparison, Trial, judge, read_pairs
+from vitbench.ab.session import Comparison, Trial, _check_own, judge, read_pairs
 from vitbench.ab.worktrees import InfrastructureError, State, check_out
 from vitbench.changes import exit_code
 from vitbench.cli import run_command
@@ -177,6 +180,43 @@ def test_a_worktree_goes_when_the_comparison_fails(repository: Path) -> None:
     assert git(repository, "worktree", "list").count("\n") == 0
 
 
+def test_a_commit_under_way_is_left_alone(repository: Path) -> None:
+    """git tells its hooks where the index of the commit is, and a git that a hook starts would write into it."""
+    hook = repository / ".git" / "hooks" / "pre-commit"
+    code = "from vitbench.ab.worktrees import check_out\nwith check_out('slow', '.') as (base, _): print(base.root)"
+    hook.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(code)}\n")
+    hook.chmod(0o755)
+    for options in (("--all",), ()):
+        (repository / "mine.py").write_text(f"{FAST}# by {options}\n")
+        if not options:
+            git(repository, "add", "mine.py")
+        git(repository, "commit", "--quiet", *options, "--message", "mine")
+        assert git(repository, "show", "HEAD:mine.py") == f"{FAST}# by {options}".strip()
+        assert git(repository, "status", "--porcelain", "--untracked-files=no") == ""
+    assert git(repository, "worktree", "list").count("\n") == 0
+
+
+def test_worktrees_of_others_stay_and_those_of_killed_runs_go(repository: Path, tmp_path: Path) -> None:
+    git(repository, "worktree", "add", "--quiet", "--detach", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").rename(tmp_path / "not mounted now")
+    (tmp_path / "vitbench-ab-killed").mkdir()
+    git(repository, "worktree", "add", "--quiet", "--detach", str(tmp_path / "vitbench-ab-killed" / "base"))
+    shutil.rmtree(tmp_path / "vitbench-ab-killed")
+    with check_out("slow", "fast"):
+        assert "vitbench-ab-killed" not in git(repository, "worktree", "list")
+    (tmp_path / "not mounted now").rename(tmp_path / "theirs")
+    assert git(tmp_path / "theirs", "status", "--porcelain") == ""
+
+
+def test_a_worktree_goes_where_a_hook_fails(repository: Path) -> None:
+    hook = repository / ".git" / "hooks" / "post-checkout"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(InfrastructureError, match="git worktree failed"), check_out("slow", "fast"):
+        pass
+    assert git(repository, "worktree", "list").count("\n") == 0
+
+
 def test_refs_that_are_not_there_are_wrong_usage(
     repository: Path, run_ab: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +282,12 @@ def test_a_head_that_fails_is_a_regression_and_a_base_that_fails_is_not(
     base = run_ab("--base", "broken", "--head", "fast", *OPTIONS, "--out", str(tmp_path / "base"), "--all")
     assert base.returncode == 0, base.stdout
     assert "not comparable" in base.stdout
+    short = run_ab("--base", "broken", "--head", "fast", *OPTIONS, "--out", str(tmp_path / "short"))
+    assert short.returncode == 0, short.stdout
+    assert "1 cell was not compared: base: ValueError: no such layer" in short.stdout
+    assert "fails" in short.stdout
+    assert "for information only" not in short.stdout
+    assert "base: ValueError: no such layer" in short.stderr
     dying = run_ab("--base", "fast", "--head", "dying", *OPTIONS, "--out", str(tmp_path / "dying"))
     assert dying.returncode == 1
     assert "the process died; out of luck" in dying.stdout
@@ -415,6 +461,52 @@ def test_code_that_is_not_in_the_folders_compared_is_refused(
     assert done.returncode == 2
     assert f"nothing in the folder of base is loaded ({elsewhere / 'theirs.py'} is what runs)" in done.stderr
     assert "--install" in done.stderr
+
+
+def test_an_environment_of_its_own_has_to_hold_what_is_compared(tmp_path: Path) -> None:
+    def of(installed: bool) -> Side:
+        return Side(State(BASE, BASE, "0" * 40, False, tmp_path, Path(sys.executable), installed=installed))
+
+    facts = {"own": False, "source": "/elsewhere/theirs.py"}
+    with pytest.raises(UsageError, match=r"in the folder or environment of base is loaded \(/elsewhere.*in src$"):
+        _check_own(of(True), "vit", facts)
+    with pytest.raises(UsageError, match=r"in the folder of base is loaded .*--install gives each side"):
+        _check_own(of(False), "vit", facts)
+    _check_own(of(True), "vit", {**facts, "own": True})
+
+
+def test_what_is_own_is_of_the_folder_or_of_the_environment_made_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, environment = tmp_path / "folder", tmp_path / "environment"
+    for one in (folder, environment):
+        one.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "prefix", str(environment))
+
+    def own(name: str, file: Path, installed: bool) -> bool:
+        module = types.ModuleType(name)
+        module.__file__ = str(file)
+        monkeypatch.setattr(sys, "modules", {name: module})
+        return side.loads_own_files(installed)
+
+    assert own("mine", folder / "mine.py", False)
+    assert own("mine", folder / "mine.py", True)
+    assert not own("mine", environment / "lib" / "mine.py", False)
+    assert own("mine.part", environment / "lib" / "mine" / "part.py", True)
+    assert not own("_distutils_hack", environment / "lib" / "_distutils_hack" / "__init__.py", True)
+    assert not own("theirs", tmp_path / "theirs.py", True)
+
+
+def test_a_model_that_reads_numbers_while_it_is_built_is_built_for_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(cell: dict[str, Any]) -> torch.nn.Module:
+        rates = [one.item() for one in torch.linspace(0, 0.1, 3)]
+        return torch.nn.Sequential(*[torch.nn.Dropout(rate) for rate in rates], torch.nn.Linear(2, 3))
+
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(side, "build", build)
+    side.probe({"model": "vit"}, types.SimpleNamespace(send=lambda **event: told.update(event)))  # type: ignore[arg-type]
+    assert (told["event"], told["parameters"]) == ("probed", 9)
 
 
 def test_a_process_that_is_killed_while_it_builds_is_tried_again(

@@ -41,6 +41,7 @@ from vitbench.compare.evidence import STAGED, Fractions, LogRatio
 from vitbench.errors import UsageError
 from vitbench.frontier import BOUND
 from vitbench.records import Cell, Measurement, Record
+from vitbench.registry import METRICS
 from vitbench.reports.runs import Run
 from vitbench.statistics import RUN_TO_RUN, Relative, holm, processes_for
 from vitbench.store import read_records
@@ -541,6 +542,35 @@ def test_accuracy_is_shown_with_the_interval_of_its_difference_and_gates_only_if
     assert of(close, "accuracy").verdict == "inconclusive"
 
 
+def test_an_accuracy_that_did_not_move_is_the_same_without_a_tolerance() -> None:
+    one = trained(training_cell("vit_nano"), 300)
+    change = of(compared([one], [one], {"metric": "accuracy", "gate": True}), "accuracy")
+    assert (change.verdict, change.gates) == ("same", True)
+
+
+@pytest.mark.parametrize(
+    ("more_is_better", "up", "down"), [(True, "better", "worse"), (False, "worse", "better"), (None, "worse", "worse")]
+)
+def test_a_metric_of_another_package_moves_the_way_that_it_says(
+    monkeypatch: pytest.MonkeyPatch, more_is_better: bool | None, up: str, down: str
+) -> None:
+    monkeypatch.setattr(METRICS, "_items", dict(METRICS.items()))
+    METRICS.measured(
+        "top5", process="time", modes=("infer",), yields={"top5": "1"}, summary="", more_is_better=more_is_better
+    )(lambda subject: iter(()))
+
+    def told(before: float, after: float) -> Change:
+        sides = [
+            [ok(cell(), [Measurement.single("top5", "1", value, "made up")])] for value in (before, after)
+        ]  # fmt: skip
+        return of(compared(*sides, {"metric": "top5", "tolerance": "1%"}), "top5")
+
+    assert told(0.5, 0.9).verdict == up
+    assert told(0.9, 0.5).verdict == down
+    assert told(0.9, 0.899).verdict == "same"
+    assert ("does not say what is better" in told(0.9, 0.5).detail) is (more_is_better is None)
+
+
 def test_accuracies_after_other_trainings_are_not_compared() -> None:
     one = training_cell("vit_nano")
     other = trained(one, 100, total=180)
@@ -678,6 +708,25 @@ def test_a_search_that_something_else_stopped_is_inconclusive() -> None:
     assert "HEAD was stopped at batch 8" in change.detail
     unfinished = of(compared(attempts(base, 11), attempts(base, 11)[:-1]), "largest_batch")
     assert (unfinished.verdict, unfinished.detail) == ("inconclusive", "HEAD is not finished")
+
+
+def test_a_search_that_the_code_ended_is_worse() -> None:
+    base = cell()
+    broken = of(compared(attempts(base, 11), attempts(base, 0, stop="error")), "largest_batch")
+    assert (broken.verdict, broken.gates) == ("worse", True)
+    assert broken.detail == "HEAD ended with error at batch 1, which BASE runs"
+    both = of(compared(attempts(base, 0, stop="error"), attempts(base, 0, stop="error")), "largest_batch")
+    assert both.verdict == "inconclusive"
+    beyond = of(compared(attempts(base, 3), attempts(base, 7, stop="error")), "largest_batch")
+    assert beyond.verdict == "inconclusive"  # BASE did not get there
+
+
+def test_a_search_that_is_missing_is_worse_where_cells_are_asked_for() -> None:
+    records = attempts(cell(), 3)
+    found = of(compared([*records, infer(cell("vit_nano"))], [infer(cell("vit_nano"))]), "largest_batch")
+    assert found.verdict == "not comparable"
+    asked = compared([*records, infer(cell("vit_nano"))], [infer(cell("vit_nano"))], {"metric": "cell"})
+    assert (of(asked, "largest_batch").verdict, of(asked, "largest_batch").gates) == ("worse", True)
 
 
 def test_a_search_with_another_bound_is_compared_as_far_as_it_went() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -338,6 +339,22 @@ def test_timings_of_two_machines_are_two_series_and_counts_one(tmp_path: Path) -
     assert [len(one.points) for one in timed_series] == [5, 5]
     assert [len(one.points) for one in history.series if one.metric == "params"] == [10]
     assert history.steps == ()
+
+
+def test_times_over_another_reference_are_another_series(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for day in range(1, 9):
+        record = paired(cell(), processes(rng, 1.0 if day < 5 else 1.5))
+        bound = "; both bound to cores 0" if day >= 5 else ""
+        moved = [
+            dataclasses.replace(one, method=re.sub(r"(in turns with reference [^)]*)\)", rf"\1{bound})", one.method))
+            for one in record.measurements
+        ]
+        write_run(tmp_path / str(day), [dataclasses.replace(record, measurements=tuple(moved))], day=day)
+    history = read_history([tmp_path])
+    series = [one for one in history.series if one.metric == "relative_latency"]
+    assert [len(one.points) for one in series] == [4, 4]
+    assert not steps_of(history, "relative_latency")
 
 
 def test_a_new_torch_is_told_of_beside_the_step_that_it_may_have_made(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -241,6 +242,24 @@ def test_a_file_that_is_no_json_is_a_usage_error(text: str, tmp_path: Path) -> N
     path.write_text(text)
     with pytest.raises(UsageError, match=r"0001_x\.json is no JSON of pytest-benchmark"):
         read_stored_run(path)
+
+
+def test_an_export_of_a_part_or_of_a_run_that_grew_counts_once(tmp_path: Path) -> None:
+    from tests.test_history import write_run
+
+    one, other = infer(cell()), infer(cell("vit_nano"))
+    place, store = tmp_path / "runs" / "a", tmp_path / "runs" / "store"
+    write_run(place, [one, failed(cell("vit_nano"), "timeout")])
+    words = ["history", str(place), "--pytest-benchmark", str(store)]
+    assert run_command([*words, "--models", one.cell.model]) == 0
+    assert len(read_history([tmp_path / "runs"]).moments) == 1
+    shutil.rmtree(place)
+    write_run(place, [one, other])  # gone on with by --retry
+    assert len(read_history([tmp_path / "runs"]).moments) == 1
+    assert run_command(words) == 0
+    shutil.rmtree(place)
+    assert len(list(store.rglob("*.json"))) == 2
+    assert len(read_history([store]).moments) == 1
 
 
 def test_an_export_beside_its_run_counts_once(tmp_path: Path) -> None:

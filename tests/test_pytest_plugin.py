@@ -484,6 +484,16 @@ def test_several_processes_note_their_figures_in_one_file(suite: pytest.Pytester
     pytest.importorskip("xdist")
     tests = "".join(f"\ndef test_{i}(vitbench):\n    vitbench(Mean({8 + i}), image_size=16)\n" for i in range(6))
     suite.makepyfile(test_it="from mean import Mean\n" + tests)
+    done = start(suite, "-n", "2")
+    assert "vitbench: no exact figures are expected of test_it.py::test_" in done.stdout
+    assert "and 3 more yet: note them with --vitbench-update" in done.stdout
     done = start(suite, "-n", "2", "--vitbench-update")
     assert done.returncode == 0, done.stdout
+    assert "vitbench: noted the exact figures of 6 tests in vitbench-expected.json: review it" in done.stdout
     assert len(expected(suite)["tests"]) == 6
+    noted = expected(suite)
+    for one in noted["tests"].values():
+        one["torch"] = "1.0.0"
+    (suite.path / "vitbench-expected.json").write_text(json.dumps(noted))
+    done = start(suite, "-n", "2")
+    assert "not compared: noted under torch 1.0" in done.stdout

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -356,3 +357,23 @@ def test_folders_made_at_the_same_moment_are_different_ones(tmp_path: Path) -> N
         made = list(pool.map(lambda _: store.make_new_folder(tmp_path / "runs" / "one"), range(40)))
     assert len(set(made)) == 40
     assert {path.name for path in made} == {"one", *(f"one-{number}" for number in range(2, 41))}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of Unix")
+def test_what_is_no_file_is_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    store.write_atomically(pipe, b"content")
+    reader.join(10)
+    assert read == [b"content"]
+    assert pipe.is_fifo()
+    # as /dev/stdout where the output goes into a file
+    monkeypatch.setattr("vitbench.store._DEVICES", (tmp_path,))
+    (tmp_path / "target").write_bytes(b"before it")
+    (tmp_path / "stdout").symlink_to(tmp_path / "target")
+    store.write_atomically(tmp_path / "stdout", b"more")
+    assert (tmp_path / "stdout").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"more"

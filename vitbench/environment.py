@@ -31,6 +31,15 @@ _PREFIXES = (
     *("OMP_", "MKL_", "KMP_", "GOMP_", "GOTO_", "ONEDNN_", "DNNL_", "ATEN_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_"),
     *("CUDA_", "CUDNN_", "CUBLAS_", "NVIDIA_TF32", "NCCL_", "HIP_", "ROCR_", "METAL_"),
 )
+#: What git sets for its hooks, but for GIT_CONFIG_*, which hold settings of a user's own.
+_OF_A_REPOSITORY = frozenset(
+    f"GIT_{name}"
+    for name in (
+        *("DIR", "WORK_TREE", "IMPLICIT_WORK_TREE", "COMMON_DIR", "INDEX_FILE", "PREFIX", "NAMESPACE"),
+        *("OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES", "QUARANTINE_PATH", "INTERNAL_SUPER_PREFIX"),
+        *("SHALLOW_FILE", "GRAFT_FILE", "NO_REPLACE_OBJECTS", "REPLACE_REF_BASE"),
+    )
+)
 _NAMES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD", "OPENBLAS_NUM_THREADS")
 
 
@@ -156,6 +165,13 @@ def describe_session(arguments: list[str] | None = None) -> dict[str, Any]:
     }
 
 
+def environment_for_git() -> dict[str, str]:
+    """The variables of this process less those that name a repository: git sets them for its hooks, and a git that is
+    started there for another folder would work on that repository (``git rev-parse --local-env-vars`` lists them).
+    """
+    return {name: value for name, value in os.environ.items() if name not in _OF_A_REPOSITORY}
+
+
 def find_commit() -> str | None:
     """The commit of the checkout that vitbench runs from, with ``+changes`` if it is not clean; None if it is
     installed.
@@ -165,8 +181,9 @@ def find_commit() -> str | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=10, check=False
-            )
+                ["git", "-C", str(package), *arguments],
+                capture_output=True, text=True, timeout=10, check=False, env=environment_for_git(),
+            )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

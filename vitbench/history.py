@@ -23,9 +23,9 @@ from typing import Any, Literal, get_args
 
 from vitbench.cell_names import cell_names
 from vitbench.errors import RunFolderError, UnknownNameError, UsageError, VitbenchError
-from vitbench.estimates import first_stage_of, measurement_estimate
+from vitbench.estimates import first_stage_of, measurement_estimate, reference_of
 from vitbench.printable import one_line
-from vitbench.pytest_benchmark_json import StoredRun, digest_of, is_stored_run, parse_time, read_stored_run
+from vitbench.pytest_benchmark_json import StoredRun, digest_of, is_stored_run, parse_time, read_stored_run, times_in
 from vitbench.records import Cell, Measurement, Record
 from vitbench.statistics import (
     MIN_PROCESSES,
@@ -246,7 +246,11 @@ def find_runs(places: Sequence[Path | str]) -> Found:
                     problems.append(one_line(str(error)))
     folders = _without_copies(folders, problems)
     known = {digest_of(one.records) for one in folders}
-    stored = _named_apart([one for one in stored if not one.digest or one.digest not in known])
+    measured = [times_in(one.records) for one in folders]
+    stored = [one for one in stored if not one.digest or one.digest not in known]
+    # also of a part of a run, as --models makes, or of one that --resume has added to
+    stored = [one for one in stored if not one.times or not any(one.times <= times for times in measured)]
+    stored = _named_apart([one for one in stored if not any(one.times < other.times for other in stored if one.times)])
     if not folders and not stored:
         why = f" ({problems[0]})" if problems else ""
         raise UsageError(
@@ -351,11 +355,11 @@ def _by_time(moment: Moment) -> tuple[datetime, str]:
 def _series_of(folders: Sequence[RunFolder]) -> list[Series]:
     """The series of run folders, cells in order of first appearance."""
     labels = cell_names(record.cell for folder in folders for record in folder.records)
-    found: dict[tuple[str, str, Kind, str], list[Point]] = {}
-    facts: dict[tuple[str, str, Kind, str], tuple[Cell, str]] = {}
+    found: dict[tuple[str, str, Kind, str, str], list[Point]] = {}
+    facts: dict[tuple[str, str, Kind, str, str], tuple[Cell, str]] = {}
 
-    def add(cell: Cell, metric: str, unit: str, kind: Kind, machine: str, point: Point) -> None:
-        key = (cell.id, metric, kind, machine)
+    def add(cell: Cell, metric: str, unit: str, kind: Kind, machine: str, point: Point, reference: str = "") -> None:
+        key = (cell.id, metric, kind, machine, reference)
         found.setdefault(key, []).append(point)
         facts.setdefault(key, (cell, unit))
 
@@ -376,7 +380,9 @@ def _series_of(folders: Sequence[RunFolder]) -> list[Series]:
                 if one.status == "ok" and any(one.samples):
                     for metric, unit, kind, point in _points(record, one, moment):
                         counted = kind == "exact" and "executed" not in one.method
-                        add(record.cell, metric, unit, kind, "" if counted else machine, point)
+                        # as in comparisons: the time over another reference is another figure
+                        reference = reference_of(one) if kind == "relative" else ""
+                        add(record.cell, metric, unit, kind, "" if counted else machine, point, reference)
     return [
         Series(
             cell=labels[key[0]],

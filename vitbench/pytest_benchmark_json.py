@@ -40,7 +40,7 @@ _SHAPE = {
     "machine_info": Maybe(OBJECT),
     "commit_info": Maybe({"id": Maybe(TEXT), "dirty": Maybe(FLAG)}),
     "benchmarks": [{"name": TEXT, "fullname": Maybe(TEXT), "stats": {"median": NUMBER}, "extra_info": Maybe(OBJECT)}],
-    OURS: Maybe({"run": Maybe(TEXT), "digest": Maybe(TEXT)}),
+    OURS: Maybe({"run": Maybe(TEXT), "digest": Maybe(TEXT), "times": Maybe([TEXT])}),
 }
 
 #: A stored run: the number, an underscore, anything.
@@ -60,7 +60,8 @@ class StoredBenchmark:
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
     """What one file holds. ``at`` has a zone; ``commit`` ends in ``+changes`` if the checkout was not clean; an empty
-    text where it is not known. ``digest`` is that of the run folder that the file was made from, if it was.
+    text where it is not known. ``digest`` is that of the run folder that the file was made from, if it was, and
+    ``times`` those of its records (``times_in``).
     """
 
     name: str
@@ -69,6 +70,7 @@ class StoredRun:
     machine: Mapping[str, Any]
     benchmarks: tuple[StoredBenchmark, ...]
     digest: str = ""
+    times: frozenset[str] = frozenset()
 
 
 # writing
@@ -78,6 +80,12 @@ def digest_of(records: Sequence[Record]) -> str:
     """What tells two runs apart: 12 hexadecimal digits of which cells were measured, when and where."""
     facts = sorted((one.cell.id, one.started_at, one.environment, one.status) for one in records)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def times_in(records: Sequence[Record]) -> frozenset[str]:
+    """What tells the timed records of a run from all others: 12 hexadecimal digits each."""
+    facts = ((one.cell.id, one.started_at, one.environment) for one in records if _timed(one) is not None)
+    return frozenset(hashlib.sha256(json.dumps(one).encode()).hexdigest()[:12] for one in facts)
 
 
 def to_benchmarks(name: str, records: Sequence[Record], environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +104,12 @@ def to_benchmarks(name: str, records: Sequence[Record], environment: Mapping[str
         "benchmarks": [_benchmark(record, one) for record, one in timed],
         "datetime": (at or datetime.fromtimestamp(0, UTC)).isoformat(),
         "version": FORMAT,
-        OURS: {"version": vitbench.__version__, "run": name, "digest": digest_of(records)},
+        OURS: {
+            "version": vitbench.__version__,
+            "run": name,
+            "digest": digest_of(records),
+            "times": sorted(times_in(records)),
+        },
     }
 
 
@@ -107,11 +120,13 @@ def write_storage(folder: Path, runs: Sequence[tuple[str, Sequence[Record], Mapp
     Runs that the folder holds already, and those without any time, are passed over. Raises RunFolderError for a place
     that cannot be written, StorageError if the disk does not take a file.
     """
-    known = {run.digest for run in read_storage(folder, [])}
+    there = read_storage(folder, [])
+    known = {run.digest for run in there}
     contents = [to_benchmarks(*run) for run in runs]
     written = []
     for content in sorted(contents, key=lambda one: datetime.fromisoformat(one["datetime"])):
-        if not content["benchmarks"] or content[OURS]["digest"] in known:
+        times = set(content[OURS]["times"])
+        if not content["benchmarks"] or content[OURS]["digest"] in known or any(times <= run.times for run in there):
             continue
         known.add(content[OURS]["digest"])
         place = folder / _machine_id(content["machine_info"])
@@ -360,6 +375,7 @@ def read_stored_run(path: Path) -> StoredRun:
             for one in content["benchmarks"]
         ),
         digest=str(ours.get("digest") or ""),
+        times=frozenset(ours.get("times") or ()),
     )
 
 

@@ -84,16 +84,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     from_worker = getattr(session.config, "workeroutput", None)  # where pytest-xdist takes what its workers have to say
     if from_worker is not None:
-        from_worker["vitbench"] = {"problems": notes.problems, "renewed": notes.renewed}
+        from_worker["vitbench"] = notes.to_dict()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """A worker of pytest-xdist has ended: its troubles are told, and fail the session, here."""
-    told = getattr(node, "workeroutput", {}).get("vitbench", {})
-    notes = node.config.stash[_NOTES]
-    notes.problems += told.get("problems", [])
-    notes.renewed += told.get("renewed", [])
+    """A worker of pytest-xdist has ended: what it has to say is told here, and its troubles fail the session."""
+    node.config.stash[_NOTES].take(getattr(node, "workeroutput", {}).get("vitbench", {}))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -519,6 +516,26 @@ class Notes:
             write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         if damaged:
             self.renewed.append(damaged)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a worker of pytest-xdist hands over: of plain texts, lists and numbers."""
+        return {
+            "problems": self.problems,
+            "renewed": self.renewed,
+            "unguarded": list(self._unguarded),
+            "versions": list(self._versions),
+            "written": {str(path): count for path, count in self._written.items()},
+        }
+
+    def take(self, told: Mapping[str, Any]) -> None:
+        """Add what a worker handed over by ``to_dict``."""
+        self.problems += told.get("problems", [])
+        self.renewed += told.get("renewed", [])
+        self._unguarded.update(dict.fromkeys(told.get("unguarded", [])))
+        self._versions.update(dict.fromkeys(told.get("versions", [])))
+        for text, count in told.get("written", {}).items():
+            path = Path(text)
+            self._written[path] = self._written.get(path, 0) + count
 
     def summary(self) -> list[str]:
         """What a person has to know."""

@@ -203,7 +203,8 @@ class Metric:
     CPU), ``memory`` and ``time`` (apart, because the allocator settings that make memory repeatable slow inference),
     ``energy`` (alone, for some seconds), ``training`` (trains and tests). ``modes``: the modes of the cells that it
     applies to. ``also_yields``: what only some devices have, whose absence is not spoken of. ``by_default``: whether a
-    suite that names no metrics takes it.
+    suite that names no metrics takes it. ``more_is_better``: which way is worse, for gates; None if that is not said,
+    and then any move is.
     """
 
     name: str
@@ -215,6 +216,7 @@ class Metric:
     only_in: Mapping[str, str] = field(default_factory=dict)
     also_yields: Mapping[str, str] = field(default_factory=dict)
     by_default: bool = True
+    more_is_better: bool | None = None
 
     def yields_in(self, mode: str) -> dict[str, str]:
         """The measurements (name to unit) that a cell of that mode can have."""
@@ -235,11 +237,12 @@ class MetricRegistry(Registry[Metric]):
         only_in: Mapping[str, str] | None = None,
         also_yields: Mapping[str, str] | None = None,
         by_default: bool = True,
+        more_is_better: bool | None = None,
     ) -> Callable[[Callable[[Any], Iterator[Any]]], Callable[[Any], Iterator[Any]]]:
         """``yields`` maps the names of the measurements to their units; a metric that fails leaves one absence for
         each.
 
-        ``only_in`` names the mode of those that only one mode has.
+        ``only_in`` names the mode of those that only one mode has. ``more_is_better``: see ``Metric``.
         """
 
         def decorate(function: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
@@ -255,6 +258,7 @@ class MetricRegistry(Registry[Metric]):
                     only_in=dict(only_in or {}),
                     also_yields=dict(also_yields or {}),
                     by_default=by_default,
+                    more_is_better=more_is_better,
                 ),
             )
             return function

@@ -64,6 +64,8 @@ _ENVIRONMENT_SHAPE = {
     ],
 }
 #: How the name of a file ends that is not whole yet.
+#: Where names stand for devices and for what is open; of links there the target may be a file.
+_DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 PART = ".part"
 
 
@@ -365,10 +367,18 @@ def cannot_write(path: Path, error: OSError) -> VitbenchError:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` in one step: a reader, or a crash, sees the old content or the new one, never half.
+    """Replace ``path`` in one step: a reader, or a crash, sees the old content or the new one, never half. What is no
+    file (``/dev/stdout``, a pipe) is written into.
 
     Raises StorageError if the disk does not take it, RunFolderError if nothing can be written there.
     """
+    if _is_device(path):
+        try:
+            with path.open("wb") as file:
+                file.write(content)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        return
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
     except OSError as error:
@@ -387,6 +397,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise StorageError(f"Cannot write {path}: {error.strerror}") from error
         raise  # Ctrl-C
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a file must not be put in its place: root could, and all programs after it would miss what was there."""
+    try:
+        return path.absolute().parent in _DEVICES or (path.exists() and not path.is_file() and not path.is_dir())
+    except OSError:
+        return False
 
 
 def _read_lines(path: Path) -> list[_Line]:

@@ -148,6 +148,12 @@ def threshold_for(rules: Sequence[Rule], cell: Cell, metric: str) -> Threshold:
     return Threshold()
 
 
+def more_is_better(metric: str) -> bool | None:
+    """Of a metric that other packages have registered: what they say of it; None if they do not, or are not here."""
+    found = next((one for _, one in METRICS.items() if metric in one.yields or metric in one.also_yields), None)
+    return None if found is None else found.more_is_better
+
+
 def known_metrics(others: Iterable[str] = ()) -> list[str]:
     """The names that a threshold can be about: ours, those of registered metrics, and ``others``."""
     registered = (name for _, metric in METRICS.items() for name in (*metric.yields, *metric.also_yields))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitbench.ab.pairs import HEAD
 from vitbench.ab.session import Comparison
 from vitbench.changes import Change
 from vitbench.reports.changes import changes_markdown
 from vitbench.store import write_atomically
 
 REPORT = "report.md"
+#: Reasons why cells were not compared, a line each.
+_MOST_UNPLAYED = 5
 
 
 def notes_on(comparison: Comparison) -> list[str]:
@@ -28,6 +32,11 @@ def notes_on(comparison: Comparison) -> list[str]:
     versions = {one for one in comparison.torch.values() if one}
     if len(versions) > 1:
         notes.append(f"torch is {comparison.torch['base']} for base and {comparison.torch['head']} for head.")
+    unplayed = Counter(trial.problem for trial in trials if trial.problem and HEAD not in trial.failed)
+    notes += [
+        f"{count} cell{'s were' if count > 1 else ' was'} not compared: {problem}"
+        for problem, count in unplayed.most_common(_MOST_UNPLAYED)
+    ]
     if comparison.late:
         notes.append(f"The time was over after {comparison.max_seconds:g} s: what was open then is inconclusive.")
     if comparison.base.commit == comparison.head.commit and not comparison.head.changed:

@@ -331,6 +331,8 @@ class Comparison:
                     trial.failed[name] = failed
                 elif parameters is not None:
                     trial.parameters[name] = parameters
+            if trial.problem:
+                self.note(f"{trial.cell.label}: {trial.problem}")
 
 
 def _probe_one(side: Side, cell: Cell) -> tuple[str, dict[str, Any]]:
@@ -361,16 +363,18 @@ def _play_alone(side: Side, cell: Cell) -> str:
 
 
 def _check_own(side: Side, model: str, facts: Mapping[str, Any]) -> None:
-    """Raises UsageError where no file of a side's folder was loaded to build a model: both sides would then run what is
-    installed, and nothing that differs.
+    """Raises UsageError where no file of a side's folder, or of the environment that ``--install`` made for it, was
+    loaded to build a model: both sides would then run what is installed, and nothing that differs.
     """
-    if facts.get("own") or side.state.installed:
+    if facts.get("own"):
         return
     source = facts.get("source") or "no file"
+    where, way_out = "folder", "; --install gives each side an environment of its own"
+    if side.state.installed:
+        where, way_out = "folder or environment", ""
     raise UsageError(
-        f"{model}: to build it nothing in the folder of {side.state.name} is loaded ({source} is what runs), so that "
-        "both sides would be the same code. Packages are looked for in the repository's root and in src; --install "
-        "gives each side an environment of its own"
+        f"{model}: to build it nothing in the {where} of {side.state.name} is loaded ({source} is what runs), so that "
+        f"both sides would be the same code. Packages are looked for in the repository's root and in src{way_out}"
     )
 
 

@@ -28,6 +28,8 @@ import time
 from typing import Any
 
 MODULE = "module:"
+#: Modules that every fresh environment loads from its own folder, and this file.
+ENVIRONMENTS_OWN = ("__main__", "_distutils_hack", "pip", "setuptools", "pkg_resources")
 #: A process is warm after so many calls and so many seconds.
 WARM_CALLS = 3
 WARM_SECONDS = 0.25
@@ -70,13 +72,18 @@ def probe(cell: dict[str, Any], line: Line) -> None:
     """Build the model once, and tell of it."""
     import torch
 
-    with torch.device("meta") if not cell["model"].startswith(MODULE) else contextlib.nullcontext():
+    try:
+        with torch.device("meta") if not cell["model"].startswith(MODULE) else contextlib.nullcontext():
+            model = build(cell)
+    except Exception:  # some builders read numbers, which there are none of on meta
+        if cell["model"].startswith(MODULE):
+            raise
         model = build(cell)
     line.send(
         event="probed",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         source=file_of(sys.modules.get(type(model).__module__)),
-        own=loads_own_files(),
+        own=loads_own_files(bool(cell.get("installed"))),
         torch=torch.__version__,
     )
 
@@ -87,11 +94,15 @@ def file_of(module: Any) -> str:
     return file if os.path.isabs(file) else ""
 
 
-def loads_own_files() -> bool:
-    """Whether any module but this file is from the folder that the process was started in."""
-    own = os.path.join(os.path.realpath(os.getcwd()), "")
-    files = [file_of(module) for name, module in list(sys.modules.items()) if name != "__main__"]
-    return any(os.path.realpath(file).startswith(own) for file in files if file)
+def loads_own_files(installed: bool) -> bool:
+    """Whether any module but this file is from the folder that the process was started in, or, with ``installed``,
+    from the environment that was made for this side.
+    """
+    own = [os.path.join(os.path.realpath(os.getcwd()), "")]
+    own += [os.path.join(os.path.realpath(sys.prefix), "")] if installed else []
+    loaded = [(name.partition(".")[0], file_of(module)) for name, module in list(sys.modules.items())]
+    files = [os.path.realpath(file) for name, file in loaded if file and name not in ENVIRONMENTS_OWN]
+    return any(file.startswith(tuple(own)) for file in files)
 
 
 def play(cell: dict[str, Any], line: Line) -> None:

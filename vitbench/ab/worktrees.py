@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitbench.environment import environment_for_git
 from vitbench.errors import UsageError, VitbenchError
 
 #: The head that is the working tree as it stands, changes that are not committed included.
 WORKING_TREE = "."
 #: How long git, and an installation, may take.
 _GIT_S = 300.0
+_PREFIX = "vitbench-ab-"
 _INSTALL_S = 3600.0
 
 
@@ -72,9 +74,8 @@ def check_out(
     """
     top = _repository()
     commits = {name: _commit(top, ref) for name, ref in (("base", base), ("head", head))}
-    # of a runner that was killed; what still stands is left alone
-    _git(top, "worktree", "prune", check=False)
-    with tempfile.TemporaryDirectory(prefix="vitbench-ab-", ignore_cleanup_errors=True) as folder:
+    _forget_killed_runs(top)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder:
         added: list[Path] = []
         try:
             states = []
@@ -83,8 +84,8 @@ def check_out(
                 if ref == WORKING_TREE:
                     root, changed = top, bool(_git(top, "status", "--porcelain", "--untracked-files=no"))
                 else:
+                    added.append(root)  # first: a hook that fails leaves a worktree behind
                     _git(top, "worktree", "add", "--detach", "--quiet", str(root), commits[name])
-                    added.append(root)
                 python = Path(sys.executable)
                 if install:
                     note(f"Installing {name} into an environment of its own")
@@ -95,7 +96,16 @@ def check_out(
             for root in added:
                 _git(top, "worktree", "remove", "--force", str(root), check=False)
                 shutil.rmtree(root, ignore_errors=True)
-            _git(top, "worktree", "prune", check=False)
+
+
+def _forget_killed_runs(top: Path) -> None:
+    """Worktrees of our own whose folders are gone, as of a runner that was killed. Never others (``git worktree prune``
+    takes all): a folder that is on a disk that is not mounted now, or outside of a container, is somebody's work.
+    """
+    for line in _git(top, "worktree", "list", "--porcelain", check=False).splitlines():
+        path = Path(line.removeprefix("worktree "))
+        if line.startswith("worktree ") and path.parent.name.startswith(_PREFIX) and not path.parent.exists():
+            _git(top, "worktree", "remove", "--force", str(path), check=False)
 
 
 def _repository() -> Path:
@@ -133,6 +143,7 @@ def _run_git(top: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["git", "-C", str(top), *arguments],
             capture_output=True, text=True, errors="replace", timeout=_GIT_S, check=False, stdin=subprocess.DEVNULL,
+            env=environment_for_git(),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InfrastructureError(f"git {arguments[0]}: {error}") from error

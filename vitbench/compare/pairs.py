@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -11,12 +11,13 @@ from statistics import NormalDist
 from vitbench.changes import Change, Verdict
 from vitbench.compare.environments import Apart
 from vitbench.compare.evidence import Fractions, LogRatio, Pending
+from vitbench.estimates import reference_of
 from vitbench.frontier import is_attempt
-from vitbench.records import HARMLESS, Measurement, Record
+from vitbench.records import HARMLESS, Record
 from vitbench.reports.noise import disturbances
 from vitbench.reports.rows import COUNTER_METRICS, Figure, figure, shown_status
 from vitbench.statistics import CONFIDENCE, MIN_PROCESSES
-from vitbench.thresholds import RELATIVE, SMALLEST_BYTES, STATUS, Nature, Rule, nature_of, threshold_for
+from vitbench.thresholds import RELATIVE, SMALLEST_BYTES, STATUS, Nature, Rule, more_is_better, nature_of, threshold_for
 
 #: How bad an ending is; what is less bad is better.
 _BADNESS = {"ok": 0, "oom": 1, "unsupported": 1, "timeout": 2, "killed": 2, "error": 2}
@@ -91,7 +92,7 @@ class Pair:
         gates, _ = self._threshold(relative, nature_of(relative))
         if relative == metric or not (gates or nature_of(relative).gates):
             return [shown]  # of CPU time too, unless somebody gates it
-        same_reference = _reference(one.measurement) == _reference(other.measurement)
+        same_reference = reference_of(one.measurement) == reference_of(other.measurement)
         return [self._relative(relative, one, other, same_reference), shown]
 
     def _missing(self, metric: str) -> list[Change | Pending]:
@@ -191,7 +192,7 @@ class Pair:
         if reason or base is None or head is None or not base_total or not head_total:
             return self._change(metric, unit, (base, head), "not comparable", reason, gates)
         found = Fractions(base, round(base_total), head, round(head_total))
-        if base == head and not gates:
+        if base == head and (not gates or tolerance == 0):  # no interval fits into a tolerance of nothing
             return self._change(metric, unit, (base, head), "same", "", gates)
         low, high = found.interval(NormalDist().inv_cdf(0.5 + CONFIDENCE / 2))
         told = f"{_points(head - base)} points [{_points(low)}, {_points(high)}], as far as the test pictures go"
@@ -210,8 +211,12 @@ class Pair:
         if base is None or head is None:
             return self._aside(metric, unit, one, other, "nobody knows how its samples differ between runs")
         allowed = (said.tolerance or 0.0) * abs(base)
-        verdict = verdict_of(base, head, allowed, nature_of(metric))
+        better = more_is_better(metric)
+        nature = dataclasses.replace(nature_of(metric), more_is_better=bool(better))
+        verdict = verdict_of(base, head, allowed, nature)
         detail = ""
+        if better is None and verdict == "better":  # nobody has said which way is better
+            verdict, detail = "worse", "any move beyond the tolerance counts: its metric does not say what is better"
         if not said.gate and verdict != "same":
             verdict, detail = "inconclusive", "this metric is not one of ours: a threshold that names it gates it"
         elif self.apart.times and verdict != "same":
@@ -298,12 +303,6 @@ def _point(record: Record, metric: str) -> float | None:
     if one is None or one.status != "ok" or [len(process) for process in one.samples] != [1]:
         return None
     return one.samples[0][0]
-
-
-def _reference(one: Measurement) -> str:
-    """Which reference a time was taken in turns with, as its method has it."""
-    found = re.search(r"in turns with (reference .*?\))", one.method)
-    return found[1] if found else ""
 
 
 def _ratio_of(base: float | None, head: float | None) -> float | None:

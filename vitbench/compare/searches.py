@@ -12,7 +12,10 @@ from vitbench.frontier import search_label
 from vitbench.records import Cell
 from vitbench.reports.frontier import Search, find_searches
 from vitbench.reports.runs import Run
-from vitbench.thresholds import LARGEST_BATCH, Rule, nature_of, threshold_for
+from vitbench.thresholds import CELL, LARGEST_BATCH, Rule, nature_of, threshold_for
+
+#: How an attempt ends that no machine's bad moment explains, as a timeout or a kill may be.
+_BROKEN = ("error", "unsupported")
 
 
 def compare_searches(base: Run, head: Run, rules: Sequence[Rule], places: Environments) -> list[Change]:
@@ -26,7 +29,10 @@ def compare_searches(base: Run, head: Run, rules: Sequence[Rule], places: Enviro
         cell = next(search for search in (other, one) if search is not None).base
         said = threshold_for(rules, cell, LARGEST_BATCH)
         tolerance = nature.tolerance if said.tolerance is None else said.tolerance
+        gates = nature.gates if said.gate is None else said.gate
         verdict, detail = _search_verdict(one, other, tolerance, places)
+        if other is None and threshold_for(rules, cell, CELL).gate:  # as of any other cell
+            verdict, gates = "worse", True
         states = [_search_state(search) for search in (one, other)]
         found.append(
             Change(
@@ -37,7 +43,7 @@ def compare_searches(base: Run, head: Run, rules: Sequence[Rule], places: Enviro
                 head=states[1],
                 verdict=verdict,
                 exact=True,
-                gates=nature.gates if said.gate is None else said.gate,
+                gates=gates,
                 detail=detail,
             )
         )
@@ -53,6 +59,10 @@ def _search_verdict(
     if apart.times:
         return "not comparable", apart.times
     base, head = one.standing, other.standing
+    if head.stopped_at is not None and base.stopped_at is None and base.largest >= head.stopped_at:
+        status = other.records[head.stopped_at].status
+        if status in _BROKEN:
+            return "worse", f"HEAD ended with {status} at batch {head.stopped_at}, which BASE runs"
     for name, standing in (("BASE", base), ("HEAD", head)):
         if standing.stopped_at is not None:
             return "inconclusive", f"{name} was stopped at batch {standing.stopped_at} by another failure than memory"

@@ -224,16 +224,23 @@ def _counts(changes: Iterable[Change]) -> dict[str, int]:
 
 def _is_aside(change: Change) -> bool:
     """Shown for information only, with nothing to say of what differs."""
-    return not change.gates and change.verdict == "not comparable"
+    return not change.gates and change.verdict == "not comparable" and not _is_in_words(change)
+
+
+def _is_in_words(change: Change) -> bool:
+    """Whether it is about what became of a cell (``fails -> runs``), not about a figure."""
+    return isinstance(change.base, str) and isinstance(change.head, str)
 
 
 def _listed(changes: Sequence[Change], everything: bool) -> tuple[list[Change], str]:
     """What a table lists, in its order, and in words what it does not."""
-    reasons = Counter(change.detail for change in changes if change.gates and change.verdict == "not comparable")
+    reasons = Counter(
+        change.detail for change in changes if change.verdict == "not comparable" and not _is_aside(change)
+    )
 
     def is_told(change: Change) -> bool:
         if change.verdict == "not comparable":
-            return change.gates and reasons[change.detail] <= _MOST_ALIKE
+            return not _is_aside(change) and reasons[change.detail] <= _MOST_ALIKE
         return change.verdict != "same"
 
     told = [change for change in changes if everything or is_told(change)]
@@ -244,7 +251,8 @@ def _listed(changes: Sequence[Change], everything: bool) -> tuple[list[Change], 
     parts = [f"{same} {_figures(same)} the same"] if same else []
     parts += [f"{aside} {_figures(aside)} for information only (absolute times and the like)"] if aside else []
     for reason, count in reasons.items():
-        parts += [f"{count} gated figures are not comparable: {reason}"] if count > _MOST_ALIKE else []
+        gated = "gated " if all(change.gates for change in changes if change.detail == reason) else ""
+        parts += [f"{count} {gated}figures are not comparable: {reason}"] if count > _MOST_ALIKE else []
     return told, f"{'; '.join(parts)}." if parts else ""
 
 

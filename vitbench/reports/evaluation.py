@@ -77,8 +77,8 @@ def evaluation_text(result: Result) -> str:
     if len(classes) > _FEW:
         tested = [one for one in classes if one["images"]]
         worst = sorted(tested, key=lambda one: (one["f1"], one["index"]))[:_FEW]
-        without = f", {len(classes) - len(tested)} without pictures" if len(tested) < len(classes) else ""
-        told = f"The {len(worst)} classes of {len(classes)}{without} with the lowest F1"
+        without = f"; {len(classes) - len(tested)} more had no pictures" if len(tested) < len(classes) else ""
+        told = f"The {len(worst)} classes of {len(tested)} with the lowest F1{without}"
         parts += [f"{told} (all of them: --out or --json):", classes_table(worst)]
     else:
         parts += [classes_table(classes)]
