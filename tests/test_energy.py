@@ -371,6 +371,17 @@ def test_gpus_are_counted_as_torch_counts_them(
     assert nvml.gpu_state(index).temperature == temperature
 
 
+def test_a_gpu_is_the_one_that_torch_runs_on_where_that_is_known(
+    gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's own order begins with the fastest GPU, NVML's with the first slot."""
+    found = {0: "cccc", 1: "eeee"}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(uuid=found[index]))
+    assert nvml.gpu_state(0).temperature == 42
+    assert nvml.gpu_state(1).temperature == 41  # NVML does not know it by that name
+
+
 @pytest.mark.parametrize(("visible", "index"), [("1", 1), ("GPU-dddd", 0), ("7", 0), ("", 3), ("-1", 0)])
 def test_a_gpu_that_is_not_there_is_unsupported(
     gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch, visible: str, index: int

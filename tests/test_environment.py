@@ -321,6 +321,75 @@ def test_a_containers_cache_of_files_is_available(machine: Machine, files: dict[
     assert cpu.available_memory() == available
 
 
+def test_limits_of_the_groups_above_hold_too(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a batch system or systemd the limit stands at the group of the job, not at what is mounted."""
+    root = machine(
+        {
+            "/proc/self/cgroup": "3:cpu,cpuacct:/job\n2:memory:/old/job\n0::/slice/job.scope/step\n",
+            f"{V2}/slice/job.scope/step/memory.max": "max\n",
+            f"{V2}/slice/job.scope/memory.max": "8000\n",
+            f"{V2}/slice/job.scope/memory.current": "5000\n",
+            f"{V2}/slice/memory.max": "9000\n",
+            f"{V2}/slice/memory.current": "8500\n",
+            f"{V2}/slice/cpu.max": "300000 100000\n",
+            f"{V1}/old/memory.limit_in_bytes": "7000\n",
+            "/sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "200000\n",
+            "/sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
+        }
+    )
+    monkeypatch.setattr(cpu, "PROC_SELF", root / "proc/self")
+    assert cpu.memory_limit_of_container() == 7000
+    assert cpu.available_memory() == 500
+    assert environment._container_quota() == 2.0
+    monkeypatch.setattr(cpu, "_limit_in", lambda folder: None)
+    assert cpu.available_memory() > 7000
+
+
+def test_trainings_have_no_more_memory_than_their_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitbench.errors import DataError
+    from vitbench.training.pictures import check_memory, fits_comfortably
+    from vitbench.untrusted import free_memory
+
+    monkeypatch.setattr(cpu, "available_memory", lambda: 100_000)
+    assert free_memory() == 100_000
+    assert fits_comfortably(16, (32, 32))
+    assert not fits_comfortably(17, (32, 32))
+    with pytest.raises(DataError, match="40 pictures .* GB are free"):
+        check_memory(40, (32, 32))
+
+
+@pytest.mark.parametrize(("hard", "most"), [(10**15, 10**15), (2**62, None)])
+def test_a_limit_that_the_system_has_set_is_not_raised(
+    monkeypatch: pytest.MonkeyPatch, hard: int, most: int | None
+) -> None:
+    resource = pytest.importorskip("resource")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("RLIMIT_DATA holds on Linux")
+    asked = []
+    monkeypatch.setattr(cpu, "available_memory", lambda: 10**16)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (hard, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: asked.append(pair))
+    device = cpu.CpuDevice("cpu")
+    device.limit_memory(None)
+    ((soft, now_hard),) = asked
+    assert soft == now_hard
+    assert soft == most if most else soft > 10**15
+    if most:
+        with pytest.raises(Unsupported, match="beyond the limit that this process was given"):
+            device.limit_memory(10**16)
+
+
+@pytest.mark.parametrize(("kept", "said"), [(0, "returning blocks"), (1 << 24, "a lower bound")])
+def test_an_allocator_that_keeps_freed_memory_is_told_of(monkeypatch: pytest.MonkeyPatch, kept: int, said: str) -> None:
+    sizes = iter((10**9, 10**9 + kept))
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(
+        cpu.ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=lambda *_: 1, malloc_trim=lambda _: 1)
+    )
+    monkeypatch.setattr(cpu.CpuDevice, "memory_now", lambda self: next(sizes))
+    assert said in cpu.CpuDevice("cpu").steady_allocator()
+
+
 @pytest.mark.parametrize(("text", "chosen"), [("always [madvise] never\n", "madvise"), ("whatever\n", None)])
 def test_huge_pages(machine: Machine, text: str, chosen: str | None) -> None:
     root = machine({"/sys/kernel/mm/transparent_hugepage/enabled": text})

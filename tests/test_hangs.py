@@ -201,6 +201,23 @@ def test_a_spawned_worker_answers_with_its_stack_and_is_held_by_a_lifeline(monke
         assert worker.end() == 0
 
 
+def test_on_windows_a_worker_waits_for_its_runner_and_not_for_what_launched_it() -> None:
+    """The interpreter of a virtual environment there is a launcher, which waits for the real one."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as runner:
+        code = (
+            "import sys, time, psutil; from vitbench import lifeline; sys.platform = 'win32'; "
+            "lifeline.end_with_runner(); print(1, flush=True); time.sleep(60)"
+        )
+        environment = {**os.environ, lifeline.RUNNER: str(runner.pid)}
+        with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as worker:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"1\n"
+            assert worker.poll() is None
+            runner.kill()
+            runner.wait()
+            assert worker.wait(20) == 1
+
+
 @pytest.mark.parametrize("call", ["time.sleep(60)", "__import__('ctypes').CDLL(None).sleep(60)"])
 def test_a_process_on_a_lifeline_ends_when_the_other_end_is_gone(call: str) -> None:
     theirs, ours = os.pipe()

@@ -510,3 +510,71 @@ def test_a_training_step_holds_weights_gradients_two_states_and_every_blocks_act
     assert small > 4 * 4 * 827_530
     per_image = (large - small) / 32
     assert per_image > 6 * 10 * 4 * 65 * 128  # six blocks, at least ten token-wide tensors each for the backward pass
+
+
+def test_a_peak_holds_nothing_of_what_its_caller_holds() -> None:
+    """``vitbench.measure`` shares the process of whoever calls it, on a device that accounts for all its tensors."""
+
+    class Total(type(open_device("cpu"))):  # type: ignore[misc]
+        peak_is_total = True
+        memory_method = "a fake's own account"
+        now = 5000
+
+        def memory_now(self) -> int:
+            return self.now
+
+        def reset_peak(self) -> None:
+            pass
+
+        def peak(self) -> int:
+            return 7000
+
+    subject = make_subject("vit_basic_tutorial")
+    subject.device = Total("cpu")
+    found = measured("memory", subject)["inference_peak_memory"]
+    assert (found.value, found.method) == (2000, "a fake's own account, less 5000 bytes that were held before")
+    built = make_subject("vit_basic_tutorial")
+    built.device = Total("cpu")
+    built.device.now = 5000 + built.resident_bytes()  # type: ignore[attr-defined]
+    assert measured("memory", built)["inference_peak_memory"].value == 2000
+    alone = make_subject("vit_basic_tutorial")
+    alone.device = Total("cpu")
+    alone.device.now = 0  # type: ignore[attr-defined]
+    assert measured("memory", alone)["inference_peak_memory"].value == 7000
+
+
+class Scaler:
+    """Skips the first steps, as torch's does while gradients overflow."""
+
+    def __init__(self, skips: int) -> None:
+        self.skips = skips
+
+    def is_enabled(self) -> bool:
+        return True
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.skips -= 1
+        if self.skips < 0:
+            optimizer.step()
+
+    def update(self) -> None:
+        pass
+
+
+def test_steps_that_a_loss_scaler_skips_are_no_warm_up() -> None:
+    subject = make_subject("vit_basic_tutorial", mode="train", dtype="amp")
+    vars(subject)["scaler"] = Scaler(5)
+    found = measured("tensor_memory", subject)
+    assert found["tensor_peak_optimizer"].value > 0
+    hopeless = make_subject("vit_basic_tutorial", mode="train", dtype="amp")
+    vars(hopeless)["scaler"] = Scaler(1000)
+    with pytest.raises(NotFiniteError, match="20 training steps were skipped"):
+        hopeless.warm_up()
+
+
+def test_nothing_trains_in_fp16_alone() -> None:
+    with pytest.raises(Unsupported, match="overflows at AdamW's first step"):
+        make_subject("vit_basic_tutorial", mode="train", dtype="fp16").step()

@@ -486,6 +486,33 @@ def test_measure_takes_a_module_of_ones_own_in_the_calling_process_and_leaves_it
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_measure_leaves_each_part_of_a_module_in_its_mode_and_random_numbers_as_they_were() -> None:
+    import torch
+
+    model = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(3), torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(192, 5)
+    )
+    model.train()
+    model[0].eval()  # frozen
+    torch.manual_seed(3)
+    vitbench.measure(model, image_size=8, threads=1, metrics=["params", "flops"])
+    assert [part.training for part in model] == [False, True, True, True]
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert drawn == torch.rand(1)
+
+
+def test_texts_and_paths_are_taken_for_each_other(tmp_path: Path) -> None:
+    from vitbench.errors import DataError, UsageError
+
+    with pytest.raises(UsageError, match="no_such_suite"):
+        vitbench.run_suite(tmp_path / "no_such_suite", out=tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="cifar10"):
+        vitbench.evaluate_model("vit_basic", weights="w.pt", data="cifar10", data_dir=str(tmp_path))
+    with pytest.raises(UsageError, match="takes the name of a model, not int"):
+        vitbench.evaluate_model(3, weights="w.pt", data="digits")  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_counted_of_a_module_leaves_its_other_measurements_alone() -> None:
     import torch
 

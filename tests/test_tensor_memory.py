@@ -116,6 +116,22 @@ def test_torchs_own_tracker_sees_the_same_peak(mode: str) -> None:
     assert account.peak().total == theirs
 
 
+def test_what_torchs_fast_path_hides_counts_too() -> None:
+    """Without gradients torch runs a whole encoder layer as one operator."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu", norm_first=True).eval()
+    x = torch.randn(2, 17, 32)
+    peaks = []
+    before = torch.backends.mha.get_fastpath_enabled()
+    for fast in (True, False):
+        torch.backends.mha.set_fastpath_enabled(fast)
+        with TensorAccount({"weights": layer.parameters(), "batch": [x]}) as account, torch.inference_mode():
+            layer(x)
+        assert torch.backends.mha.get_fastpath_enabled() is fast
+        peaks.append(account.peak().total)
+    torch.backends.mha.set_fastpath_enabled(before)
+    assert peaks[0] == peaks[1]
+
+
 def test_compiled_cells_say_that_they_cannot_be_followed() -> None:
     subject = make_subject("vit_basic_tutorial", compile=True)
     found = measured("tensor_memory", subject)

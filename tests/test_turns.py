@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import signal
@@ -331,6 +332,14 @@ def test_two_turns_of_a_player_within_one_pause_of_the_reference_pair_with_the_s
     player.reference_ran(turn_of(9.0))
     assert player.samples == [10.0, 20.0, 30.0]
     assert player.reference_samples == pytest.approx([2.0, 2.0, 9.0])
+
+
+def test_an_opponent_that_hangs_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    opponent = opponent_of(1.0, 2.0)
+    limits = []
+    monkeypatch.setattr(opponent._conversation, "go_on", lambda request, limit_s=math.inf: limits.append(limit_s))
+    opponent.play(turn_of(1.0))
+    assert limits == [turns._TURN_LIMIT_S]
 
 
 def test_samples_of_the_reference_against_nothing_are_none() -> None:

@@ -170,7 +170,7 @@ def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
     )
     environment = capture_environment(describe_libraries(), {device: open_device(device).describe()})
     started_at, begin = datetime.now().astimezone().isoformat(timespec="milliseconds"), time.perf_counter()
-    with _threads(cell.threads), torch.random.fork_rng(devices=[]), contextlib.closing(subject):
+    with _threads(cell.threads), _random_numbers(device), contextlib.closing(subject):
         torch.manual_seed(cell.seed)
         measurements, failure = _take(subject, groups)
     return Record(
@@ -235,22 +235,35 @@ def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:
     """The length of the model's output for one picture."""
     import torch
 
+    from vitbench.analysis.attention import evaluating
     from vitbench.metrics.subject import CHANNELS
     from vitbench.outputs import heads_of
 
     reference = next(model.parameters(), torch.empty(0))
-    was_training = model.training
     try:
-        with torch.inference_mode():
-            output = model.eval()(torch.zeros(1, CHANNELS, *size, device=reference.device, dtype=reference.dtype))
+        with evaluating(model), torch.inference_mode():
+            output = model(torch.zeros(1, CHANNELS, *size, device=reference.device, dtype=reference.dtype))
     except Exception as error:
         raise UsageError(
             f"The module does not run on a picture of {size[0]}x{size[1]} px ({type(error).__name__}: {error}). "
             "Give the image_size that it takes"
         ) from error
-    finally:
-        model.train(was_training)
     return int(heads_of(output)[0].shape[-1])
+
+
+@contextmanager
+def _random_numbers(device: str) -> Iterator[None]:
+    """The caller's generators are afterwards as they were, also that of the device."""
+    import torch
+
+    kind = device.partition(":")[0]
+    on_mps = torch.mps.get_rng_state() if kind == "mps" else None
+    try:
+        with torch.random.fork_rng(devices=[device] if kind == "cuda" else []):
+            yield
+    finally:
+        if on_mps is not None:
+            torch.mps.set_rng_state(on_mps)
 
 
 @contextmanager

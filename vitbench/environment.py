@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import vitbench
-from vitbench.devices.cpu import memory_limit_of_container, processor_name
+from vitbench.devices.cpu import cgroup_folders, memory_limit_of_container, processor_name
 
 LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop", "numpy", "scikit-learn")
 #: Set by torch itself, and a place rather than a switch.
@@ -282,14 +282,13 @@ def _flushes_denormals() -> bool:
 
 def _container_quota() -> float | None:
     """CPUs that the cgroup allows (v2 cpu.max, v1 cfs quota), or None."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
-        return quota_us / period_us if quota_us > 0 else None
-    except (OSError, ValueError):
-        return None
+    found = []
+    for folder in cgroup_folders("cpu"):
+        with contextlib.suppress(OSError, ValueError):  # also where the quota is "max"
+            quota, period = (folder / "cpu.max").read_text().split()
+            found.append(int(quota) / int(period))
+        with contextlib.suppress(OSError, ValueError):
+            quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+            if quota_us > 0:
+                found.append(quota_us / int((folder / "cpu.cfs_period_us").read_text()))
+    return min(found, default=None)

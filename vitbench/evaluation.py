@@ -42,7 +42,7 @@ def evaluate_model(
     weights: str | None,
     data: str,
     pretrained: bool = False,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     download: bool = False,
     split: str = "test",
     test_images: int | None = None,
@@ -63,11 +63,13 @@ def evaluate_model(
     Raises UsageError for what is asked wrongly (a DataError if the numbers of classes differ), OutOfMemory, and
     NotFiniteError if an output is not finite.
     """
+    if not isinstance(model, str):
+        raise UsageError(f"evaluate_model takes the name of a model, not {type(model).__name__}")
     chosen = _split(split)
     for option, value in (("--test-images", test_images), ("--batch-size", batch_size), ("--bins", bins)):
         if value is not None and value < 1:
             raise UsageError(f"{option} {value} is not positive: give at least 1")
-    info = describe_data(data, root=data_dir, download=download)
+    info = describe_data(str(data), root=None if data_dir is None else Path(data_dir), download=download)
     trained = open_trained(
         model,
         weights=weights,

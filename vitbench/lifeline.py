@@ -14,6 +14,9 @@ import threading
 
 #: The environment variable by which a worker is told the pipe's file descriptor.
 VARIABLE = "VITBENCH_LIFELINE"
+#: And on Windows, which has no such pipes, of the runner's process id. The parent is no help: the interpreter of a
+#: virtual environment there is a launcher, which starts the real one and waits for it.
+RUNNER = "VITBENCH_RUNNER"
 
 
 def end_with_runner() -> None:
@@ -21,11 +24,12 @@ def end_with_runner() -> None:
 
     Does nothing for a process that was given no lifeline.
     """
-    given = os.environ.pop(VARIABLE, None)  # what the worker starts itself has another runner
+    given, runner = os.environ.pop(VARIABLE, None), os.environ.pop(RUNNER, None)  # what a worker starts has another
     if given is not None:
         threading.Thread(target=_wait_on_pipe, args=(int(given),), name="lifeline", daemon=True).start()
     elif sys.platform == "win32":
-        threading.Thread(target=_wait_for_parent, args=(os.getppid(),), name="lifeline", daemon=True).start()
+        pid = int(runner) if runner else os.getppid()
+        threading.Thread(target=_wait_for_process, args=(pid,), name="lifeline", daemon=True).start()
 
 
 def _wait_on_pipe(descriptor: int) -> None:
@@ -37,9 +41,9 @@ def _wait_on_pipe(descriptor: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _wait_for_parent(parent: int) -> None:
+def _wait_for_process(pid: int) -> None:
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(parent).wait()
+        psutil.Process(pid).wait()
     os._exit(1)

@@ -187,6 +187,8 @@ class SpawnedWorker(Worker):
             self._lifeline = open(ours, "wb", buffering=0)  # noqa: SIM115  (closed with this object)
             theirs = (end,)
             environment[lifeline.VARIABLE] = str(end)
+        else:
+            environment[lifeline.RUNNER] = str(os.getpid())
         try:
             self._process = subprocess.Popen(
                 [*_interpreter(arguments), "-m", "vitbench.worker", *arguments],
@@ -422,7 +424,7 @@ def worker_environment() -> dict[str, str]:
     """The variables of a worker: GPUs are numbered as nvidia-smi and NVML number them, and idle threads of LLVM's and
     Intel's OpenMP stop spinning after 1 ms instead of 200, since they would do so in somebody else's turn.
     """
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "KMP_BLOCKTIME": "1", **os.environ}
+    return {"KMP_BLOCKTIME": "1", **os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def _interpreter(arguments: Sequence[str]) -> list[str]:

@@ -167,6 +167,7 @@ def prepare_suite(name_or_path: str, overrides: Mapping[str, Any], *, quick: boo
     """Load a suite with overrides: its keys, ``data``, ``data_dir``, ``download``, ``recipe`` and ``budget`` (such as
     ``images=30000``) of its training section, and ``processes`` and ``precision`` of how much it measures.
     """
+    name_or_path = str(name_or_path)
     keys = {key: value for key, value in overrides.items() if value is not None}
     training: dict[str, Any] = {key: keys.pop(key) for key in ("data", "data_dir", "download", "recipe") if key in keys}
     budget = parse_budget(str(keys.pop("budget"))) if "budget" in keys else {}

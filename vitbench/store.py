@@ -363,7 +363,9 @@ def cannot_write(path: Path, error: OSError) -> VitbenchError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return StorageError(f"Cannot write {path}: {error.strerror}")
     # libraries raise such errors, too, in words of their own
-    return RunFolderError(f"Cannot write {path}: {error.strerror or error}. Choose another folder")
+    # Windows replaces no file that a program has open
+    close = "Close what has it open, or choose" if sys.platform == "win32" and path.is_file() else "Choose"
+    return RunFolderError(f"Cannot write {path}: {error.strerror or error}. {close} another folder")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -395,7 +397,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         if isinstance(error, OSError):
-            raise StorageError(f"Cannot write {path}: {error.strerror}") from error
+            raise cannot_write(path, error) from error
         raise  # Ctrl-C
 
 

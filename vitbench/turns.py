@@ -180,7 +180,7 @@ class ReferencePlayer(Player):
                 self._conversation.go_on({"seconds": TURN_S}, limit_s=_LOADING_LIMIT_S)
 
     def play(self, before: ReferenceTurn | None) -> None:
-        event = self._conversation.go_on({"seconds": TURN_S})
+        event = self._conversation.go_on({"seconds": TURN_S}, limit_s=_TURN_LIMIT_S)
         if event is not None and before is not None:
             self._waiting.append((median(event["samples"]), before))
 

@@ -267,7 +267,7 @@ def spare_memory() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of memory that can be had without swapping."""
-    import psutil
+    """Bytes of memory that can be had without swapping, in a container no more than it has left."""
+    from vitbench.devices.cpu import available_memory
 
-    return int(psutil.virtual_memory().available)
+    return available_memory()

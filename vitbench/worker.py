@@ -379,11 +379,13 @@ class CellTrainer:
         """Train by the recipe on the training pictures, or on a seeded subset; what is held out for validation is left
         alone.
         """
+        from vitbench.metrics.subject import check_trains
         from vitbench.training.data import load_training_images
         from vitbench.training.loop import train
         from vitbench.training.optimizers import regularise
 
         cell, device = self.subject.cell, self.subject.device
+        check_trains(cell.dtype)
         lacking = regularise(model, self.recipe)
         pictures, _ = load_training_images(
             self.info,

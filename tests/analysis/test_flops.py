@@ -126,7 +126,12 @@ def test_fused_attention_is_seen_inside_of_torchs_own_attention_layer() -> None:
             output: torch.Tensor = self.attention(x, x, x, need_weights=False)[0]
             return output
 
+    class ByName(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(query=x, value=x, key=x)
+
     with torch.device("meta"):
+        assert count_fused_attention(ByName(), torch.empty(2, 7, 12)) == 2 * 2 * 7 * 7 * (12 + 12)
         model, x = Own().eval().requires_grad_(False), torch.empty(2, 7, 12)
     assert count_fused_attention(model, x) == 2 * 3 * 2 * 7 * 7 * (4 + 4)
     assert torch.nn.functional.scaled_dot_product_attention.__module__ != __name__

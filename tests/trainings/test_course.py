@@ -277,6 +277,17 @@ def test_the_same_from_python(whole: Path, tmp_path: Path) -> None:
     }
     summary = vitbench.train(MODEL, settings=settings, out=tmp_path / "run", **options)
     assert_same_weights(weights(whole), weights(summary.folder))
+    for options, reason in (
+        ({"tensorboard": 0}, "tensorboard is 0, not true or false"),
+        ({"save_every": -1}, "save_every is -1, not a count"),
+        ({"num_classes": "10"}, "num_classes is '10', not a whole number"),
+        ({"seed": None}, "seed is null, not a whole number"),
+        ({"freeze": True}, "freeze is true, not text"),
+    ):
+        with pytest.raises(UsageError, match=f"cannot be asked for like this: {reason}"):
+            vitbench.train(MODEL, **options)
+    with pytest.raises(UsageError, match="takes the name of a model, not Linear"):
+        vitbench.train(torch.nn.Linear(2, 3))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no option 'epochs'"):
         vitbench.train(MODEL, epochs=3)
     with pytest.raises(UsageError, match="none of: off, bf16, fp16"):
@@ -306,3 +317,20 @@ def test_a_probe_for_unused_parameters_moves_no_statistics(tmp_path: Path, monke
 def normalises(*, image_size: tuple[int, int], num_classes: int) -> torch.nn.Module:
     pool = torch.nn.AdaptiveAvgPool2d(1)
     return torch.nn.Sequential(torch.nn.BatchNorm2d(3), pool, torch.nn.Flatten(), torch.nn.Linear(3, num_classes))
+
+
+def test_the_process_is_afterwards_as_it_was(tmp_path: Path) -> None:
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    other = 3 if before[0] != 3 else 2
+    asked = request(threads=other, deterministic=True, recipe={"images": 40})
+    start_training(asked, tmp_path / "run")
+    now = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    assert now == before
+
+
+def test_trainings_that_begin_in_one_second_get_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vitbench.trainings.folder.time.strftime", lambda form: "now")
+    folders = [start_training(request(seed=seed, recipe={"images": 40})).folder for seed in (0, 1)]
+    assert [folder.name for folder in folders] == [f"train-{MODEL}-now", f"train-{MODEL}-now-2"]
+    assert [json.loads((folder / "training.json").read_text())["seed"] for folder in folders] == [0, 1]

@@ -55,7 +55,10 @@ def test_a_training_gone_on_with_ends_as_one_without_a_pause(
     with pytest.raises(StoppedError):
         start_training(request(), tmp_path / "run")
     monkeypatch.undo()
+    half = tmp_path / "run" / ".history.csv.abc.part"  # of a process that was killed while it wrote
+    half.write_text("epoch,")
     summary = resume_training(tmp_path / "run")
+    assert not half.exists()
     assert_same_weights(weights(whole), weights(tmp_path / "run"))
     ours, theirs = (load_state(folder / LAST) for folder in (whole, tmp_path / "run"))
     assert ours is not None

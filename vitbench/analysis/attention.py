@@ -117,7 +117,7 @@ def capture_attention(model: nn.Module, images: Tensor) -> tuple[Any, list[Atten
     model = getattr(model, "_orig_mod", model)  # behind torch.compile nothing could be seen
     recorder = _Recorder(model, images)
     # no_grad and not inference_mode: a module that caches a tensor would keep one that cannot be trained with
-    with _evaluating(model), _without_fast_path(), recorder.following(model), torch.no_grad(), recorder:
+    with evaluating(model), _without_fast_path(), recorder.following(model), torch.no_grad(), recorder:
         output = model(images)
     return output, _locate(model, images, recorder.events)
 
@@ -388,7 +388,7 @@ def _exact(x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards every module is in the mode that it was in."""
     training = [module for module in model.modules() if module.training]
     try:

@@ -96,10 +96,10 @@ def count_fused_attention(model: nn.Module, images: Tensor) -> int:
     fused = functional.scaled_dot_product_attention
     flops = 0
 
-    def count(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def count(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:  # may be given by name
         nonlocal flops
-        flops += 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
-        return fused(q, k, v, *args, **kwargs)
+        flops += 2 * math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        return fused(query, key, value, *args, **kwargs)
 
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention hides its call of it there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -24,6 +25,8 @@ _M_MMAP_THRESHOLD = -3
 #: tensors: the spread between processes falls from about 3 % to a few hundredths of a percent of the whole process (and
 #: inference slows, up to twice).
 _MAPPED_FROM_BYTES = 4096
+#: Of the tensor by which is seen whether the allocator gives back.
+_PROBE_BYTES = 1 << 24
 
 #: From so many elements a thread on torch shares element-wise work among all of them (at::internal::GRAIN_SIZE).
 _GRAIN = 32768
@@ -67,13 +70,25 @@ class CpuDevice(Device):
         return "ru_maxrss of the process (cannot be reset: an upper bound)"
 
     def steady_allocator(self) -> str:
-        if platform.libc_ver()[0] != "glibc":
-            return super().steady_allocator()
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _MAPPED_FROM_BYTES)
-        libc.malloc_trim(0)
-        return f"allocator returning blocks from {_MAPPED_FROM_BYTES // 1024} KiB on at once"
+        how = super().steady_allocator()
+        if platform.libc_ver()[0] == "glibc":
+            libc = ctypes.CDLL(None)
+            libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
+            libc.mallopt(_M_TRIM_THRESHOLD, _MAPPED_FROM_BYTES)
+            libc.malloc_trim(0)
+            how = f"allocator returning blocks from {_MAPPED_FROM_BYTES // 1024} KiB on at once"
+        # torch has an allocator of its own on some systems (mimalloc on aarch64 and Windows), and LD_PRELOAD may bring
+        # one: what such keep after a call is in use before the next one
+        return "allocator that keeps freed memory: the rise is a lower bound" if self._keeps_freed_memory() else how
+
+    def _keeps_freed_memory(self) -> bool:
+        """Whether most of a tensor's memory stays with the process when the tensor goes."""
+        import torch
+
+        before = self.memory_now()
+        tensor = torch.ones(_PROBE_BYTES, dtype=torch.uint8)
+        del tensor
+        return self.memory_now() - before > _PROBE_BYTES // 2
 
     def memory_now(self) -> int:
         import psutil
@@ -116,7 +131,15 @@ class CpuDevice(Device):
         _start_threads()
         data_size = parse_kibibytes((PROC_SELF / "status").read_text(), "VmData") or 0
         allowance = int(available_memory() * _SAFE_SHARE) if limit is None else limit
-        resource.setrlimit(resource.RLIMIT_DATA, (data_size + allowance,) * 2)
+        most = data_size + allowance
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard != resource.RLIM_INFINITY and hard < most:  # nobody but root may raise it
+            if limit is not None:
+                raise Unsupported(
+                    f"a memory limit of {limit:,} bytes is beyond the limit that this process was given (ulimit -d)"
+                )
+            most = hard
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         return "" if limit is None else "RLIMIT_DATA beyond the worker's size after imports"
 
 
@@ -204,11 +227,34 @@ def chip_name() -> str:
     return done.stdout.strip()
 
 
+def cgroup_folders(controller: str) -> list[Path]:
+    """Where the kernel tells this process's limits of ``memory`` or ``cpu``: the folder of its control group, then
+    those of the groups above it, up to what is mounted (cgroup v2, then v1). In a container that is mostly its own.
+    """
+    groups = {"": "", controller: ""}
+    with contextlib.suppress(OSError):
+        for line in (PROC_SELF / "cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            groups |= {name: group for name in controllers.split(",") if name in groups}
+    found = []
+    for name, group in groups.items():
+        parts = [part for part in group.split("/") if part not in ("", "..")]
+        mounted = Path("/sys/fs/cgroup") / name
+        found += [mounted.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
+    return found
+
+
 def memory_limit_of_container() -> int | None:
-    """The bytes that this container may use (cgroup v2 or v1), or None where nothing is set."""
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    """The bytes that this container, or a group of processes that this one is in, may use (cgroup v2 or v1), or None
+    where nothing is set.
+    """
+    return min((limit for limit in map(_limit_in, cgroup_folders("memory")) if limit is not None), default=None)
+
+
+def _limit_in(folder: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):
         try:
-            text = Path(path).read_text().strip()
+            text = (folder / name).read_text().strip()
         except OSError:
             continue
         if text.isdigit() and int(text) < 1 << 60:  # v1 says "no limit" as a huge number
@@ -217,36 +263,35 @@ def memory_limit_of_container() -> int | None:
 
 
 def available_memory() -> int:
-    """Bytes that new processes can take now without swapping, the container's limit included."""
+    """Bytes that new processes can take now without swapping, limits of containers and groups included."""
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    limit = memory_limit_of_container()
-    if limit is None:
-        return available
-    return max(min(available, limit - _used_by_container()), 0)
+    for folder in cgroup_folders("memory"):
+        limit = _limit_in(folder)
+        if limit is not None:
+            available = min(available, limit - _used_in(folder))
+    return max(available, 0)
 
 
-def _used_by_container() -> int:
-    """The bytes of this container's limit that are taken, without the cache of files: it counts as used, too, but the
-    kernel gives it up for whoever asks, and after reading a data set or checkpoints it is most of what is used.
+def _used_in(folder: Path) -> int:
+    """The bytes of a group's limit that are taken, without the cache of files: it counts as used, too, but the kernel
+    gives it up for whoever asks, and after reading a data set or checkpoints it is most of what is used.
     """
-    for folder, name, prefix in (
-        ("/sys/fs/cgroup", "memory.current", ""),
-        ("/sys/fs/cgroup/memory", "memory.usage_in_bytes", "total_"),  # v1 counts the groups below only there
-    ):
+    # v1 counts the groups below only with a prefix
+    for name, prefix in (("memory.current", ""), ("memory.usage_in_bytes", "total_")):
         try:
-            used = int(Path(f"{folder}/{name}").read_text())
+            used = int((folder / name).read_text())
         except (OSError, ValueError):
             continue
-        return max(used - _file_cache(f"{folder}/memory.stat", prefix), 0)
+        return max(used - _file_cache(folder / "memory.stat", prefix), 0)
     return 0
 
 
-def _file_cache(path: str, prefix: str) -> int:
+def _file_cache(path: Path, prefix: str) -> int:
     """Bytes of file pages that a cgroup's memory.stat counts; what it does not tell is none."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return 0
     wanted = {f"{prefix}active_file", f"{prefix}inactive_file"}

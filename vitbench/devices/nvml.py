@@ -4,7 +4,9 @@ extra ``gpu`` installs it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +96,17 @@ def process_memory(index: int) -> int:
     return int(found[0].usedGpuMemory)
 
 
+def _uuid_in_torch(index: int) -> str:
+    """By which NVML knows the GPU that torch calls so, where this process uses CUDA already (as that of a caller of
+    ``vitbench.measure``, whose numbers may be in another order); else empty.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    return f"GPU-{uuid}" if uuid else ""
+
+
 def _open(index: int) -> tuple[Any, Any]:
     """The library and a handle of the GPU that torch calls ``cuda:index``: CUDA_VISIBLE_DEVICES renumbers them, and
     workers number GPUs as NVML does (``processes.worker_environment``).
@@ -104,6 +117,9 @@ def _open(index: int) -> tuple[Any, Any]:
         raise Unsupported("NVML is not installed: pip install nvidia-ml-py") from None
     try:
         nvml.nvmlInit()
+        if uuid := _uuid_in_torch(index):
+            with contextlib.suppress(nvml.NVMLError):
+                return nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)
         visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         if not visible:
             return nvml, nvml.nvmlDeviceGetHandleByIndex(index)

@@ -54,10 +54,11 @@ def measure_memory(subject: Subject) -> Iterator[Measurement]:
     device = subject.device
     training = subject.cell.mode == "train"
     name = "training_peak_memory" if training else "inference_peak_memory"
+    held = _held_by_others(subject) if device.peak_is_total else 0
     weights = sum(t.numel() * t.element_size() for t in (*subject.model.parameters(), *subject.model.buffers()))
     yield Measurement.single("weights_memory", "byte", weights, "bytes of parameters and buffers as they run")
 
-    subject.run_once()  # the first call allocates what libraries keep; also: is the output finite?
+    subject.warm_up()  # the first call allocates what libraries keep; also: is the output finite?
     peaks, rises = [], []
     for _ in range(LOOKS):
         if training:
@@ -75,13 +76,23 @@ def measure_memory(subject: Subject) -> Iterator[Measurement]:
     for reserved, (size, how) in device.reserved_memory().items():
         yield Measurement.single(reserved, "byte", size, how)
     if device.peak_is_total:
-        yield Measurement.single(name, "byte", max(peaks), device.memory_method)
+        less = f", less {held} bytes that were held before" if held else ""
+        yield Measurement.single(name, "byte", max(peaks) - held, device.memory_method + less)
     else:
         resident = subject.resident_bytes()
         stays = "weights, batch and optimizer state" if training else "weights and batch"
         method = f"bytes of {stays} + rise during one call of the {device.memory_method}, {subject.allocator}"
         yield Measurement.single(name, "byte", resident + max(rises), method, f"of which rise {max(rises)} bytes")
         yield Measurement.single("process_peak_memory", "byte", max(peaks), f"{device.memory_method}, whole process")
+
+
+def _held_by_others(subject: Subject) -> int:
+    """Bytes on the device before the subject took any: none in a process of its own, but ``vitbench.measure`` shares
+    that of its caller, whose module, optimizer and data lie there, too.
+    """
+    subject.device.synchronize()
+    own = subject.resident_bytes() if subject.is_built else 0
+    return max(subject.device.memory_now() - own, 0)
 
 
 @METRICS.measured(
@@ -102,10 +113,11 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
     if subject.cell.compile:
         raise Unsupported("compiled code allocates without dispatching, so that its tensors cannot be followed")
     training = subject.cell.mode == "train"
-    subject.run_once()  # optimizer state exists from the second step on, as in a training that goes on
+    subject.warm_up()  # optimizer state exists from the second step on, as in a training that goes on
     peak = account_call(subject)
     call = "training step" if training else "forward pass"
-    method = f"bytes of live storages at their most during one {call}, by dispatch, torch {torch.__version__}"
+    method = f"bytes of live storages at their most during one {call}, by dispatch"
+    method += f" (nn.MultiheadAttention's fast path off), torch {torch.__version__}"
     yield Measurement.single("tensor_peak", "byte", peak.total, method)
     for kind, size in peak.parts.items():
         if training or kind not in ("gradients", "optimizer"):

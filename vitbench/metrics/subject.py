@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vitbench.errors import VitbenchError
+from vitbench.errors import Unsupported, VitbenchError
 from vitbench.records import Cell
 from vitbench.registry import Claim
 
@@ -80,6 +80,8 @@ class Turns(Protocol):
 #: always the ones of a moment ago, which a cache still holds.
 ROTATION = 8
 ROTATION_BYTES = 64e6
+#: Steps that a loss scaler may skip while it looks for its scale, which it halves each time from 65,536 on.
+MOST_SKIPPED = 20
 
 
 @dataclass(kw_only=True)
@@ -197,9 +199,12 @@ class Subject:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with torch's defaults: two state tensors a parameter, as most ViT recipes have."""
+        """AdamW with torch's defaults: two state tensors a parameter, as most ViT recipes have. Raises Unsupported for
+        weights in fp16.
+        """
         import torch
 
+        check_trains(self.cell.dtype)
         return torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
     @cached_property
@@ -256,6 +261,23 @@ class Subject:
             if bad:
                 raise NotFiniteError(f"{bad} of {output.numel()} output values are not finite")
 
+    def warm_up(self) -> None:
+        """``run_once``, and in training until the optimizer has taken a step: of a scaled loss (fp16) the first scales
+        may be so large that gradients overflow, and then it is skipped.
+
+        Raises NotFiniteError as ``run_once`` does, or if no step is taken.
+        """
+        for _ in range(MOST_SKIPPED):
+            self.run_once()
+            if self.cell.mode != "train" or not self.scaler.is_enabled() or self.optimizer.state:
+                return
+        raise NotFiniteError(f"{MOST_SKIPPED} training steps were skipped, as their gradients overflow in fp16")
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the model is on the device already."""
+        return "model" in vars(self)
+
     def resident_bytes(self) -> int:
         """Bytes of the tensors that stay between calls: weights, buffers, one batch, and in training the optimizer
         state.
@@ -266,6 +288,14 @@ class Subject:
             for state in self.optimizer.state.values():
                 tensors += [value for value in state.values() if hasattr(value, "element_size")]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def check_trains(dtype: str) -> None:
+    """Raises Unsupported for a dtype in which no training goes on: squares of gradients below about 0.005, and AdamW's
+    eps, are 0 in fp16, so that its first step divides by 0.
+    """
+    if dtype == "fp16":
+        raise Unsupported("training with weights in fp16 overflows at AdamW's first step: amp trains in fp16 and fp32")
 
 
 def empty_copies(model: torch.nn.Module, device: str, dtype: torch.dtype | None = None) -> torch.nn.Module:

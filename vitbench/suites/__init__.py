@@ -613,9 +613,9 @@ def check_count(suite: Suite, *, devices: int = 1, allow_many: bool = False) -> 
         asked += " before its [[exclude]] rules"
     if not allow_many:
         raise SuiteError(f"{asked}, more than {MOST_CELLS:,}: give shorter lists, or --yes to go on all the same")
-    import psutil
+    from vitbench.devices.cpu import available_memory
 
-    free = int(psutil.virtual_memory().available)
+    free = available_memory()
     if count * _BYTES_A_CELL > free:
         raise SuiteError(
             f"{asked}, for whose plan {free / 1e9:.1f} GB of free memory do not suffice, also with --yes: make several "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitbench.errors import DataError
+from vitbench.untrusted import free_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,9 +126,7 @@ def fits_comfortably(count: int, image_size: tuple[int, int]) -> bool:
 
 def _needed_and_free(count: int, image_size: tuple[int, int]) -> tuple[int, int]:
     """Bytes."""
-    import psutil
-
-    return count * 3 * image_size[0] * image_size[1], psutil.virtual_memory().available
+    return count * 3 * image_size[0] * image_size[1], free_memory()
 
 
 def check_memory(count: int, image_size: tuple[int, int], processes: int = 1) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.errors import ModelFailed, RunFolderError, UsageError
-from vitbench.trainings.folder import check_is_free, default_folder, read_request, versions
+from vitbench.trainings.folder import check_is_free, check_request, default_folder, read_request, versions
 from vitbench.trainings.progress import TrainingProgress
 from vitbench.trainings.request import (
     LAST,
@@ -72,7 +72,8 @@ def train(
         raise UsageError(f"A training has no option {unknown[0]!r}. Options: {', '.join(sorted(known))}")
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     request = TrainingRequest(model=model, data=str(data), recipe=chosen.model_dump(mode="json"), **options)
-    return start_training(request, out, progress)
+    check_request(request)
+    return start_training(request, None if out is None else Path(out), progress)
 
 
 def start_training(
@@ -85,17 +86,18 @@ def start_training(
     """
     from vitbench.training.ranks import ranks_from_environment
     from vitbench.trainings.session import Session
-    from vitbench.trainings.setup import Setup
+    from vitbench.trainings.setup import Setup, as_it_was
 
     check_beginning(request)
     ranks = ranks_from_environment()
     progress = progress if progress is not None and ranks.first else TrainingProgress()
-    session = Session(Setup(request, ranks, progress))
-    with session.setup.joined():
-        folder = Path(ranks.share(str(out or default_folder(request))))
-        if ranks.first:
-            check_is_free(folder)
-        return session.run(folder)
+    with as_it_was():
+        session = Session(Setup(request, ranks, progress))
+        with session.setup.joined():
+            folder = Path(ranks.share(str(out or default_folder(request))))
+            if ranks.first and out is not None:
+                check_is_free(folder)
+            return session.run(folder, named=out is not None)
 
 
 def resume_training(
@@ -116,7 +118,7 @@ def resume_training(
     """
     from vitbench.training.ranks import ranks_from_environment
     from vitbench.trainings.session import Session
-    from vitbench.trainings.setup import Setup
+    from vitbench.trainings.setup import Setup, as_it_was
 
     ranks = ranks_from_environment()
     progress = progress if progress is not None and ranks.first else TrainingProgress()
@@ -135,6 +137,7 @@ def resume_training(
             f"{str(folder)!r} has no checkpoint yet that could tell whether these are its pictures: start the training "
             "anew"
         )
-    session = Session(Setup(dataclasses.replace(request, allow_import=allow_import, **moved), ranks, progress))
-    with session.setup.joined():
-        return session.run(folder, resumed=True)
+    with as_it_was():
+        session = Session(Setup(dataclasses.replace(request, allow_import=allow_import, **moved), ranks, progress))
+        with session.setup.joined():
+            return session.run(folder, resumed=True)

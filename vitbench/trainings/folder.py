@@ -12,9 +12,22 @@ from typing import Any
 import filelock
 from pydantic import ValidationError
 
-from vitbench.errors import RunFolderError
-from vitbench.shapes import COUNT, FLAG, NUMBER, OBJECT, POSITIVE, SHARE, TEXT, Kind, Maybe, check_present, check_shape
-from vitbench.store import cannot_write, write_atomically
+from vitbench.errors import RunFolderError, UsageError
+from vitbench.shapes import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    WHOLE,
+    Kind,
+    Maybe,
+    check_present,
+    check_shape,
+)
+from vitbench.store import LOCK, cannot_write, make_new_folder, write_atomically
 from vitbench.training.data import options_of_data
 from vitbench.training.recipes import Recipe
 from vitbench.trainings.request import REQUEST, SCHEMA, SUMMARY, TrainingRequest
@@ -120,6 +133,19 @@ def check_history(rows: Any, which: str | None = None) -> None:
             raise ValueError("the rows of its history differ in what they hold")
 
 
+def check_request(request: TrainingRequest) -> None:
+    """Raises UsageError for what could not be read again from its JSON: such a training could not be gone on with."""
+    if not isinstance(request.model, str):
+        raise UsageError(f"A training takes the name of a model, not {type(request.model).__name__}")
+    # what Setup looks at has words of its own there
+    whole = dict.fromkeys(("num_classes", "train_images", "test_images", "threads"), WHOLE.or_null())
+    shape = {key: kind for key, kind in {**_REQUEST_SHAPE, **whole, "seed": WHOLE}.items() if key != "amp"}
+    try:
+        check_present(asdict(request), shape)
+    except ValueError as error:
+        raise UsageError(f"A training cannot be asked for like this: {error}") from error
+
+
 def default_folder(request: TrainingRequest) -> Path:
     """``runs/train-MODEL-TIME``."""
     name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in request.model)
@@ -129,7 +155,7 @@ def default_folder(request: TrainingRequest) -> Path:
 def check_is_free(folder: Path) -> None:
     """Raises RunFolderError if something is in ``folder``, or it is a file."""
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise RunFolderError(
                 f"{str(folder)!r} is not empty: choose another folder, or go on with --resume {folder}"
             )
@@ -137,13 +163,22 @@ def check_is_free(folder: Path) -> None:
         raise cannot_write(folder, error) from error
 
 
-def claim_folder(folder: Path, request: TrainingRequest) -> None:
-    """Make ``folder``, and note in it what it is for: from then on it can be gone on with."""
-    check_is_free(folder)
+def make_folder(folder: Path, *, named: bool) -> Path:
+    """Make ``folder``, or, if nobody named it and it is taken (another training began in the same second), one beside
+    it. Returns the one that was made.
+    """
     try:
+        if not named:
+            return make_new_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
+    return folder
+
+
+def note_request(folder: Path, request: TrainingRequest) -> None:
+    """Note in ``folder``, whose lock is held, what it is for: from then on it can be gone on with."""
+    check_is_free(folder)
     write_json(folder / REQUEST, {"schema": SCHEMA, **asdict(request), "versions": versions()})
 
 

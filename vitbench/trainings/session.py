@@ -26,7 +26,7 @@ from vitbench.outputs import mean_logits
 from vitbench.reports.evaluation import confusion_png, write_evaluation
 from vitbench.reports.training import history_csv, training_markdown, write_curves
 from vitbench.shapes import COUNT, NUMBER, POSITIVE, TEXT, WHOLE, Maybe, check_shape
-from vitbench.store import LOCK, cannot_write, write_atomically
+from vitbench.store import LOCK, cannot_write, remove_leftovers, write_atomically
 from vitbench.tracebacks import model_places, with_places
 from vitbench.trained import OutOfMemory, TrainedModel
 from vitbench.training.evaluate import Evaluation, evaluate
@@ -37,7 +37,8 @@ from vitbench.training.states import load_state, save_state
 from vitbench.training.subsets import is_rule
 from vitbench.trainings.folder import (
     check_history,
-    claim_folder,
+    make_folder,
+    note_request,
     note_where_pictures_are,
     read_summary,
     take_lock,
@@ -95,8 +96,8 @@ class Session:
         """As it is carried out: ``prepare`` takes the normalisation of published weights into it."""
         return self.setup.recipe
 
-    def run(self, folder: Path, resumed: bool = False) -> TrainingSummary:
-        """Prepare, train, test."""
+    def run(self, folder: Path, resumed: bool = False, *, named: bool = True) -> TrainingSummary:
+        """Prepare, train, test. ``named``: whether somebody chose the folder; another one will do if not."""
         self.folder = folder
         if resumed and (folder / SUMMARY).is_file():
             self.progress.note(f"The training in {folder} is finished: nothing is left to do")
@@ -106,6 +107,7 @@ class Session:
         try:
             if resumed and self.ranks.first:
                 take_lock(lock, folder)
+                remove_leftovers(folder)
             saved = self._read_last() if resumed else None
             if saved is not None:
                 self._check_surroundings(saved[1])
@@ -121,8 +123,10 @@ class Session:
             elif resumed:
                 self.progress.note("There is no checkpoint yet: the training starts from the beginning")
             elif self.ranks.first:  # only now: what cannot be trained leaves no folder behind
-                claim_folder(folder, self.request)
+                self.folder = folder = make_folder(folder, named=named)
+                lock = filelock.FileLock(folder / LOCK)
                 take_lock(lock, folder)
+                note_request(folder, self.request)
                 self._keep_indices()
             self._train()
             return self._finish()

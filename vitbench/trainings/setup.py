@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -332,6 +332,22 @@ class Setup:
 
 def _listed(channels: tuple[float, ...]) -> str:
     return ",".join(f"{one:g}" for one in channels)
+
+
+@contextlib.contextmanager
+def as_it_was() -> Iterator[None]:
+    """Afterwards torch's threads, and whether it has to be deterministic, are as before: the process may be a
+    notebook's.
+    """
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
 
 
 def _be_deterministic() -> None:
