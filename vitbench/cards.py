@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,19 @@ def _show_model(
     from vitbench.models import describe_model
     from vitbench.worker import failure_of, make_subject, run_metric
 
+    facts: Mapping[str, Any] = {}
+    shapes: Mapping[str, tuple[int, ...]] = {}
+    if weights is not None:  # a file that is none is no answer about the model: it is raised
+        from vitbench.models.checkpoints import read_facts
+        from vitbench.models.claimed import shapes_in_file
+
+        facts, shapes = read_facts(weights), shapes_in_file(Path(weights))
     try:
         card = describe_model(name)
         chosen, classes = size or card.image_size, num_classes or card.num_classes
         if weights is not None:
-            from vitbench.models.checkpoints import read_facts
-            from vitbench.models.claimed import chosen_size, classes_of, shapes_in_file
+            from vitbench.models.claimed import chosen_size, classes_of
 
-            facts, shapes = read_facts(weights), shapes_in_file(Path(weights))
             chosen = size or chosen_size(card, None, facts, shapes)
             classes = num_classes or classes_of(card, shapes, facts)
         card.check_image_size(chosen)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitbench.errors import RunFolderError, StorageError, UsageError, VitbenchError
+from vitbench.errors import RunFolderError, StorageError, UnknownNameError, UsageError, VitbenchError
 from vitbench.models import describe_model
 from vitbench.shapes import ANYTHING, NUMBER, OBJECT, TEXT, Kind
 from vitbench.store import cannot_write, write_atomically
@@ -236,7 +236,8 @@ def _run(
             raise
         except VitbenchError as error:
             if isinstance(error, UsageError) and number <= 2 and not (place / REQUEST).is_file():
-                if len(settings) == 1 or (refused is not None and str(error) == str(refused)):
+                again = refused is not None and str(error) == str(refused)
+                if len(settings) == 1 or again or isinstance(error, UnknownNameError):
                     raise  # wrong for all of them
                 if number == 1:
                     refused = error.with_traceback(None)
