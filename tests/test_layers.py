@@ -36,7 +36,7 @@ LAYERS = [
     {"outputs", "other_counters", "tensor_account", "reference", "tracebacks"},
     {"chaos", "frontier", "lifeline", "stacks", "untrusted", "thresholds"},
     {"devices"},
-    {"normalisation"},
+    {"normalisation", "fast_path"},
     {"registry"},
     {"records"},
     {"shapes"},

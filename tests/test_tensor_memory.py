@@ -118,17 +118,25 @@ def test_torchs_own_tracker_sees_the_same_peak(mode: str) -> None:
 
 def test_what_torchs_fast_path_hides_counts_too() -> None:
     """Without gradients torch runs a whole encoder layer as one operator."""
-    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu", norm_first=True).eval()
-    x = torch.randn(2, 17, 32)
-    peaks = []
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, activation="gelu", norm_first=True)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            x: torch.Tensor = self.layer(images.flatten(1, 2))
+            return x[:, 0]
+
     before = torch.backends.mha.get_fastpath_enabled()
-    for fast in (True, False):
-        torch.backends.mha.set_fastpath_enabled(fast)
-        with TensorAccount({"weights": layer.parameters(), "batch": [x]}) as account, torch.inference_mode():
-            layer(x)
-        assert torch.backends.mha.get_fastpath_enabled() is fast
-        peaks.append(account.peak().total)
-    torch.backends.mha.set_fastpath_enabled(before)
+    peaks = []
+    try:
+        for fast in (True, False):
+            torch.backends.mha.set_fastpath_enabled(fast)
+            peaks.append(measured("tensor_memory", make_subject(Encoder().eval()))["tensor_peak"].value)
+            assert torch.backends.mha.get_fastpath_enabled() is fast
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
     assert peaks[0] == peaks[1]
 
 

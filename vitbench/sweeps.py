@@ -249,6 +249,8 @@ def _run(
             _write_failure(folder / settings[0].name, refused)
             refused = None
         _report(folder, settings)
+    if refused is not None:  # all others were finished before
+        _write_failure(folder / settings[0].name, refused)
     return SweepSummary(folder, tuple(_report(folder, settings)))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +34,7 @@ class TensorPeak:
 class TensorAccount(TorchDispatchMode):
     """Follows the storages that ``before`` (kind to tensors) names and all that are made inside of the context.
 
-    Tensors that exist already and are not named do not count. nn.MultiheadAttention's fast path is off inside: it is a
-    single operator, whose tensors in between nobody sees.
+    Tensors that exist already and are not named do not count.
     """
 
     def __init__(self, before: Mapping[str, Iterable[Tensor]]) -> None:
@@ -52,15 +51,6 @@ class TensorAccount(TorchDispatchMode):
             for tensor in tensors:
                 self._kinds.setdefault(self._see(tensor), kind)
         self._note_peak()
-
-    def __enter__(self) -> Self:
-        self._fast_path = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        torch.backends.mha.set_fastpath_enabled(self._fast_path)
-        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))

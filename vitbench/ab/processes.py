@@ -99,7 +99,7 @@ class Side:
         token = secrets.token_hex(16)
         port = self._listener.getsockname()[1]
         request = {"runner": os.getpid(), "port": port, "token": token, "role": role, "cell": dict(cell)}
-        request["cell"]["installed"] = self.state.installed
+        request["installed"] = self.state.installed
         # not its own folder first on the path (-P), and nothing written beside anybody's source files (-B)
         command = [str(self.state.python), "-P", "-B", str(SIDE)]
         try:

@@ -7,9 +7,10 @@ Each process is started by itself. Nothing is forked from a process that has tor
 how their libraries happen to lie in memory, and differ from the other side's by the same one per cent in every pair.
 
 Its input is one line, a request: ``runner`` (the process id of who asks), ``port``, ``token``, ``role`` (``probe`` or
-``play``) and ``cell`` (the fields of a Cell, of which this file reads ``model``, ``image_size``, ``num_classes``,
-``batch_size``, ``device``, ``dtype``, ``mode``, ``attention``, ``compile``, ``threads`` and ``seed``). It connects to
-the port of this machine, says the token, builds the model, warms up, and from then on runs only when given a turn.
+``play``), ``installed`` (whether this side has an environment of its own) and ``cell`` (the fields of a Cell, of which
+this file reads ``model``, ``image_size``, ``num_classes``, ``batch_size``, ``device``, ``dtype``, ``mode``,
+``attention``, ``compile``, ``threads`` and ``seed``). It connects to the port of this machine, says the token, builds
+the model, warms up, and from then on runs only when given a turn.
 It ends when the runner does.
 """
 
@@ -68,8 +69,8 @@ def build(cell: dict[str, Any]) -> Any:
     return build_model(name, image_size=size, num_classes=classes)
 
 
-def probe(cell: dict[str, Any], line: Line) -> None:
-    """Build the model once, and tell of it."""
+def probe(cell: dict[str, Any], line: Line, installed: bool = False) -> None:
+    """Build the model once, and tell of it. ``installed``: whether this side has an environment of its own."""
     import torch
 
     try:
@@ -83,7 +84,7 @@ def probe(cell: dict[str, Any], line: Line) -> None:
         event="probed",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         source=file_of(sys.modules.get(type(model).__module__)),
-        own=loads_own_files(bool(cell.get("installed"))),
+        own=loads_own_files(installed),
         torch=torch.__version__,
     )
 
@@ -245,7 +246,10 @@ def run_request(request: dict[str, Any]) -> None:
             line.send(event="failed", reason=f"torch cannot be imported: {error}"[:500], infrastructure=True)
             return
         try:
-            (probe if request["role"] == "probe" else play)(request["cell"], line)
+            if request["role"] == "probe":
+                probe(request["cell"], line, request["installed"])
+            else:
+                play(request["cell"], line)
         except Exception as error:  # the edge: the models are anybody's code
             import traceback
 

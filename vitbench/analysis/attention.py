@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitbench.errors import Unsupported
+from vitbench.fast_path import without_fast_path
 
 #: So many tokens may stand in front of the patches: CLS, one for distillation, registers.
 MOST_EXTRA_TOKENS = 16
@@ -117,7 +118,7 @@ def capture_attention(model: nn.Module, images: Tensor) -> tuple[Any, list[Atten
     model = getattr(model, "_orig_mod", model)  # behind torch.compile nothing could be seen
     recorder = _Recorder(model, images)
     # no_grad and not inference_mode: a module that caches a tensor would keep one that cannot be trained with
-    with evaluating(model), _without_fast_path(), recorder.following(model), torch.no_grad(), recorder:
+    with evaluating(model), without_fast_path(), recorder.following(model), torch.no_grad(), recorder:
         output = model(images)
     return output, _locate(model, images, recorder.events)
 
@@ -397,17 +398,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextlib.contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """nn.MultiheadAttention and nn.TransformerEncoderLayer hide what they call in a fast path: off inside."""
-    was_enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 # --- from what was seen to places in the picture

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from vitbench.fast_path import without_fast_path
 from vitbench.outputs import training_loss
 
 Formula = Callable[[Sequence[Any], Mapping[str, Any], Any], int]
@@ -101,15 +102,12 @@ def count_fused_attention(model: nn.Module, images: Tensor) -> int:
         flops += 2 * math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
         return fused(query, key, value, *args, **kwargs)
 
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention hides its call of it there
     functional.scaled_dot_product_attention = count  # a TorchFunctionMode does not see calls inside of torch's own
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_fast_path():
             model(images)
     finally:
         functional.scaled_dot_product_attention = fused
-        torch.backends.mha.set_fastpath_enabled(fast_path)
     return flops
 
 

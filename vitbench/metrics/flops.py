@@ -120,19 +120,19 @@ def _countable_operators() -> Iterator[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+    from vitbench.fast_path import without_fast_path
+
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if kernel not in flop_registry:
         register_flop_formula(kernel)(_attention_flops)
     onednn: Any = torch.backends.mkldnn
-    before = torch.backends.mha.get_fastpath_enabled(), onednn.enabled
+    before = onednn.enabled
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
         onednn.enabled = False
-        with sdpa_kernel(SDPBackend.MATH):
+        with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before[0])
-        onednn.enabled = before[1]
+        onednn.enabled = before
 
 
 def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any, **kwargs: Any) -> int:

@@ -126,6 +126,7 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
 
 def account_call(subject: Subject) -> TensorPeak:
     """The tensor bytes of one forward pass or training step, as the cell's mode says, which is not the first one."""
+    from vitbench.fast_path import without_fast_path
     from vitbench.tensor_account import TensorAccount, gradients_of, state_of
 
     training = subject.cell.mode == "train"
@@ -135,7 +136,7 @@ def account_call(subject: Subject) -> TensorPeak:
     before = {"weights": [*model.parameters(), *model.buffers()], "batch": [subject.images]}
     if training:
         before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
-    with _without_collector(), TensorAccount(before) as account:
+    with _without_collector(), without_fast_path(), TensorAccount(before) as account:
         output = subject.step() if training else subject.forward()
     del output
     return account.peak(
