@@ -289,8 +289,9 @@ class ErrorOfSum:
     It is taken as one t by Welch and Satterthwaite (Welch 1947). That holds where the numbers of processes were given.
     With ``two_stage`` they were decided by the variances (``processes_for``): a cell that seemed to vary little then
     got few, so that its share of the sum no longer says how well its variance is known, and the error is that of a sum
-    of t's (Chapman 1950, "Some two sample tests", Annals of Mathematical Statistics 21). Simulated, that tells equal
-    programs apart in 3.7 to 4.9 % of cases, Welch's t in up to 8.6 %, where 5 % is said.
+    of t's (Chapman 1950, "Some two sample tests", Annals of Mathematical Statistics 21). Simulated
+    (``benchmarks/two_stage_errors.py``), that tells equal programs apart in 3.7 to 5.0 % of cases, Welch's t in up to
+    8.8 %, where 5 % is said.
     """
 
     parts: tuple[tuple[float, float], ...]

@@ -17,9 +17,9 @@ ERROR_RATE = 0.01
 
 
 #: By how much p-values are multiplied where the first processes decided how many there would be. ``ErrorOfSum`` says
-#: why Welch's are too small then; with what runs differ by beside them they are so by up to 1.2 at 1 %, 1.4 at 0.1 %
-#: and 2.1 at 0.01 %, simulated with five processes and at most 15. The law of such sums itself would be right only
-#: where no limit ends the processes, and finds less than half as much where one does.
+#: why Welch's are too small then; with what runs differ by beside them they are so by up to 1.2 at 1 %, 1.5 at 0.1 %
+#: and 2.4 at 0.01 % (``benchmarks/two_stage_errors.py``: five processes, at most 15). The law of such sums itself would
+#: be right only where no limit ends the processes, and finds less than half as much where one does.
 STAGED = 2.0
 
 
