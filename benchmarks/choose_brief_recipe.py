@@ -15,12 +15,12 @@ import time
 import torch
 
 from vitbench.models import build_model
-from vitbench.training.data import describe_data, load_images
+from vitbench.training.data.datasets import describe_data, load_images
+from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.subsets import choose_stratified
 from vitbench.training.evaluate import evaluate
 from vitbench.training.loop import train
-from vitbench.training.pictures import PictureSet
 from vitbench.training.recipes import load_recipe
-from vitbench.training.subsets import choose_stratified
 
 MODELS = "vit_layer6_32,vit_layer12_32,vit_basic,cifar_vit_tiny,cifar_lightweight_vit,cifar_dynamic_vit_dense"
 

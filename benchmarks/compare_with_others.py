@@ -12,10 +12,10 @@ from torch.utils.benchmark import Timer
 
 from benchmarks.conftest import spread_of_ratios
 from vitbench import build_model
-from vitbench.audit import audit_flops
+from vitbench.analysis.flops_audit import audit_flops
 from vitbench.devices import open_device
 from vitbench.metrics import Budget
-from vitbench.metrics.timing import sample_durations
+from vitbench.metrics.support.timing import sample_durations
 
 MODEL, SIZE = "timm:vit_base_patch16_224", 224
 ROUNDS, CALLS = 20, 5

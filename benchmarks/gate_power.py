@@ -29,11 +29,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitbench.ab.cells import choose_cells, choose_suite
-from vitbench.ab.pairs import BASE, CLOCKS, CONTROL, HEAD, Pair, play_pair
-from vitbench.ab.processes import Side
-from vitbench.ab.sequential import LOOKS, Rule, is_decided, weigh
-from vitbench.ab.worktrees import State
+from vitbench.regression.ab.cells import choose_cells, choose_suite
+from vitbench.regression.ab.pairs import BASE, CLOCKS, CONTROL, HEAD, Pair, play_pair
+from vitbench.regression.ab.processes import Side
+from vitbench.regression.ab.sequential import LOOKS, Rule, is_decided, weigh
+from vitbench.regression.ab.worktrees import State
 
 MODEL = "module:guarded:build"
 #: What is added to the forward pass, by arm.

@@ -19,11 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.test_relative_latency import LOADS
-from vitbench.changes import Change
-from vitbench.compare import compare_runs
-from vitbench.history import Moment, Series, find_steps, read_history
-from vitbench.reports.runs import Run, read_runs
-from vitbench.store import RECORDS
+from vitbench.core.run_folder import RECORDS
+from vitbench.regression.change import Change
+from vitbench.regression.compare import compare_runs
+from vitbench.regression.history import Moment, Series, find_steps, read_history
+from vitbench.reports.model.runs import Run, read_runs
 from vitbench.suites import make_thresholds
 
 TOLERANCES = ("5%", "10%", "25%")

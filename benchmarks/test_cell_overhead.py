@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 from benchmarks.conftest import spread
-from vitbench.conversation import converse, finish
-from vitbench.processes import Launcher, SpawnLauncher, make_launcher
-from vitbench.records import Cell
-from vitbench.static_counts import measure_task
+from vitbench.core.records import Cell
+from vitbench.executors.conversation import converse, finish
+from vitbench.executors.launcher import Launcher, SpawnLauncher, make_launcher
+from vitbench.runner.static_counts import measure_task
 
 CELL = Cell(model="vit_layer6_32", image_size=(32, 32), num_classes=10, batch_size=1, device="cpu", threads=1)
 BUDGET = {"seconds": 0.05, "min_samples": 2, "max_samples": 1000}

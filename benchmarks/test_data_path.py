@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.conftest import paired_ratio
-from vitbench.training.augment import augment, normalise
+from vitbench.training.augmentation.augment import augment, normalise
 
 PICTURES, BATCH, WORKERS = 5120, 128, 2
 #: Our passes for one of theirs, so that both take long enough to be compared.

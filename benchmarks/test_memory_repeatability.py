@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from vitbench.conversation import converse, finish
-from vitbench.processes import Launcher, make_launcher
-from vitbench.records import Cell
-from vitbench.static_counts import measure_task
+from vitbench.core.records import Cell
+from vitbench.executors.conversation import converse, finish
+from vitbench.executors.launcher import Launcher, make_launcher
+from vitbench.runner.static_counts import measure_task
 
 PROCESSES = 10
 CELLS = [("vit_layer6_32", 32, 1), ("vit_layer6_32", 32, 32), ("cifar_vit_tiny", 32, 8), ("vit_base16", 224, 1)]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vitbench.records import Record
-from vitbench.reports.rows import figure
-from vitbench.store import read_records
+from vitbench.core.records import Record
+from vitbench.core.run_folder import read_records
+from vitbench.reports.model.rows import figure
 
 #: The load beside each run.
 LOADS = (

@@ -13,7 +13,7 @@ from benchmarks.conftest import spread_of_ratios
 from vitbench import build_model
 from vitbench.devices import open_device
 from vitbench.metrics import Budget
-from vitbench.metrics.timing import sample_durations
+from vitbench.metrics.support.timing import sample_durations
 
 ROUNDS = 150
 CALLS = 20

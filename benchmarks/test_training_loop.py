@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from benchmarks.conftest import paired_ratio
 from vitbench import build_model
+from vitbench.training.data.pictures import PictureSet
 from vitbench.training.loop import Trainer
-from vitbench.training.pictures import PictureSet
 from vitbench.training.recipes import Recipe
 
 #: Steps of one sample of either side, and pairs of samples.

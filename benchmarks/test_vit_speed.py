@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from benchmarks.conftest import paired_ratio
-from vitbench.models.vit import VisionTransformer
+from vitbench.models.architectures.vit import VisionTransformer
 
 #: name -> (width, depth, heads, patch, image size, batch)
 SHAPES = {

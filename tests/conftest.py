@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 if TYPE_CHECKING:
     from tests.launching import SharedLauncher
-    from vitbench.processes import Launcher
+    from vitbench.executors.launcher import Launcher
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -53,7 +53,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def fork_server() -> Iterator[Launcher]:
     """Workers that may import from the checkout, for the tests that change neither variables nor what is loaded."""
     from tests.launching import ROOT
-    from vitbench.processes import make_launcher
+    from vitbench.executors.launcher import make_launcher
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)

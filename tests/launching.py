@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vitbench import runner
-from vitbench.processes import Launcher, Worker, make_launcher
+from vitbench.executors.launcher import Launcher, Worker, make_launcher
+from vitbench.runner import run as runner
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,5 +60,5 @@ def lending(launcher: Launcher) -> Iterator[list[SharedLauncher]]:
 def left_behind() -> list[psutil.Process]:
     """What this process started and what came of that, less the fork servers, which wait for the next run."""
     own = psutil.Process()
-    servers = [one for one in own.children() if "vitbench.forkserver" in one.cmdline()]
+    servers = [one for one in own.children() if "vitbench.executors.fork_server" in one.cmdline()]
     return [one for one in own.children(recursive=True) if one not in servers and one.status() != psutil.STATUS_ZOMBIE]

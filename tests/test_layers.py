@@ -1,8 +1,10 @@
-"""Imports point down: the layers of the package, and what stays free of torch."""
+"""Imports point down: the rooms of the package from top to bottom, no circles within one, and which load no torch."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -11,96 +13,109 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "vitbench"
 
-#: The layers, the highest first; parts of one layer never import each other.
-LAYERS = [
-    {"__main__"},
-    {"cli"},
-    {"commands"},
-    {"sweeps"},
-    {"trainings"},
-    {"audit", "doctor", "evaluation", "prediction", "attention_pictures", "pytest_plugin"},
-    {"ab", "api", "cards", "listing", "trained", "snapshots"},
-    {"runner"},
-    {"measuring"},
-    {"planning"},
-    {"static_counts", "turns"},
-    {"compare"},
-    {"progress", "conversation", "reports"},
-    {"history"},
-    {"claims", "pytest_benchmark_json", "lockfile", "cell_names"},
-    {"processes", "store", "forkserver", "steps"},
-    {"worker"},
-    {"exact", "estimates"},
-    {"metrics", "models", "training", "analysis", "suites", "statistics"},
-    {"environment", "load"},
-    {"outputs", "other_counters", "tensor_account", "reference", "tracebacks"},
-    {"chaos", "frontier", "lifeline", "stacks", "untrusted", "thresholds"},
-    {"devices"},
-    {"normalisation", "fast_path"},
-    {"registry"},
-    {"records"},
-    {"shapes"},
-    {"errors", "printable", "changes"},
-]
-LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-#: What reads and renders results, and what a command line needs before it measures.
-TORCH_FREE = [
-    "history",
-    "steps",
-    "pytest_benchmark_json",
-    "pytest_plugin",
-    "reports",
-    "compare",
-    "changes",
-    "lockfile",
-    "snapshots",
-    "thresholds",
-    "store",
-    "statistics",
-    "estimates",
-    "suites",
-    "records",
-    "registry",
+#: Top to bottom; a room imports only rooms below it.
+ROOMS = [
+    "__main__",
     "cli",
+    "commands",
+    "api pytest_plugin",
+    "experiments",
+    "regression",
     "runner",
-    "measuring",
-    "load",
+    "reports",
+    "executors",
+    "analysis",
     "metrics",
-    "devices",
+    "suites",
+    "training",
     "models",
+    "devices",
+    "core",
+]
+LEVEL = {part: level for level, parts in enumerate(ROOMS) for part in parts.split()}
+#: Arrows that still point up, by importer and imported.
+EXCEPTIONS = {
+    ("analysis.flops_audit", "executors.worker"),
+    ("analysis.model_summary", "executors.worker"),
+    ("core.files", "devices.cpu"),
+    ("core.run_folder", "executors.chaos"),
+}
+#: What a command line needs before it measures, and what reads and renders results.
+TORCH_FREE = [
+    "cli",
+    "core.records",
+    "core.registry",
+    "core.run_folder",
+    "core.stats.estimates",
+    "core.stats.statistics",
+    "devices",
+    "devices.host.load",
+    "metrics",
+    "models",
+    "pytest_plugin",
+    "regression.change_points",
+    "regression.compare",
+    "regression.history",
+    "regression.lock_file",
+    "regression.pytest_benchmark_json",
+    "regression.snapshot",
+    "reports",
+    "runner.measure",
+    "runner.run",
+    "suites",
+    "suites.thresholds",
 ]
 
 
-def parts_imported_by(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
+def name_of(path: Path) -> str:
+    """``vitbench/core/errors.py`` is ``core.errors``; a package is called after its folder."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+@functools.cache
+def imported_by(module: str, *, at_start: bool = False) -> frozenset[str]:
+    """The modules that ``module`` imports, anywhere in it or, ``at_start``, as it loads."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if at_start and (isinstance(node, ast.FunctionDef) or is_for_types(node)):
+            continue
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [
-                f"{node.module}.{alias.name}" if node.module == "vitbench" else node.module for alias in node.names
-            ]
-        found |= {name.split(".")[1] for name in names if name.startswith("vitbench.")}
-    return found
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name.removeprefix("vitbench.") in MODULES else node.module for name in inner}
+        waiting.extend(ast.iter_child_nodes(node))
+    return frozenset(name.removeprefix("vitbench.") for name in found if name.startswith("vitbench."))
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path: Path) -> None:
-    part = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if part == "__init__":
-        return  # the public names, loaded when they are asked for
-    for other in parts_imported_by(path) - {part, "__version__"}:
-        assert LEVEL[other] > LEVEL[part], f"{part} imports {other}, which is not below it"
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def test_every_part_has_its_layer() -> None:
-    parts = {
-        path.name.removesuffix(".py")
-        for path in ROOT.iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    assert parts - {"__init__"} == set(LEVEL)
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))  # whose names load when they are asked for
+def test_imports_point_down(module: str) -> None:
+    for other in imported_by(module):
+        here, there = module.split(".")[0], other.split(".")[0]
+        if (module, other) not in EXCEPTIONS:
+            assert here == there or LEVEL[there] > LEVEL[here], f"{module} imports {other}, which is not below it"
+
+
+def test_every_exception_is_needed() -> None:
+    assert all(other in imported_by(module) for module, other in EXCEPTIONS)
+
+
+def test_no_imports_go_in_circles() -> None:
+    graph = {module: imported_by(module, at_start=True) & set(MODULES) - {module} for module in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
+
+
+def test_every_part_has_its_room() -> None:
+    assert {module.split(".")[0] for module in MODULES} - {"__init__"} == set(LEVEL)
 
 
 @pytest.mark.parametrize("part", TORCH_FREE)

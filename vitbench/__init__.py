@@ -13,16 +13,16 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 _PUBLIC = {
     "build_model": "vitbench.models",
-    "load_checkpoint": "vitbench.models.checkpoints",
+    "load_checkpoint": "vitbench.models.weights.checkpoints",
     "load_records": "vitbench.reports",
     "measure": "vitbench.api",
-    "run_suite": "vitbench.runner",
-    "train": "vitbench.trainings",
-    "evaluate_model": "vitbench.evaluation",
-    "Cell": "vitbench.records",
-    "Measurement": "vitbench.records",
-    "Record": "vitbench.records",
-    "VitbenchError": "vitbench.errors",
+    "run_suite": "vitbench.runner.run",
+    "train": "vitbench.experiments.training",
+    "evaluate_model": "vitbench.experiments.evaluation",
+    "Cell": "vitbench.core.records",
+    "Measurement": "vitbench.core.records",
+    "Record": "vitbench.core.records",
+    "VitbenchError": "vitbench.core.errors",
 }
 
 __all__ = [
@@ -42,14 +42,14 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vitbench.api import measure
-    from vitbench.errors import VitbenchError
-    from vitbench.evaluation import evaluate_model
+    from vitbench.core.errors import VitbenchError
+    from vitbench.core.records import Cell, Measurement, Record
+    from vitbench.experiments.evaluation import evaluate_model
+    from vitbench.experiments.training import train
     from vitbench.models import build_model
-    from vitbench.models.checkpoints import load_checkpoint
-    from vitbench.records import Cell, Measurement, Record
+    from vitbench.models.weights.checkpoints import load_checkpoint
     from vitbench.reports import load_records
-    from vitbench.runner import run_suite
-    from vitbench.trainings import train
+    from vitbench.runner.run import run_suite
 
 
 def __getattr__(name: str) -> Any:

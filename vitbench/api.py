@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from vitbench.core.errors import DeviceError, UsageError
+from vitbench.core.records import Cell, Measurement, Record, parse_image_size
+from vitbench.core.registry import METRICS
 from vitbench.devices import canonical_device_name, find_devices, open_device
-from vitbench.environment import capture_environment, default_threads, describe_libraries, hash_environment
-from vitbench.errors import DeviceError, UsageError
-from vitbench.records import Cell, Measurement, Record, parse_image_size
-from vitbench.registry import METRICS
+from vitbench.devices.host.environment import capture_environment, default_threads, describe_libraries, hash_environment
 
 if TYPE_CHECKING:
     import torch
 
-    from vitbench.conversation import Outcome
+    from vitbench.core.registry import Metric
     from vitbench.devices import Failure
+    from vitbench.executors.conversation import Outcome
     from vitbench.metrics import Subject
-    from vitbench.registry import Metric
 
 
 def measure(
@@ -106,11 +106,11 @@ def _choose_metrics(asked: Sequence[str] | None) -> list[str]:
 
 
 def _measure_name(name: str, content: dict[str, Any]) -> Record:
-    from vitbench.measuring import CellMeasurer
-    from vitbench.planning import check_before_loading, make_plan
-    from vitbench.processes import make_launcher
-    from vitbench.progress import SilentProgress
-    from vitbench.runner import modules_of
+    from vitbench.executors.launcher import make_launcher
+    from vitbench.runner.measure import CellMeasurer
+    from vitbench.runner.plan import check_before_loading, make_plan
+    from vitbench.runner.progress import SilentProgress
+    from vitbench.runner.run import modules_of
     from vitbench.suites import make_suite
 
     suite = check_before_loading(make_suite({**content, "models": [name]}, "measure()", content))
@@ -126,9 +126,9 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
 def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
     import torch
 
-    from vitbench.measuring import metrics_by_process
     from vitbench.metrics import Budget, Subject
     from vitbench.models import use_attention
+    from vitbench.runner.measure import metrics_by_process
     from vitbench.suites import make_suite
 
     suite = make_suite({**content, "models": ["*"]}, "measure()", content)  # checks every value but the model
@@ -191,7 +191,7 @@ def _take(subject: Subject, groups: Mapping[str, Sequence[Metric]]) -> tuple[lis
     As in a suite: what cannot be counted is absent and leaves the rest alone; after a failure of what runs the model
     nothing else is tried, and its absence is spoken.
     """
-    from vitbench.measuring import ESSENTIAL, complete, not_tried
+    from vitbench.runner.measure import ESSENTIAL, complete, not_tried
 
     found: list[Measurement] = []
     failure: Failure | None = None
@@ -212,8 +212,8 @@ def _take(subject: Subject, groups: Mapping[str, Sequence[Metric]]) -> tuple[lis
 
 def _run(metric: Metric, subject: Subject) -> Outcome:
     """What came of one metric in this process."""
-    from vitbench.conversation import Outcome
-    from vitbench.worker import failure_of, run_metric
+    from vitbench.executors.conversation import Outcome
+    from vitbench.executors.worker import failure_of, run_metric
 
     outcome = Outcome()
     try:
@@ -236,8 +236,8 @@ def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:
     import torch
 
     from vitbench.analysis.attention import evaluating
-    from vitbench.metrics.subject import CHANNELS
-    from vitbench.outputs import heads_of
+    from vitbench.metrics.support.subject import CHANNELS
+    from vitbench.models.outputs import heads_of
 
     reference = next(model.parameters(), torch.empty(0))
     try:

@@ -40,12 +40,12 @@ from vitbench.commands.options import (
     split_integers,
     split_words,
 )
-from vitbench.errors import UsageError, VitbenchError
-from vitbench.printable import one_line, printable, printable_lines
+from vitbench.core.errors import UsageError, VitbenchError
+from vitbench.core.text import one_line, printable, printable_lines
 
 if TYPE_CHECKING:
-    from vitbench.planning import Plan
-    from vitbench.runner import RunSummary
+    from vitbench.runner.plan import Plan
+    from vitbench.runner.run import RunSummary
 
 app = typer.Typer(
     name="vitbench",
@@ -255,8 +255,8 @@ def run(
         "recipe": split_words(recipe),
         "budget": budget,
     }
-    from vitbench.progress import make_progress
-    from vitbench.runner import plan_suite, resume_run, run_suite, terminate_like_interrupt
+    from vitbench.runner.progress import make_progress
+    from vitbench.runner.run import plan_suite, resume_run, run_suite, terminate_like_interrupt
     from vitbench.suites import OPTIONS
 
     if resume is None and (retry is not None or allow_changed_environment):
@@ -326,8 +326,8 @@ def _told(measure: Callable[[], RunSummary]) -> int:
 
 
 def _print_plan(plan: Plan) -> None:
-    from vitbench.frontier import most_attempts, search_label
-    from vitbench.progress import format_duration
+    from vitbench.runner.progress import format_duration
+    from vitbench.suites.batch_search import most_attempts, search_label
 
     bound = plan.suite.frontier.max_batch if plan.suite.frontier else None
     for cell in plan.cells:
@@ -356,7 +356,7 @@ def list_things(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
 ) -> int:
     """List models, suites, recipes, data sets, devices or metrics."""
-    from vitbench import listing
+    from vitbench.commands import listing
 
     print(listing.to_json(what, pattern) if json else printable_lines(listing.to_text(what, pattern)))
     return 0
@@ -382,7 +382,7 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
 ) -> int:
     """Show models: parameters and FLOPs by part, tokens, claims; without allocating their weights."""
-    from vitbench import cards as model_cards
+    from vitbench.analysis import model_summary as model_cards
 
     if allow_import:
         _allow_imports()
@@ -444,7 +444,7 @@ def flops(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
 ) -> int:
     """Audit FLOPs: closed form, dispatcher, fvcore and thop side by side, and why they differ."""
-    from vitbench.audit import audit_flops, audits_to_text
+    from vitbench.analysis.flops_audit import audit_flops, audits_to_text
 
     if allow_import:
         _allow_imports()
@@ -459,8 +459,8 @@ def doctor(
     json: JsonObject = False,
 ) -> int:
     """Look at this machine: its environment, advice, and whether each metric works on each device."""
-    from vitbench.doctor import examine, to_text
-    from vitbench.progress import make_progress
+    from vitbench.runner.doctor import examine, to_text
+    from vitbench.runner.progress import make_progress
 
     result = examine(make_progress())
     print(_as_json(result) if json else printable_lines(to_text(result)))
@@ -483,10 +483,10 @@ def claims(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a claim.")] = False,
 ) -> int:
     """Compare published figures with what is computed."""
-    from vitbench.cards import judge_models
-    from vitbench.claims import to_dict
-    from vitbench.reports.claims import claims_table, count_verdicts, write_claims
-    from vitbench.trainings.records import read_results
+    from vitbench.analysis.claims import to_dict
+    from vitbench.analysis.model_summary import judge_models
+    from vitbench.experiments.training.records import read_results
+    from vitbench.reports.markdown.claims import claims_table, count_verdicts, write_claims
 
     judged = judge_models(split_words(models), read_results(runs or []))
     written = write_claims(judged, out) if out else []  # first: what cannot be written is told alone
@@ -531,7 +531,7 @@ for _command in (ab, train, evaluate, predict, attention, sweep, frontier, histo
 def _weights(path: str | None, pretrained: bool) -> str | None:
     if path is not None and pretrained:
         raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
-    from vitbench.registry import PRETRAINED
+    from vitbench.core.registry import PRETRAINED
 
     return PRETRAINED if pretrained else path
 

@@ -152,7 +152,7 @@ class Guard:
         """
         if self.figures:
             pytest.fail("vitbench(...) takes one model a test: make a second test, or parametrize it", pytrace=False)
-        from vitbench.errors import VitbenchError
+        from vitbench.core.errors import VitbenchError
 
         try:
             return self._guard(model, {**self._defaults, **arguments})
@@ -181,7 +181,7 @@ class Guard:
     def _guard(self, model: torch.nn.Module | str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         import torch
 
-        from vitbench.errors import UsageError
+        from vitbench.core.errors import UsageError
 
         unknown = sorted(set(arguments) - set(ARGUMENTS))
         if unknown:
@@ -246,15 +246,15 @@ class Guard:
 def _make_subject(model: torch.nn.Module | str, arguments: Mapping[str, Any]) -> tuple[Subject, int]:
     import copy
 
+    from vitbench.core.errors import DeviceError, UsageError
+    from vitbench.core.records import ATTENTIONS, DTYPES, Cell, parse_image_size
     from vitbench.devices import canonical_device_name, find_devices, open_device
-    from vitbench.errors import DeviceError, UsageError
     from vitbench.metrics import Subject
     from vitbench.models import build_model, use_attention
-    from vitbench.records import ATTENTIONS, DTYPES, Cell, parse_image_size
 
     size = arguments.get("image_size")
     if isinstance(model, str):
-        from vitbench.registry import is_external, model_registry
+        from vitbench.core.registry import is_external, model_registry
 
         name = model
         if not is_external(name):
@@ -313,12 +313,12 @@ def count_exactly(subject: Subject) -> dict[str, Any]:
     """
     import hashlib
 
-    from vitbench.exact import count_model
+    from vitbench.analysis.exact_counts import count_model
     from vitbench.metrics.memory import account_call
 
     model, run = count_model(subject, [subject.cell], bound=False)
     if "failed" in run:
-        from vitbench.errors import VitbenchError
+        from vitbench.core.errors import VitbenchError
 
         raise VitbenchError(f"The model does not run: {run['failed']}")
     found = {**model["figures"], **run["figures"]}
@@ -352,7 +352,7 @@ def warm_up(call: Callable[[], Any], seconds: float) -> int:
     """
     import time
 
-    from vitbench.statistics import MIN_SAMPLES_FOR_WARMUP, warmup_length
+    from vitbench.core.stats.statistics import MIN_SAMPLES_FOR_WARMUP, warmup_length
 
     samples: list[float] = []
     begin = time.perf_counter()
@@ -374,7 +374,7 @@ def _conditions(subject: Subject) -> dict[str, Any]:
     """Under what the figures hold, for ``extra_info``."""
     import torch
 
-    from vitbench.records import format_image_size
+    from vitbench.core.records import format_image_size
 
     cell = subject.cell
     return {
@@ -484,8 +484,8 @@ class Notes:
         """
         if not self._new:
             return
-        from vitbench.errors import VitbenchError
-        from vitbench.printable import one_line
+        from vitbench.core.errors import VitbenchError
+        from vitbench.core.text import one_line
 
         for path, tests in self._new.items():
             try:
@@ -501,8 +501,8 @@ class Notes:
 
         from filelock import FileLock
 
-        from vitbench.errors import UsageError
-        from vitbench.store import write_atomically
+        from vitbench.core.errors import UsageError
+        from vitbench.core.run_folder import write_atomically
 
         # not beside the tests, where it would be one more file to ignore
         name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
@@ -553,9 +553,9 @@ def _tests(count: int) -> str:
 
 
 def _read_expected(path: Path) -> dict[str, dict[str, Any]]:
-    from vitbench.errors import UsageError
-    from vitbench.shapes import COUNT, OBJECT
-    from vitbench.untrusted import read_json
+    from vitbench.core.errors import UsageError
+    from vitbench.core.files import read_json
+    from vitbench.core.shapes import COUNT, OBJECT
 
     if not path.exists():
         return {}

@@ -21,7 +21,7 @@ from vitbench.analysis.attention import (
     rollout_over_patches,
     softmax_weights,
 )
-from vitbench.errors import Unsupported
+from vitbench.core.errors import Unsupported
 from vitbench.models import build_model, use_attention
 
 

@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from tests.data_dependent_models import KeepsLongTokens, Recurrent
 from vitbench.analysis.flops import OperatorCounter, count_forward
-from vitbench.audit import audit_flops
+from vitbench.analysis.flops_audit import audit_flops
 from vitbench.cli import run_command
+from vitbench.core.records import Cell, Measurement
+from vitbench.core.registry import load_model_cards
+from vitbench.executors.worker import handle, make_subject, run_metric
 from vitbench.metrics.flops import PICTURES, _countable_operators, execute, needs_values
 from vitbench.models import imported
-from vitbench.records import Cell, Measurement
-from vitbench.registry import load_model_cards
-from vitbench.worker import handle, make_subject, run_metric
 
 SIZE = 48
 HERE = "module:tests.data_dependent_models"
@@ -161,7 +161,7 @@ def test_pruning_to_a_fixed_share_stays_on_meta(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("executed")
 
     monkeypatch.setattr("vitbench.metrics.flops.execute", no)
-    monkeypatch.setattr("vitbench.audit.execute", no)
+    monkeypatch.setattr("vitbench.analysis.flops_audit.execute", no)
     names = [card.name for card in load_model_cards() if "Pruned" in card.builder or "dynamic" in card.name]
     assert names
     for name in names:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitbench import audit
 from vitbench.analysis import flops as analysis
+from vitbench.analysis import flops_audit as audit
+from vitbench.analysis.closed_form import closed_form
 from vitbench.analysis.flops import (
     ELEMENTWISE,
     NO_ARITHMETIC,
@@ -20,12 +21,11 @@ from vitbench.analysis.flops import (
     count_fused_attention,
     count_training_step,
 )
-from vitbench.audit import audit_flops
+from vitbench.analysis.flops_audit import audit_flops
 from vitbench.cli import run_command
+from vitbench.core.registry import load_model_cards
+from vitbench.metrics.support.fvcore_thop import OtherCount
 from vitbench.models import build_model
-from vitbench.models.closed_form import closed_form
-from vitbench.other_counters import OtherCount
-from vitbench.registry import load_model_cards
 
 CARDS = {card.name: card for card in load_model_cards()}
 

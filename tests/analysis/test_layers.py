@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.analysis.layers import PARTS, Layer, describe_layers, part_of, sum_parts, tokens_per_block
+from vitbench.core.registry import model_registry
 from vitbench.models import build_model, describe_model
-from vitbench.registry import model_registry
 
 OURS = [
     "vit_layer6_32",

@@ -10,9 +10,9 @@ from torch import nn
 
 from tests.hostile.asking import MODEL, ROOT, SIZE
 from tests.launching import SharedLauncher, lending
-from vitbench import runner
+from vitbench.executors.launcher import Launcher, make_launcher
 from vitbench.models import build_model
-from vitbench.processes import Launcher, make_launcher
+from vitbench.runner import run as runner
 
 
 @pytest.fixture

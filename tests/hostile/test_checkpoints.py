@@ -21,9 +21,9 @@ from torch import nn
 
 from tests.hostile.asking import LONG, MODEL, SIZE, Executed, ask, one_error, within_memory
 from tests.launching import SharedLauncher
-from vitbench.errors import DataError
-from vitbench.models.checkpoints import digest_of, load_checkpoint, save_checkpoint
-from vitbench.trained import open_trained
+from vitbench.core.errors import DataError
+from vitbench.experiments.open_model import open_trained
+from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.training.states import load_state
 
 COMMANDS: dict[str, list[str]] = {

@@ -9,17 +9,17 @@ import pytest
 
 from tests.hostile.asking import MODEL, Executed, ask, one_error
 from tests.reports.fabricate import infer
-from vitbench import store
 from vitbench.cli import run_command
-from vitbench.errors import DataError, UsageError
-from vitbench.planning import check_before_loading
-from vitbench.records import Cell
+from vitbench.core import run_folder as store
+from vitbench.core.errors import DataError, UsageError
+from vitbench.core.records import Cell
 from vitbench.reports import write_report
-from vitbench.runner import resume_run
+from vitbench.runner.plan import check_before_loading
+from vitbench.runner.run import resume_run
 from vitbench.suites import make_suite
-from vitbench.training.data import describe_data, load_images
+from vitbench.training.data.datasets import describe_data, load_images
+from vitbench.training.data.subsets import choose_imbalanced
 from vitbench.training.recipes import load_recipe
-from vitbench.training.subsets import choose_imbalanced
 
 
 @pytest.fixture

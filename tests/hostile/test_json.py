@@ -17,21 +17,22 @@ import torch
 from tests.hostile.asking import ESCAPES, HOSTILE, MODEL, SIZE, ask, one_error
 from tests.reports.fabricate import ENVIRONMENT, cell, full_run, infer, trained, training_cell, write_run
 from tests.reports.paired import paired
-from vitbench import store, worker
-from vitbench.claims import judge_runs
+from vitbench.analysis.claims import judge_runs
+from vitbench.core import run_folder as store
+from vitbench.core.records import Measurement, NoiseCheck, Record
+from vitbench.executors import worker
+from vitbench.experiments.training import LAST, REQUEST, SUMMARY, TrainingRequest, train
+from vitbench.experiments.training.folder import versions
+from vitbench.experiments.training.records import read_training
 from vitbench.models import build_model
-from vitbench.models.checkpoints import save_checkpoint
-from vitbench.records import Measurement, NoiseCheck, Record
-from vitbench.reports.markdown import render_markdown, render_summary
-from vitbench.reports.plots import plan_pictures
-from vitbench.reports.rows import build_rows
-from vitbench.reports.runs import Run
+from vitbench.models.weights.checkpoints import save_checkpoint
+from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.model.rows import build_rows
+from vitbench.reports.model.runs import Run
+from vitbench.reports.plots.tradeoffs import plan_pictures
 from vitbench.reports.table import render_csv, tidy_frame
 from vitbench.training.recipes import load_recipe
 from vitbench.training.states import load_state, save_state
-from vitbench.trainings import LAST, REQUEST, SUMMARY, TrainingRequest, train
-from vitbench.trainings.folder import versions
-from vitbench.trainings.records import read_training
 
 #: Of every kind that JSON has.
 ANYTHING: list[Any] = [None, True, -1, 0.5, 10**400, "", "x", [], ["a"], {}, {"a": [1]}]

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.asking import BASIC, LONG, MODEL, ask, one_error
-from vitbench import store
-from vitbench.prediction import OutputNames
+from vitbench.core import run_folder as store
+from vitbench.experiments.prediction import OutputNames
+from vitbench.experiments.training import TrainingRequest
+from vitbench.experiments.training.folder import default_folder
 from vitbench.training.recipes import load_recipe
-from vitbench.trainings import TrainingRequest
-from vitbench.trainings.folder import default_folder
 
 NAMES = [
     "../x",

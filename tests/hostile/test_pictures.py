@@ -16,13 +16,13 @@ from PIL import Image
 from torch import nn
 
 from tests.hostile.asking import MODEL, SIZE, ask, one_error, within_memory
-from tests.training.folders import make_image_folder
-from vitbench.errors import DataError
+from tests.training.data.folders import make_image_folder
+from vitbench.core.errors import DataError
+from vitbench.experiments.open_model import read_picture
 from vitbench.models import build_model
-from vitbench.models.checkpoints import save_checkpoint
-from vitbench.trained import read_picture
-from vitbench.training.data import describe_data, load_images
-from vitbench.training.folder import PictureFile, decode_picture
+from vitbench.models.weights.checkpoints import save_checkpoint
+from vitbench.training.data.datasets import describe_data, load_images
+from vitbench.training.data.folder import PictureFile, decode_picture
 
 
 def png(path: Path, *chunks: tuple[bytes, bytes], width: int = 4, height: int = 4) -> Path:
@@ -139,7 +139,7 @@ def test_every_command_refuses_a_bomb_in_a_folder(
 
 
 def test_large_pictures_are_decoded_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitbench.training import folder as folders
+    from vitbench.training.data import folder as folders
 
     root = make_image_folder(tmp_path / "pets", train=8, size=(40, 40))
     inside, most, lock = 0, 0, threading.Lock()

@@ -15,9 +15,10 @@ import pytest
 
 from tests.hostile.asking import BASIC, MODEL, ask, one_error
 from tests.launching import SharedLauncher
-from vitbench import store, suites
-from vitbench.errors import SuiteError, UsageError
-from vitbench.planning import check_before_loading
+from vitbench import suites
+from vitbench.core import run_folder as store
+from vitbench.core.errors import SuiteError, UsageError
+from vitbench.runner.plan import check_before_loading
 from vitbench.suites import check_count, count_cells, expand, load_suite, make_suite
 from vitbench.training.recipes import load_recipe
 

@@ -22,19 +22,19 @@ from torch import Tensor, nn
 from tests.hostile.asking import ESCAPES, HOSTILE, MODEL, ask, one_error
 from tests.launching import SharedLauncher
 from tests.reports.fabricate import cell, failed, full_run, infer, trained, training_cell, write_run
-from vitbench import store
 from vitbench.cli import run_command
-from vitbench.printable import csv_text, one_line, printable_lines
-from vitbench.progress import LiveProgress, PlainProgress
-from vitbench.records import Record
+from vitbench.core import run_folder as store
+from vitbench.core.records import Record
+from vitbench.core.text import csv_text, one_line, printable_lines
 from vitbench.reports.format import cell_text, without_paths
-from vitbench.reports.markdown import merge_numbers, render_markdown, render_summary
-from vitbench.reports.plots import plan_pictures, render_png
-from vitbench.reports.rows import build_rows
-from vitbench.reports.runs import Run
+from vitbench.reports.markdown.page import merge_numbers, render_markdown, render_summary
+from vitbench.reports.model.rows import build_rows
+from vitbench.reports.model.runs import Run
+from vitbench.reports.plots.tradeoffs import plan_pictures, render_png
 from vitbench.reports.sweep import sweep_csv, sweep_markdown
 from vitbench.reports.table import render_csv
 from vitbench.reports.training import history_csv, write_curves
+from vitbench.runner.progress import LiveProgress, PlainProgress
 
 
 def raises(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torchvision
 
-from vitbench.errors import ImageSizeError, UnknownNameError, UsageError
+from vitbench.core.errors import ImageSizeError, UnknownNameError, UsageError
 from vitbench.models import build_model, describe_model, use_attention
 
 
 def test_importing_models_and_describing_ours_does_not_load_torch() -> None:
-    code = "import sys, vitbench.models as m, vitbench.models.closed_form; m.describe_model('vit_basic'); "
+    code = "import sys, vitbench.models as m, vitbench.analysis.closed_form; m.describe_model('vit_basic'); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -22,10 +22,11 @@ import torchvision.models.vision_transformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitbench.errors import DataError, StorageError, UsageError
+from vitbench.core.errors import DataError, StorageError, UsageError
 from vitbench.models import build_model
-from vitbench.models.blocks import resize_position_grid
-from vitbench.models.checkpoints import (
+from vitbench.models.architectures.blocks import resize_position_grid
+from vitbench.models.architectures.vit import VisionTransformer
+from vitbench.models.weights.checkpoints import (
     CheckpointError,
     CheckpointReport,
     digest_of,
@@ -35,8 +36,7 @@ from vitbench.models.checkpoints import (
     rename_torchvision_vit,
     save_checkpoint,
 )
-from vitbench.models.layouts import LAYOUTS
-from vitbench.models.vit import VisionTransformer
+from vitbench.models.weights.layouts import LAYOUTS
 
 State = dict[str, Tensor]
 

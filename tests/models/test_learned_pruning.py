@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models import float64_reference as reference
-from vitbench.errors import ImageSizeError
+from vitbench.analysis.closed_form import closed_form
+from vitbench.core.errors import ImageSizeError
 from vitbench.models import build_model, describe_model, use_attention
-from vitbench.models.closed_form import closed_form
-from vitbench.models.learned_pruning import (
+from vitbench.models.architectures.learned_pruning import (
     KEEP,
     DynamicViT,
     KeepPredictor,
@@ -27,7 +27,7 @@ from vitbench.models.learned_pruning import (
     ratio_loss,
     sample_decision,
 )
-from vitbench.models.vit import VisionTransformer
+from vitbench.models.architectures.vit import VisionTransformer
 
 NAMES = ("dynamic_vit_small", "cifar_dynamic_vit_learned")
 every_model = pytest.mark.parametrize("name", NAMES)

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from vitbench.models.closed_form import closed_form
-from vitbench.models.linear_attention import ReLULinearAttention
-from vitbench.registry import model_registry
+from vitbench.analysis.closed_form import closed_form
+from vitbench.core.registry import model_registry
+from vitbench.models.architectures.linear_attention import ReLULinearAttention
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -24,7 +24,7 @@ def test_queries_without_a_positive_entry_give_no_nan(dtype: torch.dtype) -> Non
 
 def test_multiply_adds_grow_linearly_with_tokens_and_break_even_near_the_head_width() -> None:
     linear = model_registry().get("cifar_lightweight_vit")
-    softmax = dataclasses.replace(linear, builder="vitbench.models.vit:VisionTransformer")
+    softmax = dataclasses.replace(linear, builder="vitbench.models.architectures.vit:VisionTransformer")
 
     def saved(side: int) -> int:
         return closed_form(softmax, (side, side), 10).macs - closed_form(linear, (side, side), 10).macs

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer as TorchvisionViT
 
 from vitbench.models import build_model, describe_model
-from vitbench.models.blocks import QuickGELU
-from vitbench.models.checkpoints import rename_torchvision_vit
+from vitbench.models.architectures.blocks import QuickGELU
+from vitbench.models.weights.checkpoints import rename_torchvision_vit
 
 DEPTH = 3
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "quick_gelu": QuickGELU}

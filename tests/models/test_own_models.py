@@ -10,19 +10,19 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models import float64_reference
+from vitbench.analysis.closed_form import closed_form
+from vitbench.core.registry import ModelCard, load_model_cards
 from vitbench.models import build_model, use_attention
-from vitbench.models.closed_form import closed_form
-from vitbench.outputs import heads_of, training_loss
-from vitbench.registry import ModelCard, load_model_cards
+from vitbench.models.outputs import heads_of, training_loss
 
 CARDS = {card.name: card for card in load_model_cards()}
 SMALL = 30_000_000  # parameters up to which a model is really run here
 
 #: Models that are torchvision's own, and one that learns what to prune: these have references of their own.
 ELSEWHERE = (
-    "vitbench.models.vit_b16:build_finetune",
-    "vitbench.models.vit_b16:build_transfer",
-    "vitbench.models.learned_pruning:DynamicViT",
+    "vitbench.models.architectures.vit_b16:build_finetune",
+    "vitbench.models.architectures.vit_b16:build_transfer",
+    "vitbench.models.architectures.learned_pruning:DynamicViT",
 )
 
 every_model = pytest.mark.parametrize("name", CARDS)

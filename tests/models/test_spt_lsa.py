@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from vitbench.errors import ImageSizeError
+from vitbench.core.errors import ImageSizeError
 from vitbench.models import build_model
-from vitbench.models.spt_lsa import LocalitySelfAttention, relative_index, with_diagonal_shifts
+from vitbench.models.architectures.spt_lsa import LocalitySelfAttention, relative_index, with_diagonal_shifts
 
 
 def test_shifted_copies_are_half_a_patch_away_on_the_diagonals() -> None:
@@ -83,7 +83,7 @@ def test_a_distilled_model_gives_two_logits_in_training_and_their_mean_in_evalua
 
 
 def test_unused_norms_and_untrained_scores_are_the_parameters_without_gradient() -> None:
-    from vitbench.cards import show_models
+    from vitbench.analysis.model_summary import show_models
 
     cards = {
         card["model"]: card for card in show_models(["vit_b16_scratch", "cifar_dynamic_vit_dense", "vit_b16_transfer"])

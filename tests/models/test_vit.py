@@ -9,11 +9,11 @@ import torchvision
 from torch import nn
 
 from tests.models import float64_reference
-from vitbench.errors import ImageSizeError
+from vitbench.core.errors import ImageSizeError
 from vitbench.models import build_model, describe_model, use_attention
-from vitbench.models.blocks import Attention, QuickGELU, StochasticDepth, resize_position_grid
-from vitbench.models.checkpoints import rename_torchvision_vit
-from vitbench.models.vit import VisionTransformer
+from vitbench.models.architectures.blocks import Attention, QuickGELU, StochasticDepth, resize_position_grid
+from vitbench.models.architectures.vit import VisionTransformer
+from vitbench.models.weights.checkpoints import rename_torchvision_vit
 
 
 @pytest.mark.parametrize("side", [224, 96])

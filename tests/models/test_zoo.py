@@ -15,12 +15,12 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitbench.cards import count_model
-from vitbench.errors import ImageSizeError, UnknownNameError, UsageError
+from vitbench.analysis.model_summary import count_model
+from vitbench.core.errors import ImageSizeError, UnknownNameError, UsageError
+from vitbench.core.run_folder import read_records
 from vitbench.models import build_model, describe_model, use_attention
 from vitbench.models.zoo import match_external
-from vitbench.runner import plan_suite
-from vitbench.store import read_records
+from vitbench.runner.run import plan_suite
 
 
 @pytest.mark.parametrize(

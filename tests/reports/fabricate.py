@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitbench.records import Cell, Measurement, Record
-from vitbench.reports.runs import Run
+from vitbench.core.records import Cell, Measurement, Record
+from vitbench.reports.model.runs import Run
 
 #: name -> (parameters, FLOPs at 32 px)
 MODELS = {

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.reports.fabricate import ok, size
-from vitbench.load import OTHER_LOAD, STEAL
-from vitbench.records import Cell, Measurement, NoiseCheck, Record
+from vitbench.core.records import Cell, Measurement, NoiseCheck, Record
+from vitbench.devices.host.load import OTHER_LOAD, STEAL
 
 #: What the reference takes in each turn, in seconds.
 REFERENCE_S = 0.01

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.reports.fabricate import MODELS, cell, full_run, infer, ok, write_run
-from vitbench.claims import Judgement, Verdict, count_by_formula, judge_card
-from vitbench.errors import RunFolderError
-from vitbench.records import Measurement, Record
-from vitbench.registry import Claim, load_model_cards
+from vitbench.analysis.claims import Judgement, Verdict, count_by_formula, judge_card
+from vitbench.core.errors import RunFolderError
+from vitbench.core.records import Measurement, Record
+from vitbench.core.registry import Claim, load_model_cards
 from vitbench.reports import write_report
-from vitbench.reports.claims import (
+from vitbench.reports.format import NOT_ASKED
+from vitbench.reports.markdown.claims import (
     HOW_TO_READ,
     claims_page,
     claims_table,
@@ -24,9 +25,8 @@ from vitbench.reports.claims import (
     quantity_text,
     write_claims,
 )
-from vitbench.reports.format import NOT_ASKED
-from vitbench.reports.markdown import render_markdown
-from vitbench.reports.runs import Run
+from vitbench.reports.markdown.page import render_markdown
+from vitbench.reports.model.runs import Run
 
 CARDS = {card.name: card for card in load_model_cards()}
 HEADING = "## Published figures"

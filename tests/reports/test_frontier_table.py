@@ -11,12 +11,12 @@ import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, full_run, infer, ok, size
 from tests.reports.paired import tables
-from vitbench.frontier import BOUND, expected_attempts
-from vitbench.records import Cell, Measurement, Record
-from vitbench.reports.frontier import find_searches, frontier_section, without_bounds
-from vitbench.reports.markdown import render_markdown, render_summary
-from vitbench.reports.runs import Run
+from vitbench.core.records import Cell, Measurement, Record
+from vitbench.reports.markdown.batch_search import find_searches, frontier_section, without_bounds
+from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.model.runs import Run
 from vitbench.reports.table import render_csv
+from vitbench.suites.batch_search import BOUND, expected_attempts
 
 CAP = "RLIMIT_DATA beyond the worker's size after imports"
 LIMIT = 512 * 2**20

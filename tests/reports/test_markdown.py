@@ -23,10 +23,10 @@ from tests.reports.fabricate import (
     wobble,
 )
 from tests.reports.paired import tables
-from vitbench.records import STATUSES, Measurement
-from vitbench.reports.markdown import merge_numbers, render_markdown, render_summary
-from vitbench.reports.rows import SHOWN
-from vitbench.reports.runs import Run
+from vitbench.core.records import STATUSES, Measurement
+from vitbench.reports.markdown.page import merge_numbers, render_markdown, render_summary
+from vitbench.reports.model.rows import SHOWN
+from vitbench.reports.model.runs import Run
 from vitbench.reports.table import render_csv
 
 Golden = Callable[[str, str], None]

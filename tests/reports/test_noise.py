@@ -9,11 +9,11 @@ import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size
 from tests.reports.paired import REFERENCE_S, TURNS, check, loads, paired, tables, timed
-from vitbench.load import GPU_SLOWED
-from vitbench.records import Measurement, Record
-from vitbench.reports.markdown import render_markdown, render_summary
-from vitbench.reports.noise import certify, disturbances, noise_floors, noise_section
-from vitbench.reports.runs import Run
+from vitbench.core.records import Measurement, Record
+from vitbench.devices.host.load import GPU_SLOWED
+from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.model.noise import certify, disturbances, noise_floors, noise_section
+from vitbench.reports.model.runs import Run
 
 Golden = Callable[[str, str], None]
 #: The 97.5 % quantile of Student's t with two degrees of freedom.

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reports.fabricate import ENVIRONMENT, cell, failed, full_run, infer, trained, training_cell
-from vitbench.records import Record
-from vitbench.reports.pareto import pareto_front
-from vitbench.reports.plots import Picture, Point, plan_pictures, render_png, why_no_pictures
-from vitbench.reports.rows import build_rows
-from vitbench.reports.runs import Run
+from vitbench.core.records import Record
+from vitbench.reports.model.pareto import pareto_front
+from vitbench.reports.model.rows import build_rows
+from vitbench.reports.model.runs import Run
+from vitbench.reports.plots.tradeoffs import Picture, Point, plan_pictures, render_png, why_no_pictures
 
 small_numbers = st.integers(0, 6).map(float)
 

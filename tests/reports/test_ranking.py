@@ -12,14 +12,14 @@ import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, infer, ok, size, trained, training_cell
 from tests.reports.paired import METHOD, TURNS, check, paired, tables, timed
-from vitbench.records import Measurement, Record
-from vitbench.reports.markdown import render_markdown
-from vitbench.reports.plots import plan_pictures
-from vitbench.reports.ranking import Place, places, ratio_of, tells_apart
-from vitbench.reports.rows import Figure, build_rows, figure
-from vitbench.reports.runs import Run
+from vitbench.core.records import Measurement, Record
+from vitbench.core.stats.statistics import BETWEEN_PROCESSES, BETWEEN_RUNS, WITHIN_PROCESS, Ratio
+from vitbench.reports.markdown.page import render_markdown
+from vitbench.reports.model.ranking import Place, places, ratio_of, tells_apart
+from vitbench.reports.model.rows import Figure, build_rows, figure
+from vitbench.reports.model.runs import Run
+from vitbench.reports.plots.tradeoffs import plan_pictures
 from vitbench.reports.table import render_csv, tidy_frame
-from vitbench.statistics import BETWEEN_PROCESSES, BETWEEN_RUNS, WITHIN_PROCESS, Ratio
 
 EXACT = (1.0, 1.0, 1.0)
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, trained, training_cell
-from vitbench.estimates import BY_CLASS_KIND
-from vitbench.records import Measurement, Record
-from vitbench.reports.markdown import render_markdown, render_summary
-from vitbench.reports.recipes import training_section
-from vitbench.reports.rows import Row, build_rows, figure
-from vitbench.reports.runs import Run
+from vitbench.core.records import Measurement, Record
+from vitbench.core.stats.estimates import BY_CLASS_KIND
+from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.markdown.recipes import training_section
+from vitbench.reports.model.rows import Row, build_rows, figure
+from vitbench.reports.model.runs import Run
 from vitbench.reports.table import render_csv, tidy_frame
 from vitbench.training.recipes import load_recipe
 

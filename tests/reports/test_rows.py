@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from tests.reports.fabricate import cell, failed, infer, ok, size, train_step, trained, training_cell
-from vitbench.records import Measurement, Record
-from vitbench.reports.rows import Row, build_rows, figure, shared_test_data, varying_axes
-from vitbench.reports.runs import Run
-from vitbench.statistics import WILSON, wilson_interval
+from vitbench.core.records import Measurement, Record
+from vitbench.core.stats.statistics import WILSON, wilson_interval
+from vitbench.reports.model.rows import Row, build_rows, figure, shared_test_data, varying_axes
+from vitbench.reports.model.runs import Run
 
 
 def rows_of(*records: Record) -> list[Row]:

@@ -24,10 +24,10 @@ from tests.reports.fabricate import (
     write_run,
 )
 from tests.reports.paired import loads
-from vitbench.errors import RunFolderError
-from vitbench.records import Cell, Measurement, Record
+from vitbench.core.errors import RunFolderError
+from vitbench.core.records import Cell, Measurement, Record
 from vitbench.reports import load_records, write_report
-from vitbench.reports.runs import Run, run_names
+from vitbench.reports.model.runs import Run, run_names
 from vitbench.reports.table import render_csv, tidy_frame
 
 

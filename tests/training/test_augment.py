@@ -12,7 +12,7 @@ import torchvision
 import torchvision.transforms.functional as TF
 import torchvision.transforms.v2.functional as V
 
-from vitbench.training.augment import (
+from vitbench.training.augmentation.augment import (
     AUGMENTATIONS,
     AugmentSettings,
     adjust_colours,
@@ -26,7 +26,14 @@ from vitbench.training.augment import (
     rotate_by,
     shift_and_crop,
 )
-from vitbench.training.randaugment import GEOMETRIC, OPERATIONS, SIGNED, apply_operation, randaugment, strength_of
+from vitbench.training.augmentation.randaugment import (
+    GEOMETRIC,
+    OPERATIONS,
+    SIGNED,
+    apply_operation,
+    randaugment,
+    strength_of,
+)
 
 
 def _noise(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
@@ -230,7 +237,7 @@ def test_the_order_of_a_jitter_is_drawn_for_each_batch(monkeypatch: pytest.Monke
         orders.add(tuple(name for name, _ in changes))
         return adjust_colours(images, changes)
 
-    monkeypatch.setattr("vitbench.training.augment.adjust_colours", note)
+    monkeypatch.setattr("vitbench.training.augmentation.augment.adjust_colours", note)
     for seed in range(60):
         jitter(_noise(2, 4, 4), torch.Generator().manual_seed(seed), 0.2)
     assert orders == set(itertools.permutations(["brightness", "contrast", "saturation"]))

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from tests.training.tiny import PatchClassifier, random_pictures
-from vitbench.errors import DataError
+from vitbench.core.errors import DataError
+from vitbench.training.data.pictures import PictureSet
 from vitbench.training.evaluate import Answers, Evaluation, collect_answers, evaluate
-from vitbench.training.pictures import PictureSet
 
 
 class Fixed(nn.Module):

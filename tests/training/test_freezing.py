@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 from vitbench.models import build_model
 from vitbench.training.freezing import features_of, find_heads, freeze_parameters
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitbench.errors import DataError
-from vitbench.training.data import describe_data, load_training_images
-from vitbench.training.subsets import choose_imbalanced, imbalanced_counts
+from vitbench.core.errors import DataError
+from vitbench.training.data.datasets import describe_data, load_training_images
+from vitbench.training.data.subsets import choose_imbalanced, imbalanced_counts
 
 
 def test_linear_10_of_cifar_10_is_what_is_published() -> None:

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from tests.training.tiny import PatchClassifier, random_pictures
-from vitbench.errors import DataError, VitbenchError
+from vitbench.core.errors import DataError, VitbenchError
 from vitbench.models import build_model
-from vitbench.training.augment import normalise
-from vitbench.training.data import describe_data, load_images
+from vitbench.training.augmentation.augment import normalise
+from vitbench.training.data.datasets import describe_data, load_images
+from vitbench.training.data.pictures import PictureSet
 from vitbench.training.evaluate import evaluate
 from vitbench.training.loop import Trainer, TrainingDiverged, TrainingResult, train
 from vitbench.training.optimizers import hidden_matrices, make_optimizers
 from vitbench.training.order import batches
-from vitbench.training.pictures import PictureSet
 from vitbench.training.recipes import Recipe, load_recipe
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from vitbench.errors import UsageError
-from vitbench.training.augment import AUGMENTATIONS
+from vitbench.core.errors import UsageError
+from vitbench.training.augmentation.augment import AUGMENTATIONS
 from vitbench.training.recipes import (
     Augmentation,
     Recipe,

@@ -13,12 +13,12 @@ from torch import nn
 
 from tests.training.tiny import PatchClassifier, random_pictures
 from vitbench.models import build_model
-from vitbench.models.blocks import StochasticDepth
-from vitbench.training.augment import normalise
+from vitbench.models.architectures.blocks import StochasticDepth
+from vitbench.training.augmentation.augment import normalise
+from vitbench.training.data.pictures import PictureSet
 from vitbench.training.loop import Trainer, random_state, set_random_state, train
 from vitbench.training.optimizers import regularise
 from vitbench.training.order import batches
-from vitbench.training.pictures import PictureSet
 from vitbench.training.recipes import Recipe
 
 

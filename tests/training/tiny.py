@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vitbench.training.pictures import PictureSet
+from vitbench.training.data.pictures import PictureSet
 
 
 class PatchClassifier(nn.Module):

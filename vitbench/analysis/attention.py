@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vitbench.errors import Unsupported
-from vitbench.fast_path import without_fast_path
+from vitbench.core.errors import Unsupported
+from vitbench.models.fast_path import without_fast_path
 
 #: So many tokens may stand in front of the patches: CLS, one for distillation, registers.
 MOST_EXTRA_TOKENS = 16

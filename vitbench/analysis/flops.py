@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vitbench.fast_path import without_fast_path
-from vitbench.outputs import training_loss
+from vitbench.models.fast_path import without_fast_path
+from vitbench.models.outputs import training_loss
 
 Formula = Callable[[Sequence[Any], Mapping[str, Any], Any], int]
 

@@ -10,7 +10,7 @@ import typer
 
 from vitbench.commands.gates import Everything, Inconclusive, JsonFile, Junit, Markdown
 from vitbench.commands.options import AllowImport, split_integers, split_words
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 EPILOG = (
     "Examples:  vitbench ab --base main --models vit_layer6_32   |   "
@@ -113,16 +113,16 @@ def _compare(
     *, allow_import: bool, install: bool, margin: str | None, thresholds: list[str], max_seconds: float | None,
     seed: int, everything: bool, inconclusive: str, out: Path | None,
 ) -> int:  # fmt: skip
-    from vitbench.ab.cells import check_options, choose_cells, choose_suite, make_trials
-    from vitbench.ab.page import notes_on, write_report
-    from vitbench.ab.pairs import BASE, HEAD
-    from vitbench.ab.session import Comparison, describe, write_facts
-    from vitbench.ab.worktrees import InfrastructureError, check_out
     from vitbench.commands.gates import publish
-    from vitbench.printable import one_line
-    from vitbench.runner import new_folder, terminate_like_interrupt
+    from vitbench.core.text import one_line
+    from vitbench.regression.ab.cells import check_options, choose_cells, choose_suite, make_trials
+    from vitbench.regression.ab.page import notes_on, write_report
+    from vitbench.regression.ab.pairs import BASE, HEAD
+    from vitbench.regression.ab.session import Comparison, describe, write_facts
+    from vitbench.regression.ab.worktrees import InfrastructureError, check_out
+    from vitbench.runner.run import new_folder, terminate_like_interrupt
     from vitbench.suites import check_thresholds, make_thresholds
-    from vitbench.thresholds import parse_option, parse_tolerance
+    from vitbench.suites.thresholds import parse_option, parse_tolerance
 
     live = sys.stderr.isatty()
 

@@ -63,7 +63,7 @@ def attention(
 
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
         allow_imports()
-    from vitbench.attention_pictures import draw_attention, to_dict, to_text
+    from vitbench.experiments.attention_figures import draw_attention, to_dict, to_text
 
     report = draw_attention(
         model,

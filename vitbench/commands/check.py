@@ -10,10 +10,10 @@ import typer
 
 from vitbench.commands.gates import Everything, JsonFile, Junit, Markdown
 from vitbench.commands.options import AllowImport
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitbench.lockfile import Lock, Rule
+    from vitbench.regression.lock_file import Lock, Rule
 
 EPILOG = (
     "Examples:  vitbench check   |   vitbench check vitbench.lock.json --markdown comment.md --junit check.xml   |   "
@@ -45,7 +45,7 @@ def check(
     Exit codes: 0 fine, 1 something differs, 2 wrong usage, 4 the machine did not let us count.
     """
     from vitbench.commands.gates import choose_outputs, guarded
-    from vitbench.lockfile import DEFAULT_NAME, parse_rule, read_lock
+    from vitbench.regression.lock_file import DEFAULT_NAME, parse_rule, read_lock
 
     rules = [parse_rule(text) for text in accepted or ()]
     path = lock or Path(DEFAULT_NAME)
@@ -63,10 +63,10 @@ def _check(
     from datetime import UTC, datetime
 
     from vitbench.commands.gates import publish
-    from vitbench.lockfile import accept, compare_locks, remaining, write_lock
-    from vitbench.printable import one_line
-    from vitbench.runner import terminate_like_interrupt
-    from vitbench.snapshots import notes_on, repeat_snapshot
+    from vitbench.core.text import one_line
+    from vitbench.regression.lock_file import accept, compare_locks, remaining, write_lock
+    from vitbench.regression.snapshot import notes_on, repeat_snapshot
+    from vitbench.runner.run import terminate_like_interrupt
 
     def note(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)

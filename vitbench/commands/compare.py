@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitbench.commands.gates import Everything, Inconclusive, JsonFile, Junit, Markdown
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitbench.records import Record
+    from vitbench.core.records import Record
     from vitbench.suites import Threshold
 
 EPILOG = (
@@ -55,8 +55,8 @@ def compare(
     tables = [_table(option) for option in threshold or []]
 
     def gate() -> int:
-        from vitbench.compare import compare_runs, read_thresholds
-        from vitbench.reports.runs import read_runs
+        from vitbench.regression.compare import compare_runs, read_thresholds
+        from vitbench.reports.model.runs import read_runs
 
         own = read_thresholds(head)
         before, after = read_runs([base, head])
@@ -79,7 +79,7 @@ def compare(
 
 def _table(option: str) -> dict[str, Any]:
     """A --threshold as a table. Raises UsageError for what is none, or is about what compare never gates."""
-    from vitbench.thresholds import RELATIVE, nature_of, parse_option
+    from vitbench.suites.thresholds import RELATIVE, nature_of, parse_option
 
     table = parse_option(option)
     metric = table["metric"]

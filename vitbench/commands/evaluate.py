@@ -61,8 +61,8 @@ def evaluate(
 
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
         allow_imports()
-    from vitbench.evaluation import evaluate_model
-    from vitbench.printable import one_line
+    from vitbench.core.text import one_line
+    from vitbench.experiments.evaluation import evaluate_model
     from vitbench.reports.evaluation import evaluation_text, make_folder, write_evaluation
 
     if out is not None:

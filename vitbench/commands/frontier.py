@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitbench.commands.options import AllowImport, split_words
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitbench.runner import RunSummary
+    from vitbench.runner.run import RunSummary
     from vitbench.suites import Suite
 
 EPILOG = (
@@ -69,8 +69,8 @@ def frontier(
     ] = None,
 ) -> int:
     """Find the largest batch that fits into memory, to one image, and what it takes."""
-    from vitbench.progress import make_progress
-    from vitbench.runner import resume_run, run_prepared, terminate_like_interrupt
+    from vitbench.runner.progress import make_progress
+    from vitbench.runner.run import resume_run, run_prepared, terminate_like_interrupt
 
     given: dict[str, Any] = {
         "models": split_words(models or None),
@@ -109,7 +109,7 @@ def _make_suite(given: dict[str, Any]) -> Suite:
 
 def _told(summary: RunSummary) -> int:
     """Print the tables and what was written; returns the exit code."""
-    from vitbench.printable import printable
+    from vitbench.core.text import printable
     from vitbench.reports import summary_tables
 
     print(summary_tables([summary.folder]))

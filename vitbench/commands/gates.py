@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitbench.errors import UsageError, VitbenchError
+from vitbench.core.errors import UsageError, VitbenchError
 
 if TYPE_CHECKING:
-    from vitbench.changes import Change
+    from vitbench.regression.change import Change
 
 #: What --markdown and --json take for the standard output.
 STDOUT = Path("-")
@@ -69,9 +69,9 @@ def publish(
     """Print the table (or the Markdown or JSON that goes to the standard output), write the files, say what is
     inconclusive with ``advice`` on how to learn more; the exit code.
     """
-    from vitbench.changes import exit_code
-    from vitbench.printable import one_line, printable_lines
-    from vitbench.reports.changes import changes_json, changes_markdown, changes_table, write_changes
+    from vitbench.core.text import one_line, printable_lines
+    from vitbench.regression.change import exit_code
+    from vitbench.regression.change_page import changes_json, changes_markdown, changes_table, write_changes
 
     code = exit_code(changes, inconclusive_fails=inconclusive == "fail")
     facts = {**facts, "exit_code": code}
@@ -99,8 +99,8 @@ def guarded(gate: Callable[[], int]) -> int:
 
     UsageError and KeyboardInterrupt go on as ever.
     """
-    from vitbench.changes import INFRASTRUCTURE
-    from vitbench.printable import one_line
+    from vitbench.core.text import one_line
+    from vitbench.regression.change import INFRASTRUCTURE
 
     try:
         return gate()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitbench.commands.options import split_words
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitbench.history import Found
+    from vitbench.regression.history import Found
 
 EPILOG = (
     "Examples:  vitbench history runs   |   vitbench history runs --metric 'relative_*,params' --out history   |   "
@@ -48,10 +48,10 @@ def history(
     ] = None,
 ) -> int:
     """Show when figures changed over many runs, and at which commit. Advice: the exit code is 0 whatever it finds."""
-    from vitbench.history import find_runs, make_history
-    from vitbench.printable import one_line, printable, printable_lines
-    from vitbench.reports.history import history_json, render_terminal, write_history
-    from vitbench.store import write_atomically
+    from vitbench.core.run_folder import write_atomically
+    from vitbench.core.text import one_line, printable, printable_lines
+    from vitbench.regression.history import find_runs, make_history
+    from vitbench.regression.history_page import history_json, render_terminal, write_history
 
     runs = find_runs(folders)
     found = make_history(runs, metrics=split_words(metric), models=split_words(models))
@@ -82,7 +82,7 @@ def _export(found: Found, models: list[str] | None, place: Path) -> list[Path]:
     """Write the run folders as pytest-benchmark would have; returns the new files."""
     import fnmatch
 
-    from vitbench.pytest_benchmark_json import to_benchmarks, write_file, write_storage
+    from vitbench.regression.pytest_benchmark_json import to_benchmarks, write_file, write_storage
 
     patterns = models or ["*"]
     runs = [

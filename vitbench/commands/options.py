@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 AllowImport = Annotated[
     bool, typer.Option("--allow-import", help="Let module:package.module:function names import code of your own.")

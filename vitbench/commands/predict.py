@@ -17,7 +17,7 @@ from vitbench.commands.options import (
     ReplaceHead,
     WeightsOfModel,
 )
-from vitbench.errors import UsageError, VitbenchError
+from vitbench.core.errors import UsageError, VitbenchError
 
 EPILOG = (
     "Examples:  vitbench predict vit_layer6_32 --weights best.safetensors cat.jpg dog.jpg   |   "
@@ -78,10 +78,10 @@ def predict(
 
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
         allow_imports()
-    from vitbench import prediction
-    from vitbench.printable import one_line
+    from vitbench.core.text import one_line
+    from vitbench.experiments import prediction
+    from vitbench.experiments.open_model import open_trained
     from vitbench.reports.evaluation import make_folder
-    from vitbench.trained import open_trained
 
     if out is not None:
         make_folder(out)  # first: what cannot be written is told before the work

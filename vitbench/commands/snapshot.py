@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitbench.commands.options import AllowImport, split_integers, split_words
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 EPILOG = (
     "Examples:  vitbench snapshot   |   vitbench snapshot --suite smoke -o smoke.lock.json   |   "
@@ -41,10 +41,10 @@ def snapshot(
     """Write the exact figures of a suite's models (no device, no timing) into a lock for vitbench check."""
     from dataclasses import replace
 
-    from vitbench.lockfile import DEFAULT_NAME, read_lock, write_lock
-    from vitbench.printable import one_line, printable
-    from vitbench.runner import terminate_like_interrupt
-    from vitbench.snapshots import take_snapshot
+    from vitbench.core.text import one_line, printable
+    from vitbench.regression.lock_file import DEFAULT_NAME, read_lock, write_lock
+    from vitbench.regression.snapshot import take_snapshot
+    from vitbench.runner.run import terminate_like_interrupt
 
     overrides: dict[str, Any] = {
         "models": split_words(models),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitbench.commands.options import AllowImport, Download, ReplaceHead, refuse_twice
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 EPILOG = (
     "Examples:  vitbench sweep vit_basic_tutorial --data digits --set lr=1e-2,1e-3 --set batch_size=32,64   |   "
@@ -70,9 +70,9 @@ def sweep(
     ] = None,
 ) -> int:
     """Train a model under several settings and compare them."""
-    from vitbench.sweeps import expand_settings, plan_sweep, resume_sweep, start_sweep
-    from vitbench.trainings import TrainingRequest
-    from vitbench.trainings.progress import make_training_progress
+    from vitbench.experiments.sweep import expand_settings, plan_sweep, resume_sweep, start_sweep
+    from vitbench.experiments.training import TrainingRequest
+    from vitbench.experiments.training.progress import make_training_progress
 
     given: dict[str, Any] = {
         "data_dir": data_dir,
@@ -91,7 +91,7 @@ def sweep(
     if allow_import:
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
 
-    from vitbench.printable import one_line
+    from vitbench.core.text import one_line
 
     def say(text: str) -> None:
         print(one_line(text), file=sys.stderr, flush=True)
@@ -124,7 +124,7 @@ def sweep(
             for one in changes:
                 refuse_twice(fixed, one)
             if amp:
-                from vitbench.trained import find_device
+                from vitbench.experiments.open_model import find_device
 
                 given["amp"] = find_device(device or "auto").amp_dtype
             request = TrainingRequest(

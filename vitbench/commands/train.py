@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitbench.commands.options import AllowImport, Download, ReplaceHead, refuse_twice
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 EPILOG = (
     "Examples:  vitbench train vit_basic_tutorial   |   "
@@ -141,8 +141,8 @@ def train(
     if amp_dtype is not None and (not amp or amp_dtype not in ("bf16", "fp16")):
         raise UsageError(f"--amp-dtype {amp_dtype}: give bf16 or fp16, together with --amp")
 
+    from vitbench.experiments.training import TrainingRequest
     from vitbench.training.recipes import check_settings, load_recipe, parse_settings
-    from vitbench.trainings import TrainingRequest
 
     changes = parse_settings(settings or [])
     refuse_twice({"validation": validation, "imbalance": imbalance, "seed": seed}, changes)
@@ -169,21 +169,21 @@ def _amp(wanted: bool, dtype: str | None, device: str) -> str:
         return "off"
     if dtype is not None:
         return dtype
-    from vitbench.trained import find_device
+    from vitbench.experiments.open_model import find_device
 
     return find_device(device).amp_dtype
 
 
 def _start(request: Any, out: Path | None) -> Any:
-    from vitbench.trainings import start_training
-    from vitbench.trainings.progress import make_training_progress
+    from vitbench.experiments.training import start_training
+    from vitbench.experiments.training.progress import make_training_progress
 
     return start_training(request, out, make_training_progress())
 
 
 def _resume(folder: Path, **options: Any) -> Any:
-    from vitbench.trainings import resume_training
-    from vitbench.trainings.progress import make_training_progress
+    from vitbench.experiments.training import resume_training
+    from vitbench.experiments.training.progress import make_training_progress
 
     return resume_training(folder, make_training_progress(), **options)
 
@@ -198,7 +198,7 @@ def _told(work: Any) -> int:
     if not summary.figures:
         return 0  # not the first of several processes
     last, total = summary.figures["last"], summary.figures["test_images"]
-    from vitbench.printable import one_line  # a folder from elsewhere may hold any text
+    from vitbench.core.text import one_line  # a folder from elsewhere may hold any text
 
     what = one_line(f"{summary.figures['model']} on {summary.figures['data']}")
     print(

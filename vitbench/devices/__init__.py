@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from vitbench.core.errors import DeviceError
+from vitbench.core.registry import DEVICES
 from vitbench.devices.base import Device, Failure, split_name
-from vitbench.errors import DeviceError
-from vitbench.registry import DEVICES
 
 __all__ = [
     "Device",

@@ -7,6 +7,7 @@ import re
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vitbench.core.errors import DeviceError, Unsupported
 from vitbench.devices.failures import (
     OUT_OF_MEMORY,
     ErrorTexts,
@@ -15,7 +16,6 @@ from vitbench.devices.failures import (
     explain_exception,
     explain_last_words,
 )
-from vitbench.errors import DeviceError, Unsupported
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vitbench.core.errors import Unsupported
+from vitbench.core.registry import DEVICES
 from vitbench.devices.base import Device, parse_kibibytes
-from vitbench.errors import Unsupported
-from vitbench.registry import DEVICES
 
 PROC_SELF = Path("/proc/self")
 POWERCAP = Path("/sys/class/powercap")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from typing import Any, ClassVar
 
+from vitbench.core.errors import DeviceError, Unsupported
+from vitbench.core.registry import DEVICES
 from vitbench.devices.base import Device, split_name
 from vitbench.devices.failures import AT_LINE
-from vitbench.devices.nvml import energy_joules, process_memory, settings
-from vitbench.errors import DeviceError, Unsupported
-from vitbench.registry import DEVICES
+from vitbench.devices.host.nvml import energy_joules, process_memory, settings
 
 #: How CUDA's and ROCm's own words come through torch and through triton.
 _SAYS = r"(?:(?:CUDA|HIP)(?: driver)? error: |Triton Error \[(?:CUDA|HIP)\]: )"

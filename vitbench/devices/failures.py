@@ -13,8 +13,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from vitbench.errors import Unsupported, VitbenchError
-from vitbench.records import Status
+from vitbench.core.errors import Unsupported, VitbenchError
+from vitbench.core.records import Status
 
 #: (pattern, status, cause): a pattern is looked for in ``describe_error``'s text, upper and lower case alike.
 ErrorTexts = tuple[tuple[str, Status, str], ...]

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vitbench.core.errors import DeviceError
+from vitbench.core.registry import DEVICES
 from vitbench.devices.base import Device
 from vitbench.devices.cpu import chip_name
 from vitbench.devices.failures import AT_LINE
-from vitbench.errors import DeviceError
-from vitbench.registry import DEVICES
 
 if TYPE_CHECKING:
     import torch

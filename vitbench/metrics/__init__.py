@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from vitbench.metrics.subject import Budget, NotFiniteError, Subject, Trainer
+from vitbench.metrics.support.subject import Budget, NotFiniteError, Subject, Trainer
 
 __all__ = ["Budget", "NotFiniteError", "Subject", "Trainer"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vitbench.errors import Unsupported
-from vitbench.metrics.subject import NotFiniteError, Subject
-from vitbench.records import Measurement
-from vitbench.registry import METRICS
+from vitbench.core.errors import Unsupported
+from vitbench.core.records import Measurement
+from vitbench.core.registry import METRICS
+from vitbench.metrics.support.subject import NotFiniteError, Subject
 
 #: Classes whose sizes have this ratio at most are told as equally large; of no more classes than this each is told.
 _EQUAL, _LISTED = 1.2, 20

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from vitbench.metrics.subject import Subject
-from vitbench.records import Measurement
-from vitbench.registry import METRICS
+from vitbench.core.records import Measurement
+from vitbench.core.registry import METRICS
+from vitbench.metrics.support.subject import Subject
 
 #: How long the device is watched at rest, and at least under load: counters move every few hundredths of a second.
 IDLE_S = 1.0

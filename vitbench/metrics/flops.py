@@ -18,11 +18,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vitbench.errors import Unsupported
-from vitbench.metrics.subject import CHANNELS, Subject
-from vitbench.other_counters import count_by_fvcore, count_by_thop
-from vitbench.records import Cell, Measurement
-from vitbench.registry import METRICS, PRETRAINED
+from vitbench.core.errors import Unsupported
+from vitbench.core.records import Cell, Measurement
+from vitbench.core.registry import METRICS, PRETRAINED
+from vitbench.metrics.support.fvcore_thop import count_by_fvcore, count_by_thop
+from vitbench.metrics.support.subject import CHANNELS, Subject
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,7 @@ def _countable_operators() -> Iterator[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    from vitbench.fast_path import without_fast_path
+    from vitbench.models.fast_path import without_fast_path
 
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if kernel not in flop_registry:

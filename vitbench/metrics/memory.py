@@ -7,13 +7,13 @@ import gc
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from vitbench.errors import Unsupported
-from vitbench.metrics.subject import Subject
-from vitbench.records import Measurement
-from vitbench.registry import METRICS
+from vitbench.core.errors import Unsupported
+from vitbench.core.records import Measurement
+from vitbench.core.registry import METRICS
+from vitbench.metrics.support.subject import Subject
 
 if TYPE_CHECKING:
-    from vitbench.tensor_account import TensorPeak
+    from vitbench.metrics.support.tensor_memory import TensorPeak
 
 #: What tensors are at the peak, as tensor_account has them.
 PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
@@ -126,8 +126,8 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
 
 def account_call(subject: Subject) -> TensorPeak:
     """The tensor bytes of one forward pass or training step, as the cell's mode says, which is not the first one."""
-    from vitbench.fast_path import without_fast_path
-    from vitbench.tensor_account import TensorAccount, gradients_of, state_of
+    from vitbench.metrics.support.tensor_memory import TensorAccount, gradients_of, state_of
+    from vitbench.models.fast_path import without_fast_path
 
     training = subject.cell.mode == "train"
     if training:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vitbench.metrics.subject import Subject
-from vitbench.records import Measurement
-from vitbench.registry import METRICS
+from vitbench.core.records import Measurement
+from vitbench.core.registry import METRICS
+from vitbench.metrics.support.subject import Subject
 
 
 @METRICS.measured(
@@ -49,7 +49,7 @@ def measure_params_without_gradient(subject: Subject) -> Iterator[Measurement]:
     """A backward pass on ``meta``; where a model does not take one there, ``unsupported`` says why."""
     import torch
 
-    from vitbench.outputs import training_loss
+    from vitbench.models.outputs import training_loss
 
     name, unit = "params_without_gradient", "parameter"
     method = f"parameters whose .grad is None after a backward of the training loss on meta, torch {torch.__version__}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vitbench.metrics.subject import Subject
-from vitbench.records import Measurement
-from vitbench.registry import METRICS
+from vitbench.core.records import Measurement
+from vitbench.core.registry import METRICS
+from vitbench.metrics.support.subject import Subject
 
 #: The quantities of Claim that libraries publish, and their units.
 QUANTITIES = {"params": "parameter", "flops": "FLOP", "top1": "1"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from vitbench.metrics.subject import Subject
-from vitbench.metrics.timing import forward_durations, sample_durations, timing_method
-from vitbench.records import Measurement
-from vitbench.registry import METRICS
+from vitbench.core.records import Measurement
+from vitbench.core.registry import METRICS
+from vitbench.metrics.support.subject import Subject
+from vitbench.metrics.support.timing import forward_durations, sample_durations, timing_method
 
 #: Batches that are queued before the device is waited for: enough to hide the launch of each behind the one before.
 QUEUED_BATCHES = 8

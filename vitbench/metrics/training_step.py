@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vitbench.metrics.subject import Subject
-from vitbench.metrics.timing import sample_durations, timing_method
-from vitbench.records import Measurement
-from vitbench.registry import METRICS
+from vitbench.core.records import Measurement
+from vitbench.core.registry import METRICS
+from vitbench.metrics.support.subject import Subject
+from vitbench.metrics.support.timing import sample_durations, timing_method
 
 
 @METRICS.measured(

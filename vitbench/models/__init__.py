@@ -11,9 +11,9 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vitbench.errors import ImageSizeError, UsageError
-from vitbench.records import ATTENTIONS
-from vitbench.registry import ModelCard, is_external, is_imported, model_registry
+from vitbench.core.errors import ImageSizeError, UsageError
+from vitbench.core.records import ATTENTIONS
+from vitbench.core.registry import ModelCard, is_external, is_imported, model_registry
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,8 +10,8 @@ import importlib
 
 from torch import nn
 
-from vitbench.errors import UnknownNameError, UsageError
-from vitbench.registry import MODULE, NO_SUCH_MODULE, ModelCard
+from vitbench.core.errors import UnknownNameError, UsageError
+from vitbench.core.registry import MODULE, NO_SUCH_MODULE, ModelCard
 
 #: What such a model is built for unless told otherwise: nobody has written a card for it.
 DEFAULT_SIZE = (224, 224)

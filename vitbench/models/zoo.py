@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from vitbench.errors import ImageSizeError, UnknownNameError, UsageError
-from vitbench.normalisation import HALVES
-from vitbench.records import format_image_size
-from vitbench.registry import Claim, ModelCard
+from vitbench.core.errors import ImageSizeError, UnknownNameError, UsageError
+from vitbench.core.records import format_image_size
+from vitbench.core.registry import Claim, ModelCard
+from vitbench.models.normalisation import HALVES
 
 #: What constructors raise for a size that they cannot take. Not RuntimeError: memory that runs out is one.
 SIZE_ERRORS = (AssertionError, ValueError, ZeroDivisionError, IndexError)

@@ -29,7 +29,7 @@ def load_records(*folders: Path | str) -> pd.DataFrame:
 
     Raises RunFolderError for a folder that is no run folder; warns of damaged records.
     """
-    from vitbench.reports.runs import read_runs
+    from vitbench.reports.model.runs import read_runs
     from vitbench.reports.table import tidy_frame
 
     return tidy_frame(read_runs(folders))
@@ -37,8 +37,8 @@ def load_records(*folders: Path | str) -> pd.DataFrame:
 
 def summary_tables(folders: Sequence[Path | str]) -> str:
     """The main tables of one or several run folders as Markdown. Raises RunFolderError for what is no run folder."""
-    from vitbench.reports.markdown import render_summary
-    from vitbench.reports.runs import read_runs
+    from vitbench.reports.markdown.page import render_summary
+    from vitbench.reports.model.runs import read_runs
 
     return render_summary(read_runs(folders))
 
@@ -49,13 +49,13 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
     ``out`` is made if need be; each file is replaced in one step. Raises RunFolderError if a folder is no run folder or
     ``out`` cannot be made, StorageError if the disk does not take a file.
     """
-    from vitbench.errors import RunFolderError
-    from vitbench.reports.markdown import render_markdown
-    from vitbench.reports.plots import plan_pictures, render_png
-    from vitbench.reports.rows import build_rows
-    from vitbench.reports.runs import read_runs
+    from vitbench.core.errors import RunFolderError
+    from vitbench.core.run_folder import write_atomically
+    from vitbench.reports.markdown.page import render_markdown
+    from vitbench.reports.model.rows import build_rows
+    from vitbench.reports.model.runs import read_runs
+    from vitbench.reports.plots.tradeoffs import plan_pictures, render_png
     from vitbench.reports.table import render_csv
-    from vitbench.store import write_atomically
 
     runs = read_runs(folders)
     pictures = plan_pictures(build_rows(runs))

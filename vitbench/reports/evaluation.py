@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitbench.errors import RunFolderError
-from vitbench.printable import printable
+from vitbench.core.errors import RunFolderError
+from vitbench.core.run_folder import write_atomically
+from vitbench.core.stats.statistics import wilson_interval
+from vitbench.core.text import printable
 from vitbench.reports.format import NOT_ASKED, cell_text, number, table
-from vitbench.reports.plots import COLOURS
-from vitbench.statistics import wilson_interval
-from vitbench.store import write_atomically
+from vitbench.reports.plots.tradeoffs import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

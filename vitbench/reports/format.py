@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from vitbench.printable import printable
+from vitbench.core.text import printable
 
 #: Stands where nothing was asked for.
 NOT_ASKED = "–"

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitbench.claims import PUBLISHED
-from vitbench.estimates import BY_CLASS, measurement_estimate
-from vitbench.printable import csv_text
-from vitbench.records import Cell, Record, format_image_size
+from vitbench.analysis.claims import PUBLISHED
+from vitbench.core.records import Cell, Record, format_image_size
+from vitbench.core.stats.estimates import BY_CLASS, measurement_estimate
+from vitbench.core.text import csv_text
 from vitbench.reports.format import without_paths
-from vitbench.reports.rows import Figure, Row, build_rows, figure, place_key
-from vitbench.reports.runs import Run
+from vitbench.reports.model.rows import Figure, Row, build_rows, figure, place_key
+from vitbench.reports.model.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitbench.printable import csv_value, one_line
+from vitbench.core.run_folder import write_atomically
+from vitbench.core.stats.statistics import wilson_interval
+from vitbench.core.text import csv_value, one_line
 from vitbench.reports.format import cell_text, number, table
-from vitbench.statistics import wilson_interval
-from vitbench.store import write_atomically
 
 #: Epochs in the report's table: the first, the last, and some between.
 _SHOWN_EPOCHS = 12

@@ -32,9 +32,9 @@ from pydantic import (
     model_validator,
 )
 
-from vitbench.errors import ImageSizeError, SuiteError, UnknownNameError
-from vitbench.frontier import most_attempts
-from vitbench.records import (
+from vitbench.core.errors import ImageSizeError, SuiteError, UnknownNameError
+from vitbench.core.files import read_toml
+from vitbench.core.records import (
     ATTENTIONS,
     DTYPES,
     MODES,
@@ -45,9 +45,9 @@ from vitbench.records import (
     format_image_size,
     parse_image_size,
 )
-from vitbench.registry import METRICS, PRETRAINED, find_models, is_external, is_pattern
-from vitbench.thresholds import known_metrics, parse_tolerance
-from vitbench.untrusted import read_toml
+from vitbench.core.registry import METRICS, PRETRAINED, find_models, is_external, is_pattern
+from vitbench.suites.batch_search import most_attempts
+from vitbench.suites.thresholds import known_metrics, parse_tolerance
 
 BUILT_IN = Path(__file__).parent
 DEFAULT_SUITE = "lightweight"

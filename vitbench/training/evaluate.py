@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vitbench.outputs import check_classes, input_dtype, mean_logits
-from vitbench.training.augment import OWN_MEAN, OWN_STD, normalise
-from vitbench.training.pictures import PictureSet
+from vitbench.models.outputs import check_classes, input_dtype, mean_logits
+from vitbench.training.augmentation.augment import OWN_MEAN, OWN_STD, normalise
+from vitbench.training.data.pictures import PictureSet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 _BLOCKS = re.compile(r"^blocks:(?P<count>\d+)$")
 

@@ -19,14 +19,14 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from vitbench.errors import VitbenchError
-from vitbench.outputs import check_classes, input_dtype, mean_logits, training_loss
-from vitbench.shapes import is_number
-from vitbench.training.augment import AugmentSettings, augment, normalise
-from vitbench.training.mixing import mix
+from vitbench.core.errors import VitbenchError
+from vitbench.core.shapes import is_number
+from vitbench.models.outputs import check_classes, input_dtype, mean_logits, training_loss
+from vitbench.training.augmentation.augment import AugmentSettings, augment, normalise
+from vitbench.training.augmentation.mixing import mix
+from vitbench.training.data.pictures import FeatureSet, PictureSet
 from vitbench.training.optimizers import make_optimizers
 from vitbench.training.order import PictureOrder, seeded_generator
-from vitbench.training.pictures import FeatureSet, PictureSet
 from vitbench.training.recipes import Recipe
 
 OnStep = Callable[[int, int | None, float], None]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitbench.errors import UsageError
+from vitbench.core.errors import UsageError
 
 #: How long a process waits for the others. The first one alone tests each epoch and downloads, which takes as long as
 #: it takes; torch's own limits (10 minutes with NCCL, 30 with gloo) would end the others. That one of them has died is

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vitbench.core.errors import DataError, StorageError
+from vitbench.core.files import CodeError, RefusedError, check_zip, free_memory
 from vitbench.devices.failures import explain_exception
-from vitbench.errors import DataError, StorageError
-from vitbench.untrusted import CodeError, RefusedError, check_zip, free_memory
 
 #: Numbers, texts, tensors and lists in the state of a training; the losses of an epoch are the most.
 _MOST_PARTS = 1_000_000

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from vitbench.errors import UsageError
-from vitbench.training.subsets import digest_indices, is_rule
-from vitbench.untrusted import read_toml
+from vitbench.core.errors import UsageError
+from vitbench.core.files import read_toml
+from vitbench.training.data.subsets import digest_indices, is_rule
 
 BUILT_IN = Path(__file__).parent
 

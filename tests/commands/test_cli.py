@@ -1,0 +1,252 @@
+"""The command line: what it answers, and the one line that each mistake gets."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitbench.cli import run_command
+from vitbench.core.registry import METRICS, model_registry
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = run_command(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["show"], ["report"]])
+def test_help_has_examples_and_loads_neither_torch_nor_rich(command: list[str]) -> None:
+    code = (
+        "import sys; from vitbench.cli import run_command; run_command(sys.argv[1:]); "
+        "heavy = {'torch', 'rich', 'pandas', 'numpy'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Examples:" in done.stdout
+    assert "vitbench" in done.stdout
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, errors = ask(capsys)
+    assert (code, errors) == (0, "")
+    assert "Commands:" in out
+
+
+def test_show_imports_only_where_it_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, errors = ask(capsys, "show", "module:tests.failing_models:works")
+    assert code == 2
+    assert "--allow-import" in errors
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from vitbench import __version__
+
+    assert ask(capsys, "--version")[:2] == (0, f"vitbench {__version__}\n")
+
+
+@pytest.mark.parametrize("what", ["models", "suites", "datasets", "devices", "metrics"])
+def test_lists_as_text_and_json(capsys: pytest.CaptureFixture[str], what: str) -> None:
+    code, text, _ = ask(capsys, "list", what)
+    assert code == 0
+    code, out, _ = ask(capsys, "list", what, "--json")
+    assert code == 0
+    rows = json.loads(out)
+    key = what.removesuffix("s")
+    assert rows
+    assert all(str(row[key]) in text for row in rows)
+
+
+def test_every_model_and_metric_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    models = {row["model"] for row in json.loads(ask(capsys, "list", "models", "--json")[1])}
+    assert models == set(model_registry())
+    metrics = {row["metric"] for row in json.loads(ask(capsys, "list", "metrics", "--json")[1])}
+    assert metrics == set(METRICS)
+
+
+def test_show_answers_for_each_model_and_says_which_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(
+        capsys, "show", "vit_base16", "vit_bse16", "timm:vit_tiny_patch16_224", "vit_basic",
+        "--image-size", "224", "--num-classes", "10", "--json",
+    )  # fmt: skip
+    base, unknown, tiny, basic = json.loads(out)
+    assert code == 1
+    assert base["params"] == 86_567_656 - 990 * 768 - 990
+    assert base["macs"] * 2 == base["flops"]
+    assert base["params_bytes"] == 4 * base["params"]
+    assert (base["image_size"], base["num_classes"]) == ([224, 224], 10)
+    assert unknown == {"model": "vit_bse16", "error": unknown["error"]}
+    assert "Did you mean 'vit_base16'" in unknown["error"]
+    assert tiny["trainable_params"] == tiny["params"]
+    assert tiny["macs"] == 1_253_683_200 - 990 * 192  # facts: 1.254 G at 224 px with 1000 classes
+    assert basic["image_size"] == [224, 224]
+
+
+def test_show_takes_the_models_own_size_and_prints_a_card(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "show", "cifar_dynamic_vit_dense")
+    assert code == 0
+    assert "32x32 px, 10 classes" in out
+    assert "2,310 parameters get none" in out  # six score layers of 384 + 1
+
+
+MISTAKES = [
+    (["run", "--models", "vit_basik"], "Unknown model 'vit_basik'. Did you mean 'vit_basic'?"),
+    (["run", "--suite", "lightwait"], "Unknown suite 'lightwait'. Did you mean 'lightweight'?"),
+    (["run", "--metrics", "latancy"], "Unknown metric 'latancy'. Did you mean 'latency'?"),
+    (["run", "--devices", "gpu"], "Unknown device 'gpu'."),
+    (["run", "--devices", "cpu:3"], "Device 'cpu:3' does not exist"),
+    (["run", "--data", "cifar-10"], "Unknown data set 'cifar-10'. Did you mean 'cifar10'?"),
+    (["run", "--data", "/nowhere/pictures"], "/nowhere/pictures"),
+    (["run", "--data", "cifar10", "--data-dir", "/nowhere"], "--download"),
+    (["run", "--models", "vit_basic", "--image-sizes", "33"], "Image size 33 does not fit vit_basic: its patch of 4 px"),
+    (["run", "--image-sizes", "-32"], "Option --image-sizes: Image size '-32' is not positive"),
+    (["run", "--image-sizes", "0"], "is not positive"),
+    (["run", "--batch-sizes", "0"], "Option --batch-sizes: "),
+    (["run", "--batch-sizes=+-5"], "Option --batch-sizes: '+-5' is no whole number"),
+    (["run", "--seed", "-1"], "Option --seed: "),
+    (["run", "--timeout", "inf"], "Option --timeout: "),
+    (["run", "--suite", "seeds", "--download"], "go with --data"),
+    (["run", "--suite", "seeds", "--metrics", "accuracy"], "without a training section"),
+    (["run", "--batch-sizes", "many"], "Option --batch-sizes: 'many' is no whole number"),
+    (["run", "--threads", "0"], "Option --threads"),
+    (["run", "--dtypes", "fp23"], "Option --dtypes: 'fp23' is not allowed. Did you mean 'fp32'?"),
+    (["run", "--modes", "inference"], "Option --modes: 'inference' is not allowed. Did you mean 'infer'?"),
+    (["run", "--compile", "yes"], "Option --compile: 'yes' is neither on nor off"),
+    (["run", "--memory-limit", "much"], "'much' is no amount of memory"),
+    (["run", "--models", ","], "A list is empty"),
+    (["run", "--modles", "vit_basic"], "--modles"),
+    (["run", "--retry", "timeout"], "go with --resume"),
+    (["run", "--resume", "nowhere"], "nowhere cannot be resumed"),
+    (["run", "--resume", "nowhere", "--models", "vit_basic"], "leave out --models"),
+    (["run", "--out", "/proc/vitbench"], "Cannot write to /proc/vitbench"),
+    (["list", "modles"], "Unknown list 'modles'. Did you mean 'models'?"),
+    (["show", "vit_basik"], "Did you mean 'vit_basic'"),
+    (["show", "vit_basic", "--image-size", "34"], "Image size 34 does not fit vit_basic"),
+    (["show", "vit_basic", "--image-size", "big"], "neither N nor HxW"),
+    (["show", "vit_basic", "--num-classes", "0"], "--num-classes 0 is not positive"),
+    (["show", "timm:vit_tiny_patch16_224", "--image-size", "225"], "its patch of 16 px does not divide it. Give multiples, such as 224"),
+    (["show", "timm:vit_tny_patch16_224"], "Did you mean 'timm:vit_tiny_patch16_224'"),
+    (["report", "nowhere"], "nowhere is no run folder"),
+    (["reprot"], "reprot"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
+def test_a_mistake_gets_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, errors = ask(capsys, *arguments)
+    assert code == 2
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert errors.startswith("Error: ")
+    assert out.strip() == ""
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "runs"])  # no half-made run folder
+    assert not list(tmp_path.rglob("records.jsonl"))
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_first_cell(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import torch
+
+    absent = "mps" if not torch.backends.mps.is_available() else "cuda"
+    code, _, errors = ask(capsys, "run", "--suite", "smoke", "--devices", absent, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert f"Device {absent!r} is not there. Found:" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_not_empty_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("important")
+    code, _, errors = ask(capsys, "run", "--suite", "smoke", "--out", str(tmp_path))
+    assert code == 2
+    assert "is not empty" in errors
+    assert (tmp_path / "thesis.tex").read_text() == "important"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    code, _, errors = ask(capsys, "run", "--suite", "smoke", "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "Permission denied" in errors
+
+
+def without_roots_privilege() -> list[str]:
+    """What a command begins with so that the permissions of files hold for it, too."""
+    if os.geteuid() != 0:
+        return []
+    command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("root may look anywhere")
+    return command
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of another kind")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "locked/run"],
+        ["run", "--resume", "locked/run"],
+        ["run", "--suite", "smoke", "--data", "locked/pictures", "--dry-run"],
+        ["run", "--models", "vit_basic", "--data", "digits", "--weights", "locked/x.pt", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_a_place_that_may_not_be_looked_into_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    begin = without_roots_privilege()
+    (tmp_path / "locked").mkdir(mode=0o000)
+    try:
+        command = [*begin, sys.executable, "-m", "vitbench", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    finally:
+        (tmp_path / "locked").chmod(0o700)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert "locked/" in done.stderr
+    assert "Permission denied" in done.stderr
+
+
+def test_other_failures_of_the_system_are_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: OSError) -> None:
+        def raise_it(**_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("vitbench.cli.app", raise_it)
+        with pytest.raises(OSError, match=error.strerror) as raised:
+            run_command([])
+        assert raised.value is error
+
+    fail(OSError(errno.EIO, "Input/output error", "/somewhere"))
+    fail(PermissionError(errno.EPERM, "Operation not permitted"))  # a process, not a path
+
+
+def test_output_that_is_cut_off_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m vitbench list models | head -n 1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout == "cifar_vit\n"
+
+
+def test_a_name_that_the_output_cannot_spell_is_printed_all_the_same() -> None:
+    code = "import sys; from vitbench import cli; cli.run_command = lambda words: print('кошка'); cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "cp1252"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"\\u043a")

@@ -1,0 +1,430 @@
+"""Published figures against what is computed: a claim of a model's card and known counts in, a verdict out. No torch.
+
+Counts (parameters, FLOPs, ratios of them) are judged by what the architecture gives at its own image size and classes.
+Accuracies and losses are judged only by completed trainings by the claim's own recipe on its data, latencies only by a
+run on the claim's own device: else a verdict would compare two different things. What another seed changes is no
+contradiction: see ``_decide_trained``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
+
+from vitbench.analysis.closed_form import closed_form
+from vitbench.core.errors import Unsupported, UsageError
+from vitbench.core.records import Cell, Record, format_image_size
+from vitbench.core.registry import CHANGE, PRETRAINED, QUANTITIES, Claim, ModelCard, is_external, model_registry
+from vitbench.core.shapes import is_number
+from vitbench.core.stats.statistics import estimate, prediction_interval, wilson_interval
+from vitbench.suites import TRAIN_IMAGES
+from vitbench.training.data.datasets import DATASETS
+from vitbench.training.data.downloads import DOWNLOADS
+from vitbench.training.recipes import list_recipes, load_recipe
+
+Verdict = Literal["agrees", "agrees as multiply-adds", "contradicted", "not checkable here"]
+
+#: The prefix of the measurements that carry the claims of models which only their library knows.
+PUBLISHED = "published_"
+
+#: What a run's metric is called that a claim's quantity is judged by.
+_MEASURED = {"top1": "accuracy", "loss": "test_loss", "macro_f1": "macro_f1"}
+
+#: Trainings that their spread is known from: fewer say next to nothing of it.
+MIN_SEEDS = 3
+
+#: Options of a training's cell: what it began with other than random weights (``pretrained``: the published ones), and
+#: what of the model was frozen.
+BEGAN_WITH, FROZEN, TEST_IMAGES = "began_with", "freeze", "test_images"
+
+_IMAGENET = "ImageNet-1K"
+_FOLDER = re.compile(r"folder:(?P<name>[^:]+):")
+#: By the data of a claim, what else a folder of it may be called.
+_ALSO_CALLED = {"imagenet-1k": ("imagenet", "imagenet1k")}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one model has at its card's image size and classes; FLOPs of one image, a multiply-add is two."""
+
+    params: int
+    flops: int
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One claim judged. ``computed`` is in the claim's unit (of FLOPs that agree as multiply-adds: multiply-adds);
+    ``difference`` is relative to the claim, of a change (-58 %) the difference of the two fractions; None where nothing
+    was computed.
+    """
+
+    model: str
+    claim: Claim
+    verdict: Verdict
+    computed: float | None = None
+    difference: float | None = None
+    reason: str = ""
+
+
+#: Counts of a model by its name; raises Unsupported where nothing is known of it.
+Counter = Callable[[str], Counts]
+
+
+def count_by_formula(name: str) -> Counts:
+    """Counts of a model of our own by its closed form. Raises Unsupported for any other."""
+    if is_external(name):
+        raise Unsupported(f"nothing has counted {name}")
+    card = model_registry().get(name)
+    found = closed_form(card, card.image_size, card.num_classes)
+    return Counts(found.params, found.flops, "closed form")
+
+
+def judge_card(card: ModelCard, count: Counter, records: Iterable[Record] = ()) -> list[Judgement]:
+    """Every claim of a card, in its order. ``records`` are those of given runs, of any model."""
+    own = [record for record in _of_size(records, card) if record.cell.model == card.name]
+    return [judge(card, claim, count, own) for claim in card.claims]
+
+
+def judge(card: ModelCard, claim: Claim, count: Counter, records: Sequence[Record]) -> Judgement:
+    """One claim of ``card``; ``records`` are those of this model."""
+    undecided = Judgement(model=card.name, claim=claim, verdict="not checkable here")
+    change = CHANGE.match(claim.quantity)
+    try:
+        if claim.quantity in ("params", "flops"):
+            counts = count(card.name)
+            return _judge_count(undecided, counts, getattr(counts, claim.quantity))
+        if change:
+            own, other = count(card.name), count(change["other"])
+            fraction = getattr(own, change["count"]) / getattr(other, change["count"]) - 1
+            return _decide(undecided, fraction, fraction - claim.value, f"{own.method}, against {change['other']}")
+    except (Unsupported, UsageError) as error:
+        return dataclasses.replace(undecided, reason=str(error))
+    if claim.quantity == "latency":
+        return _judge_latency(undecided, records)
+    if claim.quantity in ("top1", "macro_f1", "loss"):
+        return _judge_training(undecided, records)
+    kind = claim.quantity.replace("_", " ")
+    return dataclasses.replace(
+        undecided, reason=f"{kind}: says nothing without its device, which the source leaves out"
+    )
+
+
+def agrees_as_printed(claim: Claim, computed: float) -> bool:
+    """Whether ``computed``, rounded or cut off to the digits that were printed, gives what was printed.
+
+    A claim with ``low`` and ``high`` agrees from one to the other. Digits are those of the first number in ``printed``
+    (``6.0M`` has two), whatever multiple it is of.
+    """
+    if claim.low is not None and claim.high is not None:
+        return claim.low <= computed <= claim.high
+    step = printed_step(claim)
+    value = abs(claim.value)
+    # 1e-9: what a float cannot tell from the half is the half
+    return value - step * (0.5 + 1e-9) <= abs(computed) < value + step and (computed >= 0) == (claim.value >= 0)
+
+
+def printed_step(claim: Claim) -> float:
+    """One unit of the last digit that was printed, in the claim's base unit: 0.1e6 for ``6.0M``.
+
+    Raises ValueError if there is no number in what was printed.
+    """
+    found = re.search(r"\d[\d,]*(?:\.\d+)?|\.\d+", claim.printed)
+    if found is None:
+        raise ValueError(f"{claim.printed!r} holds no number")
+    number = Decimal(found[0].replace(",", ""))
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int)
+    # the multiple that makes 6.0 of 6.0e6
+    multiple = abs(claim.value) / float(number) if number else 1.0
+    return float(10**exponent) * multiple
+
+
+def claims_of_records(records: Sequence[Record]) -> tuple[Claim, ...]:
+    """The claims that a run's measurements carry (of torchvision's models, from its metadata); each once."""
+    found: dict[str, Claim] = {}
+    for record in records:
+        for one in record.measurements:
+            if one.metric.startswith(PUBLISHED) and one.status == "ok":
+                quantity = one.metric.removeprefix(PUBLISHED)
+                # the accuracies that libraries publish are of this data (models/zoo.py)
+                data = _IMAGENET if quantity == "top1" else ""
+                with contextlib.suppress(ValueError):  # a record from elsewhere may claim what cannot be judged
+                    found[quantity] = Claim(
+                        quantity=quantity, value=one.value, printed=one.detail, source=one.method, data=data
+                    )
+    return tuple(found.values())
+
+
+def judge_runs(records: Sequence[Record]) -> list[Judgement]:
+    """The claims of all models of some runs, in order of first appearance."""
+    judged: list[Judgement] = []
+    for name in dict.fromkeys(record.cell.model for record in records):
+        own = [record for record in records if record.cell.model == name]
+        if name in model_registry():
+            card = model_registry().get(name)
+        else:
+            published = [record for record in own if claims_of_records([record])]
+            first = (published or own)[0].cell  # figures are published for one size only
+            card = ModelCard(
+                name=name,
+                builder="",
+                summary="",
+                family="",
+                source="",
+                image_size=first.image_size,
+                num_classes=first.num_classes,
+                patch=1,
+                claims=claims_of_records(own),
+            )
+        judged += judge_card(card, _counter_of(_of_size(records, card)), own)
+    return judged
+
+
+def to_dict(judgement: Judgement) -> dict[str, Any]:
+    """As JSON has it."""
+    claim = judgement.claim
+    return {
+        "model": judgement.model,
+        "quantity": claim.quantity,
+        "condition": claim.condition,
+        "printed": claim.printed,
+        "claimed": claim.value,
+        "computed": judgement.computed,
+        "unit": QUANTITIES.get(claim.quantity, "1" if CHANGE.match(claim.quantity) else ""),
+        "difference": judgement.difference,
+        "verdict": judgement.verdict,
+        "reason": judgement.reason,
+        "source": claim.source,
+    }
+
+
+def _judge_count(undecided: Judgement, counts: Counts, computed: int) -> Judgement:
+    claim = undecided.claim
+    if claim.quantity == "flops" and not agrees_as_printed(claim, computed):
+        macs = computed / 2
+        if agrees_as_printed(claim, macs):
+            reason = f"{counts.method}; {computed / 1e9:.4g} GFLOPs are {macs / 1e9:.4g} GMACs"
+            return dataclasses.replace(
+                undecided,
+                verdict="agrees as multiply-adds",
+                computed=macs,
+                difference=macs / claim.value - 1,
+                reason=reason,
+            )
+    return _decide(undecided, computed, computed / claim.value - 1, counts.method)
+
+
+def _decide(undecided: Judgement, computed: float, difference: float, how: str) -> Judgement:
+    verdict: Verdict = "agrees" if agrees_as_printed(undecided.claim, computed) else "contradicted"
+    return dataclasses.replace(undecided, verdict=verdict, computed=computed, difference=difference, reason=how)
+
+
+def _judge_training(undecided: Judgement, records: Sequence[Record]) -> Judgement:
+    """By the cells that trained this model by the claim's recipe, unshortened, on the claim's data."""
+    claim = undecided.claim
+    reason = ""
+    if not claim.recipe and not claim.data:
+        reason = "the source does not say how it was trained"
+    elif not claim.recipe:
+        return _judge_published(undecided, records)
+    elif claim.recipe not in list_recipes():
+        reason = f"needs a completed run of the recipe {claim.recipe} on {claim.data}; it is not built in"
+    if reason:
+        return dataclasses.replace(undecided, reason=reason)
+    own = load_recipe(claim.recipe).hash
+    trainings = [record for record in records if record.cell.recipe_hash == own and _is_whole(record.cell, claim)]
+    tested = ""
+    if claim.quantity != "top1":  # whose interval allows for the choice of pictures; the seeds' spread does not
+        whole = [record for record in trainings if _is_tested_whole(record)]
+        tested = ", tested on all test pictures," if len(whole) < len(trainings) else ""
+        trainings = whole
+    found = _of_most_seeds([record for record in trainings if is_data_of(claim, record.cell.data)], claim)
+    if found:
+        return _decide_trained(undecided, found)
+    began = ", from the published weights," if claim.pretrained else ""
+    reason = f"no completed run of the recipe {claim.recipe} on {_where(claim.data)}{began}{tested} was given"
+    return dataclasses.replace(undecided, reason=reason)
+
+
+def _is_whole(cell: Cell, claim: Claim) -> bool:
+    """Whether a training had all pictures, trained all that the claim's did, and began as that did."""
+    options = dict(cell.options)
+    if claim.pretrained:
+        begun = options.get(BEGAN_WITH) == PRETRAINED and options.get(FROZEN, "backbone") == "backbone"
+    else:
+        begun = BEGAN_WITH not in options and FROZEN not in options
+    return begun and TRAIN_IMAGES not in options
+
+
+def _is_tested_whole(record: Record) -> bool:
+    """Whether the test pictures were all that there are, as far as it is known how many there are."""
+    tested = _value(record, "test_images")
+    known = DOWNLOADS.get(record.cell.data or "")
+    whole = TEST_IMAGES not in dict(record.cell.options)
+    return whole and (tested is None or known is None or tested >= known.test_images)
+
+
+def is_data_of(claim: Claim, label: str | None) -> bool:
+    """Whether ``label``, the pictures of a cell, names the claim's data: the same data set, or, where that is none of
+    ours, a folder of its name, in which ``-`` and ``_`` and small and capital letters are the same.
+    """
+    if label == claim.data:
+        return label is not None
+    folder = _FOLDER.match(label or "")
+    if folder is None or claim.data in DATASETS:
+        return False
+    name = _plain(claim.data)
+    return _plain(folder["name"]) in (name, *_ALSO_CALLED.get(name, ()))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.casefold())
+
+
+def _where(data: str) -> str:
+    return data if data in DATASETS else f"a picture folder named {_plain(data)}"
+
+
+def _of_most_seeds(records: Sequence[Record], claim: Claim) -> list[tuple[Record, float]]:
+    """The trainings that differ in nothing but the seed, one a seed, each with its figure; of several such sets the
+    first of those with the most seeds. Device and threads do not count: they change no more than a seed does.
+    """
+    sets: dict[Any, dict[int, tuple[Record, float]]] = {}
+    for record in records:
+        value = _value(record, _MEASURED[claim.quantity])
+        if value is not None:
+            alike = dataclasses.replace(record.cell, seed=0, device="", threads=1)
+            which = sets.setdefault((alike, _value(record, "test_images")), {})
+            which.setdefault(record.cell.seed, (record, value))
+    return list(max(sets.values(), key=len, default={}).values())
+
+
+def _decide_trained(undecided: Judgement, trainings: Sequence[tuple[Record, float]]) -> Judgement:
+    """By where one further training would come out: from ``MIN_SEEDS`` seeds on their prediction interval; an accuracy
+    also by the Wilson intervals of its test pictures, whichever reach further. Without either nothing is decided: that
+    one training and another differ says nothing.
+    """
+    claim, values = undecided.claim, [value for _, value in trainings]
+    record = trainings[0][0]
+    computed = math.fsum(values) / len(values)
+    judged = dataclasses.replace(undecided, computed=computed, difference=computed / claim.value - 1)
+    found = record.measurement(_MEASURED[claim.quantity])
+    how = f"seed {record.cell.seed}, {found.method if found else ''}"
+    if len(values) > 1:
+        how = f"mean of seeds {', '.join(str(one.cell.seed) for one, _ in trainings)}; the first: {how}"
+    how += _whose_word(claim, record)
+    intervals = [prediction_interval(values)] if len(values) >= MIN_SEEDS else []
+    tested = _value(record, "test_images")
+    if claim.quantity == "top1" and tested is not None:
+        shares = [computed] if intervals else values
+        intervals += [wilson_interval(round(share * tested), round(tested)) for share in shares]
+    if not intervals:
+        known = "one training; its" if len(values) == 1 else f"{len(values)} trainings; their"
+        reason = f"{known} spread over seeds is not known: give runs of three seeds; {how}"
+        return dataclasses.replace(judged, reason=reason)
+    return _decide_within(judged, intervals, how)
+
+
+def _decide_within(judged: Judgement, intervals: Sequence[tuple[float, float]], how: str) -> Judgement:
+    """By the span of ``intervals``, give or take the last printed digit."""
+    claim = judged.claim
+    low, high = max(min(low for low, _ in intervals), 0.0), max(high for _, high in intervals)
+    step = printed_step(claim)
+    lowest, highest = claim.value - step / 2, claim.value + step / 2
+    if claim.low is not None and claim.high is not None:
+        lowest, highest = claim.low, claim.high
+    verdict: Verdict = "agrees" if low <= highest and lowest <= high else "contradicted"
+    span = f"[{low:.4g}, {high:.4g}]"
+    if claim.quantity in ("top1", "macro_f1"):
+        high = min(high, 1.0)
+        span = f"[{100 * low:.1f}, {100 * high:.1f}] %" if claim.quantity == "top1" else f"[{low:.3f}, {high:.3f}]"
+    return dataclasses.replace(judged, verdict=verdict, reason=f"95 % {span}; {how}")
+
+
+def _judge_published(undecided: Judgement, records: Sequence[Record]) -> Judgement:
+    """By the test of the published weights on the most pictures of the claim's data."""
+    claim = undecided.claim
+    tests = [
+        (tested, value, record)
+        for record in records
+        if record.cell.weights.startswith(f"{PRETRAINED}:") and is_data_of(claim, record.cell.data)
+        if (value := _value(record, _MEASURED[claim.quantity])) is not None
+        if (tested := _value(record, "test_images")) is not None
+    ]
+    if claim.quantity != "top1" or not tests:
+        reason = f"needs a test of the published weights on {_where(claim.data)}; none was given"
+        return dataclasses.replace(undecided, reason=reason)
+    tested, value, record = max(tests, key=lambda one: one[0])
+    found = record.measurement("accuracy")
+    how = f"{found.method if found else ''}{_whose_word(claim, record)}"
+    judged = dataclasses.replace(undecided, computed=value, difference=value / claim.value - 1)
+    judged = _decide_within(judged, [wilson_interval(round(value * tested), round(tested))], how)
+    if judged.verdict == "contradicted":
+        # some tenths of a percent come of that, and of classes in another order everything
+        reason = f"{judged.reason}; outside, but pictures are cut here otherwise than by the source"
+        return dataclasses.replace(judged, verdict="not checkable here", reason=reason)
+    return judged
+
+
+def _whose_word(claim: Claim, record: Record) -> str:
+    """What is to be said of pictures that only the name of their folder vouches for."""
+    if record.cell.data == claim.data:
+        return ""
+    return f"; that the pictures are {claim.data} is said by the name of their folder alone"
+
+
+def _value(record: Record, metric: str) -> float | None:
+    """The one number that was measured; None where there is none to reckon with."""
+    found = record.measurement(metric)
+    if found is None or found.status != "ok" or [len(samples) for samples in found.samples] != [1]:
+        return None
+    return found.value if is_number(found.value) else None
+
+
+def _judge_latency(undecided: Judgement, records: Sequence[Record]) -> Judgement:
+    claim = undecided.claim
+    if not claim.device:
+        return dataclasses.replace(undecided, reason="the source does not say on which device and at which batch")
+    for record in records:
+        found = record.measurement("latency")
+        if record.cell.device == claim.device and found is not None and found.status == "ok" and any(found.samples):
+            value = estimate([process for process in found.samples if process]).value
+            return _decide(undecided, value, value / claim.value - 1, found.method)
+    return dataclasses.replace(undecided, reason=f"no run on {claim.device} was given")
+
+
+def _of_size(records: Iterable[Record], card: ModelCard) -> list[Record]:
+    """Those of the size and classes that the card's figures are for."""
+    own = (card.image_size, card.num_classes)
+    return [record for record in records if (record.cell.image_size, record.cell.num_classes) == own]
+
+
+def _counter_of(records: Sequence[Record]) -> Counter:
+    """Closed forms, and for other models what the records counted."""
+    counted: Mapping[str, Record] = {
+        record.cell.model: record
+        for record in records
+        if all((one := record.measurement(name)) is not None and one.status == "ok" for name in ("params", "flops"))
+    }
+
+    def count(name: str) -> Counts:
+        if name in model_registry():
+            with contextlib.suppress(Unsupported):  # a package's model may have no formula
+                return count_by_formula(name)
+        if name not in counted:
+            raise Unsupported(f"parameters and FLOPs of {name} are not among the records")
+        record = counted[name]
+        params, flops = record.measurement("params"), record.measurement("flops")
+        assert params is not None
+        assert flops is not None
+        where = f"{format_image_size(record.cell.image_size)} px, {record.cell.num_classes} classes"
+        return Counts(round(params.value), round(flops.value), f"{flops.method}, at {where}")
+
+    return count

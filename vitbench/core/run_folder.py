@@ -1,0 +1,481 @@
+"""Keep records: one append-only file, one record a line, on the disk before the next cell starts.
+
+A run folder holds ``records.jsonl`` (records), ``environment.json`` (where and how it ran), ``noise.jsonl`` (the
+reference against itself), ``suite.toml`` (the suite as run), ``checkpoints/`` and the report. A line that cannot be
+read is moved to ``records.damaged.jsonl`` and its cell is measured again; nothing is thrown away. Whatever goes away
+under a run that writes (its folder, the file) is written anew or named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitbench.core.errors import RunFolderError, StorageError, VitbenchError
+from vitbench.core.files import read_json
+from vitbench.core.records import NoiseCheck, Record
+from vitbench.core.shapes import COUNT, FLAG, NUMBER, TEXT, Maybe
+from vitbench.executors import chaos
+
+RECORDS = "records.jsonl"
+DAMAGED = "records.damaged.jsonl"
+RESCUED = "records.rescued.jsonl"
+ENVIRONMENT = "environment.json"
+SUITE = "suite.toml"
+NOISE = "noise.jsonl"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+#: By which the folder of a training is known, which holds no records.
+TRAINING = "training.json"
+#: What of ``environment.json`` is looked at again; nothing there is older than its sessions.
+_ENVIRONMENT_SHAPE = {
+    "schema": COUNT,
+    "environments": {
+        ...: {
+            "system": Maybe(
+                {
+                    **dict.fromkeys(("os", "machine", "python", "cpu"), Maybe(TEXT)),
+                    **dict.fromkeys(("physical_cores", "logical_cores", "usable_cores"), Maybe(NUMBER)),
+                    **dict.fromkeys(("memory_bytes", "container_memory_bytes"), Maybe(COUNT)),
+                },
+                null=False,
+            ),
+            "libraries": Maybe(
+                {"versions": Maybe({...: Maybe(TEXT)}, null=False), "debug_build": Maybe(FLAG)}, null=False
+            ),
+            "devices": Maybe({...: {"name": Maybe(TEXT), "memory_bytes": Maybe(COUNT)}}, null=False),
+        }
+    },
+    "sessions": [
+        {
+            **dict.fromkeys(("environment", "started_at", "command_line", "vitbench", "commit"), Maybe(TEXT)),
+            "planned_cells": Maybe(COUNT),
+        }
+    ],
+}
+#: How the name of a file ends that is not whole yet.
+#: Where names stand for devices and for what is open; of links there the target may be a file.
+_DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+PART = ".part"
+
+
+class DamagedRecordWarning(UserWarning):
+    """A line of records.jsonl that is no record."""
+
+
+class MisplacedError(StorageError):
+    """The file that a run writes to is no longer where it was: moved, removed, or replaced by another. The message says
+    where its records are.
+    """
+
+
+@dataclass(frozen=True)
+class _Line:
+    text: str
+    record: Record | None
+    problem: str = ""
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a run folder, in order of first appearance; a cell's last record counts.
+
+    Damaged lines are passed over with a DamagedRecordWarning. Raises RunFolderError if ``folder`` is no run folder.
+    """
+    path = folder / RECORDS
+    if not path.is_file():
+        if (folder / TRAINING).is_file():
+            raise RunFolderError(
+                f"{folder} holds a training, not a run: its report is {folder / 'report.md'}, and published figures "
+                f"are judged by it with: vitbench claims {folder}"
+            )
+        raise RunFolderError(
+            f"{folder} is no run folder: it has no {RECORDS}. Give the folder that a run was written to"
+        )
+    latest: dict[str, Record] = {}
+    for number, line in enumerate(_read_lines(path), start=1):
+        if line.record is None:
+            warnings.warn(f"{path}, line {number}: {line.problem}; set aside", DamagedRecordWarning, stacklevel=2)
+        else:
+            latest[line.record.cell.id] = line.record  # a later record of the same cell keeps the first one's place
+    return list(latest.values())
+
+
+def set_damaged_lines_aside(folder: Path) -> list[str]:
+    """Move the lines that are no records to ``records.damaged.jsonl``; returns what was wrong with each.
+
+    The damaged text is safe on the disk before ``records.jsonl`` is replaced, in one step, by its good lines.
+    """
+    path = folder / RECORDS
+    if not path.is_file():
+        return []
+    lines = _read_lines(path)
+    damaged = [(number, line) for number, line in enumerate(lines, start=1) if line.record is None]
+    if not damaged:
+        return []
+    try:
+        with (folder / DAMAGED).open("a", encoding="utf-8", errors="surrogateescape") as aside:
+            aside.write("".join(line.text + "\n" for _, line in damaged))
+            aside.flush()
+            _flush_to_disk(aside.fileno())
+    except OSError as error:
+        raise cannot_write(folder / DAMAGED, error) from error
+    good = "".join(line.text + "\n" for line in lines if line.record is not None)
+    write_atomically(path, good.encode("utf-8"))
+    return [f"{RECORDS}, line {number}: {line.problem}" for number, line in damaged]
+
+
+class RecordWriter:
+    """Appends records to a run folder, each one whole and on the disk before ``append`` returns."""
+
+    def __init__(self, folder: Path) -> None:
+        # a folder that is "." has no name once it is removed
+        self.path = (folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))) / RECORDS
+        folder = self.path.parent
+        try:
+            # O_APPEND: a line goes to the end whatever else has the file open; O_RDWR: what has been written can be
+            # read when nothing else leads to it any more
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        except OSError as error:
+            raise RunFolderError(
+                f"Cannot write {self.path}: {error.strerror}. Choose another folder with --out"
+            ) from error
+        for place in (folder, folder.parent):
+            _flush_folder(place)
+        # what else a folder needs to be resumed
+        present = [name for name in (SUITE, ENVIRONMENT) if (folder / name).is_file()]
+        self._others = {name: (folder / name).read_bytes() for name in present}
+
+    def append(self, record: Record) -> None:
+        """Write one record.
+
+        Raises StorageError if the disk does not take it, and the file ends as it did before; MisplacedError, a
+        StorageError too, if the file is no longer in its folder, when the record is safe all the same.
+        """
+        line = (record.to_json() + "\n").encode("utf-8")
+        size_before = None
+        try:
+            size_before = os.fstat(self._file).st_size
+            chaos.strike_at_record(record.cell, line, self._file)
+            written = 0
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            _flush_to_disk(self._file)
+        except OSError as error:
+            if size_before is not None:
+                # half a line would damage the next one; where it has to stay, it is set aside on resume
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, size_before)
+            raise StorageError(
+                f"Cannot write to {self.path}: {error.strerror}. The records before it are safe: "
+                f"free some space, then: vitbench run --resume {self.path.parent}"
+            ) from error
+        if not self._is_in_place(line):
+            raise MisplacedError(self._rescue())
+
+    def close(self) -> None:
+        """Close the file; appending is over."""
+        with contextlib.suppress(OSError):  # each record has been flushed, or its failure told
+            os.close(self._file)
+
+    def _is_in_place(self, line: bytes) -> bool:
+        """Whether ``path`` still leads to what was written. A removed file takes every line, and keeps none."""
+        try:
+            here, there = os.fstat(self._file), os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # the folder may not be looked into any more, which says nothing of the file
+        if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
+            return True
+        # some network file systems number a file anew each time that it is looked up
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(-len(line), os.SEEK_END)
+            return file.read() == line
+        return False
+
+    def _rescue(self) -> str:
+        """Bring the records to where they can be found again; returns what happened, in words, and the way out."""
+        folder = self.path.parent
+        moved = _current_path(self._file)
+        if moved is not None and moved.name == self.path.name:
+            return (
+                f"{folder} was moved to {moved.parent} during the run. All its records are there, the last one too. "
+                f"Go on with: vitbench run --resume {moved.parent}"
+            )
+        try:
+            content = self._content()
+            if self.path.exists():
+                rescued = folder / RESCUED
+                write_atomically(rescued, (rescued.read_bytes() if rescued.exists() else b"") + content)
+                return (
+                    f"{self.path} was replaced by another file during the run. What the run has written is in "
+                    f"{rescued}: append it to that file, then: vitbench run --resume {folder}"
+                )
+            if folder.is_dir():
+                happened, place = f"{self.path} was removed during the run. It is there again", folder
+            else:
+                place = make_new_folder(folder.with_name(f"{folder.name}-rescued"))
+                happened = f"{folder} was removed during the run. Its records are in {place}"
+            for name, other in self._others.items():
+                if not (place / name).exists():
+                    write_atomically(place / name, other)
+            write_atomically(place / RECORDS, content)
+        except (OSError, VitbenchError) as error:
+            return f"{self.path} was removed or replaced during the run, and its records cannot be saved: {error}"
+        return f"{happened}, with every record. Go on with: vitbench run --resume {place}"
+
+    def _content(self) -> bytes:
+        """All that the file holds, wherever it is."""
+        os.lseek(self._file, 0, os.SEEK_SET)
+        parts = []
+        while part := os.read(self._file, 1 << 20):
+            parts.append(part)
+        return b"".join(parts)
+
+
+def make_new_folder(path: Path) -> Path:
+    """Make the folder ``path``, or where it is taken ``path-2`` and so on; returns the one that was made.
+
+    In one step, so that two runs that begin in the same second, or under a clock that was put back, get one each.
+    Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
+    while True:
+        folder = path.with_name(next(names))
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Raises RunFolderError if a run cannot be resumed in ``folder`` because nothing can be written there, StorageError
+    if its disk is full.
+    """
+    path = folder / RECORDS
+    try:
+        if path.is_file():
+            os.close(os.open(path, os.O_RDWR | os.O_APPEND))
+        path = folder / f".writable{PART}"
+        path.touch()
+        path.unlink()
+    except OSError as error:
+        if isinstance(cannot_write(path, error), StorageError):
+            raise cannot_write(path, error) from error
+        what = folder if path.name != RECORDS else path
+        raise RunFolderError(
+            f"{folder} cannot be resumed: {what} cannot be written ({error.strerror}). Make it writable, or resume a "
+            "copy of the folder"
+        ) from error
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file in a run folder is one that a killed run had not finished."""
+    return path.name.endswith(PART) and (path.name.startswith(".") or path.parent.name == CHECKPOINTS)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of killed runs. For who holds the folder's lock: nobody else writes there."""
+    for path in (*folder.glob(f".*{PART}"), *(folder / CHECKPOINTS).glob(f"*{PART}")):
+        if is_leftover(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """``environment.json``: ``{"schema", "environments": {hash: {...}}, "sessions": [{...}]}``; empty ones if there is
+    none.
+
+    Raises RunFolderError if the file is damaged.
+    """
+    path = folder / ENVIRONMENT
+    if not path.is_file():
+        return {"schema": 1, "environments": {}, "sessions": []}
+    try:
+        content: dict[str, Any] = read_json(path, _ENVIRONMENT_SHAPE)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable, or move it away") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}). Move it away to go on without it") from error
+    return content
+
+
+def add_session(
+    folder: Path, environment_hash: str, environment: Mapping[str, Any], session: Mapping[str, Any]
+) -> None:
+    """Note in ``environment.json`` that a session measured into this folder in this environment."""
+    content = read_environment(folder)
+    content["environments"][environment_hash] = dict(environment)
+    content["sessions"].append({**session, "environment": environment_hash})
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # halves of characters, as which a command line has bytes that are no text, are escaped: UTF-8 has none
+    write_atomically(folder / ENVIRONMENT, text.encode("utf-8", errors="backslashreplace"))
+
+
+def add_noise(folder: Path, checks: Sequence[NoiseCheck]) -> None:
+    """Append to ``noise.jsonl``. Raises StorageError if the disk does not take it."""
+    if not checks:
+        return
+    path = folder / NOISE
+    try:
+        with path.open("ab") as file:
+            before = file.tell()
+            try:
+                whole = before == 0 or path.read_bytes()[-1:] == b"\n"  # else a crash left half a line
+                text = ("" if whole else "\n") + "".join(check.to_json() + "\n" for check in checks)
+                file.write(text.encode("utf-8"))
+                file.flush()
+                _flush_to_disk(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), before)  # half a line would damage the next one
+                raise
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def read_noise(folder: Path) -> list[NoiseCheck]:
+    """The noise checks of a run folder; none if it has none. Lines that are none are passed over with a
+    DamagedRecordWarning.
+    """
+    path = folder / NOISE
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    checks = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            checks += [NoiseCheck.from_json(line)] if line.strip() else []
+        except ValueError as error:
+            warnings.warn(f"{path}, line {number}: {error}; passed over", DamagedRecordWarning, stacklevel=2)
+    return checks
+
+
+def cannot_write(path: Path, error: OSError) -> VitbenchError:
+    """What a failed write means: a full disk (StorageError), or a place that cannot be written (RunFolderError)."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return StorageError(f"Cannot write {path}: {error.strerror}")
+    # libraries raise such errors, too, in words of their own
+    # Windows replaces no file that a program has open
+    close = "Close what has it open, or choose" if sys.platform == "win32" and path.is_file() else "Choose"
+    return RunFolderError(f"Cannot write {path}: {error.strerror or error}. {close} another folder")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` in one step: a reader, or a crash, sees the old content or the new one, never half. What is no
+    file (``/dev/stdout``, a pipe) is written into.
+
+    Raises StorageError if the disk does not take it, RunFolderError if nothing can be written there.
+    """
+    if _is_device(path):
+        try:
+            with path.open("wb") as file:
+                file.write(content)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        return
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            _flush_to_disk(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
+        raise  # Ctrl-C
+
+
+def _is_device(path: Path) -> bool:
+    """Whether a file must not be put in its place: root could, and all programs after it would miss what was there."""
+    try:
+        return path.absolute().parent in _DEVICES or (path.exists() and not path.is_file() and not path.is_dir())
+    except OSError:
+        return False
+
+
+def _read_lines(path: Path) -> list[_Line]:
+    # surrogateescape: damaged bytes are to survive the way to the side file
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    whole, _, rest = text.rpartition("\n")
+    lines = []
+    for line in whole.split("\n"):
+        nothing, something = _split_at_nul(line)
+        lines += [nothing] if nothing else []
+        lines += [_parse(something)] if something.strip() else []
+    nothing, something = _split_at_nul(rest)
+    lines += [nothing] if nothing else []
+    if something.strip():
+        lines.append(_Line(something, None, "cut off before its end"))
+    return lines
+
+
+def _split_at_nul(text: str) -> tuple[_Line | None, str]:
+    """NUL bytes at the start of a line, where a crash of the machine leaves a place in the file that nothing was
+    written to, and the rest, which may be a whole record.
+    """
+    rest = text.lstrip("\0")
+    count = len(text) - len(rest)
+    nothing = _Line("\0" * count, None, f"{count} NUL bytes, as a crash of the machine leaves them")
+    return nothing if count else None, rest
+
+
+def _parse(text: str) -> _Line:
+    try:
+        text.encode("utf-8")
+        return _Line(text, Record.from_json(text))
+    except ValueError as error:
+        return _Line(text, None, f"damaged ({error})")
+
+
+def _flush_to_disk(descriptor: int) -> None:
+    if sys.platform == "darwin":  # where fsync leaves it in the drive's own memory
+        import fcntl
+
+        with contextlib.suppress(OSError):  # not every file system can
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk: a file that was flushed is lost with its name. Where the system cannot
+    (Windows), it is left to do so in its own time.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _current_path(descriptor: int) -> Path | None:
+    """Where an open file is now; None where the system does not tell, or where it is nowhere."""
+    try:
+        if sys.platform == "darwin":
+            import fcntl
+
+            raw = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024))
+            path = Path(os.fsdecode(raw.rstrip(b"\0")))
+        else:
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        same = os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except (OSError, ImportError):
+        return None
+    return path if same else None

@@ -1,0 +1,217 @@
+"""One task, one worker: what it measured, or how it failed. A worker's death gets its status here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vitbench.core.records import Measurement, Status, measurement_from_dict
+from vitbench.core.registry import DEVICES
+from vitbench.devices import Device, Failure, split_name
+from vitbench.devices.cpu import oom_kill_count
+from vitbench.devices.failures import OUT_OF_MEMORY
+from vitbench.executors import stacks
+from vitbench.executors.launcher import Worker, WorkerTimeoutError
+
+#: How many lines of a failed worker's stderr a record keeps.
+STDERR_LINES = 20
+#: Exit codes of Windows from here on are errors (NTSTATUS); STATUS_NO_MEMORY and STATUS_COMMITMENT_LIMIT are two.
+_NT_ERROR = 0xC0000000
+_NT_NO_MEMORY = (0xC0000017, 0xC000012D)
+#: Signals that no process comes by through its own doing.
+_SENT_BY_OTHERS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
+#: Signals (ILL, ABRT, BUS, FPE, KILL, SEGV, TERM) that a shell tells of as 128 and their number.
+_CRASHES_THROUGH_A_SHELL = (4, 6, 7, 8, 9, 11, 15)
+
+
+@dataclass
+class Outcome:
+    """What came of a task."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    failure: Failure | None = None
+    signal: int | None = None
+    stderr_tail: str = ""
+    note: str = ""
+    seconds: float = 0.0
+
+
+class Conversation:
+    """A worker that carries out one task, in pieces where it takes turns with others.
+
+    Between two pieces the worker waits and does nothing; ``timeout_s`` bounds the sum of the pieces.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        task: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        device: str = "cpu",
+        on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self.worker = worker
+        self.outcome = Outcome()
+        self.over = False
+        self.spent_s = 0.0
+        self._task = task
+        self._started = False
+        self._timeout_s = timeout_s
+        self._device = device
+        self._on_progress = on_progress
+        self._kills_before = oom_kill_count()  # it may be killed while it waits, too
+
+    def go_on(self, reply: Mapping[str, Any] | None = None, *, limit_s: float = math.inf) -> dict[str, Any] | None:
+        """Give the worker its task, or later ``reply``, and listen until it waits for its next turn (the event in which
+        it says so) or is done, dead or late (None: ``over``; a late one is killed). ``limit_s`` bounds this piece.
+        """
+        begin = time.monotonic()
+        self.worker.send(reply if self._started and reply is not None else self._task)
+        self._started = True
+        try:
+            left = max(self._timeout_s - self.spent_s, 0.0)
+            return self._listen(begin + min(left, limit_s), limit_s if limit_s < left else self._timeout_s)
+        finally:
+            self.spent_s += time.monotonic() - begin
+
+    def _listen(self, deadline: float, limit_s: float) -> dict[str, Any] | None:
+        outcome, task = self.outcome, self._task
+        while True:
+            try:
+                event = self.worker.next_event(deadline)
+            except WorkerTimeoutError:
+                where = _where_it_hangs(self.worker)
+                self.worker.kill()
+                self.worker.wait(10)
+                detail = f"the {task.get('process', task['kind'])} process took longer than {limit_s:g} s"
+                outcome.failure = Failure("timeout", "timeout", f"{detail}; {where}")
+                break
+            if event is None:
+                _worker_died(self.worker, outcome, self._device, self._kills_before)
+                break
+            kind = event.pop("event")
+            if kind == "waiting":
+                return event
+            if kind == "measurement":
+                outcome.measurements.append(measurement_from_dict(event["measurement"]))
+            elif kind == "answer":
+                outcome.answers.append(event)
+            elif kind == "failure":
+                outcome.failure = Failure(event["status"], event["cause"], event["detail"])
+            elif kind == "progress" and self._on_progress is not None:
+                self._on_progress(event)
+            elif kind == "done":
+                outcome.seconds = event["seconds"]
+                break
+        self.over = True
+        return None
+
+
+def converse(
+    worker: Worker,
+    task: Mapping[str, Any],
+    *,
+    timeout_s: float,
+    device: str = "cpu",
+    on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Outcome:
+    """Give ``worker`` a task that takes no turns and listen until it is done, dead or late (then it is killed)."""
+    conversation = Conversation(worker, task, timeout_s=timeout_s, device=device, on_progress=on_progress)
+    conversation.go_on()
+    return conversation.outcome
+
+
+def finish(worker: Worker, outcome: Outcome, device: str) -> Outcome:
+    """End a worker that serves no other task, and read in its last words whether its figures can be trusted."""
+    worker.end()
+    text = worker.stderr_tail()
+    cause, line = _device_class(device).stderr_failure(text)
+    if cause and outcome.failure is None:
+        status: Status = "oom" if cause in OUT_OF_MEMORY else "error"
+        outcome.failure = Failure(status, cause, f"the worker finished, but printed that its device failed: {line}")
+        # kept, but under that status: they may be the times and the memory of work that was never done
+        outcome.measurements = [
+            replace(one, status=status, detail=outcome.failure.detail) if one.status == "ok" else one
+            for one in outcome.measurements
+        ]
+    outcome.note = _device_class(device).stderr_note(text)
+    if outcome.failure is not None:
+        outcome.stderr_tail = last_lines(text)
+    return outcome
+
+
+def classify_death(code: int | None, stderr: str, device: str, *, memory_evidence: bool) -> tuple[Failure, int | None]:
+    """The status of a worker that died, and the signal that ended it.
+
+    ``memory_evidence``: whether the kernel counted a kill for memory meanwhile. A SIGKILL without it is ``killed``
+    with the cause ``probable_oom``: somebody else may have sent it.
+    """
+    if code is not None and code >= _NT_ERROR:  # how Windows tells of an access violation and the like
+        if code in _NT_NO_MEMORY:
+            return Failure("oom", "out_of_memory", f"ended by the system for want of memory ({code:#x})"), None
+        return Failure("killed", "crash", f"the worker crashed with {code:#x}"), None
+    number = _signal_of(code)
+    words = _device_class(device).explain_death(stderr, by_signal=number is not None)
+    said = f": {words.detail}" if words is not None and words.detail else ""
+    if number is None:
+        if words is not None and words.status == "oom":
+            detail = f"ended by itself with exit code {code} because memory could not be had{said}"
+            return Failure("oom", words.cause, detail), None
+        return Failure("error", "exit", f"the worker ended by itself with exit code {code} before it was done"), None
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    if number == getattr(signal, "SIGKILL", 9):
+        if memory_evidence:
+            return Failure(
+                "oom", "oom_kill", "killed by the kernel for memory (the cgroup's oom_kill count rose)"
+            ), number
+        return Failure("killed", "probable_oom", f"killed by {name}: probably for memory, without evidence"), number
+    if words is not None and words.status == "oom":
+        return Failure("oom", words.cause, f"aborted ({name}) because memory could not be had{said}"), number
+    if words is not None:
+        return Failure(words.status, words.cause, f"the worker crashed with {name}{said}"), number
+    if name in _SENT_BY_OTHERS:
+        return Failure("killed", "terminated", f"ended by {name}, which somebody else sent"), number
+    return Failure("killed", "crash", f"the worker crashed with {name}"), number
+
+
+def _signal_of(code: int | None) -> int | None:
+    """The signal that an exit code tells of; None for a process that ended by itself. A shell in between adds 128."""
+    if code is None:
+        return None
+    if code < 0:
+        return -code
+    return code - 128 if hasattr(signal, "SIGKILL") and code - 128 in _CRASHES_THROUGH_A_SHELL else None
+
+
+def last_lines(text: str) -> str:
+    """The end of a worker's stderr as a record keeps it; of a stack, where it is and not where it began."""
+    return stacks.shorten(text, STDERR_LINES)
+
+
+def _where_it_hangs(worker: Worker) -> str:
+    """Where a late worker is, in words."""
+    if stacks.ASK is None:
+        return "where it hung is not known: this system has no signal that asks for a stack"
+    call = stacks.last_call(worker.ask_for_stack())
+    return f"last in {call}" if call else "where it hung is not known: it printed no stack when asked"
+
+
+def _worker_died(worker: Worker, outcome: Outcome, device: str, kills_before: int | None) -> None:
+    code = worker.wait(10)
+    text = worker.stderr_tail()
+    outcome.stderr_tail = last_lines(text)
+    if outcome.failure is None:  # else it failed, said so, and then died
+        kills = oom_kill_count()
+        evidence = kills is not None and kills_before is not None and kills > kills_before
+        outcome.failure, outcome.signal = classify_death(code, text, device, memory_evidence=evidence)
+
+
+def _device_class(device: str) -> type[Device]:
+    kind: type[Device] = DEVICES.get(split_name(device)[0])
+    return kind

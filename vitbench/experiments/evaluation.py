@@ -1,0 +1,311 @@
+"""Evaluate a trained model on a data set: joins weights, pictures and scores into one result that JSON can hold.
+
+Reports (reports/evaluation.py) are made from that result alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitbench.core.errors import DataError, UsageError
+from vitbench.core.stats.statistics import wilson_interval
+from vitbench.core.text import printable
+from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained
+from vitbench.training.data.datasets import describe_data
+from vitbench.training.data.pictures import SPLITS, DataInfo, PictureSet, Split
+
+if TYPE_CHECKING:
+    from vitbench.training.scores import Scores
+
+#: Of evaluation.json. 1: the first.
+SCHEMA = 1
+#: Equal-width bins of the confidence, as in Guo et al.
+BINS = 15
+BATCH_SIZE = 128
+#: The pictures of a part of a data set are the same whatever was trained on.
+SEED = 0
+
+_ZERO = "a fraction without a denominator (nothing predicted as the class, no pictures of it) is 0 (zero_division=0)"
+_CALIBRATION = (
+    "expected calibration error (Guo et al., 2017, arXiv:1706.04599): sum over bins of |B|/n * |accuracy(B) - "
+    "confidence(B)|, {bins} bins of equal width ((m-1)/{bins}, m/{bins}] of the confidence, which is the largest "
+    "softmax probability"
+)
+
+
+def evaluate_model(
+    model: str,
+    *,
+    weights: str | None,
+    data: str,
+    pretrained: bool = False,
+    data_dir: Path | str | None = None,
+    download: bool = False,
+    split: str = "test",
+    test_images: int | None = None,
+    image_size: str | None = None,
+    device: str = "auto",
+    amp: bool = False,
+    batch_size: int = BATCH_SIZE,
+    bins: int = BINS,
+    replace_head: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Test a model with its weights on pictures; returns everything that reports say of it, as JSON can hold it.
+
+    ``split``: ``test`` or ``train``; ``test_images``: a stratified choice of so many of its pictures, the same one each
+    time. ``note`` is told what a person should know (classes with other names, a random head). The other arguments are
+    those of ``open_trained`` and ``describe_data``.
+
+    Raises UsageError for what is asked wrongly (a DataError if the numbers of classes differ), OutOfMemory, and
+    NotFiniteError if an output is not finite.
+    """
+    if not isinstance(model, str):
+        raise UsageError(f"evaluate_model takes the name of a model, not {type(model).__name__}")
+    chosen = _split(split)
+    for option, value in (("--test-images", test_images), ("--batch-size", batch_size), ("--bins", bins)):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} {value} is not positive: give at least 1")
+    info = describe_data(str(data), root=None if data_dir is None else Path(data_dir), download=download)
+    trained = open_trained(
+        model,
+        weights=weights,
+        pretrained=pretrained,
+        device=device,
+        image_size=image_size,
+        num_classes=info.num_classes if replace_head else None,
+        replace_head=replace_head,
+    )
+    if trained.num_classes != info.num_classes and not _has_room_for_more(trained, info):
+        raise DataError(
+            f"The weights {trained.weights} tell {trained.num_classes} classes apart, but {info.label} has "
+            f"{info.num_classes}. Give the data that they were trained for, or --replace-head for a random head"
+        )
+    warnings = _warnings(trained, info)
+    for warning in warnings:
+        note(f"Warning: {warning}")
+    from vitbench.training.data.datasets import load_images
+
+    pictures = load_images(
+        info, chosen, image_size=trained.image_size, images=test_images, seed=SEED, download=download
+    )
+    return evaluate_trained(
+        trained,
+        info,
+        pictures,
+        split=chosen,
+        dtype="amp" if amp else "fp32",
+        batch_size=batch_size,
+        bins=bins,
+        warnings=warnings,
+    )
+
+
+def evaluate_trained(
+    trained: TrainedModel,
+    info: DataInfo,
+    pictures: PictureSet,
+    *,
+    split: Split = "test",
+    dtype: str = "fp32",
+    batch_size: int = BATCH_SIZE,
+    bins: int = BINS,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What ``evaluate_model`` returns, for a model that is loaded and ``pictures`` of ``info`` that are in memory.
+
+    ``dtype``: ``fp32`` or ``amp``. Raises OutOfMemory, and NotFiniteError if an output is not finite.
+    """
+    result = _describe(trained, info, split, dtype == "amp", batch_size, list(warnings))
+    return result | _test(trained, info, pictures, split, dtype == "amp", batch_size, bins)
+
+
+def _split(name: str) -> Split:
+    for split in SPLITS:
+        if name == split:
+            return split
+    raise UsageError(f"Unknown split {name!r}: give {' or '.join(SPLITS)}")
+
+
+def _has_room_for_more(trained: TrainedModel, info: DataInfo) -> bool:
+    """Whether the head has the data's classes first and then others (``vitbench train --num-classes``)."""
+    told = trained.facts.get("classes")
+    few = info.num_classes
+    if not isinstance(told, list) or not few < trained.num_classes == len(told):
+        return False
+    return told[:few] == list(info.class_names)
+
+
+def _class_names(trained: TrainedModel, info: DataInfo) -> tuple[str, ...]:
+    """One a class of the head: those of the data, and what else it has room for."""
+    return (*info.class_names, *(trained.class_name(k) for k in range(info.num_classes, trained.num_classes)))
+
+
+def _warnings(trained: TrainedModel, info: DataInfo) -> list[str]:
+    """What the result should not be read without."""
+    found = []
+    told = trained.facts.get("classes")
+    if not trained.facts and trained.class_names is not None and set(trained.class_names) & set(info.class_names):
+        told = list(trained.class_names)  # ImageNet's; folders named by its numbers share none with them
+    if isinstance(told, list) and len(told) == info.num_classes and told != list(info.class_names):
+        if sorted(map(str, told)) == sorted(info.class_names):
+            what = "are those of the data in another order"
+        else:
+            what = "have other names than those of the data"
+        index = next(i for i, name in enumerate(told) if name != info.class_names[i])
+        found.append(
+            f"the classes of the checkpoint {what}: class {index} is '{printable(str(told[index])[:60])}' there and "
+            f"'{printable(info.class_names[index])}' in {info.label}"
+        )
+    found += [f"the weights: {note}" for note in trained.notes]
+    return found
+
+
+def _describe(
+    trained: TrainedModel, info: DataInfo, split: Split, amp: bool, batch_size: int, warnings: list[str]
+) -> dict[str, Any]:
+    """What was tested, and how: everything but the figures."""
+    import torch
+
+    from vitbench import __version__
+
+    device = trained.device
+    return {
+        "schema": SCHEMA,
+        "model": trained.name,
+        "weights": {"text": trained.weights, "digest": trained.digest, "notes": list(trained.notes)},
+        "training": _training(trained.facts),
+        "data": info.label,
+        "split": split,
+        "num_classes": trained.num_classes,
+        "image_size": list(trained.image_size),
+        "mean": list(trained.mean),
+        "std": list(trained.std),
+        "device": device.name,
+        "device_name": str(device.describe().get("name", "")),
+        "dtype": f"amp ({device.amp_dtype})" if amp else "fp32",
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "versions": {"vitbench": __version__, "torch": torch.__version__},
+        "warnings": warnings,
+    }
+
+
+def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of ours says of its training; empty for others. The file may hold anything."""
+    recipe = facts.get("recipe")
+    told = {
+        "data": facts.get("data"),
+        "recipe": recipe.get("name") if isinstance(recipe, Mapping) else None,
+        "seed": facts.get("seed"),
+    }
+    return {key: value for key, value in told.items() if isinstance(value, str | int) and len(str(value)) <= 200}
+
+
+def _test(
+    trained: TrainedModel,
+    info: DataInfo,
+    pictures: PictureSet,
+    split: Split,
+    amp: bool,
+    batch_size: int,
+    bins: int,
+) -> dict[str, Any]:
+    """One pass over the pictures, and the figures."""
+    from vitbench.metrics.support.subject import NotFiniteError
+    from vitbench.training.evaluate import collect_answers
+    from vitbench.training.scores import score
+
+    device = trained.device
+    way_out = f"Lower --batch-size ({batch_size}) or --image-size, or give --device cpu"
+    with explain_oom(device, way_out if amp else f"{way_out} or --amp"):
+        answers = collect_answers(
+            trained.module,
+            pictures,
+            device=device.name,
+            autocast=lambda: device.autocast("amp" if amp else "fp32"),
+            batch_size=batch_size,
+            synchronize=device.synchronize,
+            mean=trained.mean,
+            std=trained.std,
+        )
+    finite = answers.logits.isfinite().all(dim=1)
+    if not finite.all():
+        bad = len(finite) - int(finite.sum())
+        way_out = "Leave out --amp" if amp else "The weights are damaged, or their training has diverged"
+        raise NotFiniteError(f"The outputs for {bad} of {len(finite)} pictures are NaN or infinite. {way_out}")
+    scores = score(answers.logits.numpy(), pictures.labels.numpy(), bins=bins, classes=info.num_classes)
+    return {
+        "images": len(pictures),
+        "chosen": _chosen(len(pictures), info.count(split), split),
+        **_figures(scores, _class_names(trained, info), info.num_classes),
+        "throughput": {
+            "value": len(pictures) / answers.duration_s,
+            "unit": "image/s",
+            "duration_s": answers.duration_s,
+            "method": f"one pass of one process over {len(pictures)} pictures in batches of "
+            f"{min(batch_size, len(pictures))}, one batch before it not timed, the device synchronised at both ends; "
+            "copying to the device and normalising "
+            "included, decoding and resizing not. To compare models, measure with vitbench run",
+        },
+    }
+
+
+def _chosen(images: int, there: int, split: Split) -> str:
+    some = f"a stratified choice (seed {SEED}) of {images} of {there} pictures"
+    part = f"all {there} pictures" if images == there else some
+    return f"{part} of the {split} split" + ("" if split == "test" else ", which is not held out")
+
+
+def _figures(scores: Scores, class_names: Sequence[str], of_data: int) -> dict[str, Any]:
+    """``class_names``: one a class of the head, of which the first ``of_data`` are the data's."""
+    absent = sum(one.images == 0 for one in scores.classes[:of_data])
+    never = sum(one.predicted == 0 for one in scores.classes[:of_data])
+    more = f" of the data (the head has {len(class_names)})" if len(class_names) > of_data else ""
+    zero = f"{_ZERO}: {absent} classes without pictures, {never} never predicted"
+    return {
+        "accuracy": _fraction(scores.correct, scores.total, "share of pictures whose class has the largest logit"),
+        "top5": None
+        if scores.correct_in_5 is None
+        else _fraction(scores.correct_in_5, scores.total, "share of pictures whose class is among the five largest"),
+        "loss": {"value": scores.loss, "unit": "nat", "method": "mean cross entropy, without label smoothing"},
+        "macro": {
+            **asdict(scores.macro),
+            "method": f"scikit-learn's means over all {of_data} classes{more}; {zero}",
+        },
+        "weighted": {
+            **asdict(scores.weighted),
+            "method": "scikit-learn's means, each class weighted by its number of pictures; fractions as in macro",
+        },
+        "classes": [
+            {"index": index, "name": name, **asdict(one)}
+            for index, (name, one) in enumerate(zip(class_names, scores.classes, strict=True))
+        ],
+        "confusion": {
+            "rows": "true class",
+            "columns": "predicted class",
+            "counts": [list(row) for row in scores.confusion],
+        },
+        "calibration": {
+            "error": scores.calibration_error,
+            "largest_gap": scores.largest_gap,
+            "confidence": scores.confidence,
+            "bins": [asdict(one) for one in scores.bins],
+            "method": _CALIBRATION.format(bins=len(scores.bins)),
+        },
+    }
+
+
+def _fraction(part: int, total: int, method: str) -> dict[str, Any]:
+    low, high = wilson_interval(part, total)
+    return {
+        "value": part / total,
+        "low": low,
+        "high": high,
+        "correct": part,
+        "total": total,
+        "method": f"{method}; 95 % interval: Wilson",
+    }

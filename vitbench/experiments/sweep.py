@@ -1,0 +1,304 @@
+"""Train one model under several settings of a recipe, one after the other, and set them side by side.
+
+A folder holds ``sweep.json`` (the plan), a run folder for each setting, and ``sweep.md``, ``sweep.csv``, ``sweep.png``,
+which are made anew after each training. What is finished is never trained again.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitbench.core.errors import RunFolderError, StorageError, UnknownNameError, UsageError, VitbenchError
+from vitbench.core.files import read_json, refuse_links
+from vitbench.core.run_folder import cannot_write, write_atomically
+from vitbench.core.shapes import ANYTHING, NUMBER, OBJECT, TEXT, Kind
+from vitbench.experiments.training import (
+    REQUEST,
+    SUMMARY,
+    TrainingInterrupted,
+    TrainingOutOfMemory,
+    TrainingRequest,
+    read_request,
+    resume_training,
+    start_training,
+)
+from vitbench.experiments.training.folder import read_summary, request_from_dict
+from vitbench.experiments.training.progress import TrainingProgress
+from vitbench.experiments.training.request import check_beginning
+from vitbench.models import describe_model
+
+PLAN = "sweep.json"
+FAILURE = "failure.json"
+SCHEMA = 1
+#: More than these is a slip of the keyboard.
+MOST_TRAININGS = 500
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether it is what a key of a recipe can be set to."""
+    if isinstance(value, list):
+        return all(not isinstance(one, list) and _is_setting(one) for one in value)
+    return value is None or isinstance(value, bool) or TEXT.holds(value) or NUMBER.holds(value)
+
+
+_VALUE = Kind("a value of a recipe", _is_setting)
+_PLAN_SHAPE = {"settings": [{"name": ANYTHING, "changes": {...: _VALUE}, "request": OBJECT}]}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training of a sweep: the folder's name, what differs between the trainings, and the request."""
+
+    name: str
+    changes: dict[str, Any]
+    request: TrainingRequest
+
+
+@dataclass(frozen=True)
+class SweepSummary:
+    """``lines``: one a setting, as sweep.csv has them; ``failed``: how many of them did not come to an end."""
+
+    folder: Path
+    lines: tuple[dict[str, Any], ...]
+
+    @property
+    def failed(self) -> int:
+        """How many trainings did not come to an end."""
+        return sum(line["status"] != "ok" for line in self.lines)
+
+
+def expand_settings(products: Sequence[str], tries: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """What each training changes: the cross product of ``key=a,b`` in ``products``, for each of ``tries`` (``key=a
+    key=b``; none is one without changes), for each seed.
+
+    Items of lists are joined by ``+`` (``augment=crop+flip``). Raises UsageError for what is no key=value, for a key in
+    both, and for too many trainings.
+    """
+    from vitbench.training.recipes import ALIASES, LISTS, parse_settings
+
+    axes: list[list[str]] = []
+    for product in products:
+        key, sign, values = product.partition("=")
+        choices = [value.strip() for value in values.split(",") if value.strip()]
+        if not sign or not choices:
+            raise UsageError(f"--set {product!r} is no key=value,value, such as learning_rate=1e-2,1e-3")
+        axes.append([f"{key}={value}" for value in choices])
+    found: list[dict[str, Any]] = []
+    for one in tries or [""]:
+        for combination in itertools.product(*axes):
+            words = [*one.split(), *combination]
+            listed = []
+            for word in words:
+                key, sign, value = word.partition("=")
+                name = ALIASES.get(key.strip(), key.strip())
+                listed.append(f"{key}{sign}{value.replace('+', ',')}" if name in LISTS else word)
+            changes = parse_settings(listed)
+            if seeds and "seed" in changes:
+                raise UsageError("Seeds are given twice, by --seeds and as a key: leave out one of them")
+            found += [{**changes, "seed": seed} for seed in seeds] if seeds else [changes]
+    if len(found) > MOST_TRAININGS:
+        raise UsageError(f"This sweep has {len(found)} trainings: at most {MOST_TRAININGS}")
+    return found
+
+
+def plan_sweep(
+    request: TrainingRequest, recipe: str, changes: Sequence[dict[str, Any]], fixed: Mapping[str, Any]
+) -> list[Setting]:
+    """A setting for each of ``changes`` to ``recipe``, whose ``fixed`` keys are the same in all. Raises RecipeError
+    for one that cannot be, and UsageError for a ``request`` that cannot.
+    """
+    from vitbench.training.recipes import check_settings, load_recipe
+
+    check_beginning(request)
+    settings = []
+    varying = [key for key in dict.fromkeys(key for one in changes for key in one) if key]
+    for number, one in enumerate(changes, 1):
+        # a seed that is none is the recipe's
+        keys = {key: value for key, value in one.items() if key != "seed" or value is not None}
+        loaded = load_recipe(recipe, **{**fixed, **keys})
+        check_settings(loaded, {key: value for key, value in {**fixed, **keys}.items() if key != "seed"})
+        seed = request.seed if loaded.seed is None else loaded.seed
+        made = replace(request, recipe=loaded.model_dump(mode="json"), seed=seed)
+        # what holds in this training, also where another one changes it
+        settings.append(Setting(f"{number:03d}", {key: {**made.recipe, "seed": seed}[key] for key in varying}, made))
+    return settings
+
+
+def start_sweep(
+    settings: Sequence[Setting], out: Path | None, progress: Callable[[], TrainingProgress], say: Callable[[str], None]
+) -> SweepSummary:
+    """Train each setting into ``out``, new or empty (by default ``runs/sweep-MODEL-TIME``)."""
+    model = settings[0].request.model
+    name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in model)
+    folder = out or Path("runs") / f"sweep-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise RunFolderError(
+                f"{str(folder)!r} is not empty: choose another folder, or go on with --resume {folder}"
+            )
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    plan = {"schema": SCHEMA, "settings": [asdict(one) for one in settings]}
+    write_atomically(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())
+    try:
+        return _run(folder, settings, progress, say)
+    except UsageError:
+        if [path.name for path in folder.iterdir()] == [PLAN]:  # else the next try would find the folder taken
+            (folder / PLAN).unlink()
+            folder.rmdir()
+        raise
+
+
+def resume_sweep(
+    folder: Path,
+    progress: Callable[[], TrainingProgress],
+    say: Callable[[str], None],
+    *,
+    allow_import: bool = False,
+) -> SweepSummary:
+    """Train what ``folder`` still lacks. ``allow_import`` has to be given again: a folder from elsewhere must not be
+    able to run code. Raises RunFolderError if it holds no sweep.
+    """
+    refuse_links(folder)
+    try:
+        content = read_json(folder / PLAN, _PLAN_SHAPE)
+        settings = [
+            Setting(
+                _folder_name(one["name"]),
+                one["changes"],
+                request_from_dict({**one["request"], "allow_import": allow_import}),
+            )
+            for one in content["settings"]
+        ]
+        _check_settings(settings)
+    except OSError as error:
+        raise RunFolderError(f"{str(folder)!r} holds no sweep: {PLAN} is not there ({error.strerror})") from error
+    except ValueError as error:
+        raise RunFolderError(f"{PLAN} of {str(folder)!r} is damaged ({error}): start the sweep anew") from error
+    if not allow_import and any(not (folder / one.name / SUMMARY).is_file() for one in settings):
+        describe_model(settings[0].request.model)  # what it may not import is said once, not as a failure of each
+    return _run(folder, settings, progress, say)
+
+
+def _check_settings(settings: Sequence[Setting]) -> None:
+    """Raises ValueError for what ``plan_sweep`` would not have made."""
+    from vitbench.training.recipes import Recipe
+
+    names = [one.name for one in settings]
+    if not names:
+        raise ValueError("it has no settings")
+    if len(set(names)) < len(names):
+        raise ValueError("two of its settings have one folder")
+    known = {*Recipe.model_fields, "seed"} - {"name", "description"}
+    other = [key for one in settings for key in one.changes if key not in known]
+    if other:
+        raise ValueError(f"a recipe has no key {other[0][:80]!r}")
+
+
+def _folder_name(name: Any) -> str:
+    """The name of a training's folder, as this module gives them: no other one, which might lie elsewhere."""
+    if not isinstance(name, str) or not re.fullmatch("[0-9]{3,}", name):
+        raise ValueError(f"{str(name)[:80]!r} is no folder of a sweep")
+    return name
+
+
+def _run(
+    folder: Path, settings: Sequence[Setting], progress: Callable[[], TrainingProgress], say: Callable[[str], None]
+) -> SweepSummary:
+    refused: UsageError | None = None  # what the first training was refused for, which may be wrong for all of them
+    for number, one in enumerate(settings, 1):
+        place = folder / one.name
+        if (place / SUMMARY).is_file():
+            continue
+        _release_memory()  # of the training before this one: models and what failed lie in reference cycles
+        said = ", ".join(f"{key} {'none' if value is None else value}" for key, value in one.changes.items())
+        say(f"Training {number} of {len(settings)}: {said}")
+        (place / FAILURE).unlink(missing_ok=True)
+        try:
+            if (place / REQUEST).is_file():
+                read_request(place)
+                resume_training(place, progress(), allow_import=one.request.allow_import)
+            else:
+                start_training(one.request, place, progress())
+        except TrainingInterrupted as interrupt:
+            raise KeyboardInterrupt(f"Interrupted. Go on with: vitbench sweep --resume {folder}") from interrupt
+        except StorageError:
+            raise
+        except VitbenchError as error:
+            if isinstance(error, UsageError) and number <= 2 and not (place / REQUEST).is_file():
+                again = refused is not None and str(error) == str(refused)
+                if len(settings) == 1 or again or isinstance(error, UnknownNameError):
+                    raise  # wrong for all of them
+                if number == 1:
+                    refused = error.with_traceback(None)
+                    say(f"Training 1 failed: {error}")
+                    continue
+            _write_failure(place, error)
+            say(f"Training {number} failed: {error}")
+        if refused is not None:
+            _write_failure(folder / settings[0].name, refused)
+            refused = None
+        _report(folder, settings)
+    if refused is not None:  # all others were finished before
+        _write_failure(folder / settings[0].name, refused)
+    return SweepSummary(folder, tuple(_report(folder, settings)))
+
+
+def _write_failure(place: Path, error: VitbenchError) -> None:
+    status = "oom" if isinstance(error, TrainingOutOfMemory) else getattr(error, "cause", "error")
+    place.mkdir(exist_ok=True)
+    failure = {"status": status, "detail": str(error)}
+    write_atomically(place / FAILURE, (json.dumps(failure, indent=2) + "\n").encode())
+
+
+def _release_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _read_course(folder: Path) -> dict[str, Any]:
+    figures, history = read_summary(folder)
+    return {"status": "ok", "figures": figures, "history": history}
+
+
+def _read_failure(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path, {"status": TEXT, "detail": TEXT})
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}). Remove it: its training is tried again") from error
+    return {"status": found["status"], "detail": found["detail"]}
+
+
+def _report(folder: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    from vitbench.reports.sweep import sweep_csv, sweep_lines, sweep_markdown, write_sweep_curves
+
+    courses = []
+    for one in settings:
+        course: dict[str, Any] = {"name": one.name, "changes": one.changes, "status": "not trained", "detail": ""}
+        for file in (FAILURE, SUMMARY):
+            path = folder / one.name / file
+            if path.is_file():
+                course |= _read_failure(path) if file == FAILURE else _read_course(path.parent)
+        courses.append(course)
+    lines = sweep_lines(courses)
+    title = (
+        f"{settings[0].request.model} on {next((c['figures']['data'] for c in courses if 'figures' in c), 'its data')}"
+    )
+    write_atomically(folder / "sweep.csv", sweep_csv(lines).encode())
+    write_atomically(folder / "sweep.md", sweep_markdown(courses, title).encode())
+    write_sweep_curves(courses, folder / "sweep.png", title)
+    return lines

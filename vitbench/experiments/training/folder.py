@@ -1,0 +1,212 @@
+"""A training's folder: what it is called, that it is free, what it was asked for. Loads torch only to tell versions."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+from pydantic import ValidationError
+
+from vitbench.core.errors import RunFolderError, UsageError
+from vitbench.core.files import read_json
+from vitbench.core.run_folder import LOCK, cannot_write, make_new_folder, write_atomically
+from vitbench.core.shapes import (
+    COUNT,
+    FLAG,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    WHOLE,
+    Kind,
+    Maybe,
+    check_present,
+    check_shape,
+)
+from vitbench.experiments.training.request import REQUEST, SCHEMA, SUMMARY, TrainingRequest
+from vitbench.training.data.datasets import options_of_data
+from vitbench.training.recipes import Recipe
+
+_REQUEST_SHAPE = {
+    **dict.fromkeys(("model", "data", "device", "amp", "freeze"), TEXT),
+    **dict.fromkeys(("data_dir", "weights"), TEXT.or_null()),
+    "image_size": Kind("a size", lambda value: value is None or TEXT.holds(value) or POSITIVE.holds(value)),
+    "recipe": OBJECT,
+    **dict.fromkeys(("num_classes", "train_images", "test_images", "threads"), POSITIVE.or_null()),
+    **dict.fromkeys(("seed", "save_every"), COUNT),
+    **dict.fromkeys(("download", "pretrained", "replace_head", "deterministic", "compile", "channels_last"), FLAG),
+    **dict.fromkeys(("tensorboard", "allow_import"), FLAG),
+}
+_TESTED = {"test_correct": COUNT, "test_accuracy": SHARE, "test_loss": NUMBER}
+#: Of summary.json, what is shown again.
+_FIGURES_SHAPE = {
+    **dict.fromkeys(("model", "data"), TEXT),
+    **dict.fromkeys(("epochs", "training_duration_s"), NUMBER),
+    "test_images": POSITIVE,
+    "last": _TESTED,
+    "best": Maybe({"epoch": NUMBER, **_TESTED}, null=False),
+}
+_ROW_SHAPE: dict[Any, Any] = {
+    **dict.fromkeys(("epoch", "learning_rate", "train_loss", "train_accuracy"), NUMBER),
+    "images": COUNT,
+    ...: NUMBER,
+}
+
+
+def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
+    """What a run folder was asked for, and the versions it began with. Raises RunFolderError if it holds no
+    training.
+    """
+    path = folder / REQUEST
+    try:
+        content = read_json(path, {"versions": Maybe({...: TEXT}, null=False)})
+        if content.pop("schema", None) != SCHEMA:
+            raise RunFolderError(
+                f"{path.name} of {str(folder)!r} was written by another version of vitbench: go on with that one, or "
+                "start the training anew"
+            )
+        versions = content.pop("versions", {})
+        return request_from_dict(content), versions
+    except RunFolderError:
+        raise
+    except OSError as error:
+        raise RunFolderError(f"{str(folder)!r} holds no training: {REQUEST} is not there ({error.strerror})") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path.name} of {str(folder)!r} is damaged ({error}): start the training anew") from error
+
+
+def request_from_dict(content: dict[str, Any]) -> TrainingRequest:
+    """A request from its JSON object. Raises ValueError, in one line, if it is none."""
+    check_present(content, _REQUEST_SHAPE)
+    known = {field.name: field.default is MISSING for field in fields(TrainingRequest)}
+    unknown = [key for key in content if key not in known]
+    missing = [name for name, needed in known.items() if needed and name not in content]
+    if unknown or missing:
+        raise ValueError(f"{missing[0]} is missing" if missing else f"it has no field {unknown[0][:80]!r}")
+    request = TrainingRequest(**content)
+    root, download = options_of_data(request.data, request.data_dir, request.download)
+    request = replace(request, data_dir=root, download=download)
+    try:
+        Recipe(**request.recipe)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part)[:80] for part in ("recipe", *problem["loc"]))
+        raise ValueError(f"{place}: {problem['msg']}") from error
+    return request
+
+
+def read_summary(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures and the history (a row an epoch) of a training that is finished. Raises RunFolderError if what the
+    folder says of it is damaged.
+    """
+    path = folder / SUMMARY
+    try:
+        content = read_json(path, {"figures": _FIGURES_SHAPE, "history": [_ROW_SHAPE]})
+        check_history(content["history"])
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable") from error
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path} is damaged ({error}). Remove it, then: vitbench train --resume {folder}, which tests the trained "
+            "model again"
+        ) from error
+    return content["figures"], content["history"]
+
+
+def check_history(rows: Any, which: str | None = None) -> None:
+    """Raises ValueError unless ``rows`` are those of a history: numbers, and the same ones in each row, among them the
+    loss and the accuracy of what the epochs were tested on (``test`` or ``validation``; by default either).
+    """
+    check_shape(rows, [_ROW_SHAPE], "history")
+    for one in rows:
+        kinds = [which] if which else ["validation" if "validation_loss" in rows[0] else "test"]
+        missing = [f"{kind}_{key}" for kind in kinds for key in ("loss", "accuracy") if f"{kind}_{key}" not in one]
+        if missing:
+            raise ValueError(f"a row of its history has no {missing[0]}")
+        if one.keys() != rows[0].keys():
+            raise ValueError("the rows of its history differ in what they hold")
+
+
+def check_request(request: TrainingRequest) -> None:
+    """Raises UsageError for what could not be read again from its JSON: such a training could not be gone on with."""
+    if not isinstance(request.model, str):
+        raise UsageError(f"A training takes the name of a model, not {type(request.model).__name__}")
+    # what Setup looks at has words of its own there
+    whole = dict.fromkeys(("num_classes", "train_images", "test_images", "threads"), WHOLE.or_null())
+    shape = {key: kind for key, kind in {**_REQUEST_SHAPE, **whole, "seed": WHOLE}.items() if key != "amp"}
+    try:
+        check_present(asdict(request), shape)
+    except ValueError as error:
+        raise UsageError(f"A training cannot be asked for like this: {error}") from error
+
+
+def default_folder(request: TrainingRequest) -> Path:
+    """``runs/train-MODEL-TIME``."""
+    name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in request.model)
+    return Path("runs") / f"train-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_is_free(folder: Path) -> None:
+    """Raises RunFolderError if something is in ``folder``, or it is a file."""
+    try:
+        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+            raise RunFolderError(
+                f"{str(folder)!r} is not empty: choose another folder, or go on with --resume {folder}"
+            )
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def make_folder(folder: Path, *, named: bool) -> Path:
+    """Make ``folder``, or, if nobody named it and it is taken (another training began in the same second), one beside
+    it. Returns the one that was made.
+    """
+    try:
+        if not named:
+            return make_new_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return folder
+
+
+def note_request(folder: Path, request: TrainingRequest) -> None:
+    """Note in ``folder``, whose lock is held, what it is for: from then on it can be gone on with."""
+    check_is_free(folder)
+    write_json(folder / REQUEST, {"schema": SCHEMA, **asdict(request), "versions": versions()})
+
+
+def note_where_pictures_are(folder: Path, request: TrainingRequest) -> None:
+    """Keep in ``folder`` where its data set is now, if that has changed."""
+    content = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    now = {"data": request.data, "data_dir": request.data_dir}
+    if any(content.get(key) != value for key, value in now.items()):
+        write_json(folder / REQUEST, {**content, **now})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace ``path`` in one step. Raises StorageError or RunFolderError as write_atomically does."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """What has to be the same for a training to go on to the same weights."""
+    import torch
+
+    from vitbench import __version__
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "vitbench": __version__}
+
+
+def take_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
+    """Raises RunFolderError if another process trains in ``folder``."""
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise RunFolderError(f"Another vitbench is training in {str(folder)!r} now: wait for it, or end it") from error

@@ -1,0 +1,357 @@
+"""Before a training: the device, the model with its weights, the pictures, what is frozen. Loads torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vitbench.core.errors import DataError, UsageError
+from vitbench.core.files import spare_memory
+from vitbench.core.records import format_image_size
+from vitbench.experiments.open_model import find_device
+from vitbench.experiments.training.progress import TrainingProgress
+from vitbench.experiments.training.request import LAST, TrainingRequest
+from vitbench.models import build_model, describe_model
+from vitbench.models.normalisation import HALVES, normalisation_of
+from vitbench.models.outputs import input_dtype, training_loss
+from vitbench.models.weights.checkpoints import load_checkpoint, read_facts
+from vitbench.models.weights.claimed import chosen_size, shapes_in_file
+from vitbench.training.augmentation.augment import normalise
+from vitbench.training.data.datasets import describe_data, load_images, load_training_images
+from vitbench.training.data.pictures import FeatureSet, PictureSet
+from vitbench.training.freezing import check_freeze, features_of, freeze_parameters
+from vitbench.training.loop import Trainer, random_state, set_random_state
+from vitbench.training.optimizers import regularise
+from vitbench.training.ranks import Ranks, distributed, joined
+from vitbench.training.recipes import Recipe
+
+#: As recipes have it; numpy takes twice as much, torch more.
+_LARGEST_SEED = 2**31 - 1
+#: How much of a GPU's free memory all training pictures may take; the model, its gradients and activations come on top.
+_SHARE_OF_DEVICE = 0.25
+#: Beyond these libraries of threads end the process.
+_MOST_THREADS = 1024
+
+
+class Setup:
+    """One process's part in a training, ready to run after ``prepare``."""
+
+    def __init__(self, request: TrainingRequest, ranks: Ranks, progress: TrainingProgress) -> None:
+        self.request = request
+        self.ranks = ranks
+        self.progress = progress
+        self.recipe = Recipe(**request.recipe)
+        check_freeze(request.freeze)
+        if request.amp not in ("off", "bf16", "fp16"):
+            raise UsageError(f"amp = {request.amp!r} is none of: off, bf16, fp16")
+        for name in ("num_classes", "train_images", "test_images", "threads"):
+            value = getattr(request, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} = {value} is not positive: give at least 1")
+        if request.threads is not None and request.threads > _MOST_THREADS:
+            raise UsageError(f"threads = {request.threads} is more than any machine has: give at most {_MOST_THREADS}")
+        if not 0 <= request.seed <= _LARGEST_SEED:
+            raise UsageError(f"seed = {request.seed} is no number from 0 to {_LARGEST_SEED}")
+        if self.recipe.patience is not None and self.recipe.validation == 0:
+            raise UsageError(
+                f"patience = {self.recipe.patience} waits for a better validation accuracy: hold pictures out, such as "
+                "--validation 0.1"
+            )
+        if ranks.count > 1 and self.recipe.seconds is not None:
+            raise UsageError("Several processes cannot agree on a budget in seconds: give epochs, images or steps")
+        if self.recipe.batch_size % ranks.count:
+            raise UsageError(f"batch_size {self.recipe.batch_size} cannot be shared by {ranks.count} processes equally")
+        if request.deterministic:
+            _be_deterministic()
+        self.device = find_device(request.device)
+        if ranks.count > 1 and self.device.kind == "cuda":
+            self.device = find_device(f"cuda:{ranks.local}")
+        elif ranks.count > 1 and self.device.kind != "cpu":
+            raise UsageError(f"Several processes cannot share {self.device.name}: give --device cpu")
+        if request.threads:
+            torch.set_num_threads(request.threads)
+        self.origin = "random weights"
+        self.imbalance = self.recipe.imbalance
+        self.features: tuple[FeatureSet, FeatureSet] | None = None
+
+    def joined(self) -> AbstractContextManager[None]:
+        """The other processes, if there are any."""
+        if self.device.kind == "cuda" and self.ranks.count > 1:
+            torch.cuda.set_device(self.device.torch_device)
+        return joined(self.ranks, self.device.kind)
+
+    def prepare(self, state: Mapping[str, Any] | None = None, header: Mapping[str, Any] | None = None) -> None:
+        """Build, load, freeze, read. With the ``state`` and ``header`` of a checkpoint the weights are its own: a file
+        that the training began with need not be there any more.
+
+        Raises UsageError for what cannot be, and DataError for pictures that are not those of the checkpoint.
+        """
+
+        request = self.request
+        if request.allow_import:
+            from vitbench.models.imported import allow_imports
+
+            allow_imports()
+        random.seed(request.seed)
+        np.random.seed(request.seed)
+        torch.manual_seed(request.seed)
+        root = Path(request.data_dir) if request.data_dir else None
+        self.info = describe_data(request.data, root=root, download=request.download)
+        if header is not None and header["facts"]["data"] != self.info.label:
+            raise self._other_pictures()
+        card = describe_model(request.model)
+        classes = request.num_classes or self.info.num_classes
+        if classes < self.info.num_classes:
+            raise UsageError(
+                f"--num-classes {classes} is less than the {self.info.num_classes} classes of {self.info.label}"
+            )
+        told = self._facts_of_weights() if header is None else header["facts"]
+        shapes = shapes_in_file(Path(request.weights)) if request.weights and state is None else {}
+        self.size = chosen_size(card, request.image_size, told, shapes)
+        if request.image_size is None and self.size != card.image_size:
+            self.progress.note(f"Pictures are {format_image_size(self.size)} px, as those of the weights' training")
+        self.num_classes = classes
+        # a head may have room for classes that this data does not have
+        self.class_names = (*self.info.class_names, *(f"class {k}" for k in range(self.info.num_classes, classes)))
+
+        def build(count: int) -> torch.nn.Module:
+            return build_model(request.model, image_size=self.size, num_classes=count)
+
+        # a checkpoint's weights come from it alone: going on needs no download
+        published = request.pretrained and state is None
+        with torch.device(self.device.torch_device if self.device.kind == "cuda" else "cpu"):
+            self.model = build_model(request.model, image_size=self.size, num_classes=classes, pretrained=published)
+        if request.pretrained:
+            self.origin = "the published weights"
+        if state is not None:
+            self._take_weights(state, header or {})
+        elif request.weights:
+            self.origin = self._load_weights()
+        from_elsewhere = request.weights is not None and not told and (card.mean, card.std) != (HALVES, HALVES)
+        if header is not None or request.pretrained or from_elsewhere:
+            # what was begun with stays; weights from elsewhere have been trained as their model's card says, if it does
+            mean, std = normalisation_of(card, told)
+            if (self.recipe.mean, self.recipe.std) != (mean, std):
+                self.recipe = self.recipe.model_copy(update={"mean": mean, "std": std})
+                if header is None:
+                    whose = (
+                        "the published weights were trained with" if request.pretrained else f"{card.name}'s card says"
+                    )
+                    self.progress.note(f"Pictures are normalised as {whose}: mean {_listed(mean)}, std {_listed(std)}")
+        for lacking in regularise(self.model, self.recipe):
+            self.progress.warn(f"{request.model} has no layers for the recipe's {lacking}: it trains without")
+
+        self.freezing = freeze_parameters(self.model, request.freeze, build, classes)
+        if self.freezing.trainable < self.freezing.total:
+            share = 100 * self.freezing.trainable / self.freezing.total
+            self.progress.note(
+                f"{self.freezing.trainable:,} of {self.freezing.total:,} parameters are trained ({share:.2f} %)"
+            )
+        self._load_data()
+        if header is not None and header.get("pictures") not in (None, self.pictures_digest()):
+            raise self._other_pictures()
+        self.model.to(self.device.torch_device)
+        if request.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.features = self._cache_features(state)
+
+    def make_trainer(self, on_step: Callable[[int, int | None, float], None]) -> Trainer:
+        """The training, at its beginning."""
+        model: torch.nn.Module = self.model
+        pictures: PictureSet | FeatureSet = self.training
+        if self.features is not None:
+            model, pictures = self.model.get_submodule(self.freezing.heads[0]), self.features[0]
+        forward: Any = torch.compile(model) if self.request.compile else model
+        unused = self.ranks.count > 1 and self._has_unused()
+        forward = distributed(forward, self.ranks, self.device.torch_device, unused)
+        # each process draws dropout of its own
+        torch.manual_seed(self.request.seed + 1_000_003 * self.ranks.rank)
+        return Trainer(
+            model,
+            pictures,
+            self.recipe,
+            device=str(self.device.torch_device),
+            autocast=self.autocast,
+            scaler=torch.amp.GradScaler(self.device.kind) if self.request.amp == "fp16" else None,
+            synchronize=self.device.synchronize,
+            seed=self.request.seed,
+            on_step=on_step,
+            forward=forward,
+            num_classes=self.num_classes,
+            frozen=self.freezing.frozen if self.features is None else (),
+            heads=self.freezing.heads if self.features is None and len(self.freezing.heads) == 1 else (),
+            rank=self.ranks.rank,
+            ranks=self.ranks.count,
+            channels_last=self.request.channels_last,
+        )
+
+    def _facts_of_weights(self) -> Mapping[str, Any]:
+        """What the checkpoint that the training begins with says of itself: nothing if it is not of a training here."""
+        return {} if self.request.weights is None else read_facts(self.request.weights)
+
+    def _load_weights(self) -> str:
+        assert self.request.weights is not None
+        report = load_checkpoint(self.model, self.request.weights, replace_head=self.request.replace_head)
+        before = report.facts.get("recipe")
+        if isinstance(before, Mapping):
+            for key in ("mean", "std"):
+                own, told = getattr(self.recipe, key), before.get(key)
+                if isinstance(told, list) and tuple(told) != own:
+                    text = ",".join(map(str, told))
+                    self.progress.warn(
+                        f"The weights were trained with another {key} of the channels: --set {key}={text} keeps it"
+                    )
+        if report.resampled:
+            old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
+            self.progress.warn(f"The weights' positions are resampled from {old} to {new} patches")
+        head = ", its head left out" if report.replaced_head else ""
+        return f"{report.path} ({report.digest}){head}"
+
+    def _take_weights(self, state: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+        try:
+            self.model.load_state_dict(state["model"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise DataError(f"{LAST} does not fit this training: {str(error).splitlines()[0]}") from error
+        self.origin = str(header.get("origin", self.request.weights or self.origin))
+
+    def _other_pictures(self) -> DataError:
+        # going on would hold out pictures that have been trained on, and train on others
+        return DataError(
+            f"The pictures of {self.info.label} are not those that this training began with, so that it cannot go on: "
+            f"put them back, or start anew from its {LAST} (--weights)"
+        )
+
+    def pictures_digest(self) -> str:
+        """Tells other pictures, and another choice of them, apart by their classes and the data set's label."""
+        digest = hashlib.sha256(self.info.label.encode())
+        for pictures in filter(None, (self.training, self.held_out)):
+            digest.update(pictures.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _load_data(self) -> None:
+        request = self.request
+        self.progress.note(f"Reading the pictures of {self.info.label} at {format_image_size(self.size)} px")
+        if request.download and not self.ranks.first:
+            self.ranks.share(None)  # the first one fetches them
+        self.training, self.held_out = load_training_images(
+            self.info,
+            image_size=self.size,
+            images=request.train_images,
+            seed=request.seed,
+            validation=self.recipe.validation,
+            imbalance=self.imbalance,
+            processes=self.ranks.count,
+            download=request.download,
+        )
+        if request.download and self.ranks.first:
+            self.ranks.share(None)
+        self.test = load_images(self.info, "test", image_size=self.size, images=request.test_images, seed=0)
+        if self.device.kind == "cuda" and isinstance(self.training.images, torch.Tensor):
+            on = self.device.torch_device
+            free, _ = torch.cuda.mem_get_info(on)
+            if self.training.images.nbytes > _SHARE_OF_DEVICE * free:
+                return  # they are copied batch by batch then
+            self.training = PictureSet(self.training.images.to(on), self.training.labels, self.training.class_names)
+
+    def _has_unused(self) -> bool:
+        """Whether a parameter that could be trained gets no gradient, by one step on two pictures."""
+        state = random_state()
+        # a forward pass moves running statistics, those of what is frozen, too
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        images = normalise(self.training.images[:2].to(self.device.torch_device), input_dtype(self.model))
+        labels = self.training.labels[:2].to(self.device.torch_device)
+        self.model.train()
+        with self.autocast():
+            loss = training_loss(self.model, self.model(images), labels)
+        loss.backward()
+        unused = any(one.grad is None for one in self.model.parameters() if one.requires_grad)
+        self.model.zero_grad(set_to_none=True)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+        set_random_state(state)
+        torch.manual_seed(self.request.seed)
+        return unused
+
+    def _cache_features(self, state: Mapping[str, Any] | None) -> tuple[FeatureSet, FeatureSet] | None:
+        """FeatureSets of the training pictures and of those that each epoch is tested on, where only one head is
+        trained and no picture ever changes. A training goes on from a ``state`` as it began: with the head alone, or
+        with the whole model.
+        """
+        recipe = self.recipe
+        if len(self.freezing.heads) != 1:
+            return None
+        head = self.model.get_submodule(self.freezing.heads[0])
+        began_with_features = state is not None and state["trained"].keys() == head.state_dict().keys()
+        if state is not None and not began_with_features:
+            return None
+        if recipe.augment or recipe.mixup or recipe.cutmix or self.request.compile:
+            return None
+
+        dtype = input_dtype(self.model)
+        self.model.eval()
+
+        def run(images: torch.Tensor) -> object:
+            inputs = normalise(images.to(self.device.torch_device), dtype, recipe.mean, recipe.std)
+            with torch.inference_mode(), self.autocast():
+                return self.model(inputs)
+
+        def check(size: int) -> None:
+            # all processes have to do the same
+            too_large = self.ranks.share(size * self.ranks.count > spare_memory())
+            if too_large and not began_with_features:
+                raise UsageError(f"they would take {size / 1e9:.1f} GB, more than half of the memory that is free")
+
+        self.progress.note("The backbone is frozen and no picture changes: its features are computed once")
+        found: list[FeatureSet] = []
+        for pictures in (self.training, self.test if self.held_out is None else self.held_out):
+            try:
+                features = features_of(
+                    self.model, self.freezing.heads[0], pictures.images.split(64), len(pictures), run, check
+                )
+            except UsageError as error:
+                self.progress.note(f"Its features cannot be kept after all: {error}")
+                return None
+            found.append(FeatureSet(features, pictures.labels, pictures.class_names))
+        return found[0], found[1]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass while training."""
+        if self.request.amp == "off":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.kind, dtype=torch.bfloat16 if self.request.amp == "bf16" else torch.float16)
+
+
+def _listed(channels: tuple[float, ...]) -> str:
+    return ",".join(f"{one:g}" for one in channels)
+
+
+@contextlib.contextmanager
+def as_it_was() -> Iterator[None]:
+    """Afterwards torch's threads, and whether it has to be deterministic, are as before: the process may be a
+    notebook's.
+    """
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic, warn_only=warns)
+
+
+def _be_deterministic() -> None:
+    """Only operators that give the same numbers each time; those that cannot raise an error that says so."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,89 @@
+"""FLOPs as fvcore and thop count them, operator by operator: for comparison, because both are unmaintained."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vitbench.core.errors import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherCount:
+    """``by_operator``: FLOPs (their multiply-adds doubled) of each operator (fvcore) or class of modules (thop) that it
+    counts; ``missed``: calls of operators that it met without a formula (fvcore alone says so).
+    """
+
+    tool: str
+    by_operator: Mapping[str, int]
+    missed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """All that it counts."""
+        return sum(self.by_operator.values())
+
+
+def count_by_fvcore(model: torch.nn.Module, images: torch.Tensor) -> OtherCount:
+    """Traces a real run: ``model`` in eval mode, ``images`` on the CPU. Raises Unsupported, whatever breaks in it."""
+    try:
+        from fvcore.nn import FlopCountAnalysis
+
+        with _quiet():
+            analysis = FlopCountAnalysis(model, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            found = {name: 2 * int(count) for name, count in analysis.by_operator().items()}
+            missed = dict(analysis.unsupported_ops())
+    except Exception as error:  # an unmaintained tool may break in any way; that is its result
+        raise _broken("fvcore", error) from error
+    return OtherCount(tool=f"fvcore {importlib.metadata.version('fvcore')}", by_operator=found, missed=missed)
+
+
+def count_by_thop(model: torch.nn.Module, images: torch.Tensor) -> OtherCount:
+    """Hooks modules in a real run: ``model`` in eval mode, ``images`` on the CPU. Raises Unsupported like fvcore's."""
+    try:
+        import thop
+
+        with _quiet():
+            total, _, layers = thop.profile(model, inputs=(images,), verbose=False, ret_layer_info=True)
+            found: dict[str, int] = {}
+            _add_modules(model, layers, found)
+    except Exception as error:  # as above
+        raise _broken("thop", error) from error
+    rest = 2 * round(total) - sum(found.values())
+    if rest:  # what it counts at modules that have children
+        found["modules with children"] = rest
+    return OtherCount(tool=f"thop {importlib.metadata.version('thop')}", by_operator=found)
+
+
+def _add_modules(module: Any, layers: Mapping[str, Any], found: dict[str, int]) -> None:
+    for name, (macs, _, inner) in layers.items():
+        child = getattr(module, name)
+        if inner:
+            _add_modules(child, inner, found)
+        elif macs:
+            kind = type(child).__name__
+            found[kind] = found.get(kind, 0) + 2 * round(macs)
+
+
+def _broken(tool: str, error: Exception) -> Unsupported:
+    return Unsupported(f"{tool} breaks on this model: {type(error).__name__}: {error}".splitlines()[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

@@ -1,0 +1,360 @@
+"""What a metric is given: one cell's model, its inputs and the ways to run them. It knows no model and no suite by
+name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vitbench.core.errors import Unsupported, VitbenchError
+from vitbench.core.records import Cell
+from vitbench.core.registry import Claim
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitbench.devices import Device
+
+CHANNELS = 3
+
+
+class NotFiniteError(VitbenchError):
+    """An output or a loss that is not finite: what was measured is not the model that was meant."""
+
+    cause = "not_finite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much one process of a timed metric samples.
+
+    It stops after ``seconds`` or ``max_samples``, whichever comes first, but not before ``min_samples``.
+    """
+
+    seconds: float = 1.0
+    min_samples: int = 10
+    max_samples: int = 1000
+
+
+class Trainer(Protocol):
+    """What the accuracy metric needs of training; the worker supplies it."""
+
+    def train(self, model: torch.nn.Module) -> Mapping[str, Any]:
+        """Train ``model`` in place; facts: images_seen, steps, duration_s, losses, recipe, budget (in words),
+        class_sizes (training pictures of each class).
+        """
+
+    def evaluate(self, model: torch.nn.Module) -> Mapping[str, Any]:
+        """Test it on held-out pictures; facts: correct, total, loss, macro_f1, class_names, and one a class
+        of class_f1, class_precision and class_recall.
+        """
+
+    def save(self, model: torch.nn.Module) -> str:
+        """Keep the checkpoint; returns its name inside the run folder, or an empty string where none is kept."""
+
+
+class Turns(Protocol):
+    """Where a timed process takes turns with others; the worker supplies it."""
+
+    #: How the turns are taken, for a measurement's method; and how, where the reference did not run beside each.
+    method: str
+    method_without_reference: str
+
+    def wait(self, *, last: bool = False) -> Mapping[str, Any]:
+        """Give the turn up and wait for the next; with ``last`` only to learn what the reference took since.
+
+        Facts: ``seconds`` (how long this turn is), ``before`` (the reference's last turn) and ``after_last`` (its first
+        one after this process's last turn), each with ``samples`` and ``cpu_seconds`` of its steps, or None.
+        """
+
+
+#: So many different batches are timed in rotation, if they are not more than this many bytes: real inputs are not
+#: always the ones of a moment ago, which a cache still holds.
+ROTATION = 8
+ROTATION_BYTES = 64e6
+#: Steps that a loss scaler may skip while it looks for its scale, which it halves each time from 65,536 on.
+MOST_SKIPPED = 20
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """One cell in this process.
+
+    ``build`` makes the model on the device that is current (``with torch.device("meta"): build()``); ``attention`` is
+    the context for the cell's kind of attention; ``claims`` are the published figures for the cell's size and classes
+    that only the model's library knows; ``rotates`` says whether calls take several batches in turn. Models, inputs and
+    optimizer are made on first use and kept.
+    """
+
+    cell: Cell
+    device: Device
+    build: Callable[[], torch.nn.Module]
+    attention: Callable[[torch.nn.Module], AbstractContextManager[Any]]
+    budget: Budget = field(default_factory=Budget)
+    trainer: Trainer | None = None
+    claims: tuple[Claim, ...] = ()
+    turns: Turns | None = None
+    rotates: bool = False
+    timing: Any = None  # kept by timing.forward_durations
+    allocator: str = "ordinary allocator"
+    memory_cap: str = ""  # what holds the cell's memory limit; empty without one
+    weights_note: str = ""  # what of given weights was not loaded as it is; known once the model is built
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def close(self) -> None:
+        """Leave the attention context that the model runs in; a worker that ends need not."""
+        self._open.close()
+
+    # on meta: shapes without numbers
+
+    @cached_property
+    def meta_model(self) -> torch.nn.Module:
+        """The model on ``meta``, as it is built."""
+        import torch
+
+        with torch.device("meta"):
+            return empty_copies(self.build(), "meta")  # a user's own module is not built on meta but moved there
+
+    @contextlib.contextmanager
+    def on_meta(self, batch_size: int, *, train: bool = False) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
+        """The model on ``meta`` with an input (batch_size, 3, H, W), inside the attention context. No weights
+        allocated.
+        """
+        import torch
+
+        model = self.meta_model.train(train)
+        images = torch.empty(batch_size, CHANNELS, *self.cell.image_size, device="meta")
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not train:
+            model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
+        try:
+            with torch.device("meta"), self.attention(model):
+                yield model, images
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+                parameter.grad = None
+
+    # on the device
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The model on the cell's device in the cell's dtype and mode, compiled if the cell says so."""
+        model = self.build().to(self.device.torch_device)
+        # entered once and for all calls: switching takes time that no sample should be charged with
+        self._open.enter_context(self.attention(model))
+        if self.cell.dtype in ("bf16", "fp16"):
+            model = model.to(_torch_dtype(self.cell.dtype))
+        return model.train(self.cell.mode == "train")
+
+    @cached_property
+    def runner(self) -> Callable[[torch.Tensor], Any]:
+        """``model``, compiled where the cell says so."""
+        import torch
+
+        if not self.cell.compile:
+            return self.model
+        compiled: Callable[[torch.Tensor], Any] = torch.compile(self.model)
+        return compiled
+
+    @property
+    def images(self) -> torch.Tensor:
+        """The first batch."""
+        return self.batches[0]
+
+    @cached_property
+    def batches(self) -> tuple[torch.Tensor, ...]:
+        """Batches (B, 3, H, W) of standard normal numbers on the device; the same for the same seed. One, or several if
+        the subject rotates.
+        """
+        import torch
+
+        generator = torch.Generator().manual_seed(self.cell.seed)
+        shape = (self.cell.batch_size, CHANNELS, *self.cell.image_size)
+        fitting = int(ROTATION_BYTES // (4 * math.prod(shape)))
+        count = max(min(ROTATION, fitting), 1) if self.rotates else 1
+        dtype = _torch_dtype(self.cell.dtype)
+        return tuple(torch.randn(*shape, generator=generator).to(self.device.torch_device, dtype) for _ in range(count))
+
+    @cached_property
+    def _rotation(self) -> Iterator[torch.Tensor]:
+        return itertools.cycle(self.batches)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """Random classes (B,) on the device."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.cell.seed)
+        labels = torch.randint(self.cell.num_classes, (self.cell.batch_size,), generator=generator)
+        return labels.to(self.device.torch_device)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW with torch's defaults: two state tensors a parameter, as most ViT recipes have. Raises Unsupported for
+        weights in fp16.
+        """
+        import torch
+
+        check_trains(self.cell.dtype)
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """The loss scaler that fp16 autocast needs; off for every other dtype."""
+        import torch
+
+        enabled = self.cell.dtype == "amp" and self.device.amp_dtype == "fp16"
+        return torch.amp.GradScaler(self.device.kind, enabled=enabled)
+
+    def prepare(self) -> None:
+        """Make everything that a call needs, so that no call pays for it. The first call is still to come."""
+        _ = self.runner, self.batches
+        if self.cell.mode == "train":
+            _ = self.optimizer, self.scaler, self.labels
+
+    def forward(self) -> Any:
+        """One forward pass of one batch without gradients; returns the model's output."""
+        import torch
+
+        with torch.inference_mode(), self.device.autocast(self.cell.dtype):
+            return self.runner(next(self._rotation))
+
+    def step(self) -> torch.Tensor:
+        """One training step (zero_grad, forward, loss, backward, AdamW); returns the loss, still on the
+        device.
+        """
+        from vitbench.models.outputs import training_loss
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.device.autocast(self.cell.dtype):
+            loss = training_loss(self.model, self.runner(next(self._rotation)), self.labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+    def run_once(self) -> None:
+        """One forward pass or training step, as the cell's mode says, whose result must be finite.
+
+        Raises NotFiniteError otherwise.
+        """
+        import torch
+
+        from vitbench.models.outputs import heads_of
+
+        if self.cell.mode == "train":
+            loss = float(self.step().detach())
+            if not torch.isfinite(torch.tensor(loss)):
+                raise NotFiniteError(f"the loss of a training step is {loss}, not a finite number")
+            return
+        for output in heads_of(self.forward()):
+            bad = int((~torch.isfinite(output)).sum())
+            if bad:
+                raise NotFiniteError(f"{bad} of {output.numel()} output values are not finite")
+
+    def warm_up(self) -> None:
+        """``run_once``, and in training until the optimizer has taken a step: of a scaled loss (fp16) the first scales
+        may be so large that gradients overflow, and then it is skipped.
+
+        Raises NotFiniteError as ``run_once`` does, or if no step is taken.
+        """
+        for _ in range(MOST_SKIPPED):
+            self.run_once()
+            if self.cell.mode != "train" or not self.scaler.is_enabled() or self.optimizer.state:
+                return
+        raise NotFiniteError(f"{MOST_SKIPPED} training steps were skipped, as their gradients overflow in fp16")
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the model is on the device already."""
+        return "model" in vars(self)
+
+    def resident_bytes(self) -> int:
+        """Bytes of the tensors that stay between calls: weights, buffers, one batch, and in training the optimizer
+        state.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers(), *self.batches]
+        if self.cell.mode == "train":
+            tensors.append(self.labels)
+            for state in self.optimizer.state.values():
+                tensors += [value for value in state.values() if hasattr(value, "element_size")]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def check_trains(dtype: str) -> None:
+    """Raises Unsupported for a dtype in which no training goes on: squares of gradients below about 0.005, and AdamW's
+    eps, are 0 in fp16, so that its first step divides by 0.
+    """
+    if dtype == "fp16":
+        raise Unsupported("training with weights in fp16 overflows at AdamW's first step: amp trains in fp16 and fp32")
+
+
+def empty_copies(model: torch.nn.Module, device: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """The model with empty tensors on ``device`` in place of its own: parameters, buffers, and what else its modules
+    keep. What is one tensor stays one. ``dtype``: of its parameters and buffers that hold fractions.
+    """
+    import torch
+
+    moved: dict[int, torch.Tensor] = {}
+    kept: list[Any] = []  # an id() must not come again
+
+    def empty(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if device == "meta" and tensor.is_meta:
+            return tensor
+        if id(tensor) not in moved:
+            kept.append(tensor)
+            wanted = dtype if tensor.is_floating_point() else None
+            new = torch.empty_like(tensor, device=device, dtype=wanted, requires_grad=False)
+            if isinstance(tensor, torch.nn.Parameter):
+                new = torch.nn.Parameter(new, requires_grad=tensor.requires_grad)
+            moved[id(tensor)] = new
+        return moved[id(tensor)]
+
+    def empty_unless_a_number(tensor: torch.Tensor) -> torch.Tensor:
+        # one of the CPU goes with tensors of every device, and the model may ask for it
+        known = id(tensor) in moved
+        return tensor if device == "meta" and tensor.dim() == 0 and tensor.is_cpu and not known else empty(tensor)
+
+    modules = list(model.modules())
+    for module in modules:
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            table.update({name: empty(one, dtype) for name, one in table.items() if one is not None})
+    own_tables = vars(torch.nn.Module())  # hooks and the like, and the two that are done
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if name not in own_tables:
+                vars(module)[name] = _replaced(value, empty_unless_a_number)
+    return model
+
+
+def _replaced(value: Any, empty: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Plain attributes: a tensor, or lists, tuples and dicts of them. Without a tensor it is ``value`` itself, which
+    several modules may share.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return empty(value)
+    if type(value) in (list, tuple):
+        several = [_replaced(one, empty) for one in value]
+        return value if all(map(operator.is_, several, value)) else type(value)(several)
+    if type(value) is dict:
+        named = {key: _replaced(one, empty) for key, one in value.items()}
+        return value if all(named[key] is value[key] for key in value) else named
+    return value
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -1,0 +1,509 @@
+"""Checkpoints: saving our own, and loading weights from files that nobody vouches for into a model.
+
+No file runs code here, none makes us allocate more than the model has, and a model takes all of its weights or none.
+The names of other libraries are in layouts.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitbench.core.errors import DataError, StorageError, UsageError
+from vitbench.core.files import (
+    LARGEST_CHECKPOINT_BYTES,
+    MOST_TENSORS,
+    SAVE_AGAIN,
+    CodeError,
+    RefusedError,
+    check_fits,
+    check_legacy,
+    check_zip,
+    spare_memory,
+)
+from vitbench.models.weights.layouts import TORCHVISION, Grid, Weight, common_prefix, fit_tokens, layout_of, match_qkv
+
+#: Where training scripts put the state dict in what they save.
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+#: Buffers that a constructor computes: the model's own are kept, whether the file has them or not.
+_CONSTANT = re.compile(r"(.*\.)?(relative_position_index|attn_mask)")
+_LARGEST_HEADER_BYTES = 16_000_000  # safetensors' own limit is 100 MB, which it takes a second to read for each weight
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NAMED = 5  # keys of each kind in a message
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # the model's, the file's
+
+
+class CheckpointError(DataError):
+    """Weights that do not fit: ``missing`` and ``mismatched`` are the model's keys, ``unexpected`` the file's."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: tuple[str, ...] = (),
+        unexpected: tuple[str, ...] = (),
+        mismatched: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.unexpected = unexpected
+        self.mismatched = mismatched
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What load_checkpoint has done.
+
+    Args:
+        path: the file's name, without its folder.
+        layout: whose names the file has, for people: ``vitbench``, ``torchvision``, ``timm or vitbench``,
+            ``ViT-Classification-CIFAR10``, ``Hugging Face ViT``, or ``as in the model`` for any other architecture.
+        digest: the first 16 hexadecimal digits of the file's SHA-256.
+        tensors: how many the file holds.
+        dtype: of the file's numbers; several are named in alphabetical order.
+        resampled: (old, new) grid of the position embedding, each (height, width) in patches, if it was resampled.
+        replaced_head: whether the model kept its own head.
+        facts: what save_checkpoint was given; empty for other files.
+    """
+
+    path: str
+    layout: str
+    digest: str
+    tensors: int
+    dtype: str
+    resampled: tuple[Grid, Grid] | None = None
+    replaced_head: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = False) -> CheckpointReport:
+    """Load the weights in a file into ``model``, in place, all of them or none.
+
+    The file is safetensors or of ``torch.save``, whatever its name: a state dict, or a dict that has it under
+    ``state_dict``, ``model`` or ``model_state_dict``. Its names may be ours, timm's, torchvision's, Hugging Face's or
+    those of ViT-Classification-CIFAR10; a position embedding of another grid is resampled; numbers are cast to the
+    model's dtypes. Pickled code is never run.
+
+    Args:
+        model: of the architecture that was saved; not on meta. What DataParallel or torch.compile made of one is
+            loaded like the model inside, by whose keys errors name its weights.
+        path: the file.
+        replace_head: where the file's head has another number of classes, or is missing, keep the model's own, which is
+            random in a fresh model. A head that fits is loaded all the same.
+
+    Raises:
+        CheckpointError: keys are missing, unexpected or of another shape.
+        DataError: the file is not there, cannot be read, holds more than numbers, or holds NaN or infinity.
+        UsageError: the model is on meta.
+    """
+    path = Path(path)
+    model = _unwrapped(model)
+    own: dict[str, Tensor] = model.state_dict()
+    if any(value.is_meta for value in own.values()):
+        raise UsageError("A model on the meta device has no memory for weights: build it on a real device")
+    with _weights_in(path) as (in_file, facts):
+        layout = layout_of(in_file)
+        names = _own_names(own)
+        weights = {name: one for name, one in _our_names(path, in_file).items() if not _CONSTANT.fullmatch(name)}
+        weights = match_qkv(weights, names)
+        wanted = {name: tuple(own[key].shape) for name, key in names.items()}
+        weights, resampled, note = fit_tokens(weights, wanted, model, facts)
+
+        loaded = {name: key for name, key in names.items() if not _CONSTANT.fullmatch(name)}
+        missing = [key for name, key in loaded.items() if name not in weights]
+        unexpected = [key for name, one in weights.items() if name not in loaded for key in one.keys]
+        mismatched = {
+            key: (wanted[name], weights[name].shape)
+            for name, key in loaded.items()
+            if name in weights and wanted[name] != weights[name].shape
+        }
+        head = _unfitting_head(model, missing, mismatched)
+        if replace_head and head:
+            loaded = {name: key for name, key in loaded.items() if key not in head}
+            missing = [key for key in missing if key not in head]
+            mismatched = {key: shapes for key, shapes in mismatched.items() if key not in head}
+        elif head.issuperset((*missing, *mismatched)) and not unexpected and head:
+            note = _other_head(head, mismatched)
+        if missing or unexpected or mismatched:
+            raise _unfitting(path, missing, unexpected, mismatched, note)
+
+        state = own | {key: _read(path, weights[name], own[key]) for name, key in loaded.items()}
+        digest = digest_of(path)[:16]
+        model.load_state_dict(state, strict=True)
+    return CheckpointReport(
+        path=path.name,
+        layout="vitbench" if facts else layout.name,
+        digest=digest,
+        tensors=len(in_file),
+        dtype=", ".join(sorted({one.dtype for one in in_file.values()})),
+        resampled=resampled,
+        replaced_head=replace_head and bool(head),
+        facts=facts,
+    )
+
+
+def digest_of(path: str | Path) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits. Raises DataError if it cannot be read."""
+    path = Path(path)
+    if not _format_of(path):  # a hole of zeros would be read for hours
+        raise _no_format(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """The facts that save_checkpoint was given, from the file's header, or those in the ``last.pt`` of a training;
+    empty for any file that is not our own.
+
+    Raises DataError if there is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    kind = _format_of(path)
+    if kind == "zip":
+        try:
+            return _facts_of_training(_load_torch(path, kind))
+        except DataError:  # told of where its weights are loaded
+            return {}
+    if kind != "safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="np") as file:
+            return _facts(file.metadata())
+    except (OSError, SafetensorError):
+        return {}
+
+
+def rename_torchvision_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a torchvision ``vit_*`` under our names (fused qkv, learned positions for all tokens).
+
+    Raises DataError for a key that torchvision's ViTs do not have.
+    """
+    renamed = {}
+    for key, value in state.items():
+        name = TORCHVISION.our_name(key)
+        if name is None:
+            raise DataError(f"Unknown key {key!r} in the state dict")
+        renamed[name] = value
+    return renamed
+
+
+def save_checkpoint(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> None:
+    """Write the state dict as safetensors, whole or not at all; its header holds ``facts`` as JSON (``vitbench``).
+
+    Raises StorageError if the disk does not take it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    # a copy of each: safetensors refuses tensors that share memory
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, part, metadata={"vitbench": json.dumps(facts, allow_nan=False)})
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise StorageError(f"Could not write the checkpoint {path.name}: {error}") from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict (on the CPU) and the facts of a checkpoint of save_checkpoint. Raises DataError if it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["vitbench"])
+            return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no checkpoint of vitbench: {error}") from error
+
+
+# --- what is in the file
+
+
+def _check_is_file(path: Path) -> None:
+    if not os.path.exists(path):  # not Path.exists, which raises for a name that no system takes
+        raise DataError(f"Checkpoint {str(path)!r} does not exist (seen from {Path.cwd()})")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise DataError(f"Checkpoint {str(path)!r} is {what}: give a safetensors file or one of torch.save")
+    size = path.stat().st_size
+    if size > LARGEST_CHECKPOINT_BYTES:
+        raise DataError(
+            f"Checkpoint {path.name!r} has {size / 1e9:,.0f} GB, more than any model here "
+            f"({LARGEST_CHECKPOINT_BYTES / 1e9:.0f} GB): give another file"
+        )
+
+
+def _format_of(path: Path) -> str:
+    """``safetensors``, ``zip`` (torch.save), ``pickle`` (torch.save before 1.6) or ``""``, by the first bytes."""
+    _check_is_file(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not start:
+        raise DataError(f"Checkpoint {path.name!r} is empty: copy or download it again")
+    if start.startswith(b"PK\x03\x04"):
+        return "zip"
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER_BYTES:
+        return "safetensors"
+    return "pickle" if start.startswith(b"\x80") else ""
+
+
+def _no_format(path: Path) -> DataError:
+    return DataError(f"Checkpoint {path.name!r} is neither safetensors nor a file of torch.save, or it is damaged")
+
+
+@contextmanager
+def _weights_in(path: Path) -> Iterator[tuple[dict[str, Weight], dict[str, Any]]]:
+    """What the file claims to hold, with nothing read, and the facts of our own files. Prefixes of all keys are off."""
+    kind = _format_of(path)
+    if not kind:
+        raise _no_format(path)
+    if kind != "safetensors":
+        state = _load_torch(path, kind)
+        yield _without_prefix(_torch_weights(path, state)), _facts_of_training(state)
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # numpy's maps the file read-only; torch's writable mapping counts as memory, whole, before a shape is seen
+        with safe_open(path, framework="np") as file:
+            keys = list(file.keys())
+            _check_count(path, len(keys))
+            slices = {key: file.get_slice(key) for key in keys}
+            weights = {
+                key: Weight(
+                    (key,),
+                    tuple(one.get_shape()),
+                    _SAFETENSORS_DTYPES.get(one.get_dtype(), one.get_dtype().lower()),
+                    partial(_safetensor, path, key),
+                )
+                for key, one in slices.items()
+            }
+            yield _without_prefix(weights), _facts(file.metadata())
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _safetensor(path: Path, key: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        value: Tensor = file.get_tensor(key)
+    return value
+
+
+def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    try:
+        facts = json.loads((metadata or {}).get("vitbench", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _facts_of_training(state: object) -> dict[str, Any]:
+    """What the ``last.pt`` of a training says of its weights; empty for any other content."""
+    header = state.get("vitbench") if isinstance(state, Mapping) else None
+    try:
+        told = json.loads(header) if isinstance(header, str) else None
+    except (ValueError, RecursionError):
+        return {}
+    facts = told.get("facts") if isinstance(told, dict) else None
+    return facts if isinstance(facts, dict) else {}
+
+
+def _torch_weights(path: Path, state: object) -> dict[str, Weight]:
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping) or not state:
+        what = "an empty dict" if isinstance(state, Mapping) else type(state).__name__
+        raise DataError(f"Checkpoint {path.name!r} holds {what}, not a state dict. {SAVE_AGAIN}")
+    _check_count(path, len(state))
+    return {str(key): _torch_weight(path, key, value) for key, value in state.items()}
+
+
+def _check_count(path: Path, count: int) -> None:
+    """Raises DataError for a file of so many tensors that looking at each takes long."""
+    if count > MOST_TENSORS:
+        raise DataError(f"Checkpoint {path.name!r} holds {count:,} tensors, more than any model has ({MOST_TENSORS:,})")
+
+
+def _torch_weight(path: Path, key: object, value: object) -> Weight:
+    where = f"Checkpoint {path.name!r}: {_shown(key)}"
+    if not isinstance(key, str) or not isinstance(value, Tensor):
+        raise DataError(f"{where} is {type(value).__name__}, not a named tensor. {SAVE_AGAIN}")
+    if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+        raise DataError(f"{where} is a sparse, quantised or meta tensor. Save it as a dense one")
+    # A view of a few numbers can claim any shape: casting it would allocate that
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise DataError(
+            f"{where} claims the shape {tuple(value.shape)} but holds fewer numbers. Save its .contiguous()"
+        )
+    return Weight((key,), tuple(value.shape), str(value.dtype).removeprefix("torch."), value.detach)
+
+
+def _load_torch(path: Path, kind: str) -> Any:
+    """What torch.save wrote, without running any code of it. Tensors of a zip file are mapped, not read."""
+    try:
+        # torch takes any path that ends so for safetensors, but not an open file, which it cannot map
+        mapped = kind == "zip" and not path.name.endswith(".safetensors")
+        if not mapped:
+            check_fits(path, spare_memory())
+        check_zip(path) if kind == "zip" else check_legacy(path)
+        with path.open("rb") as file:
+            return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    except CodeError as error:
+        raise DataError(f"Checkpoint {path.name!r} is refused, as it holds {error}. {SAVE_AGAIN}") from error
+    except RefusedError as error:
+        raise DataError(f"Checkpoint {path.name!r} {error}") from error
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"pickled code ({found[1]})" if found else "a pickle of more than tensors, or it is damaged"
+        raise DataError(f"Checkpoint {path.name!r} is refused, as it holds {what}. {SAVE_AGAIN}") from error
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        raise _unreadable(path, error) from error
+
+
+def _without_prefix(weights: dict[str, Weight]) -> dict[str, Weight]:
+    prefix = common_prefix(weights)
+    return {key.removeprefix(prefix): weight for key, weight in weights.items()}
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    return DataError(f"Checkpoint {path.name!r} cannot be read, perhaps cut short or damaged: {reason[:200]}")
+
+
+# --- how it fits the model
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of DataParallel and torch.compile, whose prefixes are off the keys of files as well."""
+    try:
+        return model.get_submodule(common_prefix(model.state_dict()).removesuffix("."))
+    except AttributeError:  # keys of a state_dict() of somebody's own
+        return model
+
+
+def _own_names(own: Collection[str]) -> dict[str, str]:
+    """Our names for the model's keys -> the model's keys."""
+    layout = layout_of(own)
+    names = {layout.our_name(key) or key: key for key in own}
+    return names if len(names) == len(own) else {key: key for key in own}
+
+
+def _our_names(path: Path, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    layout = layout_of(weights)
+    renamed: dict[str, Weight] = {}
+    for key, weight in weights.items():
+        name = layout.our_name(key) or key
+        if name in renamed:
+            both = f"{_shown(renamed[name].keys[0])} and {_shown(key)}"
+            raise CheckpointError(f"Checkpoint {path.name!r} holds both {both}, which are one weight: remove one")
+        renamed[name] = weight
+    return renamed
+
+
+def _head_layers(model: nn.Module) -> tuple[str, ...]:
+    """The names of the layers whose outputs are the classes."""
+    get_classifier = getattr(model, "get_classifier", None)  # timm's
+    if callable(get_classifier):
+        chosen = get_classifier()
+        parts = list(chosen) if isinstance(chosen, tuple | list) else [chosen]
+    else:
+        parts = [getattr(model, name, None) for name in ("head", "heads", "head_dist", "classifier", "fc")]
+    layers = []
+    for part in parts:
+        linear = [one for one in part.modules() if isinstance(one, nn.Linear | nn.Conv2d)] if part is not None else []
+        layers += [name for name, one in model.named_modules() if linear and one is linear[-1]]
+    return tuple(layers)
+
+
+def _unfitting_head(model: nn.Module, missing: Collection[str], mismatched: Mapping[str, Shapes]) -> set[str]:
+    """The model's keys of head layers that the file lacks or has for other classes."""
+    keys: set[str] = set()
+    for layer in _head_layers(model):
+        own = {f"{layer}.weight", f"{layer}.bias"}
+        classes_differ = [key for key, (ours, theirs) in mismatched.items() if key in own and ours[1:] == theirs[1:]]
+        if classes_differ or f"{layer}.weight" in missing:
+            keys |= own
+    return keys
+
+
+def _other_head(head: Collection[str], mismatched: Mapping[str, Shapes]) -> str:
+    way_out = "To keep the model's own head, which is random unless trained, give replace_head=True (--replace-head)"
+    for key, (ours, theirs) in mismatched.items():
+        if key in head and ours and theirs:
+            return f"It has {theirs[0]} classes and the model {ours[0]}: build the model for {theirs[0]}. {way_out}"
+    return f"It has no head. {way_out}"
+
+
+def _unfitting(
+    path: Path,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    mismatched: Mapping[str, Shapes],
+    note: str,
+) -> CheckpointError:
+    shapes = [f"{_shown(key)} (expected {ours}, found {_shown(theirs)})" for key, (ours, theirs) in mismatched.items()]
+    kinds = {
+        "missing": [_shown(key) for key in missing],
+        "unexpected": [_shown(key) for key in unexpected],
+        "of another shape": shapes,
+    }
+    found = [
+        f"{kind} {', '.join(ones[:_NAMED])}" + (f" and {len(ones) - _NAMED} more" if len(ones) > _NAMED else "")
+        for kind, ones in kinds.items()
+        if ones
+    ]
+    return CheckpointError(
+        f"Checkpoint {path.name!r} does not fit the model: {'; '.join(found)}. "
+        f"{note or 'Load it into the architecture that it was saved from'}",
+        missing=tuple(missing),
+        unexpected=tuple(unexpected),
+        mismatched=tuple(mismatched),
+    )
+
+
+def _read(path: Path, weight: Weight, own: Tensor) -> Tensor:
+    """The weight in the dtype of the model's. Raises DataError for another kind of number, NaN and infinity."""
+    value = weight.read()
+    where = f"Checkpoint {path.name!r}: {', '.join(_shown(key) for key in weight.keys)}"
+    if value.is_complex() or value.is_floating_point() != own.is_floating_point():
+        raise DataError(
+            f"{where} is of {weight.dtype}, the model's of {own.dtype}: give weights that are not quantised"
+        )
+    cast = value.to(own.dtype)
+    if cast.is_floating_point() and not torch.isfinite(cast).all():
+        raise DataError(f"{where} holds NaN or infinity (as {own.dtype}): the training that saved it has diverged")
+    return cast
+
+
+def _shown(thing: object) -> str:
+    """A key or shape of a file in a message: on one line, of bounded length."""
+    text = repr(thing)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,237 @@
+"""The processes of both sides, each started by itself; turns are given by a line over a local socket."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitbench.executors.launcher import worker_environment
+from vitbench.regression.ab.worktrees import InfrastructureError, State
+
+SIDE = Path(__file__).with_name("side.py")
+#: How long a process may take to begin, and to load torch from a slow disk, build a model and warm it up.
+START_S = 300.0
+BUILD_S = 600.0
+#: A turn may take this much longer than the calls of the warm-up would have it, and at least so many seconds.
+SLOWER = 50.0
+TURN_LIMIT_S = 60.0
+_TAIL_BYTES = 4000
+#: How often a side that says nothing is looked after, in seconds.
+_LOOK_S = 1.0
+#: How long a process that has connected may take to say who it is.
+_HELLO_S = 10.0
+
+
+class SideError(Exception):
+    """A side's code cannot be measured: it fails, dies, or hangs. ``side`` is ``base`` or ``head``."""
+
+    def __init__(self, side: str, reason: str) -> None:
+        super().__init__(f"{side}: {reason}")
+        self.side = side
+
+
+class Line:
+    """A connection that carries one JSON object a line."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection = connection
+        self._left = b""  # of what came with the line before
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Hand a message over. Raises OSError if nobody is there."""
+        self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, limit_s: float) -> dict[str, Any]:
+        """The next object. Raises ValueError at the end of the connection or for no object, TimeoutError when
+        ``limit_s`` is over.
+        """
+        deadline = time.monotonic() + limit_s
+        while b"\n" not in self._left:
+            self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            part = self._connection.recv(65536)
+            if not part:
+                raise ValueError("the connection ended")
+            self._left += part
+        text, _, self._left = self._left.partition(b"\n")
+        event = json.loads(text)
+        if not isinstance(event, dict):
+            raise ValueError("no object")
+        return event
+
+    def close(self) -> None:
+        """No more of it."""
+        self._connection.close()
+
+
+class Side:
+    """Starts processes of one side, and ends them; use it as a context manager."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self._errors = tempfile.NamedTemporaryFile(  # noqa: SIM115  closed with the side
+            mode="a+b", prefix="vitbench-side-", suffix=".log"
+        )
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=8)
+        self._started: list[Process] = []
+        self._expected: set[str] = set()
+        self._arrived: dict[str, Line] = {}
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, cell: Mapping[str, Any], role: str) -> Process:
+        """A fresh process that builds the cell's model; it is not waited for. Raises InfrastructureError."""
+        token = secrets.token_hex(16)
+        port = self._listener.getsockname()[1]
+        request = {"runner": os.getpid(), "port": port, "token": token, "role": role, "cell": dict(cell)}
+        request["installed"] = self.state.installed
+        # not its own folder first on the path (-P), and nothing written beside anybody's source files (-B)
+        command = [str(self.state.python), "-P", "-B", str(SIDE)]
+        try:
+            child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, text=True,
+                env=self._environment(), cwd=self.state.root, start_new_session=os.name != "nt",
+            )  # fmt: skip
+        except OSError as error:
+            raise InfrastructureError(f"{self.state.name}: {self.state.python} cannot be run: {error}") from error
+        self._expected.add(token)
+        process = Process(self, token, child)
+        self._started.append(process)
+        assert child.stdin is not None
+        with contextlib.suppress(OSError):  # it has died: that is noticed when it does not connect
+            child.stdin.write(json.dumps(request) + "\n")
+            child.stdin.close()
+        return process
+
+    def accept(self, token: str, deadline: float, child: subprocess.Popen[str]) -> Line:
+        """The connection of the process that knows ``token``. Raises InfrastructureError if it does not come: it has
+        not got to the code of its side.
+        """
+        while token not in self._arrived:
+            self._listener.settimeout(_LOOK_S)
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                if time.monotonic() > deadline or child.poll() is not None:
+                    raise InfrastructureError(f"{self.state.name}: no process began; {self.last_words()}") from None
+                continue
+            line = Line(connection)
+            try:
+                hello = line.receive(_HELLO_S)
+            except (OSError, ValueError):
+                hello = {}
+            if hello.get("token") in self._expected:  # anybody on this machine may knock
+                self._expected.remove(hello["token"])
+                self._arrived[hello["token"]] = line
+            else:
+                line.close()
+        return self._arrived.pop(token)
+
+    def last_words(self) -> str:
+        """The last line that a process of this side printed on stderr."""
+        size = os.fstat(self._errors.fileno()).st_size
+        if sys.platform == "win32":  # where nobody may open the file a second time
+            self._errors.seek(max(size - _TAIL_BYTES, 0))
+            text = self._errors.read()
+        else:  # and leave alone where the processes write on
+            text = os.pread(self._errors.fileno(), _TAIL_BYTES, max(size - _TAIL_BYTES, 0))
+        lines = text.decode("utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return said[-1] if said else "it printed nothing"
+
+    def close(self) -> None:
+        """End every process of this side."""
+        for process in list(self._started):
+            process.close()
+        for line in self._arrived.values():
+            line.close()
+        self._listener.close()
+        self._errors.close()
+
+    def forget(self, process: Process) -> None:
+        """A process that is over."""
+        self._started = [one for one in self._started if one is not process]
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join(self.state.path)
+        before = os.environ.get("PYTHONPATH", "")
+        return {
+            **worker_environment(),  # what is measured here runs as it does in vitbench run
+            "PYTHONPATH": path + (os.pathsep + before if before else ""),
+            "PYTHONHASHSEED": "0",  # the order of sets is no difference between the sides
+        }
+
+
+class Process:
+    """One process of a side, which waits for its turns."""
+
+    def __init__(self, side: Side, token: str, child: subprocess.Popen[str]) -> None:
+        self.seconds = 0.0
+        self.facts: dict[str, Any] = {}
+        self.pid = child.pid
+        self._side = side
+        self._token = token
+        self._child = child
+        self._line: Line | None = None
+
+    def connect(self) -> None:
+        """Wait until it runs. Raises InfrastructureError if it does not."""
+        self._line = self._side.accept(self._token, time.monotonic() + START_S, self._child)
+
+    def ready(self) -> dict[str, Any]:
+        """Wait until the model is built and warm; the facts that it tells. Raises SideError if it fails."""
+        if self._line is None:
+            self.connect()
+        self.facts = self._event(BUILD_S)
+        self.seconds = float(self.facts.get("seconds", 0.0))
+        return self.facts
+
+    def turn(self, seconds: float) -> dict[str, Any]:
+        """One turn of about ``seconds``. Raises SideError if it fails, dies or hangs."""
+        assert self._line is not None
+        try:
+            self._line.send({"turn": seconds})
+        except OSError as error:
+            raise SideError(self._side.state.name, f"the process died; {self._side.last_words()}") from error
+        return self._event(max(TURN_LIMIT_S, SLOWER * self.seconds))
+
+    def close(self) -> None:
+        """End it, and whatever it started in its group."""
+        if self._line is not None:
+            self._line.close()
+        if os.name != "nt":
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._child.kill()
+        self._child.wait()
+        self._side.forget(self)
+
+    def _event(self, limit_s: float) -> dict[str, Any]:
+        assert self._line is not None
+        name = self._side.state.name
+        try:
+            event = self._line.receive(limit_s)
+        except TimeoutError:
+            raise SideError(name, f"nothing came within {limit_s:.0f} s: it hangs") from None
+        except (OSError, ValueError) as error:
+            raise SideError(name, f"the process died; {self._side.last_words()}") from error
+        if event.get("event") == "failed":
+            if event.get("infrastructure"):
+                raise InfrastructureError(f"{name}: {event.get('reason')} ({self._side.state.python})")
+            raise SideError(name, str(event.get("reason")))
+        return event

@@ -1,0 +1,183 @@
+"""Two record sets to a list of Changes: what got worse, what did not, and what two runs cannot tell.
+
+Exact figures are compared to the unit. Times of two runs are compared by their relative latency alone, and tested: over
+all timings that gate together, the probability that any is called worse although none is slower by more than its
+tolerance is at most ``ERROR_RATE``. What a metric is, and how far it may move, is said in ``thresholds``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitbench.core.errors import SuiteError, UsageError
+from vitbench.core.files import read_toml
+from vitbench.core.records import Cell, Record
+from vitbench.core.run_folder import SUITE
+from vitbench.regression.cell_names import cell_names, field_text
+from vitbench.regression.change import Change
+from vitbench.regression.compare.environments import Environments
+from vitbench.regression.compare.evidence import ERROR_RATE, Pending, judge
+from vitbench.regression.compare.pairs import Pair
+from vitbench.regression.compare.searches import compare_searches
+from vitbench.reports.model.runs import Run
+from vitbench.suites import Threshold, make_thresholds
+from vitbench.suites.batch_search import is_attempt
+from vitbench.suites.thresholds import CELL, Rule, threshold_for
+
+__all__ = ["ERROR_RATE", "Comparison", "compare_runs", "read_thresholds"]
+
+#: So many of a kind are named in one line.
+_NAMED = 4
+#: How often the smallest slow-down that is told would be found.
+_POWER = 0.9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What comes of comparing two runs: the changes, cell by cell in HEAD's order, what is to be known of all of them
+    (one line each), and figures about the comparison for a machine to read.
+    """
+
+    changes: list[Change]
+    notes: list[str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read_thresholds(folder: Path) -> tuple[Threshold, ...]:
+    """The thresholds in a run folder's copy of its suite; none if it has no copy. Raises SuiteError."""
+    path = folder / SUITE
+    if not path.exists():
+        return ()
+    try:
+        content = read_toml(path, f"Suite {path}")
+    except ValueError as error:
+        raise SuiteError(str(error)) from error
+    # names of metrics and models were checked when it ran; what registered them need not be installed here
+    tables = content.get("thresholds", ())
+    names = [str(table.get("metric", "")) for table in tables if isinstance(table, Mapping)]
+    return make_thresholds(tables, str(path), metrics=names)
+
+
+def compare_runs(
+    base: Run, head: Run, rules: Sequence[Rule] = (), *, allow_different_machines: bool = False
+) -> Comparison:
+    """The changes from ``base`` to ``head`` under ``rules``, of which the last that covers a figure counts.
+
+    Raises UsageError if the two have no cell in common.
+    """
+    before = {record.cell.id: record for record in base.records}
+    after = {record.cell.id: record for record in head.records}
+    common = [cell_id for cell_id in after if cell_id in before]
+    if not common:
+        raise UsageError(_nothing_in_common(base, head))
+    places = Environments(base, head, allow_different_machines=allow_different_machines)
+    names = cell_names(record.cell for record in (*head.records, *base.records))
+    together = [(before[cell_id], after[cell_id]) for cell_id in common]
+    findings = [
+        finding
+        for one, other in together
+        for finding in Pair(one, other, names[other.cell.id], rules, places.between(one, other)).findings()
+    ]
+    pending = [one for one in findings if isinstance(one, Pending)]
+    judged = judge(pending)
+    changes = [judged[id(one)] if isinstance(one, Pending) else one for one in findings]
+    only = [
+        *_only_in("BASE", [one for one in base.records if one.cell.id not in after], names, rules),
+        *_only_in("HEAD", [one for one in head.records if one.cell.id not in before], names, rules),
+    ]
+    gated = [one for one in pending if one.change.gates]
+    copies = ["BASE and HEAD hold the same records"] if list(base.records) == list(head.records) else []
+    notes = [*copies, *places.notes(together), *_about_tests(gated), *_about_missing(only)]
+    facts = {
+        "base": base.name,
+        "head": head.name,
+        "common_cells": len(common),
+        "same_environment": all(one.environment == other.environment for one, other in together),
+        "error_rate": ERROR_RATE,
+        "tested_figures": len(gated),
+        "smallest_slowdown_found": _smallest_found(gated),
+    }
+    return Comparison([*changes, *compare_searches(base, head, rules, places), *only], notes, facts)
+
+
+def _only_in(where: str, records: Iterable[Record], names: Mapping[str, str], rules: Sequence[Rule]) -> list[Change]:
+    """One change a cell; an attempt of a search belongs to the search."""
+    found = []
+    for record in records:
+        if is_attempt(record):
+            continue
+        said = threshold_for(rules, record.cell, CELL)
+        states = ("measured", None) if where == "BASE" else (None, "measured")
+        missing = where == "BASE" and bool(said.gate)
+        found.append(
+            Change(
+                cell=names[record.cell.id],
+                metric=CELL,
+                unit="",
+                base=states[0],
+                head=states[1],
+                verdict="worse" if missing else "not comparable",
+                exact=True,
+                gates=where == "BASE" and said.gate is not False,
+                detail=f"only in {where}",
+            )
+        )
+    return found
+
+
+def _nothing_in_common(base: Run, head: Run) -> str:
+    for name, run in (("BASE", base), ("HEAD", head)):
+        if not run.records:
+            return f"{name} ({run.name}) holds no records: there is nothing to compare. Give folders of finished runs"
+    told = ""
+    by_model = {record.cell.model: record.cell for record in head.records}
+    for record in base.records:
+        other = by_model.get(record.cell.model)
+        if other is not None:
+            fields = [
+                f.name for f in dataclasses.fields(Cell) if getattr(record.cell, f.name) != getattr(other, f.name)
+            ]
+            unlike = ", ".join(
+                f"{name} {field_text(record.cell, name)} and {field_text(other, name)}" for name in fields[:_NAMED]
+            )
+            told = f" Of {record.cell.model}, for one, they differ in {unlike}."
+            break
+    return (
+        f"{base.name} ({len(base.records)} cells) and {head.name} ({len(head.records)} cells) have no cell in "
+        f"common.{told} Give two runs of one suite"
+    )
+
+
+def _smallest_found(gated: Sequence[Pending]) -> float | None:
+    """The slow-down (1.6: 60 %) that would be found in nine of ten cases in the middle one of the timings."""
+    level = ERROR_RATE / max(len(gated), 1)
+    timed = [(one.log_ratio, one.margin) for one in gated if one.log_ratio is not None]
+    found = sorted(ratio.smallest_found(margin, level, _POWER) for ratio, margin in timed)
+    return found[len(found) // 2] if found else None
+
+
+def _about_tests(gated: Sequence[Pending]) -> list[str]:
+    smallest = _smallest_found(gated)
+    if smallest is None:
+        return []
+    count = f"{len(gated)} figures are tested together" if len(gated) > 1 else "1 figure is tested"
+    return [
+        f"{count}: the probability that any is called worse for nothing is at most {100 * ERROR_RATE:g} %. "
+        f"Of times a slow-down of {100 * (smallest - 1):.0f} % would be found in nine of ten cases; smaller ones take "
+        "both states side by side: vitbench ab"
+    ]
+
+
+def _about_missing(only: Sequence[Change]) -> list[str]:
+    lines = []
+    for where in ("BASE", "HEAD"):
+        cells = [change.cell for change in only if change.detail == f"only in {where}"]
+        if cells:
+            more = f" and {len(cells) - _NAMED} more" if len(cells) > _NAMED else ""
+            count = f"{len(cells)} cell{'s are' if len(cells) != 1 else ' is'}"
+            lines.append(f"{count} only in {where}: {'; '.join(cells[:_NAMED])}{more}")
+    return lines

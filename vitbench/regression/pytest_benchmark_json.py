@@ -1,0 +1,411 @@
+"""Runs as pytest-benchmark stores them, and its files as runs: what its ``compare`` and dashboards read.
+
+One benchmark stands for one timed cell: its time in seconds over the steady samples of all its processes. Times of
+different runs are absolute, so what pytest-benchmark compares there includes how fast the machine was that minute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import vitbench
+from vitbench.core.errors import RunFolderError, UsageError
+from vitbench.core.files import read_json
+from vitbench.core.records import Cell, Measurement, Record, format_image_size
+from vitbench.core.run_folder import cannot_write, write_atomically
+from vitbench.core.shapes import FLAG, NUMBER, OBJECT, TEXT, Maybe
+from vitbench.core.stats.estimates import first_stage_of
+from vitbench.core.stats.statistics import estimate_relative, in_quiet_turns, steady
+
+#: Whose fields these are.
+FORMAT = "5.3.1"
+
+#: What is timed of a cell of each mode.
+TIMES = {"infer": "latency", "train": "training_step"}
+
+#: Where our own facts stand in a file and in a benchmark's ``extra_info``.
+OURS = "vitbench"
+
+_SHAPE = {
+    "datetime": TEXT,
+    "machine_info": Maybe(OBJECT),
+    "commit_info": Maybe({"id": Maybe(TEXT), "dirty": Maybe(FLAG)}),
+    "benchmarks": [{"name": TEXT, "fullname": Maybe(TEXT), "stats": {"median": NUMBER}, "extra_info": Maybe(OBJECT)}],
+    OURS: Maybe({"run": Maybe(TEXT), "digest": Maybe(TEXT), "times": Maybe([TEXT])}),
+}
+
+#: A stored run: the number, an underscore, anything.
+_STORED = re.compile(r"(\d{4,})_.*\.json")
+_LONGEST_NAME = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBenchmark:
+    """One benchmark of a file: the median of its rounds in seconds, and the numbers and texts of its ``extra_info``."""
+
+    name: str
+    median: float
+    extra: Mapping[str, float | str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """What one file holds. ``at`` has a zone; ``commit`` ends in ``+changes`` if the checkout was not clean; an empty
+    text where it is not known. ``digest`` is that of the run folder that the file was made from, if it was, and
+    ``times`` those of its records (``times_in``).
+    """
+
+    name: str
+    at: datetime
+    commit: str
+    machine: Mapping[str, Any]
+    benchmarks: tuple[StoredBenchmark, ...]
+    digest: str = ""
+    times: frozenset[str] = frozenset()
+
+
+# writing
+
+
+def digest_of(records: Sequence[Record]) -> str:
+    """What tells two runs apart: 12 hexadecimal digits of which cells were measured, when and where."""
+    facts = sorted((one.cell.id, one.started_at, one.environment, one.status) for one in records)
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+def times_in(records: Sequence[Record]) -> frozenset[str]:
+    """What tells the timed records of a run from all others: 12 hexadecimal digits each."""
+    facts = ((one.cell.id, one.started_at, one.environment) for one in records if _timed(one) is not None)
+    return frozenset(hashlib.sha256(json.dumps(one).encode()).hexdigest()[:12] for one in facts)
+
+
+def to_benchmarks(name: str, records: Sequence[Record], environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of one file: the run ``name`` with its ``records``; ``environment`` as in ``environment.json``.
+
+    A cell that was not timed (it failed, or it tests a training) is left out: a benchmark without a time would be
+    taken for a fast one.
+    """
+    timed = [(record, one) for record in records if (one := _timed(record)) is not None]
+    at = min((moment for one in records if (moment := parse_time(one.started_at))), default=None)
+    hashes = [record.environment for record, _ in timed] or [record.environment for record in records]
+    described = environment.get("environments", {}).get(hashes[0], {}) if hashes else {}
+    return {
+        "machine_info": _machine_info(described),
+        "commit_info": _commit_info(environment, at),
+        "benchmarks": [_benchmark(record, one) for record, one in timed],
+        "datetime": (at or datetime.fromtimestamp(0, UTC)).isoformat(),
+        "version": FORMAT,
+        OURS: {
+            "version": vitbench.__version__,
+            "run": name,
+            "digest": digest_of(records),
+            "times": sorted(times_in(records)),
+        },
+    }
+
+
+def write_storage(folder: Path, runs: Sequence[tuple[str, Sequence[Record], Mapping[str, Any]]]) -> list[Path]:
+    """Write runs (name, records, environment) into a storage folder of pytest-benchmark, oldest first:
+    ``<machine>/0001_<commit>_<time>_<name>.json``, numbers going on from what is there. Returns the new files.
+
+    Runs that the folder holds already, and those without any time, are passed over. Raises RunFolderError for a place
+    that cannot be written, StorageError if the disk does not take a file.
+    """
+    there = read_storage(folder, [])
+    known = {run.digest for run in there}
+    contents = [to_benchmarks(*run) for run in runs]
+    written = []
+    for content in sorted(contents, key=lambda one: datetime.fromisoformat(one["datetime"])):
+        times = set(content[OURS]["times"])
+        if not content["benchmarks"] or content[OURS]["digest"] in known or any(times <= run.times for run in there):
+            continue
+        known.add(content[OURS]["digest"])
+        place = folder / _machine_id(content["machine_info"])
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(place, error) from error
+        path = place / f"{_next_number(folder):04}_{_file_name(content)}.json"
+        write_file(path, content)
+        written.append(path)
+    return written
+
+
+def write_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what ``to_benchmarks`` gives. Raises as ``write_storage`` does."""
+    write_atomically(path, (json.dumps(content, indent=4, allow_nan=False) + "\n").encode())
+
+
+def _timed(record: Record) -> Measurement | None:
+    """The time of a cell that has one."""
+    if record.cell.tests or record.cell.mode not in TIMES:
+        return None
+    one = record.measurement(TIMES[record.cell.mode])
+    return one if one is not None and one.status == "ok" and any(one.samples) else None
+
+
+def _benchmark(record: Record, one: Measurement) -> dict[str, Any]:
+    label = _words(record.cell)
+    samples = sorted(x for process in one.samples for x in steady(process))
+    return {
+        "group": one.metric,
+        "name": f"{one.metric}[{label}]",
+        "fullname": f"vitbench::{one.metric}[{label}]",
+        "params": _params(record.cell),
+        "param": label,
+        "extra_info": _extra(record, one),
+        "options": {
+            "disable_gc": True,
+            "timer": "perf_counter",
+            "min_rounds": 1,
+            "max_time": 0.0,
+            "min_time": 0.0,
+            "warmup": True,
+        },
+        "stats": {**stats_of(samples), "iterations": 1},
+    }
+
+
+def stats_of(samples: Sequence[float]) -> dict[str, Any]:
+    """The statistics that pytest-benchmark keeps of its rounds, by its definitions; ``samples`` are seconds, in
+    ascending order, at least one.
+    """
+    count, total = len(samples), math.fsum(samples)
+    mean = total / count
+    deviation = statistics.stdev(samples) if count > 1 else 0.0
+    q1, q3 = _quartiles(samples)
+    fence = 1.5 * (q3 - q1)
+    inside = [x for x in samples if q1 - fence <= x <= q3 + fence]
+    far, outside = sum(abs(x - mean) > deviation for x in samples), count - len(inside)
+    return {
+        "min": samples[0],
+        "max": samples[-1],
+        "mean": mean,
+        "stddev": deviation,
+        "rounds": count,
+        "median": statistics.median(samples),
+        "iqr": q3 - q1,
+        "q1": q1,
+        "q3": q3,
+        "iqr_outliers": outside,
+        "stddev_outliers": far,
+        "outliers": f"{far};{outside}",
+        "ld15iqr": inside[0],
+        "hd15iqr": inside[-1],
+        "ops": count / total if total else 0,
+        "total": total,
+    }
+
+
+def _quartiles(samples: Sequence[float]) -> tuple[float, float]:
+    """Medians of the halves; of an odd number the one in the middle belongs to each half as far as it takes."""
+    count = len(samples)
+    if count == 1:
+        return samples[0], samples[0]
+    if count % 2 == 0:
+        half = count // 2
+        return statistics.median(samples[:half]), statistics.median(samples[half:])
+    quarter, rest = divmod(count, 4)
+    if rest == 1:
+        low = 0.25 * samples[quarter - 1] + 0.75 * samples[quarter]
+        return low, 0.75 * samples[3 * quarter] + 0.25 * samples[3 * quarter + 1]
+    low = 0.75 * samples[quarter] + 0.25 * samples[quarter + 1]
+    return low, 0.25 * samples[3 * quarter + 1] + 0.75 * samples[3 * quarter + 2]
+
+
+def _params(cell: Cell) -> dict[str, Any]:
+    """What the cell varies by, in plain types."""
+    return {
+        "model": cell.model,
+        "image_size": format_image_size(cell.image_size),
+        "batch_size": cell.batch_size,
+        "num_classes": cell.num_classes,
+        "device": cell.device,
+        "threads": cell.threads,
+        "dtype": cell.dtype,
+        "mode": cell.mode,
+        "attention": cell.attention,
+        "compile": cell.compile,
+        "memory_limit": cell.memory_limit,
+        "weights": cell.weights,
+        "seed": cell.seed,
+        **dict(cell.options),
+    }
+
+
+def _words(cell: Cell) -> str:
+    """One word a cell, different for different cells: the hash stands for what the words leave out."""
+    return f"{cell.label.replace(' ', '-')}-t{cell.threads}-{cell.id[:6]}"
+
+
+def _extra(record: Record, timed: Measurement) -> dict[str, Any]:
+    """The cell's other figures that are one number, and its time over the reference's."""
+    found: dict[str, Any] = {"cell": record.cell.id, "processes": len(timed.samples), "unit": "s"}
+    for one in record.measurements:
+        if one.status == "ok" and len(one.samples) == 1 and len(one.samples[0]) == 1:
+            found[one.metric] = one.value
+    if timed.reference_samples and min(map(min, filter(None, timed.samples))) > 0:
+        relative = in_quiet_turns(timed.samples, timed.turns, timed.reference_samples)
+        if relative is not None:
+            figure = estimate_relative(relative, first_stage_of(timed))
+            found[f"{timed.metric}_relative"] = figure.value
+            found[f"{timed.metric}_relative_low"], found[f"{timed.metric}_relative_high"] = figure.low, figure.high
+    return found
+
+
+def _machine_info(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """By pytest-benchmark's keys; without the name of the machine, which is nobody's business."""
+    system = environment.get("system") or {}
+    name, _, release = str(system.get("os") or "").partition(" ")
+    versions = (environment.get("libraries") or {}).get("versions") or {}
+    return {
+        "node": "",
+        "processor": system.get("machine") or "",
+        "machine": system.get("machine") or "",
+        "python_compiler": "",
+        "python_implementation": "CPython",
+        "python_implementation_version": system.get("python") or "",
+        "python_version": system.get("python") or "",
+        "python_build": ["", ""],
+        "release": release,
+        "system": name,
+        "cpu": {
+            "brand_raw": system.get("cpu") or "",
+            "count": system.get("logical_cores"),
+            "physical_cores": system.get("physical_cores"),
+            "usable_cores": system.get("usable_cores"),
+            "bits": 64,
+        },
+        "memory_bytes": system.get("memory_bytes"),
+        "devices": {key: (one or {}).get("name") for key, one in (environment.get("devices") or {}).items()},
+        "libraries": dict(versions),
+    }
+
+
+def _commit_info(environment: Mapping[str, Any], at: datetime | None) -> dict[str, Any]:
+    sessions = environment.get("sessions") or []
+    commit = next((str(one["commit"]) for one in sessions if one.get("commit")), "")
+    return {
+        "id": commit.removesuffix("+changes") or "unversioned",
+        "time": at.isoformat() if at else None,
+        "author_time": None,
+        "dirty": commit.endswith("+changes"),
+        "project": "vitbench",
+        "branch": "(unknown)",
+    }
+
+
+def _machine_id(machine: Mapping[str, Any]) -> str:
+    """``Linux-CPython-3.11-64bit``, as pytest-benchmark names the folder of a kind of machine."""
+    python = ".".join(str(machine["python_version"]).split(".")[:2]) or "unknown"
+    parts = [machine["system"] or "unknown", machine["python_implementation"], python, "64bit"]
+    return _plain("-".join(parts))
+
+
+def _file_name(content: Mapping[str, Any]) -> str:
+    commit = content["commit_info"]["id"][:12]
+    at = datetime.fromisoformat(content["datetime"]).astimezone(UTC).strftime("%Y%m%d_%H%M%S")
+    changes = "_uncommitted-changes" if content["commit_info"]["dirty"] else ""
+    return f"{_plain(commit)}_{at}{changes}_{_plain(content[OURS]['run'])}"
+
+
+def _plain(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", text)[:_LONGEST_NAME].strip("-.") or "unknown"
+
+
+def _next_number(folder: Path) -> int:
+    """Numbers go on over all machines, so that ``0002`` is one run."""
+    numbers = [int(found[1]) for path in folder.glob("*/*.json") if (found := _STORED.fullmatch(path.name))]
+    return max(numbers, default=0) + 1
+
+
+# reading
+
+
+def is_stored_run(path: Path) -> bool:
+    """Whether a file looks like one of pytest-benchmark's by what stands at its beginning."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+    except OSError:
+        return False
+    # its machine comes first, and its commit or benchmarks after that; a huge machine is none
+    return head.lstrip().startswith(b"{") and b'"machine_info"' in head[:200]
+
+
+def read_stored_run(path: Path) -> StoredRun:
+    """The run of a file that pytest-benchmark has written. Raises UsageError, in one line, for any other."""
+    try:
+        content = read_json(path, _SHAPE)
+        at = parse_time(content["datetime"])
+        if at is None:
+            raise ValueError("datetime is no date")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}. Give a file of pytest-benchmark") from error
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is no JSON of pytest-benchmark ({error}). Give a file of --benchmark-save or --benchmark-json"
+        ) from error
+    commit = content.get("commit_info") or {}
+    ours = content.get(OURS) or {}
+    known = str(commit.get("id") or "")
+    return StoredRun(
+        name=path.stem,
+        at=at,
+        commit="" if known in ("", "unversioned") else known + ("+changes" if commit.get("dirty") else ""),
+        machine=content.get("machine_info") or {},
+        benchmarks=tuple(
+            StoredBenchmark(
+                name=str(one.get("fullname") or one["name"]),
+                median=float(one["stats"]["median"]),
+                extra=_flat(one.get("extra_info") or {}),
+            )
+            for one in content["benchmarks"]
+        ),
+        digest=str(ours.get("digest") or ""),
+        times=frozenset(ours.get("times") or ()),
+    )
+
+
+def read_storage(folder: Path, problems: list[str]) -> list[StoredRun]:
+    """The runs of a storage folder of pytest-benchmark, in the order of their numbers; files that are none are told of
+    in ``problems``, one line each.
+    """
+    found = []
+    for path in sorted(path for path in folder.glob("*/*.json") if _STORED.fullmatch(path.name)):
+        try:
+            found.append(read_stored_run(path))
+        except (UsageError, RunFolderError) as error:
+            problems.append(str(error))
+    return found
+
+
+def parse_time(text: str) -> datetime | None:
+    """An ISO 8601 time; without a zone it is taken for UTC. None if it is none."""
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _flat(extra: Mapping[str, Any]) -> dict[str, float | str]:
+    """The figures and texts of an ``extra_info``; lists, objects and truth values are none."""
+    figures = {
+        str(key): value
+        for key, value in extra.items()
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+    }
+    return {key: value for key, value in figures.items() if isinstance(value, str) or NUMBER.holds(value)}

@@ -1,0 +1,255 @@
+"""The two pictures: accuracy against latency and against parameters, with the Pareto front of each comparable group."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vitbench.core.stats.statistics import Estimate
+from vitbench.core.text import one_line
+from vitbench.reports.format import cell_text, number
+from vitbench.reports.model.columns import smallest_batch
+from vitbench.reports.model.pareto import pareto_front
+from vitbench.reports.model.rows import DEFAULT_OPTION, Figure, Row, image_size_text, shared_test_data, varying_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Okabe and Ito's colours without the yellow: people who see fewer colours can tell them apart. And markers beside
+#: them.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+Segment = tuple[float, float, float, float]  # x0, y0, x1, y1 in data coordinates, level or upright
+
+#: Axes that make groups rather than labels: accuracies on other data, times on other devices are not compared.
+GROUPING = ("run", "data", "threads")
+
+#: From this ratio of largest to smallest on parameters are drawn logarithmically; latency always is.
+LOG_FROM = 3.0
+#: Characters of a name in a picture: what is longer would leave no room for points.
+_LONGEST_LABEL = 70
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row: (x, accuracy) with their 95 % intervals, in the units of the picture's axes."""
+
+    label: str
+    group: str
+    x: float
+    x_low: float | None
+    x_high: float | None
+    y: float
+    y_low: float | None
+    y_high: float | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What one picture shows, before it is drawn. ``chance`` is the accuracy of guessing (%), None if points differ."""
+
+    file_name: str
+    title: str
+    x_label: str
+    points: tuple[Point, ...]
+    chance: float | None
+    y_label: str = "accuracy (%)"
+    log_x: bool = True
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups in order; each has a front of its own."""
+        return list(dict.fromkeys(point.group for point in self.points))
+
+    def front(self, group: str) -> list[Point]:
+        """The points of a group that none of it beats, by ascending x."""
+        points = [point for point in self.points if point.group == group]
+        return [points[i] for i in pareto_front([(point.x, point.y) for point in points])]
+
+    @property
+    def chance_is_near(self) -> bool:
+        """Whether a line at chance leaves the points enough of the picture."""
+        if self.chance is None:
+            return False
+        lows = [point.y if point.y_low is None else point.y_low for point in self.points]
+        highs = [point.y if point.y_high is None else point.y_high for point in self.points]
+        return min(lows) - self.chance <= max(highs) - min(lows)
+
+    @property
+    def caption(self) -> str:
+        """The front in words, for Markdown."""
+        fronts = [
+            f"{cell_text(group)}: {', '.join(cell_text(p.label) for p in self.front(group))}" for group in self.groups
+        ]
+        return f"On the Pareto front ({self.title}; intervals not considered): {'; '.join(fronts)}."
+
+
+def plan_pictures(rows: Sequence[Row]) -> list[Picture]:
+    """The pictures that the rows suffice for: none without an accuracy. Draws nothing, loads no matplotlib."""
+    batch = smallest_batch(rows)
+    chances = {100 / row.cell.num_classes for row in rows if row.trained("accuracy").value is not None}
+    chance = chances.pop() if len(chances) == 1 else None
+
+    y_label = f"accuracy{shared_test_data(rows)} (%)"
+
+    # A latency of another batch than the axis says is no point.
+    def at_batch(row: Row) -> Figure:
+        found = row.at_smallest_batch("latency")
+        return found if found.batch_size == batch else Figure()
+
+    figures = [at_batch(row) for row in rows if row.trained("accuracy").value is not None]
+    # times of different minutes are not compared where they can be set against the reference's
+    paired = all(figure.relative for figure in figures if figure.value is not None)
+
+    def latency(row: Row) -> Estimate | None:
+        return at_batch(row).relative_between_runs if paired else at_batch(row).estimate
+
+    def params(row: Row) -> Estimate | None:
+        return row.fact("params").estimate
+
+    unit, scale = ("× reference", 1.0) if paired else ("ms", 1e3)
+    plans: list[tuple[str, str, str, Callable[[Row], Estimate | None], float]] = [
+        ("accuracy-latency.png", "accuracy against latency", f"latency of a batch of {batch} ({unit})", latency, scale),
+        ("accuracy-params.png", "accuracy against parameters", "parameters (M)", params, 1e-6),
+    ]
+    pictures = []
+    for file_name, title, x_label, get, scale in plans:
+        points = _points(rows, get, scale)
+        if points:
+            spread = max(point.x for point in points) / max(min(point.x for point in points), 1e-12)
+            log_x = get is latency or spread > LOG_FROM
+            pictures.append(Picture(file_name, title, x_label, points, chance, y_label, log_x))
+    return pictures
+
+
+def why_no_pictures(rows: Sequence[Row]) -> str:
+    """One line for what is not drawn; empty if both pictures are."""
+    if not any(row.training for row in rows):
+        return "No pictures: they show accuracy, and this report has no training cell."
+    if all(row.trained("accuracy").value is None for row in rows):
+        return "No pictures: they show accuracy, and no training cell has one (see Failures)."
+    drawn = {picture.file_name for picture in plan_pictures(rows)}
+    missing = [what for what in ("latency", "params") if f"accuracy-{what}.png" not in drawn]
+    return f"No picture of accuracy against {' or '.join(missing)}: no row has both." if missing else ""
+
+
+def render_png(picture: Picture) -> bytes:
+    """Draw it. Uses a figure of its own: neither pyplot's state nor a window is touched."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
+    from vitbench.reports.plots.labels import Label, place_labels
+
+    drawing = Drawing(figsize=(8, 5.2), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    labels: list[Label] = []
+    lines: list[Segment] = []
+    for index, group in enumerate(picture.groups):
+        colour = COLOURS[index % len(COLOURS)]
+        lines += _draw_group(axes, picture, group, colour, MARKERS[index % len(MARKERS)])
+        labels += [
+            Label(one_line(point.label, _LONGEST_LABEL), point.x, point.y, colour)
+            for point in picture.points
+            if point.group == group
+        ]
+    _draw_frame(axes, picture)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")  # names in scripts that the font lacks: boxes
+        canvas.draw()  # settles the layout that the labels are placed in
+        place_labels(axes, canvas, labels, lines)
+        # Without the library's name and version: the same records give the same bytes.
+        drawing.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _points(rows: Sequence[Row], get: Callable[[Row], Estimate | None], scale: float) -> tuple[Point, ...]:
+    """The rows that have both figures. What varies between them, and is no group, is part of the label."""
+    usable = [
+        (row, x, y)
+        for row in rows
+        if (x := get(row)) is not None and (y := row.trained("accuracy").estimate) is not None
+    ]
+    varying = varying_axes([row for row, _, _ in usable])
+    points = []
+    for row, x, y in usable:
+        values = [(axis, row.axes.get(axis, DEFAULT_OPTION)) for axis in varying]
+        group = [row.cell.device, f"{image_size_text(row)} px"]
+        group += [value for axis, value in values if axis in GROUPING]
+        label = [row.cell.model, *(_short(axis, value) for axis, value in values if axis not in GROUPING)]
+        points.append(Point(" ".join(filter(None, label)), ", ".join(group), *_scaled(x, scale), *_scaled(y, 100)))
+    return tuple(points)
+
+
+def _scaled(estimate: Estimate, scale: float) -> tuple[float, float | None, float | None]:
+    if estimate.low is None or estimate.high is None:
+        return estimate.value * scale, None, None
+    return estimate.value * scale, estimate.low * scale, estimate.high * scale
+
+
+def _short(axis: str, value: str) -> str:
+    """What a label says of an axis that varies."""
+    if axis == "compile":
+        return "compiled" if value == "yes" else ""
+    return value if axis in ("dtype", "attention", "recipe") else f"{axis} {value}"
+
+
+def _draw_group(axes: Axes, picture: Picture, group: str, colour: str, marker: str) -> list[Segment]:
+    """Points with their intervals, hollow where beaten, and the front as a staircase; returns the lines drawn."""
+    lines: list[Segment] = []
+    front = picture.front(group)
+    for point in picture.points:
+        if point.group != group:
+            continue
+        if point.x_low is not None and point.x_high is not None:
+            lines.append((point.x_low, point.y, point.x_high, point.y))
+        if point.y_low is not None and point.y_high is not None:
+            lines.append((point.x, point.y_low, point.x, point.y_high))
+        face = colour if point in front else "white"
+        axes.plot(point.x, point.y, marker, ms=5.8, mfc=face, mec=colour, mew=1.2, zorder=4)
+    for x0, y0, x1, y1 in lines:
+        axes.plot([x0, x1], [y0, y1], color=colour, lw=1, alpha=0.45, zorder=2)
+    for one, following in itertools.pairwise(front):
+        lines += [(one.x, one.y, following.x, one.y), (following.x, one.y, following.x, following.y)]
+    xs, ys = [point.x for point in front], [point.y for point in front]
+    label = f"{one_line(group, _LONGEST_LABEL)}: Pareto front (filled)"
+    axes.plot(xs, ys, f"{marker}-", color=colour, ms=5.8, lw=1.4, drawstyle="steps-post", label=label, zorder=3)
+    return lines
+
+
+def _draw_frame(axes: Axes, picture: Picture) -> None:
+    """Scales, labels, chance, legend."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    xs = [point.x for point in picture.points]
+    ratio = max(xs) / min(xs) if min(xs) > 0 else 1.0
+    if picture.log_x and min(xs) > 0:
+        axes.set_xscale("log")
+        # Under a decade powers of ten alone would leave an axis without a number.
+        fine = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if ratio > 8 else fine))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(0.12)
+    if picture.chance is not None:
+        label = f"chance: {number(picture.chance, 2)} %"
+        if picture.chance_is_near:
+            axes.axhline(picture.chance, color="0.4", lw=1, ls=(0, (4, 3)), label=label, zorder=1)
+        else:
+            axes.plot([], [], " ", label=f"{label} (below this picture)")
+    # names of data and models hold what they like, also dollar signs
+    axes.set_xlabel(picture.x_label + (", logarithmic" if picture.log_x else ""), parse_math=False)
+    axes.set_ylabel(one_line(picture.y_label, _LONGEST_LABEL), parse_math=False)
+    axes.set_title(f"{picture.title}, with 95 % intervals".capitalize(), fontsize=11)
+    axes.grid(True, which="major", color="0.92", zorder=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    # Below the axes, where it covers no point.
+    legend = axes.figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,226 @@
+"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from vitbench.core.records import Cell, Record
+from vitbench.core.text import one_line
+from vitbench.suites.batch_search import bounds_a_search, search_label
+
+#: Characters of what the live line says of a cell.
+_LONGEST_LABEL = 200
+
+
+def format_duration(seconds: float) -> str:
+    """``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Told what a run does. This one keeps the books (done, failures, time left); subclasses show them."""
+
+    def __init__(self) -> None:
+        self.cells: list[Cell] = []
+        self.estimates: dict[str, float] = {}
+        self.done = 0
+        self.already = 0
+        self.failures: dict[str, int] = {}
+        #: whether the cells stand for searches of the largest batch, whose attempts are told of by ``cell_done``
+        self.searches = False
+        self._expected = 0.0
+        self._begin = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """A step of the run that is no cell."""
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know of and that stops nothing."""
+
+    @contextlib.contextmanager
+    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
+        """Around the cells: ``estimates`` are seconds by cell id, ``already`` the number of cells that have a
+        record.
+        """
+        self.cells, self.estimates, self.already = cells, estimates, already
+        self._begin = time.monotonic()
+        yield
+
+    def cell_started(self, cell: Cell) -> None:
+        """A cell begins: what it needs before its times."""
+
+    def group_started(self, cells: Sequence[Cell]) -> None:
+        """The times of cells that take turns begin."""
+
+    def doing(self, what: str) -> None:
+        """A process of the current cell begins."""
+
+    def training_step(self, event: Mapping[str, Any]) -> None:
+        """A training cell goes on: ``step``, ``total`` (or None) and ``loss``."""
+
+    def cell_done(self, record: Record) -> None:
+        """A cell has its record."""
+        if not self.searches:
+            self.done += 1
+            self._expected += self.estimates.get(record.cell.id, 1.0)
+        if record.status != "ok" and not bounds_a_search(record):
+            self.failures[record.status] = self.failures.get(record.status, 0) + 1
+
+    def search_done(self, cell: Cell, found: str) -> None:
+        """The search that starts from ``cell`` is over; ``found``: the largest batch, or what ended it."""
+        self.done += 1
+        self._expected += self.estimates.get(cell.id, 1.0)
+
+    def seconds_left(self) -> float:
+        """The estimate of what is left, corrected by how long the cells so far took against theirs."""
+        left = sum(self.estimates.get(cell.id, 1.0) for cell in self.cells) - self._expected
+        # the correction counts more the more has been seen; before anything is done it is 1
+        spent = time.monotonic() - self._begin if self.done else 0.0
+        return max(left, 0.0) * (spent + 5.0) / (self._expected + 5.0)
+
+    def failures_text(self) -> str:
+        """``2 OOM, 1 timeout``, or ``no failures``."""
+        shown = [f"{count} {'OOM' if status == 'oom' else status}" for status, count in sorted(self.failures.items())]
+        return ", ".join(shown) if shown else "no failures"
+
+
+class SilentProgress(Progress):
+    """Says nothing: for use as a library."""
+
+
+class PlainProgress(Progress):
+    """A line for each cell: for logs and CI."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self.stream = stream or sys.stderr
+
+    def note(self, text: str) -> None:
+        print(one_line(text), file=self.stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        self.note(f"Warning: {text}")
+
+    @contextlib.contextmanager
+    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
+        with super().running(folder, cells, estimates, already):
+            one, many, state = "cell", "cells", "have their record"
+            if self.searches:
+                one, many, state = "search", "searches", "are over"
+            kept = f" ({already} {state} already)" if already else ""
+            things = f"{len(cells)} {one if len(cells) == 1 else many}"
+            self.note(f"{things}{kept}, about {format_duration(self.seconds_left())}, into {folder}")
+            yield
+
+    def cell_done(self, record: Record) -> None:
+        super().cell_done(record)
+        why = record.cause if bounds_a_search(record) else record.detail or record.cause
+        outcome = record.status if record.status == "ok" else f"{record.status} ({why})"
+        told = f"{record.cell.label}: {outcome}, {record.duration_s:.1f} s"
+        if self.searches:
+            self.note(f"[{self.done + 1}/{len(self.cells)}] {told}")
+        else:
+            self.note(f"[{self.done}/{len(self.cells)}] {told}; {self._how_far()}")
+
+    def search_done(self, cell: Cell, found: str) -> None:
+        super().search_done(cell, found)
+        self.note(f"[{self.done}/{len(self.cells)}] {search_label(cell)}: largest batch: {found}; {self._how_far()}")
+
+    def _how_far(self) -> str:
+        return f"{self.failures_text()}, {format_duration(self.seconds_left())} left"
+
+
+class LiveProgress(PlainProgress):
+    """One line that renews itself, with the current cell under way; failures stay above it."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._bar: Any = None
+        self._task: Any = None
+        self._label = ""
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            # what a model is called, or says of itself, is text: neither markup nor :emoji: nor orders to the terminal
+            self._bar.console.print(one_line(text), markup=False, emoji=False, highlight=False)
+        else:
+            super().note(text)
+
+    def warn(self, text: str) -> None:
+        self.note(f"Warning: {text}")
+
+    @contextlib.contextmanager
+    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            SpinnerColumn(),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[left]} left, {task.fields[failures]} |"),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+        )
+        with super().running(folder, cells, estimates, already), Bar(*columns, console=Console(stderr=True)) as bar:
+            self._bar = bar
+            left = format_duration(self.seconds_left())
+            self._task = bar.add_task("", total=len(cells), left=left, failures=self.failures_text())
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def cell_started(self, cell: Cell) -> None:
+        super().cell_started(cell)
+        self._label = cell.label
+        self._show(self._label)
+
+    def group_started(self, cells: Sequence[Cell]) -> None:
+        if len(cells) > 1:
+            self._label = f"{cells[0].conditions_label}: {len(cells)} in turns"
+        else:
+            self._label = cells[0].label
+
+    def doing(self, what: str) -> None:
+        self._show(f"{self._label}: {what}")
+
+    def training_step(self, event: Mapping[str, Any]) -> None:
+        total = f"/{event['total']}" if event.get("total") else ""
+        self._show(f"{self._label}: step {event['step']}{total}, loss {event['loss']:.3f}")
+
+    def cell_done(self, record: Record) -> None:
+        Progress.cell_done(self, record)
+        if record.status != "ok" and not bounds_a_search(record):
+            self.note(f"{record.cell.label}: {record.status} ({record.detail or record.cause})")
+        self._renew()
+
+    def search_done(self, cell: Cell, found: str) -> None:
+        Progress.search_done(self, cell, found)
+        self.note(f"{search_label(cell)}: largest batch: {found}")
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._bar is not None:
+            left = format_duration(self.seconds_left())
+            self._bar.update(self._task, completed=self.done, left=left, failures=self.failures_text())
+
+    def _show(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=one_line(text, _LONGEST_LABEL))
+
+
+def make_progress() -> Progress:
+    """The live one in a terminal, the plain one elsewhere."""
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()

@@ -1,0 +1,219 @@
+"""Find the largest batch that fits: what was tried so far says what to try next. Loads no torch.
+
+A search belongs to a base cell (a cell of batch 1) and tries it at one batch size after the other: 1, 2, 4, ... up to a
+bound, then halfway between the largest that fits and the smallest that did not, to exactly one image. Each attempt is
+a cell and a record of its own. What comes next follows from the records alone, so that a search that was stopped goes
+on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vitbench.core.records import Cell, Measurement, Record
+
+#: What a search knows: batch size -> (status, cause) of its attempt.
+Attempts = Mapping[int, tuple[str, str]]
+
+#: The measurement that marks a record as an attempt; its value is the search's bound, in images.
+BOUND = "frontier_bound"
+_METHOD = "batches of 1, 2, 4, ... images up to this bound, then bisection to one image, each in fresh processes"
+
+#: Causes that mean memory whatever the status.
+_FOR_MEMORY = ("probable_oom", "oom_kill")
+#: (status, cause) of what libraries do that find no memory for something small: they crash, end the process, or tell of
+#: another trouble.
+_AMBIGUOUS = (("killed", "crash"), ("error", "exit"), ("error", "exception"))
+
+#: Bytes of live tensors at the peak of a plain ViT's call, over those of one layer's input (B, N, D): in inference what
+#: the widest layer holds, in training what all twelve keep for the backward pass. For estimates of time only.
+_LIVE = {"infer": 12.0, "train": 200.0}
+#: Weights, and in training their gradients and AdamW's two states.
+_COPIES_OF_WEIGHTS = {"infer": 1, "train": 4}
+_FP32_BYTES = 4
+
+
+def fits(status: str) -> bool:
+    """Whether an attempt that ended so shows that its batch fits."""
+    return status == "ok"
+
+
+def is_too_large(status: str, cause: str) -> bool:
+    """Whether an attempt that ended so shows that its batch is too large, rather than that something else is wrong."""
+    return status == "oom" or cause in _FOR_MEMORY
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What attempts say together, in images a batch.
+
+    ``largest``: the largest that fits, 0 while none is known to. ``too_large``: the smallest beyond it that did not
+    fit. ``stopped_at``: the one that ended the search for another reason than memory.
+    """
+
+    largest: int
+    too_large: int | None
+    stopped_at: int | None
+    max_batch: int
+
+    @property
+    def next_batch(self) -> int | None:
+        """The batch to try next; None when the search is over."""
+        if self.stopped_at is not None or self.largest >= self.max_batch:
+            return None
+        if self.too_large is None:
+            return min(1 << self.largest.bit_length(), self.max_batch)  # the next power of two
+        middle = (self.largest + self.too_large) // 2
+        return middle if middle > self.largest else None
+
+    @property
+    def reached_bound(self) -> bool:
+        """Whether even the bound fits."""
+        return self.stopped_at is None and self.largest >= self.max_batch
+
+
+def stand(attempts: Attempts, max_batch: int) -> Standing:
+    """Where a search up to ``max_batch`` images stands after ``attempts``; larger ones do not count."""
+    known = {batch: ending for batch, ending in attempts.items() if batch <= max_batch}
+    largest = max((batch for batch, (status, _) in known.items() if fits(status)), default=0)
+    # one that was too large for a smaller machine (a retried search) says nothing beside a larger one that fits
+    beyond = [batch for batch, ending in known.items() if is_too_large(*ending) and batch > largest]
+    other = [batch for batch, ending in known.items() if not fits(ending[0]) and not is_too_large(*ending)]
+    return Standing(largest, min(beyond, default=None), min(other, default=None), max_batch)
+
+
+def next_batch(attempts: Attempts, max_batch: int) -> int | None:
+    """The batch size that a search tries after ``attempts``, or None if it is over."""
+    return stand(attempts, max_batch).next_batch
+
+
+def most_attempts(max_batch: int) -> int:
+    """A search up to ``max_batch`` images takes no more attempts than this."""
+    return 2 * math.ceil(math.log2(max_batch)) + 2
+
+
+def spell(attempts: Attempts, max_batch: int) -> str:
+    """What a search found: ``>=1024`` (the bound fits), ``12``, ``OOM@1``, ``8 (timeout@16)``, ``unsupported@1``; of
+    one that is not over ``8 to 15 (unfinished)``, or ``8 or more (unfinished)``.
+    """
+    found = stand(attempts, max_batch)
+    if found.stopped_at is not None:
+        ending = f"{_shown(attempts[found.stopped_at][0])}@{found.stopped_at}"
+        return f"{found.largest} ({ending})" if found.largest else ending
+    if found.next_batch is not None:
+        most = "or more" if found.too_large is None else f"to {found.too_large - 1}"
+        return f"{found.largest} {most} (unfinished)"
+    if found.reached_bound:
+        return f">={found.largest}"
+    if found.too_large is not None and not found.largest:
+        return f"{_shown(attempts[found.too_large][0])}@{found.too_large}"
+    return str(found.largest)
+
+
+def _shown(status: str) -> str:
+    return "OOM" if status == "oom" else status
+
+
+# searches and their records
+
+
+class SearchWatcher(Protocol):
+    """Who is told of a search's end."""
+
+    def search_done(self, cell: Cell, found: str) -> None:
+        """The search of base cell ``cell`` is over; ``found`` is what it found, in words."""
+
+
+def base_of(cell: Cell) -> Cell:
+    """The cell that all attempts of a search share but for their batch."""
+    return replace(cell, batch_size=1)
+
+
+def search_label(base: Cell) -> str:
+    """A base cell's label without its batch: ``vit_base16 224px cpu fp32 infer``."""
+    return base.label.replace(f" b{base.batch_size} ", " ", 1)
+
+
+def is_attempt(record: Record) -> bool:
+    """Whether a record comes from a search."""
+    bound = record.measurement(BOUND)
+    return bound is not None and bound.status == "ok"
+
+
+def bounds_a_search(record: Record) -> bool:
+    """Whether a record is an attempt that did not fit: what a search looks for, no failure."""
+    return is_attempt(record) and is_too_large(record.status, record.cause)
+
+
+def attempts_by_base(records: Iterable[Record]) -> dict[str, dict[int, tuple[str, str]]]:
+    """The attempts of each search among ``records``, by the id of its base cell."""
+    found: dict[str, dict[int, tuple[str, str]]] = {}
+    for record in records:
+        attempts = found.setdefault(base_of(record.cell).id, {})
+        attempts[record.cell.batch_size] = (record.status, record.cause)
+    return found
+
+
+def unfinished(bases: Iterable[Cell], records: Iterable[Record], max_batch: int) -> list[Cell]:
+    """The base cells whose search the attempts among ``records`` do not end."""
+    known = attempts_by_base(records)
+    return [base for base in bases if next_batch(known.get(base.id, {}), max_batch) is not None]
+
+
+def search(
+    bases: Iterable[Cell],
+    records: Iterable[Record],
+    max_batch: int,
+    measure: Callable[[Sequence[Cell]], Iterable[Record]],
+    watcher: SearchWatcher,
+) -> Iterator[Record]:
+    """Search each base cell's largest batch, one after the other, from what ``records`` tell already; yields the record
+    of each new attempt before the next one is made.
+    """
+    known = attempts_by_base(records)
+    bound = Measurement.single(BOUND, "image", max_batch, _METHOD)
+    for base in bases:
+        attempts = known.get(base.id, {})
+        while (batch := next_batch(attempts, max_batch)) is not None:
+            (record,) = measure([replace(base, batch_size=batch)])
+            if (record.status, record.cause) in _AMBIGUOUS and base.memory_limit is not None:
+                record = _compared(record, measure)
+            attempts[batch] = (record.status, record.cause)
+            yield replace(record, measurements=(*record.measurements, bound))
+        watcher.search_done(base, spell(attempts, max_batch))
+
+
+def _compared(record: Record, measure: Callable[[Sequence[Cell]], Iterable[Record]]) -> Record:
+    """An attempt that failed under a memory limit, in a way that want of memory can have, beside the same cell without
+    the limit: if that does not fail so, it was memory.
+    """
+    (without,) = measure([replace(record.cell, memory_limit=None)])
+    if not fits(without.status) and not is_too_large(without.status, without.cause):
+        return replace(record, detail=f"{record.detail}; without the memory limit also {without.status}")
+    told = f"{record.detail}; without the memory limit {_shown(without.status)}, so probably for memory"
+    return replace(record, cause="probable_oom", detail=told)
+
+
+# how long it will take
+
+
+def guess_largest(params: float, flops: float, mode: str, memory_bytes: float) -> int:
+    """About the largest batch of a plain ViT of 12 layers with so many parameters and FLOPs (of one picture) that fits
+    into ``memory_bytes``: for estimates of time, never for results.
+
+    D is the width that gives 12 such layers (12 D^2 weights each) their parameters, N = FLOPs / (2 parameters).
+    """
+    width, tokens = math.sqrt(max(params, 1.0) / 144), flops / (2 * max(params, 1.0))
+    left = memory_bytes - _FP32_BYTES * params * _COPIES_OF_WEIGHTS[mode]
+    return max(int(left / (_FP32_BYTES * _LIVE[mode] * max(tokens * width, 1.0))), 0)
+
+
+def expected_attempts(largest: int, max_batch: int) -> list[int]:
+    """The batches that a search tries if ``largest`` is the largest that fits, in order."""
+    attempts: dict[int, tuple[str, str]] = {}
+    while (batch := next_batch(attempts, max_batch)) is not None:
+        attempts[batch] = ("ok", "") if batch <= largest else ("oom", "")
+    return list(attempts)

@@ -1,0 +1,188 @@
+"""Data sets by name or path: what there is (no torch), and their pictures in memory.
+
+A data set is ``digits`` (embedded), ``cifar10``, ``cifar100`` or ``fashion-mnist`` (in a folder, downloaded only when
+asked for), or the path of an image folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from vitbench.core.errors import DataError, UnknownNameError, UsageError
+from vitbench.training.data.digits import NAME as DIGITS
+from vitbench.training.data.digits import describe_digits, read_digits
+from vitbench.training.data.downloads import DOWNLOADS, describe_download, read_download
+from vitbench.training.data.folder import PicturesOnDisk, describe_folder, read_listing, read_pictures
+from vitbench.training.data.pictures import DataInfo, PictureSet, Split, check_memory, fits_comfortably, from_arrays
+from vitbench.training.data.subsets import choose_imbalanced, choose_stratified
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "DATASETS",
+    "DataInfo",
+    "PictureSet",
+    "describe_data",
+    "list_datasets",
+    "load_images",
+    "load_training_images",
+]
+
+_Decode = Callable[[Sequence[int], tuple[int, int]], "torch.Tensor"]
+
+DATASETS: tuple[str, ...] = (DIGITS, *DOWNLOADS)
+
+
+def list_datasets() -> list[dict[str, Any]]:
+    """What a command line shows: name, classes, pictures, what it is. Loads no torch."""
+    digits = describe_digits()
+    rows: list[dict[str, Any]] = [
+        {
+            "dataset": digits.label,
+            "classes": digits.num_classes,
+            "train_images": digits.train_images,
+            "test_images": digits.test_images,
+            "summary": digits.summary,
+        }
+    ]
+    rows += [
+        {
+            "dataset": known.name,
+            "classes": len(known.class_names),
+            "train_images": known.train_images,
+            "test_images": known.test_images,
+            "summary": known.summary,
+        }
+        for known in DOWNLOADS.values()
+    ]
+    anything = "an image folder of yours: train/<class>/* and test/<class>/*"
+    rows.append({"dataset": "PATH", "classes": "any", "train_images": "any", "test_images": "any", "summary": anything})
+    return rows
+
+
+def describe_data(spec: str, *, root: Path | None = None, download: bool = False) -> DataInfo:
+    """What ``spec`` (a name, or the path of an image folder) is. Quick; loads no torch.
+
+    ``root``: the folder of cifar10, cifar100 and fashion-mnist; ``download``: it need not be there yet. Raises
+    UnknownNameError for a name that is none, UsageError for a ``root`` or ``download`` of other data, and DataError for
+    a data set that is missing, incomplete or damaged (as far as that shows without decoding every picture).
+    """
+    if spec in DOWNLOADS:
+        return describe_download(spec, root, download=download)
+    if spec == DIGITS:
+        _refuse_options_of_downloads(spec, root, download)
+        return describe_digits()
+    path = Path(spec).expanduser()
+    separators = tuple(sign for sign in (os.sep, os.altsep) if sign)
+    if path.exists() or spec.startswith(("~", ".")) or any(sign in spec for sign in separators):
+        _refuse_options_of_downloads(spec, root, download)
+        return describe_folder(spec)
+    raise UnknownNameError(
+        "data set", spec, DATASETS, "vitbench list datasets, or give the path of an image folder (train/<class>/*)"
+    )
+
+
+def options_of_data(spec: str, root: str | None, download: bool) -> tuple[str | None, bool]:
+    """``root`` and ``download`` where they mean something for ``spec``, else None and False: what an earlier version
+    stored need not do so.
+    """
+    return (root, download) if spec in DOWNLOADS else (None, False)
+
+
+def _refuse_options_of_downloads(spec: str, root: Path | None, download: bool) -> None:
+    """Who gives them means other data."""
+    if root is not None or download:
+        option = "--data-dir" if root is not None else "--download"
+        raise UsageError(
+            f"{option} is for {', '.join(DOWNLOADS)}, not for {spec!r}: leave it out, or name one of them, such as "
+            "--data cifar10"
+        )
+
+
+def load_images(
+    info: DataInfo,
+    split: Split,
+    *,
+    image_size: tuple[int, int],
+    images: int | None = None,
+    seed: int = 0,
+    download: bool = False,
+) -> PictureSet:
+    """The pictures of a split in memory, resized to ``image_size`` (height, width) px. Loads torch.
+
+    ``images`` less than there are: a stratified choice by ``seed``, and nothing else is decoded; more: all there are.
+    Gray pictures get three equal channels. Pictures of a folder that would take more than half of the free memory are
+    decoded when they are asked for. Raises DataError for a picture or file that cannot be read (naming it), and when
+    memory does not suffice.
+    """
+    labels, decode = _open(info, split, download=download)
+    wanted = info.count(split) if images is None else min(images, info.count(split))
+    return _decoded(info, labels, decode, choose_stratified(labels, wanted, seed), image_size)
+
+
+def load_training_images(
+    info: DataInfo,
+    *,
+    image_size: tuple[int, int],
+    images: int | None = None,
+    seed: int = 0,
+    validation: float = 0.0,
+    imbalance: str | None = None,
+    download: bool = False,
+    processes: int = 1,
+) -> tuple[PictureSet, PictureSet | None]:
+    """The training pictures, and those of them that are held out for validation (None if the fraction is 0).
+
+    First ``validation`` of all is held out, stratified by ``seed``; then ``imbalance`` (see choose_imbalanced) thins
+    out the classes of the rest; then at most ``images`` of these are chosen, which keeps their shares. ``processes``
+    share this machine's memory, each with pictures of its own. Raises as
+    ``load_images`` does, and DataError for an imbalance that cannot be, or a split that leaves nothing.
+    """
+    labels, decode = _open(info, "train", download=download, processes=processes)
+    held_out: list[int] = []
+    if validation > 0:
+        held_out = choose_stratified(labels, round(validation * len(labels)), f"validation {seed}")
+        if not 0 < len(held_out) < len(labels):
+            raise DataError(f"validation = {validation} of {len(labels)} training pictures leaves one side empty")
+    out = set(held_out)
+    rest = [index for index in range(len(labels)) if index not in out]
+    if imbalance is not None:
+        rest = choose_imbalanced(labels, rest, imbalance, seed)
+    if images is not None:
+        rest = [rest[index] for index in choose_stratified([labels[index] for index in rest], images, seed)]
+    training = _decoded(info, labels, decode, rest, image_size)
+    return training, _decoded(info, labels, decode, held_out, image_size) if held_out else None
+
+
+def _open(info: DataInfo, split: Split, *, download: bool, processes: int = 1) -> tuple[list[int], _Decode]:
+    """The class of each picture, and what makes a tensor of those asked for."""
+    if info.spec == DIGITS or info.spec in DOWNLOADS:
+        pixels, classes = read_digits(split) if info.spec == DIGITS else read_download(info, split, download=download)
+
+        def resize(chosen: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
+            check_memory(len(chosen), size, processes)
+            return from_arrays(pixels[list(chosen)], size)
+
+        return [int(label) for label in classes], resize
+    listing = read_listing(info)
+    files = listing.files[split]
+
+    def decode(chosen: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
+        some = [files[index] for index in chosen]
+        if fits_comfortably(processes * len(some), size):
+            return read_pictures(listing.root, some, size)
+        return cast("torch.Tensor", PicturesOnDisk(listing.root, some, size))
+
+    return [file.label for file in files], decode
+
+
+def _decoded(
+    info: DataInfo, labels: Sequence[int], decode: _Decode, chosen: Sequence[int], image_size: tuple[int, int]
+) -> PictureSet:
+    import torch
+
+    return PictureSet(decode(chosen, image_size), torch.tensor([labels[index] for index in chosen]), info.class_names)

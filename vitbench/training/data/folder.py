@@ -1,0 +1,280 @@
+"""A data set that is an image folder: ``train/<class>/*`` and ``test/<class>/*``."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+import unicodedata
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitbench.core.errors import DataError
+from vitbench.core.text import one_line
+from vitbench.training.data.pictures import PICTURE_FORMATS, SPLITS, DataInfo, Split
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+#: Files with another ending (notes, thumbnails' databases) are passed over.
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+_LAYOUT = "An image folder has train/<class>/* and test/<class>/*"
+#: Pictures of more pixels are decoded one after the other.
+_LARGE_PIXELS = 20_000_000
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture's path below the data set's folder (``train/cat/1.jpg``), its size in bytes, its class."""
+
+    relative: str
+    size_bytes: int
+    label: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of an image folder, sorted by class and name."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    files: dict[Split, tuple[PictureFile, ...]]
+
+    @property
+    def label(self) -> str:
+        """``folder:<name>:<digest of the relative file names and sizes>``: tells data sets apart without a path."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            for file in self.files[split]:
+                # one spelling of é: file systems disagree about it
+                line = f"{unicodedata.normalize('NFC', file.relative)}\0{file.size_bytes}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))  # a name may be in another encoding
+        return f"folder:{re.sub(r'[^A-Za-z0-9._-]', '_', self.root.name) or 'root'}:{digest.hexdigest()[:8]}"
+
+
+def describe_folder(spec: str) -> DataInfo:
+    """List the folder and look at the first picture of each class. Raises DataError for what is wrong with it."""
+    listing = list_pictures(Path(spec).expanduser())
+    for split in SPLITS:
+        seen: set[int] = set()
+        for file in listing.files[split]:
+            if file.label not in seen:
+                seen.add(file.label)
+                _check_header(listing.root, file)
+    train, test = (len(listing.files[split]) for split in SPLITS)
+    return DataInfo(
+        spec=spec,
+        label=listing.label,
+        num_classes=len(listing.class_names),
+        class_names=listing.class_names,
+        train_images=train,
+        test_images=test,
+        summary=f"image folder {listing.root.name}: {len(listing.class_names)} classes",
+        path=listing.root,
+    )
+
+
+def list_pictures(folder: Path) -> Listing:
+    """Every picture of an image folder. Raises DataError unless both splits have pictures of the same classes."""
+    root = Path(os.path.abspath(folder))  # "." has no name of its own
+    if not root.exists():
+        near = [found.name for found in sorted(root.parent.glob("*")) if found.name.lower() == root.name.lower()]
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"Image folder {str(folder)!r} does not exist.{hint} {_LAYOUT}")
+    if not root.is_dir():
+        raise DataError(f"{str(folder)!r} is a file, not a folder. {_LAYOUT}: unpack an archive first")
+    try:
+        classes = {split: _class_folders(folder, root / split) for split in SPLITS}
+        train, test = (set(classes[split]) for split in SPLITS)
+        if train != test:
+            only = [f"{name}/ is only in train/" for name in sorted(train - test)]
+            only += [f"{name}/ is only in test/" for name in sorted(test - train)]
+            more = f" (and {len(only) - 3} more)" if len(only) > 3 else ""
+            raise DataError(
+                f"The classes of image folder {str(folder)!r} differ: {', '.join(only[:3])}{more}. "
+                "Both need the same class folders"
+            )
+        names = tuple(classes["train"])
+        if len(names) < 2:
+            raise DataError(f"Image folder {str(folder)!r} has one class, {names[0]!r}: nothing can be told apart")
+        files = {split: _files_of(folder, root, split, names) for split in SPLITS}
+    except OSError as error:
+        raise DataError(f"Image folder {str(folder)!r} cannot be read: {error.strerror}: {error.filename}") from error
+    return Listing(root, names, files)
+
+
+def read_listing(info: DataInfo) -> Listing:
+    """The pictures of a folder that was described. Raises DataError if it has changed since."""
+    assert info.path is not None
+    listing = list_pictures(info.path)
+    if listing.label != info.label:
+        raise DataError(f"Image folder {info.path.name!r} has changed since it was described: start again")
+    return listing
+
+
+def read_pictures(root: Path, files: Sequence[PictureFile], image_size: tuple[int, int]) -> torch.Tensor:
+    """The pictures as (N, 3, H, W) uint8, each as ``decode_picture`` gives it, decoded by as many threads as there are
+    cores (Pillow lets them run at once). Raises DataError as it does, for the first picture in order that has one.
+    """
+    import numpy as np
+    import torch
+
+    # an array, not a tensor: threads do not share torch's inference mode
+    images = np.empty((len(files), 3, *image_size), dtype=np.uint8)
+
+    def read(place: int) -> None:
+        images[place] = decode_picture(root, files[place], image_size).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+
+    threads = min(len(files), os.cpu_count() or 1)
+    if threads <= 1:
+        for place in range(len(files)):
+            read(place)
+        return torch.from_numpy(images)
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for _ in pool.map(read, range(len(files))):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return torch.from_numpy(images)
+
+
+class PicturesOnDisk:
+    """Pictures (N, 3, H, W) uint8 that are decoded whenever they are asked for, because they do not fit into memory: as
+    much of a tensor as trainings and tests use.
+    """
+
+    def __init__(self, root: Path, files: Sequence[PictureFile], image_size: tuple[int, int]) -> None:
+        import torch
+
+        self.root = root
+        self.files = files
+        self.image_size = image_size
+        self.dtype = torch.uint8
+        self.device = torch.device("cpu")
+        self.shape = (len(files), 3, *image_size)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def dim(self) -> int:
+        return 4
+
+    def index_select(self, dim: int, indices: torch.Tensor) -> torch.Tensor:
+        """Those at ``indices`` (B,) along dimension 0."""
+        if dim != 0:
+            raise ValueError(f"pictures are chosen along dimension 0, not {dim}")
+        return read_pictures(self.root, [self.files[index] for index in indices.tolist()], self.image_size)
+
+    def split(self, size: int) -> Iterator[torch.Tensor]:
+        """All of them, ``size`` at a time."""
+        for begin in range(0, len(self), size):
+            yield self[begin : begin + size]
+
+    def __getitem__(self, item: int | slice) -> torch.Tensor:
+        if isinstance(item, slice):
+            return read_pictures(self.root, self.files[item], self.image_size)
+        return read_pictures(self.root, [self.files[item]], self.image_size)[0]
+
+
+def decode_picture(root: Path, file: PictureFile, image_size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """One picture as RGB (H, W, 3) uint8: upright by its EXIF tag, its middle cut to the aspect of ``image_size``
+    (height, width), resized bilinearly with antialiasing.
+
+    Raises DataError naming the file, relative to its folder: the text ends up in records.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(root / file.relative, formats=PICTURE_FORMATS) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError(f"its pixels have more than 8 bits (mode {opened.mode})")
+            pixels = opened.width * opened.height
+            _refuse_too_many(pixels)
+            # several threads decode at once: of the largest pictures that would take gigabytes
+            with _ONE_AT_A_TIME if pixels > _LARGE_PIXELS else contextlib.nullcontext():
+                upright = ImageOps.exif_transpose(opened).convert("RGB")
+                fitted = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        raise _unreadable(root, file, error) from error
+    return np.array(fitted)
+
+
+def _refuse_too_many(pixels: int) -> None:
+    """Raises ValueError for as many pixels as Pillow warns of: they may be meant to fill the memory."""
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most:
+        raise ValueError(f"its {pixels:,} pixels exceed what is read ({most:,}): shrink it")
+
+
+def _class_folders(shown: Path, split: Path) -> list[str]:
+    if not split.is_dir():
+        there = sorted(entry.name for entry in split.parent.iterdir() if not entry.name.startswith("."))
+        found = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") if there else "nothing"
+        raise DataError(f"Image folder {str(shown)!r} has no {split.name}/ folder (found: {found}). {_LAYOUT}")
+    names = sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{split.name}/ of image folder {str(shown)!r} has no class folders. {_LAYOUT}")
+    return names
+
+
+def _files_of(shown: Path, root: Path, split: Split, names: Sequence[str]) -> tuple[PictureFile, ...]:
+    files: list[PictureFile] = []
+    for label, name in enumerate(names):
+        base = f"{split}/{name}"
+        found = sorted(_walk(root / split / name, base))
+        if not found:
+            endings = " ".join(sorted(PICTURE_SUFFIXES))
+            raise DataError(f"{base}/ of image folder {str(shown)!r} is empty: no file ends in {endings}")
+        for relative, size in found:
+            if size == 0:
+                raise DataError(f"{relative} of image folder {str(shown)!r} has no content: remove or replace it")
+            files.append(PictureFile(relative, size, label))
+    return tuple(files)
+
+
+def _walk(folder: Path, relative: str) -> list[tuple[str, int]]:
+    found: list[tuple[str, int]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = f"{relative}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                found += _walk(Path(entry.path), path)
+            elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+                found.append((path, entry.stat().st_size))
+    return found
+
+
+def _check_header(root: Path, file: PictureFile) -> None:
+    from PIL import Image
+
+    try:
+        with Image.open(root / file.relative, formats=PICTURE_FORMATS) as opened:
+            _refuse_too_many(opened.width * opened.height)
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        raise _unreadable(root, file, error) from error
+
+
+def _unreadable(root: Path, file: PictureFile, error: BaseException) -> DataError:
+    from PIL import UnidentifiedImageError
+
+    # Pillow's own text names the absolute path
+    reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error).replace(str(root), "...")
+    reason = one_line(reason, 200)
+    return DataError(
+        f"{file.relative} of image folder {root.name!r} cannot be read: {reason or type(error).__name__}. "
+        "Remove or replace it"
+    )
