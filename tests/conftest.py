@@ -29,6 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/ with what the code gives now")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``-m 'not integration'`` replaces the -m of pyproject.toml and so must leave out what that leaves out."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "cuda", "mps")):
+            item.add_marker("integration")
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """``golden(name, text)`` fails unless tests/golden/<name> holds ``text``; with --update-golden it is made to."""
