@@ -37,8 +37,6 @@ LEVEL = {part: level for level, parts in enumerate(ROOMS) for part in parts.spli
 EXCEPTIONS = {
     ("analysis.flops_audit", "executors.worker"),
     ("analysis.model_summary", "executors.worker"),
-    ("core.files", "devices.cpu"),
-    ("core.run_folder", "executors.chaos"),
 }
 #: What a command line needs before it measures, and what reads and renders results.
 TORCH_FREE = [

@@ -12,7 +12,8 @@ from torch.cuda._utils import _get_device_index
 
 from vitbench.core.errors import DeviceError, UnknownNameError, Unsupported
 from vitbench.devices import canonical_device_name, find_devices, open_device
-from vitbench.devices.cpu import available_memory, oom_kill_count, processor_name
+from vitbench.devices.cpu import processor_name
+from vitbench.devices.host.memory import available_memory, oom_kill_count
 
 
 def test_the_cpu_is_always_found() -> None:

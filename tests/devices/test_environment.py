@@ -19,7 +19,7 @@ import pytest
 import vitbench
 from vitbench.core.errors import Unsupported
 from vitbench.devices import cpu
-from vitbench.devices.host import environment, load
+from vitbench.devices.host import environment, load, memory
 from vitbench.devices.host.environment import (
     capture_environment,
     default_threads,
@@ -72,7 +72,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
             path = tmp_path / name.lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        for module in (environment, cpu):
+        for module in (environment, memory, cpu):
             monkeypatch.setattr(module, "Path", lambda name: tmp_path / name.lstrip("/"))
         return tmp_path
 
@@ -277,7 +277,7 @@ def test_usable_cores_are_bound_by_affinity_and_quota(
 )
 def test_a_containers_memory(machine: Machine, files: dict[str, str], limit: int | None) -> None:
     machine(files)
-    assert cpu.memory_limit_of_container() == limit
+    assert memory.memory_limit_of_container() == limit
 
 
 V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
@@ -326,7 +326,7 @@ V2, V1 = "/sys/fs/cgroup", "/sys/fs/cgroup/memory"
 )
 def test_a_containers_cache_of_files_is_available(machine: Machine, files: dict[str, str], available: int) -> None:
     machine(files)
-    assert cpu.available_memory() == available
+    assert memory.available_memory() == available
 
 
 def test_limits_of_the_groups_above_hold_too(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,21 +345,19 @@ def test_limits_of_the_groups_above_hold_too(machine: Machine, monkeypatch: pyte
             "/sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
         }
     )
-    monkeypatch.setattr(cpu, "PROC_SELF", root / "proc/self")
-    assert cpu.memory_limit_of_container() == 7000
-    assert cpu.available_memory() == 500
+    monkeypatch.setattr(memory, "PROC_SELF", root / "proc/self")
+    assert memory.memory_limit_of_container() == 7000
+    assert memory.available_memory() == 500
     assert environment._container_quota() == 2.0
-    monkeypatch.setattr(cpu, "_limit_in", lambda folder: None)
-    assert cpu.available_memory() > 7000
+    monkeypatch.setattr(memory, "_limit_in", lambda folder: None)
+    assert memory.available_memory() > 7000
 
 
 def test_trainings_have_no_more_memory_than_their_container(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitbench.core.errors import DataError
-    from vitbench.core.files import free_memory
     from vitbench.training.data.pictures import check_memory, fits_comfortably
 
-    monkeypatch.setattr(cpu, "available_memory", lambda: 100_000)
-    assert free_memory() == 100_000
+    monkeypatch.setattr("vitbench.training.data.pictures.available_memory", lambda: 100_000)
     assert fits_comfortably(16, (32, 32))
     assert not fits_comfortably(17, (32, 32))
     with pytest.raises(DataError, match="40 pictures .* GB are free"):

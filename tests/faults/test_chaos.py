@@ -143,7 +143,7 @@ def test_a_poisoned_model_has_no_weight_that_is_a_number(faults: Path) -> None:
 
 def test_a_full_disk_at_a_record_takes_half_a_line_and_gives_it_back(faults: Path, tmp_path: Path) -> None:
     faults.write_text('{"*": "disk_full"}')
-    writer = store.RecordWriter(tmp_path)
+    writer = store.RecordWriter(tmp_path, before_write=chaos.strike_at_record)
     with pytest.raises(StorageError, match="No space left") as caught:
         writer.append(make_record())
     assert isinstance(caught.value.__cause__, OSError)
@@ -189,7 +189,7 @@ def test_json_in_the_variable_itself_counts_in_each_process(monkeypatch: pytest.
         chaos.load_faults()
     monkeypatch.setenv(chaos.VARIABLE, '{"*": "disk_full"}')
     monkeypatch.setattr(chaos, "_struck", chaos.Counter())
-    writer = store.RecordWriter(tmp_path)
+    writer = store.RecordWriter(tmp_path, before_write=chaos.strike_at_record)
     with pytest.raises(StorageError):
         writer.append(make_record())
     writer.append(make_record())

@@ -259,15 +259,3 @@ def check_pickle(file: IO[bytes] | _Guarded) -> None:
             raise RefusedError(f"is refused: {text[:80]!r} is a sparse tensor. Save it as a dense one")
         elif argument not in _HARMLESS and not _HARMLESS_KINDS.fullmatch(str(argument)):
             raise CodeError(f"pickled code ({str(argument).replace(' ', '.')[:120]})")
-
-
-def spare_memory() -> int:
-    """Bytes that a file may take when it is read whole: half of what is free."""
-    return free_memory() // 2
-
-
-def free_memory() -> int:
-    """Bytes of memory that can be had without swapping, in a container no more than it has left."""
-    from vitbench.devices.cpu import available_memory
-
-    return available_memory()

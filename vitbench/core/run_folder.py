@@ -16,16 +16,15 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitbench.core.errors import RunFolderError, StorageError, VitbenchError
 from vitbench.core.files import read_json
-from vitbench.core.records import NoiseCheck, Record
+from vitbench.core.records import Cell, NoiseCheck, Record
 from vitbench.core.shapes import COUNT, FLAG, NUMBER, TEXT, Maybe
-from vitbench.executors import chaos
 
 RECORDS = "records.jsonl"
 DAMAGED = "records.damaged.jsonl"
@@ -135,9 +134,13 @@ def set_damaged_lines_aside(folder: Path) -> list[str]:
 
 
 class RecordWriter:
-    """Appends records to a run folder, each one whole and on the disk before ``append`` returns."""
+    """Appends records to a run folder, each one whole and on the disk before ``append`` returns.
 
-    def __init__(self, folder: Path) -> None:
+    ``before_write`` receives the cell, the line and the file descriptor before each write: tests inject faults there.
+    """
+
+    def __init__(self, folder: Path, before_write: Callable[[Cell, bytes, int], None] | None = None) -> None:
+        self._before_write = before_write
         # a folder that is "." has no name once it is removed
         self.path = (folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))) / RECORDS
         folder = self.path.parent
@@ -165,7 +168,8 @@ class RecordWriter:
         size_before = None
         try:
             size_before = os.fstat(self._file).st_size
-            chaos.strike_at_record(record.cell, line, self._file)
+            if self._before_write is not None:
+                self._before_write(record.cell, line, self._file)
             written = 0
             while written < len(line):
                 written += os.write(self._file, line[written:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
@@ -14,8 +13,8 @@ from typing import Any
 from vitbench.core.errors import Unsupported
 from vitbench.core.registry import DEVICES
 from vitbench.devices.base import Device, parse_kibibytes
+from vitbench.devices.host.memory import PROC_SELF, available_memory
 
-PROC_SELF = Path("/proc/self")
 POWERCAP = Path("/sys/class/powercap")
 
 # glibc's malloc.h
@@ -225,105 +224,3 @@ def chip_name() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()
-
-
-def cgroup_folders(controller: str) -> list[Path]:
-    """Where the kernel tells this process's limits of ``memory`` or ``cpu``: the folder of its control group, then
-    those of the groups above it, up to what is mounted (cgroup v2, then v1). In a container that is mostly its own.
-    """
-    groups = {"": "", controller: ""}
-    with contextlib.suppress(OSError):
-        for line in (PROC_SELF / "cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            groups |= {name: group for name in controllers.split(",") if name in groups}
-    found = []
-    for name, group in groups.items():
-        parts = [part for part in group.split("/") if part not in ("", "..")]
-        mounted = Path("/sys/fs/cgroup") / name
-        found += [mounted.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
-    return found
-
-
-def memory_limit_of_container() -> int | None:
-    """The bytes that this container, or a group of processes that this one is in, may use (cgroup v2 or v1), or None
-    where nothing is set.
-    """
-    return min((limit for limit in map(_limit_in, cgroup_folders("memory")) if limit is not None), default=None)
-
-
-def _limit_in(folder: Path) -> int | None:
-    for name in ("memory.max", "memory.limit_in_bytes"):
-        try:
-            text = (folder / name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 1 << 60:  # v1 says "no limit" as a huge number
-            return int(text)
-    return None
-
-
-def available_memory() -> int:
-    """Bytes that new processes can take now without swapping, limits of containers and groups included."""
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    for folder in cgroup_folders("memory"):
-        limit = _limit_in(folder)
-        if limit is not None:
-            available = min(available, limit - _used_in(folder))
-    return max(available, 0)
-
-
-def _used_in(folder: Path) -> int:
-    """The bytes of a group's limit that are taken, without the cache of files: it counts as used, too, but the kernel
-    gives it up for whoever asks, and after reading a data set or checkpoints it is most of what is used.
-    """
-    # v1 counts the groups below only with a prefix
-    for name, prefix in (("memory.current", ""), ("memory.usage_in_bytes", "total_")):
-        try:
-            used = int((folder / name).read_text())
-        except (OSError, ValueError):
-            continue
-        return max(used - _file_cache(folder / "memory.stat", prefix), 0)
-    return 0
-
-
-def _file_cache(path: Path, prefix: str) -> int:
-    """Bytes of file pages that a cgroup's memory.stat counts; what it does not tell is none."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    wanted = {f"{prefix}active_file", f"{prefix}inactive_file"}
-    found = (line.split() for line in lines)
-    return sum(int(words[1]) for words in found if len(words) == 2 and words[0] in wanted and words[1].isdigit())
-
-
-def oom_kill_count() -> int | None:
-    """How many processes the kernel has killed for memory in this process's cgroup, or None where that is not readable.
-
-    Evidence for a SIGKILL: the count before and after (cgroup v2 ``memory.events``, v1 ``memory.oom_control``).
-    """
-    try:
-        memberships = (PROC_SELF / "cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    paths = []
-    for line in memberships:
-        number, controllers, group = line.split(":", 2)
-        group = group.lstrip("/")
-        if "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
-            paths += [root / group / "memory.oom_control", root / "memory.oom_control"]
-        elif number == "0":
-            root = Path("/sys/fs/cgroup")
-            paths += [root / group / "memory.events", root / "memory.events"]
-    for path in paths:
-        try:
-            for line in path.read_text().splitlines():
-                key, _, value = line.partition(" ")
-                if key == "oom_kill":
-                    return int(value)
-        except (OSError, ValueError):
-            continue
-    return None

@@ -12,8 +12,8 @@ from typing import Any
 from vitbench.core.records import Measurement, Status, measurement_from_dict
 from vitbench.core.registry import DEVICES
 from vitbench.devices import Device, Failure, split_name
-from vitbench.devices.cpu import oom_kill_count
 from vitbench.devices.failures import OUT_OF_MEMORY
+from vitbench.devices.host.memory import oom_kill_count
 from vitbench.executors import stacks
 from vitbench.executors.launcher import Worker, WorkerTimeoutError
 

@@ -19,9 +19,9 @@ from vitbench.core.records import Cell, Measurement, NoiseCheck, Record
 from vitbench.core.registry import METRICS, Metric
 from vitbench.core.stats.statistics import in_quiet_turns, processes_for
 from vitbench.devices import Failure, split_name
-from vitbench.devices.cpu import available_memory
 from vitbench.devices.host.environment import shorten_home
 from vitbench.devices.host.load import Load, LoadWatch, load_measurements
+from vitbench.devices.host.memory import available_memory
 from vitbench.executors.conversation import Outcome, converse, finish
 from vitbench.executors.launcher import Launcher, Worker
 from vitbench.runner.plan import Plan, static_metrics, weights_settings

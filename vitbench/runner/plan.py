@@ -20,8 +20,8 @@ from vitbench.core.errors import DataError, DeviceError, UnknownNameError, Usage
 from vitbench.core.records import Cell
 from vitbench.core.registry import METRICS, PRETRAINED, is_external, is_pattern, model_registry
 from vitbench.devices import canonical_device_name, open_device, split_name
-from vitbench.devices.cpu import available_memory
 from vitbench.devices.host.environment import capture_environment, default_threads, hash_environment
+from vitbench.devices.host.memory import available_memory
 from vitbench.executors.conversation import Outcome, converse, finish
 from vitbench.executors.launcher import Launcher
 from vitbench.runner.static_counts import StaticCounter, StaticKey, static_key

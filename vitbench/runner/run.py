@@ -320,7 +320,7 @@ def _run(
             checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise store.cannot_write(checkpoints, error) from error
-    writer = store.RecordWriter(folder)
+    writer = store.RecordWriter(folder, before_write=chaos.strike_at_record)
     _warn_of_too_many_threads(plan, cells, progress)
     measurer = CellMeasurer(plan, launcher, checkpoints, progress)
     progress.searches = plan.suite.frontier is not None

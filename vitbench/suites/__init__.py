@@ -613,7 +613,7 @@ def check_count(suite: Suite, *, devices: int = 1, allow_many: bool = False) -> 
         asked += " before its [[exclude]] rules"
     if not allow_many:
         raise SuiteError(f"{asked}, more than {MOST_CELLS:,}: give shorter lists, or --yes to go on all the same")
-    from vitbench.devices.cpu import available_memory
+    from vitbench.devices.host.memory import available_memory
 
     free = available_memory()
     if count * _BYTES_A_CELL > free:

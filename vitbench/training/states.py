@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.core.errors import DataError, StorageError
-from vitbench.core.files import CodeError, RefusedError, check_zip, free_memory
+from vitbench.core.files import CodeError, RefusedError, check_zip
 from vitbench.devices.failures import explain_exception
+from vitbench.devices.host.memory import available_memory
 
 #: Numbers, texts, tensors and lists in the state of a training; the losses of an epoch are the most.
 _MOST_PARTS = 1_000_000
@@ -49,7 +50,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     try:
         check_zip(path)
         # all that is free: what it holds becomes the training's own, most of it without a copy
-        if path.stat().st_size > free_memory():
+        if path.stat().st_size > available_memory():
             raise _too_large(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or "vitbench" not in state:
@@ -72,7 +73,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
 def _too_large(path: Path) -> DataError:
     return DataError(
         f"Checkpoint {path.name} is too large for now: it takes {path.stat().st_size / 1e9:.2f} GB of memory, and "
-        f"{free_memory() / 1e9:.2f} GB are free. It stays as it is: free memory, then --resume"
+        f"{available_memory() / 1e9:.2f} GB are free. It stays as it is: free memory, then --resume"
     )
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import vitbench
-from vitbench.devices.cpu import cgroup_folders, memory_limit_of_container, processor_name
+from vitbench.devices.cpu import processor_name
+from vitbench.devices.host.memory import cgroup_folders, memory_limit_of_container
 
 LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop", "numpy", "scikit-learn")
 #: Set by torch itself, and a place rather than a switch.

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from vitbench.core.errors import DataError, UsageError
-from vitbench.core.files import spare_memory
 from vitbench.core.records import format_image_size
+from vitbench.devices.host.memory import spare_memory
 from vitbench.experiments.open_model import find_device
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import LAST, TrainingRequest

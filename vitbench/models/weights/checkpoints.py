@@ -31,8 +31,8 @@ from vitbench.core.files import (
     check_fits,
     check_legacy,
     check_zip,
-    spare_memory,
 )
+from vitbench.devices.host.memory import spare_memory
 from vitbench.models.weights.layouts import TORCHVISION, Grid, Weight, common_prefix, fit_tokens, layout_of, match_qkv
 
 #: Where training scripts put the state dict in what they save.

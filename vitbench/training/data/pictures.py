@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vitbench.core.errors import DataError
-from vitbench.core.files import free_memory
+from vitbench.devices.host.memory import available_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +126,7 @@ def fits_comfortably(count: int, image_size: tuple[int, int]) -> bool:
 
 def _needed_and_free(count: int, image_size: tuple[int, int]) -> tuple[int, int]:
     """Bytes."""
-    return count * 3 * image_size[0] * image_size[1], free_memory()
+    return count * 3 * image_size[0] * image_size[1], available_memory()
 
 
 def check_memory(count: int, image_size: tuple[int, int], processes: int = 1) -> None:
