@@ -37,6 +37,7 @@ from vitbench.experiments.attention_figures import (
     to_text,
 )
 from vitbench.experiments.open_model import open_trained
+from vitbench.experiments.request import ModelRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.training.augmentation.augment import normalise
@@ -66,7 +67,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def draw(weights: dict[str, str], model: str = "vit_layer6_32", **options: Any) -> Any:
-    return draw_attention(model, weights=weights[model], device="cpu", **options)
+    return draw_attention(ModelRequest(model=model, weights=weights[model], device="cpu"), **options)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -223,7 +224,7 @@ def test_a_picture_of_an_image_folder_is_that_of_loading_it_whole(tmp_path: Path
 
 def test_the_png_of_an_open_model_is_that_of_the_command(weights: dict[str, str], tmp_path: Path) -> None:
     draw(weights, data="digits", index=3, out=tmp_path / "out", layer="all")
-    trained = open_trained("vit_layer6_32", weights=weights["vit_layer6_32"], device="cpu")
+    trained = open_trained(ModelRequest(model="vit_layer6_32", weights=weights["vit_layer6_32"], device="cpu"))
     pixels, _ = read_indexed("digits", 3, (32, 32))
     assert attention_png(trained, pixels) == (tmp_path / "out" / "layers.png").read_bytes()
 
@@ -306,7 +307,9 @@ def test_a_model_without_attention_is_one_line(picture: Path, tmp_path: Path) ->
         UsageError, match="No attention to draw for torchvision:resnet18: it has no attention"
     ) as caught:
         draw_attention(
-            "torchvision:resnet18", weights=str(path), image_size="64", num_classes=3, picture=picture, out=tmp_path
+            ModelRequest(model="torchvision:resnet18", weights=str(path), image_size="64", num_classes=3),
+            picture=picture,
+            out=tmp_path,
         )
     assert "\n" not in str(caught.value)
 
@@ -318,7 +321,9 @@ def test_attention_that_is_not_finite_is_one_line(picture: Path, tmp_path: Path)
     path = tmp_path / "big.safetensors"
     save_checkpoint(model, path, {"model": "vit_layer6_32", "image_size": [32, 32], "num_classes": 10})
     with pytest.raises(DataError, match=r"attention of vit_layer6_32 is not finite in blocks\.3.*damaged") as caught:
-        draw_attention("vit_layer6_32", weights=str(path), device="cpu", picture=picture, out=tmp_path / "out")
+        draw_attention(
+            ModelRequest(model="vit_layer6_32", weights=str(path), device="cpu"), picture=picture, out=tmp_path / "out"
+        )
     assert "\n" not in str(caught.value)
 
 

@@ -463,9 +463,10 @@ def test_published_classes_in_another_order_are_warned_of(good: Path, folders: l
 
     from vitbench.experiments.evaluation import _warnings
     from vitbench.experiments.open_model import open_trained
+    from vitbench.experiments.request import ModelRequest
 
     trained = dataclasses.replace(
-        open_trained(MODEL, weights=str(good), device="cpu"), facts={}, num_classes=3,
+        open_trained(ModelRequest(model=MODEL, weights=str(good), device="cpu")), facts={}, num_classes=3,
         class_names=("tench", "goldfish", "great white shark"),
     )  # fmt: skip
     info = dataclasses.replace(describe_data("digits"), num_classes=3, class_names=tuple(folders))

@@ -30,6 +30,7 @@ from vitbench.experiments.prediction import (
     fit_picture,
     predict_pictures,
 )
+from vitbench.experiments.request import ModelRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint, save_checkpoint
 from vitbench.training.data.datasets import describe_data, load_images
@@ -97,7 +98,7 @@ def test_more_pictures_than_a_batch_come_out_in_order(good: Path, tmp_path: Path
     paths = [picture(tmp_path / f"{seed}.png", seed, (8, 8)) for seed in range(BATCH_SIZE + 3)]
     paths.insert(5, tmp_path / "missing.png")
     told: list[str] = []
-    trained = open_trained(MODEL, weights=str(good), device="cpu")
+    trained = open_trained(ModelRequest(model=MODEL, weights=str(good), device="cpu"))
     results = predict_pictures(trained, files_as_sources(paths), top=7, tell=told.append)
     assert [one.picture for one in results] == [str(path) for path in paths]
     assert told == [f"{paths[5]} does not exist"]
@@ -472,7 +473,7 @@ def test_whole_photographs_are_not_kept(good: Path, tmp_path: Path) -> None:
         most = max(most, sum(reference() is not None for reference in alive))
         return pixels, whole
 
-    trained = open_trained(MODEL, weights=str(good), device="cpu")
+    trained = open_trained(ModelRequest(model=MODEL, weights=str(good), device="cpu"))
     predict_pictures(trained, [Source(name=str(number), stem="a", read=read) for number in range(12)], out=tmp_path)
     assert len(alive) == 12
     assert most <= 2  # the one before may still be there while the next is read

@@ -23,6 +23,7 @@ from tests.hostile.asking import LONG, MODEL, SIZE, Executed, ask, one_error, wi
 from tests.launching import SharedLauncher
 from vitbench.core.errors import DataError
 from vitbench.experiments.open_model import open_trained
+from vitbench.experiments.request import ModelRequest
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.training.states import load_state
 
@@ -313,7 +314,7 @@ def test_what_a_file_claims_of_its_training_is_held_against_its_weights(
     facts = {"model": MODEL, "image_size": [SIZE, SIZE], "num_classes": 10}
     save_checkpoint(small, path, {**facts, **claim})
     with within_memory(400 << 20):
-        opened = open_trained(MODEL, weights=str(path), device="cpu")
+        opened = open_trained(ModelRequest(model=MODEL, weights=str(path), device="cpu"))
     assert opened.num_classes == 10
     assert opened.image_size in ((SIZE, SIZE), (32, 32))
 

@@ -64,20 +64,24 @@ def attention(
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
         allow_imports()
     from vitbench.experiments.attention_figures import draw_attention, to_dict, to_text
+    from vitbench.experiments.request import ModelRequest
 
-    report = draw_attention(
-        model,
-        picture=image,
-        data=data,
-        index=index,
-        data_dir=data_dir,
-        download=download,
+    request = ModelRequest(
+        model=model,
         weights=weights,
         pretrained=pretrained,
         replace_head=replace_head,
         device=device,
         image_size=image_size,
         num_classes=num_classes,
+    )
+    report = draw_attention(
+        request,
+        picture=image,
+        data=data,
+        index=index,
+        data_dir=data_dir,
+        download=download,
         layer=layer,
         head=head,
         rollout=rollout,

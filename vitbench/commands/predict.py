@@ -81,6 +81,7 @@ def predict(
     from vitbench.core.text import one_line
     from vitbench.experiments import prediction
     from vitbench.experiments.open_model import open_trained
+    from vitbench.experiments.request import ModelRequest
     from vitbench.reports.evaluation import make_folder
 
     if out is not None:
@@ -91,16 +92,16 @@ def predict(
     if data is not None:
         found, info = prediction.data_as_sources(data, chosen, split=split, data_dir=data_dir, download=download)
         sources += found
-    trained = open_trained(
-        model,
+    request = ModelRequest(
+        model=model,
         weights=weights,
         pretrained=pretrained,
+        replace_head=replace_head,
         device=device,
         image_size=image_size,
         num_classes=num_classes,
-        class_names=names,
-        replace_head=replace_head,
     )
+    trained = open_trained(request, class_names=names)
     for note in trained.notes:
         print(f"Warning: the weights: {one_line(note)}", file=sys.stderr)
     if info is not None:

@@ -18,6 +18,7 @@ from vitbench.core.records import format_image_size
 from vitbench.core.run_folder import cannot_write, write_atomically
 from vitbench.core.text import one_line
 from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained, printable, read_picture
+from vitbench.experiments.request import ModelRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,19 +99,13 @@ class Scale:
 
 
 def draw_attention(
-    model: str,
+    request: ModelRequest,
     *,
     picture: Path | None = None,
     data: str | None = None,
     index: int | None = None,
     data_dir: Path | None = None,
     download: bool = False,
-    weights: str | None = None,
-    pretrained: bool = False,
-    replace_head: bool = False,
-    device: str = "auto",
-    image_size: str | None = None,
-    num_classes: int | None = None,
     layer: str | None = None,
     head: str | None = None,
     rollout: bool = False,
@@ -126,7 +121,7 @@ def draw_attention(
     patches are dropped int64 ``kept_01``, their places in the grid) on demand.
 
     Args:
-        model: a name of the registry; its weights are chosen as ``open_trained`` has it.
+        request: the model and its weights.
         picture: a file; or else ``data``, a data set, of whose test pictures ``index`` (from 0) is taken.
         data_dir: where data sets are that are downloaded; ``download`` fetches one that is not there.
         layer: a number from 1, or ``all`` (default).
@@ -148,15 +143,7 @@ def draw_attention(
     if (data_dir is not None or download) and data is None:
         option = "--download" if data_dir is None else "--data-dir"
         raise UsageError(f"{option} goes with --data NAME: an image is given as its path alone")
-    trained = open_trained(
-        model,
-        weights=weights,
-        pretrained=pretrained,
-        device=device,
-        image_size=image_size,
-        num_classes=num_classes,
-        replace_head=replace_head,
-    )
+    model, trained = request.model, open_trained(request)
     if picture is not None:
         pixels, label = read_picture(picture, trained.image_size)[0], printable(picture.name)
     else:

@@ -14,6 +14,7 @@ from vitbench.core.errors import DataError, UsageError
 from vitbench.core.stats.statistics import wilson_interval
 from vitbench.core.text import printable
 from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained
+from vitbench.experiments.request import ModelRequest
 from vitbench.training.data.datasets import describe_data
 from vitbench.training.data.pictures import SPLITS, DataInfo, PictureSet, Split
 
@@ -71,13 +72,15 @@ def evaluate_model(
             raise UsageError(f"{option} {value} is not positive: give at least 1")
     info = describe_data(str(data), root=None if data_dir is None else Path(data_dir), download=download)
     trained = open_trained(
-        model,
-        weights=weights,
-        pretrained=pretrained,
-        device=device,
-        image_size=image_size,
-        num_classes=info.num_classes if replace_head else None,
-        replace_head=replace_head,
+        ModelRequest(
+            model=model,
+            weights=weights,
+            pretrained=pretrained,
+            replace_head=replace_head,
+            device=device,
+            image_size=image_size,
+            num_classes=info.num_classes if replace_head else None,
+        )
     )
     if trained.num_classes != info.num_classes and not _has_room_for_more(trained, info):
         raise DataError(

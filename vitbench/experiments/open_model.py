@@ -17,6 +17,7 @@ from vitbench.core.errors import DataError, DeviceError, ModelFailed, Unsupporte
 from vitbench.core.registry import ModelCard
 from vitbench.core.text import printable
 from vitbench.devices import Device, canonical_device_name, find_devices, open_device
+from vitbench.experiments.request import ModelRequest
 from vitbench.models.normalisation import Channels, normalisation_of
 from vitbench.models.tracebacks import model_places, with_places
 from vitbench.training.data.pictures import PICTURE_FORMATS
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
+    from vitbench.models.weights.checkpoints import CheckpointReport
+
 _IMAGENET_CLASSES = 1000
+_RANDOM_HEAD = "its head left out, a random one in its place"
 
 __all__ = ["OutOfMemory", "TrainedModel", "explain_oom", "find_device", "open_trained", "printable", "read_picture"]
 
@@ -74,100 +78,94 @@ class TrainedModel:
         return f"class {index}" if self.class_names is None else self.class_names[index]
 
 
-def open_trained(
-    model: str,
-    *,
-    weights: str | None,
-    pretrained: bool = False,
-    device: str = "auto",
-    image_size: str | None = None,
-    num_classes: int | None = None,
-    class_names: Sequence[str] | None = None,
-    replace_head: bool = False,
-) -> TrainedModel:
-    """Build ``model`` with the weights of a file, or with those that its library publishes, on ``device``.
+def open_trained(request: ModelRequest, *, class_names: Sequence[str] | None = None) -> TrainedModel:
+    """Build the model with the weights of a file, or with those that its library publishes, on the device.
 
     What is not given is taken from what our training wrote into the file, then from the file itself, then from the
-    model's card. A file without such facts is normalised as the card says, one of ours as its recipe does.
-
-    Args:
-        model: a name of the registry, ``timm:NAME`` or ``torchvision:NAME``.
-        weights: the path of a checkpoint; either this or ``pretrained``.
-        pretrained: load the published weights.
-        device: ``auto`` is the first accelerator that is found, else the CPU.
-        image_size: ``224`` or ``231x240`` px.
-        num_classes: of the head.
-        class_names: one a class.
-        replace_head: a head of other classes is left out, and a random one (the same each time) is in its place.
+    model's card. Images are normalised as the recipe of the training says, for other files as the card says.
+    ``class_names``: one a class.
 
     Raises:
-        UsageError: weights are not given, or twice; there is no such model, device, size or file; they do not fit
-            (CheckpointError); a published head would be random and ``replace_head`` is not given.
+        UsageError: weights are missing or given twice; a model, device, size or file does not exist; the weights do
+            not fit (CheckpointError); a published head would be random and ``replace_head`` is not given.
         OutOfMemory: the model does not fit the device.
     """
-    if weights is None and not pretrained:
-        raise UsageError(
-            "No weights are given: add --weights PATH, or --pretrained for what timm and torchvision publish"
-        )
-    if weights is not None and pretrained:
-        raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"--num-classes {num_classes} is not positive: a head needs at least one class")
+    _check_weights(request)
     import torch
 
     from vitbench.models import build_model, describe_model
-    from vitbench.models.weights.checkpoints import load_checkpoint, read_facts
-    from vitbench.models.weights.claimed import chosen_size, classes_of, shapes_in_file
+    from vitbench.models.weights.claimed import resolve
 
-    card = describe_model(model)
-    opened = find_device(device)
-    facts = {} if weights is None else read_facts(weights)
-    shapes = {} if weights is None else shapes_in_file(Path(weights))
-    size = chosen_size(card, image_size, facts, shapes)
-    classes = num_classes or classes_of(card, shapes, facts)
-    notes: list[str] = []
-    if pretrained and _has_random_head(card, classes):
-        if not replace_head:
-            raise UsageError(
-                f"The published weights of {model} have no head for {classes} classes: it would be random. Give "
-                "--weights of a training, or add --replace-head if a random head will do"
-            )
-        notes.append("its head left out, a random one in its place")
-    with explain_oom(opened, "Give a smaller model or --image-size, or --device cpu"):
+    card = describe_model(request.model)
+    device = find_device(request.device)
+    resolved = resolve(card, request.weights, request.image_size, request.num_classes)
+    size, classes = resolved.image_size, resolved.num_classes
+    random_head = request.pretrained and _has_random_head(card, classes)
+    if random_head and not request.replace_head:
+        raise UsageError(
+            f"The published weights of {request.model} have no head for {classes} classes: it would be random. Give "
+            "--weights of a training, or add --replace-head if a random head will do"
+        )
+    with explain_oom(device, "Give a smaller model or --image-size, or --device cpu"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a head that is not loaded is the same each time
-            module = build_model(model, image_size=size, num_classes=classes, pretrained=pretrained)
-        text, digest = f"pretrained ({_publisher(card)})", ""
-        if weights is not None:
-            try:
-                report = load_checkpoint(module, weights, replace_head=replace_head)
-            except DataError as error:
-                told = facts.get("model")
-                if not isinstance(told, str) or told == model:
-                    raise
-                raise DataError(f"{error}. The file says that it is of {printable(told[:100])!r}") from error
+            module = build_model(request.model, image_size=size, num_classes=classes, pretrained=request.pretrained)
+        if request.weights is None:
+            text, digest = f"pretrained ({_publisher(card)})", ""
+            notes = [_RANDOM_HEAD] if random_head else []
+        else:
+            report = _load(module, request, resolved.facts)
             text, digest = f"{printable(report.path)} ({report.digest})", report.digest
-            if report.replaced_head:
-                notes.append("its head left out, a random one in its place")
-            if report.resampled:
-                old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
-                notes.append(f"positions resampled from {old} to {new} patches")
-        module = module.to(opened.torch_device).eval()
-    mean, std = normalisation_of(card, facts)
+            notes = _notes_on(report)
+        module = module.to(device.torch_device).eval()
+    mean, std = normalisation_of(card, resolved.facts)
     return TrainedModel(
-        name=model,
+        name=request.model,
         module=module,
-        device=opened,
+        device=device,
         image_size=size,
         num_classes=classes,
-        class_names=_names(classes, class_names, facts),
+        class_names=_names(classes, class_names, resolved.facts),
         mean=mean,
         std=std,
         weights=text,
-        facts=facts,
+        facts=resolved.facts,
         digest=digest,
         notes=tuple(notes),
     )
+
+
+def _check_weights(request: ModelRequest) -> None:
+    if request.weights is None and not request.pretrained:
+        raise UsageError(
+            "No weights are given: add --weights PATH, or --pretrained for what timm and torchvision publish"
+        )
+    if request.weights is not None and request.pretrained:
+        raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
+    if request.num_classes is not None and request.num_classes < 1:
+        raise UsageError(f"--num-classes {request.num_classes} is not positive: a head needs at least one class")
+
+
+def _load(module: torch.nn.Module, request: ModelRequest, facts: Mapping[str, Any]) -> CheckpointReport:
+    """Load the checkpoint into ``module``. An error names the model that the file is of, where that is another."""
+    from vitbench.models.weights.checkpoints import load_checkpoint
+
+    assert request.weights is not None
+    try:
+        return load_checkpoint(module, request.weights, replace_head=request.replace_head)
+    except DataError as error:
+        trained = facts.get("model")
+        if not isinstance(trained, str) or trained == request.model:
+            raise
+        raise DataError(f"{error}. The file says that it is of {printable(trained[:100])!r}") from error
+
+
+def _notes_on(report: CheckpointReport) -> list[str]:
+    notes = [_RANDOM_HEAD] if report.replaced_head else []
+    if report.resampled:
+        old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
+        notes.append(f"positions resampled from {old} to {new} patches")
+    return notes
 
 
 def find_device(name: str) -> Device:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vitbench.core.errors import UsageError, VitbenchError
 from vitbench.core.run_folder import TRAINING
+from vitbench.experiments.request import ModelRequest
 
 #: Of training.json and last.pt.
 SCHEMA = 1
@@ -29,28 +30,24 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingRequest:
-    """What is trained how: everything that a run folder needs to be gone on with.
+class TrainingRequest(ModelRequest):
+    """A training: everything that a run folder needs to resume it. ``weights`` and ``pretrained`` are where it starts;
+    neither means random weights.
 
-    ``recipe`` holds a Recipe's keys. ``amp``: ``off``, ``bf16`` or ``fp16``. ``freeze``: see training.freezing.
-    ``weights``: a checkpoint to start from. ``save_every``: epochs between kept checkpoints, 0 for
-    none.
+    Args:
+        recipe: a Recipe's keys.
+        amp: ``off``, ``bf16`` or ``fp16``.
+        freeze: see training.freezing.
+        save_every: epochs between kept checkpoints, 0 for none.
     """
 
-    model: str
     data: str
     recipe: dict[str, Any]
     data_dir: str | None = None
     download: bool = False
-    device: str = "auto"
     amp: str = "off"
-    image_size: str | None = None
-    num_classes: int | None = None
     train_images: int | None = None
     test_images: int | None = None
-    weights: str | None = None
-    pretrained: bool = False
-    replace_head: bool = False
     freeze: str = "none"
     seed: int = 0
     deterministic: bool = False

@@ -23,8 +23,8 @@ from vitbench.experiments.training.request import LAST, TrainingRequest
 from vitbench.models import build_model, describe_model
 from vitbench.models.normalisation import HALVES, normalisation_of
 from vitbench.models.outputs import input_dtype, training_loss
-from vitbench.models.weights.checkpoints import load_checkpoint, read_facts
-from vitbench.models.weights.claimed import chosen_size, shapes_in_file
+from vitbench.models.weights.checkpoints import load_checkpoint
+from vitbench.models.weights.claimed import resolve
 from vitbench.training.augmentation.augment import normalise
 from vitbench.training.data.datasets import describe_data, load_images, load_training_images
 from vitbench.training.data.pictures import FeatureSet, PictureSet
@@ -114,9 +114,14 @@ class Setup:
             raise UsageError(
                 f"--num-classes {classes} is less than the {self.info.num_classes} classes of {self.info.label}"
             )
-        told = self._facts_of_weights() if header is None else header["facts"]
-        shapes = shapes_in_file(Path(request.weights)) if request.weights and state is None else {}
-        self.size = chosen_size(card, request.image_size, told, shapes)
+        resolved = resolve(
+            card,
+            request.weights if header is None else None,
+            request.image_size,
+            classes,
+            facts=None if header is None else header["facts"],
+        )
+        told, self.size = resolved.facts, resolved.image_size
         if request.image_size is None and self.size != card.image_size:
             self.progress.note(f"Pictures are {format_image_size(self.size)} px, as those of the weights' training")
         self.num_classes = classes
@@ -193,10 +198,6 @@ class Setup:
             ranks=self.ranks.count,
             channels_last=self.request.channels_last,
         )
-
-    def _facts_of_weights(self) -> Mapping[str, Any]:
-        """What the checkpoint that the training begins with says of itself: nothing if it is not of a training here."""
-        return {} if self.request.weights is None else read_facts(self.request.weights)
 
     def _load_weights(self) -> str:
         assert self.request.weights is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -23,14 +24,46 @@ _MOST_CLASSES = 1_000_000
 _MOST_EXTRA_TOKENS = 16
 
 
+@dataclass(frozen=True)
+class Resolved:
+    """What a model is built for: ``image_size`` is (height, width) px; ``facts`` is what the checkpoint says of its
+    training, empty for files that ``vitbench train`` did not write.
+    """
+
+    image_size: tuple[int, int]
+    num_classes: int
+    facts: Mapping[str, Any]
+
+
+def resolve(
+    card: ModelCard,
+    weights: str | None,
+    image_size: str | None = None,
+    num_classes: int | None = None,
+    *,
+    facts: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """Image size and classes: those given, else those of the checkpoint ``weights``, else the card's.
+
+    ``facts`` replace those in the file. Raises UsageError (a DataError for a file that is not a checkpoint) and
+    ImageSizeError.
+    """
+    from vitbench.models.weights.checkpoints import read_facts
+
+    if facts is None:
+        facts = {} if weights is None else read_facts(weights)
+    shapes = {} if weights is None else shapes_in_file(Path(weights))
+    size = chosen_size(card, image_size, facts, shapes)
+    return Resolved(size, num_classes or classes_of(card, shapes, facts), facts)
+
+
 def size_in_file(model: str, weights: str) -> tuple[int, int]:
     """(height, width) px that our training wrote into the checkpoint, or the model's own where it says nothing (or
     contradicts itself). Raises UsageError, among them DataError for a file that is no checkpoint.
     """
     from vitbench.models import describe_model
-    from vitbench.models.weights.checkpoints import read_facts
 
-    return chosen_size(describe_model(model), None, read_facts(weights), shapes_in_file(Path(weights)))
+    return resolve(describe_model(model), weights).image_size
 
 
 def chosen_size(
