@@ -13,7 +13,6 @@ on a figure that differs fails the test. The time is pytest-benchmark's: ``--ben
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,6 +180,7 @@ class Guard:
     def _guard(self, model: torch.nn.Module | str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         import torch
 
+        from vitbench.analysis.exact_counts import exact_values
         from vitbench.core.errors import UsageError
 
         unknown = sorted(set(arguments) - set(ARGUMENTS))
@@ -194,7 +194,8 @@ class Guard:
         subject, threads = _make_subject(model, arguments)
         with _threads(threads), torch.random.fork_rng(devices=[]), contextlib.closing(subject):
             torch.manual_seed(subject.cell.seed)
-            self.figures = count_exactly(subject)
+            values = exact_values(subject)
+            self.figures = {name: values[name] for name in EXACT if name in values}
             if self._benchmark is not None:
                 self._benchmark.extra_info.update({**self.figures, **_conditions(subject)})
             self._time(subject, float(arguments.get("warmup_s", 0.2)))
@@ -226,6 +227,8 @@ class Guard:
             pytest.fail("\n".join([where, *lines, way_out]), pytrace=False)
 
     def _time(self, subject: Subject, warmup_s: float) -> None:
+        from vitbench.metrics.support.subject import without_garbage_collection
+
         call = _timed_call(subject)
         if self._benchmark is None:
             call()
@@ -236,7 +239,7 @@ class Guard:
             return
         if self._benchmark.enabled:
             self._benchmark.extra_info["warmup_calls"] = warm_up(call, warmup_s)
-        with _without_collector():
+        with without_garbage_collection():
             self._benchmark(call)
 
 
@@ -303,32 +306,6 @@ def _make_subject(model: torch.nn.Module | str, arguments: Mapping[str, Any]) ->
         attention=lambda copied: use_attention(copied, attention),
     )
     return subject, threads
-
-
-def count_exactly(subject: Subject) -> dict[str, Any]:
-    """The figures of ``subject`` that have no noise, by the names in EXACT; what cannot be told of a model is left out.
-
-    ``output`` is what it returns (``float32 1x1000``), ``state_dict`` a digest of its keys, shapes and types,
-    ``tensor_peak`` the most bytes of live tensors in a forward pass. Raises what the model raises.
-    """
-    import hashlib
-
-    from vitbench.analysis.exact_counts import count_model
-    from vitbench.metrics.memory import account_call
-
-    model, run = count_model(subject, [subject.cell], bound=False)
-    if "failed" in run:
-        from vitbench.core.errors import VitbenchError
-
-        raise VitbenchError(f"The model does not run: {run['failed']}")
-    found = {**model["figures"], **run["figures"]}
-    keys = json.dumps(found["state_dict"], sort_keys=True)
-    digest = hashlib.sha256(keys.encode()).hexdigest()[:12]
-    found["state_dict"] = f"{len(found['state_dict'])} entries, digest {digest}"
-    subject.run_once()  # some models prepare what they keep; also: is the output finite?
-    if not subject.cell.compile:
-        found["tensor_peak"] = account_call(subject).total
-    return {name: found[name] for name in EXACT if name in found}
 
 
 def _timed_call(subject: Subject) -> Callable[[], Any]:
@@ -399,19 +376,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """A collection inside a sample would be charged to the model."""
-    gc.collect()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 # comparing

@@ -20,6 +20,7 @@ import scipy.special  # noqa: F401
 import torch
 
 from vitbench import pytest_plugin
+from vitbench.analysis.exact_counts import exact_values
 from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.regression.history import read_history
 
@@ -78,7 +79,7 @@ def _everything_is_loaded() -> Iterator[None]:
     garbage of no collection.
     """
     subject, _ = pytest_plugin._make_subject(torch.nn.Flatten(), {"image_size": 4})
-    pytest_plugin.count_exactly(subject)
+    exact_values(subject)
     gc.freeze()
     yield
     gc.unfreeze()

@@ -1,14 +1,16 @@
-"""What a lock holds of a model, counted in this process without a device and without a number: tensors are shapes here.
+"""The exact values of a model, for the baseline file and the pytest plugin: counted without allocating any tensor data.
 
-On ``meta``: parameters, the state dict, FLOPs, which parameters get no gradient. On fake CPU tensors, which behave as
-the CPU's own without holding any numbers: output, operators, tensor bytes, and where ``torch.compile`` breaks its
-graph. All are the same on each machine that has the same torch.
+On ``meta``: parameters, the state dict, FLOPs, parameters without a gradient. On fake CPU tensors, which have the
+shapes and types of real ones: output, operators, tensor bytes, graph breaks of ``torch.compile``. All are equal on
+every machine with the same torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,25 +29,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitbench.analysis.flops import OperatorCounter
-from vitbench.core.errors import Unsupported
+from vitbench.core.errors import Unsupported, VitbenchError
 from vitbench.core.records import Cell
 from vitbench.core.text import one_line
 from vitbench.devices import open_device
 from vitbench.devices.failures import OF_THE_HOST, describe_error
 from vitbench.metrics.flops import needs_values
 from vitbench.metrics.memory import account_call
+from vitbench.metrics.params import parameters_without_gradient
 from vitbench.metrics.support.subject import CHANNELS, Subject, empty_copies
-from vitbench.models.outputs import training_loss
 
-#: Two pictures: a norm over the batch can do with no less in training.
-_FEW = 2
-#: Bookkeeping of torch's own, by the library that an operator belongs to.
-_NO_OPERATORS = ("prim", "profiler")
+#: The batch of a trace: batch norm needs two images.
+_TRACED_BATCH = 2
+#: Libraries of torch's own bookkeeping operators.
+_BOOKKEEPING = ("prim", "profiler")
 _LONGEST_REASON = 240
 _DEPENDS = "its forward pass depends on the numbers in the picture"
-#: The folders before a file in one of torch's texts.
+#: The folders in front of a file name in torch's messages.
 _FOLDERS = re.compile(r"""(?<![\w./:])(?:[A-Za-z]:)?[\\/](?:[^\s'"<>|:\\/]+[\\/])+""")
-#: Where an object lies in this process.
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 
 Answer = dict[str, Any]
@@ -55,10 +56,10 @@ def count_model(subject: Subject, runs: Sequence[Cell], *, bound: bool = True) -
     """An answer for the model, then one for each of ``runs`` (cells of the same model that differ in dtype, batch and
     mode), in order.
 
-    An answer has ``figures`` and ``absent`` (the reasons for what cannot be told), or of a run that fails ``failed``,
-    why. ``bound``: also what depends on torch's version: operators, tensor bytes, graph breaks (of the model as it
-    infers, or trains if no run infers: a trace takes more than all the rest). Raises whatever the model raises while it
-    is built or run on ``meta``, unless that is for want of numbers.
+    An answer has ``figures`` and ``absent`` (why a value is unavailable), or ``failed``, the reason why a run fails.
+    ``bound`` adds the values that depend on torch's version: operators, tensor bytes, and graph breaks (of inference;
+    of training if no run infers, as a trace is slow). Raises what the model raises while it is built or run on
+    ``meta``, except where it reads tensor data.
     """
     figures, absent = _on_meta(subject)
     if bound:
@@ -69,7 +70,28 @@ def count_model(subject: Subject, runs: Sequence[Cell], *, bound: bool = True) -
             absent["graph_breaks"] = str(reason)
     yield {"figures": figures, "absent": absent}
     for run in runs:
-        yield _run(subject, run, bound)
+        yield _count_run(subject, run, bound)
+
+
+def exact_values(subject: Subject) -> dict[str, Any]:
+    """The values of ``subject``'s model and of its own cell by name, as the pytest plugin stores them; a value that
+    is unavailable is left out.
+
+    ``output`` is like ``float32 1x1000``, ``state_dict`` a digest of its keys, shapes and types, ``tensor_peak`` the
+    peak bytes of live tensors in a call on the subject's device. Raises what the model raises, VitbenchError if the
+    cell fails.
+    """
+    model, run = count_model(subject, [subject.cell], bound=False)
+    if "failed" in run:
+        raise VitbenchError(f"The model does not run: {run['failed']}")
+    values = {**model["figures"], **run["figures"]}
+    state = json.dumps(values["state_dict"], sort_keys=True).encode()
+    digest = hashlib.sha256(state).hexdigest()[:12]
+    values["state_dict"] = f"{len(values['state_dict'])} entries, digest {digest}"
+    subject.run_once()  # some models cache tensors in their first call; this also checks that the output is finite
+    if not subject.cell.compile:
+        values["tensor_peak"] = account_call(subject).total
+    return values
 
 
 def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
@@ -88,50 +110,46 @@ def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
             with counter, torch.no_grad():
                 output = model(images)
         except Exception as error:
-            if not _for_want_of_numbers(error):
+            if not _reads_data(error):
                 raise
             absent |= dict.fromkeys(("output", "flops"), _reason(error))
         else:
             figures |= {"output": describe_output(output), "flops": counter.get_total_flops()}
     try:
-        with subject.on_meta(_FEW, train=True) as (model, images):
-            labels = torch.empty(_FEW, dtype=torch.long, device="meta")
-            with OperatorCounter() as training:
-                training_loss(model, model(images), labels).backward()
-            # read inside: on_meta puts the model back as it was
-            without = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad and p.grad is None}
+        with OperatorCounter() as training:
+            without = parameters_without_gradient(subject)
         figures |= {"training_flops": training.counts.flops, "without_gradient": without}
-    except Exception as error:  # a model that is for inference alone: the other figures stand
+    except Exception as error:  # an inference-only model keeps its other values
         _raise_if_of_the_host(error)
         absent |= dict.fromkeys(("training_flops", "without_gradient"), _reason(error))
     return figures, absent
 
 
-def _run(subject: Subject, run: Cell, bound: bool) -> Answer:
-    """The figures of one dtype, batch and mode."""
+def _count_run(subject: Subject, run: Cell, bound: bool) -> Answer:
+    """The values of one dtype, batch and mode."""
     try:
         with _fake():
             fake = _fake_subject(subject, run)
             with fake.attention(fake.model):
-                figures = _figures_of_run(fake, bound)
-    except Exception as error:  # a model that runs in one mode or dtype may not in another
+                figures = _count_calls(fake, bound)
+    except Exception as error:  # a model may run in one mode or dtype only
         _raise_if_of_the_host(error)
         names = ("output", "operators", "tensor_peak") if bound else ("output",)
-        if _for_want_of_numbers(error) or _is_unknown_to_fakes(error):
+        if _reads_data(error) or _has_no_fake_kernel(error):
             return {"figures": {}, "absent": dict.fromkeys(names, _reason(error))}
         return {"failed": _reason(error)}
     return {"figures": figures, "absent": {}}
 
 
-def _figures_of_run(subject: Subject, bound: bool) -> dict[str, Any]:
-    """What the model returns, how often each operator is called (in a forward pass without gradients, or in the forward
-    and backward pass of a training step), and the tensor bytes.
-
-    The first call only tells what is returned: some models prepare in it what they keep.
+def _count_calls(subject: Subject, bound: bool) -> dict[str, Any]:
+    """The output; with ``bound`` the calls of each operator (in a forward pass without gradients, or in the forward
+    and backward pass of a training step) and the peak of tensor bytes.
     """
+    trains = subject.cell.mode == "train"
     outputs: list[str] = []
     hook = subject.model.register_forward_hook(lambda *call: outputs.append(describe_output(call[-1])))
-    if subject.cell.mode == "train":
+    # the first call is not counted: some models cache tensors in it
+    if trains:
         subject.step()
     else:
         subject.forward()
@@ -140,42 +158,42 @@ def _figures_of_run(subject: Subject, bound: bool) -> dict[str, Any]:
     if not bound:
         return figures
     tally = OperatorTally()
-    if subject.cell.mode == "train":
+    if trains:
         # the optimizer's operators are torch's, a dozen for each parameter
         subject.optimizer.register_step_pre_hook(lambda *_: tally.pause())
         with tally:
             peak = account_call(subject)
     else:
         peak = account_call(subject)
-        # not in the same call: in inference mode composite operators would hide what they are made of
+        # a call of its own: in inference mode composite operators hide their parts
         with tally, torch.no_grad(), subject.device.autocast(subject.cell.dtype):
             subject.model(subject.images)
     return {**figures, "operators": dict(sorted(tally.counts.items())), "tensor_peak": peak.total}
 
 
 class LargestAdamW(torch.optim.AdamW):
-    """AdamW where live bytes are most, with the state of all that have a gradient.
+    """AdamW reduced to the moment of its largest peak, with the state of every parameter that has a gradient.
 
-    It goes from one parameter to the next, each with a root and a quotient of its size beside the quotient that the one
-    before has left. Only the two for which that is most are updated: the thousand operators for the others are spared,
-    and a first step, which makes the state.
+    AdamW updates one parameter after the other. Each update holds a root and a quotient of the parameter's size beside
+    the previous parameter's quotient. Only the two parameters with the largest sum are updated, which saves a thousand
+    operators; the first step, which makes the state, updates none.
     """
 
     def step(self, closure: Any = None) -> Any:
         (group,) = self.param_groups
-        having = [one for one in group["params"] if one.grad is not None]
-        new = [one for one in having if one not in self.state]
+        with_grad = [one for one in group["params"] if one.grad is not None]
+        new = [one for one in with_grad if one not in self.state]
         for parameter in new:
             self.state[parameter] = {
                 "step": torch.tensor(0.0),
                 **{name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")},
             }
-        if new or not having:
+        if new or not with_grad:
             return None
         everything = group["params"]
-        sizes = [one.numel() * one.element_size() for one in having]
-        most = max(range(len(having)), key=lambda index: 2 * sizes[index] + (sizes[index - 1] if index else 0))
-        group["params"] = having[max(most - 1, 0) : most + 1]
+        sizes = [one.numel() * one.element_size() for one in with_grad]
+        most = max(range(len(with_grad)), key=lambda index: 2 * sizes[index] + (sizes[index - 1] if index else 0))
+        group["params"] = with_grad[max(most - 1, 0) : most + 1]
         try:
             return super().step(closure)
         finally:
@@ -183,7 +201,7 @@ class LargestAdamW(torch.optim.AdamW):
 
 
 class OperatorTally(TorchDispatchMode):
-    """Counts the operators that are dispatched inside the context by name (``aten.clone``) into ``counts``."""
+    """Counts the operators dispatched inside the context by name (``aten.clone``) in ``counts``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,31 +215,30 @@ class OperatorTally(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._counting:
             name = str(func._overloadpacket)
-            if name.partition(".")[0] not in _NO_OPERATORS:
+            if name.partition(".")[0] not in _BOOKKEEPING:
                 self.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
 
 def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
-    """Why ``torch.compile`` breaks its graph of the model's forward pass, and how often for each reason, as its tracer
-    counts it: within a call that is inlined a break may count once more for the caller. Nothing is compiled.
+    """The reasons for which ``torch.compile`` breaks its graph of the forward pass, with their counts. Nothing is
+    compiled. torch's tracer counts a break inside an inlined call once more for the caller.
 
-    A model that depends on the numbers in the picture is traced with a picture of random ones, for real. Raises
-    Unsupported if it cannot be traced.
+    A model that reads tensor data is traced with real random images. Raises Unsupported if it cannot be traced.
     """
     try:
         with _fake():
-            shape = (_FEW, CHANNELS, *subject.cell.image_size)
+            shape = (_TRACED_BATCH, CHANNELS, *subject.cell.image_size)
             return _trace(subject, _fake_model(subject), torch.empty(*shape), train)
     except Exception as error:
         _raise_if_of_the_host(error)
-        if not _for_want_of_numbers(error):
+        if not _reads_data(error):
             raise Unsupported(_reason(error)) from error
     try:
         generator = torch.Generator().manual_seed(subject.cell.seed)
         with torch.device("cpu"):
             model = subject.build().to("cpu")
-            images = torch.randn(_FEW, CHANNELS, *subject.cell.image_size, generator=generator)
+            images = torch.randn(_TRACED_BATCH, CHANNELS, *subject.cell.image_size, generator=generator)
             return _trace(subject, model, images, train)
     except Exception as error:
         _raise_if_of_the_host(error)
@@ -237,7 +254,7 @@ def _trace(subject: Subject, model: nn.Module, images: Tensor, train: bool) -> d
         reasons: Counter[str] = Counter()
         for text, count in counters["graph_break"].items():
             reasons[_first_words(text)] += count
-        if not reasons:  # a branch on a tensor at the top of the model is told of here alone
+        if not reasons:  # torch reports a branch on a tensor at the top of the model only here
             reasons.update(_first_words(one.reason) for one in found.break_reasons)
     finally:
         counters.clear()
@@ -246,7 +263,7 @@ def _trace(subject: Subject, model: nn.Module, images: Tensor, train: bool) -> d
 
 
 def _first_words(text: str) -> str:
-    """What a reason begins with and, where torch explains it, the explanation; without folders, on one line."""
+    """The first line of a reason and torch's explanation if there is one, on one line without folders."""
     first, *rest = text.strip().splitlines() or ["unknown"]
     found = next((line.strip() for line in rest if line.strip().startswith("Explanation:")), "")
     explained = found.removeprefix("Explanation:").strip()
@@ -254,8 +271,8 @@ def _first_words(text: str) -> str:
 
 
 def describe_state(model: nn.Module) -> dict[str, str]:
-    """The state dict without its numbers: key to ``float32 192x64``, with ``buffer`` or ``frozen`` behind it where it
-    is no parameter that is trained.
+    """The state dict without its data: key to ``float32 192x64``, followed by ``buffer`` or ``frozen`` for what is not
+    trained.
     """
     described = {}
     for key, value in model.state_dict(keep_vars=True).items():
@@ -268,13 +285,13 @@ def describe_state(model: nn.Module) -> dict[str, str]:
 
 
 def describe_tensor(tensor: Tensor) -> str:
-    """``float32 192x64``; ``int64 scalar`` for one without dimensions."""
+    """``float32 192x64``, or ``int64 scalar``."""
     shape = "x".join(map(str, tensor.shape)) or "scalar"
     return f"{str(tensor.dtype).removeprefix('torch.')} {shape}"
 
 
 def describe_output(output: Any) -> str:
-    """What a model returns, without numbers: ``float32 32x10``, ``(float32 1x10, float32 1x10)``, ``{logits: ...}``."""
+    """A model's output without its data: ``float32 32x10``, ``(float32 1x10, float32 1x10)``, ``{logits: ...}``."""
     if isinstance(output, Tensor):
         return describe_tensor(output)
     if isinstance(output, Mapping):
@@ -284,18 +301,18 @@ def describe_output(output: Any) -> str:
     return type(output).__name__
 
 
-# models without numbers
+# models without data
 
 
 @contextlib.contextmanager
 def _fake() -> Iterator[None]:
-    """Tensors made inside are fake. Real ones that a model computed while it was built may mix with them."""
+    """Tensors made inside are fake; a model may mix them with real ones that it computed while it was built."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
 
 
 def _meta_model(subject: Subject) -> nn.Module:
-    """The subject's model on ``meta``; where building it reads numbers, built for real and moved there."""
+    """The subject's model on ``meta``; built on the CPU and moved there if building it reads tensor data."""
     if "meta_model" not in vars(subject):
         vars(subject)["meta_model"] = _build_on_meta(subject)
     return subject.meta_model
@@ -306,7 +323,7 @@ def _build_on_meta(subject: Subject) -> nn.Module:
         with torch.device("meta"):
             model = subject.build()
     except Exception as error:
-        if not _for_want_of_numbers(error):
+        if not _reads_data(error):
             raise
         with torch.device("cpu"):
             model = subject.build()
@@ -314,56 +331,56 @@ def _build_on_meta(subject: Subject) -> nn.Module:
 
 
 def _fake_model(subject: Subject, dtype: torch.dtype | None = None) -> nn.Module:
-    """A model of fake tensors on the CPU, those that hold fractions in ``dtype``; inside of ``_fake`` only."""
-    with fake_tensor.unset_fake_temporarily():  # on meta nothing is to become fake
+    """A model of fake tensors on the CPU, floating-point ones in ``dtype``; call it inside ``_fake`` only."""
+    with fake_tensor.unset_fake_temporarily():
         model = _build_on_meta(subject)  # faster than a copy
-        if model is _meta_model(subject):  # of a module that somebody hands over there is only one
+        if model is _meta_model(subject):  # a caller's own module exists only once
             model = copy.deepcopy(model)
     return empty_copies(model, "cpu", dtype)
 
 
 def _fake_subject(subject: Subject, run: Cell) -> Subject:
-    """The subject of a run whose model, batch and labels are fake; inside of ``_fake`` only."""
+    """The subject of a run with a fake model, batch and labels; call it inside ``_fake`` only."""
     reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.dtype)
     model = _fake_model(subject, reduced).train(run.mode == "train")
     fake = replace(subject, cell=run, device=open_device("cpu"), build=lambda: model, _open=contextlib.ExitStack())
     images = torch.empty(run.batch_size, CHANNELS, *run.image_size, dtype=reduced)
     labels = torch.empty(run.batch_size, dtype=torch.long)
-    # what it would make itself: fake parameters cannot be moved, nor random numbers be drawn by a real generator
+    # Subject cannot make these itself: fake parameters cannot be moved, and its generator draws real numbers
     vars(fake).update(model=model, batches=(images,), labels=labels)
     if run.mode == "train":
         vars(fake)["optimizer"] = LargestAdamW(model.parameters(), lr=1e-4)
     return fake
 
 
-# why there is no figure
+# why a value is unavailable
 
 
-def _for_want_of_numbers(error: Exception) -> bool:
-    """Whether a tensor was asked for its numbers, or for a shape that follows from them, where it has none."""
+def _reads_data(error: Exception) -> bool:
+    """Whether the call failed because it reads the data of a tensor without data, or a shape that depends on it."""
     asked = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
     inside = getattr(error, "inner_exception", None) or error.__cause__
     return (
         isinstance(error, asked)
         or needs_values(error)
-        or (isinstance(inside, Exception) and inside is not error and _for_want_of_numbers(inside))
+        or (isinstance(inside, Exception) and inside is not error and _reads_data(inside))
     )
 
 
-def _is_unknown_to_fakes(error: Exception) -> bool:
-    """Whether an operator of somebody's own says nothing of the shapes that it returns."""
+def _has_no_fake_kernel(error: Exception) -> bool:
+    """Whether a custom operator does not state the shapes that it returns."""
     return isinstance(error, fake_tensor.UnsupportedOperatorException | fake_tensor.UnsupportedFakeTensorException)
 
 
 def _raise_if_of_the_host(error: Exception) -> None:
-    """Want of memory or a full disk says nothing of the model: what it raised here is no figure of it."""
+    """Out of memory or a full disk is not a property of the model."""
     failure = open_device("cpu").explain(error)
     if failure is not None and failure.cause in OF_THE_HOST:
         raise error
 
 
 def _reason(error: Exception) -> str:
-    if _for_want_of_numbers(error):
+    if _reads_data(error):
         return _DEPENDS
     return _shortened(describe_error(error).splitlines()[0])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS
-from vitbench.metrics.support.subject import Subject
+from vitbench.metrics.support.subject import Subject, without_garbage_collection
 
 if TYPE_CHECKING:
     from vitbench.metrics.support.tensor_memory import TensorPeak
@@ -136,22 +135,10 @@ def account_call(subject: Subject) -> TensorPeak:
     before = {"weights": [*model.parameters(), *model.buffers()], "batch": [subject.images]}
     if training:
         before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
-    with _without_collector(), without_fast_path(), TensorAccount(before) as account:
+    # tensors in reference cycles live until a collection, whose time depends on all that ran before
+    with without_garbage_collection(), without_fast_path(), TensorAccount(before) as account:
         output = subject.step() if training else subject.forward()
     del output
     return account.peak(
         {"gradients": gradients_of(model), "optimizer": state_of(subject.optimizer)} if training else {}
     )
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Tensors in cycles stay until the collector comes by, and when it does depends on all that went before."""
-    gc.collect()
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -49,19 +49,26 @@ def measure_params_without_gradient(subject: Subject) -> Iterator[Measurement]:
     """A backward pass on ``meta``; where a model does not take one there, ``unsupported`` says why."""
     import torch
 
-    from vitbench.models.outputs import training_loss
-
     name, unit = "params_without_gradient", "parameter"
     method = f"parameters whose .grad is None after a backward of the training loss on meta, torch {torch.__version__}"
     try:
-        with subject.on_meta(2, train=True) as (model, images):
-            labels = torch.empty(2, dtype=torch.long, device="meta")
-            training_loss(model, model(images), labels).backward()
-            # read inside: on_meta puts the model back as it was
-            dead = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad and p.grad is None}
-    except Exception as error:  # whatever it is, the other counts stand
+        dead = parameters_without_gradient(subject)
+    except Exception as error:  # an inference-only model keeps its other counts
         reason = f"a training step of this model does not run on meta: {type(error).__name__}: {error}"
         yield Measurement.absent(name, unit, "unsupported", reason.splitlines()[0], method)
         return
     detail = ", ".join(list(dead)[:4]) + (f" and {len(dead) - 4} more tensors" if len(dead) > 4 else "")
     yield Measurement.single(name, unit, sum(dead.values()), method, detail)
+
+
+def parameters_without_gradient(subject: Subject) -> dict[str, int]:
+    """The sizes of the trainable parameters that have no gradient after one backward pass on ``meta``, by name."""
+    import torch
+
+    from vitbench.models.outputs import training_loss
+
+    with subject.on_meta(2, train=True) as (model, images):  # two images: batch norm needs them
+        labels = torch.empty(2, dtype=torch.long, device="meta")
+        training_loss(model, model(images), labels).backward()
+        # read inside: on_meta resets the gradients when it ends
+        return {name: p.numel() for name, p in model.named_parameters() if p.requires_grad and p.grad is None}

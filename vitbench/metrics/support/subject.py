@@ -5,6 +5,7 @@ name.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import math
 import operator
@@ -288,6 +289,19 @@ class Subject:
             for state in self.optimizer.state.values():
                 tensors += [value for value in state.values() if hasattr(value, "element_size")]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Collect garbage once now and not inside: a collection in a measured call would be charged to the model."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_trains(dtype: str) -> None:
