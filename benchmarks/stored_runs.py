@@ -22,7 +22,9 @@ from benchmarks.test_relative_latency import LOADS
 from vitbench.core.run_folder import RECORDS
 from vitbench.regression.change import Change
 from vitbench.regression.compare import compare_runs
-from vitbench.regression.history import Moment, Series, find_steps, read_history
+from vitbench.regression.history import find_steps, make_history
+from vitbench.regression.series import Moment, Series
+from vitbench.regression.stored_runs import find_runs
 from vitbench.reports.model.runs import Run, read_runs
 from vitbench.suites import make_thresholds
 
@@ -64,7 +66,7 @@ def runs_below(folder: Path) -> list[Path]:
 
 def timings(paths: Sequence[Path]) -> list[Series]:
     """The series that a history judges with a chance of error: times over the reference's."""
-    return [one for one in read_history(paths).series if one.kind == "relative"]
+    return [one for one in make_history(find_runs(paths)).series if one.kind == "relative"]
 
 
 def compare_table(sets: Sequence[Sequence[Run]], head: str) -> list[str]:

@@ -54,7 +54,7 @@ TORCH_FREE = [
     "regression.change_points",
     "regression.compare",
     "regression.history",
-    "regression.lock_file",
+    "regression.lock_diff",
     "regression.pytest_benchmark_json",
     "regression.snapshot",
     "reports",

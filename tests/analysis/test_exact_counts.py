@@ -31,7 +31,8 @@ from vitbench.executors.launcher import Launcher, make_launcher
 from vitbench.metrics import Subject
 from vitbench.models import build_model
 from vitbench.regression import snapshot as snapshots
-from vitbench.regression.lock_file import Place, compare_locks, digest, read_lock, write_lock
+from vitbench.regression.lock_diff import compare_locks
+from vitbench.regression.lock_file import Place, digest, read_lock, write_lock
 
 ROOT = Path(__file__).parents[2]
 LABEL = f"{NAME} 16px 10 classes"
@@ -262,8 +263,8 @@ CAUGHT: dict[str, dict[str, str]] = {
     "a graph break": {"#graph_breaks": "new break: "},
     "a branch on a number": {
         "#graph_breaks": "new break: ",
-        "#flops": "not told: its forward pass depends on the numbers in the picture",
-        "b2 fp32 infer#operators": "not told: its forward pass depends on the numbers in the picture",
+        "#flops": "unavailable: its forward pass depends on the numbers in the picture",
+        "b2 fp32 infer#operators": "unavailable: its forward pass depends on the numbers in the picture",
     },
     "a renamed key": {"#state_dict": "blocks.0.proj (2 tensors) is blocks.0.out now, blocks.1.proj (2 tensors) is blocks.1.out now"},
     "a wider head": {

@@ -20,10 +20,9 @@ from vitbench.regression.change_page import (
     changes_junit,
     changes_markdown,
     changes_table,
-    difference,
-    headline,
     write_changes,
 )
+from vitbench.regression.change_text import difference, headline
 
 CELL = "vit_basic 32px b1 cpu fp32 infer"
 
@@ -105,9 +104,9 @@ def test_what_is_not_finite_is_shown_and_is_null_in_json() -> None:
 def test_the_headline_counts_what_gates() -> None:
     assert headline([]) == "Nothing was gated."
     assert headline([change("worse", gates=False)]) == "Nothing was gated."
-    assert headline([change("same")]) == "No regression: none of 1 gated figure is worse (1 same)."
+    assert headline([change("same")]) == "No regression: none of 1 gated value is worse (1 same)."
     both = [change("worse"), timing("inconclusive"), change("better"), change("worse")]
-    assert headline(both) == "Regression: 2 of 4 gated figures are worse (1 better, 1 inconclusive)."
+    assert headline(both) == "Regression: 2 of 4 gated values are worse (1 better, 1 inconclusive)."
 
 
 def test_exact_figures_come_first_and_the_worst_of_them_foremost() -> None:
@@ -126,8 +125,8 @@ def test_what_is_the_same_is_counted_and_listed_only_on_request() -> None:
     found = [change("same", metric="flops"), change("same", metric="macs"), timing("not comparable", gates=False)]
     short = changes_table(found)
     assert "flops" not in short
-    assert "2 figures are the same" in short
-    assert "1 figure is for information only" in short
+    assert "2 values are the same" in short
+    assert "1 value is for information only" in short
     whole = changes_table(found, everything=True)
     assert all(name in whole for name in ("flops", "macs", "relative_latency"))
     assert "the same" not in whole.splitlines()[-1]
@@ -137,7 +136,7 @@ def test_many_that_cannot_be_compared_for_one_reason_are_one_line() -> None:
     apart = [timing("not comparable", cell=f"cell {i}", detail="measured in different environments") for i in range(9)]
     lonely = timing("not comparable", cell="lonely", detail="the reference is another one")
     text = changes_table([*apart, lonely])
-    assert "9 gated figures are not comparable: measured in different environments" in text
+    assert "9 gated values are not comparable: measured in different environments" in text
     assert "cell 4" not in text
     assert "lonely" in text
     assert "cell 4" in changes_table(apart, everything=True)
@@ -162,7 +161,7 @@ def test_the_comment_has_the_table_and_folds_what_is_for_information() -> None:
     assert aside[0]["metric"] == "relative_latency"
     assert page.index("<details>") < page.index("relative_latency") < page.index("</details>")
     assert "- measured elsewhere" in page
-    assert "1 figure is the same" in page
+    assert "1 value is the same" in page
 
 
 def test_texts_from_files_are_no_markup_and_call_nobody() -> None:

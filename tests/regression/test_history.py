@@ -22,19 +22,19 @@ from vitbench.core.errors import UnknownNameError, UsageError
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.statistics import wilson_interval
 from vitbench.regression.change_points import FALSE_ALARMS, _best_cut, _best_pair, find_breaks
-from vitbench.regression.history import History, Moment, Point, Series, kind_of, machine_of, read_history
-from vitbench.regression.history_page import (
-    _scatter,
-    history_json,
-    plan_pictures,
-    render_markdown,
-    render_png,
-    render_terminal,
-)
+from vitbench.regression.history import History, make_history
+from vitbench.regression.history_page import history_json, render_markdown, render_terminal, run_to_run_variation
+from vitbench.regression.history_plots import plan_plots, render_png
+from vitbench.regression.series import Moment, Point, Series, kind_of, machine_of
+from vitbench.regression.stored_runs import find_runs
 from vitbench.reports.model.rows import figure
 
 ROOT = Path(__file__).parents[2]
 SD = 0.05
+
+
+def read_history(places: Sequence[Path], **options: Any) -> History:
+    return make_history(find_runs(places), **options)
 
 
 # the detector, on numbers whose truth is known
@@ -275,7 +275,7 @@ def test_what_runs_differ_by_is_from_the_median_of_the_squares(logs: list[float]
         for day, log in enumerate(logs, 1)
     )
     series = Series(cell="c", model="m", metric="latency", unit="s", kind="shown", machine="", points=points)
-    assert _scatter(series) == pytest.approx(math.sqrt(np.median(squares) / 2 / 0.455))
+    assert run_to_run_variation(series) == pytest.approx(math.sqrt(np.median(squares) / 2 / 0.455))
 
 
 def test_what_is_no_repetition_is_one_number_as_in_the_reports(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_a_broken_run_is_told_of_and_the_others_are_read(
     told = capsys.readouterr()
     assert "series of 2 runs" in told.out
     lines = told.err.splitlines()
-    assert any("bad passed over: it holds no record" in line for line in lines)
+    assert any("bad skipped: it holds no record" in line for line in lines)
     assert all(line.startswith("Warning: ") for line in lines)
     assert len(lines) <= 2
 
@@ -504,11 +504,11 @@ def test_a_damaged_line_is_told_of_and_the_rest_of_its_run_read(tmp_path: Path) 
         file.write('{"half of a rec')
     history = read_history([tmp_path])
     assert len(history.series) > 2
-    assert "1 line of records.jsonl passed over" in history.problems[0]
+    assert "1 line of records.jsonl skipped" in history.problems[0]
 
 
 def test_nothing_to_read_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="does not exist"):
         read_history([tmp_path / "gone"])
     assert run_command(["history", str(tmp_path)]) == 2
     assert "No run under" in capsys.readouterr().err
@@ -598,15 +598,15 @@ def test_json_on_the_standard_output_is_json_alone(tmp_path: Path, capsys: pytes
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     folder = nights(tmp_path, 8, lambda day: 2.0 if day < 5 else 3.0)
     one, other = read_history([folder]), read_history([folder])
-    assert render_markdown(one, plan_pictures(one)) == render_markdown(other, plan_pictures(other))
+    assert render_markdown(one, plan_plots(one)) == render_markdown(other, plan_plots(other))
     assert history_json(one) == history_json(other)
-    assert render_png(plan_pictures(one)[0]) == render_png(plan_pictures(other)[0])
+    assert render_png(plan_plots(one)[0]) == render_png(plan_plots(other)[0])
 
 
 def test_a_picture_is_drawn_of_each_series_that_moves_steps_first(tmp_path: Path) -> None:
     for day in range(1, 5):
         write_run(tmp_path / f"n{day}", [counted(5 + day // 3), infer(cell("vit_nano"))], day=day)
-    pictures = plan_pictures(read_history([tmp_path], metrics=["params", "latency", "flops"]))
+    pictures = plan_plots(read_history([tmp_path], metrics=["params", "latency", "flops"]))
     # FLOPs and the other model's parameters are level lines
     assert [(one.series.metric, len(one.steps)) for one in pictures] == [("params", 1), ("latency", 0)]
     for one in pictures:

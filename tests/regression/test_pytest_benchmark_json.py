@@ -18,7 +18,7 @@ from tests.reports.paired import paired
 from vitbench.cli import run_command
 from vitbench.core.errors import UsageError
 from vitbench.core.records import Record
-from vitbench.regression.history import read_history
+from vitbench.regression.history import make_history
 from vitbench.regression.pytest_benchmark_json import (
     is_stored_run,
     read_stored_run,
@@ -27,6 +27,7 @@ from vitbench.regression.pytest_benchmark_json import (
     write_file,
     write_storage,
 )
+from vitbench.regression.stored_runs import find_runs
 from vitbench.reports.model.rows import figure
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +194,7 @@ def test_history_reads_what_pytest_benchmark_stored(tmp_path: Path, capsys: pyte
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--benchmark-save=run"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
-    history = read_history([tmp_path / ".benchmarks"])
+    history = make_history(find_runs([tmp_path / ".benchmarks"]))
     by_metric = {one.metric: one for one in history.series}
     assert by_metric["median"].kind == "shown"
     assert [0.002 <= value < 0.2 for value in by_metric["median"].numbers] == [True] * 2
@@ -252,14 +253,14 @@ def test_an_export_of_a_part_or_of_a_run_that_grew_counts_once(tmp_path: Path) -
     write_run(place, [one, failed(cell("vit_nano"), "timeout")])
     words = ["history", str(place), "--pytest-benchmark", str(store)]
     assert run_command([*words, "--models", one.cell.model]) == 0
-    assert len(read_history([tmp_path / "runs"]).moments) == 1
+    assert len(make_history(find_runs([tmp_path / "runs"])).moments) == 1
     shutil.rmtree(place)
     write_run(place, [one, other])  # gone on with by --retry
-    assert len(read_history([tmp_path / "runs"]).moments) == 1
+    assert len(make_history(find_runs([tmp_path / "runs"])).moments) == 1
     assert run_command(words) == 0
     shutil.rmtree(place)
     assert len(list(store.rglob("*.json"))) == 2
-    assert len(read_history([store]).moments) == 1
+    assert len(make_history(find_runs([store])).moments) == 1
 
 
 def test_an_export_beside_its_run_counts_once(tmp_path: Path) -> None:
@@ -267,11 +268,11 @@ def test_an_export_beside_its_run_counts_once(tmp_path: Path) -> None:
 
     records = [infer(cell())]
     write_run(tmp_path / "runs" / "a", records)
-    alone = read_history([tmp_path / "runs" / "a"])
+    alone = make_history(find_runs([tmp_path / "runs" / "a"]))
     assert run_command(["history", str(tmp_path), "--pytest-benchmark", str(tmp_path / "runs" / "store")]) == 0
-    both = read_history([tmp_path / "runs"])
+    both = make_history(find_runs([tmp_path / "runs"]))
     assert len(both.moments) == 1
     assert len(both.series) == len(alone.series)
     moved = tmp_path / "moved"
     (tmp_path / "runs" / "store").rename(moved)
-    assert {one.metric for one in read_history([moved]).series} >= {"median", "params"}
+    assert {one.metric for one in make_history(find_runs([moved])).series} >= {"median", "params"}

@@ -22,7 +22,8 @@ import torch
 from vitbench import pytest_plugin
 from vitbench.analysis.exact_counts import exact_values
 from vitbench.core.errors import RunFolderError, UsageError
-from vitbench.regression.history import read_history
+from vitbench.regression.history import make_history
+from vitbench.regression.stored_runs import find_runs
 
 pytest_plugins = ["pytester"]
 pytest.importorskip("pytest_benchmark")
@@ -475,7 +476,7 @@ def test_a_slow_down_fails_by_pytest_benchmarks_own_rule_and_history_reads_what_
     (one,) = stored["benchmarks"]
     assert one["extra_info"]["params"] == PARAMS
     assert one["stats"]["median"] >= 0.002
-    history = read_history([suite.path / ".benchmarks"])
+    history = make_history(find_runs([suite.path / ".benchmarks"]))
     assert {series.metric for series in history.series} == {"median", *pytest_plugin.EXACT}
     assert history.steps == ()
 

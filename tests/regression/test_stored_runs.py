@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import stored_runs
-from vitbench.regression.history import Moment, Point, Series, find_steps
+from vitbench.regression.history import find_steps
+from vitbench.regression.series import Moment, Point, Series
 
 COMMITTED = Path(__file__).parents[2] / "results" / "amd-epyc-2-cores" / "identical-runs"
 

@@ -13,7 +13,8 @@ from vitbench.commands.options import AllowImport
 from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitbench.regression.lock_file import Lock, Rule
+    from vitbench.regression.lock_diff import Rule
+    from vitbench.regression.lock_file import Lock
 
 EPILOG = (
     "Examples:  vitbench check   |   vitbench check vitbench.lock.json --markdown comment.md --junit check.xml   |   "
@@ -45,7 +46,8 @@ def check(
     Exit codes: 0 fine, 1 something differs, 2 wrong usage, 4 the machine did not let us count.
     """
     from vitbench.commands.gates import choose_outputs, guarded
-    from vitbench.regression.lock_file import DEFAULT_NAME, parse_rule, read_lock
+    from vitbench.regression.lock_diff import parse_rule
+    from vitbench.regression.lock_file import DEFAULT_NAME, read_lock
 
     rules = [parse_rule(text) for text in accepted or ()]
     path = lock or Path(DEFAULT_NAME)
@@ -64,7 +66,8 @@ def _check(
 
     from vitbench.commands.gates import publish
     from vitbench.core.text import one_line
-    from vitbench.regression.lock_file import accept, compare_locks, remaining, write_lock
+    from vitbench.regression.lock_diff import accept, compare_locks, remaining
+    from vitbench.regression.lock_file import write_lock
     from vitbench.regression.snapshot import notes_on, repeat_snapshot
     from vitbench.runner.run import terminate_like_interrupt
 

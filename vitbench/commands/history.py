@@ -12,7 +12,7 @@ from vitbench.commands.options import split_words
 from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitbench.regression.history import Found
+    from vitbench.regression.stored_runs import Found
 
 EPILOG = (
     "Examples:  vitbench history runs   |   vitbench history runs --metric 'relative_*,params' --out history   |   "
@@ -50,8 +50,9 @@ def history(
     """Show when figures changed over many runs, and at which commit. Advice: the exit code is 0 whatever it finds."""
     from vitbench.core.run_folder import write_atomically
     from vitbench.core.text import one_line, printable, printable_lines
-    from vitbench.regression.history import find_runs, make_history
+    from vitbench.regression.history import make_history
     from vitbench.regression.history_page import history_json, render_terminal, write_history
+    from vitbench.regression.stored_runs import find_runs
 
     runs = find_runs(folders)
     found = make_history(runs, metrics=split_words(metric), models=split_words(models))

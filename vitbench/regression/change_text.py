@@ -1,0 +1,146 @@
+"""Put a list of changes into words: its headline, which changes a table lists, and the values as a reader sees them.
+
+``change_page`` renders these texts; ``history_page`` shows its values the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from vitbench.core.text import one_line
+from vitbench.regression.change import VERDICTS, Change
+from vitbench.reports.format import NOT_ASKED, number, percent
+
+#: Units that the metric's name implies.
+SILENT_UNITS = ("1", "parameter", "element", "")
+
+#: The order of verdicts in a table; within a verdict changes keep their order.
+_ORDER = ("worse", "inconclusive", "not comparable", "better", "same")
+#: Up to this many changes that are not comparable for the same reason are listed; more are counted.
+_MOST_ALIKE = 3
+
+
+class Footnotes:
+    """Texts below a table, each once, with the numbers that its rows refer to. Beyond ``most`` texts are dropped."""
+
+    def __init__(self, escape: Callable[[str], str], most: float = math.inf) -> None:
+        self._escape = escape
+        self._most = most
+        self._numbers: dict[str, int] = {}
+
+    def reference(self, text: str) -> str:
+        """``[2]``; empty for an empty or dropped text."""
+        if not text or (text not in self._numbers and len(self._numbers) >= self._most):
+            return ""
+        return f"[{self._numbers.setdefault(text, len(self._numbers) + 1)}]"
+
+    def lines(self, layout: str) -> list[str]:
+        """One paragraph with a line for each text (``[{}] {}``: its number and the text), or no paragraph."""
+        lines = [layout.format(count, self._escape(text)) for text, count in self._numbers.items()]
+        return ["\n".join(lines)] if lines else []
+
+
+def headline(changes: Sequence[Change]) -> str:
+    """Sum up the changes that gate: ``Regression: 1 of 24 gated values is worse (3 better).``"""
+    counts = count_verdicts(changes)
+    gated = sum(counts.values())
+    if gated == 0:
+        return "Nothing was gated."
+    others = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict] and verdict != "worse"]
+    rest = f" ({', '.join(others)})" if others else ""
+    worse, values = counts["worse"], f"{gated} gated value{'s' if gated != 1 else ''}"
+    if worse:
+        return f"Regression: {worse} of {values} {'are' if worse != 1 else 'is'} worse{rest}."
+    return f"No regression: none of {values} is worse{rest}."
+
+
+def count_verdicts(changes: Iterable[Change]) -> dict[str, int]:
+    """How many of the changes that gate have each verdict."""
+    found = Counter(change.verdict for change in changes if change.gates)
+    return {verdict: found[verdict] for verdict in VERDICTS}  # type: ignore[index]
+
+
+def is_aside(change: Change) -> bool:
+    """Whether the change is for information only: a value that does not gate and cannot be compared."""
+    about_status = isinstance(change.base, str) and isinstance(change.head, str)  # fails -> runs
+    return not change.gates and change.verdict == "not comparable" and not about_status
+
+
+def choose_listed(changes: Sequence[Change], everything: bool) -> tuple[list[Change], str]:
+    """The changes that a table lists, in its order, and a sentence that counts the others."""
+    reasons = Counter(
+        change.detail for change in changes if change.verdict == "not comparable" and not is_aside(change)
+    )
+
+    def is_listed(change: Change) -> bool:
+        if change.verdict == "not comparable":
+            return not is_aside(change) and reasons[change.detail] <= _MOST_ALIKE
+        return change.verdict != "same"
+
+    listed = [change for change in changes if everything or is_listed(change)]
+    listed.sort(key=lambda change: (not change.gates, not change.exact, _ORDER.index(change.verdict)))
+    if everything:
+        return listed, ""
+    same, aside = (sum(change.verdict == "same" for change in changes), sum(map(is_aside, changes)))
+    parts = [f"{same} {_values_are(same)} the same"] if same else []
+    parts += [f"{aside} {_values_are(aside)} for information only (absolute times and the like)"] if aside else []
+    for reason, count in reasons.items():
+        gated = "gated " if all(change.gates for change in changes if change.detail == reason) else ""
+        parts += [f"{count} {gated}values are not comparable: {reason}"] if count > _MOST_ALIKE else []
+    return listed, f"{'; '.join(parts)}." if parts else ""
+
+
+def _values_are(count: int) -> str:
+    return "values are" if count != 1 else "value is"
+
+
+def difference(change: Change) -> str:
+    """Both values and their difference, on one line: ``5,717,416 -> 5,717,417 (+1)``."""
+    between = difference_between(change)
+    states = " -> ".join(shown_value(one, change.unit, exact=change.exact) for one in (change.base, change.head))
+    return one_line(f"{states} ({between})" if between else states)
+
+
+def difference_between(change: Change) -> str:
+    """A difference and per cent for exact values; per cent and their interval for others."""
+    base, head, ratio = change.base, change.head, change.ratio
+    if change.exact and isinstance(base, int | float) and isinstance(head, int | float):
+        step = head - base
+        if step == 0 or not math.isfinite(step):
+            return ""
+        text = f"{step:+,.0f}" if float(step).is_integer() else f"{step:+,.6g}"
+        share = step / base if base else 0.0
+        return f"{text}, {percent(share)} %" if abs(share) >= 5e-4 else text
+    if ratio is None or not math.isfinite(ratio):
+        return ""
+    text = f"{percent(ratio - 1)} %"
+    if change.low is None or change.high is None:
+        return text
+    return f"{text} [{percent(change.low - 1)}, {percent(change.high - 1)}]"
+
+
+def shown_value(value: float | str | None, unit: str, *, exact: bool) -> str:
+    """A value with its unit: in full if ``exact``, else scaled and rounded. Texts are not escaped here."""
+    if value is None:
+        return NOT_ASKED
+    if isinstance(value, str):
+        return value
+    if not math.isfinite(value):
+        return str(value)
+    if exact:
+        text = f"{value:,.0f}" if float(value).is_integer() else f"{value:,.10g}"
+        return text if unit in SILENT_UNITS else f"{text} {unit}"
+    scale, name = _scale(abs(value), unit)
+    return f"{number(value * scale, 4)} {name}".rstrip()
+
+
+def _scale(size: float, unit: str) -> tuple[float, str]:
+    if unit == "s":
+        return (1.0, "s") if size >= 1 else (1e3, "ms") if size >= 1e-3 else (1e6, "µs")
+    if unit == "byte":
+        return (1e-9, "GB") if size >= 1e9 else (1e-6, "MB") if size >= 1e5 else (1.0, "byte")
+    if unit == "FLOP":
+        return (1e-9, "GFLOP") if size >= 1e8 else (1e-6, "MFLOP")
+    return 1.0, "" if unit in SILENT_UNITS else unit
