@@ -657,7 +657,7 @@ def test_pickled_code_is_refused_in_one_line_and_not_run(tmp_path: Path, kind: s
 
 
 def test_a_whole_model_is_refused_as_code(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pickled code \(vitbench\.models\.vit\.VisionTransformer\).*state_dict"):
+    with pytest.raises(DataError, match=r"pickled code \(vitbench\.models\.architectures\.vit\.Vision.*state_dict"):
         load_checkpoint(small_ours(), saved(small_ours(), tmp_path / "x.pt"))
 
 
