@@ -9,10 +9,11 @@ from benchmarks.conftest import spread
 from vitbench.core.records import Cell
 from vitbench.executors.conversation import converse, finish
 from vitbench.executors.launcher import Launcher, SpawnLauncher, make_launcher
-from vitbench.runner.static_counts import measure_task
+from vitbench.executors.protocol import Measure
+from vitbench.metrics import Budget
 
 CELL = Cell(model="vit_layer6_32", image_size=(32, 32), num_classes=10, batch_size=1, device="cpu", threads=1)
-BUDGET = {"seconds": 0.05, "min_samples": 2, "max_samples": 1000}
+TASK = Measure(process="time", metrics=("latency",), cell=CELL, budget=Budget(seconds=0.05, min_samples=2))
 
 
 def overheads(launcher: Launcher, count: int) -> list[float]:
@@ -21,7 +22,7 @@ def overheads(launcher: Launcher, count: int) -> list[float]:
     for _ in range(count):
         begin = time.perf_counter()
         worker = launcher.start()
-        outcome = converse(worker, measure_task(CELL, "time", ("latency",), budget=BUDGET), timeout_s=60)
+        outcome = converse(worker, TASK, timeout_s=60)
         finish(worker, outcome, "cpu")
         found.append(time.perf_counter() - begin - outcome.seconds)
         assert outcome.failure is None

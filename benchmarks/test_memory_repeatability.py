@@ -9,7 +9,7 @@ import pytest
 from vitbench.core.records import Cell
 from vitbench.executors.conversation import converse, finish
 from vitbench.executors.launcher import Launcher, make_launcher
-from vitbench.runner.static_counts import measure_task
+from vitbench.executors.protocol import Measure
 
 PROCESSES = 10
 CELLS = [("vit_layer6_32", 32, 1), ("vit_layer6_32", 32, 32), ("cifar_vit_tiny", 32, 8), ("vit_base16", 224, 1)]
@@ -34,7 +34,9 @@ def test_peak_memory_repeats(
     peaks = []
     for _ in range(PROCESSES):
         worker = launcher.start()
-        outcome = finish(worker, converse(worker, measure_task(cell, "memory", ("memory",)), timeout_s=300), "cpu")
+        outcome = finish(
+            worker, converse(worker, Measure(process="memory", metrics=("memory",), cell=cell), timeout_s=300), "cpu"
+        )
         assert outcome.failure is None, outcome.failure
         peaks += [one.value for one in outcome.measurements if one.metric == name]
     spread = max(peaks) - min(peaks)

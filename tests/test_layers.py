@@ -35,8 +35,6 @@ ROOMS = [
 LEVEL = {part: level for level, parts in enumerate(ROOMS) for part in parts.split()}
 #: Arrows that still point up, by importer and imported.
 EXCEPTIONS = {
-    ("analysis.flops_audit", "executors.worker"),
-    ("analysis.model_summary", "executors.worker"),
 }
 #: What a command line needs before it measures, and what reads and renders results.
 TORCH_FREE = [

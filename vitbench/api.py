@@ -213,7 +213,7 @@ def _take(subject: Subject, groups: Mapping[str, Sequence[Metric]]) -> tuple[lis
 def _run(metric: Metric, subject: Subject) -> Outcome:
     """What came of one metric in this process."""
     from vitbench.executors.conversation import Outcome
-    from vitbench.executors.worker import failure_of, run_metric
+    from vitbench.metrics.support.in_process import failure_of, run_metric
 
     outcome = Outcome()
     try:

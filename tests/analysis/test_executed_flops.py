@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -19,8 +18,10 @@ from vitbench.analysis.flops_audit import audit_flops
 from vitbench.cli import run_command
 from vitbench.core.records import Cell, Measurement
 from vitbench.core.registry import load_model_cards
-from vitbench.executors.worker import handle, make_subject, run_metric
+from vitbench.executors.protocol import Event, Measure, MeasurementTaken, event_of, to_line
+from vitbench.executors.worker import handle
 from vitbench.metrics.flops import PICTURES, _countable_operators, execute, needs_values
+from vitbench.metrics.support.in_process import make_subject, run_metric
 from vitbench.models import imported
 
 SIZE = 48
@@ -39,12 +40,12 @@ def make_cell(model: str, *, size: int = SIZE, classes: int = 10, **more: Any) -
 
 
 def measured(cell: Cell) -> dict[str, Measurement]:
-    return {one.metric: one for one in run_metric("flops", make_subject(cell, {}, lambda event: None))}
+    return {one.metric: one for one in run_metric("flops", make_subject(cell))}
 
 
 def by_closed_form(name: str, seed: int = 0) -> list[int]:
     """FLOPs of each picture: the pictures and the weights are drawn here as they are said to be."""
-    model = make_subject(make_cell(f"{HERE}:{name}", seed=seed), {}, lambda event: None).build()
+    model = make_subject(make_cell(f"{HERE}:{name}", seed=seed)).build()
     assert isinstance(model, KeepsLongTokens)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -88,7 +89,7 @@ def test_a_model_that_runs_on_meta_takes_the_same_on_the_cpu_to_the_unit(
     card = next((card for card in load_model_cards() if card.name == name), None)
     size = 32 if card is None else next(size for size in (32, 64, 96, 224) if fits(card, size))
     monkeypatch.setattr("vitbench.metrics.flops.PICTURES", 1)
-    subject = make_subject(make_cell(name, size=size), {}, lambda event: None)
+    subject = make_subject(make_cell(name, size=size))
     with subject.on_meta(1) as (model, images), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
     (by_torch,) = execute(subject, lambda: FlopCounterMode(display=False))
@@ -223,17 +224,16 @@ def by_closed_form_allowed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_static_worker_answers_with_one_sample_that_json_carries() -> None:
     cell = make_cell(f"{HERE}:leaves_early")
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     threads = torch.get_num_threads()
     try:
-        task = {"kind": "measure", "process": "static", "metrics": ["params", "flops"], "cell": asdict(cell)}
-        assert handle(task, events.append)
+        assert handle(Measure(process="static", metrics=("params", "flops"), cell=cell), events.append)
     finally:
         torch.set_num_threads(threads)
-    found = {event["measurement"]["metric"]: event["measurement"] for event in events}
-    assert found["flops"]["samples"] == ((round(sum(by_closed_form("leaves_early")) / 16),),)
-    assert found["flops"]["status"] == "ok"
-    assert json.loads(json.dumps(found["flops"]))["unit"] == "FLOP"
+    found = {event.measurement.metric: event.measurement for event in events if isinstance(event, MeasurementTaken)}
+    assert found["flops"].samples == ((round(sum(by_closed_form("leaves_early")) / 16),),)
+    assert found["flops"].status == "ok"
+    assert [event_of(json.loads(to_line(event))) for event in events] == events
 
 
 META = torch.device("meta")

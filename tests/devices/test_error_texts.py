@@ -28,10 +28,10 @@ from vitbench.devices.cuda import CudaDevice
 from vitbench.devices.mps import MpsDevice
 from vitbench.executors.conversation import classify_death, converse
 from vitbench.executors.launcher import Launcher
-from vitbench.executors.worker import failure_of
+from vitbench.executors.protocol import Measure
+from vitbench.metrics.support.in_process import failure_of
 from vitbench.models.tracebacks import model_places, with_places
 from vitbench.runner import run as runner
-from vitbench.runner.static_counts import measure_task
 
 ROOT = Path(__file__).parents[2]
 ENTRIES: list[dict[str, Any]] = tomllib.loads((ROOT / "tests" / "data" / "error_texts.toml").read_text())["entry"]
@@ -469,14 +469,16 @@ def test_a_worker_that_counts_goes_on_after_a_bug_and_ends_where_nothing_it_says
 ) -> None:
     launcher = runner.make_launcher(allow_import=True)
     worker = launcher.start()
-    outcome = converse(worker, measure_task(cell_of(name), "static", ("params",)), timeout_s=60)
+    outcome = converse(worker, Measure(process="static", metrics=("params",), cell=cell_of(name)), timeout_s=60)
     assert outcome.failure is not None
     assert outcome.failure.cause == cause
     if ends:
         assert worker.wait(10) == 0  # although its input is still open
     else:
         again = converse(
-            worker, measure_task(cell_of("vit_basic", image_size=(32, 32)), "static", ("params",)), timeout_s=60
+            worker,
+            Measure(process="static", metrics=("params",), cell=cell_of("vit_basic", image_size=(32, 32))),
+            timeout_s=60,
         )
         assert again.failure is None
         assert worker.end() == 0

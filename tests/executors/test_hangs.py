@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from vitbench.core.records import Cell
 from vitbench.executors import lifeline, stacks
 from vitbench.executors.conversation import STDERR_LINES, Outcome, converse, finish
 from vitbench.executors.launcher import Launcher, SpawnedWorker, Worker, make_launcher
-from vitbench.runner.static_counts import measure_task
+from vitbench.executors.protocol import Match, Measure
 
 ROOT = Path(__file__).parents[2]
 SOURCE = (ROOT / "tests" / "executors" / "hanging_models.py").read_text().splitlines()
@@ -42,7 +43,7 @@ def line_of(builder: str, text: str) -> int:
     return next(number for number, line in enumerate(SOURCE[start:], start + 1) if line.strip() == text)
 
 
-def task_of(builder: str) -> dict[str, object]:
+def task_of(builder: str) -> Measure:
     cell = Cell(
         model=f"module:tests.executors.hanging_models:{builder}",
         image_size=(8, 8),
@@ -52,7 +53,7 @@ def task_of(builder: str) -> dict[str, object]:
         threads=1,
         mode="train" if "backward" in builder else "infer",
     )
-    return measure_task(cell, "memory", ("memory",))
+    return Measure(process="memory", metrics=("memory",), cell=cell)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def test_what_a_worker_leaves_behind_in_a_session_of_its_own_ends_with_it(
     pid = written_pids(left_behind, before + 1)[-1]
     assert wait_until_gone([pid]) == []
     worker = launcher.start()  # the server is none the worse for it
-    outcome = finish(worker, converse(worker, task_of("sleeps") | {"metrics": []}, timeout_s=30), "cpu")
+    outcome = finish(worker, converse(worker, replace(task_of("sleeps"), metrics=()), timeout_s=30), "cpu")
     assert outcome.failure is None
 
 
@@ -189,7 +190,7 @@ def test_a_killed_runner_takes_workers_along_that_would_compute_for_ever(tmp_pat
 def test_a_spawned_worker_answers_with_its_stack_and_is_held_by_a_lifeline(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = SpawnedWorker()
     try:
-        assert converse(worker, {"kind": "match", "patterns": []}, timeout_s=60).failure is None  # it has begun
+        assert converse(worker, Match(patterns=()), timeout_s=60).failure is None  # it has begun
         deadline = time.monotonic() + 20
         stack = worker.ask_for_stack()
         while " in main" not in stacks.last_call(stack) and time.monotonic() < deadline:

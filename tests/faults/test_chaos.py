@@ -101,7 +101,7 @@ def test_each_devices_own_text_is_out_of_memory_whatever_the_cell_runs_on(
     monkeypatch.setenv(chaos.VARIABLE, json.dumps({"*": f"oom:{device}"}))
     import torch  # noqa: F401  (before the fork)
 
-    from vitbench.executors.worker import failure_of
+    from vitbench.metrics.support.in_process import failure_of
 
     read, write = os.pipe()
     child = os.fork()

@@ -21,6 +21,7 @@ from vitbench.analysis.claims import judge_runs
 from vitbench.core import run_folder as store
 from vitbench.core.records import Measurement, NoiseCheck, Record
 from vitbench.executors import worker
+from vitbench.executors.protocol import Event, Failed, Measure
 from vitbench.experiments.training import LAST, REQUEST, SUMMARY, TrainingRequest, train
 from vitbench.experiments.training.folder import versions
 from vitbench.experiments.training.records import read_training
@@ -336,12 +337,13 @@ def test_a_metric_that_gives_no_measurement_is_its_cells_failure(monkeypatch: py
     broken = Measurement(metric="params", unit="parameter", samples=((1.0,),), method=None)  # type: ignore[arg-type]
     monkeypatch.setattr(worker, "run_metric", lambda name, subject: iter([broken]))
     monkeypatch.setattr(worker, "prepare_process", lambda cell, process: ("", ""))
-    events: list[dict[str, Any]] = []
-    task = {"cell": asdict(cell(MODEL, threads=1)), "process": "static", "metrics": ["params"]}
-    worker.measure(task, lambda event: events.append(dict(event)))
-    (failure,) = events
-    assert (failure["event"], failure["status"]) == ("failure", "error")
-    assert "measurement.method is null, not text" in failure["detail"]
+    events: list[Event] = []
+    task = Measure(process="static", metrics=("params",), cell=cell(MODEL, threads=1))
+    worker.measure(task, events.append)
+    (failed,) = events
+    assert isinstance(failed, Failed)
+    assert failed.failure.status == "error"
+    assert "measurement.method is null, not text" in failed.failure.detail
 
 
 # --- trainings

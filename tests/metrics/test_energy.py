@@ -21,8 +21,8 @@ from vitbench.core.run_folder import read_records
 from vitbench.devices import open_device
 from vitbench.devices.cpu import CpuDevice, RaplCounter
 from vitbench.devices.host import nvml
-from vitbench.executors.worker import run_metric
 from vitbench.metrics import Subject
+from vitbench.metrics.support.in_process import run_metric
 from vitbench.suites import default_metrics
 
 RANGE_UJ = 1_000_000_000

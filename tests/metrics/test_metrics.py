@@ -15,14 +15,15 @@ from vitbench.core.records import Cell, Measurement
 from vitbench.core.registry import METRICS
 from vitbench.devices import open_device
 from vitbench.devices.base import Device
+from vitbench.executors.cell_trainer import CellTrainer
 from vitbench.executors.conversation import converse, finish
 from vitbench.executors.launcher import Launcher, make_launcher
-from vitbench.executors.worker import CellTrainer, run_metric
+from vitbench.executors.protocol import Measure, TrainingSettings
 from vitbench.metrics import Budget, NotFiniteError, Subject
+from vitbench.metrics.support.in_process import run_metric
 from vitbench.metrics.support.timing import sample_durations
 from vitbench.models import build_model, describe_model, use_attention
 from vitbench.models.weights.checkpoints import save_checkpoint
-from vitbench.runner.static_counts import measure_task
 from vitbench.training.data.datasets import describe_data, load_images
 from vitbench.training.data.pictures import PictureSet
 from vitbench.training.data.subsets import imbalanced_counts
@@ -306,7 +307,7 @@ def make_trainer(recipe: Recipe, subject: Subject | None = None, **settings: Any
         "vit_basic_tutorial", image_size=(8, 8), mode="train", weights="train:r", data="digits", seed=3
     )
     given = {"recipe": recipe.model_dump(mode="json"), "data": "digits", "test_images": 100, **settings}
-    return CellTrainer(subject, given, lambda event: None)
+    return CellTrainer(subject, TrainingSettings(**given), lambda event: None)
 
 
 BUDGETS = {"images", "steps", "epochs", "seconds"}
@@ -397,7 +398,7 @@ def test_a_checkpoint_of_ours_is_tested_with_the_normalisation_of_its_recipe(tmp
     path = tmp_path / "mine.safetensors"
     save_checkpoint(build_model("vit_basic_tutorial", image_size=8), path, {"recipe": recipe.model_dump(mode="json")})
     subject = make_subject("vit_basic_tutorial", image_size=(8, 8), weights="0123456789abcdef", data="digits")
-    settings = {"recipe": small_recipe().model_dump(mode="json"), "data": "digits", "test_images": 100}
+    settings = TrainingSettings(recipe=small_recipe().model_dump(mode="json"), data="digits", test_images=100)
     found = [
         CellTrainer(subject, settings, lambda event: None, checkpoint).evaluate(subject.model)["loss"]
         for checkpoint in (str(path), None)
@@ -412,7 +413,7 @@ def test_a_checkpoint_of_elsewhere_is_tested_with_the_normalisation_of_the_model
     path = tmp_path / "theirs.pt"
     torch.save(build_model("vit_b16_finetune", image_size=224, num_classes=10).state_dict(), path)
     subject = make_subject("vit_b16_finetune", image_size=(224, 224), weights="0123456789abcdef", data="digits")
-    settings = {"recipe": small_recipe().model_dump(mode="json"), "data": "digits", "test_images": 10}
+    settings = TrainingSettings(recipe=small_recipe().model_dump(mode="json"), data="digits", test_images=10)
     card = describe_model("vit_b16_finetune")
     assert card.mean != (0.5, 0.5, 0.5)
     found = CellTrainer(subject, settings, lambda event: None, str(path))._normalisation()
@@ -482,7 +483,7 @@ def peaks(launcher: Launcher, count: int, **changes: Any) -> list[float]:
     found = []
     for _ in range(count):
         worker = launcher.start()
-        outcome = converse(worker, measure_task(cell, "memory", ("memory",)), timeout_s=60)
+        outcome = converse(worker, Measure(process="memory", metrics=("memory",), cell=cell), timeout_s=60)
         finish(worker, outcome, "cpu")
         assert outcome.failure is None, outcome.failure
         name = "training_peak_memory" if cell.mode == "train" else "inference_peak_memory"

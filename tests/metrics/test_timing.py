@@ -17,8 +17,8 @@ from vitbench.core.records import measurement_from_dict
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.statistics import relative_samples
 from vitbench.devices import open_device
-from vitbench.executors.worker import PipeTurns
-from vitbench.executors.worker import make_subject as make_workers_subject
+from vitbench.executors.protocol import Measure
+from vitbench.executors.worker import PipeTurns, subject_of
 from vitbench.metrics import Budget
 from vitbench.metrics.support import timing
 from vitbench.metrics.support.subject import ROTATION, ROTATION_BYTES
@@ -321,7 +321,7 @@ def test_batches_in_rotation_are_capped_by_their_bytes(batch_size: int, count: i
 def test_only_timed_processes_rotate() -> None:
     cell = make_subject("vit_layer6_32").cell
     for process in ("time", "memory", "static"):
-        subject = make_workers_subject(cell, {"process": process}, lambda event: None)
+        subject = subject_of(Measure(process=process, metrics=(), cell=cell), lambda event: None)
         assert subject.rotates == (process == "time")
         assert subject.turns is None
 

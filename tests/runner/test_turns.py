@@ -11,18 +11,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from vitbench.core.records import Cell, Measurement
 from vitbench.core.stats.statistics import relative_samples
+from vitbench.devices import Failure
 from vitbench.executors import conversation
 from vitbench.executors.conversation import Conversation
 from vitbench.executors.launcher import Launcher, Worker, make_launcher
+from vitbench.executors.protocol import Done, Event, Failed, Measure, RunReference, Task, Turn, Waiting
+from vitbench.metrics import Budget
 from vitbench.runner import turns
-from vitbench.runner.static_counts import measure_task
 from vitbench.runner.turns import (
     REFERENCE_EVERY_S,
     TURN_S,
@@ -34,7 +35,7 @@ from vitbench.runner.turns import (
 )
 
 ROOT = Path(__file__).parents[2]
-SHORT = {"seconds": 0.25, "min_samples": 60, "max_samples": 100_000}
+SHORT = Budget(seconds=0.25, min_samples=60, max_samples=100_000)
 
 
 class Clock:
@@ -200,20 +201,20 @@ def test_the_order_is_drawn_anew_in_each_round_and_the_same_for_the_same_seed(cl
 class ScriptedWorker(Worker):
     """Answers each message with the next of its ``answers`` (events); dies when there are none left."""
 
-    def __init__(self, answers: Sequence[dict[str, Any]], on_message: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, answers: Sequence[Event], on_message: Callable[[], None] = lambda: None) -> None:
         self.answers = deque(answers)
         self.on_message = on_message
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Task | Turn] = []
         self.deadlines: list[float] = []
         self.killed = False
 
-    def send(self, task: Any) -> None:
-        self.messages.append(dict(task))
+    def send(self, message: Task | Turn) -> None:
+        self.messages.append(message)
         self.on_message()
 
-    def next_event(self, deadline: float) -> dict[str, Any] | None:
+    def next_event(self, deadline: float) -> Event | None:
         self.deadlines.append(deadline)
-        return dict(self.answers.popleft()) if self.answers else None
+        return self.answers.popleft() if self.answers else None
 
     def alive(self) -> bool:
         return bool(self.answers) and not self.killed
@@ -239,13 +240,12 @@ class ScriptedLauncher(Launcher):
         return self.workers.popleft()
 
 
-WAITING = {"event": "waiting"}
+REFERENCE = RunReference(device="cpu", threads=1)
 
 
-def reference_events(*seconds: float) -> list[dict[str, Any]]:
+def reference_events(*seconds: float) -> list[Event]:
     """A reference process: it has loaded, then takes so many seconds a step in each turn."""
-    turns_of_it = [{"event": "waiting", "samples": [s * 0.5, s, s * 9], "cpu_seconds": s} for s in seconds]
-    return [WAITING, *turns_of_it]
+    return [Waiting(), *(Waiting(samples=(s * 0.5, s, s * 9), cpu_seconds=s) for s in seconds)]
 
 
 def test_time_spent_waiting_does_not_count_towards_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,15 +255,15 @@ def test_time_spent_waiting_does_not_count_towards_the_timeout(monkeypatch: pyte
     def work() -> None:
         clock.now += 3.0
 
-    worker = ScriptedWorker([WAITING] * 4, work)
-    talk = Conversation(worker, {"kind": "measure"}, timeout_s=10)
+    worker = ScriptedWorker([Waiting()] * 4, work)
+    talk = Conversation(worker, REFERENCE, timeout_s=10)
     for expected_left in (10, 7, 4, 1):
         clock.now += 1000.0
         begin = clock.now
-        assert talk.go_on({"seconds": 0.1}) == {}
+        assert talk.go_on(Turn(seconds=0.1)) == Waiting()
         assert worker.deadlines[-1] - begin == pytest.approx(expected_left)
     assert talk.spent_s == pytest.approx(12.0)
-    assert worker.messages == [{"kind": "measure"}] + [{"seconds": 0.1}] * 3  # the task first, whatever the reply
+    assert worker.messages == [REFERENCE] + [Turn(seconds=0.1)] * 3  # the task first, whatever the reply
 
 
 def test_the_first_turn_of_a_process_of_the_reference_is_its_warmup_and_counts_for_nothing() -> None:
@@ -273,8 +273,8 @@ def test_the_first_turn_of_a_process_of_the_reference_is_its_warmup_and_counts_f
     assert first is not None
     assert second is not None
     assert (first.samples, second.samples) == ((0.5, 1.0, 9.0), (1.0, 2.0, 18.0))
-    assert worker.messages[0]["kind"] == "reference"
-    assert worker.messages[1:] == [{"seconds": TURN_S}] * 3
+    assert worker.messages[0] == REFERENCE
+    assert worker.messages[1:] == [Turn(seconds=TURN_S)] * 3
 
 
 def test_a_reference_that_dies_is_replaced_and_after_three_deaths_given_up() -> None:
@@ -292,9 +292,8 @@ def test_a_reference_that_dies_is_replaced_and_after_three_deaths_given_up() -> 
 
 
 def test_a_reference_that_does_not_fit_says_so_in_its_devices_words() -> None:
-    full = {"event": "failure", "status": "oom", "cause": "out_of_memory", "detail": "no room"}
-    done = {"event": "done", "seconds": 0.0}
-    reference = Reference(ScriptedLauncher([ScriptedWorker([full, done]) for _ in range(3)]), "cpu", 1)
+    full = Failed(failure=Failure("oom", "out_of_memory", "no room"))
+    reference = Reference(ScriptedLauncher([ScriptedWorker([full, Done(seconds=0.0)]) for _ in range(3)]), "cpu", 1)
     assert reference.turn() is None
     assert reference.problem == "no room"
 
@@ -311,7 +310,7 @@ def test_renew_pairs_the_next_processes_with_another_one_of_the_reference() -> N
 
 
 def opponent_of(*seconds: float) -> ReferencePlayer:
-    player = ReferencePlayer(ScriptedWorker(reference_events(*seconds)), {"kind": "reference"}, device="cpu")
+    player = ReferencePlayer(ScriptedWorker(reference_events(*seconds)), REFERENCE, device="cpu")
     player.prepare()
     return player
 
@@ -413,7 +412,7 @@ def player_of(
         device="cpu",
         threads=1,
     )
-    task = measure_task(cell, "time", ("latency", "throughput"), budget=SHORT, cores=cores)
+    task = Measure(process="time", metrics=("latency", "throughput"), cell=cell, budget=SHORT, cores=cores, turns=True)
     return Player(launcher.start(), task, timeout_s=timeout_s, device="cpu")
 
 
@@ -460,7 +459,7 @@ def test_a_death_and_a_hang_in_the_middle_leave_the_others_whole(launcher: Launc
         latency = latency_of(player)
         (relative,) = relative_samples(latency.samples, latency.turns, latency.reference_samples)
         assert len(relative) >= 30
-        assert sum(latency.samples[0][1:]) > 0.5 * SHORT["seconds"]
+        assert sum(latency.samples[0][1:]) > 0.5 * SHORT.seconds
         assert len(latency.turns[0]) >= 3
     assert not reference.problem
 
@@ -474,7 +473,7 @@ def test_the_time_of_a_process_is_that_of_its_own_turns(launcher: Launcher) -> N
     reference.close()
     for player in players:
         latency_of(player)
-        assert SHORT["seconds"] <= player.spent_s < wall / 2
+        assert SHORT.seconds <= player.spent_s < wall / 2
     assert sum(player.spent_s for player in players) < wall
 
 

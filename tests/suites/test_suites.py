@@ -17,6 +17,7 @@ from vitbench.core.errors import DeviceError, ImageSizeError, SuiteError, Unknow
 from vitbench.core.records import Cell
 from vitbench.core.registry import METRICS, model_registry
 from vitbench.executors.launcher import Launcher
+from vitbench.executors.protocol import Calibrate, Describe
 from vitbench.runner.plan import check_before_loading, make_plan, parse_budget, resolve_training
 from vitbench.runner.run import modules_of, plan_suite, prepare_suite
 from vitbench.suites import (
@@ -738,11 +739,11 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ask = planning._ask
 
-    def told(launcher: Any, task: Any, timeout_s: float = 600.0) -> list[dict[str, Any]]:
-        if task["kind"] == "calibrate":
+    def told(launcher: Any, task: Any, timeout_s: float = 600.0) -> list[Any]:
+        if isinstance(task, Calibrate):
             return [{"flops_per_s": 1e12}]
-        answers = ask(launcher, task, timeout_s)
-        for answer in answers if task["kind"] == "describe" else ():
+        answers: list[Any] = ask(launcher, task, timeout_s)
+        for answer in answers if isinstance(task, Describe) else ():
             gpus = {name: {"name": "Example GPU", "memory_bytes": 25_000_000_000} for name in ("cuda", "cuda:1")}
             answer["devices"] = {"cpu": answer["devices"]["cpu"], **gpus}
         return answers

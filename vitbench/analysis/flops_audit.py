@@ -14,6 +14,7 @@ from vitbench.core.records import ATTENTIONS, Cell, format_image_size, parse_ima
 from vitbench.metrics import Subject
 from vitbench.metrics.flops import Executed, execute, needs_values
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
+from vitbench.metrics.support.in_process import failure_of, make_subject
 
 if TYPE_CHECKING:
     from vitbench.analysis.flops import Counts, OperatorCount
@@ -57,7 +58,6 @@ def audit_flops(
 def _audit(
     name: str, size: tuple[int, int] | None, num_classes: int | None, attention: str, others: bool
 ) -> dict[str, Any]:
-    from vitbench.executors.worker import failure_of, make_subject
     from vitbench.models import describe_model
 
     try:
@@ -86,7 +86,7 @@ def _audit(
     except Unsupported as reason:
         exact, found["closed_form"] = None, {"reason": str(reason)}
     try:
-        subject = make_subject(cell, {}, lambda event: None)
+        subject = make_subject(cell)
         found |= _count(subject, exact)
         if others:
             found |= _no_comparison() if "executed" in found else _compare(subject, found)

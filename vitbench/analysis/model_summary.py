@@ -12,6 +12,7 @@ from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import Cell, Record, parse_image_size
 from vitbench.core.registry import ModelCard, find_models, is_external, is_pattern, model_registry
 from vitbench.metrics import Subject
+from vitbench.metrics.support.in_process import failure_of, make_subject, run_metric
 
 #: The metrics that a card shows.
 _SHOWN = ("params", "params_without_gradient", "flops")
@@ -60,7 +61,6 @@ def _show_model(
     name: str, size: tuple[int, int] | None, num_classes: int | None, layers: bool, weights: str | None
 ) -> dict[str, Any]:
     """The card at the size and with the classes that are given, else those of the ``weights``, else the model's own."""
-    from vitbench.executors.worker import failure_of, make_subject, run_metric
     from vitbench.models import describe_model
 
     facts: Mapping[str, Any] = {}
@@ -91,7 +91,7 @@ def _show_model(
     )
     shown: dict[str, Any] = {"model": name, "image_size": list(chosen), "num_classes": cell.num_classes}
     try:
-        subject = make_subject(cell, {}, lambda event: None)
+        subject = make_subject(cell)
         found = {one.metric: one for metric in _SHOWN for one in run_metric(metric, subject)}
     except Exception as error:  # a model that fails is an answer; the others are still asked for
         failure = failure_of(error, cell)
@@ -163,8 +163,6 @@ def count_model(name: str) -> Counts:
 
     Raises Unsupported if the model fails, UsageError if there is none.
     """
-    from vitbench.executors.worker import make_subject, run_metric
-
     if not is_external(name):
         with contextlib.suppress(Unsupported):  # a package's model may have no formula
             return count_by_formula(name)
@@ -175,7 +173,7 @@ def count_model(name: str) -> Counts:
         model=name, image_size=card.image_size, num_classes=card.num_classes, batch_size=1, device="cpu", threads=1
     )
     try:
-        subject = make_subject(cell, {}, lambda event: None)
+        subject = make_subject(cell)
         found = {one.metric: one for metric in ("params", "flops") for one in run_metric(metric, subject)}
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise Unsupported(f"{name} fails on meta: {type(error).__name__}: {error}".splitlines()[0]) from error

@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from vitbench.core.records import Measurement, Status, measurement_from_dict
+from vitbench.core.records import Measurement, Status
 from vitbench.core.registry import DEVICES
 from vitbench.devices import Device, Failure, split_name
 from vitbench.devices.failures import OUT_OF_MEMORY
 from vitbench.devices.host.memory import oom_kill_count
 from vitbench.executors import stacks
 from vitbench.executors.launcher import Worker, WorkerTimeoutError
+from vitbench.executors.protocol import (
+    Answer,
+    Done,
+    Failed,
+    Measure,
+    MeasurementTaken,
+    Task,
+    TrainingStep,
+    Turn,
+    Waiting,
+    kind_of,
+)
 
 #: How many lines of a failed worker's stderr a record keeps.
 STDERR_LINES = 20
@@ -30,10 +41,10 @@ _CRASHES_THROUGH_A_SHELL = (4, 6, 7, 8, 9, 11, 15)
 
 @dataclass
 class Outcome:
-    """What came of a task."""
+    """The result of a task."""
 
     measurements: list[Measurement] = field(default_factory=list)
-    answers: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
     failure: Failure | None = None
     signal: int | None = None
     stderr_tail: str = ""
@@ -50,11 +61,11 @@ class Conversation:
     def __init__(
         self,
         worker: Worker,
-        task: Mapping[str, Any],
+        task: Task,
         *,
         timeout_s: float,
         device: str = "cpu",
-        on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+        on_progress: Callable[[TrainingStep], None] | None = None,
     ) -> None:
         self.worker = worker
         self.outcome = Outcome()
@@ -67,12 +78,13 @@ class Conversation:
         self._on_progress = on_progress
         self._kills_before = oom_kill_count()  # it may be killed while it waits, too
 
-    def go_on(self, reply: Mapping[str, Any] | None = None, *, limit_s: float = math.inf) -> dict[str, Any] | None:
-        """Give the worker its task, or later ``reply``, and listen until it waits for its next turn (the event in which
-        it says so) or is done, dead or late (None: ``over``; a late one is killed). ``limit_s`` bounds this piece.
+    def go_on(self, turn: Turn | None = None, *, limit_s: float = math.inf) -> Waiting | None:
+        """Send the task, or later a ``turn``, and listen until the worker waits for its next turn.
+
+        Returns None once it is ``over``: done, dead, or late (then it is killed). ``limit_s`` bounds this piece.
         """
         begin = time.monotonic()
-        self.worker.send(reply if self._started and reply is not None else self._task)
+        self.worker.send(turn if self._started and turn is not None else self._task)
         self._started = True
         try:
             left = max(self._timeout_s - self.spent_s, 0.0)
@@ -80,46 +92,51 @@ class Conversation:
         finally:
             self.spent_s += time.monotonic() - begin
 
-    def _listen(self, deadline: float, limit_s: float) -> dict[str, Any] | None:
-        outcome, task = self.outcome, self._task
+    def _listen(self, deadline: float, limit_s: float) -> Waiting | None:
         while True:
             try:
                 event = self.worker.next_event(deadline)
             except WorkerTimeoutError:
-                where = _where_it_hangs(self.worker)
-                self.worker.kill()
-                self.worker.wait(10)
-                detail = f"the {task.get('process', task['kind'])} process took longer than {limit_s:g} s"
-                outcome.failure = Failure("timeout", "timeout", f"{detail}; {where}")
+                self._end_late_worker(limit_s)
                 break
-            if event is None:
-                _worker_died(self.worker, outcome, self._device, self._kills_before)
-                break
-            kind = event.pop("event")
-            if kind == "waiting":
-                return event
-            if kind == "measurement":
-                outcome.measurements.append(measurement_from_dict(event["measurement"]))
-            elif kind == "answer":
-                outcome.answers.append(event)
-            elif kind == "failure":
-                outcome.failure = Failure(event["status"], event["cause"], event["detail"])
-            elif kind == "progress" and self._on_progress is not None:
-                self._on_progress(event)
-            elif kind == "done":
-                outcome.seconds = event["seconds"]
-                break
+            match event:
+                case Waiting():
+                    return event
+                case MeasurementTaken():
+                    self.outcome.measurements.append(event.measurement)
+                case Answer():
+                    self.outcome.answers.append(event)
+                case Failed():
+                    self.outcome.failure = event.failure
+                case TrainingStep():
+                    if self._on_progress is not None:
+                        self._on_progress(event)
+                case Done():
+                    self.outcome.seconds = event.seconds
+                    break
+                case None:
+                    _worker_died(self.worker, self.outcome, self._device, self._kills_before)
+                    break
         self.over = True
         return None
+
+    def _end_late_worker(self, limit_s: float) -> None:
+        where = _where_it_hangs(self.worker)
+        self.worker.kill()
+        self.worker.wait(10)
+        what = self._task.process if isinstance(self._task, Measure) else kind_of(self._task)
+        self.outcome.failure = Failure(
+            "timeout", "timeout", f"the {what} process took longer than {limit_s:g} s; {where}"
+        )
 
 
 def converse(
     worker: Worker,
-    task: Mapping[str, Any],
+    task: Task,
     *,
     timeout_s: float,
     device: str = "cpu",
-    on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    on_progress: Callable[[TrainingStep], None] | None = None,
 ) -> Outcome:
     """Give ``worker`` a task that takes no turns and listen until it is done, dead or late (then it is killed)."""
     conversation = Conversation(worker, task, timeout_s=timeout_s, device=device, on_progress=on_progress)

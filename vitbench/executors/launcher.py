@@ -15,12 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from vitbench.core.errors import WorkerError
 from vitbench.core.registry import model_registry
 from vitbench.executors import lifeline, stacks
+from vitbench.executors.protocol import Event, Task, Turn, event_of, to_line
 
 if TYPE_CHECKING:
     import psutil
@@ -61,10 +62,10 @@ class Worker:
         for reader in self._readers:
             reader.start()
 
-    def send(self, task: Mapping[str, Any]) -> None:
-        """Hand over a task; a worker that is gone already is noticed when its events are read."""
+    def send(self, message: Task | Turn) -> None:
+        """Hand over a task or a turn; a worker that is gone already is noticed when its events are read."""
         with contextlib.suppress(OSError):  # EPIPE, and EINVAL on Windows
-            self._tasks.write(json.dumps(task) + "\n")
+            self._tasks.write(to_line(message))
             self._tasks.flush()
 
     def close_input(self) -> None:
@@ -72,19 +73,21 @@ class Worker:
         with contextlib.suppress(OSError):
             self._tasks.close()
 
-    def next_event(self, deadline: float) -> dict[str, Any] | None:
+    def next_event(self, deadline: float) -> Event | None:
         """The next event, or None when there will be no more. Raises WorkerTimeoutError at ``deadline``
         (time.monotonic).
         """
         while True:
             was_alive = self.alive()
             try:
-                return self._events.get(timeout=min(max(deadline - time.monotonic(), 0), LOOK_S))
+                content = self._events.get(timeout=min(max(deadline - time.monotonic(), 0), LOOK_S))
             except queue.Empty:
                 if not was_alive:
                     return None  # dead, although a child of its own may still hold its end of the pipe
                 if time.monotonic() >= deadline:
                     raise WorkerTimeoutError from None
+            else:
+                return None if content is None else event_of(content)
 
     def stderr_tail(self) -> str:
         """The end of what the worker printed."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from vitbench.devices import Failure
 from vitbench.devices.failures import OF_THE_HOST
 from vitbench.executors.conversation import Outcome
 from vitbench.executors.launcher import Launcher, libraries_of, make_launcher
+from vitbench.executors.protocol import CountExact
 from vitbench.regression.lock_file import Entry, Lock, Place, metrics_of, minor_version
 from vitbench.runner.plan import look_up_models
 from vitbench.runner.run import prepare_suite
@@ -159,9 +159,8 @@ def _count(
     cells = {model: model.cell() for model in models}
     of_cell = {cell: model for model, cell in cells.items()}
 
-    def task(cell: Cell) -> dict[str, Any]:
-        below = [asdict(run.cell()) for run in runs[of_cell[cell]]]
-        return {"kind": "exact", "cell": asdict(cell), "runs": below, "bound": bound}
+    def task(cell: Cell) -> CountExact:
+        return CountExact(cell=cell, runs=tuple(run.cell() for run in runs[of_cell[cell]]), bound=bound)
 
     count = f"{len(models)} model{'s' if len(models) != 1 else ''} and {len(places) - len(models)} runs of them"
     note(f"Counting {count} ...")
@@ -194,7 +193,7 @@ def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome, bound: bo
         if index >= len(outcome.answers):
             yield Entry(place=place, figures={}, absent={}, failed=why, gone=failure is not None and _is_gone(failure))
             continue
-        answer = outcome.answers[index]
+        answer = outcome.answers[index].values
         if "failed" in answer:
             yield Entry(place=place, figures={}, absent={}, failed=answer["failed"])
             continue

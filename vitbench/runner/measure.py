@@ -24,9 +24,11 @@ from vitbench.devices.host.load import Load, LoadWatch, load_measurements
 from vitbench.devices.host.memory import available_memory
 from vitbench.executors.conversation import Outcome, converse, finish
 from vitbench.executors.launcher import Launcher, Worker
-from vitbench.runner.plan import Plan, static_metrics, weights_settings
+from vitbench.executors.protocol import Measure, TrainingSettings
+from vitbench.metrics import Budget
+from vitbench.runner.plan import Plan, static_metrics, weights_of
 from vitbench.runner.progress import Progress
-from vitbench.runner.static_counts import StaticCounter, StaticKey, measure_task, static_key
+from vitbench.runner.static_counts import StaticCounter, StaticKey, static_key
 from vitbench.runner.turns import Player, Reference, ReferencePlayer, take_turns
 
 #: Cells that take turns at most: with more, each one's turns would be spread over too long a time.
@@ -277,9 +279,16 @@ class CellMeasurer:
         try:
             for job in jobs:
                 names = tuple(metric.name for metric in job.groups["time"])
-                budget = self.plan.suite.measure.model_dump(include={"seconds", "min_samples", "max_samples"})
-                more = {"budget": budget, "cores": self.plan.suite.measure.cores, **weights_settings(self.plan.suite)}
-                task = measure_task(job.cell, "time", names, **more)
+                settings = self.plan.suite.measure
+                task = Measure(
+                    process="time",
+                    metrics=names,
+                    cell=job.cell,
+                    budget=Budget(**settings.model_dump(include={"seconds", "min_samples", "max_samples"})),
+                    cores=settings.cores,
+                    weights=weights_of(self.plan.suite),
+                    turns=True,
+                )
                 worker = self.launcher.start()
                 players.append(Player(worker, task, timeout_s=self.plan.suite.timeout_s, device=job.cell.device))
             if alone:
@@ -365,14 +374,15 @@ class CellMeasurer:
     def _run(self, cell: Cell, process: str, metrics: Sequence[Metric]) -> Outcome:
         """One process that takes no turns."""
         suite = self.plan.suite
-        more: dict[str, Any] = {}
-        timeout_s = suite.timeout_s
-        if process == "training":
-            assert suite.training is not None
-            more["training"] = self._training_settings(cell)
-            timeout_s = suite.training.timeout_s
-        more |= weights_settings(suite)
-        task = measure_task(cell, process, tuple(metric.name for metric in metrics), **more)
+        training = suite.training if process == "training" else None
+        timeout_s = training.timeout_s if training else suite.timeout_s
+        task = Measure(
+            process=process,
+            metrics=tuple(metric.name for metric in metrics),
+            cell=cell,
+            weights=weights_of(suite),
+            training=self._training_settings(cell) if training else None,
+        )
         self.progress.doing(process)
         worker: Worker = self.launcher.start()
         try:
@@ -396,20 +406,20 @@ class CellMeasurer:
             self._counters[key] = found
         return self._counters[key]
 
-    def _training_settings(self, cell: Cell) -> dict[str, Any]:
+    def _training_settings(self, cell: Cell) -> TrainingSettings:
         section, training = self.plan.suite.training, self.plan.training
         assert section is not None
         assert training is not None
-        return {
-            "recipe": training.recipe_of(cell).model_dump(mode="json"),
-            "budget": training.budget_of(cell),
-            "data": section.data,
-            "data_dir": section.data_dir,
-            "download": section.download,
-            "train_images": training.train_images,
-            "test_images": section.test_images,
-            "checkpoints": str(self.checkpoints) if self.checkpoints else None,
-        }
+        return TrainingSettings(
+            recipe=training.recipe_of(cell).model_dump(mode="json"),
+            budget=training.budget_of(cell),
+            data=section.data,
+            data_dir=section.data_dir,
+            download=section.download,
+            train_images=training.train_images,
+            test_images=section.test_images,
+            checkpoints=str(self.checkpoints) if self.checkpoints else None,
+        )
 
 
 def group_cells(cells: Sequence[Cell], metrics: Iterable[str]) -> list[list[Cell]]:

@@ -12,7 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,18 @@ from vitbench.devices.host.environment import capture_environment, default_threa
 from vitbench.devices.host.memory import available_memory
 from vitbench.executors.conversation import Outcome, converse, finish
 from vitbench.executors.launcher import Launcher
+from vitbench.executors.protocol import (
+    Calibrate,
+    Describe,
+    Digest,
+    Fetch,
+    Inspect,
+    Match,
+    Task,
+    TryWeights,
+    kind_of,
+)
+from vitbench.metrics.support.in_process import WeightsFile
 from vitbench.runner.static_counts import StaticCounter, StaticKey, static_key
 from vitbench.runner.turns import TURN_S
 from vitbench.suites import (
@@ -133,11 +145,11 @@ class TrainingPlan:
         return known.index((cell.weights, cell.recipe_hash or "")) if key in known else 0
 
 
-def weights_settings(suite: Suite) -> dict[str, Any]:
-    """What a worker is told of a suite's checkpoint; empty without one."""
+def weights_of(suite: Suite) -> WeightsFile | None:
+    """The checkpoint of a suite; None if its weights are random or published."""
     if suite.weights in (RANDOM, PRETRAINED):
-        return {}
-    return {"weights": {"path": suite.weights, "replace_head": suite.replace_head}}
+        return None
+    return WeightsFile(path=suite.weights, replace_head=suite.replace_head)
 
 
 @dataclass(frozen=True)
@@ -328,7 +340,7 @@ def make_plan(
     """
     note("Loading torch, looking for devices ...")
     launcher.wait_until_ready()
-    described = _ask(launcher, {"kind": "describe"})[0]
+    (described,) = _ask(launcher, Describe())
     found = list(described["devices"])
     where_to_train = suite.training.devices if suite.training else None
     for name in (*suite.devices, *(where_to_train or ())):
@@ -366,10 +378,8 @@ def make_plan(
         note(f"{suite.training.data} is not looked at, which may download it: a run does that first")
     elif training and suite.training and suite.training.download:
         note(f"Looking for {suite.training.data}, downloading it if need be ...")
-        task = {"kind": "fetch", "data": suite.training.data, "data_dir": suite.training.data_dir}
-        (answer,) = _ask(launcher, task, timeout_s=suite.training.timeout_s)
-        if "error" in answer:
-            raise UsageError(answer["error"])
+        task = Fetch(data=suite.training.data, data_dir=suite.training.data_dir)
+        _ask(launcher, task, timeout_s=suite.training.timeout_s)
     environment = capture_environment(
         described["libraries"], {name: described["devices"][name] for name in {cell.device for cell in cells}}
     )
@@ -434,27 +444,28 @@ def is_static(suite: Suite) -> bool:
     return all(METRICS.get(name).process == "static" for name in suite.metrics)
 
 
-def _ask(launcher: Launcher, task: Mapping[str, Any], timeout_s: float = 600.0) -> list[dict[str, Any]]:
+def _ask(launcher: Launcher, task: Task, timeout_s: float = 600.0) -> list[Mapping[str, Any]]:
+    """The answers of a fresh worker. Raises UsageError if an answer says that the question is wrong usage."""
     worker = launcher.start()
     outcome = finish(worker, converse(worker, task, timeout_s=timeout_s), "cpu")
     if outcome.failure is not None or not outcome.answers:
         last = outcome.stderr_tail.splitlines()
         why = outcome.failure.detail if outcome.failure else "it said nothing"
-        raise WorkerError(f"A worker could not answer {task['kind']!r}: {why}{': ' + last[-1] if last else ''}")
-    return outcome.answers
+        raise WorkerError(f"A worker could not answer {kind_of(task)!r}: {why}{': ' + last[-1] if last else ''}")
+    for answer in outcome.answers:
+        if answer.error:
+            raise UsageError(answer.error)
+    return [answer.values for answer in outcome.answers]
 
 
 def _look_at_checkpoint(suite: Suite, launcher: Launcher) -> tuple[str, tuple[int, int] | None]:
     """The digest of a suite's checkpoint (empty without one), and the size that ``native`` stands for with it (height,
     width, px), if that is asked for. Raises UsageError.
     """
-    settings = weights_settings(suite)
-    if not settings:
+    weights = weights_of(suite)
+    if weights is None:
         return "", None
-    asked = {"model": suite.models[0]} if NATIVE in suite.image_sizes else {}
-    (answer,) = _ask(launcher, {"kind": "digest", **asked, **settings})
-    if "error" in answer:
-        raise UsageError(answer["error"])
+    (answer,) = _ask(launcher, Digest(weights=weights, model=suite.models[0] if NATIVE in suite.image_sizes else ""))
     size = answer.get("image_size")
     return str(answer["digest"]), None if size is None else (size[0], size[1])
 
@@ -467,10 +478,7 @@ def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher) -> None:
     for cell in cells:
         tried.setdefault(static_key(cell), cell)
     for cell in tried.values():
-        task = {"kind": "weights", "cell": asdict(cell), **weights_settings(suite)}
-        (answer,) = _ask(launcher, task, timeout_s=_DOWNLOAD_S)
-        if "error" in answer:
-            raise UsageError(answer["error"])
+        _ask(launcher, TryWeights(cell=cell, weights=weights_of(suite)), timeout_s=_DOWNLOAD_S)
 
 
 def own_facts(name: str) -> ModelFacts:
@@ -487,9 +495,7 @@ def _match_external(names: tuple[str, ...], launcher: Launcher) -> tuple[str, ..
     if not patterns:
         return names
     found: dict[str, list[str]] = {}
-    for answer in _ask(launcher, {"kind": "match", "patterns": patterns}):
-        if "error" in answer:
-            raise UsageError(answer["error"])
+    for answer in _ask(launcher, Match(patterns=tuple(patterns))):
         found[answer["pattern"]] = answer["models"]
     return tuple(dict.fromkeys(one for name in names for one in found.get(name, [name])))
 
@@ -498,9 +504,7 @@ def _look_up(names: tuple[str, ...], launcher: Launcher) -> dict[str, ModelFacts
     facts = {name: own_facts(name) for name in names if not is_external(name)}
     external = [name for name in names if is_external(name)]
     if external:
-        for answer in _ask(launcher, {"kind": "inspect", "models": external}):
-            if "error" in answer:
-                raise UsageError(answer["error"])
+        for answer in _ask(launcher, Inspect(models=tuple(external))):
             height, width = answer["image_size"]
             # such a model checks its sizes itself when it is built, which is before the first cell
             facts[answer["model"]] = ModelFacts(
@@ -528,7 +532,7 @@ def _estimate(
     for device in {cell.device for cell in cells}:
         threads = next(cell.threads for cell in cells if cell.device == device)
         try:
-            (answer,) = _ask(launcher, {"kind": "calibrate", "device": device, "threads": threads})
+            (answer,) = _ask(launcher, Calibrate(device=device, threads=threads))
             rates[device] = answer["flops_per_s"]
         except WorkerError:  # a device that is full, or broken: its cells will say so, and an estimate stops nothing
             rates[device] = _UNKNOWN_RATE

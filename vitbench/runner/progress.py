@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from vitbench.core.records import Cell, Record
 from vitbench.core.text import one_line
+from vitbench.executors.protocol import TrainingStep
 from vitbench.suites.batch_search import bounds_a_search, search_label
 
 #: Characters of what the live line says of a cell.
@@ -65,8 +66,8 @@ class Progress:
     def doing(self, what: str) -> None:
         """A process of the current cell begins."""
 
-    def training_step(self, event: Mapping[str, Any]) -> None:
-        """A training cell goes on: ``step``, ``total`` (or None) and ``loss``."""
+    def training_step(self, event: TrainingStep) -> None:
+        """A training cell has come further."""
 
     def cell_done(self, record: Record) -> None:
         """A cell has its record."""
@@ -196,9 +197,9 @@ class LiveProgress(PlainProgress):
     def doing(self, what: str) -> None:
         self._show(f"{self._label}: {what}")
 
-    def training_step(self, event: Mapping[str, Any]) -> None:
-        total = f"/{event['total']}" if event.get("total") else ""
-        self._show(f"{self._label}: step {event['step']}{total}, loss {event['loss']:.3f}")
+    def training_step(self, event: TrainingStep) -> None:
+        total = f"/{event.total}" if event.total else ""
+        self._show(f"{self._label}: step {event.step}{total}, loss {event.loss:.3f}")
 
     def cell_done(self, record: Record) -> None:
         Progress.cell_done(self, record)

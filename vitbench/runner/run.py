@@ -34,7 +34,7 @@ from vitbench.runner.plan import (
     check_excluded_recipes,
     make_plan,
     parse_budget,
-    weights_settings,
+    weights_of,
 )
 from vitbench.runner.progress import Progress, SilentProgress
 from vitbench.suites import DEFAULT_SUITE, NATIVE, RANDOM, Suite, list_suites, load_suite, make_suite, to_toml
@@ -510,7 +510,7 @@ def _refuse_changed_environment(folder: Path, plan: Plan) -> None:
 
 def _refuse_changed_checkpoint(folder: Path, plan: Plan, done: Sequence[Record]) -> None:
     """Figures of two checkpoints must not stand in one run as if they were of one."""
-    if not weights_settings(plan.suite):
+    if weights_of(plan.suite) is None:
         return
     before = {record.cell.weights for record in done}
     now = {cell.weights for cell in plan.cells}

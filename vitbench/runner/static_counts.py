@@ -7,15 +7,14 @@ Nothing here is timed, so that these workers, and only these, run at the same ti
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
 
 from vitbench.core.records import Cell
 from vitbench.devices.host.environment import usable_cores
 from vitbench.executors.conversation import Outcome, converse, finish
 from vitbench.executors.launcher import Launcher, Worker
+from vitbench.executors.protocol import Measure, Task
 
 StaticKey = tuple[str, tuple[int, int], int, str]
 
@@ -27,11 +26,6 @@ _MOST_WORKERS = 8
 def static_key(cell: Cell) -> StaticKey:
     """What parameters and FLOPs depend on: cells that share it share these figures."""
     return cell.model, cell.image_size, cell.num_classes, cell.attention
-
-
-def measure_task(cell: Cell, process: str, metrics: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    """The task that makes a worker measure ``metrics`` of ``cell``."""
-    return {"kind": "measure", "process": process, "metrics": list(metrics), "cell": asdict(cell), **more}
 
 
 class StaticCounter:
@@ -48,11 +42,11 @@ class StaticCounter:
         metrics: tuple[str, ...],
         timeout_s: float,
         *,
-        task: Callable[[Cell], Mapping[str, Any]] | None = None,
+        task: Callable[[Cell], Task] | None = None,
         models_a_worker: int = _MODELS_A_WORKER,
     ) -> None:
         self._launcher = launcher
-        self._task = task or (lambda cell: measure_task(cell, "static", metrics))
+        self._task = task or (lambda cell: Measure(cell=cell, process="static", metrics=metrics))
         self._models_a_worker = models_a_worker
         self._timeout_s = timeout_s
         self._starting = threading.Lock()

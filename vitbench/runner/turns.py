@@ -17,6 +17,7 @@ from typing import Any
 
 from vitbench.executors.conversation import Conversation, Outcome, finish
 from vitbench.executors.launcher import Launcher, Worker
+from vitbench.executors.protocol import Measure, RunReference, Turn, Waiting
 
 #: How long a turn is: long against a switch of processes (some 0.1 ms), short against the drift of a machine. A call
 #: that takes longer is not cut.
@@ -44,8 +45,8 @@ class ReferenceTurn:
 class Player:
     """A process that takes turns: granted one, it runs until it waits for the next, or is over."""
 
-    def __init__(self, worker: Worker, task: dict[str, Any], *, timeout_s: float, device: str) -> None:
-        self._conversation = Conversation(worker, {**task, "turns": True}, timeout_s=timeout_s, device=device)
+    def __init__(self, worker: Worker, task: Measure | RunReference, *, timeout_s: float, device: str) -> None:
+        self._conversation = Conversation(worker, task, timeout_s=timeout_s, device=device)
         self._worker = worker
         self._device = device
         self._since: ReferenceTurn | None = None  # the reference's first turn after this player's last one
@@ -72,21 +73,21 @@ class Player:
 
     def play(self, before: ReferenceTurn | None) -> None:
         """One turn, with the reference's last one."""
-        reply = {
-            "seconds": TURN_S,
-            "before": before.to_json() if before else None,
-            "after_last": self._since.to_json() if self._since else None,
-        }
+        turn = Turn(
+            seconds=TURN_S,
+            before=before.to_json() if before else None,
+            after_last=self._since.to_json() if self._since else None,
+        )
         self._since = None
-        self._note(self._conversation.go_on(reply))
+        self._note(self._conversation.go_on(turn))
 
     def reference_ran(self, turn: ReferenceTurn) -> None:
         """Note the reference's turn for the samples before it."""
         if self._since is None:
             self._since = turn
 
-    def _note(self, event: dict[str, Any] | None) -> None:
-        self._has_sampled_enough = bool(event and event.get("last"))
+    def _note(self, event: Waiting | None) -> None:
+        self._has_sampled_enough = event is not None and event.last
 
     def finish(self) -> Outcome:
         """End the process; what came of its task."""
@@ -128,12 +129,12 @@ class Reference:
                 worker = self._launcher.start()
                 self._player = Conversation(worker, self._task(), timeout_s=math.inf, device=self.device)
                 if self._player.go_on(limit_s=_LOADING_LIMIT_S) is not None:  # it has loaded: an event without facts
-                    self._player.go_on({"seconds": TURN_S}, limit_s=_TURN_LIMIT_S)  # its warm-up counts for nothing
+                    self._player.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)  # its warm-up counts for nothing
             over = self._player.over
-            event = None if over else self._player.go_on({"seconds": TURN_S}, limit_s=_TURN_LIMIT_S)
+            event = None if over else self._player.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
             if event is not None:
                 self._deaths = 0
-                return ReferenceTurn(tuple(event["samples"]), event["cpu_seconds"], time.monotonic())
+                return ReferenceTurn(event.samples, event.cpu_seconds, time.monotonic())
             self._bury()
         return None
 
@@ -153,8 +154,10 @@ class Reference:
             self._player.worker.end()
             self._player = None
 
-    def _task(self) -> dict[str, Any]:
-        return {"kind": "reference", "device": self.device, "threads": self.threads, "cores": self.cores}
+    def _task(self) -> RunReference:
+        return RunReference(
+            device=self.device, threads=self.threads, cores=None if self.cores is None else tuple(self.cores)
+        )
 
     def _bury(self) -> None:
         assert self._player is not None
@@ -168,7 +171,7 @@ class Reference:
 class ReferencePlayer(Player):
     """The reference as if it were a cell. ``samples`` and ``reference_samples`` are seconds of a step, one a turn."""
 
-    def __init__(self, worker: Worker, task: dict[str, Any], *, device: str) -> None:
+    def __init__(self, worker: Worker, task: RunReference, *, device: str) -> None:
         super().__init__(worker, task, timeout_s=math.inf, device=device)
         self.samples: list[float] = []
         self.reference_samples: list[float] = []
@@ -177,12 +180,12 @@ class ReferencePlayer(Player):
     def prepare(self) -> None:
         for _ in range(2):  # loads, and warms up
             if not self.over:
-                self._conversation.go_on({"seconds": TURN_S}, limit_s=_LOADING_LIMIT_S)
+                self._conversation.go_on(Turn(seconds=TURN_S), limit_s=_LOADING_LIMIT_S)
 
     def play(self, before: ReferenceTurn | None) -> None:
-        event = self._conversation.go_on({"seconds": TURN_S}, limit_s=_TURN_LIMIT_S)
+        event = self._conversation.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
         if event is not None and before is not None:
-            self._waiting.append((median(event["samples"]), before))
+            self._waiting.append((median(event.samples), before))
 
     def reference_ran(self, turn: ReferenceTurn) -> None:
         for sample, before in self._waiting:

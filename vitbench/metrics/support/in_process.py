@@ -1,0 +1,134 @@
+"""Measure a cell in this process: prepare it, make the metrics' subject, run a metric, classify what it raises.
+
+Loads torch only when it is called: the runner imports the types.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vitbench.core.errors import Unsupported
+from vitbench.core.records import Cell, Measurement
+from vitbench.core.registry import METRICS, PRETRAINED, Claim, is_external
+from vitbench.devices import Failure, open_device
+from vitbench.metrics.support.subject import Subject
+from vitbench.models.tracebacks import model_places, with_places
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A checkpoint to load. ``replace_head``: a head with other classes is left out, a random one takes its place."""
+
+    path: str
+    replace_head: bool = False
+
+
+def prepare_process(cell: Cell, process: str) -> tuple[str, str]:
+    """Set threads, seeds, memory limit and allocator for a cell, before the first operator of its process.
+
+    Returns descriptions of the allocator and of what enforces the memory limit; empty without one.
+    """
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(cell.threads)
+    random.seed(cell.seed)
+    np.random.seed(cell.seed % 2**32)
+    torch.manual_seed(cell.seed)
+    if process == "static":
+        return "", ""  # nothing is allocated on meta
+    if process == "counters":
+        open_device("cpu").limit_memory(None)  # a real model on the CPU, whatever the cell's device and limit
+        return "", ""
+    device = open_device(cell.device)
+    allocator = device.steady_allocator() if process == "memory" else ""
+    return allocator, device.limit_memory(cell.memory_limit)
+
+
+def make_subject(cell: Cell, weights: WeightsFile | None = None) -> Subject:
+    """The cell as its metrics see it. Building its model raises CheckpointError if ``weights`` do not fit it."""
+    import torch
+
+    from vitbench.models import build_model, describe_model, use_attention
+
+    def build() -> torch.nn.Module:
+        torch.manual_seed(cell.seed)  # the same weights in each process of a cell
+        real = torch.get_default_device().type != "meta"  # on meta there is nothing to load weights into
+        published = cell.weights.startswith(f"{PRETRAINED}:")
+        model = build_model(
+            cell.model, image_size=cell.image_size, num_classes=cell.num_classes, pretrained=published and real
+        )
+        if real and weights is not None:
+            subject.weights_note = _load(model, cell, weights)
+        elif real and published and describe_model(cell.model).published_classes != cell.num_classes:
+            subject.weights_note = "its head left out, a random one in its place"
+        return model
+
+    subject = Subject(
+        cell=cell,
+        device=open_device(cell.device),
+        build=build,
+        attention=lambda model: use_attention(model, cell.attention),
+    )
+    return subject
+
+
+def run_metric(name: str, subject: Subject) -> Iterator[Measurement]:
+    """The measurements of a metric; those missing when it raises Unsupported become absent, with its reason."""
+    metric = METRICS.get(name)
+    missing = metric.yields_in(subject.cell.mode)
+    try:
+        for measurement in metric.measure(subject):
+            missing.pop(measurement.metric, None)
+            yield measurement
+    except Unsupported as reason:
+        for absent, unit in missing.items():
+            yield Measurement.absent(absent, unit, "unsupported", str(reason))
+
+
+def failure_of(error: BaseException, cell: Cell) -> Failure:
+    """The status and cause of an exception on the cell's device.
+
+    The cause is ``model_bug``, with the place, for an exception that the device cannot explain and that the model's
+    own code raised while it was built or run.
+    """
+    device = open_device(cell.device)
+    explained = device.explain(error)
+    # a file or a network that refuses is no bug of the model
+    places = () if explained or isinstance(error, OSError) else model_places(error)
+    failure = explained or device.classify(error)
+    return replace(failure, cause="model_bug", detail=with_places(failure.detail, places)) if places else failure
+
+
+def library_claims(cell: Cell) -> tuple[Claim, ...]:
+    """The claims that only the model's library knows, if they are for the cell's image size and classes."""
+    from vitbench.models import describe_model
+
+    if not is_external(cell.model):
+        return ()
+    card = describe_model(cell.model)
+    fits = (card.image_size, card.num_classes) == (cell.image_size, cell.num_classes)
+    return card.claims if fits else ()
+
+
+def _load(model: nn.Module, cell: Cell, weights: WeightsFile) -> str:
+    """Load a checkpoint into ``model``; returns what was not loaded as it is in the file.
+
+    Raises CheckpointError if it does not fit, or is not the one of the plan.
+    """
+    from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint
+
+    report = load_checkpoint(model, weights.path, replace_head=weights.replace_head)
+    if report.digest != cell.weights:
+        raise CheckpointError(f"{report.path} has changed since the run began ({cell.weights} is now {report.digest})")
+    notes = ["its head left out, a random one in its place"] if report.replaced_head else []
+    if report.resampled:
+        old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
+        notes.append(f"positions resampled from {old} to {new} patches")
+    return ", ".join(notes)
