@@ -33,9 +33,6 @@ ROOMS = [
     "core",
 ]
 LEVEL = {part: level for level, parts in enumerate(ROOMS) for part in parts.split()}
-#: Arrows that still point up, by importer and imported.
-EXCEPTIONS = {
-}
 #: What a command line needs before it measures, and what reads and renders results.
 TORCH_FREE = [
     "cli",
@@ -97,12 +94,7 @@ def is_for_types(node: ast.AST) -> bool:
 def test_imports_point_down(module: str) -> None:
     for other in imported_by(module):
         here, there = module.split(".")[0], other.split(".")[0]
-        if (module, other) not in EXCEPTIONS:
-            assert here == there or LEVEL[there] > LEVEL[here], f"{module} imports {other}, which is not below it"
-
-
-def test_every_exception_is_needed() -> None:
-    assert all(other in imported_by(module) for module, other in EXCEPTIONS)
+        assert here == there or LEVEL[there] > LEVEL[here], f"{module} imports {other}, which is not below it"
 
 
 def test_no_imports_go_in_circles() -> None:
