@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from statistics import NormalDist
+from statistics import median as middle
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def median(samples: Sequence[float]) -> float:
     """The median. Raises ValueError if there is no sample."""
     if len(samples) == 0:
         raise ValueError("the median of no samples")
-    return float(np.median(np.asarray(samples, dtype=float)))
+    return float(middle(samples))  # much faster than numpy's for the two or three samples of a turn
 
 
 def relative_samples(

@@ -227,7 +227,17 @@ def shown_status(status: str) -> str:
 
 
 def figure(record: Record, metric: str) -> Figure:
-    """The figure of one metric of one cell: its measurement, or the status that stands in its place."""
+    """The figure of one metric of one cell: its measurement, or the status that stands in its place.
+
+    Kept beside the record's fields, as ``cached_property`` does: tables, plots and files ask for the same estimates.
+    """
+    known: dict[str, Figure] = vars(record).setdefault("_figures", {})
+    if metric not in known:
+        known[metric] = _find_figure(record, metric)
+    return known[metric]
+
+
+def _find_figure(record: Record, metric: str) -> Figure:
     measurement = record.measurement(metric)
     if measurement is not None:
         if measurement.status == "ok" and not any(measurement.samples):

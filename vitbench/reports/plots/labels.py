@@ -1,4 +1,4 @@
-"""Names beside points, placed so that they cover neither points nor each other where there is room."""
+"""Names beside points of a plot, placed so that they cover neither points nor each other where there is room."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,9 +17,9 @@ FONT_SIZE = 8
 #: Where a label may go: directions by preference (right, left, above, ...) and distances in px from its point.
 DIRECTIONS = (0, 180, 45, 135, -45, -135, 90, -90, 20, 160, -20, -160)
 DISTANCES = (9, 20, 34, 52, 74)
-#: What a label that is further away than this many px needs: a line back to its point.
+#: A label further away than this many px gets a line back to its point.
 LEADER_BEYOND = 15
-#: How much a covered px of each costs, against one px of distance.
+#: What a covered px of each costs, against one px of distance.
 LABEL_COST, POINT_COST, OUTSIDE_COST = 1.0, 1.5, 5.0
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -33,11 +35,17 @@ class Label:
     colour: str
 
 
-def place_labels(axes: Axes, canvas: FigureCanvasAgg, labels: Sequence[Label], lines: Sequence[Box]) -> None:
-    """Write ``labels`` beside their points, off the level and upright ``lines`` (x0, y0, x1, y1) where there is room.
+def place_labels(
+    axes: Axes,
+    canvas: FigureCanvasAgg,
+    labels: Sequence[Label],
+    points: Sequence[tuple[float, float]],
+    lines: Sequence[Box],
+) -> None:
+    """Write ``labels`` beside their points, off all ``points`` and level or upright ``lines`` where there is room.
 
-    All in data coordinates. Call it last: limits and scales must stand. Greedy, the most crowded points first; the same
-    input gives the same picture.
+    All in data coordinates. Call it last: limits, scales and layout must stand. Greedy, the most crowded points first;
+    the same input gives the same plot.
     """
     from matplotlib.patheffects import withStroke
 
@@ -46,15 +54,15 @@ def place_labels(axes: Axes, canvas: FigureCanvasAgg, labels: Sequence[Label], l
     sizes = [_text_size(axes, canvas, label.text) for label in labels]
     frame = axes.get_window_extent(canvas.get_renderer())
     inside = (frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 2)
-    obstacles = [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels]
-    for x0, y0, x1, y1 in lines:
-        (left, bottom), (right, top) = to_pixels((x0, y0)), to_pixels((x1, y1))
-        obstacles.append((float(left) - 2, float(bottom) - 2, float(right) + 2, float(top) + 2))
-    taken: list[Box] = []
-    for index in sorted(range(len(labels)), key=lambda i: (_room(pixels, i), i)):
+    obstacles = [np.hstack([to_pixels(np.array(points)) - 6, to_pixels(np.array(points)) + 6])]
+    if lines:
+        ends = np.array(lines)
+        obstacles.append(np.hstack([to_pixels(ends[:, :2]) - 2, to_pixels(ends[:, 2:]) + 2]))
+    covered, taken = np.vstack(obstacles), np.zeros((len(labels), 4))
+    for done, index in enumerate(sorted(range(len(labels)), key=lambda i: (_room(pixels, i), i))):
         label = labels[index]
-        box = _best_box(pixels[index], sizes[index], inside, obstacles, taken)
-        taken.append(box)
+        box = _best_box(pixels[index], sizes[index], inside, covered, taken[:done])
+        taken[done] = box
         x, y = pixels[index]
         centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         away = math.hypot(x - min(max(x, box[0]), box[2]), y - min(max(y, box[1]), box[3]))
@@ -87,25 +95,24 @@ def _room(pixels: Sequence[tuple[float, ...]], index: int) -> float:
 
 
 def _best_box(
-    point: tuple[float, ...], size: tuple[float, float], inside: Box, obstacles: Sequence[Box], taken: Sequence[Box]
+    point: tuple[float, ...], size: tuple[float, float], inside: Box, obstacles: np.ndarray, taken: np.ndarray
 ) -> Box:
-    best, lowest = (0.0, 0.0, 0.0, 0.0), math.inf
     width, height = size
-    for distance in DISTANCES:
-        for rank, degrees in enumerate(DIRECTIONS):
-            across, up = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-            x = point[0] + across * (distance + width / 2)
-            y = point[1] + up * (distance + height / 2)
-            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            cost = distance + 0.5 * rank
-            cost += LABEL_COST * sum(_overlap(box, other) for other in taken)
-            cost += POINT_COST * sum(_overlap(box, other) for other in obstacles)
-            cost += OUTSIDE_COST * (width * height - _overlap(box, inside))
-            if cost < lowest:
-                best, lowest = box, cost
-    return best
+    distances = np.repeat(np.array(DISTANCES, dtype=float), len(DIRECTIONS))
+    angles = np.tile(np.radians(DIRECTIONS), len(DISTANCES))
+    x = point[0] + np.cos(angles) * (distances + width / 2)
+    y = point[1] + np.sin(angles) * (distances + height / 2)
+    boxes = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=1)
+    cost = distances + 0.5 * np.tile(np.arange(len(DIRECTIONS)), len(DISTANCES))
+    cost += LABEL_COST * _overlaps(boxes, taken).sum(axis=1)
+    cost += POINT_COST * _overlaps(boxes, obstacles).sum(axis=1)
+    cost += OUTSIDE_COST * (width * height - _overlaps(boxes, np.array([inside]))[:, 0])
+    left, bottom, right, top = map(float, boxes[np.argmin(cost)])
+    return left, bottom, right, top
 
 
-def _overlap(a: Box, b: Box) -> float:
-    """The area that two boxes share, px^2."""
-    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+def _overlaps(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area (px^2) that each of ``some`` (n x 4) shares with each of ``others`` (m x 4), n x m."""
+    low = np.maximum(some[:, None, :2], others[None, :, :2])
+    high = np.minimum(some[:, None, 2:], others[None, :, 2:])
+    return np.prod(np.clip(high - low, 0, None), axis=2)

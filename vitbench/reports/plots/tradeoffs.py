@@ -32,6 +32,8 @@ GROUPING = ("run", "data", "threads")
 LOG_FROM = 3.0
 #: Characters of a name in a picture: what is longer would leave no room for points.
 _LONGEST_LABEL = 70
+#: More names than these cover each other whatever one does.
+_MOST_LABELS = 60
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,14 @@ class Picture:
         """The points of a group that none of it beats, by ascending x."""
         points = [point for point in self.points if point.group == group]
         return [points[i] for i in pareto_front([(point.x, point.y) for point in points])]
+
+    @property
+    def labelled(self) -> list[Point]:
+        """The points that get their names: all, or of very many those on the fronts, then the most accurate ones."""
+        if len(self.points) <= _MOST_LABELS:
+            return list(self.points)
+        fronts = {id(point) for group in self.groups for point in self.front(group)}
+        return sorted(self.points, key=lambda one: (id(one) not in fronts, -one.y))[:_MOST_LABELS]
 
     @property
     def chance_is_near(self) -> bool:
@@ -147,22 +157,21 @@ def render_png(picture: Picture) -> bytes:
     drawing = Drawing(figsize=(8, 5.2), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(drawing)
     axes = drawing.add_subplot()
-    labels: list[Label] = []
+    colours = {group: COLOURS[index % len(COLOURS)] for index, group in enumerate(picture.groups)}
     lines: list[Segment] = []
-    for index, group in enumerate(picture.groups):
-        colour = COLOURS[index % len(COLOURS)]
+    for index, (group, colour) in enumerate(colours.items()):
         lines += _draw_group(axes, picture, group, colour, MARKERS[index % len(MARKERS)])
-        labels += [
-            Label(one_line(point.label, _LONGEST_LABEL), point.x, point.y, colour)
-            for point in picture.points
-            if point.group == group
-        ]
+    labelled = picture.labelled
+    if len(labelled) < len(picture.points):
+        axes.plot([], [], " ", label=f"named: {len(labelled)} of {len(picture.points)}, fronts first")
     _draw_frame(axes, picture)
+    labels = [Label(one_line(one.label, _LONGEST_LABEL), one.x, one.y, colours[one.group]) for one in labelled]
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")  # names in scripts that the font lacks: boxes
-        canvas.draw()  # settles the layout that the labels are placed in
-        place_labels(axes, canvas, labels, lines)
+        drawing.draw_without_rendering()  # settles the layout that the labels are placed in
+        drawing.set_layout_engine("none")
+        place_labels(axes, canvas, labels, [(point.x, point.y) for point in picture.points], lines)
         # Without the library's name and version: the same records give the same bytes.
         drawing.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -201,24 +210,29 @@ def _short(axis: str, value: str) -> str:
 
 def _draw_group(axes: Axes, picture: Picture, group: str, colour: str, marker: str) -> list[Segment]:
     """Points with their intervals, hollow where beaten, and the front as a staircase; returns the lines drawn."""
+    from matplotlib.collections import LineCollection
+
     lines: list[Segment] = []
     front = picture.front(group)
-    for point in picture.points:
-        if point.group != group:
-            continue
+    points = [point for point in picture.points if point.group == group]
+    for point in points:
         if point.x_low is not None and point.x_high is not None:
             lines.append((point.x_low, point.y, point.x_high, point.y))
         if point.y_low is not None and point.y_high is not None:
             lines.append((point.x, point.y_low, point.x, point.y_high))
-        face = colour if point in front else "white"
-        axes.plot(point.x, point.y, marker, ms=5.8, mfc=face, mec=colour, mew=1.2, zorder=4)
-    for x0, y0, x1, y1 in lines:
-        axes.plot([x0, x1], [y0, y1], color=colour, lw=1, alpha=0.45, zorder=2)
+    axes.add_collection(
+        LineCollection([((x0, y0), (x1, y1)) for x0, y0, x1, y1 in lines], colors=colour, lw=1, alpha=0.45, zorder=2)
+    )
+    beaten = [point for point in points if point not in front]
+    xs, ys = [point.x for point in beaten], [point.y for point in beaten]
+    axes.plot(xs, ys, marker, ls="", ms=5.8, mfc="white", mec=colour, mew=1.2, zorder=4)
     for one, following in itertools.pairwise(front):
         lines += [(one.x, one.y, following.x, one.y), (following.x, one.y, following.x, following.y)]
     xs, ys = [point.x for point in front], [point.y for point in front]
     label = f"{one_line(group, _LONGEST_LABEL)}: Pareto front (filled)"
-    axes.plot(xs, ys, f"{marker}-", color=colour, ms=5.8, lw=1.4, drawstyle="steps-post", label=label, zorder=3)
+    axes.plot(
+        xs, ys, f"{marker}-", color=colour, ms=5.8, mew=1.2, lw=1.4, drawstyle="steps-post", label=label, zorder=3
+    )
     return lines
 
 
