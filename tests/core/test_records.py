@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitbench.core.records import Cell, Measurement, Record, format_image_size, parse_image_size
+from vitbench.core.records import SCHEMA, Cell, Measurement, Record, format_image_size, parse_image_size, upgrade
 
 
 def make_cell(**changes: object) -> Cell:
@@ -111,3 +113,40 @@ def test_what_is_no_image_size_is_refused_by_name(text: str) -> None:
 def test_the_single_value_of_many_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="not one"):
         _ = Measurement(metric="latency", unit="s", samples=((1.0, 2.0),), method="").value
+
+
+def test_records_of_older_schemas_are_upgraded_when_they_are_read() -> None:
+    paths = sorted(Path(__file__).parents[2].glob("results/*/*/records.jsonl"))
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    assert {json.loads(line)["schema"] for line in lines} == {1, 2}
+    names = set()
+    for line in lines:
+        record = Record.from_json(line)
+        assert record.schema == SCHEMA
+        assert Record.from_json(record.to_json()) == record
+        for one in record.measurements:
+            assert bool(one.reference) == bool(one.reference_samples)
+            names |= {one.reference} - {""}
+    assert names == {"reference 1 (vitbench.reference, fp32, batch 1, 2 threads)"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "method", "reference", "executed"),
+    [
+        ("latency", "perf_counter; in turns with reference 1 (fp32, bound to cores 0, 1)", True, False),
+        ("latency_cpu_time", "process_time", True, False),
+        ("throughput", "32 images / perf_counter; in turns with reference 1 (fp32, bound to cores 0, 1)", False, False),
+        ("flops", "FlopCounterMode executed on the CPU, mean of 16 images, batch of 1", False, True),
+        ("flops", "FlopCounterMode on meta, batch of 1", False, False),
+    ],
+)
+def test_an_older_schema_stated_reference_and_execution_in_its_method(
+    metric: str, method: str, reference: bool, executed: bool
+) -> None:
+    turns = {"turns": [[1]], "reference_samples": [[1.0]]} if reference else {}
+    older = {"metric": metric, "unit": "s", "samples": [[2.0]], "method": method, **turns}
+    latency = {**older, "metric": "latency", "method": "in turns with reference 1 (fp32, bound to cores 0, 1)"}
+    data = {"schema": 2, "measurements": [older] + ([latency] if metric == "latency_cpu_time" else [])}
+    upgraded = upgrade(data)["measurements"][0]
+    assert upgraded["reference"] == ("reference 1 (fp32, bound to cores 0, 1)" if reference else "")
+    assert upgraded["executed"] is executed

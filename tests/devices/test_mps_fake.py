@@ -202,6 +202,7 @@ def test_waiting_only_behind_would_charge_it_to_the_first_sample_and_this_test_w
 class TurnsWithOthers:
     """Turns of three calls; the others run for a second in between, on the same GPU."""
 
+    reference_name = "reference 1"
     method, method_without_reference = "in turns", "without the reference"
 
     def __init__(self, metal: FakeMetal) -> None:

@@ -68,6 +68,7 @@ def steps(seconds: float, cpu_seconds: float = 0.5) -> dict[str, Any]:
 class ScriptedTurns:
     """Turns of ``seconds`` each, a long time apart; the reference has one before each, and one after the last."""
 
+    reference_name = "reference 1"
     method, method_without_reference = "in turns", "without the reference"
 
     def __init__(self, clock: Clock, reference: Sequence[Mapping[str, Any] | None], seconds: float = TURN_S) -> None:

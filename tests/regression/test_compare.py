@@ -429,8 +429,9 @@ def test_few_processes_are_inconclusive_and_no_reference_is_not_comparable() -> 
 
 def test_another_reference_is_not_compared() -> None:
     one = cell()
-    method = "time.perf_counter around one call; in turns with reference 2 (fp32, 2 threads)"
-    found = compared([paired(one, (1.0, 1.0, 1.0))], [paired(one, (9.0, 9.0, 9.0), method=method)])
+    found = compared(
+        [paired(one, (1.0, 1.0, 1.0))], [paired(one, (9.0, 9.0, 9.0), named="reference 2 (fp32, 2 threads)")]
+    )
     assert of(found, "relative_latency").verdict == "not comparable"
 
 
@@ -501,8 +502,8 @@ def test_tensor_bytes_are_compared_under_one_minor_torch(torch: str | None, verd
 
 def test_executed_flops_of_another_machine_are_not_compared() -> None:
     one = cell()
-    method = "FlopCounterMode executed on the CPU, mean of 16 pictures"
-    before, after = (ok(one, [single("flops", value, "FLOP", method)]) for value in (1e9, 1.1e9))
+    counted = [Measurement.single("flops", "FLOP", value, "executed", executed=True) for value in (1e9, 1.1e9)]
+    before, after = (ok(one, [flops]) for flops in counted)
     assert of(compared([before], [after]), "flops").verdict == "worse"
     apart = compared([before], [elsewhere(after)], head_environment=environments())
     assert of(apart, "flops").verdict == "not comparable"
@@ -913,7 +914,7 @@ def test_damaged_lines_are_passed_over_with_a_warning(folders: tuple[Path, Path]
 def test_records_of_a_newer_vitbench_are_told(folders: tuple[Path, Path]) -> None:
     base, head = folders
     path = head / "records.jsonl"
-    path.write_text(path.read_text(encoding="utf-8").replace('"schema":2', '"schema":99', 1), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace('"schema":3', '"schema":99', 1), encoding="utf-8")
     with pytest.warns(UserWarning, match="newer than this vitbench reads"):
         assert command(base, head) == FINE  # the cell that grew is the one that cannot be read
 

@@ -13,7 +13,8 @@ from vitbench.devices.host.load import OTHER_LOAD, STEAL
 REFERENCE_S = 0.01
 #: Turns of each process, and samples of each turn.
 TURNS, SAMPLES = 10, 2
-METHOD = "time.perf_counter around one call, torch 2.15.0; in turns with reference 1 (fp32, 2 threads)"
+REFERENCE = "reference 1 (fp32, 2 threads)"
+METHOD = f"time.perf_counter around one call, torch 2.15.0; in turns with {REFERENCE}"
 
 
 def timed(
@@ -22,7 +23,7 @@ def timed(
     *,
     reference: Sequence[float] = (REFERENCE_S,) * TURNS,
     group: str = "",
-    method: str = METHOD,
+    named: str = REFERENCE,
 ) -> Measurement:
     """One process a ratio: each sample is that many times what the ``reference`` (seconds, one a turn) took then."""
     return Measurement(
@@ -32,7 +33,8 @@ def timed(
         turns=tuple((SAMPLES,) * len(reference) for _ in ratios),
         reference_samples=tuple(tuple(reference) for _ in ratios),
         group=group,
-        method=method,
+        reference=named,
+        method=METHOD,
     )
 
 

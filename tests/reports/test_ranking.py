@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, infer, ok, size, trained, training_cell
-from tests.reports.paired import METHOD, TURNS, check, paired, tables, timed
+from tests.reports.paired import REFERENCE, TURNS, check, paired, tables, timed
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.statistics import BETWEEN_PROCESSES, BETWEEN_RUNS, WITHIN_PROCESS, Ratio
 from vitbench.reports.markdown.page import render_markdown
@@ -103,7 +103,7 @@ def test_processes_that_took_turns_are_compared_one_by_one() -> None:
     [
         latency(2.0, 2.0, 2.0, threads=1),
         latency(2.0, 2.0, 2.0, device="cuda"),
-        figure(paired(cell(), (2.0,) * 3, method=METHOD.replace("reference 1", "reference 2")), "latency"),
+        figure(paired(cell(), (2.0,) * 3, named=REFERENCE.replace("reference 1", "reference 2")), "latency"),
         figure(infer(cell(), processes=3), "latency"),
         Figure(),
     ],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.analysis.closed_form import ClosedForm, closed_form
 from vitbench.analysis.model_summary import expand_names
-from vitbench.core.errors import Unsupported, UsageError
+from vitbench.core.errors import USAGE_CAUSES, Unsupported, UsageError
 from vitbench.core.records import ATTENTIONS, Cell, format_image_size, parse_image_size
 from vitbench.metrics import Subject
 from vitbench.metrics.flops import Executed, execute, needs_values
@@ -93,7 +93,7 @@ def _audit(
     except Exception as error:  # a model that fails is an answer; the others are still asked for
         failure = failure_of(error, cell)
         detail = failure.detail.splitlines()[0]
-        return {"model": name, "error": detail, "usage": failure.cause == "usage"}
+        return {"model": name, "error": detail, "usage": failure.cause in USAGE_CAUSES}
     found["warnings"] = list(_warnings(found))
     return found
 

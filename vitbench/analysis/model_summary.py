@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.analysis.claims import Counts, Judgement, count_by_formula, judge_card, to_dict
-from vitbench.core.errors import Unsupported, UsageError
+from vitbench.core.errors import USAGE_CAUSES, Unsupported, UsageError
 from vitbench.core.records import Cell, Record, parse_image_size
 from vitbench.core.registry import ModelCard, find_models, is_external, is_pattern, model_registry
 from vitbench.metrics import Subject
@@ -95,7 +95,7 @@ def _show_model(
         found = {one.metric: one for metric in _SHOWN for one in run_metric(metric, subject)}
     except Exception as error:  # a model that fails is an answer; the others are still asked for
         failure = failure_of(error, cell)
-        return {**shown, "error": failure.detail.splitlines()[0], "usage": failure.cause == "usage"}
+        return {**shown, "error": failure.detail.splitlines()[0], "usage": failure.cause in USAGE_CAUSES}
     shown |= {key: int(found[key].value) for key in ("params", "trainable_params", "macs", "flops", "params_bytes")}
     shown |= {key: int(found[key].value) for key in ("buffers", "buffers_bytes")}
     dead = found["params_without_gradient"]

@@ -5,6 +5,7 @@
     VitbenchError
     ├── UsageError              the user asked for something that cannot be: one line, exit code 2
     │   ├── UnknownNameError    no such model, suite, metric, device or data set ("did you mean")
+    │   ├── UnknownModuleError  no such module for a builder of one's own
     │   ├── SuiteError          a suite file that says something it may not
     │   ├── ImageSizeError      a size that the architecture cannot take
     │   ├── DeviceError         a device that is not there
@@ -38,8 +39,16 @@ class UsageError(VitbenchError, ValueError):
     cause = "usage"
 
 
+#: The cause of a name that nothing has any more: a model, a builder or its module.
+UNKNOWN_NAME = "unknown_name"
+#: The causes of usage errors.
+USAGE_CAUSES = frozenset({UsageError.cause, UNKNOWN_NAME})
+
+
 class UnknownNameError(UsageError):
     """No such model, suite, metric, device or data set."""
+
+    cause = UNKNOWN_NAME
 
     def __init__(self, kind: str, name: str, known: Iterable[str], see: str) -> None:
         known = sorted(known)
@@ -48,6 +57,12 @@ class UnknownNameError(UsageError):
         hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
         super().__init__(f"Unknown {kind} {name!r}.{hint} See: {see}")
         self.name = name
+
+
+class UnknownModuleError(UsageError):
+    """The module of a builder cannot be found."""
+
+    cause = UNKNOWN_NAME
 
 
 class SuiteError(UsageError):

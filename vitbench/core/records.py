@@ -4,6 +4,7 @@ Schema history of a record line:
 
 1. first version
 2. a measurement may hold ``turns``, ``first_stage`` and ``group``
+3. a measurement may hold ``reference`` and ``executed``, which its ``method`` stated in words before
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -30,7 +32,7 @@ from vitbench.core.shapes import (
     check_shape,
 )
 
-SCHEMA = 2
+SCHEMA = 3
 
 Status = Literal["ok", "oom", "unsupported", "timeout", "killed", "error"]
 Mode = Literal["infer", "train"]
@@ -52,7 +54,8 @@ _CELL = {
     "seed": WHOLE,
 }
 _MEASUREMENT = {
-    **dict.fromkeys(("metric", "unit", "method", "group", "status", "detail"), TEXT),
+    **dict.fromkeys(("metric", "unit", "method", "reference", "group", "status", "detail"), TEXT),
+    "executed": FLAG,
     "samples": [LIST],
     "reference_samples": [LIST],
     "turns": [[COUNT]],
@@ -73,6 +76,9 @@ _ONE_VALUE = {
     **dict.fromkeys(("accuracy", "macro_f1"), SHARE),
 }
 _NOISE = {"device": TEXT, "threads": POSITIVE, "started_at": TEXT, "samples": LIST, "reference_samples": LIST}
+
+#: How schemas before 3 named the reference.
+_REFERENCE_IN_METHOD = re.compile(r"in turns with (reference .*?\))")
 
 #: Statuses that leave the exit code of a run at 0: running out of memory is a data point.
 HARMLESS: frozenset[str] = frozenset({"ok", "oom"})
@@ -144,10 +150,13 @@ class Measurement:
     base ``unit`` (s, byte, FLOP, MAC, image, image/s, ...). ``method`` says how, with versions.
 
     Samples that were taken in turns with the reference also have, one tuple a process, ``turns`` (how many samples each
-    turn took, in order) and ``reference_samples`` (one a turn: what the reference took then, in the same unit).
+    turn took, in order), ``reference_samples`` (one a turn: what the reference took then, in the same unit) and
+    ``reference`` (which one: its version, batch, threads and cores; only times over the same one are comparable).
     Measurements of one ``group`` took turns with each other as well: the first process of one with the first of the
     other, and so on. ``first_stage`` is the number of processes after which it was decided how many there would be in
     all, which the interval has to know; None if that was fixed beforehand.
+
+    ``executed``: the value was counted while the model ran on numbers, so that it can depend on the machine.
     """
 
     metric: str
@@ -156,15 +165,19 @@ class Measurement:
     method: str
     reference_samples: tuple[tuple[float, ...], ...] = ()
     turns: tuple[tuple[int, ...], ...] = ()
+    reference: str = ""
     first_stage: int | None = None
     group: str = ""
+    executed: bool = False
     status: Status = "ok"
     detail: str = ""
 
     @classmethod
-    def single(cls, metric: str, unit: str, value: float, method: str, detail: str = "") -> Measurement:
-        """A figure that one look gives exactly (a count, a size)."""
-        return cls(metric=metric, unit=unit, samples=((value,),), method=method, detail=detail)
+    def single(
+        cls, metric: str, unit: str, value: float, method: str, detail: str = "", *, executed: bool = False
+    ) -> Measurement:
+        """A value that one look gives exactly (a count, a size)."""
+        return cls(metric=metric, unit=unit, samples=((value,),), method=method, detail=detail, executed=executed)
 
     @classmethod
     def absent(cls, metric: str, unit: str, status: Status, detail: str, method: str = "") -> Measurement:
@@ -306,6 +319,7 @@ def record_from_dict(data: Mapping[str, Any]) -> Record:
     if data["schema"] > SCHEMA:
         raise ValueError(f"schema {data['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench")
     check_present(data, _RECORD)
+    data = upgrade(data)
     if data["status"] not in STATUSES:
         raise ValueError(f"unknown status {data['status']!r}")
     return Record(
@@ -315,6 +329,22 @@ def record_from_dict(data: Mapping[str, Any]) -> Record:
             "measurements": tuple(measurement_from_dict(m) for m in data["measurements"]),
         }
     )
+
+
+def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON object of a record with the fields that its schema did not have: before schema 3 the reference of a time
+    and whether a count was executed stood in ``method`` alone.
+    """
+    if data["schema"] >= 3:
+        return data
+    methods = {one["metric"]: one["method"] for one in data["measurements"]}
+    measurements = []
+    for one in data["measurements"]:
+        # a CPU time was taken in the same turns as the time itself, whose method names the reference
+        timed = methods.get(one["metric"].removesuffix("_cpu_time"), "")
+        named = _REFERENCE_IN_METHOD.search(timed) if one.get("reference_samples") else None
+        measurements.append({**one, "reference": named[1] if named else "", "executed": "executed" in one["method"]})
+    return {**data, "schema": SCHEMA, "measurements": measurements}
 
 
 def parse_image_size(text: str | int) -> tuple[int, int]:

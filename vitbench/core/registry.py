@@ -29,9 +29,6 @@ MODELS_DIR = Path(__file__).parents[1] / "models" / "architectures"
 #: What the name of a builder of one's own begins with.
 MODULE = "module:"
 
-#: So begins what is said of a ``module:`` name whose module is not there, unlike one that is there and fails.
-NO_SUCH_MODULE = "there is no module"
-
 #: What stands for a model's published weights.
 PRETRAINED = "pretrained"
 

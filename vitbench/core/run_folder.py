@@ -180,8 +180,7 @@ class RecordWriter:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._file, size_before)
             raise StorageError(
-                f"Cannot write to {self.path}: {error.strerror}. The records before it are safe: "
-                f"free some space, then: vitbench run --resume {self.path.parent}"
+                f"Cannot write to {self.path}: {error.strerror}. The records before it are safe"
             ) from error
         if not self._is_in_place(line):
             raise MisplacedError(self._rescue())

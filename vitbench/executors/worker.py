@@ -158,7 +158,8 @@ class PipeTurns:
         count = f"batch {batch}, {cell.threads} thread{'s' if cell.threads > 1 else ''}"
         bound = f"bound to cores {', '.join(map(str, cores))}" if cores else ""
         both = f", both {bound}" if bound else ""
-        self.method = f"in turns with reference {VERSION} (vitbench.reference, fp32, {count}{both})"
+        self.reference_name = f"reference {VERSION} (vitbench.reference, fp32, {count}{both})"
+        self.method = f"in turns with {self.reference_name}"
         self.method_without_reference = "without the reference" + (f", {bound}" if bound else "")
 
     def wait(self, *, last: bool = False) -> Mapping[str, Any]:

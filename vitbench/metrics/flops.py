@@ -173,8 +173,11 @@ def measure_flops(subject: Subject) -> Iterator[Measurement]:
     else:
         flops, how, detail = on_meta.get_total_flops(), "on meta", ""
     method = f"FlopCounterMode {how}, batch of 1, torch {torch.__version__}"
-    yield Measurement.single("flops", "FLOP", flops, f"{method}; matrix products, convolutions and attention", detail)
-    yield Measurement.single("macs", "MAC", flops // 2, f"{method}; FLOPs / 2", detail)
+    for metric, unit, value, what in (
+        ("flops", "FLOP", flops, "matrix products, convolutions and attention"),
+        ("macs", "MAC", flops // 2, "FLOPs / 2"),
+    ):
+        yield Measurement.single(metric, unit, value, f"{method}; {what}", detail, executed=depends)
 
 
 def _weights_of(cell: Cell) -> str:

@@ -10,8 +10,8 @@ import importlib
 
 from torch import nn
 
-from vitbench.core.errors import UnknownNameError, UsageError
-from vitbench.core.registry import MODULE, NO_SUCH_MODULE, ModelCard
+from vitbench.core.errors import UnknownModuleError, UnknownNameError, UsageError
+from vitbench.core.registry import MODULE, ModelCard
 
 #: What such a model is built for unless told otherwise: nobody has written a card for it.
 DEFAULT_SIZE = (224, 224)
@@ -42,7 +42,7 @@ def describe_imported(name: str) -> ModelCard:
     except ImportError as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
-            raise UsageError(f"{name}: {NO_SUCH_MODULE} {missing!r} that can be imported from here") from error
+            raise UnknownModuleError(f"{name}: there is no module {missing!r} to import here") from error
         raise UsageError(f"{name} cannot be imported: {error}") from error
     except Exception as error:  # the edge: importing runs the user's code, which may raise anything
         reason = (str(error).splitlines() or [""])[0]

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 from vitbench.core.records import Cell, Measurement, Record
-from vitbench.core.stats.estimates import first_stage_of, measurement_estimate, reference_of
+from vitbench.core.stats.estimates import first_stage_of, measurement_estimate
 from vitbench.core.stats.statistics import (
     MIN_PROCESSES,
     RUN_TO_RUN,
@@ -168,7 +168,7 @@ def _readings_of(record: Record, one: Measurement, moment: Moment, machine: str)
                 deviation=_relative_deviation(relative),
             )
             # times over different references are different series, as in comparisons
-            yield _Reading(RELATIVE + one.metric, "× reference", "relative", machine, reference_of(one), point)
+            yield _Reading(RELATIVE + one.metric, "× reference", "relative", machine, one.reference, point)
     value = measurement_estimate(record, one)
     if value is None:
         return
@@ -178,7 +178,7 @@ def _readings_of(record: Record, one: Measurement, moment: Moment, machine: str)
             deviation = math.hypot(MEMORY_RUN_TO_RUN, MEMORY_SCATTER_BYTES / value.value)
         else:
             kind = "shown"
-    counted = kind == "exact" and "executed" not in one.method
+    counted = kind == "exact" and not one.executed
     point = Point(moment=moment, value=value.value, low=value.low, high=value.high, deviation=deviation)
     yield _Reading(one.metric, one.unit, kind, "" if counted else machine, "", point)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import vitbench
-from vitbench.core.errors import UsageError, WorkerError
+from vitbench.core.errors import UNKNOWN_NAME, USAGE_CAUSES, UsageError, WorkerError
 from vitbench.core.records import Cell
-from vitbench.core.registry import METRICS, NO_SUCH_MODULE, is_imported
+from vitbench.core.registry import METRICS, is_imported
 from vitbench.core.text import one_line
 from vitbench.devices import Failure
 from vitbench.devices.failures import OF_THE_HOST
@@ -171,7 +171,7 @@ def _count(
         counter.begin(cells.values())
         for number, model in enumerate(models, start=1):
             outcome = counter.outcome(cells[model])
-            if refuse and outcome.failure is not None and outcome.failure.cause == "usage":
+            if refuse and outcome.failure is not None and outcome.failure.cause in USAGE_CAUSES:
                 raise UsageError(outcome.failure.detail)
             for entry in _entries_of(model, runs[model], outcome, bound):
                 entries[entry.place] = entry
@@ -191,7 +191,13 @@ def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome, bound: bo
         raise WorkerError(f"A worker gave {len(outcome.answers)} answers for {model.label}, not {1 + len(runs)}")
     for index, place in enumerate([model, *runs]):
         if index >= len(outcome.answers):
-            yield Entry(place=place, figures={}, absent={}, failed=why, gone=failure is not None and _is_gone(failure))
+            yield Entry(
+                place=place,
+                figures={},
+                absent={},
+                failed=why,
+                gone=failure is not None and failure.cause == UNKNOWN_NAME,
+            )
             continue
         answer = outcome.answers[index].values
         if "failed" in answer:
@@ -209,11 +215,6 @@ def _way_out(failure: Failure) -> str:
     if failure.cause == "disk_full":
         return "Make room on the disk, and try again"
     return "Give it more memory, or try again"
-
-
-def _is_gone(failure: Failure) -> bool:
-    """Whether there is no such model, builder or module any more; other usage errors are of models that are there."""
-    return failure.cause == "usage" and (failure.detail.startswith("Unknown ") or NO_SUCH_MODULE in failure.detail)
 
 
 def _lock(entries: Sequence[Entry], places: Sequence[Place]) -> Lock:

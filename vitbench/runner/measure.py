@@ -517,5 +517,6 @@ def _side_by_side(parts: Sequence[Measurement], first_stage: int | None, group: 
         turns=tuple(process for part in parts for process in part.turns),
         reference_samples=tuple(process for part in parts for process in part.reference_samples) if paired else (),
         first_stage=first_stage,
+        reference=parts[0].reference if paired else "",
         group=group if paired else "",
     )

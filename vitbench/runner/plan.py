@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vitbench.core.errors import DataError, DeviceError, UnknownNameError, UsageError, WorkerError
+from vitbench.core.errors import USAGE_CAUSES, DataError, DeviceError, UnknownNameError, UsageError, WorkerError
 from vitbench.core.records import Cell
 from vitbench.core.registry import METRICS, PRETRAINED, is_external, is_pattern, model_registry
 from vitbench.devices import canonical_device_name, open_device, split_name
@@ -434,7 +434,7 @@ def count_static(
         note(f"Counting parameters and FLOPs of {models} model{'s' if models > 1 else ''}{times} ...")
         for cell in cells:
             outcome = outcomes[static_key(cell)] = counter.outcome(cell)
-            if outcome.failure is not None and outcome.failure.cause == "usage":
+            if outcome.failure is not None and outcome.failure.cause in USAGE_CAUSES:
                 raise UsageError(with_training_size(suite, cell, outcome.failure.detail))
     return outcomes
 

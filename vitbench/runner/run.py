@@ -465,8 +465,6 @@ def _resumable(folder: Path) -> Iterator[None]:
     except store.MisplacedError:
         raise  # it says what to go on with
     except StorageError as error:
-        if "--resume" in str(error):
-            raise
         way_out = f"vitbench run --resume {folder}" if (folder / store.SUITE).is_file() else "start again"
         raise StorageError(f"{str(error).rstrip('.')}. Free some space, then: {way_out}") from error
 
@@ -482,7 +480,7 @@ def _suite_as_run(folder: Path) -> Suite:
         suite = suite.model_copy(
             update={"training": section.model_copy(update={"data_dir": root, "download": download})}
         )
-    if "precision" in (folder / store.SUITE).read_text(encoding="utf-8"):
+    if "precision" in suite.measure.model_fields_set:
         return suite
     return suite.model_copy(update={"measure": suite.measure.model_copy(update={"precision": 0.0})})
 

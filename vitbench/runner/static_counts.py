@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from vitbench.core.errors import USAGE_CAUSES
 from vitbench.core.records import Cell
 from vitbench.devices.host.environment import usable_cores
 from vitbench.executors.conversation import Outcome, converse, finish
@@ -95,7 +96,7 @@ class StaticCounter:
     def _count(self, cell: Cell) -> Outcome:
         worker = self._worker()
         outcome = converse(worker, self._task(cell), timeout_s=self._timeout_s)
-        if outcome.failure is not None and outcome.failure.cause != "usage":
+        if outcome.failure is not None and outcome.failure.cause not in USAGE_CAUSES:
             outcome = finish(worker, outcome, "cpu")
         return outcome
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.statistics import WILSON, Estimate, Relative, estimate, in_quiet_turns, wilson_interval
@@ -39,12 +38,6 @@ def measurement_estimate(record: Record, measurement: Measurement) -> Estimate |
         low, high = wilson_interval(round(result.value * total), total)
         result = dataclasses.replace(result, low=low, high=high, kind=WILSON)
     return result
-
-
-def reference_of(one: Measurement) -> str:
-    """Which reference a time was taken in turns with, as its method has it; empty if with none."""
-    found = re.search(r"in turns with (reference .*?\))", one.method)
-    return found[1] if found else ""
 
 
 def first_stage_of(one: Measurement) -> Relative | None:

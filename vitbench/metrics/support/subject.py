@@ -65,6 +65,8 @@ class Trainer(Protocol):
 class Turns(Protocol):
     """Where a timed process takes turns with others; the worker supplies it."""
 
+    #: The reference: its version, batch, threads and cores.
+    reference_name: str
     #: How the turns are taken, for a measurement's method; and how, where the reference did not run beside each.
     method: str
     method_without_reference: str

@@ -25,7 +25,7 @@ class Timing:
 
     ``turns`` counts the samples of each turn. One value a turn: ``cpu`` (CPU time of a call, all threads),
     ``reference`` and ``reference_cpu`` (the same of a step of the reference, between its last turn before and its first
-    one after); the latter two are empty where there is no reference.
+    one after); the latter two are empty where there is no reference, as is ``reference_name``.
     """
 
     samples: tuple[float, ...]
@@ -33,6 +33,7 @@ class Timing:
     cpu: tuple[float, ...]
     reference: tuple[float, ...] = ()
     reference_cpu: tuple[float, ...] = ()
+    reference_name: str = ""
 
     def measurements(self, metric: str, method: str) -> Iterator[Measurement]:
         """The time itself, and ``<metric>_cpu_time``."""
@@ -42,6 +43,7 @@ class Timing:
             samples=(self.samples,),
             turns=(self.turns,),
             reference_samples=(self.reference,) if self.reference else (),
+            reference=self.reference_name,
             method=method,
         )
         yield Measurement(
@@ -50,6 +52,7 @@ class Timing:
             samples=(self.cpu,),
             turns=((1,) * len(self.cpu),),
             reference_samples=(self.reference_cpu,) if self.reference_cpu else (),
+            reference=self.reference_name,
             method="time.process_time (all threads of the process) over the calls of a turn, one value a turn",
         )
 
@@ -108,11 +111,13 @@ def sample_durations(call: Callable[[], object], device: Device, budget: Budget,
     finally:
         if collecting:
             gc.enable()
+    reference = _between(before, after, _steps_as_long_as(samples, counts))
     return Timing(
         samples=tuple(samples),
         turns=tuple(counts),
         cpu=tuple(cpu),
-        reference=_between(before, after, _steps_as_long_as(samples, counts)),
+        reference=reference,
+        reference_name=turns.reference_name if turns is not None and reference else "",
         reference_cpu=_between(before, after, lambda turn, number: float(turn["cpu_seconds"])),
     )
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from vitbench.core.records import HARMLESS, Record
-from vitbench.core.stats.estimates import reference_of
+from vitbench.core.records import HARMLESS, Measurement, Record
 from vitbench.core.stats.statistics import CONFIDENCE, MIN_PROCESSES
 from vitbench.regression.change import Change, Verdict
 from vitbench.regression.compare.environments import Apart
@@ -90,8 +89,7 @@ class Pair:
             reason = f"measured in {unit} and in {other.measurement.unit}"
             return [self._change(metric, "", (one.value, other.value), "not comparable", reason, gates)]
         if nature.kind in ("exact", "torch", "measured"):
-            by = (one.measurement.method, other.measurement.method)
-            return [self._counted(metric, unit, nature, by)]
+            return [self._counted(metric, unit, nature, (one.measurement, other.measurement))]
         if nature.kind == "fraction":
             return [self._fraction(metric, unit, nature, one, other)]
         if nature.kind == "unknown":
@@ -101,7 +99,7 @@ class Pair:
         gates, _ = self._threshold(relative, nature_of(relative))
         if relative == metric or not (gates or nature_of(relative).gates):
             return [shown]  # of CPU time too, unless somebody gates it
-        same_reference = reference_of(one.measurement) == reference_of(other.measurement)
+        same_reference = one.measurement.reference == other.measurement.reference
         return [self._relative(relative, one, other, same_reference), shown]
 
     def _missing(self, metric: str) -> list[Change | Pending]:
@@ -127,7 +125,7 @@ class Pair:
             verdict, detail = "not comparable", f"{self.apart.times}, which have other memory and speed"
         return [self._change(name, "", (base, head), verdict, detail, gates)]
 
-    def _counted(self, metric: str, unit: str, nature: Nature, methods: tuple[str, str]) -> Change:
+    def _counted(self, metric: str, unit: str, nature: Nature, both: tuple[Measurement, Measurement]) -> Change:
         """Exact figures, and those that repeat within a tolerance."""
         base, head = _point(self.base, metric), _point(self.head, metric)
         gates, tolerance = self._threshold(metric, nature)
@@ -138,7 +136,7 @@ class Pair:
             reason = self.apart.times
         elif nature.kind == "torch":
             reason = self.apart.torch
-        elif any("executed" in method for method in methods):
+        elif any(one.executed for one in both):
             reason = self.apart.torch or self.apart.times  # what a model does with numbers follows their last digits
         if reason or base is None or head is None:
             return self._change(metric, unit, (base, head), "not comparable", reason, gates)
@@ -149,7 +147,7 @@ class Pair:
         detail = ""
         if verdict in ("worse", "better"):
             detail = f"tolerance {100 * tolerance:g} %" if tolerance else ""
-            if metric in COUNTER_METRICS and methods[0] != methods[1]:
+            if metric in COUNTER_METRICS and both[0].method != both[1].method:
                 detail = "counted by another version of the tool"
         return self._change(metric, unit, (base, head), verdict, detail, gates)
 

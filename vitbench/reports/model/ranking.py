@@ -71,4 +71,4 @@ def _reference(figure: Figure) -> tuple[str, ...]:
     assert figure.record is not None
     assert figure.measurement is not None
     cell = figure.record.cell
-    return figure.record.environment, cell.device, str(cell.threads), figure.measurement.method.partition("; ")[2]
+    return figure.record.environment, cell.device, str(cell.threads), figure.measurement.reference
