@@ -16,7 +16,7 @@ import torch
 
 from vitbench.models import build_model
 from vitbench.training.data.datasets import describe_data, load_images
-from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.images import ImageSet
 from vitbench.training.data.subsets import choose_stratified
 from vitbench.training.evaluate import evaluate
 from vitbench.training.loop import train
@@ -25,12 +25,12 @@ from vitbench.training.recipes import load_recipe
 MODELS = "vit_layer6_32,vit_layer12_32,vit_basic,cifar_vit_tiny,cifar_lightweight_vit,cifar_dynamic_vit_dense"
 
 
-def split(pictures: PictureSet) -> tuple[PictureSet, PictureSet]:
+def split(pictures: ImageSet) -> tuple[ImageSet, ImageSet]:
     """Four fifths to train on, one to choose by."""
     labels = pictures.labels.tolist()
     held = set(choose_stratified(labels, len(labels) // 5, "validation"))
 
-    def part(indices: list[int]) -> PictureSet:
+    def part(indices: list[int]) -> ImageSet:
         return dataclasses.replace(pictures, images=pictures.images[indices], labels=pictures.labels[indices])
 
     return part([i for i in range(len(labels)) if i not in held]), part(sorted(held))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.conftest import paired_ratio
 from vitbench import build_model
-from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.images import ImageSet
 from vitbench.training.loop import Trainer
 from vitbench.training.recipes import Recipe
 
@@ -25,7 +25,7 @@ def test_a_step_costs_what_one_written_by_hand_does(say: Callable[[str], None], 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (2048, 3, side, side), dtype=torch.uint8, generator=generator)
-    pictures = PictureSet(images, torch.arange(2048) % 10, tuple("abcdefghij"))
+    pictures = ImageSet(images, torch.arange(2048) % 10, tuple("abcdefghij"))
     recipe = Recipe(
         name="plain", learning_rate=5e-4, weight_decay=1e-3, batch_size=BATCH, images=10**9, warmup=0.05, clip_norm=1.0
     )

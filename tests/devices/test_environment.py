@@ -355,9 +355,9 @@ def test_limits_of_the_groups_above_hold_too(machine: Machine, monkeypatch: pyte
 
 def test_trainings_have_no_more_memory_than_their_container(monkeypatch: pytest.MonkeyPatch) -> None:
     from vitbench.core.errors import DataError
-    from vitbench.training.data.pictures import check_memory, fits_comfortably
+    from vitbench.training.data.images import check_memory, fits_comfortably
 
-    monkeypatch.setattr("vitbench.training.data.pictures.available_memory", lambda: 100_000)
+    monkeypatch.setattr("vitbench.training.data.images.available_memory", lambda: 100_000)
     assert fits_comfortably(16, (32, 32))
     assert not fits_comfortably(17, (32, 32))
     with pytest.raises(DataError, match="40 pictures .* GB are free"):

@@ -15,11 +15,11 @@ import torchvision
 from PIL import Image
 
 from vitbench.core.errors import DataError, DeviceError, ImageSizeError, UnknownNameError, Unsupported, UsageError
-from vitbench.experiments.open_model import OutOfMemory, explain_oom, find_device, open_trained, printable, read_picture
+from vitbench.experiments.open_model import OutOfMemory, explain_oom, find_device, open_trained, printable, read_image
 from vitbench.experiments.request import ModelRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import digest_of, save_checkpoint
-from vitbench.training.data.folder import PictureFile, decode_picture
+from vitbench.training.data.folder import ImageFile, decode_image
 
 MODEL = "vit_basic_tutorial"
 DIGITS = [str(digit) for digit in range(10)]
@@ -221,9 +221,9 @@ def test_pictures_are_prepared_as_those_of_a_data_set(
 ) -> None:
     path = tmp_path / name
     noise(height, width).save(path)
-    pixels, whole = read_picture(path, size)
+    pixels, whole = read_image(path, size)
     assert (pixels.shape, pixels.dtype) == ((3, *size), torch.uint8)
-    expected = decode_picture(tmp_path, PictureFile(name, path.stat().st_size, 0), size)
+    expected = decode_image(tmp_path, ImageFile(name, path.stat().st_size, 0), size)
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
     assert (whole.mode, whole.size) == ("RGB", (width, height))
 
@@ -232,7 +232,7 @@ def test_pictures_are_prepared_as_those_of_a_data_set(
 def test_every_kind_of_8_bit_pixels_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     noise(20, 20).convert(mode).save(path)
-    pixels, whole = read_picture(path, (8, 8))
+    pixels, whole = read_image(path, (8, 8))
     assert (pixels.shape, whole.mode) == ((3, 8, 8), "RGB")
 
 
@@ -241,7 +241,7 @@ def test_pictures_are_upright_by_their_exif_tag(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the top row is the right column: turn by 90 degrees clockwise
     picture.save(tmp_path / "a.png", exif=exif)
-    pixels, whole = read_picture(tmp_path / "a.png", (16, 8))
+    pixels, whole = read_image(tmp_path / "a.png", (16, 8))
     turned = np.rot90(np.asarray(picture), -1)
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), turned)
     assert np.array_equal(np.asarray(whole), turned)
@@ -297,7 +297,7 @@ def damaged(folder: Path, kind: str) -> Path:
 def test_what_is_no_picture_is_one_clear_line(tmp_path: Path, kind: str, message: str) -> None:
     path = damaged(tmp_path, kind)
     with pytest.raises(DataError, match=message) as caught:
-        read_picture(path, (8, 8))
+        read_image(path, (8, 8))
     assert "\n" not in str(caught.value)
     assert str(caught.value).count(str(path)) == 1
 
@@ -317,7 +317,7 @@ def test_every_cut_of_a_picture_is_refused_or_read(tmp_path: Path) -> None:
             path = tmp_path / f"b.{suffix}"
             path.write_bytes(broken)
             try:
-                read_picture(path, (8, 8))
+                read_image(path, (8, 8))
             except DataError as error:
                 refused.append(str(error))
         assert refused
@@ -326,9 +326,9 @@ def test_every_cut_of_a_picture_is_refused_or_read(tmp_path: Path) -> None:
 
 def test_strange_names_are_escaped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\\x1b\[2J\\nb.png does not exist$"):
-        read_picture(tmp_path / "a\x1b[2J\nb.png", (8, 8))
+        read_image(tmp_path / "a\x1b[2J\nb.png", (8, 8))
     with pytest.raises(DataError, match="cannot be read"):
-        read_picture(Path("a" * 5000), (8, 8))
+        read_image(Path("a" * 5000), (8, 8))
 
 
 def test_printable_shows_what_terminals_would_obey() -> None:
@@ -349,4 +349,4 @@ def test_warnings_of_damaged_tags_stay_inside(tmp_path: Path) -> None:
     noise(8, 8).save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x01" * 40)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_picture(path, (8, 8))
+        read_image(path, (8, 8))

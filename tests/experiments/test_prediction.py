@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.experiments.test_open_model import damaged, noise
 from tests.training.data.folders import make_image_folder
 from vitbench.cli import run_command
-from vitbench.experiments.open_model import open_trained, read_picture
+from vitbench.experiments.open_model import open_trained, read_image
 from vitbench.experiments.prediction import (
     BATCH_SIZE,
     Guess,
@@ -71,7 +71,7 @@ def plain(path: Path, weights: Path, count: int = 7) -> Tensor:
     """The probabilities (K,) of a picture through the model alone."""
     model = build_model(MODEL, image_size=SIZE, num_classes=count).eval()
     load_checkpoint(model, weights)
-    pixels, _ = read_picture(path, (SIZE, SIZE))
+    pixels, _ = read_image(path, (SIZE, SIZE))
     with torch.no_grad():
         probabilities: Tensor = model(pixels[None] / 127.5 - 1).softmax(1)[0]
     return probabilities
@@ -468,7 +468,7 @@ def test_whole_photographs_are_not_kept(good: Path, tmp_path: Path) -> None:
 
     def read(size: tuple[int, int]) -> tuple[Tensor, Image.Image]:
         nonlocal most
-        pixels, whole = read_picture(path, size)
+        pixels, whole = read_image(path, size)
         alive.append(weakref.ref(whole))
         most = max(most, sum(reference() is not None for reference in alive))
         return pixels, whole

@@ -18,11 +18,11 @@ from torch import nn
 from tests.hostile.asking import MODEL, SIZE, ask, one_error, within_memory
 from tests.training.data.folders import make_image_folder
 from vitbench.core.errors import DataError
-from vitbench.experiments.open_model import read_picture
+from vitbench.experiments.open_model import read_image
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.training.data.datasets import describe_data, load_images
-from vitbench.training.data.folder import PictureFile, decode_picture
+from vitbench.training.data.folder import ImageFile, decode_image
 
 
 def png(path: Path, *chunks: tuple[bytes, bytes], width: int = 4, height: int = 4) -> Path:
@@ -85,9 +85,9 @@ def no_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_picture_that_is_a_bomb_is_one_line_wherever_it_is_read(tmp_path: Path, kind: str) -> None:
     path = PICTURE_BOMBS[kind](tmp_path / "bomb.png")
     with within_memory(150 << 20), pytest.raises(DataError) as alone:
-        read_picture(path, (8, 8))
+        read_image(path, (8, 8))
     with within_memory(150 << 20), pytest.raises(DataError, match=r"^bomb\.png of image folder ") as in_folder:
-        decode_picture(tmp_path, PictureFile("bomb.png", path.stat().st_size, 0), (8, 8))
+        decode_image(tmp_path, ImageFile("bomb.png", path.stat().st_size, 0), (8, 8))
     for caught in (alone, in_folder):
         assert len(str(caught.value).splitlines()) == 1
         assert len(str(caught.value)) < 700
@@ -98,8 +98,8 @@ def test_a_picture_that_is_a_bomb_is_one_line_wherever_it_is_read(tmp_path: Path
 def test_of_thousands_of_frames_the_first_one_is_read(tmp_path: Path, kind: str) -> None:
     path = animation(tmp_path / "many.png", kind)
     begin = time.monotonic()
-    pixels, whole = read_picture(path, (8, 8))
-    decoded = decode_picture(tmp_path, PictureFile("many.png", path.stat().st_size, 0), (8, 8))
+    pixels, whole = read_image(path, (8, 8))
+    decoded = decode_image(tmp_path, ImageFile("many.png", path.stat().st_size, 0), (8, 8))
     assert time.monotonic() - begin < 1
     assert whole.size == (8, 8)
     assert (pixels.permute(1, 2, 0).numpy() == decoded).all()

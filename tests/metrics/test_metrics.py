@@ -25,7 +25,7 @@ from vitbench.metrics.support.timing import sample_durations
 from vitbench.models import build_model, describe_model, use_attention
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.training.data.datasets import describe_data, load_images
-from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.images import ImageSet
 from vitbench.training.data.subsets import imbalanced_counts
 from vitbench.training.recipes import Recipe, load_recipe
 
@@ -323,7 +323,7 @@ def pictures_read(monkeypatch: pytest.MonkeyPatch, trainer: CellTrainer) -> list
     class StopError(Exception):
         pass
 
-    def stop(model: nn.Module, pictures: PictureSet, *rest: Any, **more: Any) -> None:
+    def stop(model: nn.Module, pictures: ImageSet, *rest: Any, **more: Any) -> None:
         sizes.extend(pictures.labels.bincount(minlength=10).tolist())
         raise StopError
 

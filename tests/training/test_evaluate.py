@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.training.tiny import PatchClassifier, random_pictures
 from vitbench.core.errors import DataError
-from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.images import ImageSet
 from vitbench.training.evaluate import Answers, Evaluation, collect_answers, evaluate
 
 
@@ -24,7 +24,7 @@ class Fixed(nn.Module):
         return 10 * images[:, :, 0, 0]
 
 
-def _test(model: nn.Module, pictures: PictureSet, batch_size: int = 16) -> Evaluation:
+def _test(model: nn.Module, pictures: ImageSet, batch_size: int = 16) -> Evaluation:
     return evaluate(model, pictures, device="cpu", autocast=contextlib.nullcontext, batch_size=batch_size)
 
 
@@ -33,7 +33,7 @@ def test_accuracy_and_loss_by_hand() -> None:
     images[0, 0] = 255  # logits 10 -10 -10, right
     images[1, 1] = 255  # logits -10 10 -10, right
     images[2, 1] = 255  # logits -10 10 -10, wrong: class 2 has -10
-    result = _test(Fixed(), PictureSet(images, torch.tensor([0, 1, 2]), ("a", "b", "c")), batch_size=2)
+    result = _test(Fixed(), ImageSet(images, torch.tensor([0, 1, 2]), ("a", "b", "c")), batch_size=2)
     right = math.log(1 + 2 * math.exp(-20))
     assert (result.correct, result.total) == (2, 3)
     assert result.loss == pytest.approx((2 * right + 20 + right) / 3, rel=1e-6)
@@ -67,7 +67,7 @@ def test_decoding_is_no_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> Non
             return super().forward(images)
 
     monkeypatch.setattr("vitbench.training.evaluate.time.perf_counter", lambda: clock[0])
-    lazy = PictureSet(cast("torch.Tensor", Lazy()), pictures.labels, pictures.class_names)
+    lazy = ImageSet(cast("torch.Tensor", Lazy()), pictures.labels, pictures.class_names)
     for some in (pictures, lazy):
         found = collect_answers(
             Slow(), some, device="cpu", autocast=contextlib.nullcontext, batch_size=16, synchronize=lambda: None
@@ -122,7 +122,7 @@ def test_model_with_too_few_classes_is_refused() -> None:
 
 
 def _answers(
-    model: nn.Module, pictures: PictureSet, batch_size: int = 16, synchronize: Callable[[], object] = int
+    model: nn.Module, pictures: ImageSet, batch_size: int = 16, synchronize: Callable[[], object] = int
 ) -> Answers:
     return collect_answers(
         model, pictures, device="cpu", autocast=contextlib.nullcontext, batch_size=batch_size, synchronize=synchronize

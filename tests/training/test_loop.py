@@ -15,7 +15,7 @@ from vitbench.core.errors import DataError, VitbenchError
 from vitbench.models import build_model
 from vitbench.training.augmentation.augment import normalise
 from vitbench.training.data.datasets import describe_data, load_images
-from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.images import ImageSet
 from vitbench.training.evaluate import evaluate
 from vitbench.training.loop import Trainer, TrainingDiverged, TrainingResult, train
 from vitbench.training.optimizers import hidden_matrices, make_optimizers
@@ -28,7 +28,7 @@ def _recipe(**keys: Any) -> Recipe:
     return Recipe(**{"name": "test", "learning_rate": 1e-2, "batch_size": 8, **budget, **keys})
 
 
-def _train(model: nn.Module, pictures: PictureSet, recipe: Recipe, seed: int = 0, **more: Any) -> TrainingResult:
+def _train(model: nn.Module, pictures: ImageSet, recipe: Recipe, seed: int = 0, **more: Any) -> TrainingResult:
     more.setdefault("autocast", contextlib.nullcontext)
     more.setdefault("synchronize", lambda: None)
     return train(model, pictures, recipe, device="cpu", seed=seed, **more)

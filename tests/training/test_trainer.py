@@ -15,7 +15,7 @@ from tests.training.tiny import PatchClassifier, random_pictures
 from vitbench.models import build_model
 from vitbench.models.architectures.blocks import StochasticDepth
 from vitbench.training.augmentation.augment import normalise
-from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.images import ImageSet
 from vitbench.training.loop import Trainer, random_state, set_random_state, train
 from vitbench.training.optimizers import regularise
 from vitbench.training.order import batches
@@ -27,7 +27,7 @@ def recipe(**keys: Any) -> Recipe:
     return Recipe(**{**base, "batch_size": 8, "steps": 3, **keys})
 
 
-def trainer(model: nn.Module, pictures: PictureSet, how: Recipe, **more: Any) -> Trainer:
+def trainer(model: nn.Module, pictures: ImageSet, how: Recipe, **more: Any) -> Trainer:
     more = {"autocast": contextlib.nullcontext, "synchronize": lambda: None, "seed": 0, "device": "cpu", **more}
     return Trainer(model, pictures, how, **more)
 
@@ -41,7 +41,7 @@ def flat(model: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def by_hand(model: nn.Module, pictures: PictureSet, how: Recipe, optimizer: Any, loss: Any) -> nn.Module:
+def by_hand(model: nn.Module, pictures: ImageSet, how: Recipe, optimizer: Any, loss: Any) -> nn.Module:
     model = copy.deepcopy(model)
     with_hand = optimizer(model.parameters())
     for order in batches(len(pictures), how, seed=0):
@@ -83,7 +83,7 @@ def test_accumulated_parts_are_one_step_of_the_whole_batch() -> None:
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_accumulated_parts_are_one_step_also_with_class_weights(mixup: float) -> None:
     labels = torch.tensor([0] * 14 + [1] * 4 + [2] * 2)
-    pictures = PictureSet(random_pictures(20, classes=3).images, labels, ("a", "b", "c"))
+    pictures = ImageSet(random_pictures(20, classes=3).images, labels, ("a", "b", "c"))
     models = []
     for parts in (1, 3):
         torch.manual_seed(0)
@@ -109,7 +109,7 @@ def test_a_pause_comes_after_the_step_under_way() -> None:
 def test_class_weights_are_one_over_the_share_with_a_mean_of_one() -> None:
     """Project 1: N / (K n_c), normalised to sum K."""
     labels = torch.tensor([0] * 8 + [1] * 4 + [2] * 4)
-    pictures = PictureSet(random_pictures(16, classes=3).images, labels, ("a", "b", "c"))
+    pictures = ImageSet(random_pictures(16, classes=3).images, labels, ("a", "b", "c"))
     counts = torch.tensor([8.0, 4.0, 4.0])
     weights = 16 / (3 * counts)
     weights = weights * 3 / weights.sum()
@@ -229,7 +229,7 @@ def test_processes_share_each_batch_and_no_picture_is_another_ones() -> None:
 def test_processes_weigh_classes_over_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of both processes' gradients is that of one process, also where their halves hold other classes."""
     labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 2])
-    pictures = PictureSet(random_pictures(8).images, labels, tuple("abcdefghij"))
+    pictures = ImageSet(random_pictures(8).images, labels, tuple("abcdefghij"))
     how = recipe(class_weights="inverse", steps=1, learning_rate=1.0)
     weights = 8 / (3 * labels.bincount().double())
     weights = weights * 3 / weights.sum()

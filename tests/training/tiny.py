@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.images import ImageSet
 
 
 class PatchClassifier(nn.Module):
@@ -22,8 +22,8 @@ class PatchClassifier(nn.Module):
         return logits
 
 
-def random_pictures(count: int = 40, side: int = 8, classes: int = 10, seed: int = 0) -> PictureSet:
+def random_pictures(count: int = 40, side: int = 8, classes: int = 10, seed: int = 0) -> ImageSet:
     """Noise with labels 0, 1, 2, ... in turn."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-    return PictureSet(images, torch.arange(count) % classes, tuple(f"class {number}" for number in range(classes)))
+    return ImageSet(images, torch.arange(count) % classes, tuple(f"class {number}" for number in range(classes)))

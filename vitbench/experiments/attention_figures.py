@@ -17,7 +17,7 @@ from vitbench.core.errors import DataError, Unsupported, UsageError
 from vitbench.core.records import format_image_size
 from vitbench.core.run_folder import cannot_write, write_atomically
 from vitbench.core.text import one_line
-from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained, printable, read_picture
+from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained, printable, read_image
 from vitbench.experiments.request import ModelRequest
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def draw_attention(
         raise UsageError(f"{option} goes with --data NAME: an image is given as its path alone")
     model, trained = request.model, open_trained(request)
     if picture is not None:
-        pixels, label = read_picture(picture, trained.image_size)[0], printable(picture.name)
+        pixels, label = read_image(picture, trained.image_size)[0], printable(picture.name)
     else:
         assert data is not None
         pixels, label = read_indexed(data, index or 0, trained.image_size, root=data_dir, download=download)
@@ -231,8 +231,8 @@ def read_indexed(
     from vitbench.training.data.datasets import describe_data
     from vitbench.training.data.digits import NAME, read_digits
     from vitbench.training.data.downloads import DOWNLOADS, read_download
-    from vitbench.training.data.folder import decode_picture, read_listing
-    from vitbench.training.data.pictures import from_arrays
+    from vitbench.training.data.folder import decode_image, read_listing
+    from vitbench.training.data.images import from_arrays
 
     info = describe_data(data, root=root, download=download)
     if not 0 <= index < info.test_images:
@@ -246,7 +246,7 @@ def read_indexed(
         return pixels, f"test picture {index} of {data} ({info.class_names[label]})"
     listing = read_listing(info)  # one of perhaps many files: the others are not decoded
     file = listing.files["test"][index]
-    decoded = torch.from_numpy(decode_picture(listing.root, file, image_size))
+    decoded = torch.from_numpy(decode_image(listing.root, file, image_size))
     return decoded.permute(2, 0, 1).contiguous(), printable(file.relative)
 
 

@@ -16,7 +16,7 @@ from vitbench.core.text import printable
 from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained
 from vitbench.experiments.request import ModelRequest
 from vitbench.training.data.datasets import describe_data
-from vitbench.training.data.pictures import SPLITS, DataInfo, PictureSet, Split
+from vitbench.training.data.images import SPLITS, DataInfo, ImageSet, Split
 
 if TYPE_CHECKING:
     from vitbench.training.scores import Scores
@@ -110,7 +110,7 @@ def evaluate_model(
 def evaluate_trained(
     trained: TrainedModel,
     info: DataInfo,
-    pictures: PictureSet,
+    pictures: ImageSet,
     *,
     split: Split = "test",
     dtype: str = "fp32",
@@ -211,7 +211,7 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _test(
     trained: TrainedModel,
     info: DataInfo,
-    pictures: PictureSet,
+    pictures: ImageSet,
     split: Split,
     amp: bool,
     batch_size: int,

@@ -20,7 +20,7 @@ from vitbench.devices import Device, canonical_device_name, find_devices, open_d
 from vitbench.experiments.request import ModelRequest
 from vitbench.models.normalisation import Channels, normalisation_of
 from vitbench.models.tracebacks import model_places, with_places
-from vitbench.training.data.pictures import PICTURE_FORMATS
+from vitbench.training.data.images import IMAGE_FORMATS
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _IMAGENET_CLASSES = 1000
 _RANDOM_HEAD = "its head left out, a random one in its place"
 
-__all__ = ["OutOfMemory", "TrainedModel", "explain_oom", "find_device", "open_trained", "printable", "read_picture"]
+__all__ = ["OutOfMemory", "TrainedModel", "explain_oom", "find_device", "open_trained", "printable", "read_image"]
 
 
 class OutOfMemory(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
@@ -205,7 +205,7 @@ def explain_oom(device: Device, way_out: str) -> Iterator[None]:
         raise
 
 
-def read_picture(path: Path, image_size: tuple[int, int]) -> tuple[torch.Tensor, PIL.Image.Image]:
+def read_image(path: Path, image_size: tuple[int, int]) -> tuple[torch.Tensor, PIL.Image.Image]:
     """One picture as a model takes it, (3, H, W) uint8 of ``image_size`` (height, width) px, and the whole of it.
 
     Prepared as the pictures of an image folder are (training/folder.py): upright by its EXIF tag, its middle cut to the
@@ -224,7 +224,7 @@ def read_picture(path: Path, image_size: tuple[int, int]) -> tuple[torch.Tensor,
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged EXIF tags and the like: the picture is there all the same
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=PICTURE_FORMATS) as opened:
+            with Image.open(path, formats=IMAGE_FORMATS) as opened:
                 if opened.mode.startswith(("I", "F")):
                     raise DataError(f"{shown} has more than 8 bits a channel (mode {opened.mode}): save it with 8 bits")
                 upright = ImageOps.exif_transpose(opened).convert("RGB")
@@ -238,7 +238,7 @@ def read_picture(path: Path, image_size: tuple[int, int]) -> tuple[torch.Tensor,
             f"{shown} is too large: it claims {claims}, at most {Image.MAX_IMAGE_PIXELS:,} are read. Shrink it first"
         ) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{shown} is no picture ({', '.join(PICTURE_FORMATS)}), or its beginning is damaged") from error
+        raise DataError(f"{shown} is no picture ({', '.join(IMAGE_FORMATS)}), or its beginning is damaged") from error
     except MemoryError as error:
         raise DataError(f"{shown} is too large: memory does not suffice to decode it. Shrink it first") from error
     except Exception as error:  # a damaged file can make a decoder raise anything

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from vitbench.core.errors import DataError, UsageError, VitbenchError
 from vitbench.core.run_folder import write_atomically
 from vitbench.core.text import printable
-from vitbench.experiments.open_model import TrainedModel, explain_oom, read_picture
+from vitbench.experiments.open_model import TrainedModel, explain_oom, read_image
 from vitbench.training.data.datasets import describe_data
-from vitbench.training.data.pictures import SPLITS, DataInfo, Split
+from vitbench.training.data.images import SPLITS, DataInfo, Split
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -84,7 +84,7 @@ class Unread:
 class Source:
     """Where a picture comes from: its name for people, the ``stem`` of what is written for it, how to read it.
 
-    ``read`` takes (height, width) px and returns what ``read_picture`` does. ``path``: the file, if it is one.
+    ``read`` takes (height, width) px and returns what ``read_image`` does. ``path``: the file, if it is one.
     """
 
     name: str
@@ -283,7 +283,7 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def _reader(path: Path) -> Callable[[tuple[int, int]], tuple[torch.Tensor, PIL.Image.Image]]:
-    return lambda image_size: read_picture(path, image_size)
+    return lambda image_size: read_image(path, image_size)
 
 
 def _array_reader(pixels: Any) -> Callable[[tuple[int, int]], tuple[torch.Tensor, PIL.Image.Image]]:
@@ -292,7 +292,7 @@ def _array_reader(pixels: Any) -> Callable[[tuple[int, int]], tuple[torch.Tensor
     def read(image_size: tuple[int, int]) -> tuple[torch.Tensor, PIL.Image.Image]:
         from PIL import Image
 
-        from vitbench.training.data.pictures import from_arrays
+        from vitbench.training.data.images import from_arrays
 
         return from_arrays(pixels[None], image_size)[0], Image.fromarray(pixels).convert("RGB")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitbench.training.data.pictures import DataInfo, Split
+    from vitbench.training.data.images import DataInfo, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class DataRequest:
 
     def checked_split(self) -> Split:
         """The split's name. Raises UsageError for a split that does not exist."""
-        from vitbench.training.data.pictures import SPLITS
+        from vitbench.training.data.images import SPLITS
 
         for split in SPLITS:
             if self.split == split:

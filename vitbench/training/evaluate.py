@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from vitbench.models.outputs import check_classes, input_dtype, mean_logits
 from vitbench.training.augmentation.augment import OWN_MEAN, OWN_STD, normalise
-from vitbench.training.data.pictures import PictureSet
+from vitbench.training.data.images import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Answers:
 
 def evaluate(
     model: torch.nn.Module,
-    pictures: PictureSet,
+    pictures: ImageSet,
     *,
     device: str,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -70,7 +70,7 @@ def evaluate(
 
 def collect_answers(
     model: torch.nn.Module,
-    pictures: PictureSet,
+    pictures: ImageSet,
     *,
     device: str,
     autocast: Callable[[], AbstractContextManager[Any]],

@@ -24,9 +24,9 @@ from vitbench.core.shapes import is_number
 from vitbench.models.outputs import check_classes, input_dtype, mean_logits, training_loss
 from vitbench.training.augmentation.augment import AugmentSettings, augment, normalise
 from vitbench.training.augmentation.mixing import mix
-from vitbench.training.data.pictures import FeatureSet, PictureSet
+from vitbench.training.data.images import FeatureSet, ImageSet
 from vitbench.training.optimizers import make_optimizers
-from vitbench.training.order import PictureOrder, seeded_generator
+from vitbench.training.order import ImageOrder, seeded_generator
 from vitbench.training.recipes import Recipe
 
 OnStep = Callable[[int, int | None, float], None]
@@ -74,7 +74,7 @@ class Stretch:
 
 def train(
     model: torch.nn.Module,
-    pictures: PictureSet,
+    pictures: ImageSet,
     recipe: Recipe,
     *,
     device: str,
@@ -124,7 +124,7 @@ class Trainer:
     def __init__(
         self,
         model: torch.nn.Module,
-        pictures: PictureSet | FeatureSet,
+        pictures: ImageSet | FeatureSet,
         recipe: Recipe,
         *,
         device: str,
@@ -170,7 +170,7 @@ class Trainer:
         )
         self._synchronize = synchronize
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._order = PictureOrder(len(pictures), seed, pictures.labels if recipe.sampler == "weighted" else None)
+        self._order = ImageOrder(len(pictures), seed, pictures.labels if recipe.sampler == "weighted" else None)
         self._dtype = input_dtype(model)
         self._total = recipe.total_images(len(pictures))
         self._results = _Results(recipe, recipe.total_steps(len(pictures)), on_step, device)

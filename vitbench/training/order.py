@@ -10,7 +10,7 @@ import torch
 from vitbench.training.recipes import Recipe
 
 
-class PictureOrder:
+class ImageOrder:
     """The order in which ``count`` pictures are seen, without end.
 
     Shuffled: every picture comes once before any comes again, each time in another order. Weighted: each of ``count``
@@ -55,7 +55,7 @@ def batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
     is used up, to the picture. Batches go across the end of a pass, so that all but the last have ``batch_size``
     pictures.
     """
-    order = PictureOrder(count, seed)
+    order = ImageOrder(count, seed)
     total = recipe.total_images(count)
     seen = 0
     while total is None or seen < total:

@@ -15,7 +15,7 @@ from tests.training.data.folders import make_image_folder
 from tests.training.tiny import random_pictures
 from vitbench.core.errors import DataError, UnknownNameError, UsageError
 from vitbench.training.data import pictures as pictures_module
-from vitbench.training.data.datasets import DATASETS, PictureSet, describe_data, list_datasets, load_images
+from vitbench.training.data.datasets import DATASETS, ImageSet, describe_data, list_datasets, load_images
 from vitbench.training.data.subsets import choose_stratified
 
 
@@ -141,10 +141,10 @@ def test_pictures_that_memory_cannot_hold_are_refused_before_allocating(monkeypa
 def test_picture_set_refuses_what_is_none() -> None:
     good = random_pictures(4)
     with pytest.raises(ValueError, match="not uint8"):
-        PictureSet(good.images.float(), good.labels, good.class_names)
+        ImageSet(good.images.float(), good.labels, good.class_names)
     with pytest.raises(ValueError, match="one a picture"):
-        PictureSet(good.images, good.labels[:3], good.class_names)
+        ImageSet(good.images, good.labels[:3], good.class_names)
     with pytest.raises(ValueError, match="not among the 2 classes"):
-        PictureSet(good.images, good.labels, ("a", "b"))
+        ImageSet(good.images, good.labels, ("a", "b"))
     with pytest.raises(ValueError, match="at least one"):
-        PictureSet(good.images[:0], good.labels[:0], good.class_names)
+        ImageSet(good.images[:0], good.labels[:0], good.class_names)

@@ -251,7 +251,7 @@ def test_pictures_that_fill_memory_stay_on_disk_and_are_the_same(
 
     from tests.training.tiny import PatchClassifier
     from vitbench.training.data.datasets import load_images
-    from vitbench.training.data.folder import PicturesOnDisk
+    from vitbench.training.data.folder import ImagesOnDisk
     from vitbench.training.evaluate import evaluate
     from vitbench.training.loop import Trainer
     from vitbench.training.recipes import Recipe
@@ -264,7 +264,7 @@ def test_pictures_that_fill_memory_stay_on_disk_and_are_the_same(
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
     on_disk = [load_images(info, split, image_size=(8, 8)) for split in ("train", "test")]
-    assert all(isinstance(one.images, PicturesOnDisk) for one in on_disk)
+    assert all(isinstance(one.images, ImagesOnDisk) for one in on_disk)
     found = []
     for training, test in (in_memory, on_disk):
         torch.manual_seed(0)

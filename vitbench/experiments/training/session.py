@@ -49,7 +49,7 @@ from vitbench.models.tracebacks import model_places, with_places
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.reports.evaluation import confusion_png, write_evaluation
 from vitbench.reports.training import history_csv, training_markdown, write_curves
-from vitbench.training.data.pictures import FeatureSet, PictureSet
+from vitbench.training.data.images import FeatureSet, ImageSet
 from vitbench.training.data.subsets import is_rule
 from vitbench.training.evaluate import Evaluation, evaluate
 from vitbench.training.loop import TrainingDiverged, random_state
@@ -279,7 +279,7 @@ class Session:
         return {f"{which}_loss": loss, f"{which}_accuracy": accuracy}
 
     def _evaluate(
-        self, pictures: PictureSet, autocast: Callable[[], AbstractContextManager[Any]] | None = None
+        self, pictures: ImageSet, autocast: Callable[[], AbstractContextManager[Any]] | None = None
     ) -> Evaluation:
         """The model as it is, by default under the training's own autocast."""
         return evaluate(

@@ -27,7 +27,7 @@ from vitbench.models.weights.checkpoints import load_checkpoint
 from vitbench.models.weights.claimed import resolve
 from vitbench.training.augmentation.augment import normalise
 from vitbench.training.data.datasets import describe_data, load_images, load_training_images
-from vitbench.training.data.pictures import FeatureSet, PictureSet
+from vitbench.training.data.images import FeatureSet, ImageSet
 from vitbench.training.freezing import check_freeze, features_of, freeze_parameters
 from vitbench.training.loop import Trainer, random_state, set_random_state
 from vitbench.training.optimizers import regularise
@@ -172,7 +172,7 @@ class Setup:
     def make_trainer(self, on_step: Callable[[int, int | None, float], None]) -> Trainer:
         """The training, at its beginning."""
         model: torch.nn.Module = self.model
-        pictures: PictureSet | FeatureSet = self.training
+        pictures: ImageSet | FeatureSet = self.training
         if self.features is not None:
             model, pictures = self.model.get_submodule(self.freezing.heads[0]), self.features[0]
         forward: Any = torch.compile(model) if self.request.compile else model
@@ -261,7 +261,7 @@ class Setup:
             free, _ = torch.cuda.mem_get_info(on)
             if self.training.images.nbytes > _SHARE_OF_DEVICE * free:
                 return  # they are copied batch by batch then
-            self.training = PictureSet(self.training.images.to(on), self.training.labels, self.training.class_names)
+            self.training = ImageSet(self.training.images.to(on), self.training.labels, self.training.class_names)
 
     def _has_unused(self) -> bool:
         """Whether a parameter that could be trained gets no gradient, by one step on two pictures."""

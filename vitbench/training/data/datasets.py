@@ -15,8 +15,8 @@ from vitbench.core.errors import DataError, UnknownNameError, UsageError
 from vitbench.training.data.digits import NAME as DIGITS
 from vitbench.training.data.digits import describe_digits, read_digits
 from vitbench.training.data.downloads import DOWNLOADS, describe_download, read_download
-from vitbench.training.data.folder import PicturesOnDisk, describe_folder, read_listing, read_pictures
-from vitbench.training.data.pictures import DataInfo, PictureSet, Split, check_memory, fits_comfortably, from_arrays
+from vitbench.training.data.folder import ImagesOnDisk, describe_folder, read_listing, read_images
+from vitbench.training.data.images import DataInfo, ImageSet, Split, check_memory, fits_comfortably, from_arrays
 from vitbench.training.data.subsets import choose_imbalanced, choose_stratified
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DATASETS",
     "DataInfo",
-    "PictureSet",
+    "ImageSet",
     "describe_data",
     "list_datasets",
     "load_images",
@@ -111,7 +111,7 @@ def load_images(
     images: int | None = None,
     seed: int = 0,
     download: bool = False,
-) -> PictureSet:
+) -> ImageSet:
     """The pictures of a split in memory, resized to ``image_size`` (height, width) px. Loads torch.
 
     ``images`` less than there are: a stratified choice by ``seed``, and nothing else is decoded; more: all there are.
@@ -134,7 +134,7 @@ def load_training_images(
     imbalance: str | None = None,
     download: bool = False,
     processes: int = 1,
-) -> tuple[PictureSet, PictureSet | None]:
+) -> tuple[ImageSet, ImageSet | None]:
     """The training pictures, and those of them that are held out for validation (None if the fraction is 0).
 
     First ``validation`` of all is held out, stratified by ``seed``; then ``imbalance`` (see choose_imbalanced) thins
@@ -174,15 +174,15 @@ def _open(info: DataInfo, split: Split, *, download: bool, processes: int = 1) -
     def decode(chosen: Sequence[int], size: tuple[int, int]) -> torch.Tensor:
         some = [files[index] for index in chosen]
         if fits_comfortably(processes * len(some), size):
-            return read_pictures(listing.root, some, size)
-        return cast("torch.Tensor", PicturesOnDisk(listing.root, some, size))
+            return read_images(listing.root, some, size)
+        return cast("torch.Tensor", ImagesOnDisk(listing.root, some, size))
 
     return [file.label for file in files], decode
 
 
 def _decoded(
     info: DataInfo, labels: Sequence[int], decode: _Decode, chosen: Sequence[int], image_size: tuple[int, int]
-) -> PictureSet:
+) -> ImageSet:
     import torch
 
-    return PictureSet(decode(chosen, image_size), torch.tensor([labels[index] for index in chosen]), info.class_names)
+    return ImageSet(decode(chosen, image_size), torch.tensor([labels[index] for index in chosen]), info.class_names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError
-from vitbench.training.data.pictures import DataInfo, Split
+from vitbench.training.data.images import DataInfo, Split
 from vitbench.training.data.subsets import choose_stratified
 
 if TYPE_CHECKING:

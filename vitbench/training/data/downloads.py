@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError
-from vitbench.training.data.pictures import DataInfo, Split
+from vitbench.training.data.images import DataInfo, Split
 
 if TYPE_CHECKING:
     import numpy as np

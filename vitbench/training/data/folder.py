@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError
 from vitbench.core.text import one_line
-from vitbench.training.data.pictures import PICTURE_FORMATS, SPLITS, DataInfo, Split
+from vitbench.training.data.images import IMAGE_FORMATS, SPLITS, DataInfo, Split
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 #: Files with another ending (notes, thumbnails' databases) are passed over.
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _LAYOUT = "An image folder has train/<class>/* and test/<class>/*"
 #: Pictures of more pixels are decoded one after the other.
 _LARGE_PIXELS = 20_000_000
@@ -31,7 +31,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
-class PictureFile:
+class ImageFile:
     """A picture's path below the data set's folder (``train/cat/1.jpg``), its size in bytes, its class."""
 
     relative: str
@@ -45,7 +45,7 @@ class Listing:
 
     root: Path
     class_names: tuple[str, ...]
-    files: dict[Split, tuple[PictureFile, ...]]
+    files: dict[Split, tuple[ImageFile, ...]]
 
     @property
     def label(self) -> str:
@@ -61,7 +61,7 @@ class Listing:
 
 def describe_folder(spec: str) -> DataInfo:
     """List the folder and look at the first picture of each class. Raises DataError for what is wrong with it."""
-    listing = list_pictures(Path(spec).expanduser())
+    listing = list_images(Path(spec).expanduser())
     for split in SPLITS:
         seen: set[int] = set()
         for file in listing.files[split]:
@@ -81,7 +81,7 @@ def describe_folder(spec: str) -> DataInfo:
     )
 
 
-def list_pictures(folder: Path) -> Listing:
+def list_images(folder: Path) -> Listing:
     """Every picture of an image folder. Raises DataError unless both splits have pictures of the same classes."""
     root = Path(os.path.abspath(folder))  # "." has no name of its own
     if not root.exists():
@@ -113,14 +113,14 @@ def list_pictures(folder: Path) -> Listing:
 def read_listing(info: DataInfo) -> Listing:
     """The pictures of a folder that was described. Raises DataError if it has changed since."""
     assert info.path is not None
-    listing = list_pictures(info.path)
+    listing = list_images(info.path)
     if listing.label != info.label:
         raise DataError(f"Image folder {info.path.name!r} has changed since it was described: start again")
     return listing
 
 
-def read_pictures(root: Path, files: Sequence[PictureFile], image_size: tuple[int, int]) -> torch.Tensor:
-    """The pictures as (N, 3, H, W) uint8, each as ``decode_picture`` gives it, decoded by as many threads as there are
+def read_images(root: Path, files: Sequence[ImageFile], image_size: tuple[int, int]) -> torch.Tensor:
+    """The pictures as (N, 3, H, W) uint8, each as ``decode_image`` gives it, decoded by as many threads as there are
     cores (Pillow lets them run at once). Raises DataError as it does, for the first picture in order that has one.
     """
     import numpy as np
@@ -130,7 +130,7 @@ def read_pictures(root: Path, files: Sequence[PictureFile], image_size: tuple[in
     images = np.empty((len(files), 3, *image_size), dtype=np.uint8)
 
     def read(place: int) -> None:
-        images[place] = decode_picture(root, files[place], image_size).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+        images[place] = decode_image(root, files[place], image_size).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
     threads = min(len(files), os.cpu_count() or 1)
     if threads <= 1:
@@ -147,12 +147,12 @@ def read_pictures(root: Path, files: Sequence[PictureFile], image_size: tuple[in
     return torch.from_numpy(images)
 
 
-class PicturesOnDisk:
+class ImagesOnDisk:
     """Pictures (N, 3, H, W) uint8 that are decoded whenever they are asked for, because they do not fit into memory: as
     much of a tensor as trainings and tests use.
     """
 
-    def __init__(self, root: Path, files: Sequence[PictureFile], image_size: tuple[int, int]) -> None:
+    def __init__(self, root: Path, files: Sequence[ImageFile], image_size: tuple[int, int]) -> None:
         import torch
 
         self.root = root
@@ -172,7 +172,7 @@ class PicturesOnDisk:
         """Those at ``indices`` (B,) along dimension 0."""
         if dim != 0:
             raise ValueError(f"pictures are chosen along dimension 0, not {dim}")
-        return read_pictures(self.root, [self.files[index] for index in indices.tolist()], self.image_size)
+        return read_images(self.root, [self.files[index] for index in indices.tolist()], self.image_size)
 
     def split(self, size: int) -> Iterator[torch.Tensor]:
         """All of them, ``size`` at a time."""
@@ -181,11 +181,11 @@ class PicturesOnDisk:
 
     def __getitem__(self, item: int | slice) -> torch.Tensor:
         if isinstance(item, slice):
-            return read_pictures(self.root, self.files[item], self.image_size)
-        return read_pictures(self.root, [self.files[item]], self.image_size)[0]
+            return read_images(self.root, self.files[item], self.image_size)
+        return read_images(self.root, [self.files[item]], self.image_size)[0]
 
 
-def decode_picture(root: Path, file: PictureFile, image_size: tuple[int, int]) -> np.ndarray[Any, Any]:
+def decode_image(root: Path, file: ImageFile, image_size: tuple[int, int]) -> np.ndarray[Any, Any]:
     """One picture as RGB (H, W, 3) uint8: upright by its EXIF tag, its middle cut to the aspect of ``image_size``
     (height, width), resized bilinearly with antialiasing.
 
@@ -195,7 +195,7 @@ def decode_picture(root: Path, file: PictureFile, image_size: tuple[int, int]) -
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(root / file.relative, formats=PICTURE_FORMATS) as opened:
+        with Image.open(root / file.relative, formats=IMAGE_FORMATS) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels have more than 8 bits (mode {opened.mode})")
             pixels = opened.width * opened.height
@@ -229,18 +229,18 @@ def _class_folders(shown: Path, split: Path) -> list[str]:
     return names
 
 
-def _files_of(shown: Path, root: Path, split: Split, names: Sequence[str]) -> tuple[PictureFile, ...]:
-    files: list[PictureFile] = []
+def _files_of(shown: Path, root: Path, split: Split, names: Sequence[str]) -> tuple[ImageFile, ...]:
+    files: list[ImageFile] = []
     for label, name in enumerate(names):
         base = f"{split}/{name}"
         found = sorted(_walk(root / split / name, base))
         if not found:
-            endings = " ".join(sorted(PICTURE_SUFFIXES))
+            endings = " ".join(sorted(IMAGE_SUFFIXES))
             raise DataError(f"{base}/ of image folder {str(shown)!r} is empty: no file ends in {endings}")
         for relative, size in found:
             if size == 0:
                 raise DataError(f"{relative} of image folder {str(shown)!r} has no content: remove or replace it")
-            files.append(PictureFile(relative, size, label))
+            files.append(ImageFile(relative, size, label))
     return tuple(files)
 
 
@@ -253,22 +253,22 @@ def _walk(folder: Path, relative: str) -> list[tuple[str, int]]:
             path = f"{relative}/{entry.name}"
             if entry.is_dir(follow_symlinks=False):
                 found += _walk(Path(entry.path), path)
-            elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 found.append((path, entry.stat().st_size))
     return found
 
 
-def _check_header(root: Path, file: PictureFile) -> None:
+def _check_header(root: Path, file: ImageFile) -> None:
     from PIL import Image
 
     try:
-        with Image.open(root / file.relative, formats=PICTURE_FORMATS) as opened:
+        with Image.open(root / file.relative, formats=IMAGE_FORMATS) as opened:
             _refuse_too_many(opened.width * opened.height)
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise _unreadable(root, file, error) from error
 
 
-def _unreadable(root: Path, file: PictureFile, error: BaseException) -> DataError:
+def _unreadable(root: Path, file: ImageFile, error: BaseException) -> DataError:
     from PIL import UnidentifiedImageError
 
     # Pillow's own text names the absolute path

@@ -17,7 +17,7 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 #: The formats that are read, whatever a file is called. Not all that Pillow knows: some run other programs (EPS).
-PICTURE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 #: Pictures that are resized at once: enough to be quick, few enough that the float copy stays small.
 _RESIZED_AT_ONCE = 512
@@ -46,7 +46,7 @@ class DataInfo:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureSet:
+class ImageSet:
     """Pictures in memory: ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, indices into ``class_names``.
 
     Raises ValueError for tensors of another kind.
