@@ -360,7 +360,7 @@ def test_trainings_have_no_more_memory_than_their_container(monkeypatch: pytest.
     monkeypatch.setattr("vitbench.training.data.images.available_memory", lambda: 100_000)
     assert fits_comfortably(16, (32, 32))
     assert not fits_comfortably(17, (32, 32))
-    with pytest.raises(DataError, match="40 pictures .* GB are free"):
+    with pytest.raises(DataError, match="40 images .* GB are free"):
         check_memory(40, (32, 32))
 
 

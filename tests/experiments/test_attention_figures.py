@@ -21,23 +21,29 @@ from tests.training.data.folders import make_image_folder
 from vitbench.analysis.attention import attention_maps
 from vitbench.commands.attention import EPILOG, attention
 from vitbench.core.errors import DataError, UsageError
+from vitbench.experiments.attention import (
+    AttentionReport,
+    Choice,
+    _file_name,
+    attention_png,
+    draw_attention,
+    to_dict,
+    to_text,
+)
 from vitbench.experiments.attention_figures import (
     FADED,
     OPACITY,
     Scale,
+    Scene,
     Tile,
-    attention_png,
-    draw_attention,
     draw_tiles,
     encode_gif,
     paint,
-    read_indexed,
     scale_of,
-    to_dict,
-    to_text,
 )
+from vitbench.experiments.images import images_of_data
 from vitbench.experiments.open_model import open_trained
-from vitbench.experiments.request import ModelRequest
+from vitbench.experiments.request import DataRequest, ModelRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.training.augmentation.augment import normalise
@@ -66,8 +72,22 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def draw(weights: dict[str, str], model: str = "vit_layer6_32", **options: Any) -> Any:
-    return draw_attention(ModelRequest(model=model, weights=weights[model], device="cpu"), **options)
+def draw(
+    weights: dict[str, str],
+    model: str = "vit_layer6_32",
+    *,
+    picture: Path | None = None,
+    data: str | None = None,
+    index: int = 0,
+    out: Path,
+    layer: str | None = None,
+    head: str | None = None,
+    **flags: bool,
+) -> AttentionReport:
+    choice = Choice.parse(layer, head, **{"rollout": False, "gif": False, "save_maps": False, **flags})
+    request = ModelRequest(model=model, weights=weights[model], device="cpu")
+    chosen = None if data is None else DataRequest(data=data)
+    return draw_attention(request, choice, image=picture, data=chosen, index=index, out=out)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -104,7 +124,7 @@ def test_dropped_patches_are_nearly_white_and_uncovered_pixels_gray() -> None:
     assert (stayed[:, 2:4] > 0.8).all()
 
 
-def test_a_grid_may_reach_beyond_the_picture() -> None:
+def test_a_grid_may_reach_beyond_the_image() -> None:
     values = np.array([[0.0, 1.0]])
     painted = paint(np.zeros((4, 6, 3)), Tile("", values, None, (4, 8)), top=1.0)  # the model pads 6 px to 8
     assert (painted[:, :4] == painted[0, 0]).all()
@@ -152,13 +172,9 @@ def test_without_options_layers_and_rollout_are_drawn(weights: dict[str, str], p
 @pytest.mark.parametrize(
     ("options", "files"),
     [
-        ({"layer": "3"}, {"layer_03.png"}),
         ({"layer": "3", "head": "all"}, {"layer_03_heads.png"}),
         ({"layer": "6", "head": "2", "rollout": True}, {"layer_06_head_02.png", "rollout.png"}),
-        ({"head": "2"}, {"layers_head_02.png"}),
-        ({"layer": "all", "head": "mean"}, {"layers.png"}),
         ({"head": "all", "layer": "all"}, {"layers_heads.png"}),
-        ({"rollout": True}, {"layers.png", "rollout.png"}),
     ],
 )
 def test_files_say_which_layer_and_head_they_show(
@@ -167,6 +183,23 @@ def test_files_say_which_layer_and_head_they_show(
     out = tmp_path / "out"
     report = draw(weights, picture=picture, out=out, **options)
     assert names_in(out) == files == {path.name for path in report.written}
+
+
+@pytest.mark.parametrize(
+    ("layer", "head", "name", "rollout"),
+    [
+        (None, None, "layers.png", None),
+        ("3", None, "layer_03.png", False),
+        ("all", "mean", "layers.png", False),
+        (None, "2", "layers_head_02.png", False),
+    ],
+)
+def test_a_choice_names_the_file_and_whether_a_rollout_is_drawn(
+    layer: str | None, head: str | None, name: str, rollout: bool | None
+) -> None:
+    choice = Choice.parse(layer, head, rollout=False, gif=False, save_maps=False)
+    assert (_file_name(choice), choice.rollout) == (name, rollout)
+    assert Choice.parse(layer, head, rollout=True, gif=False, save_maps=False).rollout is True
 
 
 def test_the_animation_has_a_frame_a_layer(weights: dict[str, str], picture: Path, tmp_path: Path) -> None:
@@ -182,7 +215,7 @@ def test_the_animation_has_a_frame_a_layer(weights: dict[str, str], picture: Pat
         assert (one != other).any()
 
 
-def test_a_model_that_drops_patches_gets_a_picture_of_those_that_stay(
+def test_a_model_that_drops_patches_gets_an_image_of_those_that_stay(
     weights: dict[str, str], picture: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -196,12 +229,10 @@ def test_a_model_that_drops_patches_gets_a_picture_of_those_that_stay(
         assert saved["layer_06"].shape[1:] == (19, 19)
 
 
-def test_saved_maps_are_the_weights_for_the_picture_as_the_model_sees_it(
-    weights: dict[str, str], tmp_path: Path
-) -> None:
+def test_saved_maps_are_the_weights_for_the_image_as_the_model_sees_it(weights: dict[str, str], tmp_path: Path) -> None:
     report = draw(weights, data="digits", index=7, out=tmp_path / "out", save_maps=True)
     digits = load_images(describe_data("digits"), "test", image_size=(32, 32))
-    assert report.picture == f"test picture 7 of digits ({int(digits.labels[7])})"
+    assert report.picture == f"digits test 7 ({int(digits.labels[7])})"
     torch.manual_seed(0)
     model = build_model("vit_layer6_32", num_classes=10).eval()
     maps = attention_maps(model, normalise(digits.images[7:8], torch.float32))
@@ -213,19 +244,20 @@ def test_saved_maps_are_the_weights_for_the_picture_as_the_model_sees_it(
             np.testing.assert_allclose(array, one.weights[0], atol=1e-6)
 
 
-def test_a_picture_of_an_image_folder_is_that_of_loading_it_whole(tmp_path: Path) -> None:
+def test_an_image_of_an_image_folder_is_that_of_loading_it_whole(tmp_path: Path) -> None:
     root = make_image_folder(tmp_path / "animals")
     every = load_images(describe_data(str(root)), "test", image_size=(16, 16))
     for index, expected in enumerate(every.images):
-        pixels, label = read_indexed(str(root), index, (16, 16))
-        assert torch.equal(pixels, expected)
-        assert label.startswith(f"test/{every.class_names[int(every.labels[index])]}/")
+        [source], _ = images_of_data(DataRequest(data=str(root)), [index])
+        assert torch.equal(source.read((16, 16))[0], expected)
+        assert source.name.startswith(f"animals/test/{every.class_names[int(every.labels[index])]}/")
+        assert source.truth == every.class_names[int(every.labels[index])]
 
 
 def test_the_png_of_an_open_model_is_that_of_the_command(weights: dict[str, str], tmp_path: Path) -> None:
     draw(weights, data="digits", index=3, out=tmp_path / "out", layer="all")
     trained = open_trained(ModelRequest(model="vit_layer6_32", weights=weights["vit_layer6_32"], device="cpu"))
-    pixels, _ = read_indexed("digits", 3, (32, 32))
+    pixels = load_images(describe_data("digits"), "test", image_size=(32, 32)).images[3]
     assert attention_png(trained, pixels) == (tmp_path / "out" / "layers.png").read_bytes()
 
 
@@ -267,16 +299,12 @@ def test_text_and_json_say_the_same(weights: dict[str, str], picture: Path, tmp_
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"layer": "7"}, "Option --layer: 7 is no layer of vit_layer6_32, in which 6 attend. Give 1 to 6, or all"),
-        ({"layer": "0"}, "Option --layer: '0' is no number from 1 on. Give one, or all"),
-        ({"layer": "last"}, "Option --layer: 'last' is no number"),
-        ({"head": "99"}, "Option --head: 99 is no head of layer 1 of vit_layer6_32"),
-        ({"head": "-1"}, "Option --head: '-1' is no number from 1 on. Give one, mean or all"),
-        ({"data": "digits"}, "There is both an image and --data"),
-        ({"picture": None}, "There is neither an image nor --data"),
-        ({"index": 3}, "--index 3 goes with --data NAME"),
-        ({"data_dir": Path("data")}, "--data-dir goes with --data NAME"),
-        ({"picture": None, "data": "digits", "index": 360}, "Option --index: 360 is no test picture of digits"),
+        ({"layer": "7"}, "--layer: vit_layer6_32 has no layer 7, only 6 that attend. Give 1 to 6, or all"),
+        ({"layer": "0"}, "Option --layer: '0' is not a number from 1 on. Give one, or all"),
+        ({"layer": "last"}, "Option --layer: 'last' is not a number"),
+        ({"head": "99"}, "Option --head: layer 1 of vit_layer6_32 has no head 99"),
+        ({"head": "-1"}, "Option --head: '-1' is not a number from 1 on. Give one, mean or all"),
+        ({"picture": None, "data": "digits", "index": 360}, "digits has 360 test images, and none has --index 360"),
         ({"picture": None, "data": "digits", "index": -1}, "Give 0 to 359"),
         ({"picture": None, "data": "digitz"}, "Did you mean 'digits'"),
         ({"picture": Path("nowhere.png")}, "nowhere.png does not exist"),
@@ -293,10 +321,10 @@ def test_a_choice_that_does_not_exist_is_one_line_and_writes_nothing(
     assert not out.exists()
 
 
-def test_a_file_that_is_no_picture_is_one_line(weights: dict[str, str], tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_one_line(weights: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "notes.png"
-    path.write_text("no picture")
-    with pytest.raises(DataError, match=r"notes\.png is no picture"):
+    path.write_text("no image")
+    with pytest.raises(DataError, match=r"notes\.png is not an image"):
         draw(weights, picture=path, out=tmp_path / "out")
 
 
@@ -308,7 +336,8 @@ def test_a_model_without_attention_is_one_line(picture: Path, tmp_path: Path) ->
     ) as caught:
         draw_attention(
             ModelRequest(model="torchvision:resnet18", weights=str(path), image_size="64", num_classes=3),
-            picture=picture,
+            Choice(),
+            image=picture,
             out=tmp_path,
         )
     assert "\n" not in str(caught.value)
@@ -322,7 +351,7 @@ def test_attention_that_is_not_finite_is_one_line(picture: Path, tmp_path: Path)
     save_checkpoint(model, path, {"model": "vit_layer6_32", "image_size": [32, 32], "num_classes": 10})
     with pytest.raises(DataError, match=r"attention of vit_layer6_32 is not finite in blocks\.3.*damaged") as caught:
         draw_attention(
-            ModelRequest(model="vit_layer6_32", weights=str(path), device="cpu"), picture=picture, out=tmp_path / "out"
+            ModelRequest(model="vit_layer6_32", weights=str(path), device="cpu"), Choice(), image=picture, out=tmp_path
         )
     assert "\n" not in str(caught.value)
 
@@ -333,7 +362,7 @@ def test_the_board_of_many_heads_takes_a_byte_a_colour() -> None:
     tiles = [Tile(f"head {number}", values=np.ones((4, 4)), covered=(200, 200)) for number in range(160)]
     tracemalloc.start()
     try:
-        draw_tiles(scene, tiles, title="", caption="", scale=Scale(1.0, 1.0), columns=16)
+        draw_tiles(Scene(scene, [], ""), tiles, caption="", scale=Scale(1.0, 1.0), columns=16)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -366,6 +395,21 @@ def test_the_command_prints_what_it_wrote(
     assert len([line for line in printed.splitlines() if "blocks." in line]) == 6
     assert run(*chosen, "--out", str(out), "--layer", "2", "--json") == 0
     assert json.loads(capsys.readouterr().out)["grid"] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["cat.png", "--data", "digits"], "There is both an image and --data"),
+        ([], "There is neither an image nor --data"),
+        (["cat.png", "--index", "3"], "--index 3 goes with --data NAME"),
+        (["cat.png", "--data-dir", "data"], "--data-dir goes with --data NAME"),
+        (["cat.png", "--download"], "--download goes with --data NAME"),
+    ],
+)
+def test_an_image_is_a_file_or_of_a_data_set(words: list[str], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        run("vit_layer6_32", *words, "--weights", "a.pt")
 
 
 def test_its_module_loads_no_torch() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tests.training.data.folders import make_image_folder
 from vitbench.cli import run_command
 from vitbench.core.stats.statistics import wilson_interval
-from vitbench.experiments.evaluation import _figures, evaluate_model
+from vitbench.experiments.evaluation import _score_values, evaluate_model
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.reports.evaluation import (
@@ -156,7 +156,7 @@ def test_figures_are_those_of_evaluating_by_hand(capsys: pytest.CaptureFixture[s
     assert sum(one["images"] for one in result["calibration"]["bins"]) == 360
     assert result["weights"]["digest"] == digest_of(good)[:16]
     assert (result["schema"], result["data"], result["images"]) == (1, "digits", 360)
-    assert result["chosen"] == "all 360 pictures of the test split"
+    assert result["chosen"] == "all 360 images of the test split"
     assert result["training"] == {"data": "digits", "recipe": "brief", "seed": 0}
     assert result["throughput"]["value"] == pytest.approx(360 / result["throughput"]["duration_s"])
     assert "one pass of one process" in result["throughput"]["method"]
@@ -170,10 +170,10 @@ def test_accuracy_is_that_of_the_evaluation_that_runs_use(good: Path) -> None:
     direct = evaluate(model, pictures, device="cpu", autocast=contextlib.nullcontext, batch_size=50)
     assert (result["accuracy"]["correct"], result["accuracy"]["total"]) == (direct.correct, 100)
     assert result["loss"]["value"] == pytest.approx(direct.loss, rel=1e-5)
-    assert result["chosen"] == "a stratified choice (seed 0) of 100 of 360 pictures of the test split"
+    assert result["chosen"] == "a stratified choice (seed 0) of 100 of 360 images of the test split"
 
 
-def test_pictures_are_normalised_as_the_recipe_of_the_weights_says(tmp_path: Path) -> None:
+def test_images_are_normalised_as_the_recipe_of_the_weights_says(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "a.safetensors", recipe={"name": "other", "mean": [0.2, 0.3, 0.4], "std": [1, 2, 3]})
     result = evaluate_model(MODEL, weights=str(path), data="digits", test_images=50, device="cpu")
     assert (result["mean"], result["std"]) == ([0.2, 0.3, 0.4], [1, 2, 3])
@@ -200,7 +200,7 @@ def test_amp_is_said_and_near(good: Path) -> None:
 
 def test_training_split_is_said_not_to_be_held_out(good: Path) -> None:
     result = evaluate_model(MODEL, weights=str(good), data="digits", split="train", test_images=40, device="cpu")
-    assert result["chosen"].endswith("of 40 of 1437 pictures of the train split, which is not held out")
+    assert result["chosen"].endswith("of 40 of 1437 images of the train split, which is not held out")
 
 
 def test_folder_of_results(capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_another_number_of_classes_is_one_line(capsys: pytest.CaptureFixture[str
     one_line(
         ask(capsys, MODEL, "--weights", good, "--data", pets),
         2,
-        r"The weights best\.safetensors \([0-9a-f]{16}\) tell 10 classes apart, but folder:pets:[0-9a-f]{8} has 2\. Give the "
+        r"The weights best\.safetensors \([0-9a-f]{16}\) have 10 classes, but folder:pets:[0-9a-f]{8} has 2\. Give the "
         r"data that they were trained for, or --replace-head for a random head",
     )
     code, out, errors = ask(capsys, MODEL, "--weights", good, "--data", pets, "--replace-head", "--json")
@@ -301,7 +301,7 @@ def test_outputs_that_are_not_finite_are_one_line(capsys: pytest.CaptureFixture[
     one_line(
         ask(capsys, MODEL, "--weights", tmp_path / "a.safetensors", "--data", "digits", "--device", "cpu"),
         1,
-        r"The outputs for \d+ of 360 pictures are NaN or infinite\. The weights are damaged, or .* diverged",
+        r"The outputs for \d+ of 360 images are NaN or infinite\. The weights are damaged, or .* diverged",
     )
 
 
@@ -499,14 +499,14 @@ def made_up(names: list[str], images: int = 4000, seed: int = 0) -> dict[str, An
         "schema": 1, "model": "vit", "weights": {"text": "a.pt (00)", "digest": "00", "notes": []}, "training": {},
         "data": "made-up", "split": "test", "num_classes": count, "image_size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3,
         "device": "cpu", "device_name": "", "dtype": "fp32", "batch_size": 128, "threads": 1, "versions": {"vitbench": "0"},
-        "warnings": [], "images": images, "chosen": "all", **_figures(score(logits, labels), info.class_names, count),
+        "warnings": [], "images": images, "chosen": "all", **_score_values(score(logits, labels), info.class_names, count),
         "throughput": {"value": 1.0, "unit": "image/s", "duration_s": 1.0, "method": "made up"},
     }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("count", [2, 10, 25, 100, 1000])
-def test_pictures_of_any_number_of_classes(count: int) -> None:
+def test_images_of_any_number_of_classes(count: int) -> None:
     result = made_up([f"class number {index}" for index in range(count)], images=600)
     for render in (confusion_png, reliability_png):
         content = render(result)
@@ -528,7 +528,7 @@ def test_names_that_mean_something_to_others_are_shown_as_they_are(tmp_path: Pat
     assert json.loads((tmp_path / "evaluation.json").read_text()) == result
 
 
-def test_classes_without_pictures_are_not_the_worst() -> None:
+def test_classes_without_images_are_not_the_worst() -> None:
     result = made_up([f"c{index:02d}" for index in range(40)])
     for one in result["classes"][:25]:
         one.update(images=0, f1=0.0)
@@ -546,7 +546,7 @@ def test_of_many_classes_a_terminal_shows_the_worst() -> None:
     worst = sorted(result["classes"], key=lambda one: (one["f1"], one["index"]))[:20]
     assert shown == sorted(one["name"] for one in worst)
     assert all(re.search(rf"^\| {name} +\| +0\.", page, re.MULTILINE) for name in names)
-    assert "true \\ predicted" not in page  # the picture shows it
+    assert "true \\ predicted" not in page  # the image shows it
     assert "true \\ predicted" in evaluation_page(made_up(names[:20]))
 
 

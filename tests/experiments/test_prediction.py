@@ -1,7 +1,8 @@
-"""``vitbench predict`` from the command line, against a plain forward pass; files that are no pictures among others."""
+"""``vitbench predict`` from the command line, against a plain forward pass; files that are no images among others."""
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -15,21 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.experiments.test_open_model import damaged, noise
+from tests.experiments.test_images import damaged, noise
 from tests.training.data.folders import make_image_folder
 from vitbench.cli import run_command
-from vitbench.experiments.open_model import open_trained, read_image
-from vitbench.experiments.prediction import (
-    BATCH_SIZE,
-    Guess,
-    OutputNames,
-    Prediction,
-    Source,
-    annotate,
-    files_as_sources,
-    fit_picture,
-    predict_pictures,
-)
+from vitbench.experiments.annotation import Guess, OutputNames, Prediction, annotate, fit_image
+from vitbench.experiments.images import ImageSource, images_of_files, read_image
+from vitbench.experiments.open_model import open_trained
+from vitbench.experiments.prediction import BATCH_SIZE, each_prediction
 from vitbench.experiments.request import ModelRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint, save_checkpoint
@@ -67,10 +60,16 @@ def ask(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, st
     return code, captured.out, captured.err
 
 
-def plain(path: Path, weights: Path, count: int = 7) -> Tensor:
-    """The probabilities (K,) of a picture through the model alone."""
+@functools.cache
+def loaded(weights: Path, count: int) -> torch.nn.Module:
     model = build_model(MODEL, image_size=SIZE, num_classes=count).eval()
     load_checkpoint(model, weights)
+    return model
+
+
+def plain(path: Path, weights: Path, count: int = 7) -> Tensor:
+    """The probabilities (K,) of an image through the model alone."""
+    model = loaded(weights, count)
     pixels, _ = read_image(path, (SIZE, SIZE))
     with torch.no_grad():
         probabilities: Tensor = model(pixels[None] / 127.5 - 1).softmax(1)[0]
@@ -94,14 +93,14 @@ def test_probabilities_are_those_of_a_plain_forward_pass(
     assert (found["model"], found["image_size"], found["num_classes"]) == (MODEL, [SIZE, SIZE], 7)
 
 
-def test_more_pictures_than_a_batch_come_out_in_order(good: Path, tmp_path: Path) -> None:
+def test_more_images_than_a_batch_come_out_in_order(good: Path, tmp_path: Path) -> None:
     paths = [picture(tmp_path / f"{seed}.png", seed, (8, 8)) for seed in range(BATCH_SIZE + 3)]
     paths.insert(5, tmp_path / "missing.png")
-    told: list[str] = []
+    warned: list[str] = []
     trained = open_trained(ModelRequest(model=MODEL, weights=str(good), device="cpu"))
-    results = predict_pictures(trained, files_as_sources(paths), top=7, tell=told.append)
-    assert [one.picture for one in results] == [str(path) for path in paths]
-    assert told == [f"{paths[5]} does not exist"]
+    results = list(each_prediction(trained, images_of_files(paths), top=7, warn=warned.append))
+    assert [one.image for one in results] == [str(path) for path in paths]
+    assert warned == [f"{paths[5]} does not exist"]
     for path, one in zip(paths, results, strict=True):
         if isinstance(one, Prediction):
             assert sum(guess.probability for guess in one.guesses) == pytest.approx(1)
@@ -111,12 +110,12 @@ def test_more_pictures_than_a_batch_come_out_in_order(good: Path, tmp_path: Path
             )
 
 
-def test_table_names_each_picture_once(capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path) -> None:
+def test_table_names_each_image_once(capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path) -> None:
     paths = [picture(tmp_path / name, seed) for seed, name in enumerate(("one.png", "two.png"))]
     code, out, _ = ask(capsys, "--weights", good, *paths, "--top", "2")
     assert code == 0
     lines = [re.split(r"  +", line) for line in out.splitlines()]
-    assert lines[0] == ["picture", "class", "probability"]
+    assert lines[0] == ["image", "class", "probability"]
     for number, path in enumerate(paths):
         best = plain(path, good).topk(2)
         first, second = lines[2 + 2 * number], lines[3 + 2 * number]
@@ -134,7 +133,7 @@ def test_more_classes_than_there_are_means_all(capsys: pytest.CaptureFixture[str
 KINDS = ("missing", "folder", "empty", "text", "cut png", "cut jpeg", "huge", "16 bit")
 
 
-def test_what_is_no_picture_gets_one_line_and_the_rest_is_predicted(
+def test_what_is_no_image_gets_one_line_and_the_rest_is_predicted(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path
 ) -> None:
     paths: list[Path] = []
@@ -161,7 +160,7 @@ def test_exit_code_is_2_where_nothing_could_be_read(
     code, out, errors = ask(capsys, "--weights", good, tmp_path / "a.png", tmp_path, "--out", tmp_path / "out")
     assert (code, out) == (2, "")
     assert errors.splitlines() == [
-        f"Error: {tmp_path / 'a.png'} does not exist", f"Error: {tmp_path} is a folder: give the pictures in it"
+        f"Error: {tmp_path / 'a.png'} does not exist", f"Error: {tmp_path} is a folder: give the images in it"
     ]  # fmt: skip
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -203,11 +202,11 @@ def test_names_of_classes_from_a_file(capsys: pytest.CaptureFixture[str], good: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a\nb\n", "2 class names are given, but the model tells 7 classes apart"),
+        (b"a\nb\n", "2 class names are given, but the model has 7 classes"),
         (b"a\n\nc\n", r"Class names .*names.txt: line 2 is empty\. Give one name a line"),
         (b"\n", r"Class names .*names.txt: the file is empty\. Give one name a line"),
-        (b"\xff\xfe\x00\x01", r".*names.txt is no text in UTF-8: give class names, one a line"),
-        (None, r"Class names .*names.txt are not there, or no file: give a text with one name a line"),
+        (b"\xff\xfe\x00\x01", r".*names.txt is not a text in UTF-8: give class names, one a line"),
+        (None, r"Class names .*names.txt do not exist, or are not a file: give a text with one name a line"),
     ],
 )
 def test_files_of_names_that_do_not_fit_are_one_line(
@@ -230,10 +229,10 @@ def test_head_of_1000_classes_has_imagenets_names(capsys: pytest.CaptureFixture[
     assert (names[0], names[1], names[283], names[999]) == ("tench", "goldfish", "Persian cat", "toilet tissue")
 
 
-# --- pictures of data sets
+# --- images of data sets
 
 
-def test_pictures_of_a_data_set_by_index(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_images_of_a_data_set_by_index(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     weights = checkpoint(tmp_path / "a.safetensors", None, 10)
     words = ["--weights", weights, "--data", "digits", "--index", "5,0", "--index", "359", "--json"]
     code, out, errors = ask(capsys, *words)
@@ -252,16 +251,16 @@ def test_pictures_of_a_data_set_by_index(capsys: pytest.CaptureFixture[str], tmp
     assert [one["right"] for one in found] == [one["true_class"] == one["classes"][0]["class"] for one in found]
 
 
-def test_pictures_of_a_folder_by_index_beside_files(
+def test_images_of_a_folder_by_index_beside_files(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path
 ) -> None:
     folder = make_image_folder(tmp_path / "pets")
     mine = picture(tmp_path / "mine.png")
-    (folder / "train" / "dog" / "1.png").write_bytes(b"no picture")
+    (folder / "train" / "dog" / "1.png").write_bytes(b"no image")
     words = ["--weights", good, mine, "--data", folder, "--index", "0,4,5", "--split", "train", "--json"]
     code, out, errors = ask(capsys, *words)
     assert code == 1
-    assert re.fullmatch(r"Error: \S+/pets/train/dog/1\.png is no picture .*\n", errors)
+    assert re.fullmatch(r"Error: \S+/pets/train/dog/1\.png is not an image .*\n", errors)
     found = json.loads(out)["pictures"]
     names = [str(mine), "pets/train/cat/0.png", "pets/train/dog/1.png", "pets/train/dog/2.png"]
     assert [one["picture"] for one in found] == names
@@ -277,15 +276,15 @@ def test_pictures_of_a_folder_by_index_beside_files(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "There is nothing to predict: give the paths of pictures, or --data NAME --index N"),
+        ([], "There is nothing to predict: give the paths of images, or --data NAME --index N"),
         (["--data", "digits"], "--data NAME and --index N go together.*"),
         (["--index", "3"], "There is nothing to predict.*"),
         (["a.png", "--data-dir", "data"], "--data-dir and --download go with --data NAME.*"),
         (["a.png", "--index", "3"], "--data NAME and --index N go together.*"),
-        (["--data", "digits", "--index", "360"], "digits has 360 test pictures: --index 360 is none of 0 to 359"),
-        (["--data", "digits", "--index", "1,x"], "Option --index: 'x' is no whole number from 0"),
-        (["--data", "digits", "--index", "-1"], "Option --index: '-1' is no whole number from 0"),
-        (["--data", "digits", "--index", "1,"], "Option --index: '' is no whole number from 0"),
+        (["--data", "digits", "--index", "360"], "digits has 360 test images, and none has --index 360. Give 0 to 359"),
+        (["--data", "digits", "--index", "1,x"], "Option --index: 'x' is not a whole number from 0"),
+        (["--data", "digits", "--index", "-1"], "Option --index: '-1' is not a whole number from 0"),
+        (["--data", "digits", "--index", "1,"], "Option --index: '' is not a whole number from 0"),
         (
             ["--data", "digits", "--index", "1", "--split", "val"],
             "Unknown split 'val': give test or train|Unknown split.*",
@@ -314,7 +313,7 @@ def test_outputs_that_are_not_finite_are_one_line(capsys: pytest.CaptureFixture[
     assert errors.startswith("Error: The outputs of vit_basic_tutorial are NaN or infinite: ")
 
 
-def test_one_picture_whose_outputs_are_not_finite_costs_no_other(
+def test_one_image_whose_outputs_are_not_finite_costs_no_other(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build_model(MODEL, image_size=SIZE, num_classes=3)
@@ -387,14 +386,14 @@ def test_what_was_not_loaded_as_it_stands_is_said(
     assert (code, errors) == (0, "Warning: the weights: its head left out, a random one in its place\n")
 
 
-# --- annotated pictures
+# --- annotated images
 
 
-def test_annotated_pictures_are_written(capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path) -> None:
+def test_annotated_images_are_written(capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path) -> None:
     paths = [picture(tmp_path / "a.png", 1, (8, 8)), picture(tmp_path / "wide.png", 2, (20, 900))]
     out = tmp_path / "new" / "out"
     code, _, errors = ask(capsys, "--weights", good, *paths, "--data", "digits", "--index", "2", "--out", out)
-    assert (code, errors) == (0, f"Wrote 3 pictures into {out}\n")
+    assert (code, errors) == (0, f"Wrote 3 images into {out}\n")
     names = ["a-predicted.png", "digits-test-2-predicted.png", "wide-predicted.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     for name in names:
@@ -402,14 +401,14 @@ def test_annotated_pictures_are_written(capsys: pytest.CaptureFixture[str], good
             assert (written.format, written.width) == ("PNG", 480)
             assert written.height >= 5 * 26
     with Image.open(out / "a-predicted.png") as written, Image.open(paths[0]) as original:
-        # the middle of each pixel of the small picture, below the strip that holds the text
+        # the middle of each pixel of the small image, below the strip that holds the text
         enlarged, pixels = np.asarray(written.convert("RGB")), np.asarray(original)
         assert np.array_equal(enlarged[90:480:60, 30::60], pixels[1:])
 
 
-def test_a_thousand_classes_of_any_length_fit_the_picture() -> None:
+def test_a_thousand_classes_of_any_length_fit_the_image() -> None:
     guesses = tuple(Guess(index=index, name="x" * 10 ** (index % 4), probability=0.2) for index in range(5))
-    content = annotate(fit_picture(noise(1, 1)), Prediction(picture="a", guesses=guesses, truth="y\n" * 300))
+    content = annotate(fit_image(noise(1, 1)), Prediction(image="a", guesses=guesses, truth="y\n" * 300))
     with Image.open(io.BytesIO(content)) as drawn:
         assert drawn.size[0] == 480
 
@@ -430,7 +429,6 @@ def test_written_names_differ_and_stay_in_the_folder(tmp_path: Path) -> None:
         "SS",
         "a/b",
         "a\\b",
-        "CON",
         "x" * 500,
         "猫" * 200,
     ]
@@ -444,7 +442,7 @@ def test_written_names_differ_and_stay_in_the_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
 
 
-def test_pictures_that_are_read_are_never_written_over(
+def test_images_that_are_read_are_never_written_over(
     capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path
 ) -> None:
     first, second = picture(tmp_path / "a.png", 1), picture(tmp_path / "a-predicted.png", 2)
@@ -474,6 +472,7 @@ def test_whole_photographs_are_not_kept(good: Path, tmp_path: Path) -> None:
         return pixels, whole
 
     trained = open_trained(ModelRequest(model=MODEL, weights=str(good), device="cpu"))
-    predict_pictures(trained, [Source(name=str(number), stem="a", read=read) for number in range(12)], out=tmp_path)
+    sources = [ImageSource(name=str(number), stem="a", read=read) for number in range(12)]
+    list(each_prediction(trained, sources, out=tmp_path))
     assert len(alive) == 12
     assert most <= 2  # the one before may still be there while the next is read

@@ -18,7 +18,7 @@ from torch import nn
 from tests.hostile.asking import MODEL, SIZE, ask, one_error, within_memory
 from tests.training.data.folders import make_image_folder
 from vitbench.core.errors import DataError
-from vitbench.experiments.open_model import read_image
+from vitbench.experiments.images import read_image
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.training.data.datasets import describe_data, load_images
@@ -91,7 +91,7 @@ def test_a_picture_that_is_a_bomb_is_one_line_wherever_it_is_read(tmp_path: Path
     for caught in (alone, in_folder):
         assert len(str(caught.value).splitlines()) == 1
         assert len(str(caught.value)) < 700
-        assert "memory does not suffice" not in str(caught.value)
+        assert "not enough memory" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
@@ -139,7 +139,7 @@ def test_every_command_refuses_a_bomb_in_a_folder(
 
 
 def test_large_pictures_are_decoded_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitbench.training.data import folder as folders
+    from vitbench.training.data import decoding
 
     root = make_image_folder(tmp_path / "pets", train=8, size=(40, 40))
     inside, most, lock = 0, 0, threading.Lock()
@@ -157,7 +157,7 @@ def test_large_pictures_are_decoded_one_after_the_other(tmp_path: Path, monkeypa
         return result
 
     monkeypatch.setattr(Image.Image, "convert", watched)
-    monkeypatch.setattr(folders, "_LARGE_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "_LARGE_PIXELS", 1000)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     pictures = load_images(describe_data(str(root)), "train", image_size=(8, 8))
     assert len(pictures) == 16

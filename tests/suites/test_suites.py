@@ -529,7 +529,7 @@ def test_an_imbalance_is_judged_by_the_pictures_that_a_class_has(
     if fits:
         assert resolve_training(suite) is not None
         return
-    with pytest.raises(UsageError, match="leaves a class of 5000? pictures empty"):
+    with pytest.raises(UsageError, match="leaves a class of 5000? images empty"):
         resolve_training(suite)
 
 
@@ -543,7 +543,7 @@ def test_an_imbalance_is_judged_by_the_largest_class_of_a_folder(tmp_path: Path)
         if fits:
             assert resolve_training(suite) is not None
         else:
-            with pytest.raises(UsageError, match="leaves a class of 22 pictures empty"):
+            with pytest.raises(UsageError, match="leaves a class of 22 images empty"):
                 resolve_training(suite)
 
 

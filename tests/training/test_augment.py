@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: each picture has its own draw, and what is done with it is what torchvision does."""
+"""Augmentation of whole batches: each image has its own draw, and what is done with it is what torchvision does."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def _noise(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
 
 
 def _smooth(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
-    """Pictures of few colours and soft edges, unlike noise."""
+    """Images of few colours and soft edges, unlike noise."""
     coarse = _noise(count, 4, 4).float()
     return TF.resize(coarse, [height, width], antialias=True).round().to(torch.uint8)
 
 
 @pytest.mark.parametrize("name", list(AUGMENTATIONS))
-def test_two_equal_pictures_in_a_batch_come_out_different(name: str) -> None:
+def test_two_equal_images_in_a_batch_come_out_different(name: str) -> None:
     batch = _noise(1).expand(16, -1, -1, -1)
     changed = augment(batch, [name], torch.Generator().manual_seed(0))
     assert changed.shape == batch.shape
@@ -83,7 +83,7 @@ def test_crop_shifts_by_up_to_an_eighth_of_a_side(height: int, width: int) -> No
     assert set(columns.tolist()) == set(range(-(width // 8), width // 8 + 1))
 
 
-def test_flip_mirrors_about_half_of_the_pictures() -> None:
+def test_flip_mirrors_about_half_of_the_images() -> None:
     images = _noise(400, 8, 8)
     flipped = augment(images, ["flip"], torch.Generator().manual_seed(0))
     kept = (flipped == images).flatten(1).all(1)
@@ -98,16 +98,16 @@ def test_no_augmentation_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_normalised_pictures_have_mean_and_deviation_one_half(dtype: torch.dtype) -> None:
+def test_normalised_images_have_mean_and_deviation_one_half(dtype: torch.dtype) -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     ours = normalise(images, dtype)
     expected = TF.normalize(images.double() / 255, [0.5] * 3, [0.5] * 3)
     assert ours.dtype == dtype
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-2 if dtype == torch.bfloat16 else 1e-6)
-    assert int(images.max()) == 255  # the pictures themselves are as they were
+    assert int(images.max()) == 255  # the images themselves are as they were
 
 
-def test_pictures_are_normalised_by_each_channels_own_mean_and_deviation() -> None:
+def test_images_are_normalised_by_each_channels_own_mean_and_deviation() -> None:
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     found = normalise(images, torch.float64, (0.5, 0.25, 0.1), (0.5, 0.25, 0.2)).flatten()
     torch.testing.assert_close(found, torch.tensor([-1.0, 3.0, 0.5], dtype=torch.float64))
@@ -116,7 +116,7 @@ def test_pictures_are_normalised_by_each_channels_own_mean_and_deviation() -> No
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (5, 16, 24), (3, 24, 16), (2, 2, 2), (1, 1, 1)])
 @pytest.mark.parametrize("name", list(AUGMENTATIONS))
-def test_pictures_keep_their_shape_and_the_input_its_values(name: str, shape: tuple[int, int, int]) -> None:
+def test_images_keep_their_shape_and_the_input_its_values(name: str, shape: tuple[int, int, int]) -> None:
     images = _noise(*shape)
     before = images.clone()
     changed = augment(images, [name], torch.Generator().manual_seed(0), AugmentSettings(erasing=1.0))
@@ -147,7 +147,7 @@ def test_augmentations_are_applied_in_the_order_given() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 32), (20, 31), (64, 48)])
-def test_each_picture_turns_as_torchvision_turns_it(height: int, width: int) -> None:
+def test_each_image_turns_as_torchvision_turns_it(height: int, width: int) -> None:
     angles = torch.cat([torch.linspace(-15, 15, 61), torch.tensor([-89.0, 50.0, 100.0, 180.0])])
     images = _noise(len(angles), height, width)
     ours = rotate_by(images, angles)
@@ -244,7 +244,7 @@ def test_the_order_of_a_jitter_is_drawn_for_each_batch(monkeypatch: pytest.Monke
 
 
 def _rectangles(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Heights and widths (px) of what was erased from black pictures, each checked to be a full grey rectangle."""
+    """Heights and widths (px) of what was erased from black images, each checked to be a full grey rectangle."""
     sides = []
     for picture in images:
         erased = (picture != 0).any(0)
@@ -277,7 +277,7 @@ def test_erased_rectangles_are_as_torchvision_draws_them() -> None:
     assert scipy.stats.ks_2samp(shares.numpy(), expected.numpy()).pvalue > 1e-3
 
 
-def test_a_rectangle_lies_anywhere_in_its_picture() -> None:
+def test_a_rectangle_lies_anywhere_in_its_image() -> None:
     images = torch.zeros(1000, 3, 8, 12, dtype=torch.uint8)
     erased = erase(images, torch.Generator().manual_seed(0), 1.0, (0.1, 0.1), (1.0, 1.0))[:, 0] > 0  # 3 x 3 px
     assert bool((erased.flatten(1).sum(1) == 9).all())
@@ -286,7 +286,7 @@ def test_a_rectangle_lies_anywhere_in_its_picture() -> None:
         assert scipy.stats.chisquare(torch.bincount(first, minlength=places).numpy()).pvalue > 1e-3
 
 
-def test_a_picture_is_erased_with_the_probability_given() -> None:
+def test_an_image_is_erased_with_the_probability_given() -> None:
     images = torch.zeros(4000, 3, 8, 8, dtype=torch.uint8)
     erased = (erase(images, torch.Generator().manual_seed(0), 0.25, (0.1, 0.2)) != 0).flatten(1).any(1)
     assert int(erased.sum()) == pytest.approx(1000, abs=4 * math.sqrt(4000 * 0.25 * 0.75))
@@ -309,7 +309,7 @@ SIGNS = [(name, sign) for name in OPERATIONS for sign in ((1, -1) if name in SIG
 
 
 def _torchvisions(image: torch.Tensor, operation: str, sign: int, magnitude: int) -> torch.Tensor:
-    """The operation as torchvision's own RandAugment applies it to one picture."""
+    """The operation as torchvision's own RandAugment applies it to one image."""
     theirs = torchvision.transforms.v2.RandAugment()
     if not hasattr(theirs, "_AUGMENTATION_SPACE") or not hasattr(theirs, "_apply_image_or_video_transform"):
         pytest.skip("torchvision's RandAugment looks different inside")
@@ -327,7 +327,7 @@ def test_randaugment_has_torchvisions_operations() -> None:
 
 
 @pytest.mark.parametrize(("operation", "sign"), SIGNS)
-def test_each_operation_on_a_batch_is_torchvisions_on_each_picture(operation: str, sign: int) -> None:
+def test_each_operation_on_a_batch_is_torchvisions_on_each_image(operation: str, sign: int) -> None:
     for images in (_noise(6), _smooth(6), _noise(3, 20, 33)):
         for magnitude in (0, 9, 30):
             strength = strength_of(operation, magnitude, *images.shape[-2:])
@@ -361,7 +361,7 @@ def test_posterize_and_solarize_at_any_magnitude_are_torchvisions(magnitude: int
     assert strength_of("Solarize", magnitude, 32, 32) == 255 * float(space["Solarize"][0](31, 32, 32)[magnitude])
 
 
-def test_each_picture_gets_one_of_torchvisions_operations_and_all_occur() -> None:
+def test_each_image_gets_one_of_torchvisions_operations_and_all_occur() -> None:
     images = _smooth(1)
     possible: dict[bytes, list[tuple[str, int]]] = {}
     for operation, sign in SIGNS:
@@ -382,7 +382,7 @@ def test_each_picture_gets_one_of_torchvisions_operations_and_all_occur() -> Non
             assert counts[operation] == pytest.approx(50, abs=4 * math.sqrt(50))
 
 
-def test_pictures_of_a_batch_stay_in_their_places() -> None:
+def test_images_of_a_batch_stay_in_their_places() -> None:
     images = _noise(60, 16, 24)
     changed = randaugment(images, torch.Generator().manual_seed(0), 1, 9)
     for before, after in zip(images, changed, strict=True):

@@ -18,7 +18,7 @@ from vitbench.training.evaluate import Answers, Evaluation, collect_answers, eva
 
 
 class Fixed(nn.Module):
-    """Answers with the logits that are written in the pictures' first pixels: 10 times red, green, blue."""
+    """Answers with the logits that are written in the images' first pixels: 10 times red, green, blue."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return 10 * images[:, :, 0, 0]
@@ -43,7 +43,7 @@ def test_decoding_is_no_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> Non
     pictures, clock = random_pictures(40, classes=3), [0.0]
 
     class Lazy:
-        """Pictures that take ten seconds a batch to decode."""
+        """Images that take ten seconds a batch to decode."""
 
         dtype, shape = torch.uint8, pictures.images.shape
 
@@ -130,7 +130,7 @@ def _answers(
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])
-def test_answers_are_the_logits_in_the_order_of_the_pictures(batch_size: int) -> None:
+def test_answers_are_the_logits_in_the_order_of_the_images(batch_size: int) -> None:
     torch.manual_seed(0)
     model, pictures = PatchClassifier(dropout=0.9), random_pictures(40)
     found = _answers(model, pictures, batch_size)

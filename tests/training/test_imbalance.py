@@ -14,13 +14,13 @@ from vitbench.training.data.subsets import choose_imbalanced, imbalanced_counts
 
 
 def test_linear_10_of_cifar_10_is_what_is_published() -> None:
-    """Project 1: 5,000 down to 500 a class in steps of 500, 27,500 pictures."""
+    """Project 1: 5,000 down to 500 a class in steps of 500, 27,500 images."""
     counts = imbalanced_counts("linear:10", 5000, 10)
     assert counts == [5000, 4500, 4000, 3500, 3000, 2500, 2000, 1500, 1000, 500]
     assert sum(counts) == 27_500
 
 
-def test_exponential_100_of_cifar_is_long_tailed_cifar_to_the_picture() -> None:
+def test_exponential_100_of_cifar_is_long_tailed_cifar_to_the_image() -> None:
     """CIFAR-10-LT and CIFAR-100-LT at ratio 100 (Cui et al., 2019): largest * 100^(-i / (classes - 1)), cut off."""
     assert sum(imbalanced_counts("exponential:100", 500, 100)) == 10_847
     counts = imbalanced_counts("exponential:100", 5000, 10)
@@ -57,7 +57,7 @@ def test_a_file_of_indices(tmp_path: Path) -> None:
         ("linear", "neither linear:R nor"),
         ("linear:0.5", "from 1 on"),
         ("linear:x", "neither"),
-        ("exponential:1000", "leaves a class of 10 pictures empty"),
+        ("exponential:1000", "leaves a class of 10 images empty"),
         ("/nowhere/indices.txt", "nor a file of indices"),
     ],
 )

@@ -88,7 +88,7 @@ def test_brief_recipe_trains_a_vision_transformer_of_the_registry() -> None:
         ({"epochs": 2.1}, 84, 11),
     ],
 )
-def test_budget_is_kept_to_the_picture(budget: dict[str, Any], seen: int, steps: int) -> None:
+def test_budget_is_kept_to_the_image(budget: dict[str, Any], seen: int, steps: int) -> None:
     told: list[tuple[int, int | None, float]] = []
     result = _train(_model(), random_pictures(40), _recipe(**budget), on_step=lambda *step: told.append(step))
     assert (result.images_seen, result.steps, result.stopped_because) == (seen, steps, next(iter(budget)))
@@ -110,7 +110,7 @@ def test_time_budget_takes_one_step_at_least() -> None:
     assert _train(_model(), random_pictures(), _recipe(seconds=1e-9)).steps == 1
 
 
-def test_every_picture_comes_once_before_any_comes_again() -> None:
+def test_every_image_comes_once_before_any_comes_again() -> None:
     steps = list(batches(10, _recipe(images=25, batch_size=4), seed=0))
     assert [len(step) for step in steps] == [4, 4, 4, 4, 4, 4, 1]
     seen = torch.cat(steps).tolist()
@@ -119,7 +119,7 @@ def test_every_picture_comes_once_before_any_comes_again() -> None:
     assert torch.cat(list(batches(10, _recipe(images=25, batch_size=4), seed=1))).tolist() != seen
 
 
-def test_more_pictures_in_a_batch_than_there_are() -> None:
+def test_more_images_in_a_batch_than_there_are() -> None:
     (step,) = batches(3, _recipe(steps=1, batch_size=8), seed=0)
     assert torch.bincount(step).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
 
@@ -249,7 +249,7 @@ def test_an_overflow_in_one_optimizers_gradients_keeps_both_from_stepping(
 
 
 class Normed(nn.Module):
-    """Batch normalisation of patches, four a picture, and of one number a channel."""
+    """Batch normalisation of patches, four an image, and of one number a channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class Normed(nn.Module):
     ("keys", "counted"),
     [({"batch_size": 8, "epochs": 1}, (2, 1)), ({"batch_size": 3, "accumulate": 2, "steps": 3}, (6, 3))],
 )
-def test_a_left_over_picture_goes_by_running_statistics_where_it_has_none_of_its_own(
+def test_a_left_over_image_goes_by_running_statistics_where_it_has_none_of_its_own(
     keys: dict[str, Any], counted: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -280,7 +280,7 @@ def test_a_left_over_picture_goes_by_running_statistics_where_it_has_none_of_its
     assert not model.of_pictures._forward_pre_hooks
 
 
-def test_parts_of_one_picture_each_are_not_normalised_in_silence() -> None:
+def test_parts_of_one_image_each_are_not_normalised_in_silence() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         _train(Normed(), random_pictures(8), _recipe(batch_size=4, accumulate=4))
 

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: shares are drawn from their Beta distribution, and targets say what the pictures really hold."""
+"""MixUp and CutMix: shares are drawn from their Beta distribution, and targets say what the images really hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = 10
 
 
 def _batch(count: int = 8, height: int = 16, width: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures of one value each, 1 to ``count``, so that it shows where a pixel is from; classes 0 to 9, round and round."""
+    """Images of one value each, 1 to ``count``, so that it shows where a pixel is from; classes 0 to 9, round and round."""
     images = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(-1, 3, height, width).contiguous()
     return images, torch.arange(count) % CLASSES
 
@@ -50,7 +50,7 @@ def test_a_share_comes_from_the_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_mixup_is_the_weighted_mean_of_two_pictures_and_of_their_targets(seed: int) -> None:
+def test_mixup_is_the_weighted_mean_of_two_images_and_of_their_targets(seed: int) -> None:
     images, labels = _batch()
     mixed, targets = mix(images, labels, CLASSES, mixup=0.8, cutmix=0.0, probability=1.0, generator=_seeded(seed))
     share = float(targets[0, 0])
@@ -69,7 +69,7 @@ def test_cutmix_targets_are_the_shares_of_pixels(height: int, width: int) -> Non
         mixed, targets = mix(images, labels, CLASSES, mixup=0.0, cutmix=1.0, probability=1.0, generator=_seeded(seed))
         replaced = mixed != images
         assert torch.equal(mixed, torch.where(replaced, images.roll(1, 0), images))
-        assert torch.equal(replaced, replaced[:1, :1].expand_as(replaced))  # one box for all pictures and channels
+        assert torch.equal(replaced, replaced[:1, :1].expand_as(replaced))  # one box for all images and channels
         inside = replaced[0, 0].nonzero()
         if len(inside):
             box = inside.amax(0) - inside.amin(0) + 1
@@ -81,7 +81,7 @@ def test_cutmix_targets_are_the_shares_of_pixels(height: int, width: int) -> Non
     assert len(areas) > 1
 
 
-def test_a_box_wholly_in_the_picture_has_the_area_asked_for() -> None:
+def test_a_box_wholly_in_the_image_has_the_area_asked_for() -> None:
     generator = _seeded()
     whole = 0
     for _ in range(300):
@@ -157,7 +157,7 @@ def test_mixing_leaves_its_input_alone_and_repeats_under_the_same_seed(mixup: fl
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0)])
-def test_pictures_keep_their_type_of_number(dtype: torch.dtype, mixup: float, cutmix: float) -> None:
+def test_images_keep_their_type_of_number(dtype: torch.dtype, mixup: float, cutmix: float) -> None:
     images, labels = _batch()
     mixed, targets = mix(
         images.to(dtype), labels, CLASSES, mixup=mixup, cutmix=cutmix, probability=1.0, generator=_seeded()
@@ -167,7 +167,7 @@ def test_pictures_keep_their_type_of_number(dtype: torch.dtype, mixup: float, cu
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0)])
-def test_a_picture_alone_is_mixed_with_itself(mixup: float, cutmix: float) -> None:
+def test_an_image_alone_is_mixed_with_itself(mixup: float, cutmix: float) -> None:
     images, labels = torch.randn(1, 3, 8, 8), torch.tensor([3])
     mixed, targets = mix(images, labels, CLASSES, mixup=mixup, cutmix=cutmix, probability=1.0, generator=_seeded())
     torch.testing.assert_close(mixed, images)

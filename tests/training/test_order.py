@@ -1,4 +1,4 @@
-"""Which pictures a step takes, from the seed and the place alone."""
+"""Which images a step takes, from the seed and the place alone."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_budget_given_replaces_the_recipes_budget(key: str, value: float) -> Non
         ({"seconds": 1.0}, None, None),
     ],
 )
-def test_budget_in_pictures_and_steps(budget: dict[str, Any], images: int | None, steps: int | None) -> None:
+def test_budget_in_images_and_steps(budget: dict[str, Any], images: int | None, steps: int | None) -> None:
     recipe = Recipe(**{**{key: value for key, value in BASE.items() if key != "steps"}, **budget})
     assert recipe.total_images(1437) == images
     assert recipe.total_steps(1437) == steps
@@ -224,7 +224,7 @@ def test_each_rung_of_the_ablation_adds_one_thing_to_the_one_before() -> None:
 
 
 def test_the_treatments_of_imbalanced_classes_differ_by_their_treatment_alone() -> None:
-    base = _does("cifar-vit-base", "validation")  # 5,000 pictures of the largest class are all that there are
+    base = _does("cifar-vit-base", "validation")  # 5,000 images of the largest class are all that there are
     treatments: dict[str, dict[str, Any]] = {
         "baseline": {},
         "sampler": {"sampler": "weighted"},
@@ -319,7 +319,7 @@ def test_wrong_settings_of_a_command_line(settings: list[str], message: str) -> 
     # never fewer than 64 at once, unless the steps go through fewer than a quarter of that
     [(2, 1, 8), (8, 1, 32), (16, 1, 64), (128, 1, 128), (512, 64, 32), (128, 2, 128), (64, 64, 4)],
 )
-def test_pictures_are_tested_in_batches_that_a_training_can_afford(
+def test_images_are_tested_in_batches_that_a_training_can_afford(
     batch_size: int, accumulate: int, expected: int
 ) -> None:
     recipe = load_recipe("brief", batch_size=batch_size, accumulate=accumulate)

@@ -61,7 +61,7 @@ def test_precision_recall_and_f1_by_hand() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_what_has_no_denominator_is_zero_without_a_warning() -> None:
-    found = score(np.eye(4)[[0, 0, 1]], np.array([0, 1, 1]))  # class 2 and 3: no pictures, never predicted
+    found = score(np.eye(4)[[0, 0, 1]], np.array([0, 1, 1]))  # class 2 and 3: no images, never predicted
     assert [(one.precision, one.recall, one.f1) for one in found.classes[2:]] == [(0, 0, 0)] * 2
     assert found.macro.recall == pytest.approx((1 + 1 / 2) / 4)
     assert found.weighted.recall == pytest.approx(2 / 3)

@@ -141,7 +141,7 @@ def test_a_mask_of_minus_infinity_stays_one_in_the_average() -> None:
 
 
 def test_what_is_left_over_of_a_batch_is_seen_and_not_trained_on() -> None:
-    """20 pictures in batches of 9: two processes get 4 each of the first two, and 1 each of the last one."""
+    """20 images in batches of 9: two processes get 4 each of the first two, and 1 each of the last one."""
     for ranks, counted in ((1, 20), (2, 18)):
         run = trainer(small(), random_pictures(), recipe(steps=None, images=20, batch_size=9), ranks=ranks)
         while not run.done:
@@ -212,7 +212,7 @@ def test_autocast_trains_and_the_scaler_is_in_the_state(amp: torch.dtype) -> Non
         assert again.get_scale() == 4096.0
 
 
-def test_processes_share_each_batch_and_no_picture_is_another_ones() -> None:
+def test_processes_share_each_batch_and_no_image_is_another_ones() -> None:
     """Each of two processes goes through half of what one process goes through in a step."""
     pictures, seen = random_pictures(), {}
     for ranks, rank in ((1, 0), (2, 0), (2, 1)):

@@ -1,4 +1,4 @@
-"""A small model, and pictures that it can learn, for tests of the loop and the evaluation."""
+"""A small model, and images that it can learn, for tests of the loop and the evaluation."""
 
 from __future__ import annotations
 

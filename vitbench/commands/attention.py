@@ -17,6 +17,7 @@ from vitbench.commands.options import (
     ReplaceHead,
     WeightsOfModel,
 )
+from vitbench.core.errors import UsageError
 
 EPILOG = (
     "Examples:  vitbench attention vit_layer6_32 --weights best.safetensors cat.png   |   "
@@ -56,6 +57,13 @@ def attention(
     json: JsonObject = False,
 ) -> int:
     """Draw what a trained model attends to in a picture: maps a layer and head, rollout, tokens kept, an animation."""
+    if (image is None) == (data is None):
+        both = "both an image and --data" if data is not None else "neither an image nor --data"
+        raise UsageError(f"There is {both}: give the path of one image, or --data NAME --index N")
+    given = {f"--index {index}": index is not None, "--data-dir": data_dir is not None, "--download": download}
+    if data is None and any(given.values()):
+        option = next(name for name, there in given.items() if there)
+        raise UsageError(f"{option} goes with --data NAME: an image is given as its path alone")
     if allow_import:
         import sys
 
@@ -63,30 +71,23 @@ def attention(
 
         sys.path.insert(0, "")  # builders of one's own are found from the current folder
         allow_imports()
-    from vitbench.experiments.attention_figures import draw_attention, to_dict, to_text
-    from vitbench.experiments.request import ModelRequest
+    from vitbench.experiments.attention import Choice, draw_attention, to_dict, to_text
+    from vitbench.experiments.request import DataRequest, ModelRequest
 
-    request = ModelRequest(
-        model=model,
-        weights=weights,
-        pretrained=pretrained,
-        replace_head=replace_head,
-        device=device,
-        image_size=image_size,
-        num_classes=num_classes,
-    )
     report = draw_attention(
-        request,
-        picture=image,
-        data=data,
-        index=index,
-        data_dir=data_dir,
-        download=download,
-        layer=layer,
-        head=head,
-        rollout=rollout,
-        gif=gif,
-        save_maps=save_maps,
+        ModelRequest(
+            model=model,
+            weights=weights,
+            pretrained=pretrained,
+            replace_head=replace_head,
+            device=device,
+            image_size=image_size,
+            num_classes=num_classes,
+        ),
+        Choice.parse(layer, head, rollout=rollout, gif=gif, save_maps=save_maps),
+        image=image,
+        data=None if data is None else DataRequest(data=data, data_dir=data_dir, download=download),
+        index=index or 0,
         out=out,
     )
     if json:

@@ -17,7 +17,7 @@ from vitbench.commands.options import (
     ReplaceHead,
     WeightsOfModel,
 )
-from vitbench.core.errors import UsageError, VitbenchError
+from vitbench.core.errors import UsageError
 
 EPILOG = (
     "Examples:  vitbench predict vit_layer6_32 --weights best.safetensors cat.jpg dog.jpg   |   "
@@ -68,11 +68,11 @@ def predict(
 
     chosen = _indices(index)
     if not images and data is None:
-        raise UsageError("There is nothing to predict: give the paths of pictures, or --data NAME --index N")
+        raise UsageError("There is nothing to predict: give the paths of images, or --data NAME --index N")
     if (data is None) != (not chosen):
-        raise UsageError("--data NAME and --index N go together: the data set, and which of its pictures, from 0")
+        raise UsageError("--data NAME and --index N go together: the data set, and which of its images, from 0")
     if data is None and (data_dir is not None or download):
-        raise UsageError("--data-dir and --download go with --data NAME --index N: pictures are given as their paths")
+        raise UsageError("--data-dir and --download go with --data NAME --index N: images are given as their paths")
     if allow_import:
         from vitbench.models.imported import allow_imports
 
@@ -80,60 +80,43 @@ def predict(
         allow_imports()
     from vitbench.core.text import one_line
     from vitbench.experiments import prediction
-    from vitbench.experiments.open_model import open_trained
-    from vitbench.experiments.request import ModelRequest
+    from vitbench.experiments.request import DataRequest, ModelRequest
     from vitbench.reports.evaluation import make_folder
 
     if out is not None:
-        make_folder(out)  # first: what cannot be written is told before the work
-    names = prediction.read_class_names(classes) if classes is not None else None
-    sources = prediction.files_as_sources(images or [])
-    info = None
-    if data is not None:
-        found, info = prediction.data_as_sources(data, chosen, split=split, data_dir=data_dir, download=download)
-        sources += found
-    request = ModelRequest(
-        model=model,
-        weights=weights,
-        pretrained=pretrained,
-        replace_head=replace_head,
-        device=device,
-        image_size=image_size,
-        num_classes=num_classes,
+        make_folder(out)  # before the work: a folder that cannot be written is an error at once
+    found = prediction.predict_images(
+        ModelRequest(
+            model=model,
+            weights=weights,
+            pretrained=pretrained,
+            replace_head=replace_head,
+            device=device,
+            image_size=image_size,
+            num_classes=num_classes,
+        ),
+        images or [],
+        DataRequest(data=data, data_dir=data_dir, download=download, split=split) if data is not None else None,
+        chosen,
+        class_names=prediction.read_class_names(classes) if classes is not None else None,
+        top=top,
+        out=out,
+        warn=lambda text: print(one_line(text), file=sys.stderr),
     )
-    trained = open_trained(request, class_names=names)
-    for note in trained.notes:
-        print(f"Warning: the weights: {one_line(note)}", file=sys.stderr)
-    if info is not None:
-        trained = prediction.name_classes(trained, info)
-    results: list[prediction.Prediction | prediction.Unread] = []
-    stopped: VitbenchError | KeyboardInterrupt | None = None
-    try:
-        for one in prediction.each_prediction(
-            trained, sources, top=top, out=out, tell=lambda text: print(f"Error: {one_line(text)}", file=sys.stderr)
-        ):
-            results.append(one)
-    except (VitbenchError, KeyboardInterrupt) as error:  # a full disk, memory that runs out, Ctrl-C: what was found
-        stopped = error  # until then is not lost
     if json:
         import json as encoder
 
-        print(encoder.dumps(prediction.predictions_to_dict(trained, results), indent=2, allow_nan=False))
-    elif text := prediction.predictions_to_text(results):
+        print(encoder.dumps(prediction.predictions_to_dict(found.trained, found.results), indent=2, allow_nan=False))
+    elif text := prediction.predictions_to_text(found.results):
         print(text)
-    if isinstance(stopped, KeyboardInterrupt):
+    if isinstance(found.stopped_by, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         return 130
-    if stopped is not None:
-        raise stopped
-    unread = sum(isinstance(one, prediction.Unread) for one in results)
-    if out is not None and unread < len(results):
-        count = len(results) - unread
-        print(f"Wrote {count} picture{'s' if count != 1 else ''} into {out}", file=sys.stderr)
-    if not unread:
-        return 0
-    of_model = any(isinstance(one, prediction.Unread) and one.of_model for one in results)
-    return 2 if unread == len(results) and not of_model else 1
+    if found.stopped_by is not None:
+        raise found.stopped_by
+    if out is not None and found.predicted:
+        print(f"Wrote {found.predicted} image{'s' if found.predicted != 1 else ''} into {out}", file=sys.stderr)
+    return found.exit_code
 
 
 def _indices(values: list[str] | None) -> list[int]:
@@ -141,6 +124,6 @@ def _indices(values: list[str] | None) -> list[int]:
     found = []
     for word in (word.strip() for value in values or [] for word in value.split(",")):
         if not (word.isascii() and word.isdigit()):
-            raise UsageError(f"Option --index: {word!r} is no whole number from 0")
+            raise UsageError(f"Option --index: {word!r} is not a whole number from 0")
         found.append(int(word))
     return found

@@ -1,7 +1,4 @@
-"""Evaluate a trained model on a data set: joins weights, pictures and scores into one result that JSON can hold.
-
-Reports (reports/evaluation.py) are made from that result alone.
-"""
+"""Evaluate a trained model on a data set. The result is one JSON object, from which reports/evaluation.py renders."""
 
 from __future__ import annotations
 
@@ -14,9 +11,8 @@ from vitbench.core.errors import DataError, UsageError
 from vitbench.core.stats.statistics import wilson_interval
 from vitbench.core.text import printable
 from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained
-from vitbench.experiments.request import ModelRequest
-from vitbench.training.data.datasets import describe_data
-from vitbench.training.data.images import SPLITS, DataInfo, ImageSet, Split
+from vitbench.experiments.request import DataRequest, ModelRequest
+from vitbench.training.data.images import DataInfo, ImageSet, Split
 
 if TYPE_CHECKING:
     from vitbench.training.scores import Scores
@@ -26,10 +22,10 @@ SCHEMA = 1
 #: Equal-width bins of the confidence, as in Guo et al.
 BINS = 15
 BATCH_SIZE = 128
-#: The pictures of a part of a data set are the same whatever was trained on.
+#: Chooses ``test_images`` of a split: the same ones for every model.
 SEED = 0
 
-_ZERO = "a fraction without a denominator (nothing predicted as the class, no pictures of it) is 0 (zero_division=0)"
+_ZERO = "a fraction without a denominator (nothing predicted as the class, no images of it) is 0 (zero_division=0)"
 _CALIBRATION = (
     "expected calibration error (Guo et al., 2017, arXiv:1706.04599): sum over bins of |B|/n * |accuracy(B) - "
     "confidence(B)|, {bins} bins of equal width ((m-1)/{bins}, m/{bins}] of the confidence, which is the largest "
@@ -55,22 +51,23 @@ def evaluate_model(
     replace_head: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Test a model with its weights on pictures; returns everything that reports say of it, as JSON can hold it.
+    """Test a model with its weights on images; returns everything that reports say of it, as JSON can hold it.
 
-    ``split``: ``test`` or ``train``; ``test_images``: a stratified choice of so many of its pictures, the same one each
-    time. ``note`` is told what a person should know (classes with other names, a random head). The other arguments are
-    those of ``open_trained`` and ``describe_data``.
+    ``split``: ``test`` or ``train``; ``test_images``: a stratified choice of so many of its images, the same one each
+    time. ``note`` receives what a person should know (classes with other names, a random head). The other arguments are
+    those of ``ModelRequest`` and ``DataRequest``.
 
-    Raises UsageError for what is asked wrongly (a DataError if the numbers of classes differ), OutOfMemory, and
+    Raises UsageError for a wrong argument (a DataError if the numbers of classes differ), OutOfMemory, and
     NotFiniteError if an output is not finite.
     """
     if not isinstance(model, str):
         raise UsageError(f"evaluate_model takes the name of a model, not {type(model).__name__}")
-    chosen = _split(split)
     for option, value in (("--test-images", test_images), ("--batch-size", batch_size), ("--bins", bins)):
         if value is not None and value < 1:
             raise UsageError(f"{option} {value} is not positive: give at least 1")
-    info = describe_data(str(data), root=None if data_dir is None else Path(data_dir), download=download)
+    root = None if data_dir is None else Path(data_dir)
+    request = DataRequest(data=str(data), data_dir=root, download=download, split=split)
+    chosen, info = request.checked_split(), request.describe()
     trained = open_trained(
         ModelRequest(
             model=model,
@@ -82,35 +79,23 @@ def evaluate_model(
             num_classes=info.num_classes if replace_head else None,
         )
     )
-    if trained.num_classes != info.num_classes and not _has_room_for_more(trained, info):
-        raise DataError(
-            f"The weights {trained.weights} tell {trained.num_classes} classes apart, but {info.label} has "
-            f"{info.num_classes}. Give the data that they were trained for, or --replace-head for a random head"
-        )
+    _check_classes(trained, info)
     warnings = _warnings(trained, info)
     for warning in warnings:
         note(f"Warning: {warning}")
     from vitbench.training.data.datasets import load_images
 
-    pictures = load_images(
-        info, chosen, image_size=trained.image_size, images=test_images, seed=SEED, download=download
-    )
-    return evaluate_trained(
-        trained,
-        info,
-        pictures,
-        split=chosen,
-        dtype="amp" if amp else "fp32",
-        batch_size=batch_size,
-        bins=bins,
-        warnings=warnings,
-    )
+    size = trained.image_size
+    dataset = load_images(info, chosen, image_size=size, images=test_images, seed=SEED, download=download)
+    dtype = "amp" if amp else "fp32"
+    how: dict[str, Any] = {"split": chosen, "dtype": dtype, "batch_size": batch_size, "bins": bins}
+    return evaluate_trained(trained, info, dataset, **how, warnings=warnings)
 
 
 def evaluate_trained(
     trained: TrainedModel,
     info: DataInfo,
-    pictures: ImageSet,
+    dataset: ImageSet,
     *,
     split: Split = "test",
     dtype: str = "fp32",
@@ -118,28 +103,29 @@ def evaluate_trained(
     bins: int = BINS,
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What ``evaluate_model`` returns, for a model that is loaded and ``pictures`` of ``info`` that are in memory.
+    """What ``evaluate_model`` returns, for a model that is loaded and ``images`` of ``info`` that are in memory.
 
     ``dtype``: ``fp32`` or ``amp``. Raises OutOfMemory, and NotFiniteError if an output is not finite.
     """
     result = _describe(trained, info, split, dtype == "amp", batch_size, list(warnings))
-    return result | _test(trained, info, pictures, split, dtype == "amp", batch_size, bins)
+    return result | _test(trained, info, dataset, split, dtype == "amp", batch_size, bins)
 
 
-def _split(name: str) -> Split:
-    for split in SPLITS:
-        if name == split:
-            return split
-    raise UsageError(f"Unknown split {name!r}: give {' or '.join(SPLITS)}")
+def _check_classes(trained: TrainedModel, info: DataInfo) -> None:
+    """Raises DataError unless the head has the classes of the data, or these first and then others."""
+    if trained.num_classes != info.num_classes and not _has_room_for_more(trained, info):
+        raise DataError(
+            f"The weights {trained.weights} have {trained.num_classes} classes, but {info.label} has "
+            f"{info.num_classes}. Give the data that they were trained for, or --replace-head for a random head"
+        )
 
 
 def _has_room_for_more(trained: TrainedModel, info: DataInfo) -> bool:
     """Whether the head has the data's classes first and then others (``vitbench train --num-classes``)."""
-    told = trained.facts.get("classes")
-    few = info.num_classes
-    if not isinstance(told, list) or not few < trained.num_classes == len(told):
+    names, few = trained.facts.get("classes"), info.num_classes
+    if not isinstance(names, list) or not few < trained.num_classes == len(names):
         return False
-    return told[:few] == list(info.class_names)
+    return names[:few] == list(info.class_names)
 
 
 def _class_names(trained: TrainedModel, info: DataInfo) -> tuple[str, ...]:
@@ -148,19 +134,19 @@ def _class_names(trained: TrainedModel, info: DataInfo) -> tuple[str, ...]:
 
 
 def _warnings(trained: TrainedModel, info: DataInfo) -> list[str]:
-    """What the result should not be read without."""
+    """What a reader of the result must know."""
     found = []
-    told = trained.facts.get("classes")
+    names = trained.facts.get("classes")
     if not trained.facts and trained.class_names is not None and set(trained.class_names) & set(info.class_names):
-        told = list(trained.class_names)  # ImageNet's; folders named by its numbers share none with them
-    if isinstance(told, list) and len(told) == info.num_classes and told != list(info.class_names):
-        if sorted(map(str, told)) == sorted(info.class_names):
+        names = list(trained.class_names)  # ImageNet's; folders named by its numbers share none with them
+    if isinstance(names, list) and len(names) == info.num_classes and names != list(info.class_names):
+        if sorted(map(str, names)) == sorted(info.class_names):
             what = "are those of the data in another order"
         else:
             what = "have other names than those of the data"
-        index = next(i for i, name in enumerate(told) if name != info.class_names[i])
+        index = next(i for i, name in enumerate(names) if name != info.class_names[i])
         found.append(
-            f"the classes of the checkpoint {what}: class {index} is '{printable(str(told[index])[:60])}' there and "
+            f"the classes of the checkpoint {what}: class {index} is '{printable(str(names[index])[:60])}' there and "
             f"'{printable(info.class_names[index])}' in {info.label}"
         )
     found += [f"the weights: {note}" for note in trained.notes]
@@ -170,7 +156,7 @@ def _warnings(trained: TrainedModel, info: DataInfo) -> list[str]:
 def _describe(
     trained: TrainedModel, info: DataInfo, split: Split, amp: bool, batch_size: int, warnings: list[str]
 ) -> dict[str, Any]:
-    """What was tested, and how: everything but the figures."""
+    """What was tested, and how: everything but the values."""
     import torch
 
     from vitbench import __version__
@@ -200,24 +186,24 @@ def _describe(
 def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint of ours says of its training; empty for others. The file may hold anything."""
     recipe = facts.get("recipe")
-    told = {
+    found = {
         "data": facts.get("data"),
         "recipe": recipe.get("name") if isinstance(recipe, Mapping) else None,
         "seed": facts.get("seed"),
     }
-    return {key: value for key, value in told.items() if isinstance(value, str | int) and len(str(value)) <= 200}
+    return {key: value for key, value in found.items() if isinstance(value, str | int) and len(str(value)) <= 200}
 
 
 def _test(
     trained: TrainedModel,
     info: DataInfo,
-    pictures: ImageSet,
+    dataset: ImageSet,
     split: Split,
     amp: bool,
     batch_size: int,
     bins: int,
 ) -> dict[str, Any]:
-    """One pass over the pictures, and the figures."""
+    """One pass over the images, and the scores."""
     from vitbench.metrics.support.subject import NotFiniteError
     from vitbench.training.evaluate import collect_answers
     from vitbench.training.scores import score
@@ -227,7 +213,7 @@ def _test(
     with explain_oom(device, way_out if amp else f"{way_out} or --amp"):
         answers = collect_answers(
             trained.module,
-            pictures,
+            dataset,
             device=device.name,
             autocast=lambda: device.autocast("amp" if amp else "fp32"),
             batch_size=batch_size,
@@ -239,18 +225,18 @@ def _test(
     if not finite.all():
         bad = len(finite) - int(finite.sum())
         way_out = "Leave out --amp" if amp else "The weights are damaged, or their training has diverged"
-        raise NotFiniteError(f"The outputs for {bad} of {len(finite)} pictures are NaN or infinite. {way_out}")
-    scores = score(answers.logits.numpy(), pictures.labels.numpy(), bins=bins, classes=info.num_classes)
+        raise NotFiniteError(f"The outputs for {bad} of {len(finite)} images are NaN or infinite. {way_out}")
+    scores = score(answers.logits.numpy(), dataset.labels.numpy(), bins=bins, classes=info.num_classes)
     return {
-        "images": len(pictures),
-        "chosen": _chosen(len(pictures), info.count(split), split),
-        **_figures(scores, _class_names(trained, info), info.num_classes),
+        "images": len(dataset),
+        "chosen": _chosen(len(dataset), info.count(split), split),
+        **_score_values(scores, _class_names(trained, info), info.num_classes),
         "throughput": {
-            "value": len(pictures) / answers.duration_s,
+            "value": len(dataset) / answers.duration_s,
             "unit": "image/s",
             "duration_s": answers.duration_s,
-            "method": f"one pass of one process over {len(pictures)} pictures in batches of "
-            f"{min(batch_size, len(pictures))}, one batch before it not timed, the device synchronised at both ends; "
+            "method": f"one pass of one process over {len(dataset)} images in batches of "
+            f"{min(batch_size, len(dataset))}, one batch before it not timed, the device synchronised at both ends; "
             "copying to the device and normalising "
             "included, decoding and resizing not. To compare models, measure with vitbench run",
         },
@@ -258,22 +244,22 @@ def _test(
 
 
 def _chosen(images: int, there: int, split: Split) -> str:
-    some = f"a stratified choice (seed {SEED}) of {images} of {there} pictures"
-    part = f"all {there} pictures" if images == there else some
+    some = f"a stratified choice (seed {SEED}) of {images} of {there} images"
+    part = f"all {there} images" if images == there else some
     return f"{part} of the {split} split" + ("" if split == "test" else ", which is not held out")
 
 
-def _figures(scores: Scores, class_names: Sequence[str], of_data: int) -> dict[str, Any]:
+def _score_values(scores: Scores, class_names: Sequence[str], of_data: int) -> dict[str, Any]:
     """``class_names``: one a class of the head, of which the first ``of_data`` are the data's."""
     absent = sum(one.images == 0 for one in scores.classes[:of_data])
     never = sum(one.predicted == 0 for one in scores.classes[:of_data])
     more = f" of the data (the head has {len(class_names)})" if len(class_names) > of_data else ""
-    zero = f"{_ZERO}: {absent} classes without pictures, {never} never predicted"
+    zero = f"{_ZERO}: {absent} classes without images, {never} never predicted"
     return {
-        "accuracy": _fraction(scores.correct, scores.total, "share of pictures whose class has the largest logit"),
+        "accuracy": _fraction(scores.correct, scores.total, "share of images whose class has the largest logit"),
         "top5": None
         if scores.correct_in_5 is None
-        else _fraction(scores.correct_in_5, scores.total, "share of pictures whose class is among the five largest"),
+        else _fraction(scores.correct_in_5, scores.total, "share of images whose class is among the five largest"),
         "loss": {"value": scores.loss, "unit": "nat", "method": "mean cross entropy, without label smoothing"},
         "macro": {
             **asdict(scores.macro),
@@ -281,7 +267,7 @@ def _figures(scores: Scores, class_names: Sequence[str], of_data: int) -> dict[s
         },
         "weighted": {
             **asdict(scores.weighted),
-            "method": "scikit-learn's means, each class weighted by its number of pictures; fractions as in macro",
+            "method": "scikit-learn's means, each class weighted by its number of images; fractions as in macro",
         },
         "classes": [
             {"index": index, "name": name, **asdict(one)}

@@ -1,16 +1,13 @@
-"""A trained model, ready for pictures: its weights on a device, what its pictures must look like, what its classes are.
+"""Open a trained model: its weights on a device, what its images must look like, the names of its classes.
 
-What every command shares that uses a trained model. Importing this module loads no torch, its functions do.
+Importing this module loads no torch, its functions do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError, DeviceError, ModelFailed, Unsupported, UsageError, VitbenchError
@@ -20,10 +17,8 @@ from vitbench.devices import Device, canonical_device_name, find_devices, open_d
 from vitbench.experiments.request import ModelRequest
 from vitbench.models.normalisation import Channels, normalisation_of
 from vitbench.models.tracebacks import model_places, with_places
-from vitbench.training.data.images import IMAGE_FORMATS
 
 if TYPE_CHECKING:
-    import PIL.Image
     import torch
 
     from vitbench.models.weights.checkpoints import CheckpointReport
@@ -31,18 +26,16 @@ if TYPE_CHECKING:
 _IMAGENET_CLASSES = 1000
 _RANDOM_HEAD = "its head left out, a random one in its place"
 
-__all__ = ["OutOfMemory", "TrainedModel", "explain_oom", "find_device", "open_trained", "printable", "read_image"]
-
 
 class OutOfMemory(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
-    """Memory ran out outside a measurement, where it is no result: one line with what to change."""
+    """Memory ran out outside a measurement, where it is not a result: one line with what to change."""
 
     cause = "out_of_memory"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model with its weights on a device, and what its pictures must look like.
+    """A model with its weights on a device, and what its images must look like.
 
     Args:
         name: in the registry.
@@ -50,14 +43,14 @@ class TrainedModel:
         device: where it is.
         image_size: (height, width) px.
         num_classes: of its head.
-        class_names: None if nobody knows them.
-        mean: of each channel, 0 to 1, as its pictures are normalised (training/augment.py's ``normalise``).
-        std: the same.
+        class_names: None if they are unknown.
+        mean: of each channel (0 to 1), to normalise images by.
+        std: of each channel.
         weights: what they are, for people: ``best.safetensors (0123456789abcdef)`` or ``pretrained (timm TAG)``.
         facts: what our training wrote into the checkpoint (model, image_size, num_classes, classes, data, recipe,
             seed); empty for other files.
         digest: the first 16 hexadecimal digits of the file's SHA-256; empty for published weights.
-        notes: what was not loaded as it stands in the file, such as ``its head left out, a random one in its place``.
+        notes: what was not loaded as the file has it, such as ``its head left out, a random one in its place``.
     """
 
     name: str
@@ -74,7 +67,7 @@ class TrainedModel:
     notes: tuple[str, ...] = ()
 
     def class_name(self, index: int) -> str:
-        """The name of a class, ``class 3`` where nobody knows it."""
+        """The name of a class; ``class 3`` if it is unknown."""
         return f"class {index}" if self.class_names is None else self.class_names[index]
 
 
@@ -169,9 +162,9 @@ def _notes_on(report: CheckpointReport) -> list[str]:
 
 
 def find_device(name: str) -> Device:
-    """The device of that name; ``auto`` is the first accelerator that is found, else the CPU.
+    """The device of that name; ``auto`` is the first accelerator found, else the CPU.
 
-    Raises UnknownNameError or DeviceError for what is no device, or is not there.
+    Raises UnknownNameError for a name that is not a device, DeviceError for a device that this machine lacks.
     """
     name = canonical_device_name(name)
     found = find_devices()
@@ -184,9 +177,8 @@ def find_device(name: str) -> Device:
 
 @contextlib.contextmanager
 def explain_oom(device: Device, way_out: str) -> Iterator[None]:
-    """Turn memory that runs out on ``device`` inside into OutOfMemory, one line that ends with ``way_out``, an operator
-    that the device lacks into Unsupported, and what the model's own code raises into ModelFailed. Everything else
-    passes.
+    """Inside, failures of the model become one line: OutOfMemory, with ``way_out``; Unsupported for an operator that
+    the device lacks; ModelFailed for what the model's own code raises. Other exceptions pass.
     """
     try:
         yield
@@ -205,76 +197,13 @@ def explain_oom(device: Device, way_out: str) -> Iterator[None]:
         raise
 
 
-def read_image(path: Path, image_size: tuple[int, int]) -> tuple[torch.Tensor, PIL.Image.Image]:
-    """One picture as a model takes it, (3, H, W) uint8 of ``image_size`` (height, width) px, and the whole of it.
-
-    Prepared as the pictures of an image folder are (training/folder.py): upright by its EXIF tag, its middle cut to the
-    aspect, resized bilinearly with antialiasing. The whole one is upright, too, in RGB.
-
-    Raises DataError, one line that names the file, if it is missing, a folder, no picture, cut short, has more than 8
-    bits a channel, or so many pixels that it may be meant to fill the memory (Pillow's limit).
-    """
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    _check_is_picture_file(path)
-    shown = printable(str(path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF tags and the like: the picture is there all the same
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=IMAGE_FORMATS) as opened:
-                if opened.mode.startswith(("I", "F")):
-                    raise DataError(f"{shown} has more than 8 bits a channel (mode {opened.mode}): save it with 8 bits")
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-            fitted = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
-    except DataError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        found = re.search(r"(\d+) pixels", str(error))
-        claims = f"{int(found[1]):,} pixels" if found else "more pixels"
-        raise DataError(
-            f"{shown} is too large: it claims {claims}, at most {Image.MAX_IMAGE_PIXELS:,} are read. Shrink it first"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{shown} is no picture ({', '.join(IMAGE_FORMATS)}), or its beginning is damaged") from error
-    except MemoryError as error:
-        raise DataError(f"{shown} is too large: memory does not suffice to decode it. Shrink it first") from error
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        reason = getattr(error, "strerror", None) or _first_line(str(error)) or type(error).__name__
-        raise DataError(f"{shown} cannot be read, perhaps cut short or damaged: {printable(reason)}") from error
-    # (H, W, 3) -> (3, H, W)
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous(), upright
-
-
-def _check_is_picture_file(path: Path) -> None:
-    shown = printable(str(path))
-    try:
-        if path.is_dir():
-            raise DataError(f"{shown} is a folder: give the pictures in it")
-        if not path.exists():
-            raise DataError(f"{shown} does not exist")
-        if not path.is_file():
-            raise DataError(f"{shown} is no regular file: give a picture")
-        if path.stat().st_size == 0:
-            raise DataError(f"{shown} has no content: copy or download it again")
-    except DataError:
-        raise
-    except (OSError, ValueError) as error:  # names that no system takes
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{shown[:200]} cannot be read: {printable(reason)}") from error
-
-
 def _first_line(text: str) -> str:
     line = printable((text.splitlines() or [""])[0].strip())
     return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def _has_random_head(card: ModelCard, classes: int) -> bool:
-    """Whether published weights leave the head random: it is for other classes, or always fresh, as in models that are
-    made to be trained on.
-    """
+    """Whether published weights leave the head random: it has other classes, or the model always gets a new one."""
     published = card.published_classes
     return published is not None and (classes != published or card.num_classes != published)
 
@@ -285,14 +214,14 @@ def _publisher(card: ModelCard) -> str:
 
 
 def _names(classes: int, given: Sequence[str] | None, facts: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The names of the classes: given, of the training, ImageNet's for 1000 classes, or None."""
+    """The names of the classes: those given, those of the training, ImageNet's for 1000 classes, or None."""
     if given is not None:
         if len(given) != classes:
-            raise UsageError(f"{len(given)} class names are given, but the model tells {classes} classes apart")
+            raise UsageError(f"{len(given)} class names are given, but the model has {classes} classes")
         return tuple(given)
-    told = facts.get("classes")
-    if isinstance(told, list) and len(told) == classes and all(isinstance(name, str) for name in told):
-        return tuple(told)
+    trained = facts.get("classes")
+    if isinstance(trained, list) and len(trained) == classes and all(isinstance(name, str) for name in trained):
+        return tuple(trained)
     if classes == _IMAGENET_CLASSES:
         from torchvision.models import ViT_B_16_Weights
 

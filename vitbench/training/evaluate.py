@@ -1,4 +1,4 @@
-"""Test a model on pictures. Loads torch."""
+"""Test a model on images. Loads torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitbench.training.data.images import ImageSet
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """``correct`` of ``total`` pictures right (top-1); ``loss`` is the mean cross entropy in nat."""
+    """``correct`` of ``total`` images right (top-1); ``loss`` is the mean cross entropy in nat."""
 
     correct: int
     total: int
@@ -29,9 +29,9 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """What a model says of each picture: ``logits`` (N, K) in float32, on the CPU, in the order of the pictures.
+    """What a model says of each image: ``logits`` (N, K) in float32, on the CPU, in the order of the images.
 
-    ``duration_s``: how long the pass over all of them took, from pictures in memory to logits on the device.
+    ``duration_s``: how long the pass over all of them took, from images in memory to logits on the device.
     """
 
     logits: torch.Tensor
@@ -40,7 +40,7 @@ class Answers:
 
 def evaluate(
     model: torch.nn.Module,
-    pictures: ImageSet,
+    dataset: ImageSet,
     *,
     device: str,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -48,29 +48,29 @@ def evaluate(
     mean: Sequence[float] = OWN_MEAN,
     std: Sequence[float] = OWN_STD,
 ) -> Evaluation:
-    """Test ``model``, which is on ``device``, on every picture, ``batch_size`` at a time (the last batch may be
+    """Test ``model``, which is on ``device``, on every image, ``batch_size`` at a time (the last batch may be
     smaller).
 
     ``autocast`` makes the context of each forward pass. Outputs of several heads are averaged. The model is in eval
     mode meanwhile, and afterwards in the mode that it was in. ``mean`` and ``std`` of each channel (0 to 1) are those
     that the weights were trained with. Raises DataError if it has fewer classes than the data.
     """
-    answer = _Answer(model, pictures.num_classes, device, autocast, mean, std)
+    answer = _Answer(model, dataset.num_classes, device, autocast, mean, std)
     # Sums stay on the device: reading them after every batch would make it wait.
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float32, device=device)
     with _testing(model):
-        for some, classes in zip(pictures.images.split(batch_size), pictures.labels.split(batch_size), strict=True):
+        for some, classes in zip(dataset.images.split(batch_size), dataset.labels.split(batch_size), strict=True):
             logits, labels = answer(some), classes.to(device)
             correct += (logits.argmax(-1) == labels).sum()
             loss += F.cross_entropy(logits, labels, reduction="sum")
-    total = len(pictures)
+    total = len(dataset)
     return Evaluation(correct=int(correct), total=total, loss=float(loss) / total)
 
 
 def collect_answers(
     model: torch.nn.Module,
-    pictures: ImageSet,
+    dataset: ImageSet,
     *,
     device: str,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -79,17 +79,17 @@ def collect_answers(
     mean: Sequence[float] = OWN_MEAN,
     std: Sequence[float] = OWN_STD,
 ) -> Answers:
-    """The logits of every picture; arguments, mode and what is raised are those of ``evaluate``.
+    """The logits of every image; arguments, mode and what is raised are those of ``evaluate``.
 
     ``synchronize`` waits for the device, before and after the pass that is timed. One batch goes before it, untimed:
-    the first one prepares kernels. Pictures that are decoded as they are needed are timed batch by batch, without that.
+    the first one prepares kernels. Images that are decoded as they are needed are timed batch by batch, without that.
     """
-    answer = _Answer(model, pictures.num_classes, device, autocast, mean, std)
+    answer = _Answer(model, dataset.num_classes, device, autocast, mean, std)
     with _testing(model):
-        answer(pictures.images[:batch_size])
+        answer(dataset.images[:batch_size])
         found, duration_s = [], 0.0
-        in_memory = isinstance(pictures.images, torch.Tensor)
-        parts = iter(pictures.images.split(batch_size))
+        in_memory = isinstance(dataset.images, torch.Tensor)
+        parts = iter(dataset.images.split(batch_size))
         while some := list(parts if in_memory else itertools.islice(parts, 1)):
             synchronize()
             begin = time.perf_counter()
@@ -102,7 +102,7 @@ def collect_answers(
 
 
 class _Answer:
-    """The logits (B, K) of pictures (B, 3, H, W) uint8, in float32 on the device."""
+    """The logits (B, K) of images (B, 3, H, W) uint8, in float32 on the device."""
 
     def __init__(
         self,
@@ -120,10 +120,10 @@ class _Answer:
         self.mean, self.std = mean, std
         self.dtype = input_dtype(model)
 
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        images = normalise(pictures.to(self.device), self.dtype, self.mean, self.std)
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        inputs = normalise(images.to(self.device), self.dtype, self.mean, self.std)
         with self.autocast():
-            output = self.model(images)
+            output = self.model(inputs)
         check_classes(output, self.num_classes)
         return mean_logits(output)
 

@@ -121,11 +121,11 @@ def features_of(
     run: Callable[[torch.Tensor], object],
     check: Callable[[int], None] = lambda size: None,
 ) -> torch.Tensor:
-    """What the submodule ``head`` is given for each of ``count`` pictures in ``batches``, on the CPU: (N, ...) float32.
+    """What the submodule ``head`` is given for each of ``count`` images in ``batches``, on the CPU: (N, ...) float32.
 
     ``run`` does one forward pass of the model, without gradients. ``check`` is told the bytes that all will take,
     before they are taken. Raises UsageError if the head is not called exactly once with one tensor whose first
-    dimension is the pictures', and what ``check`` raises.
+    dimension is the images', and what ``check`` raises.
     """
     given: list[torch.Tensor] = []
 
@@ -142,7 +142,7 @@ def features_of(
             given.clear()
             run(batch)
             if len(given) != 1 or len(given[0]) != len(batch):
-                raise UsageError("the head is not called once with one row a picture")
+                raise UsageError("the head is not called once with one row an image")
             if found is None:
                 shape = (count, *given[0].shape[1:])
                 check(4 * math.prod(shape))
@@ -152,7 +152,7 @@ def features_of(
     finally:
         handle.remove()
     if found is None:
-        raise UsageError("there are no pictures")
+        raise UsageError("there are no images")
     return found
 
 

@@ -1,6 +1,6 @@
-"""The training loop: a model, pictures in memory and a recipe; afterwards the model is trained. Loads torch.
+"""The training loop: a model, images in memory and a recipe; afterwards the model is trained. Loads torch.
 
-What a step draws (its pictures, their augmentation) is a pure function of the seed and the step's place, and everything
+What a step draws (its images, their augmentation) is a pure function of the seed and the step's place, and everything
 else is in the state, so that a training can be stopped after any step and taken up again to the same end.
 """
 
@@ -61,8 +61,8 @@ class TrainingResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """What the steps since the last stretch showed: ``losses`` (nat, one a step), the fraction of pictures classified
-    right as they were shown (augmented, in training mode; of mixed pictures the class with the larger share),
+    """What the steps since the last stretch showed: ``losses`` (nat, one a step), the fraction of images classified
+    right as they were shown (augmented, in training mode; of mixed images the class with the larger share),
     ``images`` and ``duration_s``.
     """
 
@@ -74,7 +74,7 @@ class Stretch:
 
 def train(
     model: torch.nn.Module,
-    pictures: ImageSet,
+    dataset: ImageSet,
     recipe: Recipe,
     *,
     device: str,
@@ -94,7 +94,7 @@ def train(
     torch.manual_seed(seed)
     trainer = Trainer(
         model,
-        pictures,
+        dataset,
         recipe,
         device=device,
         autocast=autocast,
@@ -117,14 +117,14 @@ def train(
 
 
 class Trainer:
-    """A training under way. ``seen`` pictures (repeats counted) and ``steps`` are done; ``averaged`` holds the moving
+    """A training under way. ``seen`` images (repeats counted) and ``steps`` are done; ``averaged`` holds the moving
     average of the weights, if the recipe has one.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        pictures: ImageSet | FeatureSet,
+        dataset: ImageSet | FeatureSet,
         recipe: Recipe,
         *,
         device: str,
@@ -147,7 +147,7 @@ class Trainer:
         every batch, and ``forward`` averages their gradients.
         """
         self.model = model
-        self.pictures = pictures
+        self.dataset = dataset
         self.recipe = recipe
         self.device = device
         self.seed = seed
@@ -158,7 +158,7 @@ class Trainer:
         self.seen = 0
         self.steps = 0
         self.elapsed_s = 0.0
-        self.optimizers = make_optimizers(model, recipe, num_classes or pictures.num_classes)
+        self.optimizers = make_optimizers(model, recipe, num_classes or dataset.num_classes)
         self.averaged = _make_average(model, recipe.ema) if recipe.ema else None
         self.settings = AugmentSettings(
             rotation=recipe.rotation,
@@ -170,10 +170,10 @@ class Trainer:
         )
         self._synchronize = synchronize
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._order = ImageOrder(len(pictures), seed, pictures.labels if recipe.sampler == "weighted" else None)
+        self._order = ImageOrder(len(dataset), seed, dataset.labels if recipe.sampler == "weighted" else None)
         self._dtype = input_dtype(model)
-        self._total = recipe.total_images(len(pictures))
-        self._results = _Results(recipe, recipe.total_steps(len(pictures)), on_step, device)
+        self._total = recipe.total_images(len(dataset))
+        self._results = _Results(recipe, recipe.total_steps(len(dataset)), on_step, device)
         self._step = _Step(
             model,
             model if forward is None else forward,
@@ -181,8 +181,8 @@ class Trainer:
             recipe,
             autocast,
             scaler,
-            pictures.num_classes,
-            _class_weights(pictures.labels, pictures.num_classes).to(device)
+            dataset.num_classes,
+            _class_weights(dataset.labels, dataset.num_classes).to(device)
             if recipe.class_weights == "inverse"
             else None,
             ranks,
@@ -198,7 +198,7 @@ class Trainer:
         return self.steps > 0 and self.elapsed_s >= self.recipe.seconds
 
     def run(self, until: int | None = None, is_to_pause: Callable[[], bool] | None = None) -> None:
-        """Go on until ``until`` pictures are seen in all, ``is_to_pause`` says so after a step, or the budget is used
+        """Go on until ``until`` images are seen in all, ``is_to_pause`` says so after a step, or the budget is used
         up.
 
         Raises TrainingDiverged and DataError as ``train`` does.
@@ -234,7 +234,7 @@ class Trainer:
 
     @property
     def trained(self) -> int:
-        """How many pictures were trained on, repeats counted: of several processes each gets an equal share of a batch,
+        """How many images were trained on, repeats counted: of several processes each gets an equal share of a batch,
         and what is left over is passed over, though it is ``seen``.
         """
 
@@ -301,12 +301,12 @@ class Trainer:
 
     def _batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Inputs, classes (B,), and what the loss compares with: classes, or shares of classes (B, K) where mixed."""
-        recipe, pictures = self.recipe, self.pictures
+        recipe, dataset = self.recipe, self.dataset
         place = self.steps * self.ranks + self.rank
-        labels = self._to_device(pictures.labels.index_select(0, indices.to(pictures.labels.device)))
-        if isinstance(pictures, FeatureSet):
-            return self._to_device(pictures.features.index_select(0, indices)), labels, labels
-        images = self._to_device(pictures.images.index_select(0, indices.to(pictures.images.device)))
+        labels = self._to_device(dataset.labels.index_select(0, indices.to(dataset.labels.device)))
+        if isinstance(dataset, FeatureSet):
+            return self._to_device(dataset.features.index_select(0, indices)), labels, labels
+        images = self._to_device(dataset.images.index_select(0, indices.to(dataset.images.device)))
         if recipe.augment:
             generator = seeded_generator(self.seed, "augmentation", place)
             images = augment(images, recipe.augment, generator, self.settings)
@@ -316,7 +316,7 @@ class Trainer:
             inputs, targets = mix(
                 inputs,
                 labels,
-                pictures.num_classes,
+                dataset.num_classes,
                 mixup=recipe.mixup,
                 cutmix=recipe.cutmix,
                 probability=recipe.mix_probability,
@@ -409,7 +409,7 @@ class _Step:
         self.num_classes = num_classes
         self.class_weights = class_weights
         self.ranks = ranks
-        # where each part is one picture, as is asked for, a layer that needs more says so
+        # where each part is one image, as is asked for, a layer that needs more says so
         usual = math.ceil(max(recipe.batch_size // ranks, 1) / recipe.accumulate)
         self.norms = [one for one in model.modules() if isinstance(one, _BatchNorm)] if usual > 1 else []
 
@@ -470,13 +470,13 @@ class _Step:
 
     def _share(self, part: torch.Tensor, whole: torch.Tensor) -> float | torch.Tensor:
         """What a part's mean loss counts in the mean of the whole batch; ``part`` and ``whole`` are their targets."""
-        if self.class_weights is None or whole.dim() == 2:  # shares of classes: torch divides by the pictures
+        if self.class_weights is None or whole.dim() == 2:  # shares of classes: torch divides by the images
             return len(part) / len(whole)
         return self.class_weights[part].sum() / self.class_weights[whole].sum()
 
     def _share_of_ranks(self, targets: torch.Tensor) -> torch.Tensor | None:
         """What this process's mean loss counts in the mean of all processes, where classes weigh differently: the
-        gradients are averaged as if each process's pictures weighed the same.
+        gradients are averaged as if each process's images weighed the same.
         """
         if self.ranks == 1 or self.class_weights is None or targets.dim() == 2:
             return None

@@ -1,4 +1,4 @@
-"""Which pictures a step takes: a pure function of the seed and of how many were seen before. Loads torch."""
+"""Which images a step takes: a pure function of the seed and of how many were seen before. Loads torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vitbench.training.recipes import Recipe
 
 
 class ImageOrder:
-    """The order in which ``count`` pictures are seen, without end.
+    """The order in which ``count`` images are seen, without end.
 
-    Shuffled: every picture comes once before any comes again, each time in another order. Weighted: each of ``count``
-    draws is of any class with equal chance, then of any of its pictures, with replacement.
+    Shuffled: every image comes once before any comes again, each time in another order. Weighted: each of ``count``
+    draws is of any class with equal chance, then of any of its images, with replacement.
     """
 
     def __init__(self, count: int, seed: int, labels: torch.Tensor | None = None) -> None:
@@ -29,7 +29,7 @@ class ImageOrder:
         self._order = torch.empty(0, dtype=torch.int64)
 
     def at(self, begin: int, size: int) -> torch.Tensor:
-        """The indices (size,) of the pictures that are seen after ``begin`` others."""
+        """The indices (size,) of the images that are seen after ``begin`` others."""
         parts = []
         while size > 0:
             epoch, offset = divmod(begin, self.count)
@@ -51,9 +51,9 @@ class ImageOrder:
 
 
 def batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
-    """The indices (B,) of each step's pictures out of ``count``: without end where time decides, else until the budget
-    is used up, to the picture. Batches go across the end of a pass, so that all but the last have ``batch_size``
-    pictures.
+    """The indices (B,) of each step's images out of ``count``: without end where time decides, else until the budget
+    is used up, to the image. Batches go across the end of a pass, so that all but the last have ``batch_size``
+    images.
     """
     order = ImageOrder(count, seed)
     total = recipe.total_images(count)

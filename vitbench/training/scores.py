@@ -1,6 +1,6 @@
 """From logits and true classes to figures: accuracy, loss, precision, recall, F1, confusions, calibration.
 
-Works on numpy arrays; loads no torch. Shapes: ``N`` pictures, ``K`` classes.
+Works on numpy arrays; loads no torch. Shapes: ``N`` images, ``K`` classes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-#: Pictures whose probabilities are computed at once: in double precision, all of many classes would take gigabytes.
+#: Images whose probabilities are computed at once: in double precision, all of many classes would take gigabytes.
 _AT_ONCE = 4096
 #: With no more classes than this, every answer is among the best five.
 _TOP = 5
@@ -31,7 +31,7 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanScores:
-    """Precision, recall and F1 over all classes: each counting the same (``macro``) or by its pictures (weighted)."""
+    """Precision, recall and F1 over all classes: each counting the same (``macro``) or by its images (weighted)."""
 
     precision: float
     recall: float
@@ -40,7 +40,7 @@ class MeanScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceBin:
-    """The pictures whose confidence (the largest probability) is above ``low`` and up to ``high``.
+    """The images whose confidence (the largest probability) is above ``low`` and up to ``high``.
 
     ``confidence`` is their mean one and ``accuracy`` the share of them that is right; both None where there are none.
     """
@@ -54,15 +54,15 @@ class ConfidenceBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the answers to N pictures of K classes are worth.
+    """What the answers to N images of K classes are worth.
 
     Args:
         total: N.
-        correct: how many pictures have their class first.
+        correct: how many images have their class first.
         correct_in_5: how many have it among the first five; None for five classes or fewer.
         loss: mean cross entropy, in nat.
         macro: means over classes.
-        weighted: means over classes by their numbers of pictures.
+        weighted: means over classes by their numbers of images.
         classes: one a class.
         confusion: K rows of K counts: row the true class, column the predicted one.
         calibration_error: expected calibration error, see ``calibrate``.
@@ -92,7 +92,7 @@ def score(
 
     ``classes``: how many the data has, the first ones; a head may have room for more, which no mean counts.
     Of equal logits the one of the lower class counts as larger. Precision, recall and F1 are scikit-learn's, where a
-    fraction without a denominator (nothing predicted, no pictures) is 0. Raises ValueError for shapes that do not fit
+    fraction without a denominator (nothing predicted, no images) is 0. Raises ValueError for shapes that do not fit
     each other, labels that are no classes, and logits that are not finite.
     """
     import numpy as np
@@ -155,7 +155,7 @@ def score(
 
 
 def calibrate(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any], bins: int) -> tuple[ConfidenceBin, ...]:
-    """Pictures by their confidence (N,) in ``bins`` bins of equal width; ``right`` (N,) says which are right.
+    """Images by their confidence (N,) in ``bins`` bins of equal width; ``right`` (N,) says which are right.
 
     Bin m of M is the interval ((m - 1)/M, m/M] (Guo et al., 2017, arXiv:1706.04599, section 2). Raises ValueError for
     less than one bin.

@@ -1,4 +1,4 @@
-"""A training that nothing interrupts; pictures only where they are looked at."""
+"""A training that nothing interrupts; images only where they are looked at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitbench.experiments.training import start_training
 
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of trainings, which cost more than these trainings, are drawn only for tests that ask for ``drawn``."""
+    """Images of trainings, which cost more than these trainings, are drawn only for tests that ask for ``drawn``."""
     if "drawn" in request.fixturenames:
         return
     from vitbench.experiments.training import session
@@ -25,7 +25,7 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def drawn() -> None:
-    """Asks for real pictures."""
+    """Asks for real images."""
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_the_same_seed_gives_equal_weights_and_another_does_not(whole: Path, tmp
     assert not all(torch.equal(value, other[key]) for key, value in weights(whole).items())
 
 
-def test_batch_normalisation_trains_with_a_picture_left_over(tmp_path: Path) -> None:
+def test_batch_normalisation_trains_with_an_image_left_over(tmp_path: Path) -> None:
     resnet = replace(request(), model="torchvision:resnet18", image_size="32", train_images=21, test_images=10)
     recipe = load_recipe("brief", epochs=1, batch_size=4).model_dump(mode="json")
     summary = start_training(replace(resnet, recipe=recipe), tmp_path / "run")
@@ -186,13 +186,13 @@ def reads_numbers(*, image_size: tuple[int, int], num_classes: int) -> torch.nn.
 
 
 @pytest.mark.usefixtures("drawn")
-def test_an_attention_picture_that_fails_does_not_cost_the_report(
+def test_an_attention_image_that_fails_does_not_cost_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard")
 
     def fail(*_: Any) -> bytes:
-        raise OutOfMemory("Out of memory on cpu. Give a smaller picture")
+        raise OutOfMemory("Out of memory on cpu. Give a smaller image")
 
     monkeypatch.setattr("vitbench.experiments.training.session.attention_png", fail)
     heard: list[str] = []
@@ -200,7 +200,7 @@ def test_an_attention_picture_that_fails_does_not_cost_the_report(
     monkeypatch.setattr(progress, "note", heard.append)
     start_training(request(tensorboard=True, recipe={"images": 20}), tmp_path / "run", progress)
     assert (tmp_path / "run" / "report.md").is_file()
-    assert "No attention picture in the TensorBoard logs: Out of memory on cpu. Give a smaller picture" in heard
+    assert "No attention image in the TensorBoard logs: Out of memory on cpu. Give a smaller image" in heard
 
 
 @pytest.mark.usefixtures("drawn")

@@ -261,7 +261,7 @@ def test_memory_that_runs_out_in_the_final_test_has_a_way_out_that_there_is(
 
     short_of = Mock(side_effect=torch.OutOfMemoryError("out of memory"))
     monkeypatch.setattr(vitbench.training.evaluate, "collect_answers", short_of)
-    with pytest.raises(TrainingOutOfMemory, match="tested, 64 pictures at once") as caught:
+    with pytest.raises(TrainingOutOfMemory, match="tested, 64 images at once") as caught:
         start_training(request(recipe={"images": 20}), tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / "last.safetensors"
     assert f"vitbench evaluate {MODEL} --weights {path} with a smaller --batch-size" in str(caught.value)

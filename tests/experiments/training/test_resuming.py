@@ -123,8 +123,8 @@ def test_the_weights_that_a_training_began_with_need_not_be_there_to_go_on(
     assert resumed.figures["origin"] == summary.figures["origin"]
 
 
-@pytest.mark.parametrize("change", ["another picture", "another choice"])
-def test_other_pictures_than_at_the_beginning_are_not_gone_on_with(
+@pytest.mark.parametrize("change", ["another image", "another choice"])
+def test_other_images_than_at_the_beginning_are_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     from tests.training.data.folders import make_image_folder
@@ -356,7 +356,7 @@ def test_a_training_goes_on_without_the_file_of_indices_that_it_began_with(
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
-def test_a_training_goes_on_with_pictures_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_goes_on_with_images_that_have_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.training.data.folders import make_image_folder
 
     make_image_folder(tmp_path / "pictures", train=20, test=5)
@@ -379,7 +379,7 @@ def test_a_training_goes_on_with_pictures_that_have_moved(tmp_path: Path, monkey
     assert json.loads((tmp_path / "run" / "training.json").read_text())["data"] == str(now)
 
 
-def test_moved_pictures_need_a_checkpoint_that_can_tell_them(whole: Path, tmp_path: Path) -> None:
+def test_moved_images_need_a_checkpoint_that_can_tell_them(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "training.json").write_bytes((whole / "training.json").read_bytes())
     with pytest.raises(RunFolderError, match="no checkpoint yet"):
         resume_training(tmp_path, data="digits")

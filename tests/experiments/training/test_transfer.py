@@ -59,7 +59,7 @@ def test_published_weights_are_trained_tested_and_described_with_their_own_norma
     assert set(seen) == {round(-0.485 / 0.229, 3)}
 
 
-def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
+def test_a_frozen_backbone_trains_on_features_as_it_would_on_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitbench.experiments.training.setup import Setup
@@ -73,7 +73,7 @@ def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
 
     monkeypatch.setattr("vitbench.experiments.training.setup.build_model", build)
     summaries = [start_training(transfer(), tmp_path / "features")]
-    # the 100 pictures to train on and the 287 held out go through the backbone once; the rest are the tests at the end
+    # the 100 images to train on and the 287 held out go through the backbone once; the rest are the tests at the end
     assert passes[:7] == [64, 36, 64, 64, 64, 64, 31]
     assert set(passes[7:]) == {50}
     passes.clear()
@@ -93,7 +93,7 @@ def test_a_frozen_backbone_trains_on_features_as_it_would_on_pictures(
     )
 
 
-def test_test_pictures_go_through_a_frozen_backbone_once_where_none_are_held_out(
+def test_test_images_go_through_a_frozen_backbone_once_where_none_are_held_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitbench.experiments.training.setup import Setup
@@ -172,7 +172,7 @@ def test_a_head_may_have_room_for_more_classes(tmp_path: Path) -> None:
     by_class = summary.figures["last"]["class_f1"]
     assert list(by_class)[-2:] == ["class 10", "class 11"]
     assert weights(tmp_path / "run")["head.weight"].shape == (12, 48)
-    # the digits have ten classes: those that no picture is of count in no mean over classes
+    # the digits have ten classes: those that no image is of count in no mean over classes
     assert summary.figures["last"]["macro_f1"] == pytest.approx(sum(list(by_class.values())[:10]) / 10)
     assert sum(by_class.values()) > 0
     # Muon orthogonalises hidden matrices, and a head of whatever width is none
@@ -218,7 +218,7 @@ def test_weights_from_elsewhere_get_the_colours_of_the_card_also_after_a_pause(
         die_after_saving(patch, 2)
         with pytest.raises(KilledError):
             start_training(request(weights=str(path)), tmp_path / "run", progress)
-    told = "Pictures are normalised as vit_basic_tutorial's card says: mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
+    told = "Images are normalised as vit_basic_tutorial's card says: mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
     assert told in heard
     path.unlink()
     resume_training(tmp_path / "run")
@@ -226,7 +226,7 @@ def test_weights_from_elsewhere_get_the_colours_of_the_card_also_after_a_pause(
     assert (tuple(facts["recipe"]["mean"]), tuple(facts["recipe"]["std"])) == (mean, std)
 
 
-def test_pictures_have_the_size_that_weights_of_ours_were_trained_at(
+def test_images_have_the_size_that_weights_of_ours_were_trained_at(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(whole / "checkpoints" / "last.safetensors")
@@ -237,7 +237,7 @@ def test_pictures_have_the_size_that_weights_of_ours_were_trained_at(
     short = {"images": 20}
     start_training(request(weights=path, image_size=None, recipe=short), tmp_path / "same", progress)
     assert read_facts(tmp_path / "same" / "checkpoints" / "last.safetensors")["image_size"] == [8, 8]
-    assert "Pictures are 8 px, as those of the weights' training" in heard
+    assert "Images are 8 px, as those of the weights' training" in heard
     assert not [text for text in heard if "resampled" in text]
     start_training(request(weights=path, image_size="16", recipe=short), tmp_path / "other", progress)
     assert read_facts(tmp_path / "other" / "checkpoints" / "last.safetensors")["image_size"] == [16, 16]

@@ -1,4 +1,4 @@
-"""Data sets by name: the embedded digits, choices of pictures, what is wrong with a name."""
+"""Data sets by name: the embedded digits, choices of images, what is wrong with a name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from tests.training.data.folders import make_image_folder
 from tests.training.tiny import random_pictures
 from vitbench.core.errors import DataError, UnknownNameError, UsageError
-from vitbench.training.data import pictures as pictures_module
+from vitbench.training.data import images as images_module
 from vitbench.training.data.datasets import DATASETS, ImageSet, describe_data, list_datasets, load_images
 from vitbench.training.data.subsets import choose_stratified
 
@@ -47,7 +47,7 @@ def test_digits_split_is_stratified_and_never_changes() -> None:
     counts = torch.bincount(test.labels).tolist()
     in_all = torch.bincount(torch.from_numpy(load_digits().target)).tolist()
     assert all(abs(count - total * 360 / 1797) < 1 for count, total in zip(counts, in_all, strict=True))
-    # which pictures are held out decides what every accuracy means: this digest must never change
+    # which images are held out decides what every accuracy means: this digest must never change
     content = hashlib.sha256(test.images.numpy().tobytes() + bytes(test.labels.tolist())).hexdigest()
     assert content[:16] == "ba4043a7699d2848"
 
@@ -69,7 +69,7 @@ def test_digits_are_enlarged_bilinearly() -> None:
     assert (large.double() - expected).abs().max() <= 0.51  # rounded to whole numbers
 
 
-def test_part_of_the_pictures_is_stratified_and_seeded() -> None:
+def test_part_of_the_images_is_stratified_and_seeded() -> None:
     info = describe_data("digits")
     first = load_images(info, "train", image_size=(8, 8), images=100, seed=1)
     same = load_images(info, "train", image_size=(8, 8), images=100, seed=1)
@@ -80,7 +80,7 @@ def test_part_of_the_pictures_is_stratified_and_seeded() -> None:
     assert len({image.numpy().tobytes() for image in first.images}) == 100
 
 
-def test_more_pictures_than_there_are_means_all() -> None:
+def test_more_images_than_there_are_means_all() -> None:
     assert len(load_images(describe_data("digits"), "test", image_size=(8, 8), images=5000)) == 360
 
 
@@ -126,23 +126,23 @@ def test_options_of_downloads_are_refused_with_other_data(data: str, tmp_path: P
     assert describe_data(spec).spec == spec
 
 
-def test_pictures_that_memory_cannot_hold_are_refused_before_allocating(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_memory_cannot_hold_are_refused_before_allocating(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     class Little:
         available = 1_000_000
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
-    assert pictures_module.check_memory(100, (32, 32)) is None
-    with pytest.raises(DataError, match=r"1437 pictures of 224x224 px take 0.2 GB .* Give fewer images"):
+    assert images_module.check_memory(100, (32, 32)) is None
+    with pytest.raises(DataError, match=r"1437 images of 224x224 px take 0.2 GB .* Give fewer images"):
         load_images(describe_data("digits"), "train", image_size=(224, 224))
 
 
-def test_picture_set_refuses_what_is_none() -> None:
+def test_image_set_refuses_what_is_none() -> None:
     good = random_pictures(4)
     with pytest.raises(ValueError, match="not uint8"):
         ImageSet(good.images.float(), good.labels, good.class_names)
-    with pytest.raises(ValueError, match="one a picture"):
+    with pytest.raises(ValueError, match="one an image"):
         ImageSet(good.images, good.labels[:3], good.class_names)
     with pytest.raises(ValueError, match="not among the 2 classes"):
         ImageSet(good.images, good.labels, ("a", "b"))

@@ -27,7 +27,7 @@ def _idx(pixels: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Fashion-MNIST's files, of its size; the pictures' first pixel is their class."""
+    """A folder with Fashion-MNIST's files, of its size; the images' first pixel is their class."""
     root = tmp_path_factory.mktemp("data")
     raw = root / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
@@ -214,11 +214,11 @@ def test_an_archive_that_is_not_the_published_one_is_never_unpacked(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("no_network")
-def test_pictures_in_a_place_of_old_are_not_taken_for_the_data_set(tmp_path: Path) -> None:
+def test_images_in_a_place_of_old_are_not_taken_for_the_data_set(tmp_path: Path) -> None:
     place = tmp_path / "FashionMNIST" / "processed"
     place.mkdir(parents=True)
     for name in ("training.pt", "test.pt"):
         torch.save((torch.zeros(4, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)), place / name)
     info = describe_data("fashion-mnist", root=tmp_path, download=True)
-    with pytest.raises(DataError, match=r"processed' is where others' pictures would be read from: remove it$"):
+    with pytest.raises(DataError, match=r"processed' is where others' images would be read from: remove it$"):
         load_images(info, "train", image_size=(32, 32), download=True)

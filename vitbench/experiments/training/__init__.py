@@ -111,7 +111,7 @@ def resume_training(
     """Go on where ``folder``'s last checkpoint is, with what it was started with; from the start if there is none.
 
     ``allow_import`` has to be given again: a folder from elsewhere must not be able to run code. ``data`` and
-    ``data_dir`` say where the same pictures are now, if they have moved.
+    ``data_dir`` say where the same images are now, if they have moved.
 
     Raises RunFolderError for a folder that holds no training, DataError for a damaged checkpoint, else as
     ``start_training``.
@@ -134,7 +134,7 @@ def resume_training(
     moved: dict[str, Any] = {k: v for k, v in {"data": data, "data_dir": data_dir}.items() if v is not None}
     if moved and not (folder / LAST).is_file():
         raise RunFolderError(
-            f"{str(folder)!r} has no checkpoint yet that could tell whether these are its pictures: start the training "
+            f"{str(folder)!r} has no checkpoint yet that could tell whether these are its images: start the training "
             "anew"
         )
     with as_it_was():

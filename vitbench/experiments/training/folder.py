@@ -182,7 +182,7 @@ def note_request(folder: Path, request: TrainingRequest) -> None:
     write_json(folder / REQUEST, {"schema": SCHEMA, **asdict(request), "versions": versions()})
 
 
-def note_where_pictures_are(folder: Path, request: TrainingRequest) -> None:
+def note_where_images_are(folder: Path, request: TrainingRequest) -> None:
     """Keep in ``folder`` where its data set is now, if that has changed."""
     content = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     now = {"data": request.data, "data_dir": request.data_dir}

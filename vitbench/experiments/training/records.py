@@ -91,7 +91,7 @@ def _image_size(request: TrainingRequest, figures: dict[str, Any]) -> tuple[int,
 
 
 def _departures(request: TrainingRequest) -> tuple[tuple[str, str], ...]:
-    """What sets the training apart from one of random weights by its recipe alone on all pictures."""
+    """What sets the training apart from one of random weights by its recipe alone on all images."""
     found = {}
     if request.weights is not None or request.pretrained:
         found[BEGAN_WITH] = PRETRAINED if request.weights is None else "a checkpoint"
@@ -106,7 +106,7 @@ def _departures(request: TrainingRequest) -> tuple[tuple[str, str], ...]:
 
 def _measurements(figures: dict[str, Any]) -> tuple[Measurement, ...]:
     last, total = figures["last"], figures["test_images"]
-    method = f"{total} held-out pictures of {figures['data']} after vitbench train by {figures['recipe']}"
+    method = f"{total} held-out images of {figures['data']} after vitbench train by {figures['recipe']}"
     accuracy = last["test_correct"] / total
     found = [
         Measurement.single("accuracy", "1", accuracy, f"top-1 on {method}"),

@@ -22,14 +22,14 @@ from vitbench.core.errors import DataError, ModelFailed, RunFolderError, Unsuppo
 from vitbench.core.files import parse_json
 from vitbench.core.run_folder import LOCK, cannot_write, remove_leftovers, write_atomically
 from vitbench.core.shapes import COUNT, NUMBER, POSITIVE, TEXT, WHOLE, Maybe, check_shape
-from vitbench.experiments.attention_figures import attention_png
+from vitbench.experiments.attention import attention_png
 from vitbench.experiments.evaluation import evaluate_trained
 from vitbench.experiments.open_model import OutOfMemory, TrainedModel
 from vitbench.experiments.training.folder import (
     check_history,
     make_folder,
     note_request,
-    note_where_pictures_are,
+    note_where_images_are,
     read_summary,
     take_lock,
     write_json,
@@ -118,8 +118,8 @@ class Session:
             self.trainer = self.setup.make_trainer(self._on_step)
             if saved is not None:
                 self._take_up(*saved)
-                if self.ranks.first:  # only now: the pictures are those that it began with
-                    note_where_pictures_are(folder, self.request)
+                if self.ranks.first:  # only now: the images are those that it began with
+                    note_where_images_are(folder, self.request)
             elif resumed:
                 self.progress.note("There is no checkpoint yet: the training starts from the beginning")
             elif self.ranks.first:  # only now: what cannot be trained leaves no folder behind
@@ -144,7 +144,7 @@ class Session:
             self.progress.close()
 
     def _keep_indices(self) -> None:
-        """A copy of the file of indices that chose the pictures: going on must not need the file where it was."""
+        """A copy of the file of indices that chose the images: going on must not need the file where it was."""
         if self._has_indices:
             write_atomically(self.folder / INDICES, Path(str(self.recipe.imbalance)).expanduser().read_bytes())
 
@@ -156,7 +156,7 @@ class Session:
 
     @property
     def _has_indices(self) -> bool:
-        """Whether a file chose the pictures."""
+        """Whether a file chose the images."""
         return self.recipe.imbalance is not None and not is_rule(self.recipe.imbalance)
 
     def _explain(self, error: BaseException) -> VitbenchError | None:
@@ -191,7 +191,7 @@ class Session:
         part = math.ceil(recipe.batch_size // self.ranks.count / recipe.accumulate)
         if part == 1 and "more than 1 value per channel" in str(error):
             return (
-                "Its batch normalisation needs two pictures at once: give a larger batch_size, fewer parts "
+                "Its batch normalisation needs two images at once: give a larger batch_size, fewer parts "
                 f"(accumulate is {recipe.accumulate}), fewer processes ({self.ranks.count}), or a larger --image-size"
             )
         return "Mend it, or give another --image-size; vitbench.train in Python shows the traceback"
@@ -223,7 +223,7 @@ class Session:
                 self._end_epoch()
 
     def _told(self) -> int:
-        """The pictures seen when the last line of the history was made."""
+        """The images seen when the last line of the history was made."""
         return self.rows[-1]["images"] if self.rows else 0
 
     def _is_to_pause(self) -> bool:
@@ -266,7 +266,7 @@ class Session:
             self._show_epoch(row)
 
     def _test_epoch(self) -> dict[str, Any]:
-        """Loss and accuracy on the validation pictures, or, where there are none, on the test pictures."""
+        """Loss and accuracy on the validation images, or, where there are none, on the test images."""
         which = "test" if self.setup.held_out is None else "validation"
         if self.setup.features is not None:
             accuracy, loss = self._test_head(self.setup.features[1])
@@ -279,12 +279,12 @@ class Session:
         return {f"{which}_loss": loss, f"{which}_accuracy": accuracy}
 
     def _evaluate(
-        self, pictures: ImageSet, autocast: Callable[[], AbstractContextManager[Any]] | None = None
+        self, dataset: ImageSet, autocast: Callable[[], AbstractContextManager[Any]] | None = None
     ) -> Evaluation:
         """The model as it is, by default under the training's own autocast."""
         return evaluate(
             self.model,
-            pictures,
+            dataset,
             device=str(self.device.torch_device),
             autocast=autocast or self.setup.autocast,
             batch_size=self.recipe.test_batch_size,
@@ -293,7 +293,7 @@ class Session:
         )
 
     def _test_head(self, features: FeatureSet) -> tuple[float, float]:
-        """(accuracy, mean cross entropy in nat) of the head that is trained, on what the backbone makes of pictures."""
+        """(accuracy, mean cross entropy in nat) of the head that is trained, on what the backbone makes of images."""
         head = self.trainer.averaged.module if self.trainer.averaged is not None else self.trainer.model
         head.eval()
         with torch.inference_mode(), self.setup.autocast():
@@ -383,7 +383,7 @@ class Session:
             "history": self.rows,
             "best": self.best,
             "origin": self.setup.origin,
-            "pictures": self.setup.pictures_digest(),
+            "pictures": self.setup.images_digest(),
             "processes": self.ranks.count,
             "device": self.device.kind,
         }
@@ -569,31 +569,31 @@ class Session:
                 result = evaluate_trained(trained, self.setup.info, self.setup.test, batch_size=at_once)
             except OutOfMemory as error:
                 raise TrainingOutOfMemory(
-                    f"Out of memory on {self.device.name} when the trained model was tested, {at_once} pictures at "
+                    f"Out of memory on {self.device.name} when the trained model was tested, {at_once} images at "
                     f"once. It is trained: vitbench evaluate {self.request.model} --weights "
                     f"{shlex.quote(str(path))} with a smaller --batch-size tests it; or train anew with a smaller "
                     "batch_size or more parts (--set accumulate=), by which so many were tested at once"
                 ) from error
             write_evaluation(result, self.folder)
             if self._board is not None:
-                self._show_pictures(trained, result)
+                self._show_images(trained, result)
         return result
 
-    def _show_pictures(self, trained: TrainedModel, result: dict[str, Any]) -> None:
-        """The curves, the confusion matrix, and what the model attends to in the first test picture, if that can be
+    def _show_images(self, trained: TrainedModel, result: dict[str, Any]) -> None:
+        """The curves, the confusion matrix, and what the model attends to in the first test image, if that can be
         told.
         """
-        pictures = {"curves": (self.folder / "curves.png").read_bytes(), "confusion": confusion_png(result)}
+        drawn = {"curves": (self.folder / "curves.png").read_bytes(), "confusion": confusion_png(result)}
         try:
-            pictures["attention"] = attention_png(trained, self.setup.test.images[0])
-        except (VitbenchError, RuntimeError, MemoryError) as error:  # a picture less is no reason to lose the report
+            drawn["attention"] = attention_png(trained, self.setup.test.images[0])
+        except (VitbenchError, RuntimeError, MemoryError) as error:  # an image less is no reason to lose the report
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            self.progress.note(f"No attention picture in the TensorBoard logs: {reason}")
-        for name, content in pictures.items():
+            self.progress.note(f"No attention image in the TensorBoard logs: {reason}")
+        for name, content in drawn.items():
             self._board.add_image(name, _read_png(content), self.trainer.seen, dataformats="HWC")
 
     def _test_best(self) -> dict[str, Any]:
-        """The best checkpoint on the test pictures; the model keeps its last weights."""
+        """The best checkpoint on the test images; the model keeps its last weights."""
         kept = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
         load_checkpoint(self.model, self.folder / "checkpoints" / "best.safetensors")
         try:
@@ -608,7 +608,7 @@ class Session:
 
 
 def _read_png(content: bytes) -> Any:
-    """A picture's pixels (H, W, 3) uint8."""
+    """An image's pixels (H, W, 3) uint8."""
     import io
 
     import numpy as np
@@ -617,6 +617,6 @@ def _read_png(content: bytes) -> Any:
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-def _class_sizes(pictures: Any) -> list[int]:
-    found: list[int] = torch.bincount(pictures.labels.cpu(), minlength=pictures.num_classes).tolist()
+def _class_sizes(dataset: Any) -> list[int]:
+    found: list[int] = torch.bincount(dataset.labels.cpu(), minlength=dataset.num_classes).tolist()
     return found

@@ -1,4 +1,4 @@
-"""Before a training: the device, the model with its weights, the pictures, what is frozen. Loads torch."""
+"""Before a training: the device, the model with its weights, the images, what is frozen. Loads torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from vitbench.training.recipes import Recipe
 
 #: As recipes have it; numpy takes twice as much, torch more.
 _LARGEST_SEED = 2**31 - 1
-#: How much of a GPU's free memory all training pictures may take; the model, its gradients and activations come on top.
+#: How much of a GPU's free memory all training images may take; the model, its gradients and activations come on top.
 _SHARE_OF_DEVICE = 0.25
 #: Beyond these libraries of threads end the process.
 _MOST_THREADS = 1024
@@ -63,7 +63,7 @@ class Setup:
             raise UsageError(f"seed = {request.seed} is no number from 0 to {_LARGEST_SEED}")
         if self.recipe.patience is not None and self.recipe.validation == 0:
             raise UsageError(
-                f"patience = {self.recipe.patience} waits for a better validation accuracy: hold pictures out, such as "
+                f"patience = {self.recipe.patience} waits for a better validation accuracy: hold images out, such as "
                 "--validation 0.1"
             )
         if ranks.count > 1 and self.recipe.seconds is not None:
@@ -93,7 +93,7 @@ class Setup:
         """Build, load, freeze, read. With the ``state`` and ``header`` of a checkpoint the weights are its own: a file
         that the training began with need not be there any more.
 
-        Raises UsageError for what cannot be, and DataError for pictures that are not those of the checkpoint.
+        Raises UsageError for what cannot be, and DataError for images that are not those of the checkpoint.
         """
 
         request = self.request
@@ -107,7 +107,7 @@ class Setup:
         root = Path(request.data_dir) if request.data_dir else None
         self.info = describe_data(request.data, root=root, download=request.download)
         if header is not None and header["facts"]["data"] != self.info.label:
-            raise self._other_pictures()
+            raise self._other_images()
         card = describe_model(request.model)
         classes = request.num_classes or self.info.num_classes
         if classes < self.info.num_classes:
@@ -123,7 +123,7 @@ class Setup:
         )
         told, self.size = resolved.facts, resolved.image_size
         if request.image_size is None and self.size != card.image_size:
-            self.progress.note(f"Pictures are {format_image_size(self.size)} px, as those of the weights' training")
+            self.progress.note(f"Images are {format_image_size(self.size)} px, as those of the weights' training")
         self.num_classes = classes
         # a head may have room for classes that this data does not have
         self.class_names = (*self.info.class_names, *(f"class {k}" for k in range(self.info.num_classes, classes)))
@@ -151,7 +151,7 @@ class Setup:
                     whose = (
                         "the published weights were trained with" if request.pretrained else f"{card.name}'s card says"
                     )
-                    self.progress.note(f"Pictures are normalised as {whose}: mean {_listed(mean)}, std {_listed(std)}")
+                    self.progress.note(f"Images are normalised as {whose}: mean {_listed(mean)}, std {_listed(std)}")
         for lacking in regularise(self.model, self.recipe):
             self.progress.warn(f"{request.model} has no layers for the recipe's {lacking}: it trains without")
 
@@ -162,8 +162,8 @@ class Setup:
                 f"{self.freezing.trainable:,} of {self.freezing.total:,} parameters are trained ({share:.2f} %)"
             )
         self._load_data()
-        if header is not None and header.get("pictures") not in (None, self.pictures_digest()):
-            raise self._other_pictures()
+        if header is not None and header.get("pictures") not in (None, self.images_digest()):
+            raise self._other_images()
         self.model.to(self.device.torch_device)
         if request.channels_last:
             self.model.to(memory_format=torch.channels_last)
@@ -172,9 +172,9 @@ class Setup:
     def make_trainer(self, on_step: Callable[[int, int | None, float], None]) -> Trainer:
         """The training, at its beginning."""
         model: torch.nn.Module = self.model
-        pictures: ImageSet | FeatureSet = self.training
+        dataset: ImageSet | FeatureSet = self.training
         if self.features is not None:
-            model, pictures = self.model.get_submodule(self.freezing.heads[0]), self.features[0]
+            model, dataset = self.model.get_submodule(self.freezing.heads[0]), self.features[0]
         forward: Any = torch.compile(model) if self.request.compile else model
         unused = self.ranks.count > 1 and self._has_unused()
         forward = distributed(forward, self.ranks, self.device.torch_device, unused)
@@ -182,7 +182,7 @@ class Setup:
         torch.manual_seed(self.request.seed + 1_000_003 * self.ranks.rank)
         return Trainer(
             model,
-            pictures,
+            dataset,
             self.recipe,
             device=str(self.device.torch_device),
             autocast=self.autocast,
@@ -224,23 +224,23 @@ class Setup:
             raise DataError(f"{LAST} does not fit this training: {str(error).splitlines()[0]}") from error
         self.origin = str(header.get("origin", self.request.weights or self.origin))
 
-    def _other_pictures(self) -> DataError:
-        # going on would hold out pictures that have been trained on, and train on others
+    def _other_images(self) -> DataError:
+        # going on would hold out images that have been trained on, and train on others
         return DataError(
-            f"The pictures of {self.info.label} are not those that this training began with, so that it cannot go on: "
+            f"The images of {self.info.label} are not those that this training began with, so that it cannot go on: "
             f"put them back, or start anew from its {LAST} (--weights)"
         )
 
-    def pictures_digest(self) -> str:
-        """Tells other pictures, and another choice of them, apart by their classes and the data set's label."""
+    def images_digest(self) -> str:
+        """Tells other images, and another choice of them, apart by their classes and the data set's label."""
         digest = hashlib.sha256(self.info.label.encode())
-        for pictures in filter(None, (self.training, self.held_out)):
-            digest.update(pictures.labels.cpu().numpy().tobytes())
+        for dataset in filter(None, (self.training, self.held_out)):
+            digest.update(dataset.labels.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def _load_data(self) -> None:
         request = self.request
-        self.progress.note(f"Reading the pictures of {self.info.label} at {format_image_size(self.size)} px")
+        self.progress.note(f"Reading the images of {self.info.label} at {format_image_size(self.size)} px")
         if request.download and not self.ranks.first:
             self.ranks.share(None)  # the first one fetches them
         self.training, self.held_out = load_training_images(
@@ -264,7 +264,7 @@ class Setup:
             self.training = ImageSet(self.training.images.to(on), self.training.labels, self.training.class_names)
 
     def _has_unused(self) -> bool:
-        """Whether a parameter that could be trained gets no gradient, by one step on two pictures."""
+        """Whether a parameter that could be trained gets no gradient, by one step on two images."""
         state = random_state()
         # a forward pass moves running statistics, those of what is frozen, too
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -283,8 +283,8 @@ class Setup:
         return unused
 
     def _cache_features(self, state: Mapping[str, Any] | None) -> tuple[FeatureSet, FeatureSet] | None:
-        """FeatureSets of the training pictures and of those that each epoch is tested on, where only one head is
-        trained and no picture ever changes. A training goes on from a ``state`` as it began: with the head alone, or
+        """FeatureSets of the training images and of those that each epoch is tested on, where only one head is
+        trained and no image ever changes. A training goes on from a ``state`` as it began: with the head alone, or
         with the whole model.
         """
         recipe = self.recipe
@@ -311,17 +311,17 @@ class Setup:
             if too_large and not began_with_features:
                 raise UsageError(f"they would take {size / 1e9:.1f} GB, more than half of the memory that is free")
 
-        self.progress.note("The backbone is frozen and no picture changes: its features are computed once")
+        self.progress.note("The backbone is frozen and no image changes: its features are computed once")
         found: list[FeatureSet] = []
-        for pictures in (self.training, self.test if self.held_out is None else self.held_out):
+        for dataset in (self.training, self.test if self.held_out is None else self.held_out):
             try:
                 features = features_of(
-                    self.model, self.freezing.heads[0], pictures.images.split(64), len(pictures), run, check
+                    self.model, self.freezing.heads[0], dataset.images.split(64), len(dataset), run, check
                 )
             except UsageError as error:
                 self.progress.note(f"Its features cannot be kept after all: {error}")
                 return None
-            found.append(FeatureSet(features, pictures.labels, pictures.class_names))
+            found.append(FeatureSet(features, dataset.labels, dataset.class_names))
         return found[0], found[1]
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
-"""Augmentation of whole batches on the device, each picture with its own draw. Loads torch.
+"""Augmentation of whole batches on the device, each image with its own draw. Loads torch.
 
-torchvision's transforms draw once for a batch; these draw once a picture. The draws are made on the CPU by a seeded
-generator, so that they are the same on every device. Shapes: ``B`` pictures of ``H`` x ``W`` px.
+torchvision's transforms draw once for a batch; these draw once an image. The draws are made on the CPU by a seeded
+generator, so that they are the same on every device. Shapes: ``B`` images of ``H`` x ``W`` px.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch.nn.functional as F
 #: The border of a crop, as a part of the side: the customary 4 px at 32 px.
 _CROP_BORDER = 1 / 8
 
-#: The shares of red, green and blue in a picture's grey (ITU-R BT.601), as PIL and torchvision have them.
+#: The shares of red, green and blue in an image's grey (ITU-R BT.601), as PIL and torchvision have them.
 _GREY_SHARES = (0.299, 0.587, 0.114)
 
 #: What an erased rectangle is filled with: grey, which normalise() by default makes 0 (to 1/255).
 _ERASED = 128
 
-#: Draws of a rectangle that has to fit into the picture before it stays whole.
+#: Draws of a rectangle that has to fit into the image before it stays whole.
 _ERASING_TRIES = 10
 
 
@@ -32,8 +32,8 @@ class AugmentSettings:
 
     ``rotation``: degrees to either side. ``jitter``: brightness, contrast and saturation are each multiplied by
     1 - jitter to 1 + jitter; ``jitter_hue``: the hue is turned by up to this part of its circle (0 to 0.5) to either
-    side. ``randaugment_ops``: operations a picture; ``randaugment_magnitude``: theirs, 0 to 30. ``erasing``: a
-    picture's probability; ``erasing_scale``: the part of the picture that a rectangle takes, from and to;
+    side. ``randaugment_ops``: operations an image; ``randaugment_magnitude``: theirs, 0 to 30. ``erasing``: a
+    image's probability; ``erasing_scale``: the part of the image that a rectangle takes, from and to;
     ``erasing_ratio``: its height over its width, from and to.
     """
 
@@ -51,7 +51,7 @@ DEFAULT_SETTINGS = AugmentSettings()
 
 
 def shift_and_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A black border of an eighth of each side (4 px at 32 px) around each picture, then a window of its size from
+    """A black border of an eighth of each side (4 px at 32 px) around each image, then a window of its size from
     anywhere: (B, 3, H, W) uint8 -> the same.
     """
     batch, _, height, width = images.shape
@@ -62,7 +62,7 @@ def shift_and_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Te
 
 
 def crop_at(images: torch.Tensor, above: int, left: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """The window of each picture, in the picture with a black border, that starts at its own row and column.
+    """The window of each image, in the image with a black border, that starts at its own row and column.
 
     ``above`` and ``left`` are the border's heights and widths in px on both sides; ``rows`` and ``columns`` (B,).
     """
@@ -78,7 +78,7 @@ def crop_at(images: torch.Tensor, above: int, left: int, rows: torch.Tensor, col
 
 
 def flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror each picture left to right with probability 1/2: (B, 3, H, W) -> the same."""
+    """Mirror each image left to right with probability 1/2: (B, 3, H, W) -> the same."""
     batch = len(images)
     mirrored = torch.rand(batch, generator=generator) < 0.5
     chosen = torch.arange(batch) + batch * mirrored
@@ -86,30 +86,30 @@ def flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def rotate(images: torch.Tensor, generator: torch.Generator, degrees: float) -> torch.Tensor:
-    """Turn each picture by an angle of up to ``degrees`` to either side: (B, 3, H, W) uint8 -> the same."""
+    """Turn each image by an angle of up to ``degrees`` to either side: (B, 3, H, W) uint8 -> the same."""
     return rotate_by(images, _uniform(-degrees, degrees, (len(images),), generator))
 
 
 def rotate_by(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Each picture turned about its middle by its own of ``angles`` (B,), in degrees anticlockwise.
+    """Each image turned about its middle by its own of ``angles`` (B,), in degrees anticlockwise.
 
-    A pixel takes the value of the nearest one in the picture, or black where there is none.
+    A pixel takes the value of the nearest one in the image, or black where there is none.
     """
     return map_nearest(images, turning(angles))
 
 
 def turning(angles: torch.Tensor) -> torch.Tensor:
-    """Matrices for map_nearest() that turn pictures by ``angles`` (B,), in degrees anticlockwise: (B, 2, 3) float64."""
+    """Matrices for map_nearest() that turn images by ``angles`` (B,), in degrees anticlockwise: (B, 2, 3) float64."""
     turns = torch.deg2rad(angles.double())
     cosines, sines, zeros = turns.cos(), turns.sin(), torch.zeros_like(turns)
     return torch.stack([cosines, -sines, zeros, sines, cosines, zeros], 1).view(-1, 2, 3)
 
 
 def map_nearest(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 3, H, W) uint8 of which each pixel takes the value of the one nearest to where its matrix points.
+    """Images (B, 3, H, W) uint8 of which each pixel takes the value of the one nearest to where its matrix points.
 
     ``matrices`` (B, 2, 3): (x, y, 1) -> (x, y) of the source, in px from the middle, to the right and downwards. Where
-    there is no picture it is black.
+    there is not an image it is black.
     """
     height, width = images.shape[-2:]
     factors = matrices.float().to(images.device).view(-1, 6, 1, 1).unbind(1)
@@ -118,14 +118,14 @@ def map_nearest(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     # (B, 1, W) and (B, H, 1) -> (B, H, W); -1 and W or H are outside
     columns = (factors[0] * x + factors[2] + (width - 1) / 2).add(factors[1] * y).clamp_(-1, width).round_()
     rows = (factors[3] * x + factors[5] + (height - 1) / 2).add(factors[4] * y).clamp_(-1, height).round_()
-    places = rows.int().add_(1).mul_(width + 2).add_(columns.int()).add_(1).long()  # in the picture with a black border
+    places = rows.int().add_(1).mul_(width + 2).add_(columns.int()).add_(1).long()  # in the image with a black border
     places = places.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)  # (B, 3, H W)
     # on a CPU this takes a fraction of grid_sample's time, and whole numbers stay whole
     return F.pad(images, (1, 1, 1, 1)).flatten(2).gather(2, places).view(images.shape)
 
 
 def jitter(images: torch.Tensor, generator: torch.Generator, strength: float, hue: float = 0.0) -> torch.Tensor:
-    """Change brightness, contrast and saturation of each picture by factors of its own from 1 - ``strength`` to
+    """Change brightness, contrast and saturation of each image by factors of its own from 1 - ``strength`` to
     1 + ``strength``, and turn its hue by up to ``hue`` of the circle to either side: (B, 3, H, W) uint8 -> the same.
 
     The order of the changes is drawn once for the batch.
@@ -140,7 +140,7 @@ def jitter(images: torch.Tensor, generator: torch.Generator, strength: float, hu
 
 
 def adjust_colours(images: torch.Tensor, changes: Sequence[tuple[str, torch.Tensor]]) -> torch.Tensor:
-    """Pictures (B, 3, H, W) uint8 after ``changes``, in their order: (one of _COLOURS, (B,) factors or turns) each.
+    """Images (B, 3, H, W) uint8 after ``changes``, in their order: (one of _COLOURS, (B,) factors or turns) each.
 
     As torchvision's adjust_brightness and its siblings, except that only the end is rounded, not each change.
     """
@@ -157,7 +157,7 @@ def _brightness(values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def _contrast(values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blended with the picture's mean grey."""
+    """Blended with the image's mean grey."""
     shares = torch.tensor(_GREY_SHARES, device=values.device).view(1, 3, 1, 1)
     grey = (values.mean((2, 3), keepdim=True) * shares).sum(1, keepdim=True)  # (B, 1, 1, 1)
     return values.mul_(factors).add_(grey.mul_(1 - factors))
@@ -202,9 +202,9 @@ def erase(
     scale: tuple[float, float] = DEFAULT_SETTINGS.erasing_scale,
     ratio: tuple[float, float] = DEFAULT_SETTINGS.erasing_ratio,
 ) -> torch.Tensor:
-    """With ``probability``, fill a rectangle of a picture with grey: (B, 3, H, W) uint8 -> the same.
+    """With ``probability``, fill a rectangle of an image with grey: (B, 3, H, W) uint8 -> the same.
 
-    RandomErasing (Zhong et al., 2020, arXiv:1708.04896); a Cutout of any shape. Its part of the picture is uniform in
+    RandomErasing (Zhong et al., 2020, arXiv:1708.04896); a Cutout of any shape. Its part of the image is uniform in
     ``scale``, its height over its width log-uniform in ``ratio``; what does not fit is drawn anew, up to ten times in
     all, and then left.
     """
@@ -225,7 +225,7 @@ def erase(
 def erase_at(
     images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor, heights: torch.Tensor, widths: torch.Tensor
 ) -> torch.Tensor:
-    """Each picture with a grey (128) rectangle of its own: first row and column, height and width in px, (B,) each."""
+    """Each image with a grey (128) rectangle of its own: first row and column, height and width in px, (B,) each."""
     begin = torch.stack([rows, columns]).to(images.device).view(2, -1, 1)
     end = begin + torch.stack([heights, widths]).to(images.device).view(2, -1, 1)
     in_rows, in_columns = (
@@ -271,14 +271,14 @@ def augment(
 ) -> torch.Tensor:
     """``images`` (B, 3, H, W) uint8 after each augmentation of AUGMENTATIONS, in the order given.
 
-    ``images`` stay as they are. ``generator`` is on the CPU, wherever the pictures are.
+    ``images`` stay as they are. ``generator`` is on the CPU, wherever the images are.
     """
     for name in names:
         images = AUGMENTATIONS[name](images, generator, settings)
     return images
 
 
-#: What our own trainings normalise each channel by (0 to 1): pictures from -1 to 1.
+#: What our own trainings normalise each channel by (0 to 1): images from -1 to 1.
 OWN_MEAN = (0.5, 0.5, 0.5)
 OWN_STD = (0.5, 0.5, 0.5)
 

@@ -1,6 +1,6 @@
-"""MixUp and CutMix: batches whose pictures are mixed with one another, and targets that say how much. Loads torch.
+"""MixUp and CutMix: batches whose images are mixed with one another, and targets that say how much. Loads torch.
 
-Shapes: ``B`` pictures of ``H`` x ``W`` px, ``K`` classes. Each picture's partner is the one before it in the batch, the
+Shapes: ``B`` images of ``H`` x ``W`` px, ``K`` classes. Each image's partner is the one before it in the batch, the
 first's is the last: batches come shuffled. The draws are made on the CPU by a seeded generator.
 """
 
@@ -21,7 +21,7 @@ def mix(
     probability: float,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixed pictures (B, 3, H, W) and their targets (B, K) float32, whose rows sum to 1.
+    """Mixed images (B, 3, H, W) and their targets (B, K) float32, whose rows sum to 1.
 
     ``images`` (B, 3, H, W) are floating-point numbers and stay as they are; ``labels`` (B,) int64. With ``probability``
     the batch is mixed, all of it in the same way: by MixUp (Zhang et al., 2018, arXiv:1710.09412) or CutMix (Yun et
@@ -46,7 +46,7 @@ def mix(
 
 
 def draw_share(alpha: float, generator: torch.Generator) -> float:
-    """A draw from Beta(``alpha``, ``alpha``), alpha > 0: what a picture keeps of itself.
+    """A draw from Beta(``alpha``, ``alpha``), alpha > 0: what an image keeps of itself.
 
     X / (X + Y) of two draws from Gamma(alpha). Each is a draw from Gamma(alpha + 1) times U^(1/alpha), U uniform
     (Marsaglia and Tsang, 2000, section 6), which in logarithms does not vanish, however small alpha is.
@@ -60,8 +60,8 @@ def draw_share(alpha: float, generator: torch.Generator) -> float:
 def draw_box(height: int, width: int, share: float, generator: torch.Generator) -> tuple[int, int, int, int]:
     """CutMix's rectangle: top, bottom, left, right in px, the ends not included.
 
-    It has the picture's shape and 1 - ``share`` of its area, lies about a point drawn from all of the picture, and ends
-    where the picture ends; it can be empty.
+    It has the image's shape and 1 - ``share`` of its area, lies about a point drawn from all of the image, and ends
+    where the image ends; it can be empty.
     """
     places = torch.rand(2, dtype=torch.float64, generator=generator).tolist()  # parts of the sides
     ends = []

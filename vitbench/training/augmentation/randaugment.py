@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al., 2020, arXiv:1909.13719) of whole batches, each picture with its own draw. Loads torch.
+"""RandAugment (Cubuk et al., 2020, arXiv:1909.13719) of whole batches, each image with its own draw. Loads torch.
 
 The operations and their strengths are torchvision's, and so are the kernels of most. Its RandAugment draws once for all
-pictures that it is given; here those that drew the same go through a kernel together, and all that are moved, sheared
+images that it is given; here those that drew the same go through a kernel together, and all that are moved, sheared
 or turned go through one.
 """
 
@@ -22,7 +22,7 @@ OPERATIONS = (*SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize", "Ide
 
 
 def randaugment(images: torch.Tensor, generator: torch.Generator, operations: int, magnitude: int) -> torch.Tensor:
-    """Each picture after ``operations`` of OPERATIONS, drawn with replacement: (B, 3, H, W) uint8 -> the same.
+    """Each image after ``operations`` of OPERATIONS, drawn with replacement: (B, 3, H, W) uint8 -> the same.
 
     ``magnitude`` is 0 to 30. The draws are made on the CPU.
     """
@@ -78,9 +78,9 @@ def _linear(first: float, last: float, magnitude: int) -> float:
 
 
 def apply_operation(images: torch.Tensor, operation: str, strength: float) -> torch.Tensor:
-    """Pictures (B, 3, H, W) uint8 after one of OPERATIONS with strength_of() it, or its negative.
+    """Images (B, 3, H, W) uint8 after one of OPERATIONS with strength_of() it, or its negative.
 
-    Nearest pixels, black where there is no picture.
+    Nearest pixels, black where there is not an image.
     """
     from torchvision.transforms.v2 import functional as V
 
@@ -124,10 +124,10 @@ def _matrix(operation: str, strength: float, height: int, width: int) -> torch.T
 
 
 def sharpen(images: torch.Tensor, factor: float) -> torch.Tensor:
-    """Pictures (B, 3, H, W) uint8 blended with themselves blurred (0: blurred, 1: as they are, above: sharper).
+    """Images (B, 3, H, W) uint8 blended with themselves blurred (0: blurred, 1: as they are, above: sharper).
 
     As torchvision's adjust_sharpness, whose convolution is slow on a CPU: of 3 x 3 pixels the middle one weighs 5, the
-    others 1; the picture's border stays as it is.
+    others 1; the image's border stays as it is.
     """
     values = images.float()
     middle = values[..., 1:-1, 1:-1]

@@ -1,4 +1,4 @@
-"""Data sets by name or path: what there is (no torch), and their pictures in memory.
+"""Data sets by name or path: what there is (no torch), and their images in memory.
 
 A data set is ``digits`` (embedded), ``cifar10``, ``cifar100`` or ``fashion-mnist`` (in a folder, downloaded only when
 asked for), or the path of an image folder.
@@ -15,7 +15,7 @@ from vitbench.core.errors import DataError, UnknownNameError, UsageError
 from vitbench.training.data.digits import NAME as DIGITS
 from vitbench.training.data.digits import describe_digits, read_digits
 from vitbench.training.data.downloads import DOWNLOADS, describe_download, read_download
-from vitbench.training.data.folder import ImagesOnDisk, describe_folder, read_listing, read_images
+from vitbench.training.data.folder import ImagesOnDisk, describe_folder, read_images, read_listing
 from vitbench.training.data.images import DataInfo, ImageSet, Split, check_memory, fits_comfortably, from_arrays
 from vitbench.training.data.subsets import choose_imbalanced, choose_stratified
 
@@ -38,7 +38,7 @@ DATASETS: tuple[str, ...] = (DIGITS, *DOWNLOADS)
 
 
 def list_datasets() -> list[dict[str, Any]]:
-    """What a command line shows: name, classes, pictures, what it is. Loads no torch."""
+    """What a command line shows: name, classes, images, what it is. Loads no torch."""
     digits = describe_digits()
     rows: list[dict[str, Any]] = [
         {
@@ -69,7 +69,7 @@ def describe_data(spec: str, *, root: Path | None = None, download: bool = False
 
     ``root``: the folder of cifar10, cifar100 and fashion-mnist; ``download``: it need not be there yet. Raises
     UnknownNameError for a name that is none, UsageError for a ``root`` or ``download`` of other data, and DataError for
-    a data set that is missing, incomplete or damaged (as far as that shows without decoding every picture).
+    a data set that is missing, incomplete or damaged (as far as that shows without decoding every image).
     """
     if spec in DOWNLOADS:
         return describe_download(spec, root, download=download)
@@ -112,11 +112,11 @@ def load_images(
     seed: int = 0,
     download: bool = False,
 ) -> ImageSet:
-    """The pictures of a split in memory, resized to ``image_size`` (height, width) px. Loads torch.
+    """The images of a split in memory, resized to ``image_size`` (height, width) px. Loads torch.
 
     ``images`` less than there are: a stratified choice by ``seed``, and nothing else is decoded; more: all there are.
-    Gray pictures get three equal channels. Pictures of a folder that would take more than half of the free memory are
-    decoded when they are asked for. Raises DataError for a picture or file that cannot be read (naming it), and when
+    Gray images get three equal channels. Images of a folder that would take more than half of the free memory are
+    decoded when they are asked for. Raises DataError for an image or file that cannot be read (naming it), and when
     memory does not suffice.
     """
     labels, decode = _open(info, split, download=download)
@@ -135,11 +135,11 @@ def load_training_images(
     download: bool = False,
     processes: int = 1,
 ) -> tuple[ImageSet, ImageSet | None]:
-    """The training pictures, and those of them that are held out for validation (None if the fraction is 0).
+    """The training images, and those of them that are held out for validation (None if the fraction is 0).
 
     First ``validation`` of all is held out, stratified by ``seed``; then ``imbalance`` (see choose_imbalanced) thins
     out the classes of the rest; then at most ``images`` of these are chosen, which keeps their shares. ``processes``
-    share this machine's memory, each with pictures of its own. Raises as
+    share this machine's memory, each with images of its own. Raises as
     ``load_images`` does, and DataError for an imbalance that cannot be, or a split that leaves nothing.
     """
     labels, decode = _open(info, "train", download=download, processes=processes)
@@ -147,7 +147,7 @@ def load_training_images(
     if validation > 0:
         held_out = choose_stratified(labels, round(validation * len(labels)), f"validation {seed}")
         if not 0 < len(held_out) < len(labels):
-            raise DataError(f"validation = {validation} of {len(labels)} training pictures leaves one side empty")
+            raise DataError(f"validation = {validation} of {len(labels)} training images leaves one side empty")
     out = set(held_out)
     rest = [index for index in range(len(labels)) if index not in out]
     if imbalance is not None:
@@ -159,7 +159,7 @@ def load_training_images(
 
 
 def _open(info: DataInfo, split: Split, *, download: bool, processes: int = 1) -> tuple[list[int], _Decode]:
-    """The class of each picture, and what makes a tensor of those asked for."""
+    """The class of each image, and what makes a tensor of those asked for."""
     if info.spec == DIGITS or info.spec in DOWNLOADS:
         pixels, classes = read_digits(split) if info.spec == DIGITS else read_download(info, split, download=download)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAME = "digits"
 COUNT = 1797
 TEST_COUNT = 360  # 20 %
-#: The split that never changes: accuracies of different runs and versions are about the same held-out pictures.
+#: The split that never changes: accuracies of different runs and versions are about the same held-out images.
 SPLIT_SEED = "vitbench digits 1"
 _BRIGHTEST = 16  # pixels are counts of 0 to 16 dark dots
 
@@ -35,7 +35,7 @@ def describe_digits() -> DataInfo:
 
 
 def read_digits(split: Split) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """The pictures (N, 8, 8) uint8 of a split, and their classes. Raises DataError if scikit-learn's file is another.
+    """The images (N, 8, 8) uint8 of a split, and their classes. Raises DataError if scikit-learn's file is another.
 
     The split is 80/20 and stratified.
     """

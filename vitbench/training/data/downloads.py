@@ -37,7 +37,7 @@ _FASHION_CLASSES = "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker
 LARGEST_FILE_BYTES = 200_000_000
 #: What packing may add to bytes that it cannot make fewer.
 _PACKING_BYTES = 10_000
-#: A place of torchvision's first versions, which it still reads pictures from without looking for the data set's files.
+#: A place of torchvision's first versions, which it still reads images from without looking for the data set's files.
 _LEGACY = "FashionMNIST/processed"
 
 
@@ -133,7 +133,7 @@ def describe_download(name: str, root: Path | None, *, download: bool) -> DataIn
 
 
 def read_download(info: DataInfo, split: Split, *, download: bool) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """The pictures (N, h, w, 3) or (N, h, w) uint8 of a split, and their classes.
+    """The images (N, h, w, 3) or (N, h, w) uint8 of a split, and their classes.
 
     Fetches the files first if they are missing and ``download`` allows it. Raises DataError for files that are missing,
     damaged or not to be had.
@@ -196,7 +196,7 @@ def _through_torchvision(known: Download, root: Path, split: Split, *, download:
 
     kind = getattr(datasets, known.torchvision_class)
     if known.name == "fashion-mnist" and (root / _LEGACY).exists():
-        raise DataError(f"{str(root / _LEGACY)!r} is where others' pictures would be read from: remove it")
+        raise DataError(f"{str(root / _LEGACY)!r} is where others' images would be read from: remove it")
     archives = [root / kind.filename] if hasattr(kind, "filename") else []
     for path in (*archives, *(root / known.folders[0] / name for name in known.files)):
         if path.is_file() and path.stat().st_size > LARGEST_FILE_BYTES:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError
-from vitbench.core.text import one_line
-from vitbench.training.data.images import IMAGE_FORMATS, SPLITS, DataInfo, Split
+from vitbench.training.data.decoding import check_header, decode
+from vitbench.training.data.images import SPLITS, DataInfo, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,14 +23,11 @@ if TYPE_CHECKING:
 #: Files with another ending (notes, thumbnails' databases) are passed over.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _LAYOUT = "An image folder has train/<class>/* and test/<class>/*"
-#: Pictures of more pixels are decoded one after the other.
-_LARGE_PIXELS = 20_000_000
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture's path below the data set's folder (``train/cat/1.jpg``), its size in bytes, its class."""
+    """An image's path below the data set's folder (``train/cat/1.jpg``), its size in bytes, its class."""
 
     relative: str
     size_bytes: int
@@ -41,7 +36,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of an image folder, sorted by class and name."""
+    """The images of an image folder, sorted by class and name."""
 
     root: Path
     class_names: tuple[str, ...]
@@ -60,14 +55,17 @@ class Listing:
 
 
 def describe_folder(spec: str) -> DataInfo:
-    """List the folder and look at the first picture of each class. Raises DataError for what is wrong with it."""
+    """List the folder and look at the first image of each class. Raises DataError for what is wrong with it."""
     listing = list_images(Path(spec).expanduser())
     for split in SPLITS:
         seen: set[int] = set()
         for file in listing.files[split]:
             if file.label not in seen:
                 seen.add(file.label)
-                _check_header(listing.root, file)
+                try:
+                    check_header(listing.root / file.relative)
+                except ValueError as error:
+                    raise _unreadable(listing.root, file, error) from error
     train, test = (len(listing.files[split]) for split in SPLITS)
     return DataInfo(
         spec=spec,
@@ -82,7 +80,7 @@ def describe_folder(spec: str) -> DataInfo:
 
 
 def list_images(folder: Path) -> Listing:
-    """Every picture of an image folder. Raises DataError unless both splits have pictures of the same classes."""
+    """Every image of an image folder. Raises DataError unless both splits have images of the same classes."""
     root = Path(os.path.abspath(folder))  # "." has no name of its own
     if not root.exists():
         near = [found.name for found in sorted(root.parent.glob("*")) if found.name.lower() == root.name.lower()]
@@ -111,7 +109,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def read_listing(info: DataInfo) -> Listing:
-    """The pictures of a folder that was described. Raises DataError if it has changed since."""
+    """The images of a folder that was described. Raises DataError if it has changed since."""
     assert info.path is not None
     listing = list_images(info.path)
     if listing.label != info.label:
@@ -120,8 +118,8 @@ def read_listing(info: DataInfo) -> Listing:
 
 
 def read_images(root: Path, files: Sequence[ImageFile], image_size: tuple[int, int]) -> torch.Tensor:
-    """The pictures as (N, 3, H, W) uint8, each as ``decode_image`` gives it, decoded by as many threads as there are
-    cores (Pillow lets them run at once). Raises DataError as it does, for the first picture in order that has one.
+    """The images as (N, 3, H, W) uint8, each as ``decode_image`` gives it, decoded by as many threads as there are
+    cores (Pillow lets them run at once). Raises DataError as it does, for the first image in order that has one.
     """
     import numpy as np
     import torch
@@ -148,7 +146,7 @@ def read_images(root: Path, files: Sequence[ImageFile], image_size: tuple[int, i
 
 
 class ImagesOnDisk:
-    """Pictures (N, 3, H, W) uint8 that are decoded whenever they are asked for, because they do not fit into memory: as
+    """Images (N, 3, H, W) uint8 that are decoded whenever they are asked for, because they do not fit into memory: as
     much of a tensor as trainings and tests use.
     """
 
@@ -171,7 +169,7 @@ class ImagesOnDisk:
     def index_select(self, dim: int, indices: torch.Tensor) -> torch.Tensor:
         """Those at ``indices`` (B,) along dimension 0."""
         if dim != 0:
-            raise ValueError(f"pictures are chosen along dimension 0, not {dim}")
+            raise ValueError(f"images are chosen along dimension 0, not {dim}")
         return read_images(self.root, [self.files[index] for index in indices.tolist()], self.image_size)
 
     def split(self, size: int) -> Iterator[torch.Tensor]:
@@ -186,36 +184,14 @@ class ImagesOnDisk:
 
 
 def decode_image(root: Path, file: ImageFile, image_size: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """One picture as RGB (H, W, 3) uint8: upright by its EXIF tag, its middle cut to the aspect of ``image_size``
-    (height, width), resized bilinearly with antialiasing.
+    """One image as RGB (H, W, 3) uint8 of ``image_size`` (height, width) px, prepared by ``decode``.
 
-    Raises DataError naming the file, relative to its folder: the text ends up in records.
+    Raises DataError naming the file relative to its folder: the text ends up in records.
     """
-    import numpy as np
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(root / file.relative, formats=IMAGE_FORMATS) as opened:
-            if opened.mode.startswith(("I", "F")):
-                raise ValueError(f"its pixels have more than 8 bits (mode {opened.mode})")
-            pixels = opened.width * opened.height
-            _refuse_too_many(pixels)
-            # several threads decode at once: of the largest pictures that would take gigabytes
-            with _ONE_AT_A_TIME if pixels > _LARGE_PIXELS else contextlib.nullcontext():
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-                fitted = ImageOps.fit(upright, (image_size[1], image_size[0]), Image.Resampling.BILINEAR)
-    except Exception as error:  # a damaged file can make a decoder raise anything
+        return decode(root / file.relative, image_size)[0]
+    except ValueError as error:
         raise _unreadable(root, file, error) from error
-    return np.array(fitted)
-
-
-def _refuse_too_many(pixels: int) -> None:
-    """Raises ValueError for as many pixels as Pillow warns of: they may be meant to fill the memory."""
-    from PIL import Image
-
-    most = Image.MAX_IMAGE_PIXELS
-    if most is not None and pixels > most:
-        raise ValueError(f"its {pixels:,} pixels exceed what is read ({most:,}): shrink it")
 
 
 def _class_folders(shown: Path, split: Path) -> list[str]:
@@ -258,23 +234,5 @@ def _walk(folder: Path, relative: str) -> list[tuple[str, int]]:
     return found
 
 
-def _check_header(root: Path, file: ImageFile) -> None:
-    from PIL import Image
-
-    try:
-        with Image.open(root / file.relative, formats=IMAGE_FORMATS) as opened:
-            _refuse_too_many(opened.width * opened.height)
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        raise _unreadable(root, file, error) from error
-
-
-def _unreadable(root: Path, file: ImageFile, error: BaseException) -> DataError:
-    from PIL import UnidentifiedImageError
-
-    # Pillow's own text names the absolute path
-    reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else str(error).replace(str(root), "...")
-    reason = one_line(reason, 200)
-    return DataError(
-        f"{file.relative} of image folder {root.name!r} cannot be read: {reason or type(error).__name__}. "
-        "Remove or replace it"
-    )
+def _unreadable(root: Path, file: ImageFile, error: ValueError) -> DataError:
+    return DataError(f"{file.relative} of image folder {root.name!r} {error}. Remove or replace it")

@@ -1,4 +1,4 @@
-"""What a data set is: its description (no torch), its pictures in memory, and making them one size."""
+"""What a data set is: its description (no torch), its images in memory, and making them one size."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 #: The formats that are read, whatever a file is called. Not all that Pillow knows: some run other programs (EPS).
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-#: Pictures that are resized at once: enough to be quick, few enough that the float copy stays small.
+#: Images that are resized at once: enough to be quick, few enough that the float copy stays small.
 _RESIZED_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """A data set as it is known without reading its pictures.
+    """A data set as it is known without reading its images.
 
     ``spec`` is what the user wrote; ``label`` is what results say, and holds no path. ``train_images`` and
-    ``test_images`` are counts. ``path``: the folder that the pictures are read from, None for the embedded digits.
+    ``test_images`` are counts. ``path``: the folder that the images are read from, None for the embedded digits.
     """
 
     spec: str
@@ -41,13 +41,13 @@ class DataInfo:
     path: Path | None = None
 
     def count(self, split: Split) -> int:
-        """How many pictures ``split`` has."""
+        """How many images ``split`` has."""
         return self.train_images if split == "train" else self.test_images
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Pictures in memory: ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, indices into ``class_names``.
+    """Images in memory: ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, indices into ``class_names``.
 
     Raises ValueError for tensors of another kind.
     """
@@ -62,11 +62,9 @@ class ImageSet:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
             raise ValueError(f"images are {self.images.dtype} {tuple(self.images.shape)}, not uint8 (N, 3, H, W)")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}, not int64 (N,), one a picture"
-            )
+            raise ValueError(f"labels are {self.labels.dtype} {tuple(self.labels.shape)}, not int64 (N,), one an image")
         if len(self) == 0:
-            raise ValueError("a picture set holds at least one picture")
+            raise ValueError("an image set holds at least one image")
         if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.class_names):
             raise ValueError(f"a label is not among the {len(self.class_names)} classes")
 
@@ -75,13 +73,13 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the data set has, whether or not each is among these pictures."""
+        """How many classes the data set has, whether or not each is among these images."""
         return len(self.class_names)
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """What a frozen backbone makes of pictures: ``features`` (N, ...) float, ``labels`` (N,) int64, indices into
+    """What a frozen backbone makes of images: ``features`` (N, ...) float, ``labels`` (N,) int64, indices into
     ``class_names``.
     """
 
@@ -99,9 +97,9 @@ class FeatureSet:
 
 
 def from_arrays(pixels: np.ndarray[Any, Any], image_size: tuple[int, int]) -> torch.Tensor:
-    """uint8 pictures (N, h, w) or (N, h, w, 3) as a tensor (N, 3, H, W) of ``image_size`` (H, W) px.
+    """uint8 images (N, h, w) or (N, h, w, 3) as a tensor (N, 3, H, W) of ``image_size`` (H, W) px.
 
-    Resized bilinearly, with antialiasing where they shrink; gray pictures get three equal channels.
+    Resized bilinearly, with antialiasing where they shrink; gray images get three equal channels.
     """
     import numpy as np
     import torch
@@ -119,7 +117,7 @@ def from_arrays(pixels: np.ndarray[Any, Any], image_size: tuple[int, int]) -> to
 
 
 def fits_comfortably(count: int, image_size: tuple[int, int]) -> bool:
-    """Whether ``count`` pictures of ``image_size`` px take no more than half of the memory that is free."""
+    """Whether ``count`` images of ``image_size`` px take no more than half of the memory that is free."""
     needed, free = _needed_and_free(count, image_size)
     return 2 * needed <= free
 
@@ -130,7 +128,7 @@ def _needed_and_free(count: int, image_size: tuple[int, int]) -> tuple[int, int]
 
 
 def check_memory(count: int, image_size: tuple[int, int], processes: int = 1) -> None:
-    """Raises DataError if ``count`` pictures of ``image_size`` px in each of so many ``processes`` do not fit into the
+    """Raises DataError if ``count`` images of ``image_size`` px in each of so many ``processes`` do not fit into the
     memory that is free.
 
     Asking first matters: under overcommit the kernel would kill the process instead of refusing the allocation.
@@ -140,6 +138,6 @@ def check_memory(count: int, image_size: tuple[int, int], processes: int = 1) ->
     if needed > free:
         each = f" in {processes} processes" if processes > 1 else ""
         raise DataError(
-            f"{count} pictures of {image_size[0]}x{image_size[1]} px{each} take {needed / 1e9:.1f} GB of memory, but "
+            f"{count} images of {image_size[0]}x{image_size[1]} px{each} take {needed / 1e9:.1f} GB of memory, but "
             f"{free / 1e9:.1f} GB are free. Give fewer images or a smaller image size"
         )

@@ -1,4 +1,4 @@
-"""Which pictures of many: seeded, stratified or imbalanced, and the same on every machine and in every version."""
+"""Which images of many: seeded, stratified or imbalanced, and the same on every machine and in every version."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def choose_imbalanced(labels: Sequence[int], among: Sequence[int], imbalance: st
     to the last (``linear:10`` of 5,000 a class: 5,000, 4,500, ... 500). ``exponential:R``: in equal ratios (Cui et
     al., 2019,
     arXiv:1901.05555, section 5.1). A path: that file's numbers (separated by blanks, commas or lines) are the indices
-    into all training pictures. No class gets more pictures than it has. Raises DataError for anything else.
+    into all training images. No class gets more images than it has. Raises DataError for anything else.
     """
     if not is_rule(imbalance):
         return _indices_of(imbalance, labels, set(among))
@@ -75,7 +75,7 @@ def choose_imbalanced(labels: Sequence[int], among: Sequence[int], imbalance: st
 
 
 def imbalanced_counts(imbalance: str, largest: int, classes: int) -> list[int]:
-    """How many pictures each of ``classes`` classes gets under ``linear:R`` or ``exponential:R``, the first
+    """How many images each of ``classes`` classes gets under ``linear:R`` or ``exponential:R``, the first
     ``largest``.
 
     Raises DataError for anything else, and for an R below 1 or so large that a class would be empty.
@@ -92,10 +92,10 @@ def imbalanced_counts(imbalance: str, largest: int, classes: int) -> list[int]:
     if match["kind"] == "linear":
         counts = [round(largest * (1 - place * (1 - 1 / ratio))) for place in places]
     else:
-        # cut off, as those who made long-tailed CIFAR do: 12,406 pictures of CIFAR-10 for exponential:100
+        # cut off, as those who made long-tailed CIFAR do: 12,406 images of CIFAR-10 for exponential:100
         counts = [int(largest * ratio**-place + 1e-9) for place in places]
     if min(counts) < 1:
-        raise DataError(f"Imbalance {imbalance!r} leaves a class of {largest} pictures empty: take a smaller ratio")
+        raise DataError(f"Imbalance {imbalance!r} leaves a class of {largest} images empty: take a smaller ratio")
     return counts
 
 
@@ -113,7 +113,7 @@ def _indices_of(path: str, labels: Sequence[int], among: set[int]) -> list[int]:
         raise DataError(f"Index file {file.name!r} has to hold numbers from 0 to {len(labels) - 1}")
     chosen = sorted(numbers & among)
     if not chosen:
-        raise DataError(f"Index file {file.name!r} leaves no training picture beside the validation split")
+        raise DataError(f"Index file {file.name!r} leaves no training image beside the validation split")
     return chosen
 
 

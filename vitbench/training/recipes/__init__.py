@@ -50,19 +50,19 @@ class RecipeError(UsageError):
 class Recipe(BaseModel):
     """How a model is trained. Frozen; unknown keys are refused.
 
-    ``images`` (pictures seen, repeats counted), ``steps``, ``epochs`` (passes over the training pictures, also broken
+    ``images`` (images seen, repeats counted), ``steps``, ``epochs`` (passes over the training images, also broken
     ones) or ``seconds``: exactly one.
 
     Optimizer: ``adamw``, ``adam``, ``sgd`` (with ``momentum``), or ``muon`` for the hidden matrices with AdamW for the
     rest. ``weight_decay`` acts on every parameter: decoupled in adamw and muon, added to the gradient in adam and sgd,
-    as torch has it. ``batch_size`` pictures a step, which go through the model in ``accumulate`` parts. ``clip_norm``:
+    as torch has it. ``batch_size`` images a step, which go through the model in ``accumulate`` parts. ``clip_norm``:
     the largest norm of all gradients together, None for no clipping.
 
     Learning rate: in the fraction ``warmup`` of the budget it rises linearly from ``warmup_start`` times
     ``learning_rate``; then ``schedule`` takes it to ``min_learning_rate`` (cosine), leaves it, or multiplies it by
     ``step_factor`` at each fraction of the budget in ``step_at`` (step). It changes with every step, not every epoch.
 
-    Pictures: ``augment`` is applied in this order, each picture with its own draw: ``rotation`` in degrees to either
+    Images: ``augment`` is applied in this order, each image with its own draw: ``rotation`` in degrees to either
     side, ``jitter`` of brightness, contrast and saturation and ``jitter_hue`` as torchvision's ColorJitter,
     RandAugment's operations and magnitude, the probability of ``erasing``. ``mixup`` and ``cutmix``: the parameters of
     their Beta distributions, 0 for neither; of both, each batch takes one; ``mix_probability``: that a batch is mixed
@@ -72,12 +72,12 @@ class Recipe(BaseModel):
     own, None leaves them. ``ema``: the decay of the moving average of the weights, which is then what is tested, 0 for
     none.
 
-    Classes: ``imbalance`` thins out the training pictures' classes (``linear:R``, ``exponential:R`` or a file of
+    Classes: ``imbalance`` thins out the training images' classes (``linear:R``, ``exponential:R`` or a file of
     indices, see subsets.choose_imbalanced); ``sampler = "weighted"`` draws with replacement, each class as often as
     any other; ``class_weights = "inverse"`` weighs the loss of each class by 1 over its share, normalised to a mean of
     1 over classes.
 
-    ``validation``: the fraction of the training pictures that is held out. What only ``vitbench train`` looks at:
+    ``validation``: the fraction of the training images that is held out. What only ``vitbench train`` looks at:
     ``patience``, the epochs without a higher validation accuracy after which it stops; ``seed``, where none is given.
 
     Defaults never change, because ``hash`` leaves out what equals them.
@@ -180,13 +180,13 @@ class Recipe(BaseModel):
 
     @property
     def test_batch_size(self) -> int:
-        """How many pictures are tested at once: 64 at least, but no more than four times what a step goes through at
+        """How many images are tested at once: 64 at least, but no more than four times what a step goes through at
         once, which is known to fit with all that a backward pass keeps.
         """
         return min(max(self.batch_size, 64), 4 * math.ceil(self.batch_size / self.accumulate))
 
     def total_images(self, train_images: int) -> int | None:
-        """How many pictures a training on ``train_images`` of them sees, repeats counted; None if time decides."""
+        """How many images a training on ``train_images`` of them sees, repeats counted; None if time decides."""
         if self.images is not None:
             return self.images
         if self.steps is not None:
