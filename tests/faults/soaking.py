@@ -18,9 +18,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.faults.injection import FILE, STOPPING
 from vitbench.core import run_folder as store
 from vitbench.core.records import Cell
-from vitbench.executors.chaos import VARIABLE
+from vitbench.executors.faults import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 MODEL = "module:tests.failing_models:works"
@@ -36,8 +37,6 @@ PLANNED: dict[str, tuple[str, tuple[str, ...], int | None]] = {
     "nan": ("error", ("not_finite",), None),
     "error": ("error", ("exception", "model_bug"), None),
 }
-#: Those that end a session; the next one measures the cell.
-ENDING = ("disk_full", "disk_full_worker", "corrupt_record")
 _MARK = "VITBENCH_TEST_MARK"
 
 
@@ -86,7 +85,7 @@ class Soak:
 
     def _fault_of(self, cell: Cell) -> str:
         kind = self.faults.get(cell.id, "")
-        return "" if kind in ENDING else kind
+        return "" if kind in STOPPING else kind
 
     # sessions
 
@@ -97,15 +96,15 @@ class Soak:
         self.place.mkdir(exist_ok=True)
         temporary = self.place / "tmp"
         temporary.mkdir(exist_ok=True)
-        suite, chaos = self.place / "soak.toml", self.place / "chaos.json"
+        suite, faults = self.place / "soak.toml", self.place / "faults.json"
         suite.write_text(
             f'models = ["{MODEL}"]\nimage_sizes = {self.image_sizes}\nbatch_sizes = {self.batch_sizes}\nnum_classes = 4\n'
             f"seeds = {self.seeds}\ndevices = ['cpu']\nthreads = [1]\nmetrics = ['memory']\n"
             f"timeout_s = {self.timeout_s}\n[measure]\nprocesses = 1\nseconds = 0.05\nmin_samples = 2\n"
         )
-        chaos.write_text(json.dumps(self.faults))
+        faults.write_text(json.dumps(self.faults))
         what = ["--resume", str(self.folder)] if resumes else ["--suite", str(suite), "--out", str(self.folder)]
-        variables = {VARIABLE: str(chaos), _MARK: self.mark, "TMPDIR": str(temporary)}
+        variables = {VARIABLE: "tests.faults.injection", FILE: str(faults), _MARK: self.mark, "TMPDIR": str(temporary)}
         log = self.place / "log.txt"
         with log.open("w") as output:
             process = subprocess.Popen(

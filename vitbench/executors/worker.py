@@ -19,8 +19,9 @@ from typing import IO, Any
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Cell, measurement_from_dict
 from vitbench.devices import open_device
-from vitbench.executors import chaos, lifeline, stacks
+from vitbench.executors import lifeline, stacks
 from vitbench.executors.cell_trainer import CellTrainer
+from vitbench.executors.faults import load_injector
 from vitbench.executors.protocol import (
     Answer,
     CountExact,
@@ -89,7 +90,8 @@ def measure(task: Measure, emit: Emit) -> bool:
         allocator, memory_cap = prepare_process(cell, task.process)
         subject = subject_of(task, emit)
         subject.allocator, subject.memory_cap = allocator, memory_cap
-        chaos.strike_in_worker(cell, task.process, subject)
+        if (injector := load_injector()) is not None:
+            injector.in_worker(cell, task.process, subject)
         for name in task.metrics:
             for measurement in run_metric(name, subject):
                 # a metric may be anybody's: a measurement that cannot be read again is this cell's failure

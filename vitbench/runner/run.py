@@ -25,7 +25,7 @@ from vitbench.core.records import HARMLESS, STATUSES, Cell, Record
 from vitbench.core.registry import METRICS, PRETRAINED, is_imported
 from vitbench.devices.host.environment import describe_session, usable_cores
 from vitbench.devices.host.load import LoadWatch
-from vitbench.executors import chaos
+from vitbench.executors import faults
 from vitbench.executors.launcher import Launcher, libraries_of, make_launcher
 from vitbench.runner.measure import MIN_FIRST_STAGE, CellMeasurer
 from vitbench.runner.plan import (
@@ -307,12 +307,12 @@ def _run(
     """Measure ``cells`` into ``folder``, where ``kept`` are known already, then write the report of everything
     there.
     """
-    faults = chaos.describe()
-    for warning in faults.values():
+    injector, notes = faults.load_injector(), faults.describe()
+    for warning in notes.values():
         progress.warn(warning)
     # of a search nobody knows beforehand how many cells it takes
     planned = {"planned_cells": len(plan.cells)} if plan.suite.frontier is None else {}
-    session = {**describe_session(), **planned, **faults}
+    session = {**describe_session(), **planned, **notes}
     store.add_session(folder, plan.environment_hash, plan.environment, session)
     checkpoints = folder / store.CHECKPOINTS
     if any(cell.trains for cell in cells):
@@ -320,7 +320,7 @@ def _run(
             checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise store.cannot_write(checkpoints, error) from error
-    writer = store.RecordWriter(folder, before_write=chaos.strike_at_record)
+    writer = store.RecordWriter(folder, before_write=injector.before_write if injector else None)
     _warn_of_too_many_threads(plan, cells, progress)
     measurer = CellMeasurer(plan, launcher, checkpoints, progress)
     progress.searches = plan.suite.frontier is not None
@@ -371,7 +371,7 @@ def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progr
 
 
 def _launch(suite: Suite, allow_import: bool) -> Launcher:
-    chaos.load_faults()  # what is wrong with them is to be said at once
+    faults.load_injector()  # a module that is not there ends the run at once
     return make_launcher(modules_of(suite), allow_import=allow_import)
 
 
