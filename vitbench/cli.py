@@ -382,11 +382,12 @@ def show(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
 ) -> int:
     """Show models: parameters and FLOPs by part, tokens, claims; without allocating their weights."""
-    from vitbench.analysis import model_summary as model_cards
+    from vitbench.analysis.model_summary import show_models
+    from vitbench.analysis.rendering import cards_to_text
 
     if allow_import:
         _allow_imports()
-    cards = model_cards.show_models(
+    cards = show_models(
         models,
         image_size=image_size,
         num_classes=num_classes,
@@ -394,7 +395,7 @@ def show(
         weights=weights,
         replace_head=replace_head,
     )
-    return _print_answers(cards, model_cards.cards_to_text, json)
+    return _print_answers(cards, cards_to_text, json)
 
 
 def _allow_imports() -> None:
@@ -444,7 +445,8 @@ def flops(
     json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object a model.")] = False,
 ) -> int:
     """Audit FLOPs: closed form, dispatcher, fvcore and thop side by side, and why they differ."""
-    from vitbench.analysis.flops_audit import audit_flops, audits_to_text
+    from vitbench.analysis.flops_audit import audit_flops
+    from vitbench.analysis.rendering import audits_to_text
 
     if allow_import:
         _allow_imports()

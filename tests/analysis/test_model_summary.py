@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from vitbench.analysis.closed_form import closed_form
-from vitbench.analysis.model_summary import cards_to_text, count_model, judge_models, show_models
+from vitbench.analysis.model_summary import count_model, judge_models, show_models
+from vitbench.analysis.rendering import cards_to_text
 from vitbench.cli import run_command
 from vitbench.core.errors import UnknownNameError, Unsupported, UsageError
 from vitbench.core.registry import MODELS, Claim, model_registry
@@ -184,7 +185,7 @@ def test_several_cards_are_told_apart_and_failures_are_left_to_stderr(capsys: py
 def test_a_card_without_parts_says_why() -> None:
     (card,) = show_models(["vit_layer6_32"])
     text = cards_to_text([{**card, "parts": {}, "tokens_per_block": [], "parts_error": "RuntimeError: no hooks"}])
-    assert "  parts         not known here: RuntimeError: no hooks" in text.splitlines()
+    assert "  parts         unavailable: RuntimeError: no hooks" in text.splitlines()
     assert "tokens" not in text.split("claims")[0].split("configuration")[0].split("counted by")[1]
 
 

@@ -1,4 +1,4 @@
-"""One model's FLOPs from every side: closed form, torch's dispatcher, fvcore, thop, and why they differ."""
+"""Compare a model's FLOPs by closed form, torch's dispatcher, fvcore and thop, and explain the differences."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitbench.analysis.closed_form import ClosedForm, closed_form
-from vitbench.analysis.model_summary import expand_names
-from vitbench.core.errors import USAGE_CAUSES, Unsupported, UsageError
-from vitbench.core.records import ATTENTIONS, Cell, format_image_size, parse_image_size
+from vitbench.analysis.inspection import check_request, expand_names, inspect_model
+from vitbench.core.errors import Unsupported, UsageError
+from vitbench.core.records import ATTENTIONS
+from vitbench.core.registry import ModelCard
 from vitbench.metrics import Subject
 from vitbench.metrics.flops import Executed, execute, needs_values
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
-from vitbench.metrics.support.in_process import failure_of, make_subject
 
 if TYPE_CHECKING:
     from vitbench.analysis.flops import Counts, OperatorCount
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Differences below this share of the whole are rounding.
 SAME = 5e-5
 
-#: Where a training step is counted: batch norm needs two images.
+#: The batch of a training step: batch norm needs two images.
 TRAINING_BATCH = 2
 
 _FVCORE_MATRIX = frozenset({"conv", "linear", "matmul", "bmm", "einsum", "addmm"})
@@ -39,67 +39,39 @@ def audit_flops(
 ) -> list[dict[str, Any]]:
     """An audit a model, for one image; ``others`` False leaves out fvcore and thop, which need memory and a real run.
 
-    A model whose operators depend on the numbers in the picture is executed on the CPU: ``flops`` is the mean of
-    several pictures, ``executed`` has the least, the mean, the most and each picture's (FLOPs), and why.
-    A model that fails has ``error`` (one line) and ``usage`` (whether the request was wrong rather than the model).
-    Raises UsageError for an image size, class count or attention that cannot be.
+    A model that reads the image's values in its operators is executed on the CPU: ``flops`` is the mean of several
+    images, ``executed`` has their minimum, mean, maximum and each one's FLOPs, and the reason. A model that fails has
+    ``error`` and ``usage`` (see ``inspect_model``). Raises UsageError for an image size, class count or attention that
+    no model could take.
     """
     if attention not in ATTENTIONS:
         raise UsageError(f"--attention {attention!r} is not known: give {' or '.join(ATTENTIONS)}")
-    try:
-        size = None if image_size is None else parse_image_size(image_size)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"--num-classes {num_classes} is not positive: a head needs at least one class")
-    return [_audit(name, size, num_classes, attention, others) for name in expand_names(names)]
+    check_request(image_size, num_classes)
+
+    def audit(card: ModelCard, subject: Subject) -> dict[str, Any]:
+        return _audit(card, subject, others)
+
+    return [
+        inspect_model(name, audit, image_size=image_size, num_classes=num_classes, attention=attention)
+        for name in expand_names(names)
+    ]
 
 
-def _audit(
-    name: str, size: tuple[int, int] | None, num_classes: int | None, attention: str, others: bool
-) -> dict[str, Any]:
-    from vitbench.models import describe_model
-
+def _audit(card: ModelCard, subject: Subject, others: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"attention": subject.cell.attention}
     try:
-        card = describe_model(name)
-        chosen = size or card.image_size
-        card.check_image_size(chosen)
-    except UsageError as error:
-        return {"model": name, "error": str(error), "usage": True}
-    cell = Cell(
-        model=name,
-        image_size=chosen,
-        num_classes=num_classes or card.num_classes,
-        batch_size=1,
-        device="cpu",
-        threads=1,
-        attention=attention,
-    )
-    found: dict[str, Any] = {
-        "model": name,
-        "image_size": list(chosen),
-        "num_classes": cell.num_classes,
-        "attention": attention,
-    }
-    try:
-        exact = closed_form(card, chosen, cell.num_classes)
+        exact = closed_form(card, subject.cell.image_size, subject.cell.num_classes)
     except Unsupported as reason:
         exact, found["closed_form"] = None, {"reason": str(reason)}
-    try:
-        subject = make_subject(cell)
-        found |= _count(subject, exact)
-        if others:
-            found |= _no_comparison() if "executed" in found else _compare(subject, found)
-    except Exception as error:  # a model that fails is an answer; the others are still asked for
-        failure = failure_of(error, cell)
-        detail = failure.detail.splitlines()[0]
-        return {"model": name, "error": detail, "usage": failure.cause in USAGE_CAUSES}
+    found |= _count(subject, exact)
+    if others:
+        found |= _no_comparison() if "executed" in found else _compare(subject, found)
     found["warnings"] = list(_warnings(found))
     return found
 
 
 def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
-    """The forward pass by operator, and what a training step takes; all without memory unless it must be executed."""
+    """The forward pass by operator and the FLOPs of a training step, on ``meta`` unless it must be executed."""
     from vitbench.analysis.flops import count_forward
 
     needed = counts = None
@@ -118,7 +90,7 @@ def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
 
 
 def _count_on_meta(subject: Subject, counts: Counts) -> dict[str, Any]:
-    """``counts`` of the forward pass, and whether kernels and gradients matter."""
+    """``counts`` of the forward pass, and the FLOPs with each attention implementation, gradients on and off."""
     import torch
 
     from vitbench.analysis.flops import count_forward, count_fused_attention
@@ -148,69 +120,69 @@ def _count_on_meta(subject: Subject, counts: Counts) -> dict[str, Any]:
 
 
 def _execute(subject: Subject, needed: str | None) -> dict[str, Any]:
-    """The same of a model that needs the picture's numbers: means of several; ``needed`` is what torch said."""
+    """The same as means of several images, for a model that reads the image's values; ``needed`` is torch's error."""
     import torch
 
     from vitbench.analysis.flops import OperatorCounter
 
-    pictures = [counter.counts for counter in execute(subject, OperatorCounter)]
-    executed = Executed(flops=tuple(counts.flops for counts in pictures))
-    elementwise = sum(counts.elementwise_flops for counts in pictures)
+    images = [counter.counts for counter in execute(subject, OperatorCounter)]
+    executed = Executed(flops=tuple(counts.flops for counts in images))
+    elementwise = sum(counts.elementwise_flops for counts in images)
     without = Counter[str]()
-    for counts in pictures:
+    for counts in images:
         without.update(counts.without_formula)
     return {
         "flops": executed.mean,
         "macs": executed.mean // 2,
         "method": f"operators {executed.method}, torch {torch.__version__}",
         "executed": {
-            "pictures": len(pictures),
+            "pictures": len(images),
             "min": min(executed.flops),
             "mean": executed.mean,
             "max": max(executed.flops),
             "flops": list(executed.flops),
             "reason": needed,
         },
-        "operators": _mean_operators([counts.matrix for counts in pictures]),
+        "operators": _mean_operators([counts.matrix for counts in images]),
         "fused_attention_flops": None,
-        "elementwise_flops": _mean(elementwise, len(pictures)),
-        "elementwise": _mean_operators([counts.elementwise for counts in pictures]),
-        "without_formula": {name: _mean(calls, len(pictures)) for name, calls in without.items()},
+        "elementwise_flops": _mean(elementwise, len(images)),
+        "elementwise": _mean_operators([counts.elementwise for counts in images]),
+        "without_formula": {name: _mean(calls, len(images)) for name, calls in without.items()},
         "other_ways": {},
     }
 
 
-def _mean_operators(pictures: Sequence[Mapping[str, OperatorCount]]) -> dict[str, dict[str, Any]]:
-    """Each operator's mean calls and FLOPs a picture; a picture that does without it has 0."""
+def _mean_operators(images: Sequence[Mapping[str, OperatorCount]]) -> dict[str, dict[str, Any]]:
+    """Each operator's mean calls and FLOPs an image; images without it count as 0."""
     sums: dict[str, list[Any]] = {}
-    for operators in pictures:
+    for operators in images:
         for name, one in operators.items():
             calls, flops, _ = sums.get(name, (0, 0, ""))
             sums[name] = [calls + one.calls, flops + one.flops, one.formula]
     return {
-        name: {"calls": _mean(calls, len(pictures)), "flops": _mean(flops, len(pictures)), "formula": formula}
+        name: {"calls": _mean(calls, len(images)), "flops": _mean(flops, len(images)), "formula": formula}
         for name, (calls, flops, formula) in sums.items()
     }
 
 
 def _mean(total: int, count: int) -> float:
-    """Whole where it is whole, so that it is printed so."""
+    """An int if the mean is a whole number, so that it prints without a fraction."""
     return total / count if total % count else total // count
 
 
 def _no_comparison() -> dict[str, Any]:
-    reason = "not asked: it would follow another picture, and this model's FLOPs depend on the picture"
+    reason = "not asked: it would trace another image, and this model's FLOPs depend on the image"
     return {tool: {"reason": reason} for tool in ("fvcore", "thop")}
 
 
 def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
-    """Forward and backward of a training step, for one image of a batch of two; or the reason why not."""
+    """Forward and backward FLOPs of a training step, for one image of a batch of two; or why they are unavailable."""
     from vitbench.analysis.flops import count_training_step
 
     try:
         with subject.on_meta(TRAINING_BATCH, train=True) as (model, images):
             forward, backward = count_training_step(model, images)
-    except Exception as error:  # the forward pass stands without it
+    except Exception as error:  # an inference-only model keeps its forward pass
         return {"reason": f"a training step does not run on meta: {type(error).__name__}: {error}".splitlines()[0]}
     found: dict[str, Any] = {
         "batch_size": TRAINING_BATCH,
@@ -227,7 +199,7 @@ def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any
 
 
 def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
-    """fvcore and thop on a real model: what each counts, misses and adds, and what no known reason explains."""
+    """fvcore and thop on a real model: what each counts, misses and adds, and the rest that this does not explain."""
     import torch
 
     from vitbench.analysis.layers import describe_layers
@@ -240,12 +212,12 @@ def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
     in_modules = sum(layer.flops for layer in layers if layer.kind in _THOP_MATRIX)
     with torch.device("cpu"):
         real = subject.build().to("cpu").eval()
-        pictures = torch.zeros(1, 3, *subject.cell.image_size)
+        images = torch.zeros(1, 3, *subject.cell.image_size)
     result: dict[str, Any] = {}
     with subject.attention(real):
         for tool, count in (("fvcore", count_by_fvcore), ("thop", count_by_thop)):
             try:
-                other = count(real, pictures)
+                other = count(real, images)
             except Unsupported as reason:
                 result[tool] = {"reason": str(reason)}
                 continue
@@ -273,7 +245,7 @@ def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _missed_by_fvcore(other: OtherCount, found: Mapping[str, Any]) -> dict[str, int]:
-    """Matrix operators that fvcore says it has no formula for, with what they take."""
+    """Matrix operators that fvcore reports as unsupported, with their FLOPs."""
     missed = {}
     if "aten::scaled_dot_product_attention" in other.missed:
         missed["aten::scaled_dot_product_attention"] = found["fused_attention_flops"]
@@ -284,7 +256,7 @@ def _missed_by_fvcore(other: OtherCount, found: Mapping[str, Any]) -> dict[str, 
 
 
 def _warnings(found: Mapping[str, Any]) -> Sequence[str]:
-    """What a reader must not overlook."""
+    """Differences without an explanation, one line each."""
     flops = found["flops"]
     texts = []
     closed = found.get("closed_form", {})
@@ -302,108 +274,10 @@ def _warnings(found: Mapping[str, Any]) -> Sequence[str]:
     for place, names in (("", found["without_formula"]), (" in training", training.get("without_formula", {}))):
         if names:
             listed = ", ".join(f"{name} x{calls}" for name, calls in names.items())
-            texts.append(f"operators that no formula covers{place}: {listed}")
+            texts.append(f"operators without a formula{place}: {listed}")
     for tool in ("fvcore", "thop"):
         unexplained = found.get(tool, {}).get("unexplained", 0)
         if abs(unexplained) > SAME * flops:
-            what = "does not count" if unexplained > 0 else "counts too many"
-            texts.append(f"{abs(unexplained):,} FLOPs that {tool} {what}, for no reason that is known")
+            what = "does not count" if unexplained > 0 else "counts in excess"
+            texts.append(f"{abs(unexplained):,} FLOPs that {tool} {what}, without a known reason")
     return texts
-
-
-def audits_to_text(audits: Sequence[Mapping[str, Any]]) -> str:
-    """What a person reads, one block a model; failed ones are left to stderr."""
-    return "\n\n".join(_to_text(audit) for audit in audits if "error" not in audit)
-
-
-def _to_text(audit: Mapping[str, Any]) -> str:
-    size = format_image_size((audit["image_size"][0], audit["image_size"][1]))
-    parts = [
-        f"{audit['model']}  ({size} px, {audit['num_classes']} classes, {audit['attention']} attention), one image",
-        _indented(_counters_text(audit)),
-        _executed_text(audit.get("executed")),
-        "  matrix work, which is what FLOPs means here (a multiply-add is two)\n"
-        + _indented(_operators_text(audit["operators"], formulas=False), 4),
-        f"  element-wise work, not in the above: {_giga(audit['elementwise_flops'])} GFLOPs\n"
-        + _indented(_operators_text(audit["elementwise"], formulas=True), 4),
-        _training_text(audit["training"]),
-    ]
-    for tool in ("fvcore", "thop"):
-        parts += _differences_text(tool, audit.get(tool, {}))
-    parts += [f"  WARNING: {text}" for text in audit["warnings"]]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _counters_text(audit: Mapping[str, Any]) -> str:
-    from tabulate import tabulate
-
-    where = "dispatcher, executed" if "executed" in audit else "dispatcher, on meta"
-    rows = [[where, _giga(audit["flops"]), _giga(audit["macs"]), "", audit["method"]]]
-    closed = audit["closed_form"]
-    if "flops" in closed:
-        difference = f"{100 * closed['difference']:+.3f} %"
-        rows.append(["closed form", _giga(closed["flops"]), _giga(closed["flops"] / 2), difference, ""])
-    else:
-        rows.append(["closed form", "", "", "", closed["reason"]])
-    for tool in ("fvcore", "thop"):
-        other = audit.get(tool)
-        if other and "flops" in other:
-            difference = f"{100 * other['difference']:+.1f} %"
-            rows.append([tool, _giga(other["flops"]), _giga(other["flops"] / 2), difference, other["tool"]])
-        elif other:
-            rows.append([tool, "", "", "", other["reason"]])
-    return tabulate(rows, ["counter", "GFLOPs", "GMACs", "difference", ""], tablefmt="plain", disable_numparse=True)
-
-
-def _executed_text(executed: Mapping[str, Any] | None) -> str:
-    if executed is None:
-        return ""
-    least, mean, most = (_giga(executed[which]) for which in ("min", "mean", "max"))
-    pictures = f"{executed['pictures']} pictures of random numbers"
-    return (
-        f"  FLOPs depend on the picture: min {least}, mean {mean}, max {most} GFLOPs of {pictures}\n"
-        f"  (what stands below are their means; it does not run on meta: {executed['reason']})"
-    )
-
-
-def _operators_text(operators: Mapping[str, Mapping[str, Any]], *, formulas: bool) -> str:
-    from tabulate import tabulate
-
-    ordered = sorted(operators.items(), key=lambda item: -item[1]["flops"])
-    rows = [[name, one["calls"], f"{one['flops']:,}", *([one["formula"]] if formulas else [])] for name, one in ordered]
-    headings = ["operator", "calls", "FLOPs", *(["formula"] if formulas else [])]
-    align = ("left", "right", "right", *(("left",) if formulas else ()))
-    return tabulate(rows, headings, tablefmt="plain", colalign=align, disable_numparse=True) if rows else "none"
-
-
-def _training_text(training: Mapping[str, Any]) -> str:
-    if "reason" in training:
-        return f"  training step: not known here, {training['reason']}"
-    exact = ""
-    if "difference" in training:
-        exact = f"; closed form {100 * training['difference']:+.3f} %"
-    return (
-        f"  training step, an image of a batch of {training['batch_size']}: "
-        f"forward {_giga(training['forward_flops'])} + backward {_giga(training['backward_flops'])} "
-        f"= {_giga(training['step_flops'])} GFLOPs{exact}\n"
-        f"  (element-wise work beside it: {_giga(training['elementwise_flops'])} GFLOPs, without the optimizer's)"
-    )
-
-
-def _differences_text(tool: str, other: Mapping[str, Any]) -> list[str]:
-    if "flops" not in other:
-        return []
-    lines = [f"  {tool} misses {_giga(flops)} GFLOPs: {what}" for what, flops in other["missed"].items()]
-    added = {name: flops for name, flops in other["added"].items() if flops}
-    if added:
-        listed = ", ".join(f"{name} {_giga(flops)}" for name, flops in added.items())
-        lines.append(f"  {tool} adds (GFLOPs): {listed}")
-    return ["\n".join(lines)] if lines else []
-
-
-def _giga(flops: float) -> str:
-    return f"{flops / 1e9:.4g}"
-
-
-def _indented(text: str, by: int = 2) -> str:
-    return "\n".join(f"{' ' * by}{line}" for line in text.splitlines())

@@ -54,7 +54,7 @@ class TensorAccount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             self._see(tensor)
         self._note_peak()
         return output
@@ -94,12 +94,13 @@ class TensorAccount(TorchDispatchMode):
             self._peak, self._at_peak = self._bytes, dict(self._live)
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors of an operator's output, which may be nested tuples and lists."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, tuple | list):
         for one in output:
-            yield from _tensors(one)
+            yield from tensors_in(one)
 
 
 def gradients_of(model: torch.nn.Module) -> list[Tensor]:

@@ -1,0 +1,196 @@
+"""Render model summaries and FLOP audits as text for a terminal, one block a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from vitbench.core.records import format_image_size
+
+
+def cards_to_text(cards: Sequence[dict[str, Any]]) -> str:
+    """The cards of ``show_models`` without those that failed."""
+    return "\n\n".join(_card_to_text(card) for card in cards if "error" not in card)
+
+
+def _card_to_text(card: dict[str, Any]) -> str:
+    height, width = card["image_size"]
+    dead = card["params_without_gradient"]
+    lines = [
+        f"{card['model']}  ({height}x{width} px, {card['num_classes']} classes)",
+        f"  {card['summary']}" if card["summary"] else "",
+        f"  source        {card['source']}" if card["source"] else "",
+        f"  parameters    {card['params']:,} ({card['params_bytes'] / 1e6:.1f} MB), "
+        f"trainable {card['trainable_params']:,}",
+        f"  no gradient   {'unavailable' if dead is None else f'{dead:,} parameters get none in a training step'}",
+        f"  buffers       {card['buffers']:,} elements ({card['buffers_bytes'] / 1e6:.1f} MB)",
+        f"  GFLOPs        {card['flops'] / 1e9:.4g} for one image (a multiply-add is two)",
+        f"  GMACs         {card['macs'] / 1e9:.4g}",
+        f"  counted by    {card['method']}",
+        f"  tokens        {_tokens_text(card['tokens_per_block'])}" if card["tokens_per_block"] else "",
+        f"  recipe        {', '.join(card['recipes'])}" if card["recipes"] else "",
+        f"  configuration {_config_text(card)}" if card["config"] else "",
+        _weights_text(card["weights"]) if "weights" in card else "",
+    ]
+    text = "\n".join(line for line in lines if line)
+    text += _parts_text(card)
+    if card["claims"]:
+        text += "\n\n  claims\n" + _indented(_claims_text(card["claims"]), 4)
+    if "layers" in card:
+        text += "\n\n  layers\n" + _indented(_layers_text(card["layers"]), 4)
+    return text
+
+
+def _tokens_text(tokens: Sequence[int]) -> str:
+    """``197 into each of 12 blocks``, or one number a block where they differ."""
+    if len(set(tokens)) == 1:
+        return f"{tokens[0]} into each of {len(tokens)} blocks"
+    return f"{', '.join(map(str, tokens))} into blocks 0 to {len(tokens) - 1}"
+
+
+def _config_text(card: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in card["config"].items())
+
+
+def _weights_text(weights: dict[str, Any]) -> str:
+    notes = [f"{weights['tensors']} tensors", weights["dtype"], f"layout of {weights['layout']}"]
+    if weights["resampled"]:
+        old, new = (f"{grid[0]}x{grid[1]}" for grid in weights["resampled"])
+        notes.append(f"positions resampled from {old} to {new}")
+    if weights["replaced_head"]:
+        notes.append("its head left out: this one is random")
+    return f"  weights       {weights['file']} ({weights['digest']}): {', '.join(notes)}"
+
+
+def _parts_text(card: dict[str, Any]) -> str:
+    if not card["parts"]:
+        return f"\n  parts         unavailable: {card['parts_error']}" if card.get("parts_error") else ""
+    rows = [
+        [
+            part,
+            f"{sums['params']:,}",
+            f"{100 * sums['params'] / max(card['params'], 1):.1f}",
+            f"{sums['flops'] / 1e9:.4g}",
+            f"{100 * sums['flops'] / max(card['flops'], 1):.1f}",
+        ]
+        for part, sums in card["parts"].items()
+    ]
+    headings = ["part", "parameters", "%", "GFLOPs", "%"]
+    return "\n\n" + _indented(tabulate(rows, headings, tablefmt="plain", stralign="right", disable_numparse=True), 4)
+
+
+def _claims_text(claims: Sequence[dict[str, Any]]) -> str:
+    rows = [[one["quantity"], one["condition"], one["printed"], one["verdict"], one["reason"]] for one in claims]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def _layers_text(layers: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        [
+            layer["path"],
+            layer["kind"],
+            layer["part"],
+            "x".join(map(str, layer["output_shape"])),
+            f"{layer['params']:,}",
+            f"{layer['flops']:,}",
+        ]
+        for layer in layers
+    ]
+    headings = ["layer", "class", "part", "output", "parameters", "FLOPs"]
+    align = ("left", "left", "left", "right", "right", "right")
+    return tabulate(rows, headings, tablefmt="plain", colalign=align, disable_numparse=True)
+
+
+def audits_to_text(audits: Sequence[Mapping[str, Any]]) -> str:
+    """The audits of ``audit_flops`` without those that failed."""
+    return "\n\n".join(_audit_to_text(audit) for audit in audits if "error" not in audit)
+
+
+def _audit_to_text(audit: Mapping[str, Any]) -> str:
+    size = format_image_size((audit["image_size"][0], audit["image_size"][1]))
+    parts = [
+        f"{audit['model']}  ({size} px, {audit['num_classes']} classes, {audit['attention']} attention), one image",
+        _indented(_counters_text(audit), 2),
+        _executed_text(audit.get("executed")),
+        "  matrix work, which is what FLOPs means here (a multiply-add is two)\n"
+        + _indented(_operators_text(audit["operators"], formulas=False), 4),
+        f"  element-wise work, not in the above: {_giga(audit['elementwise_flops'])} GFLOPs\n"
+        + _indented(_operators_text(audit["elementwise"], formulas=True), 4),
+        _training_text(audit["training"]),
+    ]
+    for tool in ("fvcore", "thop"):
+        parts += _differences_text(tool, audit.get(tool, {}))
+    parts += [f"  WARNING: {text}" for text in audit["warnings"]]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _counters_text(audit: Mapping[str, Any]) -> str:
+    where = "dispatcher, executed" if "executed" in audit else "dispatcher, on meta"
+    rows = [[where, _giga(audit["flops"]), _giga(audit["macs"]), "", audit["method"]]]
+    closed = audit["closed_form"]
+    if "flops" in closed:
+        difference = f"{100 * closed['difference']:+.3f} %"
+        rows.append(["closed form", _giga(closed["flops"]), _giga(closed["flops"] / 2), difference, ""])
+    else:
+        rows.append(["closed form", "", "", "", closed["reason"]])
+    for tool in ("fvcore", "thop"):
+        other = audit.get(tool)
+        if other and "flops" in other:
+            difference = f"{100 * other['difference']:+.1f} %"
+            rows.append([tool, _giga(other["flops"]), _giga(other["flops"] / 2), difference, other["tool"]])
+        elif other:
+            rows.append([tool, "", "", "", other["reason"]])
+    return tabulate(rows, ["counter", "GFLOPs", "GMACs", "difference", ""], tablefmt="plain", disable_numparse=True)
+
+
+def _executed_text(executed: Mapping[str, Any] | None) -> str:
+    if executed is None:
+        return ""
+    least, mean, most = (_giga(executed[which]) for which in ("min", "mean", "max"))
+    return (
+        f"  FLOPs depend on the image: min {least}, mean {mean}, max {most} GFLOPs of {executed['pictures']} random "
+        f"images\n  (means below; it does not run on meta: {executed['reason']})"
+    )
+
+
+def _operators_text(operators: Mapping[str, Mapping[str, Any]], *, formulas: bool) -> str:
+    ordered = sorted(operators.items(), key=lambda item: -item[1]["flops"])
+    rows = [[name, one["calls"], f"{one['flops']:,}", *([one["formula"]] if formulas else [])] for name, one in ordered]
+    headings = ["operator", "calls", "FLOPs", *(["formula"] if formulas else [])]
+    align = ("left", "right", "right", *(("left",) if formulas else ()))
+    return tabulate(rows, headings, tablefmt="plain", colalign=align, disable_numparse=True) if rows else "none"
+
+
+def _training_text(training: Mapping[str, Any]) -> str:
+    if "reason" in training:
+        return f"  training step: unavailable, {training['reason']}"
+    exact = ""
+    if "difference" in training:
+        exact = f"; closed form {100 * training['difference']:+.3f} %"
+    return (
+        f"  training step, an image of a batch of {training['batch_size']}: "
+        f"forward {_giga(training['forward_flops'])} + backward {_giga(training['backward_flops'])} "
+        f"= {_giga(training['step_flops'])} GFLOPs{exact}\n"
+        f"  (element-wise work beside it: {_giga(training['elementwise_flops'])} GFLOPs, without the optimizer's)"
+    )
+
+
+def _differences_text(tool: str, other: Mapping[str, Any]) -> list[str]:
+    if "flops" not in other:
+        return []
+    lines = [f"  {tool} misses {_giga(flops)} GFLOPs: {what}" for what, flops in other["missed"].items()]
+    added = {name: flops for name, flops in other["added"].items() if flops}
+    if added:
+        listed = ", ".join(f"{name} {_giga(flops)}" for name, flops in added.items())
+        lines.append(f"  {tool} adds (GFLOPs): {listed}")
+    return ["\n".join(lines)] if lines else []
+
+
+def _giga(flops: float) -> str:
+    return f"{flops / 1e9:.4g}"
+
+
+def _indented(text: str, by: int) -> str:
+    return "\n".join(f"{' ' * by}{line}" for line in text.splitlines())
