@@ -242,7 +242,7 @@ def test_a_run_that_asks_for_energy_says_what_this_machine_tells(
     (record,) = read_records(tmp_path / "run")
     assert record.status == "ok"
     found = {one.metric: one for one in record.measurements}
-    assert set(found) == set(METRICS.get("energy").yields)
+    assert set(found) == set(METRICS.get("energy").yields_in("infer"))
     statuses = {one.status for one in found.values()}
     if statuses == {"ok"}:
         assert found["energy_per_image"].value > 0
@@ -466,9 +466,9 @@ def test_the_cpu_holds_nothing_beyond() -> None:
 
 
 def test_reserved_memory_stands_beside_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = METRICS.get("memory").also_yields
-    assert {"reserved_peak_memory", "process_gpu_memory", "driver_memory", "memory_limit"} == set(names)
-    assert set(names.values()) == {"byte"}
+    optional = {value.name: value.unit for value in METRICS.get("memory").yields if value.optional}
+    names = ("reserved_peak_memory", "process_gpu_memory", "driver_memory", "memory_limit")
+    assert optional == dict.fromkeys(names, "byte")
     monkeypatch.setattr(CpuDevice, "reserved_memory", lambda self: {"driver_memory": (123, "made up")})
     subject = Subject(
         cell=Cell(model="given", image_size=(8, 8), num_classes=10, batch_size=1, device="cpu", threads=1),

@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ from tests.reports.paired import loads, paired, timed
 from vitbench.cli import run_command
 from vitbench.core.errors import UsageError
 from vitbench.core.records import Cell, Measurement, Record
-from vitbench.core.registry import METRICS
+from vitbench.core.registry import METRICS, Yields
 from vitbench.core.run_folder import read_records
 from vitbench.core.stats.statistics import RUN_TO_RUN, Relative, holm, processes_for
 from vitbench.regression.cell_names import cell_names
@@ -550,15 +550,16 @@ def test_an_accuracy_that_did_not_move_is_the_same_without_a_tolerance() -> None
 
 
 @pytest.mark.parametrize(
-    ("more_is_better", "up", "down"), [(True, "better", "worse"), (False, "worse", "better"), (None, "worse", "worse")]
+    ("better", "up", "down"), [("more", "better", "worse"), ("less", "worse", "better"), (None, "worse", "worse")]
 )
 def test_a_metric_of_another_package_moves_the_way_that_it_says(
-    monkeypatch: pytest.MonkeyPatch, more_is_better: bool | None, up: str, down: str
+    monkeypatch: pytest.MonkeyPatch, better: Literal["less", "more"] | None, up: str, down: str
 ) -> None:
     monkeypatch.setattr(METRICS, "_items", dict(METRICS.items()))
-    METRICS.measured(
-        "top5", process="time", modes=("infer",), yields={"top5": "1"}, summary="", more_is_better=more_is_better
-    )(lambda subject: iter(()))
+    monkeypatch.setattr(METRICS, "_values", dict(METRICS.values))
+    METRICS.measured("top5", process="time", modes=("infer",), yields=[Yields("top5", "1", better=better)], summary="")(
+        lambda subject: iter(())
+    )
 
     def told(before: float, after: float) -> Change:
         sides = [
@@ -569,7 +570,7 @@ def test_a_metric_of_another_package_moves_the_way_that_it_says(
     assert told(0.5, 0.9).verdict == up
     assert told(0.9, 0.5).verdict == down
     assert told(0.9, 0.899).verdict == "same"
-    assert ("does not say what is better" in told(0.9, 0.5).detail) is (more_is_better is None)
+    assert ("does not say what is better" in told(0.9, 0.5).detail) is (better is None)
 
 
 def test_accuracies_after_other_trainings_are_not_compared() -> None:

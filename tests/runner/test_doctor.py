@@ -199,7 +199,7 @@ def test_a_metric_is_as_well_as_the_worst_of_its_measurements() -> None:
 def test_the_first_of_equally_bad_reasons_is_told() -> None:
     absences = [
         Measurement.absent(metric, unit, "unsupported", f"no {metric}")
-        for metric, unit in METRICS.get("energy").yields.items()
+        for metric, unit in METRICS.get("energy").yields_in("infer").items()
     ]
     assert check_metrics([record("infer", "cpu", *absences)]) == {
         "energy": {"cpu": {"status": "unsupported", "detail": "no energy_per_image"}}

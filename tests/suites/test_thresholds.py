@@ -1,4 +1,4 @@
-"""What each metric is to a gate, and what a suite's [[thresholds]] and a command's options say of it."""
+"""What a gate does with each value by default, and how [[thresholds]] and options change it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitbench.core.errors import SuiteError, UsageError
 from vitbench.core.registry import METRICS
 from vitbench.devices.host.load import GPU_SLOWED, OTHER_LOAD, LoadWatch, load_measurements
 from vitbench.suites import Threshold, load_suite, make_suite, make_thresholds, to_toml
-from vitbench.suites.thresholds import NATURES, known_metrics, nature_of, parse_option, parse_tolerance, threshold_for
+from vitbench.suites.thresholds import known_metrics, parse_option, parse_tolerance, threshold_for, yields_of
 
 SUITE: dict[str, Any] = {"name": "mine", "models": ["vit_layer6_32", "cifar_vit_tiny"]}
 
@@ -21,30 +21,32 @@ def rules(*tables: dict[str, Any]) -> tuple[Threshold, ...]:
     return make_thresholds(list(tables), "mine.toml")
 
 
-def test_every_measurement_of_ours_has_its_nature() -> None:
-    for _, metric in METRICS.items():
-        for name in (*metric.yields, *metric.also_yields):
-            assert name in NATURES, f"{name} of metric {metric.name}: say in thresholds.NATURES what it is to a gate"
+def test_every_value_of_ours_declares_its_kind_and_direction() -> None:
+    for name, value in METRICS.values.items():
+        assert value.kind != "unknown", name
+        assert value.better is not None or value.kind == "condition", name
 
 
-def test_what_the_machine_did_meanwhile_is_no_figure() -> None:
+def test_the_load_of_the_machine_is_never_compared() -> None:
     measured = [one.metric for one in load_measurements([LoadWatch().stop()])]
     for name in (*measured, OTHER_LOAD, GPU_SLOWED):
-        assert nature_of(name).kind == "condition"
+        assert yields_of(name).kind == "condition"
 
 
 def test_counts_gate_exactly_and_absolute_times_never_by_default() -> None:
     for name in ("params", "flops", "macs", "tensor_peak_activations", "status"):
-        assert nature_of(name).gates
-        assert nature_of(name).tolerance == 0
-    for name in ("latency", "throughput", "training_step", "energy_per_image", "accuracy"):
-        assert not nature_of(name).gates
-    assert nature_of("relative_latency").gates
+        assert yields_of(name).gates
+        assert yields_of(name).tolerance == 0
+    for name in ("throughput", "energy_per_image", "accuracy", "relative_latency_cpu_time"):
+        assert not yields_of(name).gates
+    for name in ("latency", "training_step"):
+        assert yields_of(name).kind == "time"  # which gates relative to the reference
+    assert yields_of("relative_latency").gates
 
 
 def test_a_metric_of_another_package_is_unknown_and_does_not_gate() -> None:
-    assert nature_of("their_metric").kind == "unknown"
-    assert not nature_of("their_metric").gates
+    assert yields_of("their_metric").kind == "unknown"
+    assert not yields_of("their_metric").gates
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_suite_keeps_its_thresholds_when_it_is_written(tmp_path: Path) -> None
             "no model is called 'vit_foo*' here: vit_layer6_32, cifar_vit_tiny",
         ),
         ({"metric": "params", "tolerance": 5}, "'5%', or '500%'"),
-        ({"metric": "params", "tolerance": "much"}, "is no tolerance"),
+        ({"metric": "params", "tolerance": "much"}, "is not a valid tolerance"),
         ({"metric": "params", "tolerence": 0.1}, "Did you mean 'tolerance'?"),
         ({"metric": "params", "image_sizes": "native"}, "in pixels"),
         ({"metric": "params", "dtypes": "fp23"}, "Did you mean 'fp32'?"),
@@ -153,14 +155,11 @@ def test_options_are_read_as_tables() -> None:
     assert parse_option("accuracy@hf:a@b=c=on") == {"metric": "accuracy", "cells": "hf:a@b=c", "gate": True}
 
 
-@pytest.mark.parametrize(
-    "text", ["params", "=5%", "params=", "params@=5%", "a\nb=5%", "params=x", "params=5", "x" * 999]
-)
+@pytest.mark.parametrize("text", ["params", "=5%", "params=", "params@=5%", "a\nb=5%", "params=x", "params=5"])
 def test_a_wrong_option_is_told_in_one_line(text: str) -> None:
     with pytest.raises(UsageError, match="Option --threshold") as failed:
         parse_option(text)
     assert "\n" not in str(failed.value)
-    assert len(str(failed.value)) < 600
 
 
 def test_thresholds_can_be_about_metrics_that_only_the_records_have() -> None:

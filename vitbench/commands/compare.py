@@ -79,13 +79,13 @@ def compare(
 
 def _table(option: str) -> dict[str, Any]:
     """A --threshold as a table. Raises UsageError for what is none, or is about what compare never gates."""
-    from vitbench.suites.thresholds import RELATIVE, nature_of, parse_option
+    from vitbench.suites.thresholds import RELATIVE, parse_option, yields_of
 
     table = parse_option(option)
     metric = table["metric"]
     relative = f"{RELATIVE}{metric}"
-    if nature_of(metric).kind == "shown" and table.get("gate", True):
-        way_out = f": give {relative}" if nature_of(relative).kind == "relative" else ""
+    if yields_of(metric).kind in ("shown", "time") and table.get("gate", True):
+        way_out = f": give {relative}" if yields_of(relative).kind == "relative" else ""
         raise UsageError(
             f"Option --threshold: {option!r}: {metric} of different runs differs too much to be gated{way_out}"
         )

@@ -84,7 +84,7 @@ def list_metrics() -> list[dict[str, Any]]:
         {
             "metric": metric.name,
             "modes": list(metric.modes),
-            "yields": dict(metric.yields),
+            "yields": {value.name: value.unit for value in metric.yields if not value.optional},
             "summary": metric.summary,
         }
         for _, metric in METRICS.items()

@@ -13,8 +13,8 @@ import importlib.util
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
@@ -192,75 +192,128 @@ class ModelCard:
 MODELS: Registry[ModelCard] = Registry("model", "vitbench list models")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A metric's entry: which process of a cell takes it, and what it yields.
+#: How a gate judges a value:
+#:
+#: ``exact``      a count or a word: the same on every machine
+#: ``torch``      exact, but it counts what PyTorch does: compared under one minor version of PyTorch
+#: ``tool``       exact, but counted by another library, whose versions differ
+#: ``measured``   repeats within a few per cent on one machine: compared with a tolerance, there only
+#: ``time``       seconds: shown, and judged only relative to the reference, as ``relative_NAME``
+#: ``relative``   a time over the reference's, of several processes: tested, on one machine only
+#: ``fraction``   right answers among test images: tested if it gates
+#: ``shown``      differs between runs of the same code by more than a gate can allow, or by an unknown amount
+#: ``condition``  describes what was measured and where; never compared
+#: ``unknown``    undeclared: compared only where a threshold names it
+Kind = Literal["exact", "torch", "tool", "measured", "time", "relative", "fraction", "shown", "condition", "unknown"]
 
-    ``process``: ``static`` (on meta, no weights allocated, workers shared), ``counters`` (one small real run on the
-    CPU), ``memory`` and ``time`` (apart, because the allocator settings that make memory repeatable slow inference),
-    ``energy`` (alone, for some seconds), ``training`` (trains and tests). ``modes``: the modes of the cells that it
-    applies to. ``also_yields``: what only some devices have, whose absence is not spoken of. ``by_default``: whether a
-    suite that names no metrics takes it. ``more_is_better``: which way is worse, for gates; None if that is not said,
-    and then any move is.
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A value's column in a report: its heading, the unit that it is shown in, and the factor from the base unit.
+
+    ``training_heading``: for the value of a training step, where that differs. ``main``: whether the column belongs to
+    the first table rather than to the details.
+    """
+
+    heading: str
+    unit: str = ""
+    scale: float = 1.0
+    training_heading: str = ""
+    main: bool = False
+
+
+@dataclass(frozen=True)
+class Yields:
+    """One value that a metric yields, in a base unit, and what gates and reports do with it.
+
+    ``better``: the direction of an improvement; without one, any change of an ``unknown`` value is worse to a gate.
+    ``gates``: whether it counts for the exit code by default. ``tolerance``: by how much it may get worse until then
+    (0.05 is 5 %; of a ``fraction`` 5 points). ``mode``: the only mode of cells that has it. ``optional``: only some
+    devices have it, and its absence is not reported. ``column``: its column in reports.
     """
 
     name: str
-    process: Literal["static", "counters", "memory", "time", "energy", "training"]
+    unit: str
+    _: KW_ONLY
+    kind: Kind = "unknown"
+    better: Literal["less", "more"] | None = None
+    gates: bool = False
+    tolerance: float = 0.0
+    mode: Literal["infer", "train"] | None = None
+    optional: bool = False
+    column: Column | None = None
+
+
+#: The processes of a cell: ``static`` (on meta, no weights allocated, shared by cells), ``counters`` (one small real
+#: run on the CPU), ``memory`` and ``time`` (apart, because the allocator settings that make memory repeatable slow
+#: inference), ``energy`` (alone, for some seconds), ``training`` (trains and tests).
+Process = Literal["static", "counters", "memory", "time", "energy", "training"]
+Measure = Callable[[Any], Iterator[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric: the process of a cell that measures it, the modes of the cells that it applies to, its values.
+
+    ``by_default``: whether a suite that names no metrics measures it.
+    """
+
+    name: str
+    process: Process
     modes: tuple[str, ...]
-    yields: Mapping[str, str]
+    yields: tuple[Yields, ...]
     summary: str
-    measure: Callable[[Any], Iterator[Any]]
-    only_in: Mapping[str, str] = field(default_factory=dict)
-    also_yields: Mapping[str, str] = field(default_factory=dict)
+    measure: Measure
     by_default: bool = True
-    more_is_better: bool | None = None
 
     def yields_in(self, mode: str) -> dict[str, str]:
-        """The measurements (name to unit) that a cell of that mode can have."""
-        return {name: unit for name, unit in self.yields.items() if self.only_in.get(name, mode) == mode}
+        """The measurements (name to unit) that every cell of that mode has, or reports as absent."""
+        return {one.name: one.unit for one in self.yields if not one.optional and one.mode in (None, mode)}
 
 
 class MetricRegistry(Registry[Metric]):
     """METRICS: ``@METRICS.measured("latency", process="time", ...)`` on a generator of Measurements."""
 
+    def __init__(self, kind: str, see: str, package: str) -> None:
+        super().__init__(kind, see, package)
+        self._values: dict[str, Yields] = {}
+
     def measured(
         self,
         name: str,
         *,
-        process: Literal["static", "counters", "memory", "time", "energy", "training"],
+        process: Process,
         modes: tuple[str, ...],
-        yields: Mapping[str, str],
+        yields: Iterable[Yields],
         summary: str,
-        only_in: Mapping[str, str] | None = None,
-        also_yields: Mapping[str, str] | None = None,
         by_default: bool = True,
-        more_is_better: bool | None = None,
-    ) -> Callable[[Callable[[Any], Iterator[Any]]], Callable[[Any], Iterator[Any]]]:
-        """``yields`` maps the names of the measurements to their units; a metric that fails leaves one absence for
-        each.
+    ) -> Callable[[Measure], Measure]:
+        """Register the decorated generator as metric ``name``; see ``Metric``. Raises ValueError for a taken name."""
 
-        ``only_in`` names the mode of those that only one mode has. ``more_is_better``: see ``Metric``.
-        """
-
-        def decorate(function: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-            self.add(
-                name,
-                Metric(
-                    name=name,
-                    process=process,
-                    modes=modes,
-                    yields=dict(yields),
-                    summary=summary,
-                    measure=function,
-                    only_in=dict(only_in or {}),
-                    also_yields=dict(also_yields or {}),
-                    by_default=by_default,
-                    more_is_better=more_is_better,
-                ),
+        def decorate(measure: Measure) -> Measure:
+            metric = Metric(
+                name=name,
+                process=process,
+                modes=modes,
+                yields=tuple(yields),
+                summary=summary,
+                measure=measure,
+                by_default=by_default,
             )
-            return function
+            for value in metric.yields:
+                if value.name in self._values:
+                    raise ValueError(f"two metrics yield {value.name!r}")
+                self._values[value.name] = value
+            self.add(name, metric)
+            return measure
 
         return decorate
+
+    @property
+    def values(self) -> Mapping[str, Yields]:
+        """What the metrics yield, by name."""
+        self._load()
+        return self._values
 
 
 METRICS = MetricRegistry("metric", "vitbench list metrics", "vitbench.metrics")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Measurement
-from vitbench.core.registry import METRICS
+from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import NotFiniteError, Subject
 
 #: Classes whose sizes have this ratio at most are told as equally large; of no more classes than this each is told.
@@ -18,21 +18,27 @@ _BY_CLASS = {"class_f1": "F1", "class_precision": "precision", "class_recall": "
     "accuracy",
     process="training",
     modes=("infer", "train"),
-    yields={
-        "accuracy": "1",
-        "macro_f1": "1",
-        "class_f1": "1",
-        "class_precision": "1",
-        "class_recall": "1",
-        "test_loss": "nat",
-        "test_images": "image",
-        "training_images": "image",
-        "training_steps": "step",
-        "training_duration": "s",
-        "training_loss": "nat",
-    },
-    only_in=dict.fromkeys(("training_images", "training_steps", "training_duration", "training_loss"), "train"),
-    summary="top-1, F1, precision, recall, loss on held-out pictures, after the suite's training or with given weights",
+    yields=[
+        Yields("accuracy", "1", kind="fraction", better="more"),  # its column states the test set and its size
+        Yields("macro_f1", "1", kind="shown", better="more", column=Column(heading="macro F1")),
+        Yields("class_f1", "1", kind="condition"),
+        Yields("class_precision", "1", kind="condition"),
+        Yields("class_recall", "1", kind="condition"),
+        Yields("test_loss", "nat", kind="shown", better="less", column=Column(heading="test loss", unit="nat")),
+        Yields("test_images", "image", kind="condition"),
+        Yields("training_images", "image", kind="condition", mode="train", column=Column(heading="training images")),
+        Yields("training_steps", "step", kind="condition", mode="train"),
+        Yields(
+            "training_duration",
+            "s",
+            kind="shown",
+            better="less",
+            mode="train",
+            column=Column(heading="training time", unit="s"),
+        ),
+        Yields("training_loss", "nat", kind="shown", better="less", mode="train"),
+    ],
+    summary="top-1, F1, precision, recall, loss on held-out images, after the suite's training or with given weights",
 )
 def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     """Trains the cell's model by its recipe and keeps the checkpoint, unless it came with weights; then tests it on

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from vitbench.core.records import Measurement
-from vitbench.core.registry import METRICS
+from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import Subject
 
 #: How long the device is watched at rest, and at least under load: counters move every few hundredths of a second.
@@ -18,7 +18,29 @@ LOADED_S = 2.0
     "energy",
     process="energy",
     modes=("infer", "train"),
-    yields={"energy_per_image": "J/image", "power": "W", "idle_power": "W"},
+    yields=[
+        Yields(
+            "energy_per_image",
+            "J/image",
+            kind="shown",
+            better="less",
+            column=Column(heading="energy", unit="J/image", training_heading="training energy", main=True),
+        ),
+        Yields(
+            "power",
+            "W",
+            kind="shown",
+            better="less",
+            column=Column(heading="power", unit="W", training_heading="training power"),
+        ),
+        Yields(
+            "idle_power",
+            "W",
+            kind="shown",
+            better="less",
+            column=Column(heading="power at rest before", unit="W", training_heading="power at rest before training"),
+        ),
+    ],
     summary="joules of one image by the device's energy counter, and its power at rest (NVIDIA GPUs; Linux with RAPL)",
     by_default=False,
 )

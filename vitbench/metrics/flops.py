@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Cell, Measurement
-from vitbench.core.registry import METRICS, PRETRAINED
+from vitbench.core.registry import METRICS, PRETRAINED, Column, Yields
 from vitbench.metrics.support.fvcore_thop import count_by_fvcore, count_by_thop
 from vitbench.metrics.support.subject import CHANNELS, Subject
 
@@ -144,7 +144,24 @@ def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args
     "flops",
     process="static",
     modes=("infer", "train"),
-    yields={"flops": "FLOP", "macs": "MAC"},
+    yields=[
+        Yields(
+            "flops",
+            "FLOP",
+            kind="exact",
+            better="less",
+            gates=True,
+            column=Column(heading="GFLOPs", scale=1e-9, main=True),
+        ),
+        Yields(
+            "macs",
+            "MAC",
+            kind="exact",
+            better="less",
+            gates=True,
+            column=Column(heading="GMACs", scale=1e-9, main=True),
+        ),
+    ],
     summary="FLOPs and multiply-adds of one image's forward pass, counted on meta, or executed",
 )
 def measure_flops(subject: Subject) -> Iterator[Measurement]:
@@ -193,7 +210,7 @@ def _weights_of(cell: Cell) -> str:
     "fvcore",
     process="counters",
     modes=("infer", "train"),
-    yields={"flops_fvcore": "FLOP"},
+    yields=[Yields("flops_fvcore", "FLOP", kind="tool", better="less")],
     summary="the same as fvcore counts it (misses fused attention; adds norms)",
 )
 def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
@@ -216,7 +233,7 @@ def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
     "thop",
     process="counters",
     modes=("infer", "train"),
-    yields={"flops_thop": "FLOP"},
+    yields=[Yields("flops_thop", "FLOP", kind="tool", better="less")],
     summary="the same as thop counts it (modules only; misses @, F.linear and bare parameters)",
 )
 def measure_thop(subject: Subject) -> Iterator[Measurement]:

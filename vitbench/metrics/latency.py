@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitbench.core.records import Measurement
-from vitbench.core.registry import METRICS
+from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import Subject
-from vitbench.metrics.support.timing import forward_durations, timing_method
+from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, forward_durations, timing_method
 
 
 @METRICS.measured(
     "latency",
     process="time",
     modes=("infer",),
-    yields={"latency": "s", "latency_cpu_time": "s"},
+    yields=[
+        Yields(
+            "latency",
+            "s",
+            kind="time",
+            better="less",
+            gates=True,
+            tolerance=RELATIVE_TOLERANCE,
+            column=Column(heading="latency", unit="ms", scale=1e3, main=True),
+        ),
+        Yields("latency_cpu_time", "s", kind="time", better="less", tolerance=RELATIVE_TOLERANCE),
+    ],
     summary="seconds of one forward pass of one batch, every sample kept",
 )
 def measure_latency(subject: Subject) -> Iterator[Measurement]:

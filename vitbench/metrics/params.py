@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitbench.core.records import Measurement
-from vitbench.core.registry import METRICS
+from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import Subject
 
 
@@ -13,13 +13,34 @@ from vitbench.metrics.support.subject import Subject
     "params",
     process="static",
     modes=("infer", "train"),
-    yields={
-        "params": "parameter",
-        "trainable_params": "parameter",
-        "params_bytes": "byte",
-        "buffers": "element",
-        "buffers_bytes": "byte",
-    },
+    yields=[
+        Yields(
+            "params",
+            "parameter",
+            kind="exact",
+            better="less",
+            gates=True,
+            column=Column(heading="params", unit="M", scale=1e-6, main=True),
+        ),
+        Yields(
+            "trainable_params",
+            "parameter",
+            kind="exact",
+            better="less",
+            gates=True,
+            column=Column(heading="trainable", unit="M", scale=1e-6),
+        ),
+        Yields("params_bytes", "byte", kind="exact", better="less", gates=True),
+        Yields(
+            "buffers",
+            "element",
+            kind="exact",
+            better="less",
+            gates=True,
+            column=Column(heading="buffers", unit="elements"),
+        ),
+        Yields("buffers_bytes", "byte", kind="exact", better="less", gates=True),
+    ],
     summary="parameters (total, trainable, bytes) and buffers",
 )
 def measure_params(subject: Subject) -> Iterator[Measurement]:
@@ -42,7 +63,16 @@ def measure_params(subject: Subject) -> Iterator[Measurement]:
     "params_without_gradient",
     process="static",
     modes=("infer", "train"),
-    yields={"params_without_gradient": "parameter"},
+    yields=[
+        Yields(
+            "params_without_gradient",
+            "parameter",
+            kind="exact",
+            better="less",
+            gates=True,
+            column=Column(heading="without gradient"),
+        )
+    ],
     summary="trainable parameters that receive no gradient in a training step",
 )
 def measure_params_without_gradient(subject: Subject) -> Iterator[Measurement]:

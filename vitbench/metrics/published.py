@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitbench.core.records import Measurement
-from vitbench.core.registry import METRICS
+from vitbench.core.registry import METRICS, Yields
 from vitbench.metrics.support.subject import Subject
 
 #: The quantities of Claim that libraries publish, and their units.
@@ -16,7 +16,7 @@ QUANTITIES = {"params": "parameter", "flops": "FLOP", "top1": "1"}
     "published",
     process="static",
     modes=("infer", "train"),
-    yields={f"published_{quantity}": unit for quantity, unit in QUANTITIES.items()},
+    yields=[Yields(f"published_{quantity}", unit, kind="condition") for quantity, unit in QUANTITIES.items()],
     summary="parameters, FLOPs and accuracy as the model's library publishes them (torchvision), at its own size",
 )
 def measure_published(subject: Subject) -> Iterator[Measurement]:

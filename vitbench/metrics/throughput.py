@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from vitbench.core.records import Measurement
-from vitbench.core.registry import METRICS
+from vitbench.core.registry import METRICS, Yields
 from vitbench.metrics.support.subject import Subject
 from vitbench.metrics.support.timing import forward_durations, sample_durations, timing_method
 
@@ -20,7 +20,7 @@ SHARE_OF_BUDGET = 0.5
     "throughput",
     process="time",
     modes=("infer",),
-    yields={"throughput": "image/s"},
+    yields=[Yields("throughput", "image/s", kind="shown", better="more")],  # reports show the best of all batches
     summary="images a second, batches back to back",
 )
 def measure_throughput(subject: Subject) -> Iterator[Measurement]:

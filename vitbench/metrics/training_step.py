@@ -5,16 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitbench.core.records import Measurement
-from vitbench.core.registry import METRICS
+from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import Subject
-from vitbench.metrics.support.timing import sample_durations, timing_method
+from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, sample_durations, timing_method
 
 
 @METRICS.measured(
     "training_step",
     process="time",
     modes=("train",),
-    yields={"training_step": "s", "training_step_cpu_time": "s", "training_throughput": "image/s"},
+    yields=[
+        Yields(
+            "training_step",
+            "s",
+            kind="time",
+            better="less",
+            gates=True,
+            tolerance=RELATIVE_TOLERANCE,
+            column=Column(heading="training step", unit="ms", scale=1e3, main=True),
+        ),
+        Yields("training_step_cpu_time", "s", kind="time", better="less", tolerance=RELATIVE_TOLERANCE),
+        Yields(
+            "training_throughput",
+            "image/s",
+            kind="shown",
+            better="more",
+            column=Column(heading="training", unit="image/s"),
+        ),
+    ],
     summary="seconds of one training step (forward, backward, AdamW) of one batch, and its images a second",
 )
 def measure_training_step(subject: Subject) -> Iterator[Measurement]:

@@ -27,7 +27,7 @@ from vitbench.core.stats.statistics import (
 from vitbench.regression.cell_names import cell_names
 from vitbench.regression.pytest_benchmark_json import StoredRun, parse_time
 from vitbench.regression.stored_runs import RunFolder, time_of
-from vitbench.suites.thresholds import RELATIVE, STATUS, nature_of
+from vitbench.suites.thresholds import RELATIVE, STATUS, yields_of
 
 #: How steps of a series are found: ``exact`` (any difference is a step), ``relative`` (a time over the reference's) and
 #: ``memory`` (as measured) by step detection, ``shown`` not at all.
@@ -187,10 +187,10 @@ def kind_of(metric: str) -> Kind:
     """The kind of a metric's series, from the table that the gates use. Metrics that no gate judges (such as the memory
     of a whole process, which is mostly libraries) are shown, as are those of other packages.
     """
-    nature = nature_of(metric)
-    if nature.kind in ("exact", "torch") and nature.gates:
+    value = yields_of(metric)
+    if value.kind in ("exact", "torch") and value.gates:
         return "exact"
-    return "memory" if nature.kind == "measured" and nature.gates else "shown"
+    return "memory" if value.kind == "measured" and value.gates else "shown"
 
 
 def _relative(one: Measurement) -> Estimate | None:

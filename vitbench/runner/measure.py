@@ -466,8 +466,8 @@ def metrics_by_process(cell: Cell, names: Iterable[str]) -> dict[str, list[Metri
 def complete(cell: Cell, metrics: Sequence[Metric], outcome: Outcome) -> list[Measurement]:
     """The measurements of ``metrics`` in ``outcome``, with a spoken absence for each that its failure left out."""
     wanted = {name: unit for metric in metrics for name, unit in metric.yields_in(cell.mode).items()}
-    also = {name for metric in metrics for name in metric.also_yields}
-    found = [measurement for measurement in outcome.measurements if measurement.metric in {*wanted, *also}]
+    known = {name for metric in metrics for name in (value.name for value in metric.yields)}
+    found = [measurement for measurement in outcome.measurements if measurement.metric in known]
     if outcome.failure is not None:
         present = {measurement.metric for measurement in found}
         status, detail = outcome.failure.status, outcome.failure.detail

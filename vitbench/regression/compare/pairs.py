@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from vitbench.core.records import HARMLESS, Measurement, Record
+from vitbench.core.registry import Yields
 from vitbench.core.stats.statistics import CONFIDENCE, MIN_PROCESSES
 from vitbench.regression.change import Change, Verdict
 from vitbench.regression.compare.environments import Apart
 from vitbench.regression.compare.evidence import Fractions, LogRatio, Pending
 from vitbench.reports.model.noise import disturbances
-from vitbench.reports.model.rows import COUNTER_METRICS, Figure, figure, shown_status
+from vitbench.reports.model.rows import Figure, figure, shown_status
 from vitbench.suites.batch_search import is_attempt
 from vitbench.suites.thresholds import (
     RELATIVE,
     SMALLEST_BYTES,
     STATUS,
-    Nature,
     Rule,
-    more_is_better,
-    nature_of,
     threshold_for,
+    yields_of,
 )
 
 #: How bad an ending is; what is less bad is better.
@@ -49,19 +47,19 @@ class Pair:
         found: list[Change | Pending] = [] if is_attempt(self.head) or is_attempt(self.base) else [self._status()]
         metrics = [one.metric for record in (self.head, self.base) for one in record.measurements]
         for metric in dict.fromkeys(metrics):
-            if nature_of(metric).kind != "condition":
+            if yields_of(metric).kind != "condition":
                 try:
                     found += self._metric(metric)
                 except ValueError as error:  # samples that no run of ours would have written
                     reason = f"its samples make no figure: {error}"
                     name = _gated_name(metric)
-                    gates, _ = self._threshold(name, nature_of(name))
+                    gates, _ = self._threshold(name, yields_of(name))
                     found.append(self._change(name, "", (None, None), "not comparable", reason, gates))
         return found
 
     def _status(self) -> Change:
         one, other = self.base, self.head
-        gates, _ = self._threshold(STATUS, nature_of(STATUS))
+        gates, _ = self._threshold(STATUS, yields_of(STATUS))
         verdict: Verdict = "same"
         detail = ""
         if one.status != other.status:
@@ -78,26 +76,26 @@ class Pair:
 
     def _metric(self, metric: str) -> list[Change | Pending]:
         one, other = figure(self.base, metric), figure(self.head, metric)
-        nature = nature_of(metric)
+        value = yields_of(metric)
         if one.measurement is None or other.measurement is None:
             return self._missing(metric)
         if one.status != "ok" or other.status != "ok":
             return self._failed(metric, one, other)
         unit = one.measurement.unit
         if unit != other.measurement.unit:
-            gates, _ = self._threshold(metric, nature)
+            gates, _ = self._threshold(metric, value)
             reason = f"measured in {unit} and in {other.measurement.unit}"
             return [self._change(metric, "", (one.value, other.value), "not comparable", reason, gates)]
-        if nature.kind in ("exact", "torch", "measured"):
-            return [self._counted(metric, unit, nature, (one.measurement, other.measurement))]
-        if nature.kind == "fraction":
-            return [self._fraction(metric, unit, nature, one, other)]
-        if nature.kind == "unknown":
+        if value.kind in ("exact", "tool", "torch", "measured"):
+            return [self._counted(metric, unit, value, (one.measurement, other.measurement))]
+        if value.kind == "fraction":
+            return [self._fraction(metric, unit, value, one, other)]
+        if value.kind == "unknown":
             return [self._unknown(metric, unit, one, other)]
         shown = self._aside(metric, unit, one, other, self._why_shown(metric))
         relative = _gated_name(metric)
-        gates, _ = self._threshold(relative, nature_of(relative))
-        if relative == metric or not (gates or nature_of(relative).gates):
+        gates, _ = self._threshold(relative, yields_of(relative))
+        if relative == metric or not (gates or yields_of(relative).gates):
             return [shown]  # of CPU time too, unless somebody gates it
         same_reference = one.measurement.reference == other.measurement.reference
         return [self._relative(relative, one, other, same_reference), shown]
@@ -105,9 +103,9 @@ class Pair:
     def _missing(self, metric: str) -> list[Change | Pending]:
         """A metric that one run did not take. Where the cell ended otherwise, its status says why."""
         name = _gated_name(metric)
-        if self.base.status != self.head.status or nature_of(name).kind in ("shown", "unknown"):
+        if self.base.status != self.head.status or yields_of(name).kind in ("shown", "unknown"):
             return []
-        gates, _ = self._threshold(name, nature_of(name))
+        gates, _ = self._threshold(name, yields_of(name))
         base, head = ("measured" if record.measurement(metric) else None for record in (self.base, self.head))
         reason = f"{'BASE' if base is None else 'HEAD'} did not measure it"
         return [self._change(name, "", (base, head), "not comparable", reason, gates)]
@@ -117,7 +115,7 @@ class Pair:
         if self.base.status != self.head.status or one.status == other.status:
             return []
         name = _gated_name(metric)
-        gates, _ = self._threshold(name, nature_of(name))
+        gates, _ = self._threshold(name, yields_of(name))
         base, head = ("measured" if side.status == "ok" else shown_status(side.status or "") for side in (one, other))
         verdict: Verdict = "worse" if one.status == "ok" else "better" if other.status == "ok" else "not comparable"
         detail = (other if other.status != "ok" else one).detail
@@ -125,34 +123,34 @@ class Pair:
             verdict, detail = "not comparable", f"{self.apart.times}, which have other memory and speed"
         return [self._change(name, "", (base, head), verdict, detail, gates)]
 
-    def _counted(self, metric: str, unit: str, nature: Nature, both: tuple[Measurement, Measurement]) -> Change:
+    def _counted(self, metric: str, unit: str, value: Yields, both: tuple[Measurement, Measurement]) -> Change:
         """Exact figures, and those that repeat within a tolerance."""
         base, head = _point(self.base, metric), _point(self.head, metric)
-        gates, tolerance = self._threshold(metric, nature)
+        gates, tolerance = self._threshold(metric, value)
         reason = ""
         if base is None or head is None:
             reason = "it has not one figure, but several"
-        elif nature.kind == "measured":
+        elif value.kind == "measured":
             reason = self.apart.times
-        elif nature.kind == "torch":
+        elif value.kind == "torch":
             reason = self.apart.torch
         elif any(one.executed for one in both):
             reason = self.apart.torch or self.apart.times  # what a model does with numbers follows their last digits
         if reason or base is None or head is None:
             return self._change(metric, unit, (base, head), "not comparable", reason, gates)
         allowed = tolerance * abs(base)
-        if nature.kind == "measured" and tolerance > 0 and unit == "byte":
+        if value.kind == "measured" and tolerance > 0 and unit == "byte":
             allowed = max(allowed, SMALLEST_BYTES)
-        verdict = verdict_of(base, head, allowed, nature)
+        verdict = verdict_of(base, head, allowed, value)
         detail = ""
         if verdict in ("worse", "better"):
             detail = f"tolerance {100 * tolerance:g} %" if tolerance else ""
-            if metric in COUNTER_METRICS and both[0].method != both[1].method:
+            if value.kind == "tool" and both[0].method != both[1].method:
                 detail = "counted by another version of the tool"
         return self._change(metric, unit, (base, head), verdict, detail, gates)
 
     def _relative(self, metric: str, one: Figure, other: Figure, same_reference: bool) -> Change | Pending:
-        gates, tolerance = self._threshold(metric, nature_of(metric))
+        gates, tolerance = self._threshold(metric, yields_of(metric))
         base_value, head_value = (side.relative.value if side.relative else None for side in (one, other))
         states = (base_value, head_value)
         reason = self.apart.times
@@ -185,8 +183,8 @@ class Pair:
             margin=margin,
         )
 
-    def _fraction(self, metric: str, unit: str, nature: Nature, one: Figure, other: Figure) -> Change | Pending:
-        gates, tolerance = self._threshold(metric, nature)
+    def _fraction(self, metric: str, unit: str, value: Yields, one: Figure, other: Figure) -> Change | Pending:
+        gates, tolerance = self._threshold(metric, value)
         base, head = one.value, other.value
         base_total, head_total = (_point(record, "test_images") for record in (self.base, self.head))
         conditions = ("test_images", "training_images", "training_steps")
@@ -218,11 +216,10 @@ class Pair:
         if base is None or head is None:
             return self._aside(metric, unit, one, other, "nobody knows how its samples differ between runs")
         allowed = (said.tolerance or 0.0) * abs(base)
-        better = more_is_better(metric)
-        nature = dataclasses.replace(nature_of(metric), more_is_better=bool(better))
-        verdict = verdict_of(base, head, allowed, nature)
+        value = yields_of(metric)
+        verdict = verdict_of(base, head, allowed, value)
         detail = ""
-        if better is None and verdict == "better":  # nobody has said which way is better
+        if value.better is None and verdict == "better":
             verdict, detail = "worse", "any move beyond the tolerance counts: its metric does not say what is better"
         if not said.gate and verdict != "same":
             verdict, detail = "inconclusive", "this metric is not one of ours: a threshold that names it gates it"
@@ -244,12 +241,13 @@ class Pair:
             return self.apart.times
         return "absolute figures of different runs differ by 41 % and more on identical code"
 
-    def _threshold(self, metric: str, nature: Nature) -> tuple[bool, float]:
-        """Whether a figure gates, and its tolerance."""
+    def _threshold(self, metric: str, value: Yields) -> tuple[bool, float]:
+        """Whether a value gates, and its tolerance."""
         said = threshold_for(self.rules, self.head.cell, metric)
+        by_default = value.gates and value.kind != "time"  # times gate relative to the reference
         return (
-            nature.gates if said.gate is None else said.gate,
-            nature.tolerance if said.tolerance is None else said.tolerance,
+            by_default if said.gate is None else said.gate,
+            value.tolerance if said.tolerance is None else said.tolerance,
         )
 
     def _disturbed(self) -> str:
@@ -273,7 +271,7 @@ class Pair:
         high: float | None = None,
     ) -> Change:
         base, head = states
-        exact = nature_of(metric).kind in ("exact", "torch")
+        exact = yields_of(metric).kind in ("exact", "tool", "torch")
         if exact and isinstance(base, int | float) and isinstance(head, int | float):
             ratio = _ratio_of(base, head)
         return Change(
@@ -292,16 +290,16 @@ class Pair:
         )
 
 
-def verdict_of(base: float, head: float, allowed: float, nature: Nature) -> Verdict:
+def verdict_of(base: float, head: float, allowed: float, value: Yields) -> Verdict:
     """Whether ``head`` is worse or better than ``base`` by more than ``allowed``, in their unit."""
-    worse_by = base - head if nature.more_is_better else head - base
+    worse_by = base - head if value.better == "more" else head - base
     return "worse" if worse_by > allowed else "better" if -worse_by > allowed else "same"
 
 
 def _gated_name(metric: str) -> str:
     """What a metric is gated by: a time by the relative one, others by themselves."""
     relative = f"{RELATIVE}{metric}"
-    return relative if nature_of(relative).kind == "relative" else metric
+    return relative if yields_of(relative).kind == "relative" else metric
 
 
 def _point(record: Record, metric: str) -> float | None:

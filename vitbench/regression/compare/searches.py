@@ -12,7 +12,7 @@ from vitbench.regression.compare.pairs import verdict_of
 from vitbench.reports.markdown.batch_search import Search, find_searches
 from vitbench.reports.model.runs import Run
 from vitbench.suites.batch_search import search_label
-from vitbench.suites.thresholds import CELL, LARGEST_BATCH, Rule, nature_of, threshold_for
+from vitbench.suites.thresholds import CELL, LARGEST_BATCH, Rule, threshold_for, yields_of
 
 #: How an attempt ends that no machine's bad moment explains, as a timeout or a kill may be.
 _BROKEN = ("error", "unsupported")
@@ -23,13 +23,13 @@ def compare_searches(base: Run, head: Run, rules: Sequence[Rule], places: Enviro
     before = {search.base.id: search for search in find_searches([base])}
     after = {search.base.id: search for search in find_searches([head])}
     found = []
-    nature = nature_of(LARGEST_BATCH)
+    value = yields_of(LARGEST_BATCH)
     for search_id in dict.fromkeys([*after, *before]):
         one, other = before.get(search_id), after.get(search_id)
         cell = next(search for search in (other, one) if search is not None).base
         said = threshold_for(rules, cell, LARGEST_BATCH)
-        tolerance = nature.tolerance if said.tolerance is None else said.tolerance
-        gates = nature.gates if said.gate is None else said.gate
+        tolerance = value.tolerance if said.tolerance is None else said.tolerance
+        gates = value.gates if said.gate is None else said.gate
         verdict, detail = _search_verdict(one, other, tolerance, places)
         if other is None and threshold_for(rules, cell, CELL).gate:  # as of any other cell
             verdict, gates = "worse", True
@@ -71,7 +71,7 @@ def _search_verdict(
     smaller = base if base.largest <= head.largest else head
     if smaller.reached_bound and base.max_batch != head.max_batch:
         return "not comparable", f"one looked no further than {smaller.max_batch}"
-    return verdict_of(base.largest, head.largest, tolerance * base.largest, nature_of(LARGEST_BATCH)), ""
+    return verdict_of(base.largest, head.largest, tolerance * base.largest, yields_of(LARGEST_BATCH)), ""
 
 
 def _search_state(search: Search | None) -> float | str | None:

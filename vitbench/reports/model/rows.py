@@ -27,15 +27,13 @@ from vitbench.core.stats.statistics import (
 )
 from vitbench.reports.model.runs import Run
 from vitbench.suites import TRAIN_IMAGES
+from vitbench.suites.thresholds import yields_of
 
 #: How a status reads where a number would be.
 SHOWN: dict[str, str] = {"oom": "OOM"}
 
 #: The value of an option that other rows set and a row does not.
 DEFAULT_OPTION = "default"
-
-#: Metrics whose absence says something about a counting tool, not about the cell.
-COUNTER_METRICS = frozenset({"flops_fvcore", "flops_thop"})
 
 
 @dataclass(frozen=True)
@@ -407,7 +405,9 @@ def _partial_failures(records: Sequence[Record]) -> list[str]:
     found: dict[tuple[str, str], list[str]] = {}
     for record in records:
         for measurement in record.measurements:
-            failed = measurement.status not in ("ok", "unsupported") and measurement.metric not in COUNTER_METRICS
+            # what another library fails to count says nothing of the cell
+            by_tool = yields_of(measurement.metric).kind == "tool"
+            failed = measurement.status not in ("ok", "unsupported") and not by_tool
             if record.status == "ok" and failed:
                 key = (measurement.metric.replace("_", " "), shown_status(measurement.status))
                 found.setdefault(key, []).append(str(record.cell.batch_size))
