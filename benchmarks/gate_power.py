@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.regression.ab.cells import choose_cells, choose_suite
-from vitbench.regression.ab.pairs import BASE, CLOCKS, CONTROL, HEAD, Pair, play_pair
+from vitbench.regression.ab.pairs import BASE, CLOCKS, CONTROL, HEAD, Pair, measure_pair
 from vitbench.regression.ab.processes import Side
 from vitbench.regression.ab.sequential import LOOKS, Rule, is_decided, weigh
 from vitbench.regression.ab.worktrees import State
@@ -106,7 +106,7 @@ def widths(folder: Path) -> dict[str, int]:
         with processes_of({HEAD: 0, **TRIED}) as (sides, fields):
             shuffle = random.Random(0)
             pairs = [
-                play_pair(sides, fields, name="", number=number, shuffle=shuffle, rounds=ROUNDS)[0]
+                measure_pair(sides, fields, name="", number=number, shuffle=shuffle, rounds=ROUNDS)[0]
                 for number in range(1, CALIBRATION_PAIRS + 1)
             ]
         found = {
@@ -165,7 +165,7 @@ def record(folder: Path, pairs: int) -> None:
                 for number in range(done + 1, min(done - done % BLOCK + BLOCK, pairs) + 1):
                     name = "busy" if busy else "quiet"
                     begin = time.perf_counter()
-                    pair, _ = play_pair(sides, fields, name=name, number=number, shuffle=shuffle, rounds=ROUNDS)
+                    pair, _ = measure_pair(sides, fields, name=name, number=number, shuffle=shuffle, rounds=ROUNDS)
                     file.write(pair.to_json() + "\n")
                     file.flush()
                     done = number

@@ -120,8 +120,3 @@ def test_pairs_that_are_equal_to_the_last_digit_are_not_believed_to_be_without_n
 def test_a_rule_that_promises_nothing_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"margin|look"):
         Rule(**values)  # type: ignore[arg-type]
-
-
-def test_no_pairs_are_no_evidence() -> None:
-    with pytest.raises(ValueError, match="no pairs"):
-        weigh([], Rule())

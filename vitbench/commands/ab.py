@@ -115,14 +115,11 @@ def _compare(
 ) -> int:  # fmt: skip
     from vitbench.commands.gates import publish
     from vitbench.core.text import one_line
-    from vitbench.regression.ab.cells import check_options, choose_cells, choose_suite, make_trials
-    from vitbench.regression.ab.page import notes_on, write_report
-    from vitbench.regression.ab.pairs import BASE, HEAD
-    from vitbench.regression.ab.session import Comparison, describe, write_facts
-    from vitbench.regression.ab.worktrees import InfrastructureError, check_out
+    from vitbench.regression.ab.cells import prepare_trials
+    from vitbench.regression.ab.output import describe, notes_on, write_facts, write_report
+    from vitbench.regression.ab.session import Comparison
+    from vitbench.regression.ab.worktrees import check_out
     from vitbench.runner.run import new_folder, terminate_like_interrupt
-    from vitbench.suites import check_thresholds, make_thresholds
-    from vitbench.suites.thresholds import parse_option, parse_tolerance
 
     live = sys.stderr.isatty()
 
@@ -133,17 +130,7 @@ def _compare(
         if live:
             print(f"{_CLEAR}{one_line(text)[:_LONGEST]}", end="", file=sys.stderr, flush=True)
 
-    chosen = choose_suite(suite, overrides)
-    try:
-        beyond = None if margin is None else parse_tolerance(margin)
-    except ValueError as error:
-        raise UsageError(f"Option --margin: {error}") from error
-    tables = [parse_option(text) for text in thresholds]
-    asked = make_thresholds(tables, "--threshold", metrics=[table["metric"] for table in tables])
-    check_thresholds(asked, "Option --threshold", models=chosen.models)
-    cells = choose_cells(chosen, allow_import=allow_import)
-    check_options(thresholds, asked, cells)
-    trials = make_trials(cells, chosen.thresholds, asked, margin=beyond)
+    trials = prepare_trials(suite, overrides, thresholds=thresholds, margin=margin, allow_import=allow_import)
     with terminate_like_interrupt(), check_out(base, head, install=install, note=note) as (before, after):
         folder = new_folder(out, "ab")
         note(f"{before.label} against {after.label}: {len(trials)} cell{'s' if len(trials) > 1 else ''}, into {folder}")
@@ -161,12 +148,8 @@ def _compare(
     changes = comparison.changes
     title = f"{comparison.base.label} → {comparison.head.label}"
     notes = notes_on(comparison)
-    for path in write_report(comparison, changes, title, notes):
-        note(f"Wrote {path}")
-    if all(trial.together or {BASE, HEAD} <= set(trial.failed) for trial in comparison.trials):
-        if alone := [trial for trial in comparison.trials if trial.together]:
-            raise InfrastructureError(f"Nothing was compared: {alone[0].cell.label}: {alone[0].together}")
-        raise UsageError(f"Nothing was compared, as neither side runs a cell: {changes[0].detail}")
+    note(f"Wrote {write_report(comparison, changes, title, notes)}")
+    comparison.check_compared()
     return publish(
         changes, title=title, notes=notes, everything=everything, paths=paths, inconclusive=inconclusive,
         advice="Give it more time (--max-seconds), a quieter machine, or a larger margin (--margin)",

@@ -1,4 +1,4 @@
-"""One pair: fresh processes of both sides that are alive at once and take turns, one running at a time."""
+"""Measure one pair: fresh processes of both sides, alive at the same time, take turns running."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from typing import Any
 
 from vitbench.regression.ab.processes import Process, Side
 
-#: How long a turn is. Shared machines change their speed by a third within tens of milliseconds, as the core's other
-#: half gets and loses work: pairs of equal length repeated better with turns of 20 ms than of 50, and no better with 8.
+#: The length of a turn. Shared machines change their speed by a third within tens of milliseconds, as the core's other
+#: hardware thread gets and loses work: pairs of equal length repeated better with turns of 20 ms than of 50, and no
+#: better with 8.
 TURN_S = 0.02
-#: How many rounds of turns a pair has, and how few where a call lasts longer than a turn, so that a pair would take
-#: more than so many seconds. A first round more is warm-up.
+#: The rounds of turns in a pair, after one round of warm-up. Pairs that would last longer than ``PAIR_S`` have fewer,
+#: but at least ``LEAST_ROUNDS``.
 ROUNDS = 60
 LEAST_ROUNDS = 6
 PAIR_S = 4.0
 #: The clocks: wall time, and CPU time of all threads.
 CLOCKS = ("wall", "cpu")
-#: Who plays: the base, the base once more (what these two differ by is noise), and the head.
-BASE, CONTROL, HEAD = ROLES = ("base", "control", "head")
+#: The three processes of a pair: base, base once more (any difference between these two is noise), and head.
+BASE, CONTROL, HEAD = ("base", "control", "head")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What the processes of one pair took: by role and clock, seconds of a call, one value a round (its median).
+    """The times of one pair by clock and role: seconds of a call, one value a round (its median).
 
     ``cell`` is the cell's id, ``number`` counts the pairs of a cell from 1.
     """
@@ -44,7 +45,7 @@ class Pair:
 
     @classmethod
     def from_json(cls, line: str) -> Pair:
-        """The pair of one line. Raises ValueError if it is none."""
+        """Read a line that ``to_json`` wrote. Raises ValueError for any other."""
         try:
             data = json.loads(line)
             clocks = {
@@ -56,8 +57,8 @@ class Pair:
             raise ValueError(f"not a pair: {type(error).__name__}: {error}") from error
 
     def difference(self, clock: str, one: str = HEAD, others: Sequence[str] = (BASE, CONTROL)) -> float | None:
-        """The logarithm of ``one`` over the geometric mean of ``others``: the median over the rounds, so that what
-        disturbs a few of them does not count. None where a clock was too coarse to see a call.
+        """The logarithm of ``one`` over the geometric mean of ``others``: the median over the rounds, which ignores
+        disturbed ones. None if the clock was too coarse for a call.
         """
         times: Mapping[str, Sequence[float]] = getattr(self, clock)
         rounds = list(zip(*(times[role] for role in (one, *others)), strict=True))
@@ -66,20 +67,21 @@ class Pair:
         return median(math.log(own) - math.fsum(map(math.log, rest)) / len(rest) for own, *rest in rounds)
 
 
-def play_pair(
+def measure_pair(
     sides: Mapping[str, Side], cell: Mapping[str, Any], *, name: str, number: int, shuffle: random.Random,
     rounds: int | None = None, turn_s: float = TURN_S,
 ) -> tuple[Pair, dict[str, dict[str, Any]]]:  # fmt: skip
-    """Fresh processes for each role in ``sides``, ``rounds`` rounds of turns in an order drawn for each, and their end.
-    ``rounds`` is by default as many as fit into ``PAIR_S``.
+    """Start a process for each role in ``sides``, give them ``rounds`` rounds of turns, each in a drawn order, and end
+    them. By default as many rounds as fit into ``PAIR_S``.
 
-    Returns the pair and the facts that each process told of itself. Raises SideError if one fails, dies or hangs.
+    Returns the pair and the facts that each process reported. Raises SideError if one fails, dies or hangs.
     """
     processes: dict[str, Process] = {}
     try:
-        for role in shuffle.sample(list(sides), len(sides)):  # who starts first gets other memory
-            processes[role] = sides[role].start(cell, "play")
-        # they build at the same time; a turn is timed only when all of them wait
+        # in a drawn order, as it decides which memory a process gets
+        for role in shuffle.sample(list(sides), len(sides)):
+            processes[role] = sides[role].start(cell, "measure")
+        # they build at the same time; no turn is timed before all of them wait
         facts = {role: process.ready() for role, process in processes.items()}
         times: dict[str, dict[str, list[float]]] = {clock: {role: [] for role in sides} for clock in CLOCKS}
         if rounds is None:
@@ -93,10 +95,5 @@ def play_pair(
     finally:
         for process in processes.values():
             process.close()
-    wall, cpu = ({role: tuple(times[clock][role]) for role in _in_order(sides)} for clock in CLOCKS)
+    wall, cpu = ({role: tuple(found) for role, found in times[clock].items()} for clock in CLOCKS)
     return Pair(cell=name, number=number, wall=wall, cpu=cpu), facts
-
-
-def _in_order(sides: Mapping[str, Side]) -> list[str]:
-    """The roles in their order, others after them."""
-    return sorted(sides, key=lambda role: (ROLES.index(role) if role in ROLES else len(ROLES), role))

@@ -1,4 +1,4 @@
-"""The processes of both sides, each started by itself; turns are given by a line over a local socket."""
+"""Start, talk to and end the processes of both sides; a local socket carries one JSON object a line."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from vitbench.executors.launcher import worker_environment
 from vitbench.regression.ab.worktrees import InfrastructureError, State
 
 SIDE = Path(__file__).with_name("side.py")
-#: How long a process may take to begin, and to load torch from a slow disk, build a model and warm it up.
+#: Limits: for a process to connect, and to load torch from a slow disk, build a model and warm it up.
 START_S = 300.0
 BUILD_S = 600.0
-#: A turn may take this much longer than the calls of the warm-up would have it, and at least so many seconds.
+#: The limit of a turn: this many times a call of the warm-up, and at least ``TURN_LIMIT_S``.
 SLOWER = 50.0
 TURN_LIMIT_S = 60.0
 _TAIL_BYTES = 4000
-#: How often a side that says nothing is looked after, in seconds.
+#: How often to check that a starting process is still alive, in seconds.
 _LOOK_S = 1.0
-#: How long a process that has connected may take to say who it is.
+#: The limit for a connected process to identify itself.
 _HELLO_S = 10.0
 
 
 class SideError(Exception):
-    """A side's code cannot be measured: it fails, dies, or hangs. ``side`` is ``base`` or ``head``."""
+    """A side's code fails, dies or hangs. ``side`` is ``base`` or ``head``."""
 
     def __init__(self, side: str, reason: str) -> None:
         super().__init__(f"{side}: {reason}")
@@ -47,15 +47,15 @@ class Line:
     def __init__(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection = connection
-        self._left = b""  # of what came with the line before
+        self._left = b""  # received behind the last line
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Hand a message over. Raises OSError if nobody is there."""
+        """Send a message. Raises OSError if the connection has ended."""
         self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, limit_s: float) -> dict[str, Any]:
-        """The next object. Raises ValueError at the end of the connection or for no object, TimeoutError when
-        ``limit_s`` is over.
+        """The next object. Raises TimeoutError after ``limit_s``, and ValueError for other content or the connection's
+        end.
         """
         deadline = time.monotonic() + limit_s
         while b"\n" not in self._left:
@@ -67,16 +67,16 @@ class Line:
         text, _, self._left = self._left.partition(b"\n")
         event = json.loads(text)
         if not isinstance(event, dict):
-            raise ValueError("no object")
+            raise ValueError("not an object")
         return event
 
     def close(self) -> None:
-        """No more of it."""
+        """End the connection."""
         self._connection.close()
 
 
 class Side:
-    """Starts processes of one side, and ends them; use it as a context manager."""
+    """Starts and ends the processes of one side; a context manager."""
 
     def __init__(self, state: State) -> None:
         self.state = state
@@ -95,12 +95,14 @@ class Side:
         self.close()
 
     def start(self, cell: Mapping[str, Any], role: str) -> Process:
-        """A fresh process that builds the cell's model; it is not waited for. Raises InfrastructureError."""
+        """Start a process that builds the cell's model, without waiting for it. ``role``: ``probe`` or ``measure``.
+        Raises InfrastructureError.
+        """
         token = secrets.token_hex(16)
         port = self._listener.getsockname()[1]
         request = {"runner": os.getpid(), "port": port, "token": token, "role": role, "cell": dict(cell)}
         request["installed"] = self.state.installed
-        # not its own folder first on the path (-P), and nothing written beside anybody's source files (-B)
+        # -P: its own folder does not come first on the path; -B: no bytecode is written beside the sources
         command = [str(self.state.python), "-P", "-B", str(SIDE)]
         try:
             child = subprocess.Popen(
@@ -113,14 +115,14 @@ class Side:
         process = Process(self, token, child)
         self._started.append(process)
         assert child.stdin is not None
-        with contextlib.suppress(OSError):  # it has died: that is noticed when it does not connect
+        with contextlib.suppress(OSError):  # it died, which shows when it does not connect
             child.stdin.write(json.dumps(request) + "\n")
             child.stdin.close()
         return process
 
     def accept(self, token: str, deadline: float, child: subprocess.Popen[str]) -> Line:
-        """The connection of the process that knows ``token``. Raises InfrastructureError if it does not come: it has
-        not got to the code of its side.
+        """The connection of the process that knows ``token``. Raises InfrastructureError if it does not connect, as it
+        has not reached the code of its side.
         """
         while token not in self._arrived:
             self._listener.settimeout(_LOOK_S)
@@ -128,31 +130,31 @@ class Side:
                 connection, _ = self._listener.accept()
             except TimeoutError:
                 if time.monotonic() > deadline or child.poll() is not None:
-                    raise InfrastructureError(f"{self.state.name}: no process began; {self.last_words()}") from None
+                    raise InfrastructureError(f"{self.state.name}: no process started; {self.last_line()}") from None
                 continue
             line = Line(connection)
             try:
                 hello = line.receive(_HELLO_S)
             except (OSError, ValueError):
                 hello = {}
-            if hello.get("token") in self._expected:  # anybody on this machine may knock
+            if hello.get("token") in self._expected:  # any program on this machine may connect
                 self._expected.remove(hello["token"])
                 self._arrived[hello["token"]] = line
             else:
                 line.close()
         return self._arrived.pop(token)
 
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last line that a process of this side printed on stderr."""
         size = os.fstat(self._errors.fileno()).st_size
-        if sys.platform == "win32":  # where nobody may open the file a second time
+        if sys.platform == "win32":  # where the file cannot be opened a second time
             self._errors.seek(max(size - _TAIL_BYTES, 0))
             text = self._errors.read()
-        else:  # and leave alone where the processes write on
+        else:  # without moving the position at which the processes write
             text = os.pread(self._errors.fileno(), _TAIL_BYTES, max(size - _TAIL_BYTES, 0))
         lines = text.decode("utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        return said[-1] if said else "it printed nothing"
+        printed = [line.strip() for line in lines if line.strip()]
+        return printed[-1] if printed else "it printed nothing"
 
     def close(self) -> None:
         """End every process of this side."""
@@ -164,21 +166,21 @@ class Side:
         self._errors.close()
 
     def forget(self, process: Process) -> None:
-        """A process that is over."""
+        """Drop a process that has ended."""
         self._started = [one for one in self._started if one is not process]
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join(self.state.path)
         before = os.environ.get("PYTHONPATH", "")
         return {
-            **worker_environment(),  # what is measured here runs as it does in vitbench run
+            **worker_environment(),  # as in vitbench run
             "PYTHONPATH": path + (os.pathsep + before if before else ""),
-            "PYTHONHASHSEED": "0",  # the order of sets is no difference between the sides
+            "PYTHONHASHSEED": "0",  # sets have the same order on both sides
         }
 
 
 class Process:
-    """One process of a side, which waits for its turns."""
+    """One process of a side. It runs only in its turns."""
 
     def __init__(self, side: Side, token: str, child: subprocess.Popen[str]) -> None:
         self.seconds = 0.0
@@ -190,11 +192,11 @@ class Process:
         self._line: Line | None = None
 
     def connect(self) -> None:
-        """Wait until it runs. Raises InfrastructureError if it does not."""
+        """Wait until it has started. Raises InfrastructureError if it does not."""
         self._line = self._side.accept(self._token, time.monotonic() + START_S, self._child)
 
     def ready(self) -> dict[str, Any]:
-        """Wait until the model is built and warm; the facts that it tells. Raises SideError if it fails."""
+        """Wait until the model is built and warm, and return what the process reports. Raises SideError if it fails."""
         if self._line is None:
             self.connect()
         self.facts = self._event(BUILD_S)
@@ -207,11 +209,11 @@ class Process:
         try:
             self._line.send({"turn": seconds})
         except OSError as error:
-            raise SideError(self._side.state.name, f"the process died; {self._side.last_words()}") from error
+            raise SideError(self._side.state.name, f"the process died; {self._side.last_line()}") from error
         return self._event(max(TURN_LIMIT_S, SLOWER * self.seconds))
 
     def close(self) -> None:
-        """End it, and whatever it started in its group."""
+        """End the process and its process group."""
         if self._line is not None:
             self._line.close()
         if os.name != "nt":
@@ -227,9 +229,9 @@ class Process:
         try:
             event = self._line.receive(limit_s)
         except TimeoutError:
-            raise SideError(name, f"nothing came within {limit_s:.0f} s: it hangs") from None
+            raise SideError(name, f"it hangs: no answer within {limit_s:.0f} s") from None
         except (OSError, ValueError) as error:
-            raise SideError(name, f"the process died; {self._side.last_words()}") from error
+            raise SideError(name, f"the process died; {self._side.last_line()}") from error
         if event.get("event") == "failed":
             if event.get("infrastructure"):
                 raise InfrastructureError(f"{name}: {event.get('reason')} ({self._side.state.python})")

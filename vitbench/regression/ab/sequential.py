@@ -1,39 +1,42 @@
-"""When to stop looking, and what may be said then: a test that is looked at several times and keeps its error rate.
+"""A sequential test: judge the differences of pairs at several looks, at a fixed error rate for all looks together.
 
-Numbers only: knows neither processes nor git.
+Plain numbers: no processes and no git.
 
 Each pair gives one difference of logarithms (head less base) for each clock. The differences are judged after 3, 5, 10,
-20 and 40 pairs. At each look the error rate is a fixed share of what is promised (``SHARES``, which add up to 1), so
-that all looks together keep it whatever was seen at the earlier ones (Bonferroni over the looks; Lan and DeMets 1983,
-"Discrete sequential boundaries for clinical trials", call it spending). Several cells are judged together by Holm's
-procedure (Holm 1979, "A simple sequentially rejective multiple test procedure"), which keeps the rate for the suite.
+20 and 40 pairs. Each look spends a fixed share of the error rate (``SHARES``, which add up to 1), so all looks together
+keep the rate, whatever earlier looks showed (Bonferroni over the looks; Lan and DeMets 1983, "Discrete sequential
+boundaries for clinical trials"). Holm's procedure (1979, "A simple sequentially rejective multiple test procedure")
+keeps the rate for all cells of a suite.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vitbench.core.stats.statistics import holm
 
-#: So many pairs there are at each look.
+#: The number of pairs at each look.
 LOOKS = (3, 5, 10, 20, 40)
-#: The share of the error rate that each look may use. Three pairs say little, and get little.
+#: The share of the error rate that each look spends. Three pairs show little and get a small share.
 SHARES = (0.05, 0.3, 0.25, 0.2, 0.2)
-#: False alarms of a whole suite whose code is the same, at most.
+#: The largest rate of false alarms for a whole suite.
 ALPHA = 0.01
-#: A slow-down of ``detect`` that is called none, of each cell, at most.
+#: The largest rate at which a slow-down of ``detect`` passes as *same*, for each cell.
 BETA = 0.05
-#: The chance with which a change of the smallest size that is told would have been seen.
+#: The power at which ``visible`` and ``in_reach`` are stated.
 POWER = 0.9
-#: Less than this spread between pairs (of the logarithm) is luck: clocks and caches do not repeat better.
+#: The smallest believable spread between pairs (of the logarithm): clocks and caches do not repeat better.
 LEAST_SPREAD = 0.0005
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What counts: a slow-down is alarmed beyond ``margin`` and not passed from ``detect`` on (0.02: 2 %)."""
+    """A slow-down of more than ``margin`` (0.02: 2 %) is *worse*; one of ``detect`` or more does not pass as *same*."""
 
     margin: float = 0.02
     detect: float = 0.05
@@ -43,7 +46,7 @@ class Rule:
     beta: float = BETA
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a rule that promises nothing."""
+        """Raise ValueError for inconsistent numbers."""
         if not 0 <= self.margin < self.detect < 1:
             raise ValueError(f"a margin of {self.margin} and a change to detect of {self.detect}: 0 <= margin < detect")
         if len(self.looks) != len(self.shares) or math.fsum(self.shares) > 1 + 1e-9 or min(self.looks) < 2:
@@ -52,13 +55,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the pairs of one cell say of one clock, after the looks so far.
+    """The evidence of one cell's pairs on one clock, after the looks so far.
 
-    ``slower`` and ``faster`` are p-values, good for all looks together, of a change that is within the margin
-    (smallest over the looks, each over its share). ``passed``: a slow-down of ``detect`` or more has been ruled out at
-    one of the looks. ``value`` is head over base with the interval ``low`` to ``high`` (95 %, of the pairs so far, for
-    showing). ``visible`` is the smallest slow-down that these pairs would have shown in 9 cases of 10 (0.03: 3 %),
-    ``in_reach`` the one that all looks would have, by the spread of these pairs; None with too few pairs.
+    ``slower`` and ``faster``: p-values, valid for all looks together, of a change within the margin (the smallest over
+    the looks, each divided by its share). ``passed``: one look has ruled out a slow-down of ``detect`` or more.
+    ``value``: head over base with the 95 % interval ``low`` to ``high`` of the pairs so far, for display. ``visible``:
+    the smallest slow-down that these pairs would have found 9 times in 10 (0.03: 3 %). ``in_reach``: the one that all
+    looks would have found, by the spread of these pairs. Both are None with too few pairs.
     """
 
     pairs: int
@@ -73,14 +76,10 @@ class Evidence:
 
 
 def weigh(differences: Sequence[float], rule: Rule, *, tests: int = 1) -> Evidence:
-    """The evidence in the pairs' differences of logarithms; ``tests`` are judged together (it only matters for
-    ``visible`` and ``in_reach``).
+    """Test the mean of the pairs' differences (of logarithms) with one-sided t tests, at each look that they reach.
 
-    One-sided t tests of the mean difference. Looks that ``differences`` do not reach count for nothing; pairs beyond
-    the last look that was reached are shown, not tested. Raises ValueError without a pair.
+    At least one difference. ``tests``: how many are judged together, which only ``visible`` and ``in_reach`` depend on.
     """
-    if not differences:
-        raise ValueError("no pairs")
     from scipy.special import stdtr, stdtrit
 
     margin, detect = math.log1p(rule.margin), math.log1p(rule.detect)
@@ -114,7 +113,7 @@ def weigh(differences: Sequence[float], rule: Rule, *, tests: int = 1) -> Eviden
 
 
 def _smallest(margin: float, error: float, pairs: int, alpha: float) -> float:
-    """The slow-down whose lower bound exceeds the margin in nine cases of ten; infinite beyond numbers."""
+    """The slow-down whose lower bound exceeds the margin in nine cases of ten."""
     from scipy.special import stdtrit
 
     quantiles = float(stdtrit(pairs - 1, 1 - alpha)) + float(stdtrit(pairs - 1, POWER))
@@ -131,18 +130,18 @@ def _mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
     return mean, max(spread, LEAST_SPREAD) / math.sqrt(count)
 
 
-def reject(p_values: Mapping[str, float], alpha: float) -> set[str]:
+def reject(p_values: Mapping[_Name, float], alpha: float) -> set[_Name]:
     """The names whose hypotheses are rejected at the family-wise rate ``alpha``, by Holm's procedure."""
     adjusted = holm(list(p_values.values()))
     return {name for name, p in zip(p_values, adjusted, strict=True) if p <= alpha}
 
 
 def is_decided(deciding: Evidence, others: Iterable[Evidence], rule: Rule, *, tests: int) -> bool:
-    """Whether more pairs would change nothing for a cell: one of its clocks is slower beyond doubt, or the ``deciding``
-    one has passed and none can be found slower any more.
+    """Whether more pairs cannot change a cell's verdict: one clock is certainly slower, or the ``deciding`` clock has
+    passed and no clock can be found slower any more.
 
-    ``tests`` are judged together by Holm's procedure: what is under the strictest of its limits is rejected whatever
-    the others do, what is over the mildest never.
+    Holm's procedure judges ``tests`` together. It rejects a p-value under its strictest limit whatever the others are,
+    and never one over its mildest limit.
     """
     every = [deciding, *others]
     if any(one.slower <= rule.alpha / tests for one in every):

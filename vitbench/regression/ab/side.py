@@ -1,17 +1,16 @@
-"""What measures one side of ``vitbench ab``: this one file is run for both sides, whatever code they have.
+"""Measure one side of ``vitbench ab``. This one file runs for both sides, whatever code they have.
 
-It takes nothing from vitbench but the models of the side that it runs for, so that an old commit is measured as a new
-one is. Standard library and torch only.
+From vitbench it takes only the models of its side, so an old commit is measured like a new one. It uses the standard
+library and torch.
 
-Each process is started by itself. Nothing is forked from a process that has torch loaded: all such children would share
-how their libraries happen to lie in memory, and differ from the other side's by the same one per cent in every pair.
+Each process is started by itself. None is forked from a process that has torch loaded: such children share the
+addresses of their libraries, and would differ from the other side's by the same one per cent in every pair.
 
-Its input is one line, a request: ``runner`` (the process id of who asks), ``port``, ``token``, ``role`` (``probe`` or
-``play``), ``installed`` (whether this side has an environment of its own) and ``cell`` (the fields of a Cell, of which
-this file reads ``model``, ``image_size``, ``num_classes``, ``batch_size``, ``device``, ``dtype``, ``mode``,
-``attention``, ``compile``, ``threads`` and ``seed``). It connects to the port of this machine, says the token, builds
-the model, warms up, and from then on runs only when given a turn.
-It ends when the runner does.
+Its input is one line, a request: ``runner`` (the process id of the session), ``port``, ``token``, ``role`` (``probe``
+or ``measure``), ``installed`` (whether this side has an environment of its own) and ``cell`` (the fields of a Cell, of
+which this file reads ``model``, ``image_size``, ``num_classes``, ``batch_size``, ``device``, ``dtype``, ``mode``,
+``attention``, ``compile``, ``threads`` and ``seed``). It connects to the local port, sends the token, builds the model,
+warms up, and then runs only in its turns. It ends when the runner does.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ import time
 from typing import Any
 
 MODULE = "module:"
-#: Modules that every fresh environment loads from its own folder, and this file.
+#: This file, and modules that every fresh environment loads from its own folder.
 ENVIRONMENTS_OWN = ("__main__", "_distutils_hack", "pip", "setuptools", "pkg_resources")
-#: A process is warm after so many calls and so many seconds.
+#: A process is warm after at least this many calls and seconds.
 WARM_CALLS = 3
 WARM_SECONDS = 0.25
 #: How long a process waits for the runner's connection.
@@ -49,11 +48,11 @@ class Line:
         self._file = connection.makefile("r", encoding="utf-8")
 
     def send(self, **event: object) -> None:
-        """Hand an event over."""
+        """Send an event."""
         self._socket.sendall(json.dumps(event).encode() + b"\n")
 
     def receive(self) -> Any:
-        """The next request; None when the runner has gone."""
+        """The next request; None after the runner has ended."""
         line = self._file.readline()
         return json.loads(line) if line else None
 
@@ -70,13 +69,13 @@ def build(cell: dict[str, Any]) -> Any:
 
 
 def probe(cell: dict[str, Any], line: Line, installed: bool = False) -> None:
-    """Build the model once, and tell of it. ``installed``: whether this side has an environment of its own."""
+    """Build the model once, and report on it. ``installed``: whether this side has an environment of its own."""
     import torch
 
     try:
         with torch.device("meta") if not cell["model"].startswith(MODULE) else contextlib.nullcontext():
             model = build(cell)
-    except Exception:  # some builders read numbers, which there are none of on meta
+    except Exception:  # some builders read values of tensors, which meta tensors do not have
         if cell["model"].startswith(MODULE):
             raise
         model = build(cell)
@@ -90,14 +89,14 @@ def probe(cell: dict[str, Any], line: Line, installed: bool = False) -> None:
 
 
 def file_of(module: Any) -> str:
-    """Where a module was loaded from; empty for one that has no file of its own, as torch's made-up ones."""
+    """Where a module was loaded from; empty without a file of its own, as for modules that torch makes up."""
     file = str(vars(module).get("__file__") or "") if hasattr(module, "__dict__") else ""
     return file if os.path.isabs(file) else ""
 
 
 def loads_own_files(installed: bool) -> bool:
-    """Whether any module but this file is from the folder that the process was started in, or, with ``installed``,
-    from the environment that was made for this side.
+    """Whether any module other than this file comes from the process's working folder or, with ``installed``, from the
+    environment made for this side.
     """
     own = [os.path.join(os.path.realpath(os.getcwd()), "")]
     own += [os.path.join(os.path.realpath(sys.prefix), "")] if installed else []
@@ -106,12 +105,12 @@ def loads_own_files(installed: bool) -> bool:
     return any(file.startswith(tuple(own)) for file in files)
 
 
-def play(cell: dict[str, Any], line: Line) -> None:
-    """Build, warm up, and run the cell's call whenever there is a turn."""
+def measure(cell: dict[str, Any], line: Line) -> None:
+    """Build, warm up, and run the cell's call in each turn."""
     import torch
 
     torch.set_num_threads(cell["threads"])
-    with contextlib.suppress(RuntimeError):  # set before: another library has begun
+    with contextlib.suppress(RuntimeError):  # another library has set it already
         torch.set_num_interop_threads(1)
     call, shape = make_call(cell)
     began = time.perf_counter()
@@ -120,14 +119,14 @@ def play(cell: dict[str, Any], line: Line) -> None:
         call()
         calls += 1
         if time.perf_counter() - began > 20 * WARM_SECONDS and calls:
-            break  # a call of many seconds needs no three
+            break  # a call of many seconds need not run three times
     line.send(event="ready", seconds=(time.perf_counter() - began) / calls, shape=shape)
     gc.collect()
     gc.disable()
     while (turn := line.receive()) is not None:
         times = take_turn(call, turn["turn"])
         if cell["threads"] > 1:
-            time.sleep(SPINNING_S)  # its idle threads spin on, which is not to be in the turn of the other side
+            time.sleep(SPINNING_S)  # its idle threads still spin, which would disturb the other side's turn
         line.send(event="turn", **times)
 
 
@@ -147,7 +146,7 @@ def take_turn(call: Any, seconds: float) -> dict[str, Any]:
 
 
 def make_call(cell: dict[str, Any]) -> tuple[Any, list[int]]:
-    """What is timed, waiting for the device included, and the shape of the first output."""
+    """The timed call, which waits for the device, and the shape of the first output."""
     import torch
 
     torch.manual_seed(cell["seed"])
@@ -177,19 +176,28 @@ def make_call(cell: dict[str, Any]) -> tuple[Any, list[int]]:
             first = heads_of(run(images))[0]
         return forward, list(first.shape)
 
-    labels = torch.zeros(cell["batch_size"], dtype=torch.long, device=device)
-    optimizer = torch.optim.AdamW(model.parameters())
-    # what scaling the loss takes is part of a step in fp16; switched off it does nothing
+    # scaling the loss is part of a step in fp16; a disabled scaler does nothing
     scaler = torch.amp.GradScaler(device.type, enabled=amp and half == torch.float16)
+    labels = torch.zeros(cell["batch_size"], dtype=torch.long, device=device)
+    return make_training_step(model, lambda: run(images), labels, autocast, scaler, wait)
+
+
+def make_training_step(
+    model: Any, forward: Any, labels: Any, autocast: Any, scaler: Any, wait: Any
+) -> tuple[Any, list[int]]:
+    """The call that trains ``model`` for one step, and the shape of its first output."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters())
     shape: list[int] = []
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with autocast():
-            heads = heads_of(run(images))
+            heads = heads_of(forward())
             losses = [torch.nn.functional.cross_entropy(head.float(), labels) for head in heads]
             loss = torch.stack(losses).mean()
-            # of the last forward pass, as token pruning has one; in older commits no model may have it
+            # models with token pruning have one; in older commits no model may have it
             own = getattr(model, "auxiliary_loss", lambda: None)()
             if own is not None:
                 loss = loss + own
@@ -204,12 +212,12 @@ def make_call(cell: dict[str, Any]) -> tuple[Any, list[int]]:
 
 
 def amp_dtype(kind: str) -> str:
-    """The lower precision of ``amp`` on a kind of device: torch's own default, as everywhere in vitbench."""
+    """The lower precision of ``amp`` on a kind of device: torch's default."""
     return "bfloat16" if kind == "cpu" else "float16"
 
 
 def use_explicit_attention(model: Any, wanted: bool) -> None:
-    """Matrix product, softmax and matrix product instead of a fused kernel, in this process from now on."""
+    """Switch to explicit attention (matrix product, softmax, matrix product), in this process from now on."""
     if not wanted:
         return
     import torch
@@ -234,14 +242,14 @@ def heads_of(output: Any) -> list[Any]:
 
 
 def run_request(request: dict[str, Any]) -> None:
-    """Connect, do what is asked, and tell in one line what went wrong if it did."""
+    """Connect and do what the request asks; report a failure in one line."""
     with socket.create_connection(("127.0.0.1", request["port"]), timeout=CONNECT_S) as connection:
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         line = Line(connection)
         line.send(event="hello", token=request["token"], pid=os.getpid())
         try:
-            import torch  # noqa: F401  what all of it stands on
+            import torch  # noqa: F401
         except Exception as error:
             line.send(event="failed", reason=f"torch cannot be imported: {error}"[:500], infrastructure=True)
             return
@@ -249,8 +257,8 @@ def run_request(request: dict[str, Any]) -> None:
             if request["role"] == "probe":
                 probe(request["cell"], line, request["installed"])
             else:
-                play(request["cell"], line)
-        except Exception as error:  # the edge: the models are anybody's code
+                measure(request["cell"], line)
+        except Exception as error:  # the edge: models may raise anything
             import traceback
 
             traceback.print_exc()
@@ -260,9 +268,9 @@ def run_request(request: dict[str, Any]) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Linux ends this process when ``parent`` ends."""
+    """Ask Linux to end this process when ``parent`` ends."""
     if not sys.platform.startswith("linux"):
-        return  # elsewhere it ends at its next turn, when the connection has ended
+        return  # elsewhere it ends at its next turn, as the connection has ended
     import ctypes
 
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

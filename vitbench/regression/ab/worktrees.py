@@ -1,4 +1,4 @@
-"""The two states of a git repository, each in a folder of its own, and what runs Python for it."""
+"""Check out two states of a git repository, each in a folder of its own, and find a Python to run it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pathlib import Path
 from vitbench.core.errors import UsageError, VitbenchError
 from vitbench.devices.host.environment import environment_for_git
 
-#: The head that is the working tree as it stands, changes that are not committed included.
+#: The head that means the working tree with its uncommitted changes.
 WORKING_TREE = "."
-#: How long git, and an installation, may take.
+#: Limits for git and for an installation.
 _GIT_S = 300.0
 _PREFIX = "vitbench-ab-"
 _INSTALL_S = 3600.0
 
 
 class InfrastructureError(VitbenchError):
-    """What a comparison stands on broke: git, an installation, the processes. Nothing is known of the code then."""
+    """Git, an installation or a process failed, which says nothing about the code under test."""
 
     cause = "infrastructure"
 
@@ -35,7 +35,7 @@ class InfrastructureError(VitbenchError):
 class State:
     """One side: ``root`` is the folder with its files, ``python`` the interpreter that runs it.
 
-    ``commit`` is the full hash, ``changed`` whether there are changes beyond it, ``ref`` what was asked for,
+    ``commit`` is the full hash, ``changed`` whether there are uncommitted changes, ``ref`` the given name,
     ``installed`` whether it has an environment of its own.
     """
 
@@ -49,13 +49,13 @@ class State:
 
     @property
     def path(self) -> list[str]:
-        """What comes first on its path: the folder, and ``src`` in it where packages live there."""
+        """The first folders of its path: ``src``, if it exists, and the root."""
         source = self.root / "src"
         return [*([str(source)] if source.is_dir() else []), str(self.root)]
 
     @property
     def label(self) -> str:
-        """``main (1a2b3c4d5e)``, with a plus for changes that are not committed."""
+        """``main (1a2b3c4d5e)``, with a plus for uncommitted changes."""
         short = self.commit[:10] + ("+" if self.changed else "")
         return short if self.ref in (self.commit, WORKING_TREE) else f"{self.ref} ({short})"
 
@@ -64,13 +64,13 @@ class State:
 def check_out(
     base: str, head: str, *, install: bool = False, note: Callable[[str], None] = lambda text: None
 ) -> Iterator[tuple[State, State]]:
-    """The states ``base`` and ``head`` of the repository that the current folder is in, until the context ends.
+    """Check out ``base`` and ``head`` of the repository around the current folder, until the context ends.
 
-    Each is a worktree of that ref, in folders whose names are equally long, as the length of a path shifts what a
-    process has in memory; ``.`` as the head is the working tree itself. ``install`` gives each an environment of its
-    own: what is installed here, and on top whatever that side asks for beyond it.
+    Each is a worktree in a folder whose path is as long as the other's, as the length shifts a process's memory; ``.``
+    as the head is the working tree itself. ``install`` gives each an environment of its own: what is installed here,
+    and on top what that side requires.
 
-    Raises UsageError for no repository, or a ref that it does not have; InfrastructureError if git or pip fail.
+    Raises UsageError outside of a repository or for an unknown ref, InfrastructureError if git or pip fail.
     """
     top = _repository()
     commits = {name: _commit(top, ref) for name, ref in (("base", base), ("head", head))}
@@ -99,8 +99,8 @@ def check_out(
 
 
 def _forget_killed_runs(top: Path) -> None:
-    """Worktrees of our own whose folders are gone, as of a runner that was killed. Never others (``git worktree prune``
-    takes all): a folder that is on a disk that is not mounted now, or outside of a container, is somebody's work.
+    """Remove worktrees of killed comparisons, whose folders no longer exist. ``git worktree prune`` would also remove
+    those of other people: a folder may be missing because its disk is not mounted now.
     """
     for line in _git(top, "worktree", "list", "--porcelain", check=False).splitlines():
         path = Path(line.removeprefix("worktree "))
@@ -110,10 +110,10 @@ def _forget_killed_runs(top: Path) -> None:
 
 def _repository() -> Path:
     if shutil.which("git") is None:
-        raise InfrastructureError("git is not there: vitbench ab compares two states of a git repository")
+        raise InfrastructureError("git is not installed: vitbench ab compares two states of a git repository")
     found = _run_git(Path.cwd(), "rev-parse", "--show-toplevel")
     if found.returncode != 0 or not found.stdout.strip():
-        raise UsageError(f"{str(Path.cwd())!r} is in no git repository: run vitbench ab inside the one to compare")
+        raise UsageError(f"{str(Path.cwd())!r} is not in a git repository: run vitbench ab inside the one to compare")
     return Path(found.stdout.strip())
 
 
@@ -150,12 +150,12 @@ def _run_git(top: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _install(folder: Path, root: Path) -> Path:
-    """An environment that sees all that is installed here, and the project in ``root`` with what it asks for."""
+    """Make an environment with all that is installed here, and the project in ``root`` with its requirements."""
     venv.create(folder, with_pip=True, symlinks=os.name != "nt")
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     run = _run_installer([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
     here = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    # packages of its own come first on the path, then those of here; addsitedir also follows editable installations
+    # its own packages come first on the path; addsitedir also follows editable installations
     lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in here)
     (Path(run.strip()) / "vitbench_shared.pth").write_text(lines, encoding="utf-8")
     _run_installer([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(root)])
@@ -171,14 +171,14 @@ def _run_installer(command: Sequence[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InfrastructureError(f"--install: {error}") from error
     if done.returncode != 0:
-        said = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if "error:" in line.lower()]
-        # pip wraps what a build said in names of its own (metadata-generation-failed)
-        plain = [line for line in said if not line.endswith(("-error", "-failed"))]
-        why = (plain or said or [_last_line(done.stderr or done.stdout)])[-1]
+        errors = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if "error:" in line.lower()]
+        # pip wraps a build's own message in names such as metadata-generation-failed
+        plain = [line for line in errors if not line.endswith(("-error", "-failed"))]
+        why = (plain or errors or [_last_line(done.stderr or done.stdout)])[-1]
         raise InfrastructureError(f"--install: pip failed: {why}")
     return done.stdout
 
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
