@@ -21,7 +21,7 @@ from tests.reports import fabricate
 from tests.reports.fabricate import ENVIRONMENT, cell, infer, train_step, trained, training_cell, write_run
 from tests.reports.paired import loads, timed
 from vitbench.core.records import Record
-from vitbench.core.registry import model_registry
+from vitbench.models.cards import model_registry
 from vitbench.reports import write_report
 from vitbench.reports.model.runs import Run
 

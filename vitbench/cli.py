@@ -533,7 +533,7 @@ for _command in (ab, train, evaluate, predict, attention, sweep, frontier, histo
 def _weights(path: str | None, pretrained: bool) -> str | None:
     if path is not None and pretrained:
         raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
-    from vitbench.core.registry import PRETRAINED
+    from vitbench.models.cards import PRETRAINED
 
     return PRETRAINED if pretrained else path
 

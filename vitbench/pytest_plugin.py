@@ -257,7 +257,7 @@ def _make_subject(model: torch.nn.Module | str, arguments: Mapping[str, Any]) ->
 
     size = arguments.get("image_size")
     if isinstance(model, str):
-        from vitbench.core.registry import is_external, model_registry
+        from vitbench.models.cards import is_external, model_registry
 
         name = model
         if not is_external(name):

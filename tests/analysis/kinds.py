@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitbench.analysis.closed_form import closed_form
-from vitbench.core.registry import ModelCard, load_model_cards
+from vitbench.models.cards import ModelCard, load_model_cards
 
 #: What an integer (a width, a depth) changes in no way that counts.
 _SIZES = (int, float, list, tuple)

@@ -32,7 +32,7 @@ from vitbench.analysis.claims import (
 from vitbench.cli import run_command
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Measurement, Record
-from vitbench.core.registry import MODELS, Claim, ModelCard, is_external, load_model_cards, model_registry
+from vitbench.models.cards import Claim, ModelCard, is_external, load_model_cards, model_registry
 from vitbench.reports.model.runs import Run
 from vitbench.training.data.datasets import describe_data
 from vitbench.training.recipes import load_recipe
@@ -978,7 +978,7 @@ def test_a_run_folder_decides_what_was_not_checkable(
     folder = write_run(tmp_path / "run", Run(name="run", records=[infer(cell("vit_micro")), brief_run(288)]))
     published = (brief_claim("80.0 %", 0.80), brief_claim("90.0 %", 0.90))
     model_registry()  # filled first, or the card would be taken for a packaged one
-    monkeypatch.setitem(MODELS._items, "vit_micro", card_with(*published))
+    monkeypatch.setitem(model_registry()._items, "vit_micro", card_with(*published))
 
     def verdicts(*arguments: str) -> list[str]:
         code, out, _ = ask(capsys, "claims", *arguments, "--models", "vit_micro", "--json")

@@ -18,12 +18,12 @@ from vitbench.analysis.flops import OperatorCounter, count_forward
 from vitbench.analysis.flops_audit import audit_flops
 from vitbench.cli import run_command
 from vitbench.core.records import Cell, Measurement
-from vitbench.core.registry import load_model_cards
 from vitbench.executors.protocol import Event, Measure, MeasurementTaken, event_of, to_line
 from vitbench.executors.worker import handle
 from vitbench.metrics.flops import PICTURES, _countable_operators, execute, needs_values
 from vitbench.metrics.support.in_process import make_subject, run_metric
 from vitbench.models import imported
+from vitbench.models.cards import load_model_cards
 
 SIZE = 48
 HERE = "module:tests.data_dependent_models"

@@ -23,9 +23,9 @@ from vitbench.analysis.flops import (
 from vitbench.analysis.flops_audit import audit_flops
 from vitbench.analysis.operator_formulas import ELEMENTWISE, NO_ARITHMETIC
 from vitbench.cli import run_command
-from vitbench.core.registry import load_model_cards
 from vitbench.metrics.support.fvcore_thop import OtherCount
 from vitbench.models import build_model
+from vitbench.models.cards import load_model_cards
 
 CARDS = {card.name: card for card in load_model_cards()}
 

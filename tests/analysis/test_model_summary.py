@@ -15,8 +15,8 @@ from vitbench.analysis.model_summary import count_model, judge_models, show_mode
 from vitbench.analysis.rendering import cards_to_text
 from vitbench.cli import run_command
 from vitbench.core.errors import UnknownNameError, Unsupported, UsageError
-from vitbench.core.registry import MODELS, Claim, model_registry
 from vitbench.models import build_model
+from vitbench.models.cards import Claim, model_registry
 from vitbench.models.weights.checkpoints import save_checkpoint
 
 MODEL = "vit_basic_tutorial"
@@ -287,7 +287,7 @@ def test_a_model_without_a_closed_form_is_counted_on_meta(monkeypatch: pytest.Mo
         config={},
         claims=(Claim(quantity="params", value=40, printed="40 parameters", source="the package"),),
     )
-    monkeypatch.setitem(MODELS._items, card.name, card)
+    monkeypatch.setitem(model_registry()._items, card.name, card)
     with pytest.raises(Unsupported):
         closed_form(card, card.image_size, 10)
     counts = count_model(card.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vitbench.analysis.claims import to_dict
 from vitbench.analysis.model_summary import judge_models
-from vitbench.core.registry import model_registry
+from vitbench.models.cards import model_registry
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = json.loads((ROOT / "results" / "claims" / "claims.json").read_text())

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from vitbench.cli import run_command
-from vitbench.core.registry import METRICS, model_registry
+from vitbench.core.registry import METRICS
+from vitbench.models.cards import model_registry
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -11,7 +11,7 @@ import pytest
 from vitbench.cli import run_command
 from vitbench.commands import listing
 from vitbench.core.errors import UnknownNameError
-from vitbench.core.registry import model_registry
+from vitbench.models.cards import model_registry
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

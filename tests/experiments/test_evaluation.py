@@ -437,7 +437,7 @@ def test_a_folder_that_takes_no_file_is_told_before_the_work(
 
 def test_the_classes_of_a_head_with_a_name_of_its_own_are_found(tmp_path: Path) -> None:
     """Torchvision's MaxViT keeps its classes in classifier.5."""
-    from vitbench.core.registry import ModelCard
+    from vitbench.models.cards import ModelCard
     from vitbench.models.weights.claimed import classes_of
 
     card = ModelCard(

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vitbench.analysis.closed_form import closed_form
-from vitbench.core.registry import model_registry
 from vitbench.models import build_model
 from vitbench.models.architectures.dynamic_vit import keep_best_patches, kept_patches
+from vitbench.models.cards import model_registry
 
 
 def tokens_into_each_block(model: torch.nn.Module, images: torch.Tensor) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vitbench.analysis.closed_form import closed_form
-from vitbench.core.registry import model_registry
 from vitbench.models.architectures.linear_attention import ReLULinearAttention
+from vitbench.models.cards import model_registry
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

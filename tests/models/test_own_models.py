@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.models import float64_reference
 from vitbench.analysis.closed_form import closed_form
-from vitbench.core.registry import ModelCard, load_model_cards
 from vitbench.models import build_model, use_attention
+from vitbench.models.cards import ModelCard, load_model_cards
 from vitbench.models.outputs import heads_of, training_loss
 
 CARDS = {card.name: card for card in load_model_cards()}

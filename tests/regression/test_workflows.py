@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from vitbench.cli import run_command
-from vitbench.core.registry import METRICS, model_registry
+from vitbench.core.registry import METRICS
 from vitbench.devices import check_device_name
+from vitbench.models.cards import model_registry
 from vitbench.suites import load_suite, make_suite
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from tests.reports.fabricate import MODELS, cell, full_run, infer, ok, write_run
 from vitbench.analysis.claims import Judgement, Verdict, count_by_formula, judge_card
 from vitbench.core.errors import RunFolderError
 from vitbench.core.records import Measurement, Record
-from vitbench.core.registry import Claim, load_model_cards
+from vitbench.models.cards import Claim, load_model_cards
 from vitbench.reports import write_report
 from vitbench.reports.format import NOT_ASKED
 from vitbench.reports.markdown.claims import (

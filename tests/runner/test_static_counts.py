@@ -21,8 +21,8 @@ from vitbench.analysis.closed_form import ClosedForm, closed_form
 from vitbench.cli import run_command
 from vitbench.core import run_folder as store
 from vitbench.core.records import Cell, Record
-from vitbench.core.registry import model_registry
 from vitbench.executors.launcher import Launcher, Worker
+from vitbench.models.cards import model_registry
 from vitbench.models.zoo import match_external
 from vitbench.runner.progress import SilentProgress
 from vitbench.runner.run import RunSummary, resume_run

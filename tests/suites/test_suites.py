@@ -15,9 +15,10 @@ import pytest
 from tests.training.data.folders import make_image_folder
 from vitbench.core.errors import DeviceError, ImageSizeError, SuiteError, UnknownNameError, UsageError
 from vitbench.core.records import Cell
-from vitbench.core.registry import METRICS, model_registry
+from vitbench.core.registry import METRICS
 from vitbench.executors.launcher import Launcher
 from vitbench.executors.protocol import Calibrate, Describe
+from vitbench.models.cards import model_registry
 from vitbench.runner.plan import check_before_loading, make_plan, parse_budget, resolve_training
 from vitbench.runner.run import modules_of, plan_suite, prepare_suite
 from vitbench.suites import (

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitbench.core.errors import Unsupported
-from vitbench.core.registry import ModelCard
+from vitbench.models.cards import ModelCard
 
 CHANNELS = 3
 BICUBIC_POSITIONS = 14 * 14  # kept whatever the picture's grid

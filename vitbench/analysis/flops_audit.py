@@ -11,10 +11,10 @@ from vitbench.analysis.closed_form import ClosedForm, closed_form
 from vitbench.analysis.inspection import check_request, expand_names, inspect_model
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import ATTENTIONS
-from vitbench.core.registry import ModelCard
 from vitbench.metrics import Subject
 from vitbench.metrics.flops import Executed, execute, needs_values
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
+from vitbench.models.cards import ModelCard
 
 if TYPE_CHECKING:
     from vitbench.analysis.flops import Counts, OperatorCount

@@ -7,9 +7,9 @@ from typing import Any
 
 from vitbench.core.errors import USAGE_CAUSES, UsageError
 from vitbench.core.records import Cell, Measurement, parse_image_size
-from vitbench.core.registry import ModelCard, find_models, is_pattern
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import failure_of, make_subject, run_metric
+from vitbench.models.cards import ModelCard, find_models, is_pattern
 
 #: The metrics' subject and its card to the answer for one model.
 Inspection = Callable[[ModelCard, Subject], dict[str, Any]]

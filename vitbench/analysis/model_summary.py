@@ -18,9 +18,9 @@ from vitbench.analysis.inspection import (
 )
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import Cell, Record
-from vitbench.core.registry import ModelCard, is_external, model_registry
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import make_subject
+from vitbench.models.cards import ModelCard, is_external, model_registry
 
 #: The metrics of a summary.
 _SHOWN = ("params", "params_without_gradient", "flops")

@@ -9,7 +9,8 @@ from typing import Any
 
 from vitbench.core.errors import UnknownNameError, Unsupported
 from vitbench.core.records import format_image_size
-from vitbench.core.registry import METRICS, ModelCard, model_registry
+from vitbench.core.registry import METRICS
+from vitbench.models.cards import ModelCard, model_registry
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vitbench.core.registry import PRETRAINED
 from vitbench.executors.protocol import Emit, TrainingSettings, TrainingStep
 from vitbench.metrics import NotFiniteError, Subject
+from vitbench.models.cards import PRETRAINED
 
 #: Seconds between two progress events of a training run.
 PROGRESS_EVERY_S = 0.5

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from vitbench.core.errors import WorkerError
-from vitbench.core.registry import model_registry
 from vitbench.executors import lifeline, stacks
 from vitbench.executors.protocol import Event, Task, Turn, event_of, to_line
+from vitbench.models.cards import model_registry
 
 if TYPE_CHECKING:
     import psutil

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError, DeviceError, ModelFailed, Unsupported, UsageError, VitbenchError
-from vitbench.core.registry import ModelCard
 from vitbench.core.text import printable
 from vitbench.devices import Device, canonical_device_name, find_devices, open_device
 from vitbench.experiments.request import ModelRequest
+from vitbench.models.cards import ModelCard
 from vitbench.models.normalisation import Channels, normalisation_of
 from vitbench.models.tracebacks import model_places, with_places
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Cell, Measurement
-from vitbench.core.registry import METRICS, PRETRAINED, Column, Yields
+from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.fvcore_thop import count_by_fvcore, count_by_thop
 from vitbench.metrics.support.subject import CHANNELS, Subject
+from vitbench.models.cards import PRETRAINED
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,6 @@
 """Models by name: our own, timm's and torchvision's. Importing this module does not load torch.
 
-A model of our own is a builder in a module here and a row in a ``.toml`` beside it (see registry.py).
+A model of our own is a builder in a module here and a row in a ``.toml`` beside it (see cards.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import ImageSizeError, UsageError
 from vitbench.core.records import ATTENTIONS
-from vitbench.core.registry import ModelCard, is_external, is_imported, model_registry
+from vitbench.models.cards import ModelCard, is_external, is_imported, model_registry
 
 if TYPE_CHECKING:
     from torch import nn

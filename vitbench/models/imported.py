@@ -11,7 +11,7 @@ import importlib
 from torch import nn
 
 from vitbench.core.errors import UnknownModuleError, UnknownNameError, UsageError
-from vitbench.core.registry import MODULE, ModelCard
+from vitbench.models.cards import MODULE, ModelCard
 
 #: What such a model is built for unless told otherwise: nobody has written a card for it.
 DEFAULT_SIZE = (224, 224)

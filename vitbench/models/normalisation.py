@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vitbench.core.registry import ModelCard
 from vitbench.core.shapes import is_number
+from vitbench.models.cards import ModelCard
 
 #: Red, green and blue.
 Channels = tuple[float, float, float]

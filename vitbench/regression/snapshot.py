@@ -14,13 +14,14 @@ from typing import Any
 import vitbench
 from vitbench.core.errors import UNKNOWN_NAME, USAGE_CAUSES, UsageError, WorkerError
 from vitbench.core.records import Cell
-from vitbench.core.registry import METRICS, is_imported
+from vitbench.core.registry import METRICS
 from vitbench.core.text import one_line
 from vitbench.devices import Failure
 from vitbench.devices.failures import OF_THE_HOST
 from vitbench.executors.conversation import Outcome
 from vitbench.executors.launcher import Launcher, libraries_of, make_launcher
 from vitbench.executors.protocol import CountExact
+from vitbench.models.cards import is_imported
 from vitbench.regression.lock_file import Entry, Lock, Place, metrics_of, minor_version
 from vitbench.runner.plan import look_up_models
 from vitbench.runner.run import prepare_suite

@@ -18,7 +18,7 @@ from typing import Any
 
 from vitbench.core.errors import USAGE_CAUSES, DataError, DeviceError, UnknownNameError, UsageError, WorkerError
 from vitbench.core.records import Cell
-from vitbench.core.registry import METRICS, PRETRAINED, is_external, is_pattern, model_registry
+from vitbench.core.registry import METRICS
 from vitbench.devices import canonical_device_name, open_device, split_name
 from vitbench.devices.host.environment import capture_environment, default_threads, hash_environment
 from vitbench.devices.host.memory import available_memory
@@ -36,6 +36,7 @@ from vitbench.executors.protocol import (
     kind_of,
 )
 from vitbench.metrics.support.in_process import WeightsFile
+from vitbench.models.cards import PRETRAINED, is_external, is_pattern, model_registry
 from vitbench.runner.static_counts import StaticCounter, StaticKey, static_key
 from vitbench.runner.turns import TURN_S
 from vitbench.suites import (

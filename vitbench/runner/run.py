@@ -22,11 +22,12 @@ from vitbench.core import run_folder as store
 from vitbench.core.errors import RunFolderError, StorageError, UsageError
 from vitbench.core.files import refuse_links
 from vitbench.core.records import HARMLESS, STATUSES, Cell, Record
-from vitbench.core.registry import METRICS, PRETRAINED, is_imported
+from vitbench.core.registry import METRICS
 from vitbench.devices.host.environment import describe_session, usable_cores
 from vitbench.devices.host.load import LoadWatch
 from vitbench.executors import faults
 from vitbench.executors.launcher import Launcher, libraries_of, make_launcher
+from vitbench.models.cards import PRETRAINED, is_imported
 from vitbench.runner.measure import MIN_FIRST_STAGE, CellMeasurer
 from vitbench.runner.plan import (
     Plan,

@@ -45,7 +45,8 @@ from vitbench.core.records import (
     format_image_size,
     parse_image_size,
 )
-from vitbench.core.registry import METRICS, PRETRAINED, find_models, is_external, is_pattern
+from vitbench.core.registry import METRICS
+from vitbench.models.cards import PRETRAINED, find_models, is_external, is_pattern
 from vitbench.suites.batch_search import most_attempts
 from vitbench.suites.thresholds import known_metrics, parse_tolerance
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.experiments.training.asking import MODEL, request
 from vitbench.cli import run_command
-from vitbench.core.registry import MODELS, Claim, model_registry
 from vitbench.experiments.training import start_training
 from vitbench.experiments.training.records import read_training
+from vitbench.models.cards import Claim, model_registry
 from vitbench.training.recipes import load_recipe
 
 
@@ -43,7 +43,7 @@ def judge(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         Claim(quantity="loss", value=9.0, printed="9.00", **fields),
     )
     card = replace(known.get(MODEL), claims=claims, image_size=(8, 8))
-    monkeypatch.setitem(MODELS._items, MODEL, card)
+    monkeypatch.setitem(model_registry()._items, MODEL, card)
 
     def ask(*folders: Path) -> dict[str, dict[str, Any]]:
         capsys.readouterr()

@@ -9,10 +9,10 @@ from typing import Any
 from vitbench.analysis.claims import BEGAN_WITH, FROZEN, TEST_IMAGES
 from vitbench.core.errors import RunFolderError
 from vitbench.core.records import Cell, Measurement, Record, parse_image_size
-from vitbench.core.registry import PRETRAINED
 from vitbench.core.shapes import COUNT, LIST, NUMBER, POSITIVE, SHARE, TEXT, Maybe, check_shape
 from vitbench.experiments.training.folder import read_request, read_summary
 from vitbench.experiments.training.request import REQUEST, SUMMARY, TrainingRequest
+from vitbench.models.cards import PRETRAINED
 from vitbench.reports.model.runs import read_runs
 from vitbench.suites import TRAIN_IMAGES
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Cell, Measurement
-from vitbench.core.registry import METRICS, PRETRAINED, Claim, is_external
+from vitbench.core.registry import METRICS
 from vitbench.devices import Failure, open_device
 from vitbench.metrics.support.subject import Subject
+from vitbench.models.cards import PRETRAINED, Claim, is_external
 from vitbench.models.tracebacks import model_places, with_places
 
 if TYPE_CHECKING:

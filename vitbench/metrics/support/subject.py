@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vitbench.core.errors import Unsupported, VitbenchError
 from vitbench.core.records import Cell
-from vitbench.core.registry import Claim
+from vitbench.models.cards import Claim
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from vitbench.core.errors import UsageError
 from vitbench.core.records import parse_image_size
-from vitbench.core.registry import ModelCard
+from vitbench.models.cards import ModelCard
 
 #: Names under which layers that give the classes stand in files, ours first (see models/layouts.py).
 _HEADS = ("head.weight", "head.fc2.weight", "head.fc.weight", "heads.head.weight", "classifier.weight", "fc.weight")

@@ -8,7 +8,7 @@ from typing import Any
 from vitbench.core.errors import UsageError
 from vitbench.core.records import Cell
 from vitbench.core.registry import METRICS as REGISTERED
-from vitbench.core.registry import is_external, is_imported
+from vitbench.models.cards import is_external, is_imported
 from vitbench.regression.ab.sequential import Rule
 from vitbench.regression.ab.verdicts import CPU_TIME, METRICS, Trial
 from vitbench.runner.run import less_what_options_replace

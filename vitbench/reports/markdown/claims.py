@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vitbench.analysis.claims import Judgement, to_dict
 from vitbench.core.errors import RunFolderError
-from vitbench.core.registry import CHANGE
 from vitbench.core.run_folder import write_atomically
+from vitbench.models.cards import CHANGE
 from vitbench.reports.format import NOT_ASKED, cell_text, number, percent, table
 
 HOW_TO_READ = (

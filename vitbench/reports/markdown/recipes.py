@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vitbench.analysis.claims import is_data_of
 from vitbench.core.records import Record, format_image_size
-from vitbench.core.registry import Claim, model_registry
+from vitbench.models.cards import Claim, model_registry
 from vitbench.reports.format import NOT_ASKED, cell_text, table
 from vitbench.reports.model.columns import show
 from vitbench.reports.model.rows import DEFAULT_OPTION, Figure, figure
