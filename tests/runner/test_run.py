@@ -137,7 +137,7 @@ def test_an_interrupted_run_ends_with_130_leaves_no_worker_and_can_be_resumed(
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.rstrip().splitlines()[-1] == f"Interrupted. Go on with: vitbench run --resume {folder}"
+    assert errors.rstrip().splitlines()[-1] == f"Interrupted. Resume with: vitbench run --resume {folder}"
     assert "Traceback" not in errors
     assert_gone(workers)
     assert run_here(fork_server, "run", "--resume", str(folder), "--allow-import").returncode == 0
@@ -427,7 +427,7 @@ def test_a_run_of_several_recipes_is_resumed_without_repeating_anything(
     ("arguments", "message"),
     [
         (("--recipe", "brief,brif"), "Unknown recipe 'brif'. Did you mean 'brief'?"),
-        (("--budget", "picture=3"), "Option --budget: 'picture' is none of images, steps, epochs, seconds."),
+        (("--budget", "picture=3"), "Option --budget: 'picture' is not one of images, steps, epochs, seconds."),
         (("--budget", "images=many"), "Option --budget: images = 'many' is not a whole number from 1 on"),
         (("--recipe", ","), "A list is empty"),
         (("--data", "none", "--recipe", "brief"), "leave one of them out"),

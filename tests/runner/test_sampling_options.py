@@ -18,8 +18,8 @@ from vitbench.runner import plan as planning
 from vitbench.runner import run as runner
 from vitbench.runner.plan import Plan, check_before_loading
 from vitbench.runner.progress import Progress
-from vitbench.runner.run import prepare_suite
 from vitbench.suites import Measure, Suite, load_suite, make_suite, to_toml
+from vitbench.suites.overrides import prepare_suite
 
 
 def suite_of(measure: dict[str, Any] | None = None, **keys: Any) -> Suite:
@@ -187,7 +187,7 @@ def test_cores_that_can_be_had(cores: list[int] | None, threads: list[int | str]
 def test_cores_that_are_not_there_are_refused(cores: list[int]) -> None:
     with pytest.raises(UsageError) as caught:
         check_before_loading(suite_of({"cores": cores}, threads=[1]))
-    assert str(caught.value) == f"measure.cores = {cores} cannot be had here. Give any of [0, 1, 2, 3]"
+    assert str(caught.value) == f"measure.cores = {cores} are not available here. Give any of [0, 1, 2, 3]"
 
 
 @pytest.mark.usefixtures("four_cores")

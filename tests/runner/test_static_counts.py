@@ -230,7 +230,7 @@ def test_ctrl_c_between_counts_ends_with_130_and_leaves_no_worker(started: Start
     _, errors = started.process.communicate(timeout=30)
     assert started.process.returncode == 130
     assert time.monotonic() - begin < 10  # the model that waits is not waited for
-    assert errors.rstrip().splitlines()[-1] == f"Interrupted. Go on with: vitbench run --resume {started.folder}"
+    assert errors.rstrip().splitlines()[-1] == f"Interrupted. Resume with: vitbench run --resume {started.folder}"
     assert "Traceback" not in errors
     assert_gone(workers)
     assert len(lines_in(started.folder)) == 9

@@ -230,7 +230,7 @@ def test_a_frontier_suite_that_is_written_is_read_as_the_same() -> None:
 
 
 def test_a_frontier_suite_takes_options_that_are_not_about_batches() -> None:
-    from vitbench.runner.run import prepare_suite
+    from vitbench.suites.overrides import prepare_suite
 
     suite = prepare_suite("frontier", {"processes": 2, "models": ["vit_basic"]}, quick=True)
     assert suite.measure.processes == 2

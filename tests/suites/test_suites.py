@@ -19,8 +19,9 @@ from vitbench.core.registry import METRICS
 from vitbench.executors.launcher import Launcher
 from vitbench.executors.protocol import Calibrate, Describe
 from vitbench.models.cards import model_registry
-from vitbench.runner.plan import check_before_loading, make_plan, parse_budget, resolve_training
-from vitbench.runner.run import modules_of, plan_suite, prepare_suite
+from vitbench.runner.plan import check_before_loading, make_plan
+from vitbench.runner.run import modules_of, plan_suite
+from vitbench.runner.training_plan import resolve_training
 from vitbench.suites import (
     ModelFacts,
     RecipeFacts,
@@ -34,6 +35,7 @@ from vitbench.suites import (
     parse_bytes,
     to_toml,
 )
+from vitbench.suites.overrides import parse_budget, prepare_suite
 from vitbench.training.data.downloads import DOWNLOADS
 from vitbench.training.data.subsets import imbalanced_counts
 from vitbench.training.recipes import load_recipe
@@ -433,8 +435,11 @@ def test_quick_takes_a_quarter_of_each_recipe_and_leaves_a_budget_that_was_given
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("30000", "Option --budget: '30000' is no budget. Give one of images, steps, epochs, seconds, such as images="),
-        ("image=3", "Option --budget: 'image' is none of images, steps, epochs, seconds. Did you mean 'images'?"),
+        (
+            "30000",
+            "Option --budget: '30000' is not a budget. Give one of images, steps, epochs, seconds, such as images=",
+        ),
+        ("image=3", "Option --budget: 'image' is not one of images, steps, epochs, seconds. Did you mean 'images'?"),
         ("images=1.5", "Option --budget: images = '1.5' is not a whole number from 1 on"),
         ("steps=0", "Option --budget: steps = '0' is not a whole number from 1 on"),
         ("epochs=nan", "Option --budget: epochs = 'nan' is not a number above 0"),
@@ -469,8 +474,8 @@ def test_options_of_training_that_would_do_nothing_are_refused(options: dict[str
         ("smoke", {"metrics": ["latency"], "recipe": ["nosuch"]}, "--recipe is about accuracy"),
         ("smoke", {"metrics": ["latency"], "budget": "steps=3"}, "--budget is about accuracy"),
         ("seeds", {"metrics": ["latency", "accuracy"]}, "--metrics asks for accuracy.* suite 'seeds' has none: add"),
-        ("smoke", {"metrics": ["latency", "accuracy"], "data": "none"}, "--data none leaves none: give --data NAME"),
-        ("smoke", {"data": "none", "download": True}, "--download is about training, --data none says"),
+        ("smoke", {"metrics": ["latency", "accuracy"], "data": "none"}, "--data none removes it: give --data NAME"),
+        ("smoke", {"data": "none", "download": True}, "--download is about training, and --data none removes"),
     ],
 )
 def test_an_option_of_training_without_accuracy_is_refused_and_the_reverse(
@@ -582,7 +587,7 @@ def test_estimates_know_how_many_pictures_a_recipe_trains_on(tmp_path: Path) -> 
         content["training"] = {"recipe": write_recipe(tmp_path, "mine", more), **training}
         plan = resolve_training(make_suite(content, "x.toml"))
         assert plan is not None
-        return plan.training_pictures(plan.recipes[0])
+        return plan.count_training_images(plan.recipes[0])
 
     assert pictures("") == 1437
     assert pictures("validation = 0.1\n") == 1437 - 144
@@ -736,9 +741,7 @@ def test_a_rule_of_ones_own_stays(tmp_path: Path) -> None:
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that say that there are two GPUs; nothing runs on them."""
-    from vitbench.runner import plan as planning
-
-    ask = planning._ask
+    from vitbench.executors.conversation import ask
 
     def told(launcher: Any, task: Any, timeout_s: float = 600.0) -> list[Any]:
         if isinstance(task, Calibrate):
@@ -749,7 +752,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
             answer["devices"] = {"cpu": answer["devices"]["cpu"], **gpus}
         return answers
 
-    monkeypatch.setattr(planning, "_ask", told)
+    monkeypatch.setattr("vitbench.runner.plan.ask", told)
+    monkeypatch.setattr("vitbench.runner.time_estimates.ask", told)
 
 
 @pytest.mark.usefixtures("two_gpus", "shared_workers")

@@ -119,7 +119,8 @@ def _compare(
     from vitbench.regression.ab.output import describe, notes_on, write_facts, write_report
     from vitbench.regression.ab.session import Comparison
     from vitbench.regression.ab.worktrees import check_out
-    from vitbench.runner.run import new_folder, terminate_like_interrupt
+    from vitbench.runner.folder import new_folder
+    from vitbench.runner.run import terminate_like_interrupt
 
     live = sys.stderr.isatty()
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from vitbench.core.errors import UsageError, WorkerError
 from vitbench.core.records import Measurement, Status
 from vitbench.core.registry import DEVICES
 from vitbench.devices import Device, Failure, split_name
 from vitbench.devices.failures import OUT_OF_MEMORY
 from vitbench.devices.host.memory import oom_kill_count
 from vitbench.executors import stacks
-from vitbench.executors.launcher import Worker, WorkerTimeoutError
+from vitbench.executors.launcher import Launcher, Worker, WorkerTimeoutError
 from vitbench.executors.protocol import (
     Answer,
     Done,
@@ -142,6 +144,20 @@ def converse(
     conversation = Conversation(worker, task, timeout_s=timeout_s, device=device, on_progress=on_progress)
     conversation.go_on()
     return conversation.outcome
+
+
+def ask(launcher: Launcher, question: Task, timeout_s: float = 600.0) -> list[Mapping[str, Any]]:
+    """The answers of a fresh worker. Raises UsageError for one that reports wrong usage, WorkerError without any."""
+    worker = launcher.start()
+    outcome = finish(worker, converse(worker, question, timeout_s=timeout_s), "cpu")
+    if outcome.failure is not None or not outcome.answers:
+        last = outcome.stderr_tail.splitlines()
+        why = outcome.failure.detail if outcome.failure else "it sent nothing"
+        raise WorkerError(f"A worker could not answer {kind_of(question)!r}: {why}{': ' + last[-1] if last else ''}")
+    for answer in outcome.answers:
+        if answer.error:
+            raise UsageError(answer.error)
+    return [answer.values for answer in outcome.answers]
 
 
 def finish(worker: Worker, outcome: Outcome, device: str) -> Outcome:

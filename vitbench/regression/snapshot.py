@@ -24,9 +24,9 @@ from vitbench.executors.protocol import CountExact
 from vitbench.models.cards import is_imported
 from vitbench.regression.lock_file import Entry, Lock, Place, metrics_of, minor_version
 from vitbench.runner.plan import look_up_models
-from vitbench.runner.run import prepare_suite
 from vitbench.runner.static_counts import StaticCounter
 from vitbench.suites import RANDOM, Suite, check_count, expand
+from vitbench.suites.overrides import prepare_suite
 from vitbench.training.data.datasets import describe_data
 from vitbench.training.data.downloads import DOWNLOADS
 

@@ -17,7 +17,7 @@ from typing import Any
 from vitbench.core.errors import StorageError, VitbenchError
 from vitbench.core.records import Cell, Measurement, NoiseCheck, Record
 from vitbench.core.registry import METRICS, Metric
-from vitbench.core.stats.statistics import in_quiet_turns, processes_for
+from vitbench.core.stats.statistics import MIN_FIRST_STAGE, in_quiet_turns, processes_for
 from vitbench.devices import Failure, split_name
 from vitbench.devices.host.environment import shorten_home
 from vitbench.devices.host.load import Load, LoadWatch, load_measurements
@@ -33,8 +33,6 @@ from vitbench.runner.turns import Player, Reference, ReferencePlayer, take_turns
 
 #: Cells that take turns at most: with more, each one's turns would be spread over too long a time.
 GROUP = 8
-#: With fewer processes their spread says too little to decide on more of them.
-MIN_FIRST_STAGE = 5
 #: The reference plays against itself in the first group, in the last, and whenever the last time is longer ago.
 NOISE_EVERY_S = 60.0
 #: A failure of these processes, in this order, is a failure of the cell; that of a comparison column is not.

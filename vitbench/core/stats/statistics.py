@@ -36,6 +36,8 @@ RUN_TO_RUN = 0.04
 
 #: With fewer processes nothing can be said about how processes differ.
 MIN_PROCESSES = 3
+#: With fewer processes in the first stage their spread is too uncertain to decide on the number of further ones.
+MIN_FIRST_STAGE = 5
 
 BETWEEN_PROCESSES = "between processes"
 WITHIN_PROCESS = "within process"

@@ -11,7 +11,6 @@ from vitbench.core.registry import METRICS as REGISTERED
 from vitbench.models.cards import is_external, is_imported
 from vitbench.regression.ab.sequential import Rule
 from vitbench.regression.ab.verdicts import CPU_TIME, METRICS, Trial
-from vitbench.runner.run import less_what_options_replace
 from vitbench.suites import (
     ModelFacts,
     Suite,
@@ -22,6 +21,7 @@ from vitbench.suites import (
     make_suite,
     make_thresholds,
 )
+from vitbench.suites.overrides import less_what_options_replace
 from vitbench.suites.thresholds import Rule as ThresholdRule
 from vitbench.suites.thresholds import Threshold, parse_option, parse_tolerance, threshold_for
 
