@@ -1,4 +1,7 @@
-"""Devices by name. One file a kind; the registry is torch-free, opening a device is not."""
+"""Devices: one file for each kind, found by name. Importing this loads no torch, using a device does.
+
+``host/`` reads the machine around them: environment, load, memory, NVML. May import core. Start with base.py.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ for _module in pkgutil.iter_modules(__path__):  # a new file here is a new devic
 
 
 def check_device_name(name: str) -> None:
-    """Raises UnknownNameError or DeviceError unless ``name`` could be a device; does not look for it."""
+    """Raises UnknownNameError or DeviceError for a name that is not a device's; does not look for the device."""
     if name != "auto":
         kind, _ = split_name(name)
         DEVICES.get(kind)
 
 
 def canonical_device_name(name: str) -> str:
-    """One name a device: ``cuda:0`` is ``cuda``. Raises UnknownNameError or DeviceError for what is no device name."""
+    """One name a device: ``cuda:0`` is ``cuda``. Raises UnknownNameError or DeviceError for an invalid name."""
     check_device_name(name)
     if name == "auto":
         return name
@@ -42,7 +45,7 @@ def canonical_device_name(name: str) -> str:
 
 
 def open_device(name: str) -> Device:
-    """The device of that name, without looking whether it is there. Raises UnknownNameError for an unknown kind."""
+    """The device of that name, whether or not it is available. Raises UnknownNameError for an unknown kind."""
     kind, _ = split_name(name)
     device: Device = DEVICES.get(kind)(name)
     return device

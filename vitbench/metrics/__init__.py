@@ -1,4 +1,8 @@
-"""Metrics by name: each a generator of Measurements in a file of its own. Importing this loads no torch."""
+"""Metrics: one file each, a generator of Measurements that registers itself by name. Importing this loads no torch.
+
+``support/`` holds what they share: the subject they measure, the timer, the counters. May import suites, training,
+models, devices and core. Start with latency.py, then support/subject.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy after a training run: what the model learns from the same pictures as its rivals."""
+"""Accuracy on held-out images, after the suite's training or with given weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import NotFiniteError, Subject
 
-#: Classes whose sizes have this ratio at most are told as equally large; of no more classes than this each is told.
+#: Classes of sizes up to this ratio count as balanced; the sizes of up to this many classes are listed.
 _EQUAL, _LISTED = 1.2, 20
 _BY_CLASS = {"class_f1": "F1", "class_precision": "precision", "class_recall": "recall"}
 
@@ -41,8 +41,8 @@ _BY_CLASS = {"class_f1": "F1", "class_precision": "precision", "class_recall": "
     summary="top-1, F1, precision, recall, loss on held-out images, after the suite's training or with given weights",
 )
 def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
-    """Trains the cell's model by its recipe and keeps the checkpoint, unless it came with weights; then tests it on
-    held-out pictures.
+    """Trains the cell's model by its recipe and keeps the checkpoint, unless it has weights; tests it on held-out
+    images.
     """
     import math
 
@@ -77,7 +77,7 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     yield Measurement.single("test_images", "image", tested["total"], f"held-out pictures of {cell.data}")
     if not cell.trains:
         return
-    seen = f"pictures seen, repeats counted, of {_told(trained['class_sizes'])}"
+    seen = f"pictures seen, repeats counted, of {_describe_sizes(trained['class_sizes'])}"
     yield Measurement.single("training_images", "image", trained["images_seen"], seen, trained["budget"])
     yield Measurement.single("training_steps", "step", trained["steps"], "optimizer steps")
     yield Measurement.single("training_duration", "s", trained["duration_s"], "wall time of the training loop")
@@ -85,8 +85,8 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     yield Measurement(metric="training_loss", unit="nat", samples=(losses,), method=f"loss of each step of {method}")
 
 
-def _told(class_sizes: Sequence[int]) -> str:
-    """``45000``, or ``27500 (by class: 5000 4500 ...)`` where the classes differ much."""
+def _describe_sizes(class_sizes: Sequence[int]) -> str:
+    """``45000``, or ``27500 (by class: 5000 4500 ...)`` for unbalanced classes."""
     total, smallest, largest = sum(class_sizes), min(class_sizes), max(class_sizes)
     if largest <= _EQUAL * smallest:
         return str(total)

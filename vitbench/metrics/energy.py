@@ -1,4 +1,4 @@
-"""Energy: joules of an image, by the device's own counter, with what it takes at rest beside it."""
+"""Energy: joules of an image by the device's own counter, and its power at rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import Subject
 
-#: How long the device is watched at rest, and at least under load: counters move every few hundredths of a second.
+#: Seconds at rest and under load: counters move every few hundredths of a second.
 IDLE_S = 1.0
 LOADED_S = 2.0
 
@@ -45,9 +45,9 @@ LOADED_S = 2.0
     by_default=False,
 )
 def measure_energy(subject: Subject) -> Iterator[Measurement]:
-    """The counter's rise over calls back to back, at rest included: what the device draws in any case is not taken off.
+    """The counter's rise over calls back to back. The power at rest is included in it.
 
-    Raises Unsupported where the device counts no energy.
+    Raises Unsupported if the device counts no energy.
     """
     device = subject.device
     device.energy_joules()

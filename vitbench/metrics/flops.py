@@ -1,10 +1,10 @@
-"""FLOPs of one forward pass of one image: counted where every operator passes, and as two other tools count them.
+"""FLOPs of one forward pass of one image, counted in torch's dispatcher, and by fvcore and thop.
 
 A multiply-add is two FLOPs. Counted are matrix products, convolutions and attention; norms, softmax and activations
 are not.
 
-A model whose operators depend on the numbers in the picture (it keeps the tokens above a threshold, leaves early, asks
-for ``tensor.item()``) cannot run on ``meta``. It is executed on the CPU, on several pictures.
+A model whose operators read the image's values (it keeps tokens above a threshold, exits early, calls
+``tensor.item()``) cannot run on ``meta``. It is executed on the CPU with several images.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from vitbench.models.cards import PRETRAINED
 if TYPE_CHECKING:
     import torch
 
-#: So many pictures a model is executed on whose FLOPs depend on the picture.
+#: Images for a model whose FLOPs depend on the image.
 PICTURES = 16
 
-#: What torch says where a tensor on ``meta`` is asked for its numbers, or for a shape that follows from them.
+#: torch's errors for reading the values of a tensor on ``meta``, or a shape that depends on them.
 _ASKS_FOR_VALUES = re.compile(
     r"Tensor\.item\(\) cannot be called on meta tensors"  # also bool(), int(), float(), a tensor as an index
     r"|Cannot copy out of meta tensor"  # .cpu(), .tolist()
@@ -41,15 +41,15 @@ _ASKS_FOR_VALUES = re.compile(
     r"|output Tensor with data dependent shape"  # torchvision::nms
     r"|Could not guard on data-dependent expression"
 )
-#: An operator that has no kernel on ``meta``, which tells nothing until its tags are asked.
+#: An operator without a kernel on ``meta``; its tags tell whether it depends on data.
 _HAS_NO_KERNEL = re.compile(r"(?P<library>\w+)::(?P<name>\w+)\S* attempted to run this operator with Meta tensors")
 
 Counter = TypeVar("Counter", bound=AbstractContextManager[Any])
 
 
 def needs_values(error: Exception) -> bool:
-    """Whether a forward pass on ``meta`` ended because it depends on the numbers in the picture, and for no other
-    reason: it reads a value, or calls an operator that torch tags as one whose result or shape depends on data.
+    """Whether a forward pass on ``meta`` failed because it reads the image's values, or calls an operator whose result
+    or shape depends on data by torch's tags.
     """
     if not isinstance(error, RuntimeError | TypeError):  # NotImplementedError is a RuntimeError
         return False
@@ -70,18 +70,18 @@ def _depends_on_data(library: str, name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Executed:
-    """``flops``: what each picture took, in the order in which the pictures were drawn."""
+    """``flops``: of each image, in the order in which they were drawn."""
 
     flops: tuple[int, ...]
 
     @property
     def mean(self) -> int:
-        """The pictures' mean, rounded to a whole FLOP."""
+        """Of all images, rounded to a whole FLOP."""
         return round(sum(self.flops) / len(self.flops))
 
     @property
     def method(self) -> str:
-        """How it was counted, with the least and the most that a picture took."""
+        """How it was counted, with the minimum and maximum of the images."""
         return (
             f"executed on the CPU, mean of {len(self.flops)} pictures of random numbers, "
             f"from {min(self.flops)} to {max(self.flops)} FLOPs"
@@ -89,11 +89,11 @@ class Executed:
 
 
 def execute(subject: Subject, make_counter: Callable[[], Counter]) -> Sequence[Counter]:
-    """Run the cell's model on the CPU, one picture at a time, each inside of a counter of its own; returns these.
+    """Run the cell's model on the CPU, one image at a time, each in a counter of its own; returns the counters.
 
-    The pictures (1, 3, H, W) are standard normal numbers drawn in turn from the cell's seed; the weights are those that
-    the cell builds. Every matrix product, convolution and attention is dispatched to the counter as an operator that
-    torch has a formula for, whatever kernel the model asks for. Raises whatever the model raises there.
+    The images (1, 3, H, W) are standard normal numbers drawn one after the other from the cell's seed; the weights are
+    those that the cell builds. Every matrix product, convolution and attention is dispatched to the counter as an
+    operator with a formula, whatever kernel the model selects. Raises what the model raises.
     """
     import torch
 
@@ -103,19 +103,19 @@ def execute(subject: Subject, make_counter: Callable[[], Counter]) -> Sequence[C
     counters = []
     with torch.device("cpu"), torch.no_grad(), subject.attention(model), _countable_operators():
         for _ in range(PICTURES):
-            picture = torch.randn(1, CHANNELS, *subject.cell.image_size, generator=generator)
+            image = torch.randn(1, CHANNELS, *subject.cell.image_size, generator=generator)
             with make_counter() as counter:
-                model(picture)
+                model(image)
             counters.append(counter)
     return counters
 
 
 @contextlib.contextmanager
 def _countable_operators() -> Iterator[None]:
-    """Nothing hides its matrix products from a counter on the CPU.
+    """Inside, every matrix product on the CPU reaches the dispatcher as an operator with a formula.
 
-    nn.MultiheadAttention's fast path and oneDNN's recurrent layers are single operators without a formula; fused
-    attention has none before torch 2.15, and runs as matrix products here unless the model insists on its kernel.
+    nn.MultiheadAttention's fast path and oneDNN's recurrent layers are single operators without a formula. Fused
+    attention has none before torch 2.15; it runs as matrix products here unless the model selects its kernel.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -168,7 +168,7 @@ def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args
 def measure_flops(subject: Subject) -> Iterator[Measurement]:
     """FlopCounterMode on ``meta``: on a real device it misses fused attention on some (CPU: torch 2.13, MPS: 2.15).
 
-    Where the forward pass needs the picture's numbers: the mean of what it takes on the CPU, see ``execute``.
+    If the forward pass reads the image's values, it is the mean over images on the CPU, see ``execute``.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -199,7 +199,7 @@ def measure_flops(subject: Subject) -> Iterator[Measurement]:
 
 
 def _weights_of(cell: Cell) -> str:
-    """Which weights an executed figure is of; a checkpoint's are not loaded where FLOPs are counted."""
+    """The weights of an executed count; those of a checkpoint are not loaded for counting."""
     if cell.weights == "given":
         return "with the module's own weights"
     if cell.weights.startswith(f"{PRETRAINED}:"):
@@ -215,7 +215,7 @@ def _weights_of(cell: Cell) -> str:
     summary="the same as fvcore counts it (misses fused attention; adds norms)",
 )
 def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
-    """fvcore traces a real run; its figure is multiply-adds, here doubled. Whatever breaks in it is ``unsupported``."""
+    """fvcore traces a real run and counts multiply-adds, doubled here. Its failures are ``unsupported``."""
     method = f"2 x fvcore {importlib.metadata.version('fvcore')} FlopCountAnalysis on the CPU, batch of 1"
     model, images = _real_model(subject)
     try:
@@ -238,9 +238,7 @@ def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
     summary="the same as thop counts it (modules only; misses @, F.linear and bare parameters)",
 )
 def measure_thop(subject: Subject) -> Iterator[Measurement]:
-    """thop hooks modules in a real run; its figure is multiply-adds, here doubled. Whatever breaks in it is
-    ``unsupported``.
-    """
+    """thop hooks modules in a real run and counts multiply-adds, doubled here. Its failures are ``unsupported``."""
     method = f"2 x thop {importlib.metadata.version('thop')} profile on the CPU, batch of 1"
     model, images = _real_model(subject)
     try:
@@ -255,9 +253,8 @@ def measure_thop(subject: Subject) -> Iterator[Measurement]:
 def _real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:
     import torch
 
-    # torch.device("cpu"), not the cell's device: neither tool depends on it, and the GPU's memory stays untouched
-    with torch.device("cpu"):
-        # gradients stay on, as whoever calls these tools leaves them: without, nn.MultiheadAttention takes a path that
-        # fvcore sees nothing of
+    with torch.device("cpu"):  # neither tool depends on the device, and the GPU's memory stays untouched
+        # gradients stay on, as users of these tools leave them: without them nn.MultiheadAttention takes its fast path,
+        # which fvcore does not see
         model = subject.build().to("cpu").eval()
         return model, torch.zeros(1, CHANNELS, *subject.cell.image_size)

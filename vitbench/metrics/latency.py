@@ -1,4 +1,4 @@
-"""Latency: the time from a batch on the device to its output. Transfers are not in it."""
+"""Latency: the time from a batch on the device to its output, without transfers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, forward_duration
     summary="seconds of one forward pass of one batch, every sample kept",
 )
 def measure_latency(subject: Subject) -> Iterator[Measurement]:
-    """Every duration from the first call on: what of it is warm-up is decided from the samples, where they are read."""
+    """Every duration from the first call on; readers detect the warm-up from the samples."""
     timing = forward_durations(subject)
     yield from timing.measurements("latency", timing_method(subject, "one forward pass", timing))

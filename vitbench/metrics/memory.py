@@ -1,4 +1,4 @@
-"""Peak memory of a forward pass or a training step. Runs in a process of its own, whose allocator is set for this."""
+"""Peak memory of a forward pass or a training step, in a process with an allocator set for this."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from vitbench.metrics.support.subject import Subject, without_garbage_collection
 if TYPE_CHECKING:
     from vitbench.metrics.support.tensor_memory import TensorPeak
 
-#: What tensors are at the peak, as tensor_account has them.
+#: Tensors at the peak by category, as in support/tensor_memory.py, which loads torch.
 PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
 
 #: Resident memory repeats within 3 % at worst on one machine, and within 1 % from 20 MB on.
 TOLERANCE = 0.05
 
-#: How often the peak is looked for; the figure is the largest. A second look costs one call and catches a lazy library.
+#: Calls whose peaks are read; the largest counts. The second catches libraries that allocate late.
 LOOKS = 2
 
 
@@ -75,14 +75,14 @@ LOOKS = 2
     summary="bytes of the weights, and the peak of a forward pass (infer) or of a training step (train)",
 )
 def measure_memory(subject: Subject) -> Iterator[Measurement]:
-    """The peak while a batch is in flight, after one warm-up call.
+    """The peak during a call, after one warm-up call.
 
-    Devices that account for their tensors (CUDA) tell the peak itself. Of a CPU only the size of the whole process is
-    known, most of which is libraries: there the peak is the bytes of what stays (weights, batch, optimizer state) plus
-    the rise of the resident high-water mark during a call, and the whole process's mark stands beside it.
+    Devices that account for their tensors (CUDA) report the peak itself. A CPU reports only the size of the whole
+    process, most of which is libraries. There the peak is the bytes kept between calls (weights, batch, optimizer
+    state) plus the rise of the resident high-water mark during a call; the mark itself is a measurement, too.
     """
     limit = subject.cell.memory_limit
-    if limit is not None and subject.memory_cap:  # first of all: what comes next may not fit into it
+    if limit is not None and subject.memory_cap:  # first: what follows may exceed it
         yield Measurement.single("memory_limit", "byte", limit, subject.memory_cap)
     device = subject.device
     training = subject.cell.mode == "train"
@@ -91,7 +91,7 @@ def measure_memory(subject: Subject) -> Iterator[Measurement]:
     weights = sum(t.numel() * t.element_size() for t in (*subject.model.parameters(), *subject.model.buffers()))
     yield Measurement.single("weights_memory", "byte", weights, "bytes of parameters and buffers as they run")
 
-    subject.warm_up()  # the first call allocates what libraries keep; also: is the output finite?
+    subject.warm_up()  # the first call allocates what libraries keep
     peaks, rises = [], []
     for _ in range(LOOKS):
         if training:
@@ -120,8 +120,8 @@ def measure_memory(subject: Subject) -> Iterator[Measurement]:
 
 
 def _held_by_others(subject: Subject) -> int:
-    """Bytes on the device before the subject took any: none in a process of its own, but ``vitbench.measure`` shares
-    that of its caller, whose module, optimizer and data lie there, too.
+    """Bytes on the device before the subject allocated any: those of the caller of ``vitbench.measure``, which shares
+    its process; none in a worker.
     """
     subject.device.synchronize()
     own = subject.resident_bytes() if subject.is_built else 0
@@ -149,16 +149,16 @@ def _held_by_others(subject: Subject) -> int:
     summary="exact bytes of live tensors at the worst moment of a call, and what they are",
 )
 def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
-    """Added up as operators make tensors and references end: the same on each run, whatever the machine.
+    """The bytes of live tensors, followed through the dispatcher: equal on each run and machine.
 
-    Kernels' own workspace is not in it. Raises Unsupported for compiled cells, whose code does not dispatch.
+    Excludes the kernels' own workspace. Raises Unsupported for compiled cells, whose code does not dispatch.
     """
     import torch
 
     if subject.cell.compile:
         raise Unsupported("compiled code allocates without dispatching, so that its tensors cannot be followed")
     training = subject.cell.mode == "train"
-    subject.warm_up()  # optimizer state exists from the second step on, as in a training that goes on
+    subject.warm_up()  # the optimizer's state exists from the second step on
     peak = account_call(subject)
     call = "training step" if training else "forward pass"
     method = f"bytes of live storages at their most during one {call}, by dispatch"
@@ -170,7 +170,7 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
 
 
 def account_call(subject: Subject) -> TensorPeak:
-    """The tensor bytes of one forward pass or training step, as the cell's mode says, which is not the first one."""
+    """The tensor bytes of one forward pass or training step, by the cell's mode, after the first one."""
     from vitbench.metrics.support.tensor_memory import TensorAccount, gradients_of, state_of
     from vitbench.models.fast_path import without_fast_path
 

@@ -1,4 +1,4 @@
-"""Parameters and buffers, and the parameters that a training step leaves without a gradient."""
+"""Parameters and buffers, and the parameters that get no gradient in a training step."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def measure_params(subject: Subject) -> Iterator[Measurement]:
     summary="trainable parameters that receive no gradient in a training step",
 )
 def measure_params_without_gradient(subject: Subject) -> Iterator[Measurement]:
-    """A backward pass on ``meta``; where a model does not take one there, ``unsupported`` says why."""
+    """A backward pass on ``meta``; ``unsupported``, with the reason, for a model that has none there."""
     import torch
 
     name, unit = "params_without_gradient", "parameter"

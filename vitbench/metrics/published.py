@@ -1,4 +1,4 @@
-"""What the model's library publishes of it: kept in the record, so that a report can judge it without that library."""
+"""The values that a model's library publishes, kept in the record so that reports need not load that library."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ QUANTITIES = {"params": "parameter", "flops": "FLOP", "top1": "1"}
     summary="parameters, FLOPs and accuracy as the model's library publishes them (torchvision), at its own size",
 )
 def measure_published(subject: Subject) -> Iterator[Measurement]:
-    """Nothing is measured here: values from the library's metadata, which is the ``method``; ``detail`` is as printed.
+    """The values of the library's metadata, named in ``method``, as printed in ``detail``.
 
-    None for a model that publishes nothing, or in a cell of another size or class count than it publishes for.
+    None for a model without such metadata, or in a cell of another image size or class count.
     """
     for claim in subject.claims:
         if claim.quantity in QUANTITIES:

@@ -10,9 +10,9 @@ from vitbench.core.registry import METRICS, Yields
 from vitbench.metrics.support.subject import Subject
 from vitbench.metrics.support.timing import forward_durations, sample_durations, timing_method
 
-#: Batches that are queued before the device is waited for: enough to hide the launch of each behind the one before.
+#: Batches queued between two synchronisations: enough to hide each launch behind the batch before.
 QUEUED_BATCHES = 8
-#: The share of a process's time that throughput gets: it needs fewer samples than latency, each several batches long.
+#: The share of a process's time for throughput: it needs fewer samples than latency, each of several batches.
 SHARE_OF_BUDGET = 0.5
 
 
@@ -24,10 +24,10 @@ SHARE_OF_BUDGET = 0.5
     summary="images a second, batches back to back",
 )
 def measure_throughput(subject: Subject) -> Iterator[Measurement]:
-    """On an asynchronous device: windows of several batches with one wait at their end, so that it never idles between
-    them.
+    """On an asynchronous device: windows of several batches with one synchronisation at their end, so that it never
+    idles.
 
-    On a synchronous device nothing can be queued: there it is the batch size over the durations of the latency.
+    On a synchronous device, where nothing can be queued: the batch size over the durations of the latency.
     """
     size, device = subject.cell.batch_size, subject.device
     if device.asynchronous:
@@ -44,7 +44,7 @@ def measure_throughput(subject: Subject) -> Iterator[Measurement]:
 
         subject.prepare()
         timing = sample_durations(window, device, budget, subject.turns)
-        subject.run_once()  # is the output finite? The latency looks, too, but may not have been asked for
+        subject.run_once()  # the output must be finite; the latency, which also checks, may not be among the metrics
         what = timing_method(subject, f"{QUEUED_BATCHES} forward passes back to back", timing)
     else:
         images = size

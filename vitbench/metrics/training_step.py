@@ -1,4 +1,4 @@
-"""The time of one training step, on random pictures and labels."""
+"""The time of one training step on random images and labels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, sample_durations
     summary="seconds of one training step (forward, backward, AdamW) of one batch, and its images a second",
 )
 def measure_training_step(subject: Subject) -> Iterator[Measurement]:
-    """Every duration from the first step on; loading and augmenting pictures are not in it."""
+    """Every duration from the first step on, without loading and augmenting images."""
     subject.prepare()
     timing = sample_durations(subject.step, subject.device, subject.budget, subject.turns)
     subject.run_once()

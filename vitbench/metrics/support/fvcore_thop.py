@@ -1,4 +1,4 @@
-"""FLOPs as fvcore and thop count them, operator by operator: for comparison, because both are unmaintained."""
+"""FLOPs as fvcore and thop count them, operator by operator, for comparison: both are unmaintained."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OtherCount:
-    """``by_operator``: FLOPs (their multiply-adds doubled) of each operator (fvcore) or class of modules (thop) that it
-    counts; ``missed``: calls of operators that it met without a formula (fvcore alone says so).
+    """``by_operator``: FLOPs (multiply-adds doubled) of each operator (fvcore) or module class (thop).
+
+    ``missed``: calls of operators without a formula, which only fvcore reports.
     """
 
     tool: str
@@ -29,12 +30,12 @@ class OtherCount:
 
     @property
     def total(self) -> int:
-        """All that it counts."""
+        """FLOPs of all operators."""
         return sum(self.by_operator.values())
 
 
 def count_by_fvcore(model: torch.nn.Module, images: torch.Tensor) -> OtherCount:
-    """Traces a real run: ``model`` in eval mode, ``images`` on the CPU. Raises Unsupported, whatever breaks in it."""
+    """Traces a real run: ``model`` in eval mode, ``images`` on the CPU. Raises Unsupported for any failure."""
     try:
         from fvcore.nn import FlopCountAnalysis
 
@@ -42,7 +43,7 @@ def count_by_fvcore(model: torch.nn.Module, images: torch.Tensor) -> OtherCount:
             analysis = FlopCountAnalysis(model, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             found = {name: 2 * int(count) for name, count in analysis.by_operator().items()}
             missed = dict(analysis.unsupported_ops())
-    except Exception as error:  # an unmaintained tool may break in any way; that is its result
+    except Exception as error:  # an unmaintained tool may fail in any way
         raise _broken("fvcore", error) from error
     return OtherCount(tool=f"fvcore {importlib.metadata.version('fvcore')}", by_operator=found, missed=missed)
 
@@ -59,7 +60,7 @@ def count_by_thop(model: torch.nn.Module, images: torch.Tensor) -> OtherCount:
     except Exception as error:  # as above
         raise _broken("thop", error) from error
     rest = 2 * round(total) - sum(found.values())
-    if rest:  # what it counts at modules that have children
+    if rest:
         found["modules with children"] = rest
     return OtherCount(tool=f"thop {importlib.metadata.version('thop')}", by_operator=found)
 

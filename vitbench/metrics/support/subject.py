@@ -1,6 +1,4 @@
-"""What a metric is given: one cell's model, its inputs and the ways to run them. It knows no model and no suite by
-name.
-"""
+"""What a metric receives: one cell's model, its inputs and the ways to run them."""
 
 from __future__ import annotations
 
@@ -28,14 +26,14 @@ CHANNELS = 3
 
 
 class NotFiniteError(VitbenchError):
-    """An output or a loss that is not finite: what was measured is not the model that was meant."""
+    """An output or a loss is not finite: the measurement would not be of the intended computation."""
 
     cause = "not_finite"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much one process of a timed metric samples.
+    """How long one process of a timed metric samples.
 
     It stops after ``seconds`` or ``max_samples``, whichever comes first, but not before ``min_samples``.
     """
@@ -46,44 +44,43 @@ class Budget:
 
 
 class Trainer(Protocol):
-    """What the accuracy metric needs of training; the worker supplies it."""
+    """Trains and tests a model for the accuracy metric; supplied by the worker."""
 
     def train(self, model: torch.nn.Module) -> Mapping[str, Any]:
-        """Train ``model`` in place; facts: images_seen, steps, duration_s, losses, recipe, budget (in words),
-        class_sizes (training pictures of each class).
+        """Train ``model`` in place; returns images_seen, steps, duration_s, losses, recipe, budget (in words),
+        class_sizes (training images of each class).
         """
 
     def evaluate(self, model: torch.nn.Module) -> Mapping[str, Any]:
-        """Test it on held-out pictures; facts: correct, total, loss, macro_f1, class_names, and one a class
-        of class_f1, class_precision and class_recall.
+        """Test it on held-out images; returns correct, total, loss, macro_f1, class_names, and class_f1,
+        class_precision and class_recall with one value a class.
         """
 
     def save(self, model: torch.nn.Module) -> str:
-        """Keep the checkpoint; returns its name inside the run folder, or an empty string where none is kept."""
+        """Keep the checkpoint; returns its name inside the run folder, empty if none is kept."""
 
 
 class Turns(Protocol):
-    """Where a timed process takes turns with others; the worker supplies it."""
+    """Turns of a timed process with others; supplied by the worker."""
 
     #: The reference: its version, batch, threads and cores.
     reference_name: str
-    #: How the turns are taken, for a measurement's method; and how, where the reference did not run beside each.
+    #: For a measurement's method: how turns are taken with the reference, and without it.
     method: str
     method_without_reference: str
 
     def wait(self, *, last: bool = False) -> Mapping[str, Any]:
-        """Give the turn up and wait for the next; with ``last`` only to learn what the reference took since.
+        """Give the turn up and wait for the next; with ``last``, wait only for the reference's turn after it.
 
-        Facts: ``seconds`` (how long this turn is), ``before`` (the reference's last turn) and ``after_last`` (its first
-        one after this process's last turn), each with ``samples`` and ``cpu_seconds`` of its steps, or None.
+        Returns ``seconds`` (the length of this turn), ``before`` (the reference's last turn) and ``after_last`` (its
+        first one after this process's last turn), each with ``samples`` and ``cpu_seconds`` of its steps, or None.
         """
 
 
-#: So many different batches are timed in rotation, if they are not more than this many bytes: real inputs are not
-#: always the ones of a moment ago, which a cache still holds.
+#: So many batches are timed in rotation, within this many bytes: a real input is not in the cache from the last call.
 ROTATION = 8
 ROTATION_BYTES = 64e6
-#: Steps that a loss scaler may skip while it looks for its scale, which it halves each time from 65,536 on.
+#: Steps that a loss scaler may skip; it starts at 65,536 and halves its scale each time.
 MOST_SKIPPED = 20
 
 
@@ -91,10 +88,10 @@ MOST_SKIPPED = 20
 class Subject:
     """One cell in this process.
 
-    ``build`` makes the model on the device that is current (``with torch.device("meta"): build()``); ``attention`` is
-    the context for the cell's kind of attention; ``claims`` are the published figures for the cell's size and classes
-    that only the model's library knows; ``rotates`` says whether calls take several batches in turn. Models, inputs and
-    optimizer are made on first use and kept.
+    ``build`` makes the model on the current device (``with torch.device("meta"): build()``); ``attention`` is the
+    context of the cell's attention implementation; ``claims`` are the values that the model's library publishes for the
+    cell's size and classes; ``rotates`` says whether calls take several batches in turn. Models, inputs and optimizer
+    are made on first use and kept.
     """
 
     cell: Cell
@@ -108,29 +105,27 @@ class Subject:
     rotates: bool = False
     timing: Any = None  # kept by timing.forward_durations
     allocator: str = "ordinary allocator"
-    memory_cap: str = ""  # what holds the cell's memory limit; empty without one
-    weights_note: str = ""  # what of given weights was not loaded as it is; known once the model is built
+    memory_cap: str = ""  # what enforces the cell's memory limit; empty without one
+    weights_note: str = ""  # how loaded weights differ from the file; known once the model is built
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def close(self) -> None:
-        """Leave the attention context that the model runs in; a worker that ends need not."""
+        """Leave the attention context that the model runs in."""
         self._open.close()
 
-    # on meta: shapes without numbers
+    # on meta: shapes without data
 
     @cached_property
     def meta_model(self) -> torch.nn.Module:
-        """The model on ``meta``, as it is built."""
+        """The model on ``meta``."""
         import torch
 
         with torch.device("meta"):
-            return empty_copies(self.build(), "meta")  # a user's own module is not built on meta but moved there
+            return empty_copies(self.build(), "meta")  # a caller's own module is moved to meta
 
     @contextlib.contextmanager
     def on_meta(self, batch_size: int, *, train: bool = False) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
-        """The model on ``meta`` with an input (batch_size, 3, H, W), inside the attention context. No weights
-        allocated.
-        """
+        """The model on ``meta`` and an input (batch_size, 3, H, W), inside the attention context."""
         import torch
 
         model = self.meta_model.train(train)
@@ -150,9 +145,9 @@ class Subject:
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        """The model on the cell's device in the cell's dtype and mode, compiled if the cell says so."""
+        """The model on the cell's device, in the cell's dtype and mode."""
         model = self.build().to(self.device.torch_device)
-        # entered once and for all calls: switching takes time that no sample should be charged with
+        # entered once for all calls: switching takes time that would be charged to a sample
         self._open.enter_context(self.attention(model))
         if self.cell.dtype in ("bf16", "fp16"):
             model = model.to(_torch_dtype(self.cell.dtype))
@@ -160,7 +155,7 @@ class Subject:
 
     @cached_property
     def runner(self) -> Callable[[torch.Tensor], Any]:
-        """``model``, compiled where the cell says so."""
+        """``model``, compiled if the cell asks for it."""
         import torch
 
         if not self.cell.compile:
@@ -175,7 +170,7 @@ class Subject:
 
     @cached_property
     def batches(self) -> tuple[torch.Tensor, ...]:
-        """Batches (B, 3, H, W) of standard normal numbers on the device; the same for the same seed. One, or several if
+        """Batches (B, 3, H, W) of standard normal numbers on the device, drawn from the cell's seed: one, or several if
         the subject rotates.
         """
         import torch
@@ -202,7 +197,7 @@ class Subject:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with torch's defaults: two state tensors a parameter, as most ViT recipes have. Raises Unsupported for
+        """AdamW with torch's defaults: two state tensors a parameter, as in most ViT recipes. Raises Unsupported for
         weights in fp16.
         """
         import torch
@@ -212,14 +207,14 @@ class Subject:
 
     @cached_property
     def scaler(self) -> torch.amp.GradScaler:
-        """The loss scaler that fp16 autocast needs; off for every other dtype."""
+        """The loss scaler for fp16 autocast; disabled for every other dtype."""
         import torch
 
         enabled = self.cell.dtype == "amp" and self.device.amp_dtype == "fp16"
         return torch.amp.GradScaler(self.device.kind, enabled=enabled)
 
     def prepare(self) -> None:
-        """Make everything that a call needs, so that no call pays for it. The first call is still to come."""
+        """Make everything that a call needs, so that no call pays for it."""
         _ = self.runner, self.batches
         if self.cell.mode == "train":
             _ = self.optimizer, self.scaler, self.labels
@@ -232,9 +227,7 @@ class Subject:
             return self.runner(next(self._rotation))
 
     def step(self) -> torch.Tensor:
-        """One training step (zero_grad, forward, loss, backward, AdamW); returns the loss, still on the
-        device.
-        """
+        """One training step (zero_grad, forward, loss, backward, AdamW); returns the loss on the device."""
         from vitbench.models.outputs import training_loss
 
         self.optimizer.zero_grad(set_to_none=True)
@@ -246,10 +239,7 @@ class Subject:
         return loss
 
     def run_once(self) -> None:
-        """One forward pass or training step, as the cell's mode says, whose result must be finite.
-
-        Raises NotFiniteError otherwise.
-        """
+        """One forward pass or training step, by the cell's mode. Raises NotFiniteError if the result is not finite."""
         import torch
 
         from vitbench.models.outputs import heads_of
@@ -265,8 +255,8 @@ class Subject:
                 raise NotFiniteError(f"{bad} of {output.numel()} output values are not finite")
 
     def warm_up(self) -> None:
-        """``run_once``, and in training until the optimizer has taken a step: of a scaled loss (fp16) the first scales
-        may be so large that gradients overflow, and then it is skipped.
+        """``run_once``; with a loss scaler (fp16) until the optimizer takes a step: the first scales may make gradients
+        overflow, and such steps are skipped.
 
         Raises NotFiniteError as ``run_once`` does, or if no step is taken.
         """
@@ -282,9 +272,7 @@ class Subject:
         return "model" in vars(self)
 
     def resident_bytes(self) -> int:
-        """Bytes of the tensors that stay between calls: weights, buffers, one batch, and in training the optimizer
-        state.
-        """
+        """Bytes kept between calls: weights, buffers, batches, and in training labels and optimizer state."""
         tensors = [*self.model.parameters(), *self.model.buffers(), *self.batches]
         if self.cell.mode == "train":
             tensors.append(self.labels)
@@ -307,16 +295,16 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def check_trains(dtype: str) -> None:
-    """Raises Unsupported for a dtype in which no training goes on: squares of gradients below about 0.005, and AdamW's
-    eps, are 0 in fp16, so that its first step divides by 0.
+    """Raises Unsupported for fp16 weights: squares of gradients below about 0.005 and AdamW's eps are 0 in fp16, so
+    that its first step divides by 0.
     """
     if dtype == "fp16":
         raise Unsupported("training with weights in fp16 overflows at AdamW's first step: amp trains in fp16 and fp32")
 
 
 def empty_copies(model: torch.nn.Module, device: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
-    """The model with empty tensors on ``device`` in place of its own: parameters, buffers, and what else its modules
-    keep. What is one tensor stays one. ``dtype``: of its parameters and buffers that hold fractions.
+    """The model with empty tensors on ``device`` instead of its own: parameters, buffers, and other attributes of its
+    modules. Shared tensors stay shared. ``dtype`` is that of floating-point parameters and buffers.
     """
     import torch
 
@@ -335,8 +323,8 @@ def empty_copies(model: torch.nn.Module, device: str, dtype: torch.dtype | None 
             moved[id(tensor)] = new
         return moved[id(tensor)]
 
-    def empty_unless_a_number(tensor: torch.Tensor) -> torch.Tensor:
-        # one of the CPU goes with tensors of every device, and the model may ask for it
+    def empty_unless_scalar(tensor: torch.Tensor) -> torch.Tensor:
+        # a CPU scalar combines with tensors of every device, and the model may read it
         known = id(tensor) in moved
         return tensor if device == "meta" and tensor.dim() == 0 and tensor.is_cpu and not known else empty(tensor)
 
@@ -345,17 +333,17 @@ def empty_copies(model: torch.nn.Module, device: str, dtype: torch.dtype | None 
         tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for table in tables:
             table.update({name: empty(one, dtype) for name, one in table.items() if one is not None})
-    own_tables = vars(torch.nn.Module())  # hooks and the like, and the two that are done
+    own_tables = vars(torch.nn.Module())  # hooks and the like, and the two handled above
     for module in modules:
         for name, value in list(vars(module).items()):
             if name not in own_tables:
-                vars(module)[name] = _replaced(value, empty_unless_a_number)
+                vars(module)[name] = _replaced(value, empty_unless_scalar)
     return model
 
 
 def _replaced(value: Any, empty: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Plain attributes: a tensor, or lists, tuples and dicts of them. Without a tensor it is ``value`` itself, which
-    several modules may share.
+    """A plain attribute with its tensors replaced: a tensor, or lists, tuples and dicts of them. Without a tensor it is
+    ``value`` itself, which several modules may share.
     """
     import torch
 

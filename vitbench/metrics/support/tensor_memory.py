@@ -1,8 +1,7 @@
-"""Live tensor bytes, operator by operator: how many there are at the worst moment of a call, and what they are.
+"""Track the peak of live tensor bytes during a call, by category.
 
-Nothing is measured: the bytes of each tensor's storage are added when an operator returns it and taken off when the
-last reference is gone. The figure is exact, the same on each run, and knows nothing of what kernels allocate for
-themselves, of rounding by the allocator, and of its cache.
+The bytes of a tensor's storage are added when an operator returns it and subtracted when its last reference ends. The
+peak is exact and equal on each run. It excludes the kernels' own workspace and the allocator's rounding and cache.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-#: What tensors can be, in the order in which a storage that is several of them is claimed.
+#: Categories of tensors; a storage of several categories counts for the first.
 KINDS = ("weights", "batch", "gradients", "optimizer", "activations")
 
 
 @dataclass(frozen=True)
 class TensorPeak:
-    """Bytes of live tensors when they are most, by KINDS; what is none of the others is ``activations``, temporary
-    results of the backward pass and of the optimizer included.
+    """The peak bytes of live tensors, by KINDS; ``activations`` is all the rest, including temporary results of the
+    backward pass and of the optimizer.
     """
 
     total: int
@@ -32,9 +31,9 @@ class TensorPeak:
 
 
 class TensorAccount(TorchDispatchMode):
-    """Follows the storages that ``before`` (kind to tensors) names and all that are made inside of the context.
+    """Follows the storages of the tensors in ``before`` (by kind) and all those made inside the context.
 
-    Tensors that exist already and are not named do not count.
+    Other tensors that exist already do not count.
     """
 
     def __init__(self, before: Mapping[str, Iterable[Tensor]]) -> None:
@@ -60,7 +59,7 @@ class TensorAccount(TorchDispatchMode):
         return output
 
     def peak(self, after: Mapping[str, Iterable[Tensor]] | None = None) -> TensorPeak:
-        """The worst moment so far. ``after``: what tensors made inside have become (gradients, optimizer state)."""
+        """The peak so far. ``after``: the kinds of tensors made inside (gradients, optimizer state)."""
         kinds = dict(self._kinds)
         for kind, tensors in (after or {}).items():
             for tensor in tensors:
@@ -104,7 +103,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
 
 
 def gradients_of(model: torch.nn.Module) -> list[Tensor]:
-    """The gradients that a backward pass has left."""
+    """The gradients after a backward pass."""
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 

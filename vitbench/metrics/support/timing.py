@@ -1,8 +1,7 @@
-"""The one timer: how long a call takes, every sample kept, in turns with the reference where there is one."""
+"""The one timer: the duration of every call, in turns with the reference where there is one."""
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
 import statistics
@@ -13,7 +12,7 @@ from typing import Any
 
 from vitbench.core.records import Measurement
 from vitbench.devices import Device
-from vitbench.metrics.support.subject import Budget, Subject, Turns
+from vitbench.metrics.support.subject import Budget, Subject, Turns, without_garbage_collection
 
 #: Two runs of identical code on one machine are shown to be within so much of each other in nine of ten cases, and in
 #: three of four where something else runs beside them (225 pairs of runs of four models, no false alarm among them). At
@@ -26,11 +25,11 @@ ReferenceTurn = Mapping[str, Any] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What a process sampled, in seconds: each call, in order.
+    """The seconds of each call of a process, in order.
 
-    ``turns`` counts the samples of each turn. One value a turn: ``cpu`` (CPU time of a call, all threads),
-    ``reference`` and ``reference_cpu`` (the same of a step of the reference, between its last turn before and its first
-    one after); the latter two are empty where there is no reference, as is ``reference_name``.
+    ``turns`` counts the samples of each turn. The others hold one value a turn: ``cpu`` is the CPU time of a call (all
+    threads), ``reference`` and ``reference_cpu`` the wall and CPU time of a reference step, interpolated between its
+    turns before and after. These two and ``reference_name`` are empty without a reference.
     """
 
     samples: tuple[float, ...]
@@ -63,24 +62,18 @@ class Timing:
 
 
 def sample_durations(call: Callable[[], object], device: Device, budget: Budget, turns: Turns | None = None) -> Timing:
-    """Seconds of each call, the first one included; the device is waited for on both sides of each sample.
+    """Seconds of each call, including the first, with a device synchronisation on both sides of each sample.
 
-    Garbage is collected before, not during: a collection inside a sample would be charged to the model. Durations are
-    kept to the nanosecond, which is finer than the clock. With ``turns`` a turn is waited for, used, and given up,
-    until the budget is spent; waiting counts for nothing.
+    With ``turns``, each turn is waited for, used and given up until the budget is spent; waiting does not count.
+    Durations are kept to the nanosecond, which is finer than the clock.
     """
-    gc.collect()
-    collecting = gc.isenabled()
-    gc.disable()
     samples: list[float] = []
-    counts: list[int] = []
-    cpu: list[float] = []
+    taken: list[_Turn] = []
     before: list[ReferenceTurn] = []
     after: list[ReferenceTurn] = []
-    spent = cpu_first = 0.0
-    try:
+    with without_garbage_collection():
         device.synchronize()
-        done = False
+        spent, done = 0.0, False
         while not done:
             turn_s = math.inf
             if turns is not None:
@@ -88,57 +81,74 @@ def sample_durations(call: Callable[[], object], device: Device, budget: Budget,
                 turn_s = grant["seconds"]
                 after += [grant["after_last"]] if before else []
                 before.append(grant["before"])
-            count = skipped = 0
-            cpu_begin = time.process_time()
-            begin = time.perf_counter()
-            while True:
-                start = time.perf_counter()
-                call()
-                device.synchronize()  # a GPU returns before its kernels have run
-                end = time.perf_counter()
-                samples.append(round(end - start, 9))
-                count += 1
-                if len(samples) == 1:
-                    # the first call may compile: that is neither the budget's to pay nor any other call's CPU time
-                    begin, skipped = end, 1
-                    cpu_first, cpu_begin = time.process_time() - cpu_begin, time.process_time()
-                done = len(samples) >= budget.max_samples or (
-                    len(samples) >= budget.min_samples and spent + end - begin >= budget.seconds
-                )
-                if done or end - begin >= turn_s:
-                    break
-            cpu_spent = time.process_time() - cpu_begin
-            cpu.append(round(cpu_spent / (count - skipped) if count > skipped else cpu_first, 9))
-            counts.append(count)
-            spent += end - begin
+            turn = _sample_turn(call, device, budget, samples, spent, turn_s)
+            taken.append(turn)
+            spent, done = spent + turn.seconds, turn.ends_budget
         if turns is not None:
             after.append(turns.wait(last=True)["after_last"])
-    finally:
-        if collecting:
-            gc.enable()
+    counts = [turn.calls for turn in taken]
     reference = _between(before, after, _steps_as_long_as(samples, counts))
     return Timing(
         samples=tuple(samples),
         turns=tuple(counts),
-        cpu=tuple(cpu),
+        cpu=tuple(turn.cpu for turn in taken),
         reference=reference,
         reference_name=turns.reference_name if turns is not None and reference else "",
         reference_cpu=_between(before, after, lambda turn, number: float(turn["cpu_seconds"])),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Turn:
+    """``cpu``: CPU seconds of a call; ``seconds``: wall time charged to the budget."""
+
+    calls: int
+    cpu: float
+    seconds: float
+    ends_budget: bool
+
+
+def _sample_turn(
+    call: Callable[[], object], device: Device, budget: Budget, samples: list[float], spent: float, turn_s: float
+) -> _Turn:
+    """Call until ``turn_s`` or the budget, of which ``spent`` seconds are used, is over; appends to ``samples``."""
+    count = skipped = 0
+    cpu_first = 0.0
+    cpu_begin = time.process_time()
+    begin = time.perf_counter()
+    while True:
+        start = time.perf_counter()
+        call()
+        device.synchronize()  # a GPU returns before its kernels have run
+        end = time.perf_counter()
+        samples.append(round(end - start, 9))
+        count += 1
+        if len(samples) == 1:
+            # the first call may compile: neither the budget nor another call's CPU time pays for that
+            begin, skipped = end, 1
+            cpu_first, cpu_begin = time.process_time() - cpu_begin, time.process_time()
+        done = len(samples) >= budget.max_samples or (
+            len(samples) >= budget.min_samples and spent + end - begin >= budget.seconds
+        )
+        if done or end - begin >= turn_s:
+            break
+    cpu_spent = time.process_time() - cpu_begin
+    cpu = cpu_spent / (count - skipped) if count > skipped else cpu_first
+    return _Turn(calls=count, cpu=round(cpu, 9), seconds=end - begin, ends_budget=done)
+
+
 def forward_durations(subject: Subject) -> Timing:
-    """The forward passes of this process's cell, timed once however many metrics are made of them."""
+    """The forward passes of this process's cell, timed once for all metrics that use them."""
     timing: Timing | None = subject.timing
     if timing is None:
         subject.prepare()
         timing = subject.timing = sample_durations(subject.forward, subject.device, subject.budget, subject.turns)
-        subject.run_once()  # numbers that are not finite would be the times of another computation
+        subject.run_once()  # a computation with NaNs or infinities may take another time
     return timing
 
 
 def timing_method(subject: Subject, what: str, timing: Timing) -> str:
-    """How the durations of ``timing`` were got, for their Measurement."""
+    """The method of the durations in ``timing``, for their Measurement."""
     import torch
 
     device = subject.device
@@ -148,7 +158,7 @@ def timing_method(subject: Subject, what: str, timing: Timing) -> str:
     text = f"time.perf_counter around {what}, {wait}, {inputs}, already on the device, torch {torch.__version__}"
     if subject.turns is None:
         return text
-    # a cell that is timed by itself for want of memory takes turns, too, and finds no reference in them
+    # a cell that is timed alone, as memory is short, takes turns without a reference
     return f"{text}; {subject.turns.method if timing.reference else subject.turns.method_without_reference}"
 
 
@@ -159,10 +169,10 @@ def step_durations(step: Callable[[], Any], device: Device, seconds: float) -> d
 
 
 def block_median(steps: Sequence[float], size: int) -> float:
-    """The median over blocks of ``size`` consecutive steps of their mean; the mean of all if they make no block.
+    """The median of the means of blocks of ``size`` consecutive steps; the mean of all if there are fewer.
 
-    A scheduler that takes the processor away for some milliseconds leaves the median of calls of one millisecond as it
-    is and lengthens each call of a hundred: blocks as long as the call are lengthened alike.
+    A scheduler that takes the processor away for some milliseconds hardly moves the median of calls of one millisecond,
+    but lengthens every call of a hundred. Blocks as long as the call are lengthened like it.
     """
     whole = len(steps) // size
     if whole == 0:
@@ -171,7 +181,7 @@ def block_median(steps: Sequence[float], size: int) -> float:
 
 
 def _steps_as_long_as(samples: Sequence[float], counts: Sequence[int]) -> Callable[[Mapping[str, Any], int], float]:
-    """Seconds of a step, from blocks of steps that last as long as a call of the cell's turn."""
+    """A function for the seconds of a step, from blocks of steps that last as long as a call of the cell's turn."""
     ends = list(itertools.accumulate(counts))
     calls = [statistics.median(samples[end - count : end]) for end, count in zip(ends, counts, strict=True)]
 
@@ -185,8 +195,8 @@ def _steps_as_long_as(samples: Sequence[float], counts: Sequence[int]) -> Callab
 def _between(
     before: Sequence[ReferenceTurn], after: Sequence[ReferenceTurn], value: Callable[[Mapping[str, Any], int], float]
 ) -> tuple[float, ...]:
-    """The geometric mean of the reference's turns on both sides of each turn, or the one that there is; () if one turn
-    has neither.
+    """The geometric mean of the reference's turns on both sides of each turn, or the only one; () if a turn has
+    neither.
     """
     values = []
     for number, pair in enumerate(zip(before, after, strict=False)):
