@@ -80,17 +80,6 @@ def runs_out_of_mps(*, image_size: tuple[int, int], num_classes: int) -> nn.Modu
     return Says(num_classes, RuntimeError(MPS_OUT_OF_MEMORY))
 
 
-def has_too_large_a_buffer(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
-    seen_as(MpsDevice)
-    return Says(num_classes, RuntimeError("Invalid buffer size: 19.45 GB"))
-
-
-def lacks_an_mps_kernel(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
-    seen_as(MpsDevice)
-    text = "The operator 'aten::_linalg_eigh' is not currently implemented for the MPS device."
-    return Says(num_classes, NotImplementedError(text))
-
-
 def wants_float64(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     seen_as(MpsDevice)
     text = "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64. Please use float32 instead."

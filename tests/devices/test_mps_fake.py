@@ -378,8 +378,6 @@ def run_of(folder: Path, *names: str, **keys: Any) -> list[Record]:
 ENDINGS = {
     "falls_back": ("ok", "", None),
     "runs_out_of_mps": ("oom", "out_of_memory", None),
-    "has_too_large_a_buffer": ("oom", "oom_single_buffer", None),
-    "lacks_an_mps_kernel": ("unsupported", "unsupported_operator", None),
     "wants_float64": ("unsupported", "unsupported_dtype", None),
     "aborts_like_ndarray": ("killed", "tensor_too_large", 6),
     "goes_on_without_its_device": ("error", "device_lost", None),

@@ -233,9 +233,8 @@ def test_energy_is_measured_only_when_it_is_asked_for() -> None:
     assert "energy" not in default_metrics()
 
 
-def test_a_run_that_asks_for_energy_says_what_this_machine_tells(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+@pytest.mark.integration
+def test_a_run_with_energy_records_joules_or_why_they_are_unavailable(shared_workers: object, tmp_path: Path) -> None:
     options = ["--models", "vit_basic_tutorial", "--image-sizes", "16", "--batch-sizes", "2", "--modes", "infer"]
     options += ["--devices", "cpu", "--threads", "1", "--data", "none", "--out", str(tmp_path / "run")]
     assert run_command(["run", "--suite", "smoke", "--metrics", "energy", *options]) == 0

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +74,13 @@ def not_a_worker_of_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _everything_is_loaded() -> Iterator[None]:
+def _everything_is_loaded() -> None:
     """A session in this process forgets what it has loaded, and torch takes seconds to load anew. What is loaded is
     garbage of no collection.
     """
     subject, _ = pytest_plugin._make_subject(torch.nn.Flatten(), {"image_size": 4})
     exact_values(subject)
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
