@@ -519,12 +519,14 @@ def _tests(count: int) -> str:
 def _read_expected(path: Path) -> dict[str, dict[str, Any]]:
     from vitbench.core.errors import UsageError
     from vitbench.core.files import read_json
-    from vitbench.core.shapes import COUNT, OBJECT
+    from vitbench.core.validation import Count, check
 
     if not path.exists():
         return {}
     try:
-        content = read_json(path, {"schema": COUNT, "tests": {...: OBJECT}})
+        content = read_json(path, dict[str, Any])
+        check(content.get("schema"), Count, "schema")
+        check(content.get("tests"), dict[str, dict[str, Any]], "tests")
         if content["schema"] > SCHEMA:
             raise ValueError(f"schema {content['schema']} is newer than this vitbench reads ({SCHEMA})")
     except (OSError, ValueError) as error:

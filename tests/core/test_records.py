@@ -130,23 +130,42 @@ def test_records_of_older_schemas_are_upgraded_when_they_are_read() -> None:
     assert names == {"reference 1 (vitbench.reference, fp32, batch 1, 2 threads)"}
 
 
+BOUND = "reference 1 (vitbench.reference, fp32, batch 1, 2 threads, both bound to cores 0, 1)"
+
+
 @pytest.mark.parametrize(
     ("metric", "method", "reference", "executed"),
     [
-        ("latency", "perf_counter; in turns with reference 1 (fp32, bound to cores 0, 1)", True, False),
-        ("latency_cpu_time", "process_time", True, False),
-        ("throughput", "32 images / perf_counter; in turns with reference 1 (fp32, bound to cores 0, 1)", False, False),
-        ("flops", "FlopCounterMode executed on the CPU, mean of 16 images, batch of 1", False, True),
-        ("flops", "FlopCounterMode on meta, batch of 1", False, False),
+        ("latency", f"perf_counter; in turns with {BOUND}", BOUND, False),
+        ("latency_cpu_time", "process_time", BOUND, False),
+        ("throughput", f"32 images / perf_counter; in turns with {BOUND}", "", False),
+        ("flops", "FlopCounterMode executed on the CPU, mean of 16 images, batch of 1", "", True),
+        ("macs", "FlopCounterMode on meta, batch of 1", "", False),
     ],
 )
 def test_an_older_schema_stated_reference_and_execution_in_its_method(
-    metric: str, method: str, reference: bool, executed: bool
+    metric: str, method: str, reference: str, executed: bool
 ) -> None:
-    turns = {"turns": [[1]], "reference_samples": [[1.0]]} if reference else {}
-    older = {"metric": metric, "unit": "s", "samples": [[2.0]], "method": method, **turns}
-    latency = {**older, "metric": "latency", "method": "in turns with reference 1 (fp32, bound to cores 0, 1)"}
-    data = {"schema": 2, "measurements": [older] + ([latency] if metric == "latency_cpu_time" else [])}
-    upgraded = upgrade(data)["measurements"][0]
-    assert upgraded["reference"] == ("reference 1 (fp32, bound to cores 0, 1)" if reference else "")
-    assert upgraded["executed"] is executed
+    timed = Measurement(metric="latency", unit="s", samples=((2.0,),), method=f"in turns with {BOUND}")
+    one = Measurement(metric=metric, unit="s", samples=((2.0,),), method=method)
+    if reference:
+        one = dataclasses.replace(one, turns=((1,),), reference_samples=((1.0,),))
+    record = Record(
+        cell=make_cell(),
+        status="ok",
+        measurements=(one, timed),
+        environment="",
+        started_at="",
+        duration_s=0.0,
+        schema=2,
+    )
+    upgraded = upgrade(record)
+    assert upgraded.schema == SCHEMA
+    assert (upgraded.measurements[0].reference, upgraded.measurements[0].executed) == (reference, executed)
+
+
+def test_escaped_surrogates_are_read_though_pydantic_refuses_them() -> None:
+    record = Record(
+        cell=make_cell(), status="ok", measurements=(), environment="", started_at="", duration_s=0.0, detail="a\udcff"
+    )
+    assert Record.from_json(record.to_json()) == record

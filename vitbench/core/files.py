@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from vitbench.core.errors import RunFolderError
-from vitbench.core.shapes import check_shape, depth_exceeds
+from vitbench.core.validation import check, depth_exceeds
 
 #: Of a suite or a recipe, which are pages rather than books: a longer text takes long to parse.
 LARGEST_TOML_BYTES = 1_000_000
@@ -107,28 +107,28 @@ def _read_text(path: Path, what: str) -> str:
     return content.decode("utf-8")
 
 
-def read_json(path: Path, shape: Any) -> Any:
-    """The content of a JSON file that has ``shape`` (see shapes). Raises OSError as opening it does, and ValueError for
-    anything else; its text stands well in brackets: ``is damaged (sessions is null, not a list)``.
+def read_json(path: Path, kind: Any) -> Any:
+    """The content of a JSON file that fits the type ``kind`` (see validation). Raises OSError as opening it does, and
+    ValueError for anything else; its text reads well in brackets: ``is damaged (sessions is null, not a list)``.
     """
     if not path.is_file() and path.exists():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file:
         content = file.read(LARGEST_JSON_BYTES + 1)
     if len(content) > LARGEST_JSON_BYTES:
         raise ValueError(f"it has more than {LARGEST_JSON_BYTES:,} bytes")
-    return parse_json(content.decode("utf-8"), shape)
+    return parse_json(content.decode("utf-8"), kind)
 
 
-def parse_json(text: str, shape: Any) -> Any:
-    """What ``read_json`` gives, of a text. Raises ValueError."""
+def parse_json(text: str, kind: Any) -> Any:
+    """What ``read_json`` returns, of a text. Raises ValueError."""
     try:
         value = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if depth_exceeds(value, _DEEPEST_JSON):
         raise ValueError("it is nested too deeply")
-    check_shape(value, shape)
+    check(value, kind)
     return value
 
 

@@ -12,27 +12,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from vitbench.core.shapes import (
-    COUNT,
-    FLAG,
-    LIST,
-    NUMBER,
-    OBJECT,
-    POSITIVE,
-    SHARE,
-    TEXT,
-    WHOLE,
-    check_present,
-    check_shape,
-)
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+from vitbench.core.validation import Count, Flag, Number, Positive, Share, Whole, adapter, parse, problem
 
 SCHEMA = 3
+
+T = TypeVar("T")
 
 Status = Literal["ok", "oom", "unsupported", "timeout", "killed", "error"]
 Mode = Literal["infer", "train"]
@@ -44,41 +35,38 @@ MODES: tuple[str, ...] = get_args(Mode)
 DTYPES: tuple[str, ...] = get_args(Dtype)
 ATTENTIONS: tuple[str, ...] = get_args(Attention)
 
-# What a line may hold, beside what is looked at where it is taken in: a line of wrong types is no record.
-_CELL = {
-    **dict.fromkeys(("model", "device", "dtype", "mode", "attention", "weights"), TEXT),
-    **dict.fromkeys(("num_classes", "batch_size", "threads"), POSITIVE),
-    **dict.fromkeys(("data", "recipe_hash"), TEXT.or_null()),
-    "compile": FLAG,
-    "memory_limit": COUNT.or_null(),
-    "seed": WHOLE,
+
+class _Finite:
+    """A finite number of either type: counts stay ``int``."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        kinds = [
+            core_schema.int_schema(strict=True, ge=-(2**63), lt=2**64),
+            core_schema.float_schema(strict=True, allow_inf_nan=False),
+        ]
+        return core_schema.custom_error_schema(
+            core_schema.union_schema([*kinds]),
+            custom_error_type="finite_number",
+        )
+
+
+#: One tuple a process.
+Samples = tuple[tuple[Annotated[float, _Finite], ...], ...]
+
+#: Metrics of one value, with its type: counts, shares, and the bounds of a search.
+_ONE_VALUE: dict[str, Any] = {
+    **dict.fromkeys(("params", "trainable_params", "params_without_gradient", "buffers", "memory_limit"), Count),
+    **dict.fromkeys(("training_images", "training_steps", "training_batch_size"), Count),
+    **dict.fromkeys(("test_images", "frontier_bound"), Positive),
+    **dict.fromkeys(("accuracy", "macro_f1"), Share),
 }
-_MEASUREMENT = {
-    **dict.fromkeys(("metric", "unit", "method", "reference", "group", "status", "detail"), TEXT),
-    "executed": FLAG,
-    "samples": [LIST],
-    "reference_samples": [LIST],
-    "turns": [[COUNT]],
-    "first_stage": COUNT.or_null(),
-}
-_RECORD = {
-    **dict.fromkeys(("status", "environment", "started_at", "cause", "stderr_tail", "detail"), TEXT),
-    "measurements": [OBJECT],
-    "schema": COUNT,
-    "duration_s": NUMBER,
-    "signal": WHOLE.or_null(),
-}
-#: Figures of one value that reports reckon with: how many of something, shares, and the bounds of a search.
-_ONE_VALUE = {
-    **dict.fromkeys(("params", "trainable_params", "params_without_gradient", "buffers", "memory_limit"), COUNT),
-    **dict.fromkeys(("training_images", "training_steps", "training_batch_size"), COUNT),
-    **dict.fromkeys(("test_images", "frontier_bound"), POSITIVE),
-    **dict.fromkeys(("accuracy", "macro_f1"), SHARE),
-}
-_NOISE = {"device": TEXT, "threads": POSITIVE, "started_at": TEXT, "samples": LIST, "reference_samples": LIST}
 
 #: How schemas before 3 named the reference.
 _REFERENCE_IN_METHOD = re.compile(r"in turns with (reference .*?\))")
+
+#: Fields that a type does not have are refused.
+_STRICT_FIELDS: ConfigDict = {"extra": "forbid"}
 
 #: Statuses that leave the exit code of a run at 0: running out of memory is a data point.
 HARMLESS: frozenset[str] = frozenset({"ok", "oom"})
@@ -94,21 +82,23 @@ class Cell:
     ``data`` tests the model on it. ``options`` is what later axes add.
     """
 
+    __pydantic_config__ = _STRICT_FIELDS
+
     model: str
-    image_size: tuple[int, int]
-    num_classes: int
-    batch_size: int
+    image_size: tuple[Positive, Positive]
+    num_classes: Positive
+    batch_size: Positive
     device: str
-    threads: int
+    threads: Positive
     dtype: str = "fp32"
-    mode: str = "infer"
+    mode: Annotated[str, Field(pattern="^(infer|train)$")] = "infer"
     attention: str = "fused"
-    compile: bool = False
-    memory_limit: int | None = None
+    compile: Flag = False
+    memory_limit: Count | None = None
     weights: str = "random"
     data: str | None = None
     recipe_hash: str | None = None
-    seed: int = 0
+    seed: Whole = 0
     options: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -159,16 +149,18 @@ class Measurement:
     ``executed``: the value was counted while the model ran on numbers, so that it can depend on the machine.
     """
 
+    __pydantic_config__ = _STRICT_FIELDS
+
     metric: str
     unit: str
-    samples: tuple[tuple[float, ...], ...]
+    samples: Samples
     method: str
-    reference_samples: tuple[tuple[float, ...], ...] = ()
-    turns: tuple[tuple[int, ...], ...] = ()
+    reference_samples: Samples = ()
+    turns: tuple[tuple[Count, ...], ...] = ()
     reference: str = ""
-    first_stage: int | None = None
+    first_stage: Count | None = None
     group: str = ""
-    executed: bool = False
+    executed: Flag = False
     status: Status = "ok"
     detail: str = ""
 
@@ -202,15 +194,17 @@ class Record:
     failed.
     """
 
+    __pydantic_config__ = _STRICT_FIELDS
+
     cell: Cell
     status: Status
     measurements: tuple[Measurement, ...]
     environment: str
     started_at: str
-    duration_s: float
-    schema: int = SCHEMA
+    duration_s: Number
+    schema: Count = SCHEMA
     cause: str = ""
-    signal: int | None = None
+    signal: Whole | None = None
     stderr_tail: str = ""
     detail: str = ""
 
@@ -227,12 +221,16 @@ class Record:
         return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
-        """The record of one line. Raises ValueError for a line that is damaged or of a newer schema."""
-        try:
-            return record_from_dict(json.loads(line))
-        except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            raise ValueError(f"not a record: {type(error).__name__}: {error}") from error
+    def from_json(cls, line: str | bytes) -> Record:
+        """The record of one line, as the present schema has it. Raises ValueError for a line that is damaged or of a
+        newer schema.
+        """
+        record = _parse(line, cls)
+        if record.schema > SCHEMA:
+            raise ValueError(_newer(record.schema))
+        for measurement in record.measurements:
+            _check_measurement(measurement)
+        return upgrade(record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,109 +240,93 @@ class NoiseCheck:
     ``samples`` are seconds of a step, one value a turn, ``reference_samples`` what the other one took then.
     """
 
+    __pydantic_config__ = _STRICT_FIELDS
+
     device: str
-    threads: int
+    threads: Positive
     started_at: str
-    samples: tuple[float, ...]
-    reference_samples: tuple[float, ...]
+    samples: tuple[Number, ...]
+    reference_samples: tuple[Number, ...]
 
     def to_json(self) -> str:
         """One line of JSON without a line end."""
         return json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, line: str) -> NoiseCheck:
-        """The check of one line. Raises ValueError if it is none."""
-        try:
-            data = json.loads(line)
-            check_present(data, _NOISE)
-            samples, reference = _samples([data["samples"], data["reference_samples"]])
-            check = cls(**{**data, "samples": samples, "reference_samples": reference})
-        except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-            raise ValueError(f"not a noise check: {type(error).__name__}: {error}") from error
+    def from_json(cls, line: str | bytes) -> NoiseCheck:
+        """The check of one line. Raises ValueError for a line that is damaged."""
+        check = _parse(line, cls)
         if len(check.samples) != len(check.reference_samples) or min(check.reference_samples, default=0) <= 0:
-            raise ValueError("not a noise check: its samples do not pair")
+            raise ValueError("its samples do not pair with positive reference_samples")
         return check
 
 
-def cell_from_dict(data: Mapping[str, Any]) -> Cell:
-    """A Cell from its JSON object. Raises ValueError for a value that is none of its field's, and TypeError for a field
-    that this version does not know.
-    """
-    check_present(data, _CELL, "cell")
-    if data.get("mode", "infer") not in MODES:
-        raise ValueError(f"unknown mode {data['mode']!r}")
-    return Cell(
-        **{
-            **data,
-            "image_size": _image_size_pair(data["image_size"]),
-            "options": tuple((str(k), str(v)) for k, v in data.get("options", ())),
-        }
-    )
+def _parse(line: str | bytes, kind: type[T]) -> T:
+    try:
+        found: T = adapter(kind).validate_json(line)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]["type"]
+        try:
+            # escaped surrogates, which stand for bytes that are no text, are JSON to Python and not to pydantic
+            content = json.loads(line)
+            if isinstance(content, dict) and isinstance(content.get("schema"), int) and content["schema"] > SCHEMA:
+                raise ValueError(_newer(content["schema"])) from None
+            if first == "json_invalid":
+                return parse(content, kind)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        raise ValueError(problem(error)) from None
+    return found
 
 
-def measurement_from_dict(data: Mapping[str, Any]) -> Measurement:
-    """A Measurement from its JSON object. Raises ValueError for a value that is none of its field's, an unknown status,
-    a sample that is no finite number, or turns that do not add up to the samples.
+def _newer(schema: int) -> str:
+    return f"schema {schema} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench"
+
+
+def cell_from_dict(data: Any) -> Cell:
+    """A Cell from its JSON object. Raises ValueError for a value of the wrong type and an unknown field."""
+    cell: Cell = parse(data, Cell, "cell")
+    return cell
+
+
+def measurement_from_dict(data: Any) -> Measurement:
+    """A Measurement from its JSON object. Raises ValueError for a value of the wrong type, a sample that is not a
+    finite number, or turns that do not add up to the samples.
     """
-    check_present(data, _MEASUREMENT, "measurement")
-    if data.get("status", "ok") not in STATUSES:
-        raise ValueError(f"unknown status {data['status']!r}")
-    measurement = Measurement(
-        **{
-            **data,
-            "samples": _samples(data["samples"]),
-            "reference_samples": _samples(data.get("reference_samples", ())),
-            "turns": tuple(map(tuple, data.get("turns", ()))),
-        }
-    )
-    if measurement.turns and [sum(counts) for counts in measurement.turns] != [len(one) for one in measurement.samples]:
-        raise ValueError(f"the turns of {measurement.metric} do not add up to its samples")
-    if measurement.reference_samples and [len(counts) for counts in measurement.turns] != [
-        len(one) for one in measurement.reference_samples
-    ]:
-        raise ValueError(f"the reference samples of {measurement.metric} are not one a turn")
-    if any(x <= 0 for process in measurement.reference_samples for x in process):
-        raise ValueError(f"a reference sample of {measurement.metric} is not positive")
-    if measurement.metric in _ONE_VALUE and measurement.status == "ok":
-        value = measurement.value
-        whole = int(value) if value == int(value) else value  # 10 may have been written as 10.0
-        check_shape(whole, _ONE_VALUE[measurement.metric], measurement.metric)
+    measurement: Measurement = parse(data, Measurement, "measurement")
+    _check_measurement(measurement)
     return measurement
 
 
-def record_from_dict(data: Mapping[str, Any]) -> Record:
-    """A Record from its JSON object. Raises ValueError, TypeError or KeyError if it is none."""
-    check_present(data, {"schema": _RECORD["schema"]})
-    if data["schema"] > SCHEMA:
-        raise ValueError(f"schema {data['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench")
-    check_present(data, _RECORD)
-    data = upgrade(data)
-    if data["status"] not in STATUSES:
-        raise ValueError(f"unknown status {data['status']!r}")
-    return Record(
-        **{
-            **data,
-            "cell": cell_from_dict(data["cell"]),
-            "measurements": tuple(measurement_from_dict(m) for m in data["measurements"]),
-        }
-    )
+def _check_measurement(one: Measurement) -> None:
+    """Raises ValueError where the parts of a measurement contradict each other."""
+    if one.turns and [sum(counts) for counts in one.turns] != [len(process) for process in one.samples]:
+        raise ValueError(f"the turns of {one.metric} do not add up to its samples")
+    if one.reference_samples:
+        if [len(counts) for counts in one.turns] != [len(process) for process in one.reference_samples]:
+            raise ValueError(f"the reference samples of {one.metric} are not one a turn")
+        if any(x <= 0 for process in one.reference_samples for x in process):
+            raise ValueError(f"a reference sample of {one.metric} is not positive")
+    if one.metric in _ONE_VALUE and one.status == "ok":
+        value = one.value
+        whole = int(value) if value == int(value) else value  # 10 may have been written as 10.0
+        parse(whole, _ONE_VALUE[one.metric], one.metric)
 
 
-def upgrade(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The JSON object of a record with the fields that its schema did not have: before schema 3 the reference of a time
-    and whether a count was executed stood in ``method`` alone.
+def upgrade(record: Record) -> Record:
+    """A record with the fields that its schema did not have: before schema 3 the reference of a time and whether a
+    count was executed stood in ``method`` alone.
     """
-    if data["schema"] >= 3:
-        return data
-    methods = {one["metric"]: one["method"] for one in data["measurements"]}
+    if record.schema >= 3:
+        return record
+    methods = {one.metric: one.method for one in record.measurements}
     measurements = []
-    for one in data["measurements"]:
+    for one in record.measurements:
         # a CPU time was taken in the same turns as the time itself, whose method names the reference
-        timed = methods.get(one["metric"].removesuffix("_cpu_time"), "")
-        named = _REFERENCE_IN_METHOD.search(timed) if one.get("reference_samples") else None
-        measurements.append({**one, "reference": named[1] if named else "", "executed": "executed" in one["method"]})
-    return {**data, "schema": SCHEMA, "measurements": measurements}
+        timed = methods.get(one.metric.removesuffix("_cpu_time"), "")
+        named = _REFERENCE_IN_METHOD.search(timed) if one.reference_samples else None
+        measurements.append(replace(one, reference=named[1] if named else "", executed="executed" in one.method))
+    return replace(record, schema=SCHEMA, measurements=tuple(measurements))
 
 
 def parse_image_size(text: str | int) -> tuple[int, int]:
@@ -363,17 +345,3 @@ def parse_image_size(text: str | int) -> tuple[int, int]:
 def format_image_size(size: tuple[int, int]) -> str:
     """The shortest spelling: (224, 224) -> ``224`` and (231, 240) -> ``231x240``."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
-
-
-def _image_size_pair(value: Any) -> tuple[int, int]:
-    height, width = value
-    check_present({"height": height, "width": width}, {"height": POSITIVE, "width": POSITIVE}, "image_size")
-    return height, width
-
-
-def _samples(value: Any) -> tuple[tuple[float, ...], ...]:
-    samples = tuple(tuple(process) for process in value)
-    flat = [x for process in samples for x in process]
-    if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in flat):
-        raise ValueError("a sample is not a finite number")
-    return samples

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from vitbench.core.errors import RunFolderError, StorageError, VitbenchError
 from vitbench.core.files import read_json
 from vitbench.core.records import Cell, NoiseCheck, Record
-from vitbench.core.shapes import COUNT, FLAG, NUMBER, TEXT, Maybe
+from vitbench.core.validation import Count, Flag, Number
 
 RECORDS = "records.jsonl"
 DAMAGED = "records.damaged.jsonl"
@@ -36,32 +38,53 @@ CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 #: By which the folder of a training is known, which holds no records.
 TRAINING = "training.json"
-#: What of ``environment.json`` is looked at again; nothing there is older than its sessions.
-_ENVIRONMENT_SHAPE = {
-    "schema": COUNT,
-    "environments": {
-        ...: {
-            "system": Maybe(
-                {
-                    **dict.fromkeys(("os", "machine", "python", "cpu"), Maybe(TEXT)),
-                    **dict.fromkeys(("physical_cores", "logical_cores", "usable_cores"), Maybe(NUMBER)),
-                    **dict.fromkeys(("memory_bytes", "container_memory_bytes"), Maybe(COUNT)),
-                },
-                null=False,
-            ),
-            "libraries": Maybe(
-                {"versions": Maybe({...: Maybe(TEXT)}, null=False), "debug_build": Maybe(FLAG)}, null=False
-            ),
-            "devices": Maybe({...: {"name": Maybe(TEXT), "memory_bytes": Maybe(COUNT)}}, null=False),
-        }
-    },
-    "sessions": [
-        {
-            **dict.fromkeys(("environment", "started_at", "command_line", "vitbench", "commit"), Maybe(TEXT)),
-            "planned_cells": Maybe(COUNT),
-        }
-    ],
-}
+
+
+class _System(TypedDict, total=False):
+    os: str | None
+    machine: str | None
+    python: str | None
+    cpu: str | None
+    physical_cores: Number | None
+    logical_cores: Number | None
+    usable_cores: Number | None
+    memory_bytes: Count | None
+    container_memory_bytes: Count | None
+
+
+class _Libraries(TypedDict, total=False):
+    versions: dict[str, str | None]
+    debug_build: Flag | None
+
+
+class _Device(TypedDict, total=False):
+    name: str | None
+    memory_bytes: Count | None
+
+
+class _Environment(TypedDict, total=False):
+    system: _System
+    libraries: _Libraries
+    devices: dict[str, _Device]
+
+
+class _Session(TypedDict, total=False):
+    environment: str | None
+    started_at: str | None
+    command_line: str | None
+    vitbench: str | None
+    commit: str | None
+    planned_cells: Count | None
+
+
+class _Environments(TypedDict):
+    """What is read again of ``environment.json``."""
+
+    schema: Count
+    environments: dict[str, _Environment]
+    sessions: list[_Session]
+
+
 #: How the name of a file ends that is not whole yet.
 #: Where names stand for devices and for what is open; of links there the target may be a file.
 _DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
@@ -305,7 +328,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"schema": 1, "environments": {}, "sessions": []}
     try:
-        content: dict[str, Any] = read_json(path, _ENVIRONMENT_SHAPE)
+        content: dict[str, Any] = read_json(path, _Environments)
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable, or move it away") from error
     except ValueError as error:

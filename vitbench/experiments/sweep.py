@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from vitbench.core.errors import RunFolderError, StorageError, UnknownNameError, UsageError, VitbenchError
 from vitbench.core.files import read_json, refuse_links
 from vitbench.core.run_folder import cannot_write, write_atomically
-from vitbench.core.shapes import ANYTHING, NUMBER, OBJECT, TEXT, Kind
+from vitbench.core.validation import Flag, Number
 from vitbench.experiments.training import (
     REQUEST,
     SUMMARY,
@@ -43,15 +45,23 @@ SCHEMA = 1
 MOST_TRAININGS = 500
 
 
-def _is_setting(value: Any) -> bool:
-    """Whether it is what a key of a recipe can be set to."""
-    if isinstance(value, list):
-        return all(not isinstance(one, list) and _is_setting(one) for one in value)
-    return value is None or isinstance(value, bool) or TEXT.holds(value) or NUMBER.holds(value)
+#: What a key of a recipe can be set to.
+_Value = str | Flag | Number | None
 
 
-_VALUE = Kind("a value of a recipe", _is_setting)
-_PLAN_SHAPE = {"settings": [{"name": ANYTHING, "changes": {...: _VALUE}, "request": OBJECT}]}
+class _PlannedSetting(TypedDict):
+    name: Any
+    changes: dict[str, _Value | list[_Value]]
+    request: dict[str, Any]
+
+
+class _Plan(TypedDict):
+    settings: list[_PlannedSetting]
+
+
+class _Failure(TypedDict):
+    status: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,7 @@ def resume_sweep(
     """
     refuse_links(folder)
     try:
-        content = read_json(folder / PLAN, _PLAN_SHAPE)
+        content = read_json(folder / PLAN, _Plan)
         settings = [
             Setting(
                 _folder_name(one["name"]),
@@ -275,7 +285,7 @@ def _read_course(folder: Path) -> dict[str, Any]:
 
 def _read_failure(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path, {"status": TEXT, "detail": TEXT})
+        found = read_json(path, _Failure)
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable") from error
     except ValueError as error:

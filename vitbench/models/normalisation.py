@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vitbench.core.shapes import is_number
+from vitbench.core.validation import is_number
 from vitbench.models.cards import ModelCard
 
 #: Red, green and blue.

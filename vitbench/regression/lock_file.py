@@ -18,13 +18,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from vitbench.core.errors import UsageError
-from vitbench.core.records import ATTENTIONS, DTYPES, MODES, Cell, format_image_size, parse_image_size
+from vitbench.core.records import Attention, Cell, Dtype, Mode, format_image_size, parse_image_size
 from vitbench.core.run_folder import write_atomically
-from vitbench.core.shapes import COUNT, POSITIVE, TEXT, Kind, Maybe, check_shape, depth_exceeds
 from vitbench.core.text import one_line
+from vitbench.core.validation import Count, Positive, check, depth_exceeds
 
 SCHEMA = 1
 FORMAT = "vitbench lock"
@@ -213,28 +215,44 @@ def _written(entry: Entry) -> dict[str, Any]:
     return {**content, "figures": figures, **({"absent": dict(entry.absent)} if entry.absent else {})}
 
 
-def _one_of(known: Sequence[str]) -> Kind:
-    return Kind(f"one of {', '.join(known)}", lambda value: value in known)
+class _Model(TypedDict):
+    model: str
+    image_size: str
+    num_classes: Positive
+    attention: Attention
+    figures: NotRequired[dict[str, int | str | dict[str, Any]]]
+    absent: NotRequired[dict[str, str]]
+    failed: NotRequired[str]
 
 
-_ENTRY = {
-    "model": TEXT,
-    "image_size": TEXT,
-    "num_classes": POSITIVE,
-    "attention": _one_of(ATTENTIONS),
-    "figures": Maybe({...: Kind("a value", lambda value: isinstance(value, int | str | dict))}, null=False),
-    "absent": Maybe({...: TEXT}, null=False),
-    "failed": Maybe(TEXT, null=False),
-}
-_SHAPE = {
-    "torch": TEXT,
-    "vitbench": TEXT,
-    "libraries": {...: TEXT},
-    "models": {...: _ENTRY},
-    "runs": {...: {**_ENTRY, "batch_size": POSITIVE, "dtype": _one_of(DTYPES), "mode": _one_of(MODES)}},
-    "accepted": [{"pattern": TEXT, "reason": TEXT, "date": TEXT, "changes": [TEXT]}],
-}
-_KNOWN_KEYS = {"batch_size", "dtype", "mode", *_ENTRY}
+class _Run(_Model):
+    batch_size: Positive
+    dtype: Dtype
+    mode: Mode
+
+
+class _Accepted(TypedDict):
+    pattern: str
+    reason: str
+    date: str
+    changes: list[str]
+
+
+class _Baseline(TypedDict):
+    torch: str
+    vitbench: str
+    libraries: dict[str, str]
+    models: dict[str, _Model]
+    runs: dict[str, _Run]
+    accepted: list[_Accepted]
+
+
+class _StateDict(TypedDict):
+    digest: str
+    tensors: dict[str, str]
+
+
+_KNOWN_KEYS = set(_Run.__annotations__) | set(_Model.__annotations__)
 
 
 def read_lock(path: Path) -> Lock:
@@ -279,10 +297,10 @@ def _parsed(text: str) -> dict[str, Any]:
         raise ValueError("it is nested too deeply")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f'it is not a baseline: it lacks "format": "{FORMAT}"')
-    check_shape(content, {"schema": COUNT})
+    check(content.get("schema"), Count, "schema")
     if content["schema"] > SCHEMA:
         raise ValueError(f"schema {content['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench")
-    check_shape(content, _SHAPE)
+    check(content, _Baseline)
     return content
 
 
@@ -348,15 +366,15 @@ def _to_entry(label: str, one: Mapping[str, Any], place: Place) -> Entry:
 
 
 _FIGURES = {
-    NUMBER: COUNT,
-    WORDS: TEXT,
-    TABLE: {...: COUNT},
-    STATE_DICT: {"digest": TEXT, "tensors": {...: TEXT}},
+    NUMBER: Count,
+    WORDS: str,
+    TABLE: dict[str, Count],
+    STATE_DICT: _StateDict,
 }
 
 
 def _to_figure(value: Any, kind: str, where: str) -> Any:
-    check_shape(value, _FIGURES[kind], where)
+    check(value, _FIGURES[kind], where)
     if kind != STATE_DICT:
         return value
     if digest(value["tensors"]) != value["digest"]:

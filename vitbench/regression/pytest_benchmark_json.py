@@ -15,16 +15,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 import vitbench
 from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.core.files import read_json
 from vitbench.core.records import Cell, Measurement, Record, format_image_size
 from vitbench.core.run_folder import cannot_write, write_atomically
-from vitbench.core.shapes import FLAG, NUMBER, OBJECT, TEXT, Maybe
 from vitbench.core.stats.estimates import first_stage_of
 from vitbench.core.stats.statistics import estimate_relative, in_quiet_turns, steady
+from vitbench.core.validation import Flag, Number, is_number
 
 #: Whose fields these are.
 FORMAT = "5.3.1"
@@ -35,13 +37,36 @@ TIMES = {"infer": "latency", "train": "training_step"}
 #: Where our own facts stand in a file and in a benchmark's ``extra_info``.
 OURS = "vitbench"
 
-_SHAPE = {
-    "datetime": TEXT,
-    "machine_info": Maybe(OBJECT),
-    "commit_info": Maybe({"id": Maybe(TEXT), "dirty": Maybe(FLAG)}),
-    "benchmarks": [{"name": TEXT, "fullname": Maybe(TEXT), "stats": {"median": NUMBER}, "extra_info": Maybe(OBJECT)}],
-    OURS: Maybe({"run": Maybe(TEXT), "digest": Maybe(TEXT), "times": Maybe([TEXT])}),
-}
+
+class _Commit(TypedDict, total=False):
+    id: str | None
+    dirty: Flag | None
+
+
+class _Stats(TypedDict):
+    median: Number
+
+
+class _Benchmark(TypedDict):
+    name: str
+    fullname: NotRequired[str | None]
+    stats: _Stats
+    extra_info: NotRequired[dict[str, Any] | None]
+
+
+class _Ours(TypedDict, total=False):
+    run: str | None
+    digest: str | None
+    times: list[str] | None
+
+
+class _File(TypedDict):
+    datetime: str
+    machine_info: NotRequired[dict[str, Any] | None]
+    commit_info: NotRequired[_Commit | None]
+    benchmarks: list[_Benchmark]
+    vitbench: NotRequired[_Ours | None]
+
 
 #: A stored run: the number, an underscore, anything.
 _STORED = re.compile(r"(\d{4,})_.*\.json")
@@ -348,7 +373,7 @@ def is_stored_run(path: Path) -> bool:
 def read_stored_run(path: Path) -> StoredRun:
     """The run of a file that pytest-benchmark has written. Raises UsageError, in one line, for any other."""
     try:
-        content = read_json(path, _SHAPE)
+        content = read_json(path, _File)
         at = parse_time(content["datetime"])
         if at is None:
             raise ValueError("datetime is no date")
@@ -408,4 +433,4 @@ def _flat(extra: Mapping[str, Any]) -> dict[str, float | str]:
         for key, value in extra.items()
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     }
-    return {key: value for key, value in figures.items() if isinstance(value, str) or NUMBER.holds(value)}
+    return {key: value for key, value in figures.items() if isinstance(value, str) or is_number(value)}

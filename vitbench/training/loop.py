@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from vitbench.core.errors import VitbenchError
-from vitbench.core.shapes import is_number
+from vitbench.core.validation import is_number
 from vitbench.models.outputs import check_classes, input_dtype, mean_logits, training_loss
 from vitbench.training.augmentation.augment import AugmentSettings, augment, normalise
 from vitbench.training.augmentation.mixing import mix

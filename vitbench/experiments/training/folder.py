@@ -7,56 +7,86 @@ import platform
 import time
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import filelock
 from pydantic import ValidationError
+from typing_extensions import TypedDict
 
 from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.core.files import read_json
 from vitbench.core.run_folder import LOCK, cannot_write, make_new_folder, write_atomically
-from vitbench.core.shapes import (
-    COUNT,
-    FLAG,
-    NUMBER,
-    OBJECT,
-    POSITIVE,
-    SHARE,
-    TEXT,
-    WHOLE,
-    Kind,
-    Maybe,
-    check_present,
-    check_shape,
-)
+from vitbench.core.validation import Count, Flag, Number, Positive, Share, Whole, check
 from vitbench.experiments.training.request import REQUEST, SCHEMA, SUMMARY, TrainingRequest
 from vitbench.training.data.datasets import options_of_data
 from vitbench.training.recipes import Recipe
 
-_REQUEST_SHAPE = {
-    **dict.fromkeys(("model", "data", "device", "amp", "freeze"), TEXT),
-    **dict.fromkeys(("data_dir", "weights"), TEXT.or_null()),
-    "image_size": Kind("a size", lambda value: value is None or TEXT.holds(value) or POSITIVE.holds(value)),
-    "recipe": OBJECT,
-    **dict.fromkeys(("num_classes", "train_images", "test_images", "threads"), POSITIVE.or_null()),
-    **dict.fromkeys(("seed", "save_every"), COUNT),
-    **dict.fromkeys(("download", "pretrained", "replace_head", "deterministic", "compile", "channels_last"), FLAG),
-    **dict.fromkeys(("tensorboard", "allow_import"), FLAG),
-}
-_TESTED = {"test_correct": COUNT, "test_accuracy": SHARE, "test_loss": NUMBER}
-#: Of summary.json, what is shown again.
-_FIGURES_SHAPE = {
-    **dict.fromkeys(("model", "data"), TEXT),
-    **dict.fromkeys(("epochs", "training_duration_s"), NUMBER),
-    "test_images": POSITIVE,
-    "last": _TESTED,
-    "best": Maybe({"epoch": NUMBER, **_TESTED}, null=False),
-}
-_ROW_SHAPE: dict[Any, Any] = {
-    **dict.fromkeys(("epoch", "learning_rate", "train_loss", "train_accuracy"), NUMBER),
-    "images": COUNT,
-    ...: NUMBER,
-}
+
+class _Request(TypedDict, total=False):
+    """The fields of a TrainingRequest; ``Setup`` checks their ranges."""
+
+    model: str
+    data: str
+    device: str
+    amp: str
+    freeze: str
+    data_dir: str | None
+    weights: str | None
+    image_size: str | Positive | None
+    recipe: dict[str, Any]
+    num_classes: Whole | None
+    train_images: Whole | None
+    test_images: Whole | None
+    threads: Whole | None
+    seed: Whole
+    save_every: Count
+    download: Flag
+    pretrained: Flag
+    replace_head: Flag
+    deterministic: Flag
+    compile: Flag
+    channels_last: Flag
+    tensorboard: Flag
+    allow_import: Flag
+
+
+class _Versions(TypedDict):
+    versions: NotRequired[dict[str, str]]
+
+
+class _Tested(TypedDict):
+    test_correct: Count
+    test_accuracy: Share
+    test_loss: Number
+
+
+class _Best(_Tested):
+    epoch: Number
+
+
+class _Figures(TypedDict):
+    """Of summary.json, what is shown again."""
+
+    model: str
+    data: str
+    epochs: Number
+    training_duration_s: Number
+    test_images: Positive
+    last: _Tested
+    best: NotRequired[_Best]
+
+
+class _Row(TypedDict):
+    epoch: Number
+    learning_rate: Number
+    train_loss: Number
+    train_accuracy: Number
+    images: Count
+
+
+class _Summary(TypedDict):
+    figures: _Figures
+    history: list[_Row]
 
 
 def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
@@ -65,7 +95,7 @@ def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
     """
     path = folder / REQUEST
     try:
-        content = read_json(path, {"versions": Maybe({...: TEXT}, null=False)})
+        content = read_json(path, _Versions)
         if content.pop("schema", None) != SCHEMA:
             raise RunFolderError(
                 f"{path.name} of {str(folder)!r} was written by another version of vitbench: go on with that one, or "
@@ -83,7 +113,7 @@ def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
 
 def request_from_dict(content: dict[str, Any]) -> TrainingRequest:
     """A request from its JSON object. Raises ValueError, in one line, if it is none."""
-    check_present(content, _REQUEST_SHAPE)
+    check(content, _Request)
     known = {field.name: field.default is MISSING for field in fields(TrainingRequest)}
     unknown = [key for key in content if key not in known]
     missing = [name for name, needed in known.items() if needed and name not in content]
@@ -107,7 +137,7 @@ def read_summary(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     path = folder / SUMMARY
     try:
-        content = read_json(path, {"figures": _FIGURES_SHAPE, "history": [_ROW_SHAPE]})
+        content = read_json(path, _Summary)
         check_history(content["history"])
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable") from error
@@ -123,7 +153,8 @@ def check_history(rows: Any, which: str | None = None) -> None:
     """Raises ValueError unless ``rows`` are those of a history: numbers, and the same ones in each row, among them the
     loss and the accuracy of what the epochs were tested on (``test`` or ``validation``; by default either).
     """
-    check_shape(rows, [_ROW_SHAPE], "history")
+    check(rows, list[_Row], "history")
+    check(rows, list[dict[str, Number]], "history")
     for one in rows:
         kinds = [which] if which else ["validation" if "validation_loss" in rows[0] else "test"]
         missing = [f"{kind}_{key}" for kind in kinds for key in ("loss", "accuracy") if f"{kind}_{key}" not in one]
@@ -137,11 +168,10 @@ def check_request(request: TrainingRequest) -> None:
     """Raises UsageError for what could not be read again from its JSON: such a training could not be gone on with."""
     if not isinstance(request.model, str):
         raise UsageError(f"A training takes the name of a model, not {type(request.model).__name__}")
-    # what Setup looks at has words of its own there
-    whole = dict.fromkeys(("num_classes", "train_images", "test_images", "threads"), WHOLE.or_null())
-    shape = {key: kind for key, kind in {**_REQUEST_SHAPE, **whole, "seed": WHOLE}.items() if key != "amp"}
+    content = asdict(request)
+    del content["amp"]  # Setup has an error of its own for it
     try:
-        check_present(asdict(request), shape)
+        check(content, _Request)
     except ValueError as error:
         raise UsageError(f"A training cannot be asked for like this: {error}") from error
 

@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import filelock
 import torch
 import torch.nn.functional as F
+from typing_extensions import TypedDict
 
 from vitbench.core.errors import DataError, ModelFailed, RunFolderError, Unsupported, UsageError, VitbenchError
 from vitbench.core.files import parse_json
 from vitbench.core.run_folder import LOCK, cannot_write, remove_leftovers, write_atomically
-from vitbench.core.shapes import COUNT, NUMBER, POSITIVE, TEXT, WHOLE, Maybe, check_shape
+from vitbench.core.validation import Count, Number, Positive, Whole, check
 from vitbench.experiments.attention import attention_png
 from vitbench.experiments.evaluation import evaluate_trained
 from vitbench.experiments.open_model import OutOfMemory, TrainedModel
@@ -61,17 +62,45 @@ SAVE_EVERY_S = 120.0
 #: Steps between looks at the clock and at Ctrl-C, at least.
 _STEPS_AT_ONCE = 20
 #: What last.pt says of itself in words, and its numbers; the tensors are looked at where they are loaded.
-_HEADER_SHAPE = {
-    "facts": {"data": TEXT},
-    "best": Maybe({"epoch": NUMBER, "accuracy": NUMBER, "loss": NUMBER}),
-    **dict.fromkeys(("origin", "pictures", "device"), Maybe(TEXT)),
-    "processes": Maybe(POSITIVE),
-}
-_STATE_SHAPE = {
-    **dict.fromkeys(("seen", "steps"), COUNT),
-    "elapsed_s": NUMBER,
-    "stretch": {"losses": [NUMBER], "images": COUNT, "correct": COUNT, "since_s": NUMBER},
-}
+
+
+class _Facts(TypedDict):
+    data: str
+
+
+class _Best(TypedDict):
+    epoch: Number
+    accuracy: Number
+    loss: Number
+
+
+class _Schema(TypedDict):
+    schema: Whole
+
+
+class _Header(TypedDict):
+    """What a checkpoint of a training states about it."""
+
+    facts: _Facts
+    best: NotRequired[_Best | None]
+    origin: NotRequired[str | None]
+    pictures: NotRequired[str | None]
+    device: NotRequired[str | None]
+    processes: NotRequired[Positive | None]
+
+
+class _Stretch(TypedDict):
+    losses: list[Number]
+    images: Count
+    correct: Count
+    since_s: Number
+
+
+class _State(TypedDict):
+    seen: Count
+    steps: Count
+    elapsed_s: Number
+    stretch: _Stretch
 
 
 class Session:
@@ -402,12 +431,12 @@ class Session:
         if state is None:
             return None
         try:
-            check_shape(state["vitbench"], TEXT, "what it says of itself")
-            header = parse_json(state["vitbench"], {"schema": WHOLE})
+            check(state["vitbench"], str, "its header")
+            header = parse_json(state["vitbench"], _Schema)
             if header["schema"] != SCHEMA:
                 raise ValueError(f"it is of schema {header['schema']}, not {SCHEMA}")
-            check_shape(header, _HEADER_SHAPE)
-            check_shape(state, _STATE_SHAPE)
+            check(header, _Header)
+            check(state, _State)
         except (ValueError, KeyError) as error:
             raise self._unfitting(error) from error
         return state, header
