@@ -896,7 +896,7 @@ def test_a_model_that_is_named_twice_is_judged_once(capsys: pytest.CaptureFixtur
 
 def test_models_without_published_figures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, errors = ask(capsys, "claims", "--models", "vit_tiny16")
-    assert (code, out) == (0, "These models have no published figures.\n")
+    assert (code, out) == (0, "These models have no published values.\n")
     assert errors.strip() == ""
     assert ask(capsys, "claims", "--models", "vit_tiny16", "--json")[1] == "[]\n"
 

@@ -407,14 +407,14 @@ MISTAKES = [
     (["check", "good.json"], "add --allow-import if you trust it"),
     (["check", "good.json", "--allow-import", "--accept", "no reason"], "is no 'cell or pattern: reason'"),
     (["check", "good.json", "--allow-import", "--json", "nowhere/x.json"], "there is no folder 'nowhere'"),
-    (["check", "good.json", "--allow-import", "--json", "good.json"], "is the lock itself"),
-    (["snapshot", "-o", "nowhere/x.json"], "'nowhere' is no folder"),
+    (["check", "good.json", "--allow-import", "--json", "good.json"], "is the baseline file itself"),
+    (["snapshot", "-o", "nowhere/x.json"], "there is no folder 'nowhere'"),
     (["snapshot", "-o", "pkg/net.py"], "is no whole JSON"),
     (["snapshot", "--suite", "lightwait"], "Did you mean 'lightweight'?"),
     (["snapshot", "--models", "vit_basik"], "Did you mean 'vit_basic'?"),
     (["snapshot", "--models", "vit_basic", "--image-sizes", "33"], "Image size 33 does not fit vit_basic"),
     (["snapshot", "--models", NAME], "add --allow-import if you trust it"),
-    (["snapshot", "--batch-sizes", "many"], "'many' is no whole number"),
+    (["snapshot", "--batch-sizes", "many"], "'many' is not a whole number"),
     (["snapshot", "--modes", "both"], "'both' is not allowed"),
 ]
 

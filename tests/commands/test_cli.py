@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -11,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from vitbench.cli import run_command
+from vitbench.cli import app, run_command
 from vitbench.core.registry import METRICS
 from vitbench.models.cards import model_registry
 
@@ -23,22 +25,69 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["list"], ["show"], ["report"]])
-def test_help_has_examples_and_loads_neither_torch_nor_rich(command: list[str]) -> None:
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
+PANELS = {
+    "Measure": ["run", "frontier", "report", "doctor"],
+    "Inspect": ["list", "show", "flops", "claims"],
+    "Train": ["train", "sweep", "evaluate", "predict", "attention"],
+    "Compare": ["compare", "ab", "history"],
+    "Guard": ["snapshot", "check"],
+}
+#: Options that mean something else in another command.
+OWN = {"--out", "--json", "--resume", "--data", "--recipe", "--set", "--suite", "--attention", "--amp", "--threads"}
+OWN |= {"--timeout", "--yes", "--seed", "--compile", "--head", "--index", "--batch-size"}
+
+
+@pytest.mark.integration
+def test_help_has_examples_and_loads_neither_torch_nor_rich() -> None:
     code = (
-        "import sys; from vitbench.cli import run_command; run_command(sys.argv[1:]); "
+        "import sys; from vitbench.cli import run_command\n"
+        "for command in [[], *([name] for name in sys.argv[1:])]: assert run_command([*command, '--help']) == 0\n"
         "heavy = {'torch', 'rich', 'pandas', 'numpy'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code, *COMMANDS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Examples:" in done.stdout
-    assert "vitbench" in done.stdout
+    helps = done.stdout.split("Usage: ")[1:]
+    assert len(helps) == 1 + len(COMMANDS)
+    for text, name in zip(helps, ["", *COMMANDS], strict=True):
+        assert f"Examples:\n    vitbench {name}".rstrip() in text
 
 
-def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_prints_the_help_with_the_commands_by_panel(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     code, out, errors = ask(capsys)
     assert (code, errors) == (0, "")
-    assert "Commands:" in out
+    blocks = {block.partition(":")[0]: block.splitlines()[1:] for block in out.split("\n\n") if ":\n" in block}
+    assert {panel: [line.split()[0] for line in blocks[panel]] for panel in PANELS} == PANELS
+    assert sorted(itertools.chain(*PANELS.values())) == sorted(COMMANDS)
+    assert "..." not in out.partition("Measure:")[2].replace("FLOPs, operators, ...", "")  # no text is cut
+
+
+def test_an_option_of_several_commands_has_one_help() -> None:
+    helps: dict[str, set[str]] = {}
+    for command in COMMANDS.values():
+        for option in command.params:
+            helps.setdefault(option.opts[0], set()).add(getattr(option, "help", None) or "")
+    assert {name for name, texts in helps.items() if name.startswith("-") and len(texts) > 1} <= OWN
+
+
+def test_what_resume_continues_takes_no_other_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every option, also one that repeats its default."""
+    for name in ("run", "frontier", "train", "sweep"):
+        for option in COMMANDS[name].params:
+            flag = option.opts[0]
+            allowed = {"--resume", "--retry", "--allow-import", "--allow-changed-environment", "--yes"}
+            if flag in allowed or (name == "train" and flag in ("--data", "--data-dir")) or not flag.startswith("-"):
+                continue
+            value = (
+                []
+                if getattr(option, "is_flag", False)
+                else ["0" if flag == "--validation" else str(option.default or 1)]
+            )
+            code, _, errors = ask(capsys, name, "--resume", "nowhere", flag, *value)
+            assert (code, errors) == (2, f"Error: --resume continues with the options of the start: leave out {flag}\n")
 
 
 def test_show_imports_only_where_it_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +121,7 @@ def test_every_model_and_metric_is_listed(capsys: pytest.CaptureFixture[str]) ->
     assert metrics == set(METRICS)
 
 
+@pytest.mark.integration
 def test_show_answers_for_each_model_and_says_which_failed(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(
         capsys, "show", "vit_base16", "vit_bse16", "timm:vit_tiny_patch16_224", "vit_basic",
@@ -90,6 +140,7 @@ def test_show_answers_for_each_model_and_says_which_failed(capsys: pytest.Captur
     assert basic["image_size"] == [224, 224]
 
 
+@pytest.mark.integration
 def test_show_takes_the_models_own_size_and_prints_a_card(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "show", "cifar_dynamic_vit_dense")
     assert code == 0
@@ -110,12 +161,12 @@ MISTAKES = [
     (["run", "--image-sizes", "-32"], "Option --image-sizes: Image size '-32' is not positive"),
     (["run", "--image-sizes", "0"], "is not positive"),
     (["run", "--batch-sizes", "0"], "Option --batch-sizes: "),
-    (["run", "--batch-sizes=+-5"], "Option --batch-sizes: '+-5' is no whole number"),
+    (["run", "--batch-sizes=+-5"], "Option --batch-sizes: '+-5' is not a whole number"),
     (["run", "--seed", "-1"], "Option --seed: "),
     (["run", "--timeout", "inf"], "Option --timeout: "),
     (["run", "--suite", "seeds", "--download"], "go with --data"),
     (["run", "--suite", "seeds", "--metrics", "accuracy"], "without a training section"),
-    (["run", "--batch-sizes", "many"], "Option --batch-sizes: 'many' is no whole number"),
+    (["run", "--batch-sizes", "many"], "Option --batch-sizes: 'many' is not a whole number"),
     (["run", "--threads", "0"], "Option --threads"),
     (["run", "--dtypes", "fp23"], "Option --dtypes: 'fp23' is not allowed. Did you mean 'fp32'?"),
     (["run", "--modes", "inference"], "Option --modes: 'inference' is not allowed. Did you mean 'infer'?"),
@@ -123,7 +174,7 @@ MISTAKES = [
     (["run", "--memory-limit", "much"], "'much' is no amount of memory"),
     (["run", "--models", ","], "A list is empty"),
     (["run", "--modles", "vit_basic"], "--modles"),
-    (["run", "--retry", "timeout"], "go with --resume"),
+    (["run", "--retry", "timeout"], "need --resume"),
     (["run", "--resume", "nowhere"], "nowhere cannot be resumed"),
     (["run", "--resume", "nowhere", "--models", "vit_basic"], "leave out --models"),
     (["run", "--out", "/proc/vitbench"], "Cannot write to /proc/vitbench"),
@@ -131,7 +182,7 @@ MISTAKES = [
     (["show", "vit_basik"], "Did you mean 'vit_basic'"),
     (["show", "vit_basic", "--image-size", "34"], "Image size 34 does not fit vit_basic"),
     (["show", "vit_basic", "--image-size", "big"], "neither N nor HxW"),
-    (["show", "vit_basic", "--num-classes", "0"], "--num-classes 0 is not positive"),
+    (["show", "vit_basic", "--num-classes", "0"], "Invalid value for '--num-classes'"),
     (["show", "timm:vit_tiny_patch16_224", "--image-size", "225"], "its patch of 16 px does not divide it. Give multiples, such as 224"),
     (["show", "timm:vit_tny_patch16_224"], "Did you mean 'timm:vit_tiny_patch16_224'"),
     (["report", "nowhere"], "nowhere is no run folder"),
@@ -158,6 +209,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     assert not list(tmp_path.rglob("records.jsonl"))
 
 
+@pytest.mark.integration
 def test_a_device_that_is_not_there_is_refused_before_the_first_cell(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -187,7 +239,7 @@ def test_a_read_only_folder_is_refused(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def without_roots_privilege() -> list[str]:
-    """What a command begins with so that the permissions of files hold for it, too."""
+    """The start of a command for which the permissions of files hold although we are root."""
     if os.geteuid() != 0:
         return []
     command = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
@@ -196,30 +248,33 @@ def without_roots_privilege() -> list[str]:
     return command
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.name != "posix", reason="permissions of another kind")
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_a_path_without_permission_is_one_line(tmp_path: Path) -> None:
+    commands = [
         ["report", "locked/run"],
         ["run", "--resume", "locked/run"],
-        ["run", "--suite", "smoke", "--data", "locked/pictures", "--dry-run"],
+        ["run", "--suite", "smoke", "--data", "locked/images", "--dry-run"],
         ["run", "--models", "vit_basic", "--data", "digits", "--weights", "locked/x.pt", "--dry-run"],
-    ],
-    ids=" ".join,
-)
-def test_a_place_that_may_not_be_looked_into_is_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    ]
+    code = (
+        "import json, sys; from vitbench.cli import run_command; "
+        "print([run_command(arguments) for arguments in json.loads(sys.argv[1])])"
+    )
     begin = without_roots_privilege()
     (tmp_path / "locked").mkdir(mode=0o000)
     try:
-        command = [*begin, sys.executable, "-m", "vitbench", *arguments]
+        command = [*begin, sys.executable, "-c", code, json.dumps(commands)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     finally:
         (tmp_path / "locked").chmod(0o700)
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("Error: ")
-    assert "locked/" in done.stderr
-    assert "Permission denied" in done.stderr
+    assert done.stdout == "[2, 2, 2, 2]\n", done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == len(commands), done.stderr
+    for line in lines:
+        assert line.startswith("Error: ")
+        assert "locked/" in line
+        assert "Permission denied" in line
 
 
 def test_other_failures_of_the_system_are_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +291,7 @@ def test_other_failures_of_the_system_are_not_explained_away(monkeypatch: pytest
     fail(PermissionError(errno.EPERM, "Operation not permitted"))  # a process, not a path
 
 
+@pytest.mark.integration
 def test_output_that_is_cut_off_is_no_error() -> None:
     done = subprocess.run(
         f"{sys.executable} -m vitbench list models | head -n 1", shell=True, capture_output=True, text=True, check=False
@@ -244,6 +300,7 @@ def test_output_that_is_cut_off_is_no_error() -> None:
     assert done.stdout == "cifar_vit\n"
 
 
+@pytest.mark.integration
 def test_a_name_that_the_output_cannot_spell_is_printed_all_the_same() -> None:
     code = "import sys; from vitbench import cli; cli.run_command = lambda words: print('кошка'); cli.main()"
     done = subprocess.run(

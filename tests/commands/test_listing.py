@@ -72,6 +72,7 @@ def test_parameters_are_listed_in_millions(capsys: pytest.CaptureFixture[str]) -
     assert "num classes" in text  # headings without underscores
 
 
+@pytest.mark.integration
 def test_our_models_are_listed_without_torch() -> None:
     code = (
         "import sys; from vitbench.cli import run_command; run_command(['list', 'models', 'cifar_*']); "

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.training.data.folders import make_image_folder
 from vitbench.analysis.attention import attention_maps
-from vitbench.commands.attention import EPILOG, attention
+from vitbench.commands.attention import attention
 from vitbench.core.errors import DataError, UsageError
 from vitbench.experiments.attention import (
     AttentionReport,
@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(weights: dict[str, str], pi
 
 def run(*arguments: str) -> Any:
     app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-    app.command(epilog=EPILOG)(attention)
+    app.command()(attention)
     return app(args=list(arguments), prog_name="vitbench attention", standalone_mode=False)
 
 

@@ -470,7 +470,7 @@ def test_a_finished_training_whose_summary_is_whole_is_shown(
 ) -> None:
     code, out, _ = ask(capsys, "train", "--resume", a_training(tmp_path / "training"))
     assert code == 0
-    assert "18 of 36 test pictures right (50.00 %)" in out
+    assert "18 of 36 test images correct (50.00 %)" in out
 
 
 #: A summary that published figures are judged by.

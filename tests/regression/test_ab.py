@@ -254,7 +254,7 @@ WRONG_USAGE = [
     (("--models", "vit_basic", "--margin", "99%"), "leaves nothing to detect"),
     (("--models", "vit_basic", "--inconclusive", "maybe"), "not one of pass, warn, fail"),
     (("--models", "vit_basic", "--mode", "test"), "Allowed: infer, train, both"),
-    (("--models", "vit_basic", "--batch-sizes", "many"), "is no whole number"),
+    (("--models", "vit_basic", "--batch-sizes", "many"), "is not a whole number"),
     (("--models", "vit_basic", "--junit", "nowhere/at/all.xml"), "there is no folder"),
     (("--models", "vit_basic", "--threshold", "latency"), "is not METRIC=TOLERANCE"),
     (("--models", "vit_basic", "--threshold", "relative_latency=10%"), "give latency or latency_cpu_time"),

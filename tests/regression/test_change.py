@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.reports.paired import tables
-from vitbench.commands.gates import choose_outputs
+from vitbench.commands.output import choose_output
 from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.regression.change import FINE, INCONCLUSIVE, REGRESSION, Change, exit_code
 from vitbench.regression.change_page import (
@@ -47,7 +47,7 @@ def test_an_output_that_may_not_be_looked_at_is_one_line(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "is_dir", refuse)
     with pytest.raises(UsageError, match=r"--markdown: 'x/a.md' cannot be written: Permission denied"):
-        choose_outputs("x/a.md", None, None)
+        choose_output("x/a.md", None, None)
 
 
 def timing(verdict: str = "worse", **fields: Any) -> Change:

@@ -805,11 +805,11 @@ def test_inconclusive_figures_warn_pass_or_fail(tmp_path: Path, capsys: pytest.C
     base = write_run(tmp_path / "a", run(paired(one, (1.0,))))
     head = write_run(tmp_path / "b", run(paired(one, (2.0,))))
     assert command(base, head) == FINE
-    assert "Warning: 1 gated figure is inconclusive" in capsys.readouterr().err
+    assert "Warning: 1 gated value is inconclusive" in capsys.readouterr().err
     assert command(base, head, "--inconclusive", "pass") == FINE
     assert capsys.readouterr().err == ""
     assert command(base, head, "--inconclusive", "fail") == INCONCLUSIVE
-    assert "Error: 1 gated figure is inconclusive" in capsys.readouterr().err
+    assert "Error: 1 gated value is inconclusive" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

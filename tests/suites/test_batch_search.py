@@ -268,7 +268,7 @@ MISTAKES = [
     (["frontier", "vit_basic", "--device", "gpu"], "Unknown device 'gpu'."),
     (["frontier", "vit_basic", "--image-sizes", "33"], "Image size 33 does not fit vit_basic"),
     (["frontier", "vit_basic", "--image-sizes", ","], "A list is empty"),
-    (["frontier", "vit_basic", "--resume", "nowhere"], "leave out all else"),
+    (["frontier", "vit_basic", "--resume", "nowhere"], "leave out the argument models"),
     (["frontier", "--resume", "nowhere"], "nowhere cannot be resumed"),
     (["run", "--suite", "frontier", "--batch-sizes", "1,8"], "Option --batch-sizes: batch sizes are not given with"),
     (["run", "--suite", "frontier", "--metrics", "params"], "Option --metrics: [frontier] needs the metric memory"),

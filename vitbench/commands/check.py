@@ -1,38 +1,39 @@
-"""``vitbench check``: count what a lock holds again, and let nothing differ that nobody accepted."""
+"""``vitbench check``: count again what the baseline file holds; any difference that is not accepted fails."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitbench.commands.gates import Everything, JsonFile, Junit, Markdown
-from vitbench.commands.options import AllowImport
+from vitbench.commands.options import AllowImport, Everything, JsonFile, Junit, Markdown
+from vitbench.commands.output import GateOutput, choose_output, guarded, note, publish
 from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     from vitbench.regression.lock_diff import Rule
     from vitbench.regression.lock_file import Lock
 
-EPILOG = (
-    "Examples:  vitbench check   |   vitbench check vitbench.lock.json --markdown comment.md --junit check.xml   |   "
-    "vitbench check --accept 'vit_basic *: the head has a bias now'   |   "
-    "vitbench check --accept '*#operators: one copy more, for clarity'"
-)
+EXAMPLES = """
+vitbench check
+vitbench check vitbench.lock.json --markdown comment.md --junit check.xml
+vitbench check --accept 'vit_basic *: the head has a bias now'
+vitbench check --accept '*#operators: one copy more, for clarity'
+"""
 
 
 def check(
     lock: Annotated[
-        Path | None, typer.Argument(help="What vitbench snapshot wrote. [default: vitbench.lock.json]")
+        Path | None, typer.Argument(help="A file of vitbench snapshot. [default: vitbench.lock.json]")
     ] = None,
     accepted: Annotated[
         list[str] | None,
         typer.Option(
             "--accept",
-            help="'cell or pattern: reason', or 'pattern#metric: reason': write these changes, and why, into the "
-            "lock; again for more.",
+            metavar="RULE",
+            help="'PATTERN: reason' or 'PATTERN#METRIC: reason': write the changes of these cells, and why, into the "
+            "file. Repeatable.",
         ),
     ] = None,
     everything: Everything = False,
@@ -41,38 +42,30 @@ def check(
     junit: Junit = None,
     allow_import: AllowImport = False,
 ) -> int:
-    """Compare exact figures (parameters, FLOPs, operators, ...) with a lock; exit code 1 if any differs.
+    """Compare exact values (parameters, FLOPs, operators, ...) with a baseline file.
 
-    Exit codes: 0 fine, 1 something differs, 2 wrong usage, 4 the machine did not let us count.
+    Exit codes: 0 same, 1 something differs, 2 wrong usage, 4 not counted because of trouble with the machine.
     """
-    from vitbench.commands.gates import choose_outputs, guarded
     from vitbench.regression.lock_diff import parse_rule
     from vitbench.regression.lock_file import DEFAULT_NAME, read_lock
 
     rules = [parse_rule(text) for text in accepted or ()]
     path = lock or Path(DEFAULT_NAME)
-    paths = choose_outputs(markdown, json, junit)
-    for output in paths.values():
-        if output is not None and output.absolute() == path.absolute():
-            raise UsageError(f"{str(output)!r} is the lock itself: give the output a name of its own")
+    output = choose_output(markdown, json, junit, everything=everything)
+    for file in output.files.values():
+        if file is not None and file.absolute() == path.absolute():
+            raise UsageError(f"{str(file)!r} is the baseline file itself: give the output another name")
     base = read_lock(path)
-    return guarded(lambda: _check(base, path, rules, paths, everything=everything, allow_import=allow_import))
+    return guarded(lambda: _check(base, path, rules, output, allow_import=allow_import))
 
 
-def _check(
-    base: Lock, path: Path, rules: list[Rule], paths: dict[str, Path | None], *, everything: bool, allow_import: bool
-) -> int:
+def _check(base: Lock, path: Path, rules: list[Rule], output: GateOutput, *, allow_import: bool) -> int:
     from datetime import UTC, datetime
 
-    from vitbench.commands.gates import publish
-    from vitbench.core.text import one_line
     from vitbench.regression.lock_diff import accept, compare_locks, remaining
     from vitbench.regression.lock_file import write_lock
     from vitbench.regression.snapshot import notes_on, repeat_snapshot
     from vitbench.runner.run import terminate_like_interrupt
-
-    def note(text: str) -> None:
-        print(one_line(text), file=sys.stderr, flush=True)
 
     with terminate_like_interrupt():
         head = repeat_snapshot(base, allow_import=allow_import, note=note)
@@ -84,16 +77,8 @@ def _check(
         before, changes = len(changes), remaining(changes, rules)
         notes += [f"Accepted: {one.pattern}: {one.reason}" for one in new.accepted[len(base.accepted) :]]
         note(f"Accepted {before - len(changes)} changes; wrote {path}")
-    code = publish(
-        changes,
-        title=f"Exact figures against {path.name}",
-        notes=notes,
-        everything=everything,
-        paths=paths,
-        inconclusive="pass",  # what is counted is never in doubt
-        advice="",
-        torch={"base": base.torch, "head": head.torch},
-    )
+    title = f"Exact figures against {path.name}"
+    code = publish(changes, output, title=title, notes=notes, torch={"base": base.torch, "head": head.torch})
     if code:
-        note("If a change is meant: vitbench check --accept 'cell or pattern: reason' writes it into the lock.")
+        note("If a change is intended: vitbench check --accept 'PATTERN: reason' writes it into the file.")
     return code

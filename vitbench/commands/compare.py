@@ -1,4 +1,4 @@
-"""``vitbench compare``: what changed from one run to another, and whether anything got worse."""
+"""``vitbench compare``: what changed from one stored run to another, and whether anything got worse."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitbench.commands.gates import Everything, Inconclusive, JsonFile, Junit, Markdown
+from vitbench.commands.options import Everything, Inconclusive, JsonFile, Junit, Markdown, Thresholds
+from vitbench.commands.output import choose_output, guarded, publish
 from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     from vitbench.core.records import Record
     from vitbench.suites import Threshold
 
-EPILOG = (
-    "Examples:  vitbench compare runs/main runs/branch   |   "
-    "vitbench compare results/laptop/lightweight runs/new --all   |   "
-    "vitbench compare runs/main runs/branch --threshold 'relative_latency=40%' --threshold 'params@cifar_*=off' "
-    "--markdown changes.md --junit changes.xml"
-)
+EXAMPLES = """
+vitbench compare runs/main runs/branch
+vitbench compare results/laptop/lightweight runs/new --all
+vitbench compare runs/main runs/branch --threshold 'relative_latency=40%' --markdown changes.md
+"""
 
 
 def compare(
@@ -31,27 +31,18 @@ def compare(
         bool,
         typer.Option("--allow-different-machines", help="Compare times and memory although the environments differ."),
     ] = False,
-    threshold: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="METRIC=TOLERANCE or METRIC@MODELS=TOLERANCE: 5%, or off (not gated), or on; again for more. They "
-            "count before those of HEAD's suite."
-        ),
-    ] = None,
+    threshold: Thresholds = None,
     inconclusive: Inconclusive = "warn",
     markdown: Markdown = None,
     json: JsonFile = None,
     junit: Junit = None,
 ) -> int:
-    """Compare two runs: parameters, FLOPs, memory, endings to the unit, times by their relative latency.
+    """Compare two runs: exact values to the unit, times by their relative latency.
 
-    Exit codes: 0 fine, 1 something is worse, 2 wrong usage, 3 something is inconclusive (with --inconclusive fail), 4
-    the machine did not let us compare.
+    Exit codes: 0 fine, 1 something is worse, 2 wrong usage, 3 something is inconclusive (--inconclusive fail), 4 not
+    compared because of trouble with the machine.
     """
-    from vitbench.commands.gates import check_ending, choose_outputs, guarded, publish
-
-    check_ending(inconclusive)
-    paths = choose_outputs(markdown, json, junit)
+    output = choose_output(markdown, json, junit, everything=everything, inconclusive=inconclusive)
     tables = [_table(option) for option in threshold or []]
 
     def gate() -> int:
@@ -64,13 +55,11 @@ def compare(
         found = compare_runs(before, after, rules, allow_different_machines=allow_different_machines)
         return publish(
             found.changes,
+            output,
             title=f"vitbench compare: {before.name} -> {after.name}",
             notes=found.notes,
-            everything=everything,
-            paths=paths,
-            inconclusive=inconclusive,
-            advice="These runs do not tell whether they got worse. More processes may (vitbench run --processes 15), "
-            "and vitbench ab",
+            advice="These runs do not show whether they got worse. Try more processes (vitbench run --processes 15), "
+            "or vitbench ab",
             **found.facts,
         )
 
@@ -78,7 +67,7 @@ def compare(
 
 
 def _table(option: str) -> dict[str, Any]:
-    """A --threshold as a table. Raises UsageError for what is none, or is about what compare never gates."""
+    """A --threshold as a table. Raises UsageError for another form, or for a metric that compare never gates."""
     from vitbench.suites.thresholds import RELATIVE, parse_option, yields_of
 
     table = parse_option(option)
@@ -93,12 +82,12 @@ def _table(option: str) -> dict[str, Any]:
 
 
 def _rules(tables: list[dict[str, Any]], records: Sequence[Record]) -> tuple[Threshold, ...]:
-    """The thresholds of the command line. Raises SuiteError for one that is about nothing in the runs."""
+    """The thresholds of the command line. Raises SuiteError for one that matches nothing in the runs."""
     from vitbench.suites import check_thresholds, make_thresholds
 
     rules = make_thresholds(tables, "--threshold", metrics=[table["metric"] for table in tables])
     metrics = {one.metric for record in records for one in record.measurements}
     models = {record.cell.model: None for record in records}
-    if models:  # else there is something else to complain of
+    if models:  # without records another error comes first
         check_thresholds(rules, "Option --threshold", metrics=metrics, models=models)
     return rules

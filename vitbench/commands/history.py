@@ -1,55 +1,59 @@
-"""``vitbench history``: many stored runs in a row, when each figure changed, and their times for pytest-benchmark."""
+"""``vitbench history``: when values changed over many stored runs, and their times for pytest-benchmark."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitbench.commands.options import split_words
+from vitbench.commands.options import ModelNames, split_words
+from vitbench.commands.output import note, print_written
 from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     from vitbench.regression.stored_runs import Found
 
-EPILOG = (
-    "Examples:  vitbench history runs   |   vitbench history runs --metric 'relative_*,params' --out history   |   "
-    "vitbench history runs --pytest-benchmark .benchmarks   |   vitbench history .benchmarks"
-)
+EXAMPLES = """
+vitbench history runs
+vitbench history runs --metric 'relative_*,params' --out history
+vitbench history runs --pytest-benchmark .benchmarks
+vitbench history .benchmarks
+"""
 
 
 def history(
     folders: Annotated[
-        list[Path], typer.Argument(help="Folders with runs at any depth, or JSON of pytest-benchmark; one or more.")
+        list[Path], typer.Argument(help="Folders with runs at any depth, or with JSON files of pytest-benchmark.")
     ],
     metric: Annotated[
         str | None,
         typer.Option(
             "--metric",
             "--metrics",
-            help="Names or patterns: params, 'relative_*', latency; commas. [default: all that is judged]",
+            metavar="NAME,...",
+            help="Names or patterns: params, 'relative_*', latency. [default: all that are judged]",
         ),
     ] = None,
-    models: Annotated[str | None, typer.Option(help="Names or patterns of models; commas.")] = None,
+    models: ModelNames = None,
     out: Annotated[
-        Path | None, typer.Option(help="Also write history.md and a picture of each series into this folder.")
+        Path | None, typer.Option(metavar="DIR", help="Also write history.md and a plot of each series.")
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(help="Also write everything as JSON into this file; - prints it.")
+        Path | None, typer.Option(metavar="FILE", help="Also write everything as JSON; - prints it.")
     ] = None,
     pytest_benchmark: Annotated[
         Path | None,
         typer.Option(
-            help="Also write the runs' times for pytest-benchmark: into a storage folder (.benchmarks), numbered, or "
-            "one run into a .json file."
+            metavar="PATH",
+            help="Also write the times for pytest-benchmark: into a storage folder (.benchmarks), or one run into a "
+            ".json file.",
         ),
     ] = None,
 ) -> int:
-    """Show when figures changed over many runs, and at which commit. Advice: the exit code is 0 whatever it finds."""
+    """Show when values changed over many runs, and at which commit. The exit code is 0 whatever it finds."""
     from vitbench.core.run_folder import write_atomically
-    from vitbench.core.text import one_line, printable, printable_lines
+    from vitbench.core.text import printable, printable_lines
     from vitbench.regression.history import make_history
     from vitbench.regression.history_page import history_json, render_terminal, write_history
     from vitbench.regression.stored_runs import find_runs
@@ -57,7 +61,7 @@ def history(
     runs = find_runs(folders)
     found = make_history(runs, metrics=split_words(metric), models=split_words(models))
     for problem in found.problems:
-        print(f"Warning: {one_line(problem)}", file=sys.stderr)
+        note(f"Warning: {problem}")
     written: list[Path] = []
     if pytest_benchmark is not None:
         written += _export(runs, split_words(models), pytest_benchmark)
@@ -70,12 +74,11 @@ def history(
         write_atomically(json, history_json(found).encode())
         written.append(json)
     print(printable_lines(render_terminal(found)))
-    pictures = [path for path in written if path.suffix == ".png"]
-    if len(pictures) > 3:
-        print(f"Wrote {len(pictures)} pictures into {printable(str(pictures[0].parent))}")
+    plots = [path for path in written if path.suffix == ".png"]
+    if len(plots) > 3:
+        print(f"Wrote {len(plots)} plots into {printable(str(plots[0].parent))}")
         written = [path for path in written if path.suffix != ".png"]
-    for path in written:
-        print(f"Wrote {printable(str(path))}")
+    print_written(written)
     return 0
 
 
@@ -101,7 +104,7 @@ def _export(found: Found, models: list[str] | None, place: Path) -> list[Path]:
     if place.suffix != ".json":
         written = write_storage(place, runs)
         if not written:
-            print("Nothing new for --pytest-benchmark: it holds these runs, or they have no times", file=sys.stderr)
+            note("Nothing new for --pytest-benchmark: it holds these runs, or they have no times")
         return written
     if len(runs) > 1:
         raise UsageError(f"--pytest-benchmark {place}: {len(runs)} runs do not go into one file. Give a folder")

@@ -1,16 +1,42 @@
-"""What there is: models, suites, recipes, data sets, devices, metrics."""
+"""``vitbench list``: models, suites, recipes, data sets, devices, metrics."""
 
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from vitbench.commands.options import JsonArray
+from vitbench.commands.output import print_json
 from vitbench.core.errors import UnknownNameError, Unsupported
 from vitbench.core.records import format_image_size
 from vitbench.core.registry import METRICS
 from vitbench.models.cards import ModelCard, model_registry
+
+EXAMPLES = """
+vitbench list models
+vitbench list models 'timm:vit_tiny*'
+vitbench list suites --json
+"""
+
+
+def list_(
+    what: Annotated[str, typer.Argument(help="models, suites, recipes, datasets, devices or metrics.")],
+    pattern: Annotated[
+        str | None, typer.Argument(help="Only names that match: cifar_*, timm:vit_tiny*, torchvision:swin*.")
+    ] = None,
+    json: JsonArray = False,
+) -> int:
+    """List models, suites, recipes, data sets, devices or metrics."""
+    from vitbench.core.text import printable_lines
+
+    if json:
+        print_json(things(what, pattern))
+    else:
+        print(printable_lines(to_text(what, pattern)))
+    return 0
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -142,11 +168,6 @@ def _list_external(pattern: str) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def to_json(what: str, pattern: str | None = None) -> str:
-    """A JSON array of objects."""
-    return json.dumps(things(what, pattern), indent=2, ensure_ascii=False)
 
 
 def to_text(what: str, pattern: str | None = None) -> str:

@@ -1,75 +1,71 @@
-"""``vitbench snapshot``: exact figures of a suite's models into a lock, a file to commit beside the code."""
+"""``vitbench snapshot``: exact values of a suite's models into a baseline file, to commit beside the code."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vitbench.commands.options import AllowImport, split_integers, split_words
+from vitbench.commands.options import (
+    AllowImport,
+    Attentions,
+    BatchSizes,
+    Dtypes,
+    ImageSizes,
+    ModelNames,
+    Modes,
+    NumClasses,
+    Suite,
+    suite_keys,
+)
+from vitbench.commands.output import note
 from vitbench.core.errors import UsageError
 
-EPILOG = (
-    "Examples:  vitbench snapshot   |   vitbench snapshot --suite smoke -o smoke.lock.json   |   "
-    "vitbench snapshot --models vit_basic,timm:vit_tiny_patch16_224 --image-sizes 224 --batch-sizes 1,8 "
-    "--modes infer,train   |   vitbench snapshot --models module:pkg.models:build --image-sizes 32 --num-classes 10 "
-    "--allow-import"
-)
+EXAMPLES = """
+vitbench snapshot
+vitbench snapshot --suite smoke -o smoke.lock.json
+vitbench snapshot --models vit_basic,timm:vit_tiny_patch16_224 --image-sizes 224 --batch-sizes 1,8 --modes infer,train
+vitbench snapshot --models module:pkg.models:build --image-sizes 32 --num-classes 10 --allow-import
+"""
 
 
 def snapshot(
-    suite: Annotated[
-        str | None, typer.Option(help="A built-in suite (vitbench list suites) or a .toml file. [default: lightweight]")
-    ] = None,
+    context: typer.Context,
+    suite: Suite = "lightweight",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The lock to write. [default: vitbench.lock.json]")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The baseline file to write. [default: vitbench.lock.json]"),
     ] = None,
-    models: Annotated[
-        str | None,
-        typer.Option(help="Models: names, patterns (cifar_*), timm:NAME, torchvision:NAME, module:PKG.MOD:FN; commas."),
-    ] = None,
-    image_sizes: Annotated[str | None, typer.Option(help="Pixels: 224, 231x240, native; commas.")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of the head.")] = None,
-    batch_sizes: Annotated[str | None, typer.Option(help="Images a batch; commas.")] = None,
-    dtypes: Annotated[str | None, typer.Option(help="fp32, bf16, fp16, amp; commas.")] = None,
-    attention: Annotated[str | None, typer.Option(help="fused, explicit; commas.")] = None,
-    modes: Annotated[str | None, typer.Option(help="infer, train; commas.")] = None,
+    models: ModelNames = None,
+    image_sizes: ImageSizes = None,
+    num_classes: NumClasses = None,
+    batch_sizes: BatchSizes = None,
+    dtypes: Dtypes = None,
+    attention: Attentions = None,
+    modes: Modes = None,
     allow_import: AllowImport = False,
 ) -> int:
-    """Write the exact figures of a suite's models (no device, no timing) into a lock for vitbench check."""
+    """Write exact values of a suite's models into a baseline file for vitbench check.
+
+    Exit codes: 0 done, 1 a model failed, 2 wrong usage.
+    """
     from dataclasses import replace
 
-    from vitbench.core.text import one_line, printable
+    from vitbench.core.text import printable
     from vitbench.regression.lock_file import DEFAULT_NAME, read_lock, write_lock
     from vitbench.regression.snapshot import take_snapshot
     from vitbench.runner.run import terminate_like_interrupt
 
-    overrides: dict[str, Any] = {
-        "models": split_words(models),
-        "image_sizes": split_words(image_sizes),
-        "num_classes": num_classes,
-        "batch_sizes": split_integers(batch_sizes, "--batch-sizes"),
-        "dtypes": split_words(dtypes),
-        "attention": split_words(attention),
-        "modes": split_words(modes),
-    }
+    keys = suite_keys(context)
     path = out or Path(DEFAULT_NAME)
     if not path.parent.is_dir():
-        raise UsageError(f"Cannot write {path}: {str(path.parent)!r} is no folder. Make it, or choose another with -o")
-    # first of all: what is there may be no lock, or one with a list of what was accepted
-    before = read_lock(path) if path.exists() else None
-
-    def note(text: str) -> None:
-        print(one_line(text), file=sys.stderr, flush=True)
-
-    try:
-        with terminate_like_interrupt():
-            lock = take_snapshot(suite or "lightweight", overrides, allow_import=allow_import, note=note)
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
+        raise UsageError(
+            f"Cannot write {path}: there is no folder {str(path.parent)!r}. Make it, or choose another (-o)"
+        )
+    before = read_lock(path) if path.exists() else None  # first: it may be another kind of file
+    with terminate_like_interrupt():
+        lock = take_snapshot(suite, keys, allow_import=allow_import, note=note)
     if before is not None:
         lock = replace(lock, accepted=before.accepted)
     write_lock(path, lock)
@@ -77,6 +73,6 @@ def snapshot(
     for entry in failed:
         note(f"Failed: {entry.place.label}: {entry.failed}")
     runs = sum(entry.place.is_run for entry in lock.entries)
-    kept = f", with the {len(lock.accepted)} accepted changes that it held" if lock.accepted else ""
+    kept = f", with its {len(lock.accepted)} accepted changes" if lock.accepted else ""
     print(f"Wrote {printable(str(path))}: {len(lock.entries) - runs} models, {runs} runs{kept}")
     return 1 if failed else 0

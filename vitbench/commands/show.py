@@ -1,0 +1,56 @@
+"""``vitbench show``: models by their parts, without allocating their weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitbench.commands.options import (
+    AllowImport,
+    ImageSize,
+    JsonArray,
+    Models,
+    NumClasses,
+    ReplaceHead,
+    Weights,
+    allow_imports,
+)
+from vitbench.commands.output import print_answers
+
+EXAMPLES = """
+vitbench show vit_base16
+vitbench show vit_basic timm:vit_tiny_patch16_224 --image-size 224 --json
+vitbench show vit_layer6_32 --layers
+vitbench show vit_layer6_32 --weights best.pt
+"""
+
+
+def show(
+    models: Models,
+    image_size: ImageSize = None,
+    num_classes: NumClasses = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Add a table of the layers.")] = False,
+    weights: Weights = None,
+    replace_head: ReplaceHead = False,
+    allow_import: AllowImport = False,
+    json: JsonArray = False,
+) -> int:
+    """Show models: parameters and FLOPs by part, tokens, published values.
+
+    With --weights also whether the checkpoint fits the model.
+    """
+    from vitbench.analysis.model_summary import show_models
+    from vitbench.analysis.rendering import cards_to_text
+
+    if allow_import:
+        allow_imports()
+    summaries = show_models(
+        models,
+        image_size=image_size,
+        num_classes=num_classes,
+        layers=layers,
+        weights=weights,
+        replace_head=replace_head,
+    )
+    return print_answers(summaries, cards_to_text, json)
