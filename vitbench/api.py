@@ -128,7 +128,7 @@ def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
 
     from vitbench.metrics import Budget, Subject
     from vitbench.models import use_attention
-    from vitbench.runner.measure import metrics_by_process
+    from vitbench.runner.outcomes import metrics_by_process
     from vitbench.suites import make_suite
 
     suite = make_suite({**content, "models": ["*"]}, "measure()", content)  # checks every value but the model
@@ -191,7 +191,7 @@ def _take(subject: Subject, groups: Mapping[str, Sequence[Metric]]) -> tuple[lis
     As in a suite: what cannot be counted is absent and leaves the rest alone; after a failure of what runs the model
     nothing else is tried, and its absence is spoken.
     """
-    from vitbench.runner.measure import ESSENTIAL, complete, not_tried
+    from vitbench.runner.outcomes import ESSENTIAL, complete, not_tried
 
     found: list[Measurement] = []
     failure: Failure | None = None

@@ -22,7 +22,7 @@ from vitbench.devices.mps import MpsDevice
 from vitbench.executors.conversation import classify_death
 from vitbench.metrics import Budget, Subject
 from vitbench.metrics.support.timing import Timing, sample_durations
-from vitbench.runner.measure import _side_by_side
+from vitbench.runner.outcomes import side_by_side
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -337,8 +337,8 @@ def test_an_abort_is_explained_by_what_it_printed(code: int, status: str, cause:
 def test_one_process_that_is_not_to_be_trusted_spoils_the_figure_of_them_all() -> None:
     good = Measurement(metric="latency", unit="s", samples=((1.0,),), method="m")
     lost = Measurement(metric="latency", unit="s", samples=((0.1,),), method="m", status="error", detail="lost")
-    assert _side_by_side([good, good], None, "").status == "ok"
-    merged = _side_by_side([good, lost], None, "")
+    assert side_by_side([good, good], None, "").status == "ok"
+    merged = side_by_side([good, lost], None, "")
     assert (merged.status, merged.detail, merged.samples) == ("error", "lost", ((1.0,), (0.1,)))
 
 

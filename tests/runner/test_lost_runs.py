@@ -22,6 +22,7 @@ from vitbench.core.records import Record
 from vitbench.devices.host import environment
 from vitbench.runner import folder as folders
 from vitbench.runner import measure as measuring
+from vitbench.runner import timed
 from vitbench.runner.progress import Progress
 from vitbench.runner.run import RunSummary, resume_run
 
@@ -246,7 +247,7 @@ def test_a_folder_in_which_a_run_was_killed_while_it_began_counts_as_empty(place
 def test_a_clock_that_jumps_back_disturbs_neither_folders_nor_durations_nor_a_resume(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (folders, measuring, environment):
+    for module in (folders, measuring, timed, environment):
         monkeypatch.setattr(module, "datetime", JumpingClock)
     first = run(None, metric="latency")
     JumpingClock.most_readings = JumpingClock.readings  # from now on it is always the same moment
@@ -269,7 +270,7 @@ def test_a_clock_that_jumps_back_disturbs_neither_folders_nor_durations_nor_a_re
 
 def test_no_duration_or_deadline_comes_from_the_wall_clock() -> None:
     """``time.time`` is nowhere, and ``datetime.now`` only where a moment is written down."""
-    written_down = {"folder.py", "measure.py", "api.py", "environment.py", "session.py", "check.py", "output.py"}
+    written_down = {"folder.py", "measure.py", "timed.py", "api.py", "environment.py", "check.py", "output.py"}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):

@@ -27,10 +27,12 @@ from vitbench.devices.host.load import OTHER_LOAD, STEAL, Load, LoadWatch, load_
 from vitbench.executors.conversation import Outcome
 from vitbench.executors.launcher import Launcher
 from vitbench.runner import measure as measuring
-from vitbench.runner.measure import GROUP, CellMeasurer, _Job, _merge, _peak_bytes, group_cells
+from vitbench.runner.measure import GROUP, group_cells
+from vitbench.runner.outcomes import merge
 from vitbench.runner.plan import Plan
 from vitbench.runner.progress import SilentProgress
 from vitbench.runner.run import RunSummary
+from vitbench.runner.timed import Job, Timer, peak_bytes
 from vitbench.suites import make_suite
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +93,7 @@ def test_cells_that_are_not_timed_stay_alone() -> None:
 # which of them fit into memory together
 
 
-class Measurer(CellMeasurer):
+class ScriptedTimer(Timer):
     """One that measures nothing, on a machine with ``free`` bytes."""
 
     def __init__(self, free: float = 16e9, **measure: Any) -> None:
@@ -99,42 +101,42 @@ class Measurer(CellMeasurer):
             {"name": "test", "models": ["vit_basic"], "metrics": ["latency"], "measure": measure}, "test"
         )
         plan = Plan(suite=suite, cells=[], training=None, static={}, estimates={}, environment={})
-        super().__init__(plan, Launcher(), None, SilentProgress())
+        super().__init__(plan, Launcher(), SilentProgress())
         self.free = free
 
     def _free_bytes(self, device: str) -> float:
         return self.free
 
 
-def make_job(name: str = "a", peak: float | None = None, **changes: Any) -> _Job:
+def make_job(name: str = "a", peak: float | None = None, **changes: Any) -> Job:
     cell = make_cell(name, **changes)
-    job = _Job(cell, {"time": [METRICS.get("latency")]}, started_at="", begin=0.0)
+    job = Job(cell, {"time": [METRICS.get("latency")]}, started_at="", begin=0.0)
     if peak is not None:
         metric = "training_peak_memory" if cell.mode == "train" else "inference_peak_memory"
-        job.peak = _peak_bytes(cell, [Measurement.single(metric, "byte", peak, "test")])
+        job.peak = peak_bytes(cell, [Measurement.single(metric, "byte", peak, "test")])
     return job
 
 
-def alive_together(measurer: Measurer, peaks: Sequence[float | None], **changes: Any) -> list[str]:
+def alive_together(timer: ScriptedTimer, peaks: Sequence[float | None], **changes: Any) -> list[str]:
     jobs = [make_job("abcdefgh"[n], peak, **changes) for n, peak in enumerate(peaks)]
-    return ["".join(job.cell.model for job in chunk) for chunk in measurer._alive_at_once(jobs)]
+    return ["".join(job.cell.model for job in chunk) for chunk in timer.alive_at_once(jobs)]
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_cells_that_fit_into_half_of_the_free_memory_are_alive_together(mode: str) -> None:
     """A process holds 0.6 GB beside its peak: two of 3.4 GB fit into 8 GB, three do not."""
-    assert alive_together(Measurer(16e9), [3.4e9] * 5, mode=mode) == ["ab", "cd", "e"]
-    assert alive_together(Measurer(1000e9), [3.4e9] * 5, mode=mode) == ["abcde"]
+    assert alive_together(ScriptedTimer(16e9), [3.4e9] * 5, mode=mode) == ["ab", "cd", "e"]
+    assert alive_together(ScriptedTimer(1000e9), [3.4e9] * 5, mode=mode) == ["abcde"]
 
 
 def test_a_cell_whose_need_is_not_known_stays_alone() -> None:
-    assert alive_together(Measurer(1000e9), [1e9, None, 1e9, 1e9, None, None]) == ["a", "b", "cd", "e", "f"]
+    assert alive_together(ScriptedTimer(1000e9), [1e9, None, 1e9, 1e9, None, None]) == ["a", "b", "cd", "e", "f"]
 
 
 def test_a_cell_that_is_too_large_is_tried_alone() -> None:
-    assert alive_together(Measurer(8e9), [1e9, 90e9, 1e9]) == ["a", "b", "c"]
-    assert alive_together(Measurer(0.0), [1e9, 1e9]) == ["a", "b"]
-    assert alive_together(Measurer(), []) == []
+    assert alive_together(ScriptedTimer(8e9), [1e9, 90e9, 1e9]) == ["a", "b", "c"]
+    assert alive_together(ScriptedTimer(0.0), [1e9, 1e9]) == ["a", "b"]
+    assert alive_together(ScriptedTimer(), []) == []
 
 
 # how many processes
@@ -153,11 +155,11 @@ def outcome_of(relative: float, reference: float = 0.001) -> Outcome:
     return Outcome(measurements=[latency])
 
 
-def decided(measurer: Measurer, outcomes: list[Outcome], seconds_each: float = 1.0) -> _Job:
+def decided(timer: ScriptedTimer, outcomes: list[Outcome], seconds_each: float = 1.0) -> Job:
     job = make_job()
     job.timed, job.timed_s = outcomes, seconds_each * len(outcomes)
     job.wanted = len(outcomes)
-    measurer._decide_processes(job)
+    timer.decide_processes(job)
     return job
 
 
@@ -171,37 +173,39 @@ WIDE, NARROW = [1.0, 1.07, 0.93, 1.04, 0.96], [1.0, 1.01, 0.99, 1.0, 1.0]
 
 
 def test_a_spread_asks_for_more_processes_and_agreement_for_none() -> None:
-    wide = decided(Measurer(max_processes=100), [outcome_of(one) for one in WIDE])
+    wide = decided(ScriptedTimer(max_processes=100), [outcome_of(one) for one in WIDE])
     assert wide.wanted == processes_wanted(WIDE) > 5
-    narrow = decided(Measurer(), [outcome_of(one) for one in NARROW])
+    narrow = decided(ScriptedTimer(), [outcome_of(one) for one in NARROW])
     assert (narrow.wanted, narrow.first_stage, wide.first_stage) == (5, 5, 5)
 
 
 def test_processes_are_capped_by_their_number_and_by_their_time() -> None:
     outcomes = [outcome_of(one) for one in WIDE]
     needed = processes_wanted(WIDE)
-    assert decided(Measurer(max_processes=needed - 1), outcomes).wanted == needed - 1
-    assert decided(Measurer(max_processes=100, max_seconds=6.0), outcomes, seconds_each=1.0).wanted == 6
-    assert decided(Measurer(max_processes=100, max_seconds=6.0), outcomes, seconds_each=60.0).wanted == 5  # not fewer
-    assert decided(Measurer(max_processes=2), outcomes).wanted == 5
+    assert decided(ScriptedTimer(max_processes=needed - 1), outcomes).wanted == needed - 1
+    assert decided(ScriptedTimer(max_processes=100, max_seconds=6.0), outcomes, seconds_each=1.0).wanted == 6
+    assert (
+        decided(ScriptedTimer(max_processes=100, max_seconds=6.0), outcomes, seconds_each=60.0).wanted == 5
+    )  # not fewer
+    assert decided(ScriptedTimer(max_processes=2), outcomes).wanted == 5
 
 
 def test_drift_that_the_reference_shares_asks_for_no_more_processes() -> None:
     outcomes = [outcome_of(one, reference=0.001 * speed) for one, speed in zip(NARROW, (1, 3, 0.5, 2, 8), strict=True)]
-    assert decided(Measurer(), outcomes).wanted == 5
+    assert decided(ScriptedTimer(), outcomes).wanted == 5
 
 
 @pytest.mark.parametrize("measure", [{"precision": 0}, {"processes": 4}])
 def test_nothing_is_decided_without_a_precision_or_with_a_small_first_stage(measure: dict[str, Any]) -> None:
     count = measure.get("processes", 5)
-    job = decided(Measurer(**measure), [outcome_of(one) for one in WIDE[:count]])
+    job = decided(ScriptedTimer(**measure), [outcome_of(one) for one in WIDE[:count]])
     assert (job.wanted, job.first_stage) == (count, None)
 
 
 def test_nothing_is_decided_without_the_reference() -> None:
     outcomes = [outcome_of(one) for one in WIDE]
     outcomes[2].measurements = [replace(outcomes[2].measurements[0], reference_samples=())]
-    job = decided(Measurer(), outcomes)
+    job = decided(ScriptedTimer(), outcomes)
     assert (job.wanted, job.first_stage) == (5, None)
 
 
@@ -209,7 +213,7 @@ def test_nothing_is_decided_without_the_reference() -> None:
 
 
 def test_processes_stand_side_by_side_with_their_turns_and_what_was_decided() -> None:
-    merged = _merge([outcome_of(one) for one in (1.0, 2.0)], first_stage=2, group="now")
+    merged = merge([outcome_of(one) for one in (1.0, 2.0)], first_stage=2, group="now")
     (latency,) = merged.measurements
     assert (latency.first_stage, latency.group) == (2, "now")
     relative = relative_samples(latency.samples, latency.turns, latency.reference_samples)
@@ -221,7 +225,7 @@ def test_one_process_without_the_reference_leaves_all_without_relative_figures()
     first, second = outcome_of(1.0), outcome_of(2.0)
     alone = replace(second.measurements[0], reference_samples=(), method="test; without the reference")
     second.measurements = [alone]
-    (latency,) = _merge([first, second], first_stage=2, group="now").measurements
+    (latency,) = merge([first, second], first_stage=2, group="now").measurements
     assert (latency.reference_samples, latency.first_stage, latency.group) == ((), 2, "")
     assert latency.method == "test; in other processes: test; without the reference"
     assert len(latency.samples) == len(latency.turns) == 2
@@ -230,7 +234,7 @@ def test_one_process_without_the_reference_leaves_all_without_relative_figures()
 
 def test_samples_before_a_failure_are_kept_under_its_status() -> None:
     failed = Outcome(failure=Failure("killed", "crash", "the worker crashed"))
-    merged = _merge([outcome_of(1.0), failed])
+    merged = merge([outcome_of(1.0), failed])
     assert merged.failure is failed.failure
     (latency,) = merged.measurements
     assert (latency.status, latency.detail, len(latency.samples)) == ("killed", "the worker crashed", 1)

@@ -27,9 +27,9 @@ from vitbench.runner import turns
 from vitbench.runner.turns import (
     REFERENCE_EVERY_S,
     TURN_S,
-    Player,
+    Control,
+    Participant,
     Reference,
-    ReferencePlayer,
     ReferenceTurn,
     take_turns,
 )
@@ -48,7 +48,7 @@ class Clock:
         return self.now
 
 
-# whose turn it is: scripted players on a clock of their own
+# whose turn it is: scripted participants on a clock of their own
 
 
 class ScriptedReference(Reference):
@@ -68,7 +68,7 @@ class ScriptedReference(Reference):
         return ReferenceTurn((float(self.log.count("reference")),), 1.0, self.clock.now)
 
 
-class ScriptedPlayer(Player):
+class ScriptedParticipant(Participant):
     """Wants ``wanted`` turns of ``seconds`` each, then what the reference takes after them."""
 
     def __init__(self, name: str, log: list[str], clock: Clock, *, wanted: int, seconds: float = TURN_S) -> None:
@@ -90,7 +90,7 @@ class ScriptedPlayer(Player):
     def prepare(self) -> None:
         self.log.append(f"prepare {self.name}")
 
-    def play(self, before: ReferenceTurn | None) -> None:
+    def take_turn(self, before: ReferenceTurn | None) -> None:
         if self.befores:
             self.afters.append(self._since)
         self._since = None
@@ -121,18 +121,20 @@ def rounds(log: Sequence[str]) -> list[list[str]]:
     return found
 
 
-def test_everyone_is_prepared_before_anyone_plays(clock: Clock) -> None:
+def test_everyone_is_prepared_before_the_first_turn(clock: Clock) -> None:
     log: list[str] = []
-    players = [ScriptedPlayer(name, log, clock, wanted=2) for name in "abc"]
-    take_turns(players, ScriptedReference(log, clock))
+    participants = [ScriptedParticipant(name, log, clock, wanted=2) for name in "abc"]
+    take_turns(participants, ScriptedReference(log, clock))
     assert log[:3] == ["prepare a", "prepare b", "prepare c"]
     assert log[3] == log[-1] == "reference"
 
 
 def test_everyone_gets_the_turns_that_it_wants_one_in_each_round(clock: Clock) -> None:
     log: list[str] = []
-    players = [ScriptedPlayer(name, log, clock, wanted=wanted) for name, wanted in (("a", 1), ("b", 5), ("c", 5))]
-    take_turns(players, ScriptedReference(log, clock))
+    participants = [
+        ScriptedParticipant(name, log, clock, wanted=wanted) for name, wanted in (("a", 1), ("b", 5), ("c", 5))
+    ]
+    take_turns(participants, ScriptedReference(log, clock))
     played = [name for name in log if name in "abc"]
     assert sorted(played[:3]) == ["a", "b", "c"]
     assert [sorted(played[i : i + 2]) for i in range(3, 11, 2)] == [["b", "c"]] * 4
@@ -143,7 +145,9 @@ def test_the_reference_runs_when_its_last_turn_is_stale(clock: Clock, count: int
     """A turn is 0.1 s: two of them, and the last one is longer ago than 0.15 s."""
     assert TURN_S < REFERENCE_EVERY_S < 2 * TURN_S
     log: list[str] = []
-    take_turns([ScriptedPlayer(str(n), log, clock, wanted=20) for n in range(count)], ScriptedReference(log, clock))
+    take_turns(
+        [ScriptedParticipant(str(n), log, clock, wanted=20) for n in range(count)], ScriptedReference(log, clock)
+    )
     between = [len(names) for names in rounds(log)[1:]]
     assert max(between) == 2
     assert between[: 10 * count - 2 * count] == [2] * (8 * count)  # until some lack only what comes after them
@@ -152,7 +156,7 @@ def test_the_reference_runs_when_its_last_turn_is_stale(clock: Clock, count: int
 def test_the_reference_runs_less_often_than_it_is_stale_only_after_long_calls(clock: Clock) -> None:
     log: list[str] = []
     take_turns(
-        [ScriptedPlayer(name, log, clock, wanted=4, seconds=5.0) for name in "ab"], ScriptedReference(log, clock)
+        [ScriptedParticipant(name, log, clock, wanted=4, seconds=5.0) for name in "ab"], ScriptedReference(log, clock)
     )
     assert max(len(names) for names in rounds(log)) == 1
 
@@ -161,30 +165,30 @@ def test_the_reference_runs_less_often_than_it_is_stale_only_after_long_calls(cl
 @pytest.mark.parametrize("seconds", [0.01, TURN_S, 3.0])
 def test_the_last_sample_of_each_has_the_reference_on_both_sides(clock: Clock, count: int, seconds: float) -> None:
     log: list[str] = []
-    players = [ScriptedPlayer(str(n), log, clock, wanted=n + 1, seconds=seconds) for n in range(count)]
-    take_turns(players, ScriptedReference(log, clock))
-    for player in players:
-        assert len(player.befores) == len(player.afters) == player.wanted
-        assert None not in player.befores
-        assert player.afters[-1] is not None
-        for before, after in zip(player.befores, player.afters, strict=True):
+    participants = [ScriptedParticipant(str(n), log, clock, wanted=n + 1, seconds=seconds) for n in range(count)]
+    take_turns(participants, ScriptedReference(log, clock))
+    for participant in participants:
+        assert len(participant.befores) == len(participant.afters) == participant.wanted
+        assert None not in participant.befores
+        assert participant.afters[-1] is not None
+        for before, after in zip(participant.befores, participant.afters, strict=True):
             assert before is not None
             assert after is None or after.samples[0] == before.samples[0] + 1  # the very next one
 
 
-def test_without_a_reference_everyone_plays_on(clock: Clock) -> None:
+def test_without_a_reference_everyone_takes_turns(clock: Clock) -> None:
     log: list[str] = []
-    players = [ScriptedPlayer(name, log, clock, wanted=3) for name in "ab"]
-    take_turns(players, ScriptedReference(log, clock, is_missing=True))
+    participants = [ScriptedParticipant(name, log, clock, wanted=3) for name in "ab"]
+    take_turns(participants, ScriptedReference(log, clock, is_missing=True))
     assert sorted(name for name in log if name in "ab") == ["a"] * 3 + ["b"] * 3
-    assert players[0].befores == players[0].afters == [None] * 3
+    assert participants[0].befores == participants[0].afters == [None] * 3
 
 
 def test_the_order_is_drawn_anew_in_each_round_and_the_same_for_the_same_seed(clock: Clock) -> None:
     def order(seed: int) -> list[tuple[str, ...]]:
         log: list[str] = []
-        players = [ScriptedPlayer(name, log, clock, wanted=30) for name in "abcd"]
-        take_turns(players, ScriptedReference(log, clock), shuffle=random.Random(seed))
+        participants = [ScriptedParticipant(name, log, clock, wanted=30) for name in "abcd"]
+        take_turns(participants, ScriptedReference(log, clock), order=random.Random(seed))
         played = [name for name in log if name in "abcd"]
         return [tuple(played[i : i + 4]) for i in range(0, len(played), 4)]
 
@@ -309,57 +313,57 @@ def test_renew_pairs_the_next_processes_with_another_one_of_the_reference() -> N
     assert workers[0].killed
 
 
-def opponent_of(*seconds: float) -> ReferencePlayer:
-    player = ReferencePlayer(ScriptedWorker(reference_events(*seconds)), REFERENCE, device="cpu")
-    player.prepare()
-    return player
+def control_of(*seconds: float) -> Control:
+    participant = Control(ScriptedWorker(reference_events(*seconds)), REFERENCE, device="cpu")
+    participant.prepare()
+    return participant
 
 
 def turn_of(seconds: float) -> ReferenceTurn:
     return ReferenceTurn((seconds,), seconds, 0.0)
 
 
-def test_the_reference_as_a_player_pairs_its_samples_with_both_sides() -> None:
-    player = opponent_of(99.0, 10.0, 20.0)
-    player.play(turn_of(1.0))
-    player.reference_ran(turn_of(4.0))
-    player.reference_ran(turn_of(100.0))  # not the first one after it
-    player.play(turn_of(100.0))
-    player.reference_ran(turn_of(1.0))
-    assert player.samples == [10.0, 20.0]
-    assert player.reference_samples == pytest.approx([2.0, 10.0])
+def test_the_control_pairs_its_samples_with_both_sides() -> None:
+    participant = control_of(99.0, 10.0, 20.0)
+    participant.take_turn(turn_of(1.0))
+    participant.reference_ran(turn_of(4.0))
+    participant.reference_ran(turn_of(100.0))  # not the first one after it
+    participant.take_turn(turn_of(100.0))
+    participant.reference_ran(turn_of(1.0))
+    assert participant.samples == [10.0, 20.0]
+    assert participant.reference_samples == pytest.approx([2.0, 10.0])
 
 
-def test_two_turns_of_a_player_within_one_pause_of_the_reference_pair_with_the_same_sides() -> None:
+def test_two_turns_of_the_control_within_one_pause_of_the_reference_pair_with_the_same_sides() -> None:
     """It happens when the others have short turns: each sample keeps its own pair."""
-    player = opponent_of(99.0, 10.0, 20.0, 30.0)
-    player.play(turn_of(1.0))
-    player.play(turn_of(1.0))
-    player.reference_ran(turn_of(4.0))
-    player.play(turn_of(9.0))
-    player.reference_ran(turn_of(9.0))
-    assert player.samples == [10.0, 20.0, 30.0]
-    assert player.reference_samples == pytest.approx([2.0, 2.0, 9.0])
+    participant = control_of(99.0, 10.0, 20.0, 30.0)
+    participant.take_turn(turn_of(1.0))
+    participant.take_turn(turn_of(1.0))
+    participant.reference_ran(turn_of(4.0))
+    participant.take_turn(turn_of(9.0))
+    participant.reference_ran(turn_of(9.0))
+    assert participant.samples == [10.0, 20.0, 30.0]
+    assert participant.reference_samples == pytest.approx([2.0, 2.0, 9.0])
 
 
-def test_an_opponent_that_hangs_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    opponent = opponent_of(1.0, 2.0)
+def test_a_control_that_hangs_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    control = control_of(1.0, 2.0)
     limits = []
-    monkeypatch.setattr(opponent._conversation, "go_on", lambda request, limit_s=math.inf: limits.append(limit_s))
-    opponent.play(turn_of(1.0))
+    monkeypatch.setattr(control._conversation, "go_on", lambda request, limit_s=math.inf: limits.append(limit_s))
+    control.take_turn(turn_of(1.0))
     assert limits == [turns._TURN_LIMIT_S]
 
 
 def test_samples_of_the_reference_against_nothing_are_none() -> None:
-    player = opponent_of(99.0, 10.0, 20.0)
-    player.play(None)
-    player.reference_ran(turn_of(4.0))
-    player.play(turn_of(4.0))
-    assert player.reference_samples == []
-    player.play(turn_of(4.0))  # it dies
-    assert player.over
-    player.reference_ran(turn_of(4.0))
-    assert len(player.samples) == len(player.reference_samples) == 1
+    participant = control_of(99.0, 10.0, 20.0)
+    participant.take_turn(None)
+    participant.reference_ran(turn_of(4.0))
+    participant.take_turn(turn_of(4.0))
+    assert participant.reference_samples == []
+    participant.take_turn(turn_of(4.0))  # it dies
+    assert participant.over
+    participant.reference_ran(turn_of(4.0))
+    assert len(participant.samples) == len(participant.reference_samples) == 1
 
 
 # real workers
@@ -390,9 +394,9 @@ class LoggedReference(Reference):
         self.intervals: list[tuple[float, float]] = []
 
     def turn(self) -> ReferenceTurn | None:
-        if self.deaths and self._player is not None:
-            self._player.worker.kill()
-            self._player.worker.wait(10)
+        if self.deaths and self._process is not None:
+            self._process.worker.kill()
+            self._process.worker.wait(10)
             self.deaths -= 1
         begin = time.monotonic()
         try:
@@ -401,9 +405,9 @@ class LoggedReference(Reference):
             self.intervals.append((begin, time.monotonic()))
 
 
-def player_of(
+def participant_of(
     launcher: Launcher, name: str, *, classes: int = 4, timeout_s: float = 60, cores: tuple[int, ...] | None = None
-) -> Player:
+) -> Participant:
     cell = Cell(
         model=f"module:tests.failing_models:{name}",
         image_size=(8, 8),
@@ -413,11 +417,11 @@ def player_of(
         threads=1,
     )
     task = Measure(process="time", metrics=("latency", "throughput"), cell=cell, budget=SHORT, cores=cores, turns=True)
-    return Player(launcher.start(), task, timeout_s=timeout_s, device="cpu")
+    return Participant(launcher.start(), task, timeout_s=timeout_s, device="cpu")
 
 
-def latency_of(player: Player) -> Measurement:
-    outcome = player.finish()
+def latency_of(participant: Participant) -> Measurement:
+    outcome = participant.finish()
     assert outcome.failure is None, outcome.failure
     (found,) = (one for one in outcome.measurements if one.metric == "latency")
     return found
@@ -425,13 +429,13 @@ def latency_of(player: Player) -> Measurement:
 
 def test_never_two_run_at_once(launcher: Launcher, calls: Path) -> None:
     reference = LoggedReference(launcher)
-    opponent = reference.opponent()
-    players = [player_of(launcher, "notes_its_calls", classes=classes) for classes in (2, 3, 4)]
-    take_turns(players, reference, opponent=opponent)
-    for player in players:
-        latency_of(player)
+    control = reference.start_control()
+    participants = [participant_of(launcher, "notes_its_calls", classes=classes) for classes in (2, 3, 4)]
+    take_turns(participants, reference, control=control)
+    for participant in participants:
+        latency_of(participant)
     reference.close()
-    opponent.kill()
+    control.kill()
     lines = [line.split() for line in calls.read_text().splitlines()]
     assert {line[0] for line in lines} == {"2", "3", "4"}
     spans = [(float(begin), float(end)) for _, begin, end in lines] + reference.intervals
@@ -440,23 +444,23 @@ def test_never_two_run_at_once(launcher: Launcher, calls: Path) -> None:
     owners = [line[0] for line in sorted(lines, key=lambda line: float(line[1]))]
     changes = sum(one != other for one, other in itertools.pairwise(owners))
     assert changes > 3  # they took turns, rather than running one after the other
-    assert len(opponent.samples) == len(opponent.reference_samples) > 3
+    assert len(control.samples) == len(control.reference_samples) > 3
 
 
 def test_a_death_and_a_hang_in_the_middle_leave_the_others_whole(launcher: Launcher) -> None:
     reference = LoggedReference(launcher)
     names = ("works_slowly", "kills_itself_later", "hangs_later", "works_slowly")
-    players = [player_of(launcher, name, timeout_s=2 if name == "hangs_later" else 60) for name in names]
-    take_turns(players, reference)
+    participants = [participant_of(launcher, name, timeout_s=2 if name == "hangs_later" else 60) for name in names]
+    take_turns(participants, reference)
     reference.close()
-    killed, late = players[1].finish(), players[2].finish()
+    killed, late = participants[1].finish(), participants[2].finish()
     assert killed.failure is not None
     assert late.failure is not None
     assert (killed.failure.status, killed.signal) == ("killed", 9)
     assert late.failure.status == "timeout"
     assert "longer than 2 s" in late.failure.detail
-    for player in (players[0], players[3]):
-        latency = latency_of(player)
+    for participant in (participants[0], participants[3]):
+        latency = latency_of(participant)
         (relative,) = relative_samples(latency.samples, latency.turns, latency.reference_samples)
         assert len(relative) >= 30
         assert sum(latency.samples[0][1:]) > 0.5 * SHORT.seconds
@@ -467,24 +471,24 @@ def test_a_death_and_a_hang_in_the_middle_leave_the_others_whole(launcher: Launc
 def test_the_time_of_a_process_is_that_of_its_own_turns(launcher: Launcher) -> None:
     reference = LoggedReference(launcher)
     begin = time.monotonic()
-    players = [player_of(launcher, "works_slowly") for _ in range(4)]
-    take_turns(players, reference)
+    participants = [participant_of(launcher, "works_slowly") for _ in range(4)]
+    take_turns(participants, reference)
     wall = time.monotonic() - begin
     reference.close()
-    for player in players:
-        latency_of(player)
-        assert SHORT.seconds <= player.spent_s < wall / 2
-    assert sum(player.spent_s for player in players) < wall
+    for participant in participants:
+        latency_of(participant)
+        assert SHORT.seconds <= participant.spent_s < wall / 2
+    assert sum(participant.spent_s for participant in participants) < wall
 
 
 def test_a_reference_that_dies_once_is_replaced_and_every_sample_keeps_its_relative(launcher: Launcher) -> None:
     reference = LoggedReference(launcher, deaths=2)
-    player = player_of(launcher, "works_slowly")
-    take_turns([player], reference)
+    participant = participant_of(launcher, "works_slowly")
+    take_turns([participant], reference)
     reference.close()
     assert reference.deaths == 0
     assert not reference.problem
-    latency = latency_of(player)
+    latency = latency_of(participant)
     assert len(latency.reference_samples[0]) == len(latency.turns[0])
     assert min(latency.reference_samples[0]) > 0
 
@@ -507,21 +511,21 @@ class DeadlyLauncher(Launcher):
 def test_a_reference_that_cannot_live_is_given_up_and_cells_do_without(launcher: Launcher) -> None:
     deadly = DeadlyLauncher(launcher)
     reference = Reference(deadly, "cpu", 1)
-    players = [player_of(launcher, "works_slowly") for _ in range(2)]
-    take_turns(players, reference)
+    participants = [participant_of(launcher, "works_slowly") for _ in range(2)]
+    take_turns(participants, reference)
     assert "SIGKILL" in reference.problem
     assert len(deadly.started) == 3
-    for player in players:
-        latency = latency_of(player)
+    for participant in participants:
+        latency = latency_of(participant)
         assert latency.reference_samples == ()
         assert sum(latency.turns[0]) == len(latency.samples[0]) >= 30
 
 
 def test_processes_end_when_their_turns_do(launcher: Launcher) -> None:
     """A run that is given up closes the pipe: a process that waits for its turn must not stay."""
-    player = player_of(launcher, "works_slowly")
-    player.prepare()
-    worker = player._worker
+    participant = participant_of(launcher, "works_slowly")
+    participant.prepare()
+    worker = participant._worker
     assert worker.alive()
     worker.close_input()
     assert worker.wait(20) is not None
@@ -531,11 +535,11 @@ def test_processes_end_when_their_turns_do(launcher: Launcher) -> None:
 def test_cells_and_reference_are_bound_to_the_cores_that_are_asked_for(launcher: Launcher) -> None:
     core = max(os.sched_getaffinity(0))
     reference = Reference(launcher, "cpu", 1, cores=(core,))
-    player = player_of(launcher, "works", cores=(core,))
-    player.prepare()
+    participant = participant_of(launcher, "works", cores=(core,))
+    participant.prepare()
     assert reference.turn() is not None
-    assert reference._player is not None
-    for worker in (player._worker, reference._player.worker):
+    assert reference._process is not None
+    for worker in (participant._worker, reference._process.worker):
         assert psutil.Process(worker.pid).cpu_affinity() == [core]
-    player.kill()
+    participant.kill()
     reference.close()

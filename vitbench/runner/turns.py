@@ -1,8 +1,8 @@
 """Several processes alive at once, of which one runs at a time: cells, and the reference.
 
-Speed drifts with the machine, so that what is to be compared is measured within the same seconds: a cell gets a tenth
+Speed drifts with the machine. What is to be compared is therefore measured within the same seconds: a cell gets a tenth
 of a second, then the next one, and the reference in between. A cell's samples go with what the reference took just
-before and just after them. ``reference.py`` says what the reference computes; this module only says whose turn it is.
+before and just after them.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from vitbench.executors.protocol import Measure, RunReference, Turn, Waiting
 TURN_S = 0.1
 #: The reference has a turn when its last one is longer ago than this.
 REFERENCE_EVERY_S = 0.15
-#: How long the reference may take to load, which where workers are spawned is the import of torch, and for a turn.
+#: How long the reference may take to load (where workers are spawned it imports torch), and for a turn.
 _LOADING_LIMIT_S = 300.0
 _TURN_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
 class ReferenceTurn:
-    """One turn of the reference: the seconds of each step, the CPU seconds of a step, and when it was over."""
+    """One turn of the reference: the seconds of each step, the CPU seconds of a step, and when it ended."""
 
     samples: tuple[float, ...]
     cpu_seconds: float
     ended: float
 
-    def to_json(self) -> dict[str, Any]:
-        """What a cell's process is told of it."""
+    def facts(self) -> dict[str, Any]:
+        """What a cell's process needs to know of it."""
         return {"samples": self.samples, "cpu_seconds": self.cpu_seconds}
 
 
-class Player:
+class Participant:
     """A process that takes turns: granted one, it runs until it waits for the next, or is over."""
 
     def __init__(self, worker: Worker, task: Measure | RunReference, *, timeout_s: float, device: str) -> None:
         self._conversation = Conversation(worker, task, timeout_s=timeout_s, device=device)
         self._worker = worker
         self._device = device
-        self._since: ReferenceTurn | None = None  # the reference's first turn after this player's last one
+        self._since: ReferenceTurn | None = None  # the reference's first turn after this process's last one
         self._has_sampled_enough = False
 
     @property
@@ -64,19 +64,19 @@ class Player:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it has its samples and lacks but what the reference takes after them."""
+        """Whether it has its samples and lacks only the reference's turn after them."""
         return self._has_sampled_enough and self._since is None
 
     def prepare(self) -> None:
         """Build what is to be measured; nothing of this is timed."""
         self._note(self._conversation.go_on())
 
-    def play(self, before: ReferenceTurn | None) -> None:
-        """One turn, with the reference's last one."""
+    def take_turn(self, before: ReferenceTurn | None) -> None:
+        """Run for one turn; ``before`` is the reference's last one."""
         turn = Turn(
             seconds=TURN_S,
-            before=before.to_json() if before else None,
-            after_last=self._since.to_json() if self._since else None,
+            before=before.facts() if before else None,
+            after_last=self._since.facts() if self._since else None,
         )
         self._since = None
         self._note(self._conversation.go_on(turn))
@@ -90,7 +90,7 @@ class Player:
         self._has_sampled_enough = event is not None and event.last
 
     def finish(self) -> Outcome:
-        """End the process; what came of its task."""
+        """End the process; returns the outcome of its task."""
         try:
             return finish(self._worker, self._conversation.outcome, self._device)
         finally:
@@ -100,6 +100,35 @@ class Player:
         """End it at once, if it still runs."""
         if self._worker.alive():
             self._worker.kill()
+
+
+class Control(Participant):
+    """The reference as if it were a cell: how much it differs from the reference is noise.
+
+    ``samples`` and ``reference_samples`` are seconds of a step, one a turn.
+    """
+
+    def __init__(self, worker: Worker, task: RunReference, *, device: str) -> None:
+        super().__init__(worker, task, timeout_s=math.inf, device=device)
+        self.samples: list[float] = []
+        self.reference_samples: list[float] = []
+        self._waiting: list[tuple[float, ReferenceTurn]] = []  # samples that lack the reference's turn after them
+
+    def prepare(self) -> None:
+        for _ in range(2):  # loads, and warms up
+            if not self.over:
+                self._conversation.go_on(Turn(seconds=TURN_S), limit_s=_LOADING_LIMIT_S)
+
+    def take_turn(self, before: ReferenceTurn | None) -> None:
+        event = self._conversation.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
+        if event is not None and before is not None:
+            self._waiting.append((median(event.samples), before))
+
+    def reference_ran(self, turn: ReferenceTurn) -> None:
+        for sample, before in self._waiting:
+            self.samples.append(sample)
+            self.reference_samples.append((median(before.samples) * median(turn.samples)) ** 0.5)
+        self._waiting.clear()
 
 
 class Reference:
@@ -116,115 +145,87 @@ class Reference:
     def __init__(self, launcher: Launcher, device: str, threads: int, *, cores: Sequence[int] | None = None) -> None:
         self.device = device
         self.threads = threads
-        self.cores = cores
         self.problem = ""
+        self._task = RunReference(device=device, threads=threads, cores=None if cores is None else tuple(cores))
         self._launcher = launcher
-        self._player: Conversation | None = None
+        self._process: Conversation | None = None
         self._deaths = 0
 
     def turn(self) -> ReferenceTurn | None:
         """One turn; None if there is no reference."""
         while not self.problem:
-            if self._player is None:
-                worker = self._launcher.start()
-                self._player = Conversation(worker, self._task(), timeout_s=math.inf, device=self.device)
-                if self._player.go_on(limit_s=_LOADING_LIMIT_S) is not None:  # it has loaded: an event without facts
-                    self._player.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)  # its warm-up counts for nothing
-            over = self._player.over
-            event = None if over else self._player.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
+            if self._process is None:
+                self._process = self._load()
+            over = self._process.over
+            event = None if over else self._process.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
             if event is not None:
                 self._deaths = 0
                 return ReferenceTurn(event.samples, event.cpu_seconds, time.monotonic())
             self._bury()
         return None
 
-    def opponent(self) -> ReferencePlayer:
-        """A fresh process of the reference that takes turns as if it were a cell: what differs is noise."""
-        return ReferencePlayer(self._launcher.start(), self._task(), device=self.device)
+    def start_control(self) -> Control:
+        """A fresh process of the reference that takes turns as if it were a cell."""
+        return Control(self._launcher.start(), self._task, device=self.device)
 
     def renew(self) -> None:
-        """End the process, if there is one, and load another one; what went wrong before is forgotten."""
+        """End the process, if there is one, and load another one; earlier problems are forgotten."""
         self.close()
         self.problem, self._deaths = "", 0
         self.turn()
 
     def close(self) -> None:
         """End the process."""
-        if self._player is not None:
-            self._player.worker.end()
-            self._player = None
+        if self._process is not None:
+            self._process.worker.end()
+            self._process = None
 
-    def _task(self) -> RunReference:
-        return RunReference(
-            device=self.device, threads=self.threads, cores=None if self.cores is None else tuple(self.cores)
-        )
+    def _load(self) -> Conversation:
+        process = Conversation(self._launcher.start(), self._task, timeout_s=math.inf, device=self.device)
+        if process.go_on(limit_s=_LOADING_LIMIT_S) is not None:  # it has loaded: an event without samples
+            process.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)  # the warm-up does not count
+        return process
 
     def _bury(self) -> None:
-        assert self._player is not None
-        outcome = finish(self._player.worker, self._player.outcome, self.device)
-        self._player = None
+        assert self._process is not None
+        outcome = finish(self._process.worker, self._process.outcome, self.device)
+        self._process = None
         self._deaths += 1
         if self._deaths >= self._MOST_DEATHS:
             self.problem = outcome.failure.detail if outcome.failure else "it ended by itself"
 
 
-class ReferencePlayer(Player):
-    """The reference as if it were a cell. ``samples`` and ``reference_samples`` are seconds of a step, one a turn."""
-
-    def __init__(self, worker: Worker, task: RunReference, *, device: str) -> None:
-        super().__init__(worker, task, timeout_s=math.inf, device=device)
-        self.samples: list[float] = []
-        self.reference_samples: list[float] = []
-        self._waiting: list[tuple[float, ReferenceTurn]] = []  # samples that lack the reference's turn after them
-
-    def prepare(self) -> None:
-        for _ in range(2):  # loads, and warms up
-            if not self.over:
-                self._conversation.go_on(Turn(seconds=TURN_S), limit_s=_LOADING_LIMIT_S)
-
-    def play(self, before: ReferenceTurn | None) -> None:
-        event = self._conversation.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
-        if event is not None and before is not None:
-            self._waiting.append((median(event.samples), before))
-
-    def reference_ran(self, turn: ReferenceTurn) -> None:
-        for sample, before in self._waiting:
-            self.samples.append(sample)
-            self.reference_samples.append((median(before.samples) * median(turn.samples)) ** 0.5)
-        self._waiting.clear()
-
-
 def take_turns(
-    players: Sequence[Player],
+    participants: Sequence[Participant],
     reference: Reference | None,
     *,
-    opponent: ReferencePlayer | None = None,
-    shuffle: random.Random | None = None,
+    control: Control | None = None,
+    order: random.Random | None = None,
 ) -> None:
-    """Let ``players`` run, one at a time, until all are over; the reference has a turn whenever its last one is stale.
+    """Let ``participants`` run, one at a time, until all are over; the reference has a turn when its last one is stale.
 
-    The order is drawn anew in each round, so that no cell always follows the same one. ``opponent`` plays along until
-    the others are over.
+    The order is drawn anew in each round, so that no cell always follows the same one. ``control`` takes part until the
+    others are over.
     """
-    order = random.Random(0) if shuffle is None else shuffle
-    everyone: list[Player] = [*players, *([opponent] if opponent else [])]
-    for player in everyone:
-        player.prepare()
+    shuffle = (order or random.Random(0)).shuffle
+    everyone: list[Participant] = [*participants, *([control] if control else [])]
+    for one in everyone:
+        one.prepare()
     last = _reference_turn(reference, everyone)
-    while any(not player.over for player in players):
-        active = [player for player in everyone if not player.over]
-        order.shuffle(active)
-        for player in active:
+    while any(not one.over for one in participants):
+        active = [one for one in everyone if not one.over]
+        shuffle(active)
+        for one in active:
             stale = last is None or time.monotonic() - last.ended > REFERENCE_EVERY_S
-            if stale or player.needs_reference:
+            if stale or one.needs_reference:
                 last = _reference_turn(reference, everyone)
-            player.play(last)
+            one.take_turn(last)
     _reference_turn(reference, everyone)
 
 
-def _reference_turn(reference: Reference | None, players: Sequence[Player]) -> ReferenceTurn | None:
+def _reference_turn(reference: Reference | None, participants: Sequence[Participant]) -> ReferenceTurn | None:
     turn = reference.turn() if reference else None
     if turn is not None:
-        for player in players:
-            player.reference_ran(turn)
+        for one in participants:
+            one.reference_ran(turn)
     return turn
