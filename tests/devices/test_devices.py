@@ -30,7 +30,7 @@ def test_one_name_a_device(name: str, canonical: str) -> None:
 
 
 def test_names_that_are_none() -> None:
-    with pytest.raises(DeviceError, match="is no device name"):
+    with pytest.raises(DeviceError, match="is not a device"):
         canonical_device_name("CUDA 1")
     with pytest.raises(UnknownNameError):
         canonical_device_name("tpu")

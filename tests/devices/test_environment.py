@@ -132,8 +132,8 @@ def test_macos_tells_its_extensions_by_sysctl(monkeypatch: pytest.MonkeyPatch) -
 def test_macos_names_its_chip_by_sysctl_where_python_knows_an_architecture_alone(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, answer: str | Exception, name: str
 ) -> None:
-    def run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert words == ["sysctl", "-n", "machdep.cpu.brand_string"]
+    def run(words: tuple[str, ...], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert words == ("sysctl", "-n", "machdep.cpu.brand_string")
         if isinstance(answer, Exception):
             raise answer
         return subprocess.CompletedProcess(words, 0 if answer else 1, stdout=answer, stderr="")

@@ -211,7 +211,7 @@ def test_an_exception_that_cannot_say_its_text_is_an_error_all_the_same() -> Non
         def __str__(self) -> str:
             raise KeyError("no text")
 
-    assert open_device("cpu").classify(Mute()) == Failure("error", "exception", "Mute: (it cannot say what)")
+    assert open_device("cpu").classify(Mute()) == Failure("error", "exception", "Mute: (its text is unavailable)")
 
 
 def test_a_text_as_long_as_a_program_is_cut() -> None:

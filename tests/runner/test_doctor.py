@@ -222,7 +222,7 @@ def result(**changes: Any) -> dict[str, Any]:
         "advice": [],
         "checks": {
             "params": {"cpu": {"status": "ok", "detail": ""}, "cuda": {"status": "ok", "detail": ""}},
-            "energy": {"cpu": {"status": "unsupported", "detail": "this system tells no energy"}},
+            "energy": {"cpu": {"status": "unsupported", "detail": "this system counts no energy"}},
         },
     }
     return {**content, **changes}
@@ -238,7 +238,7 @@ def test_the_text_holds_the_facts_the_advice_and_a_table_of_what_works() -> None
     rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["metric", "cpu", "cuda"]
     assert rows[2:] == [["params", "ok", "ok"], ["energy", "unsupported", "–"]]
-    assert text.endswith("  energy on cpu: this system tells no energy")
+    assert text.endswith("  energy on cpu: this system counts no energy")
 
 
 def test_without_advice_the_text_says_so() -> None:

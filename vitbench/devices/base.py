@@ -1,4 +1,4 @@
-"""What a device is to the rest: how to wait for it, how to read its memory, and what its failures mean."""
+"""The interface of a device: synchronisation, memory, energy, and the meaning of its failures."""
 
 from __future__ import annotations
 
@@ -20,31 +20,30 @@ from vitbench.devices.failures import (
 if TYPE_CHECKING:
     import torch
 
-#: So much of a line is told: of an assertion, the end.
+#: The longest line of stderr that is kept: its end.
 _LONGEST_LINE = 300
 
 
 class Device:
-    """One device that models run on. Subclasses stand in ``devices/`` and in the registry DEVICES, by ``kind``.
+    """A device that models run on. Subclasses are in ``devices/`` and in the registry DEVICES, by ``kind``.
 
-    ``name`` is what a cell says (``cpu``, ``cuda:1``, ``mps``).
+    ``name`` is that of a cell's device: ``cpu``, ``cuda:1``, ``mps``.
     """
 
     kind: ClassVar[str]
-    #: (pattern, status, cause) by which a failure's text is known, before those that all devices share; the first that
-    #: matches counts
+    #: (pattern, status, cause) for the texts of failures, before those of all devices; the first match counts
     error_texts: ClassVar[ErrorTexts] = ()
-    #: (pattern, cause) that a worker may print on stderr and that means: its results cannot be trusted
+    #: (pattern, cause) for texts on a worker's stderr after which its results are invalid
     fatal_stderr: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    # what there is
+    # finding and describing
 
     @classmethod
     def find(cls) -> list[str]:
-        """The names of the devices of this kind on this machine; empty if there is none. Loads torch."""
+        """The names of this kind's devices on this machine. Loads torch."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
@@ -55,13 +54,13 @@ class Device:
 
     @property
     def torch_device(self) -> torch.device:
-        """The same as torch says it."""
+        """The device as torch names it."""
         import torch
 
         return torch.device(self.name)
 
     def synchronize(self) -> None:
-        """Wait until all work that was given to the device is done."""
+        """Wait until the device has finished all its work."""
 
     @property
     def asynchronous(self) -> bool:
@@ -70,11 +69,11 @@ class Device:
 
     @property
     def amp_dtype(self) -> str:
-        """The lower precision of ``amp`` cells here: torch's own default for autocast on this kind."""
+        """The lower precision of ``amp`` cells: torch's default for autocast on this kind."""
         return "fp16"
 
     def autocast(self, dtype: str) -> AbstractContextManager[Any]:
-        """The context that a forward pass of a cell of this ``dtype`` runs in: autocast for ``amp``, else nothing."""
+        """The context of a cell's forward pass: autocast for ``amp``, else none."""
         import torch
 
         if dtype != "amp":
@@ -84,13 +83,13 @@ class Device:
 
     # memory
 
-    #: Whether the peak counts everything on the device (weights included), rather than the size of the whole process.
+    #: Whether the peak counts the tensors on the device (including weights) instead of the whole process.
     peak_is_total: ClassVar[bool] = True
     memory_method: str = ""
 
     def steady_allocator(self) -> str:
-        """Make memory figures repeatable in this process, at the price of speed; before the first tensor. Says what it
-        did.
+        """Make memory repeatable in this process at the cost of speed, before the first tensor. Returns a description
+        of the allocator.
         """
         return "ordinary allocator"
 
@@ -99,7 +98,7 @@ class Device:
         raise NotImplementedError
 
     def reset_peak(self) -> None:
-        """Start looking for the peak from here."""
+        """Start a new peak."""
         raise NotImplementedError
 
     def peak(self) -> int:
@@ -107,18 +106,18 @@ class Device:
         raise NotImplementedError
 
     def watch(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
-        """A context that looks for the peak while ``model`` runs, for devices that keep no high-water mark."""
+        """A context that follows the peak while ``model`` runs, for devices without a high-water mark."""
         return contextlib.nullcontext()
 
     def limit_memory(self, limit: int | None) -> str:
-        """Refuse allocations beyond ``limit`` bytes from now on; None: what the machine can give without harm.
+        """Refuse allocations beyond ``limit`` bytes from now on; None: what the machine can safely give.
 
-        Says in a few words what holds ``limit``; an empty text without one.
+        Returns a description of what enforces ``limit``; empty without one.
         """
         return ""
 
     def reserved_memory(self) -> dict[str, tuple[int, str]]:
-        """What the system holds for this process beyond live tensors, now: name -> (bytes, how that is known)."""
+        """What the system holds now for this process beyond live tensors: name -> (bytes, method)."""
         return {}
 
     # energy
@@ -126,25 +125,23 @@ class Device:
     energy_method: str = ""
 
     def energy_joules(self) -> float:
-        """Joules used so far, from an arbitrary start. Raises Unsupported where nothing counts them."""
+        """Joules used so far, from an arbitrary start. Raises Unsupported if nothing counts them."""
         raise Unsupported(f"nothing counts the energy of {self.kind} for ordinary programs")
 
     # failures
 
     def classify(self, error: BaseException) -> Failure:
-        """What an exception of a worker means; what nothing explains is an error without a finer cause. Never
-        raises.
-        """
+        """The meaning of a worker's exception; an unknown one is an error without a finer cause. Never raises."""
         return self.explain(error) or Failure("error", "exception", describe_error(error))
 
     def explain(self, error: BaseException) -> Failure | None:
-        """What an exception of a worker means by its class and its text; None if neither is known. Never raises."""
+        """The meaning of a worker's exception by its class and text; None if neither is known. Never raises."""
         return explain_exception(error, self.error_texts)
 
     @classmethod
     def explain_death(cls, stderr: str, *, by_signal: bool) -> Failure | None:
-        """What the last words of a worker mean that ended itself, ``by_signal`` or by an exit code; None if they say
-        nothing that is known.
+        """The meaning of the stderr of a worker that ended itself, ``by_signal`` or with an exit code; None if it holds
+        no known text.
         """
         cause, line = cls.stderr_failure(stderr) if by_signal else ("", "")
         if cause:
@@ -153,9 +150,7 @@ class Device:
 
     @classmethod
     def stderr_failure(cls, text: str) -> tuple[str, str]:
-        """The cause that a worker's stderr betrays although (or before) it ended, and the line that does; empty texts
-        if it betrays none.
-        """
+        """The cause and the line of a fatal text on a worker's stderr, whether or not the worker failed; else empty."""
         for pattern, cause in cls.fatal_stderr:
             found = re.search(pattern, text, re.IGNORECASE)
             if found is not None:
@@ -165,7 +160,7 @@ class Device:
 
     @classmethod
     def stderr_note(cls, text: str) -> str:
-        """What a worker's stderr says of how its figures came about although nothing failed, or an empty string."""
+        """A note from the stderr of a worker that did not fail, such as operators run elsewhere; may be empty."""
         return ""
 
 
@@ -177,12 +172,12 @@ def split_name(name: str) -> tuple[str, int | None]:
     """``cuda:1`` -> (``cuda``, 1), ``cpu`` -> (``cpu``, None). Raises DeviceError for anything else."""
     match = _NAME.match(name)
     if match is None:
-        raise DeviceError(f"Device {name!r} is no device name. Give cpu, cuda, cuda:1, mps or auto")
+        raise DeviceError(f"{name!r} is not a device. Give cpu, cuda, cuda:1, mps or auto")
     index = match["index"]
     return match["kind"], None if index is None else int(index)
 
 
 def parse_kibibytes(status: str, key: str) -> int | None:
-    """The bytes that a line of /proc/*/status (``VmHWM:  1234 kB``) tells, or None if there is no such line."""
+    """The bytes in a line of /proc/*/status (``VmHWM:  1234 kB``), or None without such a line."""
     match = re.search(rf"^{key}:\s+(\d+) kB$", status, re.MULTILINE)
     return None if match is None else int(match[1]) * 1024

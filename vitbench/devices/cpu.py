@@ -20,18 +20,18 @@ POWERCAP = Path("/sys/class/powercap")
 # glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-#: Blocks from this size (a page) on are mapped one by one and given back on free, so that the resident size follows the
-#: tensors: the spread between processes falls from about 3 % to a few hundredths of a percent of the whole process (and
-#: inference slows, up to twice).
+#: Blocks from this size (a page) on are mapped one by one and returned on free, so that the resident size follows the
+#: tensors. The spread between processes falls from about 3 % to a few hundredths of a percent of the whole process;
+#: inference takes up to twice as long.
 _MAPPED_FROM_BYTES = 4096
-#: Of the tensor by which is seen whether the allocator gives back.
+#: The size of the tensor that tests whether the allocator returns memory.
 _PROBE_BYTES = 1 << 24
 
-#: From so many elements a thread on torch shares element-wise work among all of them (at::internal::GRAIN_SIZE).
+#: From so many elements a thread on, torch uses all threads for element-wise work (at::internal::GRAIN_SIZE).
 _GRAIN = 32768
 
-#: The share of the available memory that a worker may take before its allocations fail, so that the kernel's killer
-#: never comes for the process that started it.
+#: The share of the available memory that a worker may take before its allocations fail, so that the kernel does not
+#: kill the process that started it.
 _SAFE_SHARE = 0.9
 
 
@@ -76,12 +76,12 @@ class CpuDevice(Device):
             libc.mallopt(_M_TRIM_THRESHOLD, _MAPPED_FROM_BYTES)
             libc.malloc_trim(0)
             how = f"allocator returning blocks from {_MAPPED_FROM_BYTES // 1024} KiB on at once"
-        # torch has an allocator of its own on some systems (mimalloc on aarch64 and Windows), and LD_PRELOAD may bring
-        # one: what such keep after a call is in use before the next one
+        # other allocators (torch's mimalloc on aarch64 and Windows, or one by LD_PRELOAD) may keep memory after a call,
+        # which then counts as in use before the next one
         return "allocator that keeps freed memory: the rise is a lower bound" if self._keeps_freed_memory() else how
 
     def _keeps_freed_memory(self) -> bool:
-        """Whether most of a tensor's memory stays with the process when the tensor goes."""
+        """Whether most of a tensor's memory stays with the process after the tensor is freed."""
         import torch
 
         before = self.memory_now()
@@ -102,7 +102,7 @@ class CpuDevice(Device):
         if _has_high_water_mark():
             peak = parse_kibibytes((PROC_SELF / "status").read_text(), "VmHWM")
             if peak is None:
-                raise Unsupported("this kernel tells no high-water mark (no VmHWM in /proc/self/status)")
+                raise Unsupported("this kernel has no high-water mark (no VmHWM in /proc/self/status)")
             return peak
         if sys.platform == "win32":
             import psutil
@@ -132,7 +132,7 @@ class CpuDevice(Device):
         allowance = int(available_memory() * _SAFE_SHARE) if limit is None else limit
         most = data_size + allowance
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if hard != resource.RLIM_INFINITY and hard < most:  # nobody but root may raise it
+        if hard != resource.RLIM_INFINITY and hard < most:  # only root may raise it
             if limit is not None:
                 raise Unsupported(
                     f"a memory limit of {limit:,} bytes is beyond the limit that this process was given (ulimit -d)"
@@ -143,8 +143,8 @@ class CpuDevice(Device):
 
 
 def _start_threads() -> None:
-    """Make torch start its threads while there is memory for their stacks: OpenMP ends a process that it cannot start
-    one for, and that would look like a failure of the model.
+    """Make torch start its threads while there is memory for their stacks: OpenMP ends a process in which it cannot
+    start one, which would be attributed to the model.
     """
     import torch
 
@@ -156,16 +156,15 @@ def _start_threads() -> None:
 class RaplCounter:
     """Joules of all processor packages, from the kernel's powercap files (Linux).
 
-    The files count microjoules and start again at ``max_energy_range_uj``; reads must come more often than that, which
-    takes minutes.
+    The files count microjoules and wrap around at ``max_energy_range_uj`` after minutes; read more often than that.
     """
 
     def __init__(self, root: Path) -> None:
         zones = [path for path in sorted(root.glob("intel-rapl:*")) if path.name.count(":") == 1]
-        # psys stands beside the packages and counts them, too, with the rest of the board
+        # psys counts the whole board, including the packages
         self._packages = [path for path in zones if _zone_name(path) != "psys"]
         if not self._packages:
-            raise Unsupported("this system tells no energy (no RAPL under /sys/class/powercap)")
+            raise Unsupported("this system counts no energy (no RAPL under /sys/class/powercap)")
         self._last = [self._read(path, "energy_uj") for path in self._packages]
         self._total = 0
 
@@ -203,7 +202,7 @@ def _has_high_water_mark() -> bool:
 
 
 def processor_name() -> str:
-    """The processor's name as its maker prints it, or its architecture where the system does not tell."""
+    """The processor's name by its maker, or its architecture if the system does not report it."""
     if chip := chip_name():
         return chip
     cpuinfo = Path("/proc/cpuinfo")
@@ -215,12 +214,15 @@ def processor_name() -> str:
 
 
 def chip_name() -> str:
-    """What macOS calls its chip (``Apple M2``), where Python knows an architecture alone (``arm``); else empty."""
+    """macOS' name of its chip (``Apple M2``), of which Python knows only the architecture (``arm``); else empty."""
     if sys.platform != "darwin":
         return ""
-    words = ["sysctl", "-n", "machdep.cpu.brand_string"]
+    return command_output("sysctl", "-n", "machdep.cpu.brand_string").strip()
+
+
+def command_output(*words: str) -> str:
+    """What a command of the system prints; empty if it is missing or takes too long."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip()

@@ -11,11 +11,11 @@ from vitbench.devices.base import Device, split_name
 from vitbench.devices.failures import AT_LINE
 from vitbench.devices.host.nvml import energy_joules, process_memory, settings
 
-#: How CUDA's and ROCm's own words come through torch and through triton.
+#: How errors of CUDA and ROCm begin in torch and in triton.
 _SAYS = r"(?:(?:CUDA|HIP)(?: driver)? error: |Triton Error \[(?:CUDA|HIP)\]: )"
 _LIBRARY = r"(?:CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUSPARSELT|CUFFT|HIPBLAS|HIPBLASLT|HIPSOLVER|HIPSPARSE|HIPFFT|MIOPEN)"
-#: Errors after which the device answers only another process (CUDA Runtime API, cudaError_t), or by which another one
-#: has it.
+#: Errors after which this process cannot use the device any more (CUDA Runtime API, cudaError_t), or by which another
+#: process holds it.
 _LOST = (
     r"(?:an illegal memory access was encountered|an illegal instruction was encountered|misaligned address|"
     r"invalid program counter|operation not supported on global/shared address space|hardware stack error|"
@@ -64,10 +64,10 @@ class CudaDevice(Device):
         ),
         # sticky: every later call of this process fails too
         (_SAYS + _LOST, "error", "device_lost"),
-        # refused calls, which leave the device as it was; whatever else the class is raised for does not
+        # refused calls leave the device usable; other errors of this class do not
         (r"^AcceleratorError: (?:CUDA|HIP) error: (?:invalid |operation not supported)", "error", "exception"),
         (r"^AcceleratorError: ", "error", "device_lost"),
-        # libraries that failed for a reason they do not tell: not the model's doing as far as anyone can see
+        # libraries that fail without a reason: not attributed to the model
         (_SAYS + rf"|\b{_LIBRARY}_STATUS_\w+|NCCL error in|valid cuDNN algorithm|find an engine", "error", "exception"),
     )
 
@@ -154,6 +154,6 @@ class CudaDevice(Device):
         total = torch.cuda.get_device_properties(self.name).total_memory
         if limit > total:
             raise DeviceError(f"Memory limit of {limit} bytes is more than {self.name} has ({total}). Give less")
-        # by its index: this call alone does not take a plain "cuda" for the first GPU
+        # by index: this call does not take a plain "cuda" for the first GPU
         torch.cuda.set_per_process_memory_fraction(limit / total, self._index)
         return f"per-process memory fraction (torch.cuda.set_per_process_memory_fraction) of {total} bytes"

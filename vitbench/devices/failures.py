@@ -1,8 +1,7 @@
-"""What failures say, and what it means: exceptions by class and text, a process's last words by their text.
+"""Classify failures: exceptions by class and text, dead processes by the end of their stderr.
 
-A text counts only in the classes that torch and the system raise: anyone may quote it in a ValueError. What is not
-known is an error without a finer cause, never want of memory. tests/data/error_texts.toml holds texts as they were
-seen.
+A text counts only in the classes that torch and the system raise: anyone may quote it in a ValueError. An unknown
+failure is an error without a finer cause, never out of memory. tests/data/error_texts.toml holds texts as observed.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from dataclasses import dataclass
 from vitbench.core.errors import Unsupported, VitbenchError
 from vitbench.core.records import Status
 
-#: (pattern, status, cause): a pattern is looked for in ``describe_error``'s text, upper and lower case alike.
+#: (pattern, status, cause): patterns are searched in ``describe_error``'s text, ignoring case.
 ErrorTexts = tuple[tuple[str, Status, str], ...]
 
-#: Causes that are want of memory.
+#: Causes for which memory ran out.
 OUT_OF_MEMORY = frozenset({"out_of_memory", "oom_single_buffer", "library_workspace", "oom_kill"})
 #: Causes that a machine with more memory or a larger disk would not have.
 OF_THE_HOST = OUT_OF_MEMORY | {"disk_full"}
-#: Where a line begins, or the text after the names of exceptions that wrap it.
+#: The start of a line, or the text after the names of wrapping exceptions.
 AT_LINE = r"(?:^|\n)(?:[\w.]+: )*"
 
-#: Texts that mean the same on every device, since the host is under all of them.
+#: Texts of the host, which mean the same on every device.
 GENERAL_ERROR_TEXTS: ErrorTexts = (
     (r"DefaultCPUAllocator: (?:can't allocate|not enough) memory: you tried to allocate", "oom", "out_of_memory"),
     (r"posix_memalign\(&data, gAlignment, nbytes\) == 0\. 12 vs 0", "oom", "out_of_memory"),
@@ -47,7 +46,7 @@ GENERAL_ERROR_TEXTS: ErrorTexts = (
         "unsupported_dtype",
     ),
     (r"\"\w+\" not implemented for '\w+'", "unsupported", "unsupported_operator"),
-    # shared memory has a size of its own, and a container's is small: this is not the disk
+    # shared memory, whose size is limited separately: not the disk
     (r"</torch_[^>]*>[^\n]*No space left on device", "error", "exception"),
     (
         r"(?:No space left on device|Disk quota exceeded) \((?:os error )?\d+\)|"
@@ -62,25 +61,25 @@ GENERAL_ERROR_TEXTS: ErrorTexts = (
         "compiler",
     ),
     (AT_LINE + r"(?:BackendCompilerFailed|InductorError|TorchRuntimeError|CppCompileError)\b", "error", "compile"),
-    # known, and not to be laid at the model's door: oneDNN tells by this one text that a shape is beyond it, that it
-    # may not make memory executable, or that there is none
+    # not attributed to the model: oneDNN reports unsupported shapes, memory that may not be executable, and missing
+    # memory with this one text
     (AT_LINE + r"could not (?:create|execute) a primitive", "error", "exception"),
     (r"INTERNAL ASSERT FAILED at", "error", "exception"),
 )
 
-#: Classes whose texts are the machine's. ``safetensors`` has one of its own for what the disk does.
-_TELLING = frozenset({"RuntimeError", "OSError", "MemoryError", "TypeError", "AcceleratorError", "SafetensorError"})
-#: Where the classes of torch.compile's own troubles come from.
+#: Classes with texts of torch or the system; ``safetensors`` has its own for errors of the disk.
+_CLASSES = frozenset({"RuntimeError", "OSError", "MemoryError", "TypeError", "AcceleratorError", "SafetensorError"})
+#: Modules of the classes that torch.compile raises.
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton.compiler")
-#: A library that could not be loaded for want of memory; other reasons end otherwise.
+#: A library that could not be loaded as memory ran out.
 _UNMAPPED_LIBRARY = r"failed to map segment from shared object: Cannot allocate memory"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-#: So much of a text is kept: some hold a whole program.
+#: The longest text that is kept: some hold a whole program.
 _LONGEST_TEXT = 4000
-#: So many exceptions that others were raised from are looked at.
+#: The longest chain of causes that is followed.
 _MOST_CAUSES = 8
 
-# last words
+# the end of stderr
 _UNCAUGHT_IN_C = (
     r"terminate called after throwing an instance of '(?P<type>[^']+)'(?:\s+what\(\):[ \t]*(?P<text>.*))?",
     r"terminating (?:due to|with) uncaught exception of type (?P<type>\w+(?:::\w+)*)(?:: (?P<text>.*))?",
@@ -95,7 +94,7 @@ _LIBRARIES_WITHOUT_MEMORY = (
 
 @dataclass(frozen=True)
 class Failure:
-    """A failure's status, its finer cause, and the text that it came with."""
+    """A failure's status, finer cause and text."""
 
     status: Status
     cause: str
@@ -103,24 +102,24 @@ class Failure:
 
 
 def describe_error(error: BaseException) -> str:
-    """``ValueError: the text``, the start of it if it is long; the class alone where there is no text."""
+    """``ValueError: the text``, shortened if it is long; the class alone without a text."""
     text = text_of(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def text_of(error: BaseException) -> str:
-    """What an exception says, the start of it if it is long. Never raises."""
+    """The text of an exception, shortened if it is long. Never raises."""
     try:
         text = str(error).strip()
-    except Exception:  # a class of somebody's own, whose text cannot be had
-        return "(it cannot say what)"
+    except Exception:  # a custom class may fail to make its text
+        return "(its text is unavailable)"
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ..."
 
 
 def explain_exception(error: BaseException, texts: ErrorTexts) -> Failure | None:
-    """What an exception means by its class and its text, among them a device's ``texts``; None if neither is known.
+    """The meaning of an exception by its class and text, including a device's ``texts``; None if neither is known.
 
-    Where it does not explain itself, what it was raised from, or wraps, does. Never raises.
+    If it is unknown itself, the exceptions that it was raised from or wraps decide. Never raises.
     """
     if isinstance(error, Unsupported):
         return Failure("unsupported", "unsupported", text_of(error))
@@ -141,14 +140,14 @@ def explain_exception(error: BaseException, texts: ErrorTexts) -> Failure | None
 
 
 def explain_last_words(stderr: str, texts: ErrorTexts) -> Failure | None:
-    """What a process that ended itself, by an exception that nobody caught or by its libraries, said of it; None if
-    that is not known. What a live process would have as ``error`` is ``killed`` here.
+    """The meaning of the stderr of a process that ended by an uncaught exception or by its libraries; None if it is not
+    known. What is ``error`` in a live process is ``killed`` here.
     """
     without = re.search(_LIBRARIES_WITHOUT_MEMORY, stderr, re.MULTILINE)
     if without is not None:
         return Failure("oom", "out_of_memory", without[0])
     thrown = next((found for one in _UNCAUGHT_IN_C if (found := re.search(one, stderr, re.DOTALL))), None)
-    names = {"RuntimeError"}  # C++ has no other class for what torch and the system say
+    names = {"RuntimeError"}  # the only class of C++ for errors of torch and the system
     if thrown is None:
         last = stderr.rfind("Traceback (most recent call last):")
         thrown = re.search(_UNCAUGHT_IN_PYTHON, stderr[max(last, 0) :])
@@ -169,25 +168,25 @@ def explain_last_words(stderr: str, texts: ErrorTexts) -> Failure | None:
 
 
 def _recognise(error: BaseException, texts: ErrorTexts) -> tuple[Status, str] | None:
-    """The status and cause of one exception, whatever it was raised from."""
+    """The status and cause of one exception, without its causes."""
     if isinstance(error, OSError):
         if error.errno in _DISK_FULL:
             return "error", "disk_full"
         if error.errno == errno.ENOMEM:
             return "oom", "out_of_memory"
     known = _recognise_text({one.__name__ for one in type(error).__mro__}, describe_error(error), texts)
-    torch = sys.modules.get("torch")  # its exceptions cannot be there before it is
+    torch = sys.modules.get("torch")  # its exceptions exist only once it is loaded
     if known is None and isinstance(error, (MemoryError, getattr(torch, "OutOfMemoryError", MemoryError))):
         return "oom", "out_of_memory"
     return known
 
 
 def _recognise_text(names: Iterable[str], described: str, texts: ErrorTexts) -> tuple[Status, str] | None:
-    """The status and cause that a text tells in an exception whose class and bases have these names."""
+    """The status and cause of a text in an exception whose class and bases have these names."""
     classes = set(names)
     if "ImportError" in classes:
         return ("oom", "out_of_memory") if re.search(_UNMAPPED_LIBRARY, described) else None
-    if not classes & _TELLING:
+    if not classes & _CLASSES:
         return None
     for pattern, status, cause in (*texts, *GENERAL_ERROR_TEXTS):
         if "TypeError" in classes and status != "unsupported":

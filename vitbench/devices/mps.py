@@ -1,4 +1,4 @@
-"""Apple GPUs through Metal. Failures are known by their texts: MPS raises no class of its own for them."""
+"""Apple GPUs through Metal. Failures are recognised by their texts: MPS raises no class of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitbench.devices.failures import AT_LINE
 if TYPE_CHECKING:
     import torch
 
-#: What Metal says of work that it did not do (MTLCommandBufferError); the results of it are garbage.
+#: Metal's messages for work that failed (MTLCommandBufferError), whose results are invalid.
 _METAL_FAILED = r"command buffer exited with error status|kIO(?:GPU|Accel)CommandBufferCallbackError\w"
 _METAL_OUT_OF_MEMORY = r"kIO(?:GPU|Accel)CommandBufferCallbackErrorOutOfMemory"
 
@@ -68,7 +68,7 @@ class MpsDevice(Device):
         import torch
 
         chip = chip_name()
-        name = chip if chip.startswith("Apple ") else "Apple"  # in an Intel Mac the GPU is not the processor's
+        name = chip if chip.startswith("Apple ") else "Apple"  # an Intel Mac's GPU has another name
         return {"name": f"{name} GPU (Metal)", "memory_bytes": int(torch.mps.recommended_max_memory())}
 
     def synchronize(self) -> None:
@@ -77,7 +77,7 @@ class MpsDevice(Device):
         torch.mps.synchronize()
 
     def _peak_api(self) -> Any:
-        """torch.accelerator, where it keeps a high-water mark for MPS (recent releases); else None."""
+        """torch.accelerator if it keeps a high-water mark for MPS (recent releases), else None."""
         import torch
 
         api = getattr(torch, "accelerator", None)
@@ -157,5 +157,5 @@ class MpsDevice(Device):
 
 
 def fallback_operators(stderr: str) -> list[str]:
-    """The operators that ran on the CPU instead, by the warning of PYTORCH_ENABLE_MPS_FALLBACK=1."""
+    """The operators that ran on the CPU instead, by the warnings of PYTORCH_ENABLE_MPS_FALLBACK=1."""
     return sorted(set(re.findall(r"The operator '([\w:.]+)' is not currently supported on the MPS backend", stderr)))

@@ -1,7 +1,7 @@
-"""Where a run took place: everything that can change a number, captured once, and a hash of it.
+"""Describe the environment of a run: everything that can change a number, and a hash of it.
 
-The hash leaves out what differs between two comparable runs on one machine (commit, vitbench's version, time, command
-line). Names of users, hosts and home folders are left out of everything.
+The hash excludes what differs between comparable runs on one machine: commit, vitbench's version, time, command line.
+Names of users, hosts and home folders are never recorded.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import vitbench
-from vitbench.devices.cpu import processor_name
+from vitbench.devices.cpu import command_output, processor_name
 from vitbench.devices.host.memory import cgroup_folders, memory_limit_of_container
 
 LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop", "numpy", "scikit-learn")
-#: Set by torch itself, and a place rather than a switch.
+#: Set by torch itself; a path, not a switch.
 _NO_MATTER = ("TORCHINDUCTOR_CACHE_DIR",)
 _PREFIXES = (
     *("OMP_", "MKL_", "KMP_", "GOMP_", "GOTO_", "ONEDNN_", "DNNL_", "ATEN_", "PYTORCH_", "TORCH_", "TORCHINDUCTOR_"),
     *("CUDA_", "CUDNN_", "CUBLAS_", "NVIDIA_TF32", "NCCL_", "HIP_", "ROCR_", "METAL_"),
 )
-#: What git sets for its hooks, but for GIT_CONFIG_*, which hold settings of a user's own.
+#: What git sets for its hooks, except GIT_CONFIG_*, which holds the user's own settings.
 _OF_A_REPOSITORY = frozenset(
     f"GIT_{name}"
     for name in (
@@ -45,9 +45,7 @@ _NAMES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"
 
 
 def describe_system() -> dict[str, Any]:
-    """Machine and system without loading torch: processor, cores, memory in bytes, system, Python, variables that
-    matter.
-    """
+    """Machine and system without loading torch: processor, cores, memory in bytes, system, Python, variables."""
     import psutil
 
     return {
@@ -76,7 +74,7 @@ def describe_system() -> dict[str, Any]:
 
 
 def describe_libraries() -> dict[str, Any]:
-    """Versions and switches of the libraries that compute. Loads torch."""
+    """Versions and settings of the numerical libraries. Loads torch."""
     import torch
 
     versions = {}
@@ -106,25 +104,20 @@ def describe_libraries() -> dict[str, Any]:
 
 
 def instruction_sets() -> list[str]:
-    """The vector extensions that the processor tells of (Linux and macOS); empty where it does not."""
-    try:
-        if sys.platform == "darwin":
-            done = subprocess.run(["sysctl", "-a"], capture_output=True, text=True, timeout=10, check=False)
-            found = re.findall(r"^hw\.optional\.(?:arm\.)?(\w+): 1$", done.stdout, re.MULTILINE)
-            return sorted(name.lower() for name in found if _VECTOR.match(name.lower()))
-        text = Path("/proc/cpuinfo").read_text()
-    except (OSError, subprocess.TimeoutExpired):
-        return []
+    """The processor's vector extensions (Linux and macOS); empty if it does not report them."""
+    if sys.platform == "darwin":
+        text = command_output("sysctl", "-a")
+        found = re.findall(r"^hw\.optional\.(?:arm\.)?(\w+): 1$", text, re.MULTILINE)
+        return sorted(name.lower() for name in found if _VECTOR.match(name.lower()))
+    text = _text_of(Path("/proc/cpuinfo")) or ""
     flags = re.search(r"^(flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    found = {flag for flag in (flags[2].split() if flags else []) if _VECTOR.match(flag)}
+    vectors = {flag for flag in (flags[2].split() if flags else []) if _VECTOR.match(flag)}
     # ARM's sme multiplies matrices, x86's encrypts memory
-    return sorted(found - {"sme"} if flags and flags[1] == "flags" else found)
+    return sorted(vectors - {"sme"} if flags and flags[1] == "flags" else vectors)
 
 
 def describe_power() -> dict[str, Any]:
-    """What makes the clock depend on more than the work: governor, turbo, battery, a battery saver; None where this
-    system does not tell.
-    """
+    """What changes the clock besides the work: governor, turbo, battery, battery saver; None if not reported."""
     import psutil
 
     cpu = Path("/sys/devices/system/cpu")
@@ -132,10 +125,10 @@ def describe_power() -> dict[str, Any]:
     if hasattr(psutil, "sensors_battery"):
         with contextlib.suppress(OSError, RuntimeError, AttributeError):
             battery = psutil.sensors_battery()
-    no_turbo, boost = _line(cpu / "intel_pstate" / "no_turbo"), _line(cpu / "cpufreq" / "boost")
+    no_turbo, boost = _text_of(cpu / "intel_pstate" / "no_turbo"), _text_of(cpu / "cpufreq" / "boost")
     return {
-        "governor": _line(cpu / "cpu0" / "cpufreq" / "scaling_governor"),
-        "energy_preference": _line(cpu / "cpu0" / "cpufreq" / "energy_performance_preference"),
+        "governor": _text_of(cpu / "cpu0" / "cpufreq" / "scaling_governor"),
+        "energy_preference": _text_of(cpu / "cpu0" / "cpufreq" / "energy_performance_preference"),
         "turbo": no_turbo == "0" if no_turbo else (boost == "1" if boost else None),
         "on_battery": None if battery is None or battery.power_plugged is None else not battery.power_plugged,
         "battery_saver": _battery_saver(),
@@ -143,18 +136,18 @@ def describe_power() -> dict[str, Any]:
 
 
 def capture_environment(libraries: Mapping[str, Any], devices: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole environment of a run; ``libraries`` and ``devices`` come from a worker, which has torch loaded."""
+    """The whole environment of a run; ``libraries`` and ``devices`` come from a worker, which has loaded torch."""
     return {"system": describe_system(), "libraries": dict(libraries), "devices": dict(devices)}
 
 
 def hash_environment(environment: Mapping[str, Any]) -> str:
-    """12 hexadecimal digits that are equal for equal environments."""
+    """12 hexadecimal digits, equal for equal environments."""
     text = json.dumps(environment, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def describe_session(arguments: list[str] | None = None) -> dict[str, Any]:
-    """What is particular to one session: when, with what command, by which version and commit of vitbench."""
+    """The session's own facts: start time, command, version and commit of vitbench."""
     words = sys.argv if arguments is None else arguments
     program = Path(words[0]).name
     command = ["vitbench" if program == "__main__.py" else program, *map(shorten_home, words[1:])]
@@ -167,16 +160,14 @@ def describe_session(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def environment_for_git() -> dict[str, str]:
-    """The variables of this process less those that name a repository: git sets them for its hooks, and a git that is
-    started there for another folder would work on that repository (``git rev-parse --local-env-vars`` lists them).
+    """This process's variables without those that name a repository (``git rev-parse --local-env-vars``). git sets them
+    for its hooks, and a git started there for another folder would use the hook's repository.
     """
     return {name: value for name, value in os.environ.items() if name not in _OF_A_REPOSITORY}
 
 
 def find_commit() -> str | None:
-    """The commit of the checkout that vitbench runs from, with ``+changes`` if it is not clean; None if it is
-    installed.
-    """
+    """The commit of vitbench's checkout, with ``+changes`` if it is not clean; None for an installed package."""
     package = Path(vitbench.__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -189,7 +180,7 @@ def find_commit() -> str | None:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # an environment inside somebody's repository must not pass that repository's commit off as ours
+    # a virtual environment inside another repository must not report that repository's commit
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     commit = git("rev-parse", "HEAD")
@@ -206,18 +197,14 @@ def usable_cores() -> int:
 
 
 def default_threads() -> int:
-    """Threads of a cell that asks for none in particular: the physical cores that may be used, as torch itself
-    chooses.
-    """
+    """Threads of a cell without a setting: the usable physical cores, as torch itself chooses."""
     import psutil
 
     return max(1, min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores()))
 
 
 def shorten_home(text: str) -> str:
-    """``text`` with the home folder written ``~``, so that no user's name is recorded, and without the folder that this
-    package stands in.
-    """
+    """``text`` with ``~`` for the home folder, which holds the user's name, and without this package's folder."""
     around = str(Path(vitbench.__file__).parents[1])
     text = text.replace(around + os.sep, "") if len(around) > 1 else text
     home = str(Path.home())
@@ -228,41 +215,33 @@ _VECTOR = re.compile(r"(s?sse\d|avx|fma$|f16c|amx|neon|asimd|sve|sme(?!p)|bf16|f
 
 
 def _battery_saver() -> bool | None:
-    """macOS' low power mode or Linux' power profile; None where neither is told."""
-    profile = _line(Path("/sys/firmware/acpi/platform_profile"))
+    """macOS' low power mode or Linux' power profile; None if neither is reported."""
+    profile = _text_of(Path("/sys/firmware/acpi/platform_profile"))
     if profile is not None:
         return profile in ("low-power", "quiet", "cool")
     if sys.platform != "darwin":
         return None
-    try:
-        done = subprocess.run(["pmset", "-g"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.search(r"lowpowermode\s+(\d)", done.stdout)
-    return found[1] == "1" if found else None
+    mode = _found(r"lowpowermode\s+(\d)", command_output("pmset", "-g"))
+    return None if mode is None else mode == "1"
 
 
 def _is_virtual_machine() -> bool | None:
-    """Whether the processor says that a hypervisor is below (Linux on x86); None where it does not tell."""
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        return None
+    """Whether the processor reports a hypervisor (Linux on x86); None if it does not report any flags."""
+    flags = re.search(r"^flags\s*:(.*)$", _text_of(Path("/proc/cpuinfo")) or "", re.MULTILINE)
     return "hypervisor" in flags[1].split() if flags else None
 
 
 def _hyperthreading() -> bool | None:
-    active = _line(Path("/sys/devices/system/cpu/smt/active"))
+    active = _text_of(Path("/sys/devices/system/cpu/smt/active"))
     return None if active is None else active == "1"
 
 
 def _chosen(path: Path) -> str | None:
     """``always [madvise] never`` -> ``madvise``."""
-    found = re.search(r"\[(\w+)\]", _line(path) or "")
-    return found[1] if found else None
+    return _found(r"\[(\w+)\]", _text_of(path) or "")
 
 
-def _line(path: Path) -> str | None:
+def _text_of(path: Path) -> str | None:
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -275,7 +254,7 @@ def _found(pattern: str, text: str) -> str | None:
 
 
 def _flushes_denormals() -> bool:
-    """Whether tiny numbers become 0 here: slow arithmetic on them can be a model's whole time."""
+    """Whether denormal numbers become 0: arithmetic on them can dominate a model's time."""
     import torch
 
     return bool((torch.tensor([1e-40]) * torch.tensor([1.0]))[0] == 0)

@@ -1,16 +1,19 @@
-"""What else the machine does while something is timed: other programs, time stolen by the host, clock and heat."""
+"""The machine's load while something is timed: other programs, time stolen by the host, clock and temperature."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Measurement
 from vitbench.devices import split_name
 from vitbench.devices.host.nvml import gpu_state, slowed_seconds
+
+T = TypeVar("T")
 
 OTHER_LOAD = "other_load"
 STEAL = "cpu_steal"
@@ -34,7 +37,7 @@ _PROCESSOR_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "acpitz"
 
 @dataclass(frozen=True)
 class Load:
-    """What a ``LoadWatch`` saw; None where this machine does not tell. Cores, Hz, degrees Celsius."""
+    """The result of a ``LoadWatch``, in cores, Hz, degrees Celsius; None for what this machine does not report."""
 
     other_load: float | None = None
     cpu_steal: float | None = None
@@ -48,9 +51,9 @@ class Load:
 class LoadWatch:
     """Reads the system's own counters at its start and in ``stop``; no thread samples anything meanwhile.
 
-    Busy time is that of the whole machine as the kernel tells it: in a container that is the host's. Time that this
-    process and its descendants use is subtracted; what a descendant used that ends in between is
-    taken off too where the system tells (Linux). Beside an NVIDIA ``device`` its clock and heat are read too.
+    Busy time is the whole machine's by the kernel: in a container the host's. Time of this process and its descendants
+    is subtracted, on Linux also that of descendants that end in between. For an NVIDIA ``device`` its clock and
+    temperature are read as well.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -58,22 +61,31 @@ class LoadWatch:
         self._begin = time.perf_counter()
         self._busy, self._steal = _system_seconds()
         self._own = _own_seconds()
-        self._slowed = _gpu_slowed_seconds(device)
+        self._slowed = _ask_gpu(slowed_seconds, device)
 
     def stop(self) -> Load:
-        """What happened since the start."""
+        """The load since the start."""
         wall = max(time.perf_counter() - self._begin, 1e-9)
         busy, steal = _system_seconds()
         own = _rise(self._own, _own_seconds())
-        slowed = _gpu_slowed_seconds(self._device)
-        slow = None if slowed is None or self._slowed is None else round((slowed - self._slowed) / wall, 4)
-        other = max(busy - self._busy - own, 0.0) / wall
-        stolen = None if steal is None or self._steal is None else round((steal - self._steal) / wall, 4)
-        return Load(round(other, 4), stolen, _frequency(), _temperature(), *_gpu(self._device), slow)
+        gpu = _ask_gpu(gpu_state, self._device)
+
+        def share(before: float | None, after: float | None) -> float | None:
+            return None if before is None or after is None else round((after - before) / wall, 4)
+
+        return Load(
+            other_load=round(max(busy - self._busy - own, 0.0) / wall, 4),
+            cpu_steal=share(self._steal, steal),
+            cpu_frequency=_frequency(),
+            cpu_temperature=_temperature(),
+            gpu_clock=gpu.clock if gpu else None,
+            gpu_temperature=gpu.temperature if gpu else None,
+            gpu_slowed=share(self._slowed, _ask_gpu(slowed_seconds, self._device)),
+        )
 
 
 def load_measurements(loads: list[Load]) -> list[Measurement]:
-    """One measurement a figure that is known, one sample a process of the cell."""
+    """One measurement for each value that all processes of the cell have, one sample a process."""
     found = []
     for metric, (unit, method) in _METHODS.items():
         values = [getattr(load, metric) for load in loads]
@@ -83,7 +95,7 @@ def load_measurements(loads: list[Load]) -> list[Measurement]:
 
 
 def _system_seconds() -> tuple[float, float | None]:
-    """Seconds that all cores have been busy, and that were stolen (None where that is not told)."""
+    """Seconds that all cores have been busy, and that were stolen (None if the system does not report them)."""
     import psutil
 
     times = psutil.cpu_times()
@@ -92,8 +104,8 @@ def _system_seconds() -> tuple[float, float | None]:
 
 
 def _own_seconds() -> dict[int, tuple[float, float]]:
-    """CPU seconds of this process and each living descendant, by process id: its own, and those of its children that
-    have ended (0 where the system does not tell).
+    """CPU seconds of this process and each living descendant, by process id: its own, and those of its ended children
+    (0 where the system does not report them).
     """
     import psutil
 
@@ -108,33 +120,20 @@ def _own_seconds() -> dict[int, tuple[float, float]]:
 
 
 def _rise(before: Mapping[int, tuple[float, float]], after: Mapping[int, tuple[float, float]]) -> float:
-    """CPU seconds that the processes used between two looks, those that ended in between included where their parents
-    tell of them.
-    """
+    """CPU seconds that the processes used in between, including ended ones that their parents report."""
     alive = sum(own - before.get(pid, (0.0, 0.0))[0] for pid, (own, _) in after.items())
     ended = sum(children - before.get(pid, (0.0, 0.0))[1] for pid, (_, children) in after.items())
     known_before = sum(own for pid, (own, _) in before.items() if pid not in after)
     return alive + max(ended - known_before, 0.0)
 
 
-def _gpu(device: str) -> tuple[float | None, float | None]:
-    """Clock and temperature of an NVIDIA GPU; None for anything else."""
-    kind, index = split_name(device)
-    if kind != "cuda":
-        return None, None
-    try:
-        state = gpu_state(index or 0)
-    except Unsupported:
-        return None, None
-    return state.clock, state.temperature
-
-
-def _gpu_slowed_seconds(device: str) -> float | None:
+def _ask_gpu(ask: Callable[[int], T], device: str) -> T | None:
+    """``ask`` of an NVIDIA GPU's index; None for other devices and where NVML does not answer."""
     kind, index = split_name(device)
     if kind != "cuda":
         return None
     try:
-        return slowed_seconds(index or 0)
+        return ask(index or 0)
     except Unsupported:
         return None
 

@@ -14,8 +14,8 @@ def spare_memory() -> int:
 
 
 def cgroup_folders(controller: str) -> list[Path]:
-    """Where the kernel tells this process's limits of ``memory`` or ``cpu``: the folder of its control group, then
-    those of the groups above it, up to what is mounted (cgroup v2, then v1). In a container that is mostly its own.
+    """The folders with this process's limits of ``memory`` or ``cpu``: that of its control group, then those of the
+    groups above it, up to the mount (cgroup v2, then v1). In a container that is mostly its own.
     """
     groups = {"": "", controller: ""}
     with contextlib.suppress(OSError):
@@ -31,9 +31,7 @@ def cgroup_folders(controller: str) -> list[Path]:
 
 
 def memory_limit_of_container() -> int | None:
-    """The bytes that this container, or a group of processes that this one is in, may use (cgroup v2 or v1), or None
-    where nothing is set.
-    """
+    """Bytes that this container or control group may use (cgroup v2 or v1); None without a limit."""
     return min((limit for limit in map(_limit_in, cgroup_folders("memory")) if limit is not None), default=None)
 
 
@@ -61,10 +59,10 @@ def available_memory() -> int:
 
 
 def _used_in(folder: Path) -> int:
-    """The bytes of a group's limit that are taken, without the cache of files: it counts as used, too, but the kernel
-    gives it up for whoever asks, and after reading a data set or checkpoints it is most of what is used.
+    """Bytes used of a group's limit, without the file cache. The kernel frees that on demand, and after reading a data
+    set it is most of what counts as used.
     """
-    # v1 counts the groups below only with a prefix
+    # v1 counts child groups only with a prefix
     for name, prefix in (("memory.current", ""), ("memory.usage_in_bytes", "total_")):
         try:
             used = int((folder / name).read_text())
@@ -75,7 +73,7 @@ def _used_in(folder: Path) -> int:
 
 
 def _file_cache(path: Path, prefix: str) -> int:
-    """Bytes of file pages that a cgroup's memory.stat counts; what it does not tell is none."""
+    """Bytes of file pages in a cgroup's memory.stat; 0 for what it does not report."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -86,7 +84,7 @@ def _file_cache(path: Path, prefix: str) -> int:
 
 
 def oom_kill_count() -> int | None:
-    """How many processes the kernel has killed for memory in this process's cgroup, or None where that is not readable.
+    """How many processes the kernel has killed for memory in this process's cgroup, or None if that is not readable.
 
     Evidence for a SIGKILL: the count before and after (cgroup v2 ``memory.events``, v1 ``memory.oom_control``).
     """
