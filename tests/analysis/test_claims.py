@@ -952,7 +952,7 @@ def test_a_read_only_folder_is_one_line(capsys: pytest.CaptureFixture[str], tmp_
         (["--models", "cifar_vit_base,vit_bse16"], "Did you mean 'vit_base16'?"),
         (["--models", "nothing_*"], "Unknown model 'nothing_*'"),
         (["--models", ","], "A list is empty"),
-        (["nowhere", "--models", "vit_basic"], "nowhere is no run folder"),
+        (["nowhere", "--models", "vit_basic"], "nowhere is not a run folder"),
         (["--modles", "vit_basic"], "--modles"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

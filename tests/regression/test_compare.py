@@ -845,8 +845,8 @@ def test_wrong_folders_are_one_line_and_2(
     other = write_run(tmp_path / "other", run(infer(cell("vit_big"))))
     empty = write_run(tmp_path / "empty", run())
     for arguments, told in (
-        ((base, tmp_path / "nowhere"), "is no run folder"),
-        ((base, base / "records.jsonl"), "is no run folder"),
+        ((base, tmp_path / "nowhere"), "is not a run folder"),
+        ((base, base / "records.jsonl"), "is not a run folder"),
         ((base, other), "no cell in common"),
         ((empty, head), "holds no records"),
     ):

@@ -17,7 +17,7 @@ import vitbench
 from tests.launching import SharedLauncher, shared_server
 from vitbench.cli import run_command
 from vitbench.core import run_folder as store
-from vitbench.core.errors import VitbenchError
+from vitbench.core.errors import RunFolderError, VitbenchError
 from vitbench.core.records import Record
 from vitbench.devices.host import environment
 from vitbench.runner import folder as folders
@@ -120,33 +120,11 @@ def complete(folder: Path) -> None:
 
 def test_a_run_whose_folder_is_moved_ends_there_and_is_completed_there(place: Path) -> None:
     folder = place / "run"
-    with pytest.raises(store.MisplacedError) as caught:
+    with pytest.raises(RunFolderError, match="was moved or removed during the run") as caught:
         run(folder, Sabotage(lambda: folder.rename(place / "elsewhere")))
     assert len(str(caught.value).splitlines()) == 1
-    assert str(caught.value).endswith(f"vitbench run --resume {place / 'elsewhere'}")
     assert sizes(place / "elsewhere") == SIZES[:2]  # the one that was under way, too
-    assert [path.name for path in place.iterdir()] == ["elsewhere"]
     complete(place / "elsewhere")
-
-
-def test_a_run_whose_folder_is_removed_ends_with_1_and_one_line_and_its_records_are_rescued(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (place / "mine.toml").write_text(
-        'models = ["module:tests.failing_models:works"]\nbatch_sizes = [1, 2, 3]\ndevices = ["cpu"]\nthreads = [1]\n'
-        'metrics = ["params"]\n'
-    )
-    monkeypatch.setattr(
-        "vitbench.runner.progress.make_progress", lambda: Sabotage(lambda: shutil.rmtree(place / "run"))
-    )
-    assert run_command(["run", "--suite", "mine.toml", "--allow-import", "--out", "run"]) == 1
-    errors = capsys.readouterr().err.strip().splitlines()
-    assert errors == [
-        "Error: run was removed during the run. Its records are in run-rescued, with every record. "
-        "Go on with: vitbench run --resume run-rescued"
-    ]
-    assert sizes(place / "run-rescued") == SIZES[:2]
-    complete(place / "run-rescued")
 
 
 def test_a_disk_that_fills_up_while_half_a_line_is_written_is_one_line_and_the_run_is_completed(
@@ -220,7 +198,7 @@ def test_read_only_records_are_refused_on_resume_with_the_way_out(
     assert "Make it writable" in errors[0]
 
 
-def test_a_killed_run_that_left_halves_of_files_and_nul_bytes_is_completed(place: Path) -> None:
+def test_a_killed_run_that_left_unfinished_files_is_completed(place: Path) -> None:
     folder = place / "run"
     run(folder)
     lines = (folder / store.RECORDS).read_bytes().splitlines(keepends=True)
@@ -230,7 +208,7 @@ def test_a_killed_run_that_left_halves_of_files_and_nul_bytes_is_completed(place
     progress = Sabotage(lambda: None)
     summary = resume_run(folder, allow_import=True, progress=progress)
     assert sorted(record.cell.batch_size for record in summary.records) == SIZES
-    assert any("512 NUL bytes" in text for text in progress.warnings)
+    assert any("records.jsonl, line 2: cut off" in text for text in progress.warnings)
     assert not [path for path in folder.rglob("*") if path.name.endswith(store.PART)]
     assert (folder / store.RECORDS).read_bytes().startswith(lines[0])
 

@@ -2,8 +2,7 @@
 
 A run folder holds ``records.jsonl`` (records), ``environment.json`` (where and how it ran), ``noise.jsonl`` (the
 reference against itself), ``suite.toml`` (the suite as run), ``checkpoints/`` and the report. A line that cannot be
-read is moved to ``records.damaged.jsonl`` and its cell is measured again; nothing is thrown away. Whatever goes away
-under a run that writes (its folder, the file) is written anew or named.
+read is moved to ``records.damaged.jsonl`` and its cell is measured again; nothing is thrown away.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from vitbench.core.validation import Count, Flag, Number
 
 RECORDS = "records.jsonl"
 DAMAGED = "records.damaged.jsonl"
-RESCUED = "records.rescued.jsonl"
 ENVIRONMENT = "environment.json"
 SUITE = "suite.toml"
 NOISE = "noise.jsonl"
@@ -95,65 +93,64 @@ class DamagedRecordWarning(UserWarning):
     """A line of records.jsonl that is no record."""
 
 
-class MisplacedError(StorageError):
-    """The file that a run writes to is no longer where it was: moved, removed, or replaced by another. The message says
-    where its records are.
-    """
-
-
 @dataclass(frozen=True)
 class _Line:
-    text: str
+    number: int
+    content: bytes
     record: Record | None
     problem: str = ""
 
 
-def read_records(folder: Path) -> list[Record]:
-    """The records of a run folder, in order of first appearance; a cell's last record counts.
+def iterate_records(folder: Path) -> Iterator[Record]:
+    """The records of a run folder one by one, in the order in which they were written; a cell's last record counts.
 
-    Damaged lines are passed over with a DamagedRecordWarning. Raises RunFolderError if ``folder`` is no run folder.
+    Damaged lines are skipped with a DamagedRecordWarning. Raises RunFolderError if ``folder`` is not a run folder.
     """
     path = folder / RECORDS
     if not path.is_file():
         if (folder / TRAINING).is_file():
             raise RunFolderError(
-                f"{folder} holds a training, not a run: its report is {folder / 'report.md'}, and published figures "
-                f"are judged by it with: vitbench claims {folder}"
+                f"{folder} holds a training, not a run: its report is {folder / 'report.md'}. To judge published "
+                f"claims by it: vitbench claims {folder}"
             )
         raise RunFolderError(
-            f"{folder} is no run folder: it has no {RECORDS}. Give the folder that a run was written to"
+            f"{folder} is not a run folder: it has no {RECORDS}. Give the folder that a run was written to"
         )
-    latest: dict[str, Record] = {}
-    for number, line in enumerate(_read_lines(path), start=1):
-        if line.record is None:
-            warnings.warn(f"{path}, line {number}: {line.problem}; set aside", DamagedRecordWarning, stacklevel=2)
+    for line in _read_lines(path):
+        if line.record is not None:
+            yield line.record
         else:
-            latest[line.record.cell.id] = line.record  # a later record of the same cell keeps the first one's place
-    return list(latest.values())
+            text = f"{path}, line {line.number}: {line.problem}; set aside"
+            warnings.warn(text, DamagedRecordWarning, stacklevel=2)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The last record of each cell of a run folder, in order of first appearance. Warns and raises as
+    ``iterate_records`` does.
+    """
+    # a dict keeps the position of a key that is set again
+    return list({record.cell.id: record for record in iterate_records(folder)}.values())
 
 
 def set_damaged_lines_aside(folder: Path) -> list[str]:
-    """Move the lines that are no records to ``records.damaged.jsonl``; returns what was wrong with each.
+    """Move damaged lines to ``records.damaged.jsonl``; returns what was wrong with each.
 
     The damaged text is safe on the disk before ``records.jsonl`` is replaced, in one step, by its good lines.
     """
     path = folder / RECORDS
-    if not path.is_file():
-        return []
-    lines = _read_lines(path)
-    damaged = [(number, line) for number, line in enumerate(lines, start=1) if line.record is None]
+    lines = list(_read_lines(path)) if path.is_file() else []
+    damaged = [line for line in lines if line.record is None]
     if not damaged:
         return []
     try:
-        with (folder / DAMAGED).open("a", encoding="utf-8", errors="surrogateescape") as aside:
-            aside.write("".join(line.text + "\n" for _, line in damaged))
+        with (folder / DAMAGED).open("ab") as aside:
+            aside.write(b"".join(line.content + b"\n" for line in damaged))
             aside.flush()
             _flush_to_disk(aside.fileno())
     except OSError as error:
         raise cannot_write(folder / DAMAGED, error) from error
-    good = "".join(line.text + "\n" for line in lines if line.record is not None)
-    write_atomically(path, good.encode("utf-8"))
-    return [f"{RECORDS}, line {number}: {line.problem}" for number, line in damaged]
+    write_atomically(path, b"".join(line.content + b"\n" for line in lines if line.record is not None))
+    return [f"{RECORDS}, line {line.number}: {line.problem}" for line in damaged]
 
 
 class RecordWriter:
@@ -164,28 +161,22 @@ class RecordWriter:
 
     def __init__(self, folder: Path, before_write: Callable[[Cell, bytes, int], None] | None = None) -> None:
         self._before_write = before_write
-        # a folder that is "." has no name once it is removed
-        self.path = (folder if folder.name not in ("", "..") else Path(os.path.abspath(folder))) / RECORDS
-        folder = self.path.parent
+        self.path = folder / RECORDS
         try:
-            # O_APPEND: a line goes to the end whatever else has the file open; O_RDWR: what has been written can be
-            # read when nothing else leads to it any more
-            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            # O_APPEND: a line goes to the end whatever else has the file open
+            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         except OSError as error:
             raise RunFolderError(
                 f"Cannot write {self.path}: {error.strerror}. Choose another folder with --out"
             ) from error
-        for place in (folder, folder.parent):
-            _flush_folder(place)
-        # what else a folder needs to be resumed
-        present = [name for name in (SUITE, ENVIRONMENT) if (folder / name).is_file()]
-        self._others = {name: (folder / name).read_bytes() for name in present}
+        for one in (folder, folder.parent):
+            _flush_folder(one)
 
     def append(self, record: Record) -> None:
         """Write one record.
 
-        Raises StorageError if the disk does not take it, and the file ends as it did before; MisplacedError, a
-        StorageError too, if the file is no longer in its folder, when the record is safe all the same.
+        Raises StorageError if the disk does not take it, and the file ends as it did before; RunFolderError if the file
+        is no longer there.
         """
         line = (record.to_json() + "\n").encode("utf-8")
         size_before = None
@@ -205,68 +196,16 @@ class RecordWriter:
             raise StorageError(
                 f"Cannot write to {self.path}: {error.strerror}. The records before it are safe"
             ) from error
-        if not self._is_in_place(line):
-            raise MisplacedError(self._rescue())
+        if not self.path.exists():
+            raise RunFolderError(
+                f"{self.path} was moved or removed during the run. If you moved the folder, resume it where it is now: "
+                "vitbench run --resume DIR"
+            )
 
     def close(self) -> None:
         """Close the file; appending is over."""
         with contextlib.suppress(OSError):  # each record has been flushed, or its failure told
             os.close(self._file)
-
-    def _is_in_place(self, line: bytes) -> bool:
-        """Whether ``path`` still leads to what was written. A removed file takes every line, and keeps none."""
-        try:
-            here, there = os.fstat(self._file), os.stat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError:
-            return True  # the folder may not be looked into any more, which says nothing of the file
-        if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino):
-            return True
-        # some network file systems number a file anew each time that it is looked up
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            file.seek(-len(line), os.SEEK_END)
-            return file.read() == line
-        return False
-
-    def _rescue(self) -> str:
-        """Bring the records to where they can be found again; returns what happened, in words, and the way out."""
-        folder = self.path.parent
-        moved = _current_path(self._file)
-        if moved is not None and moved.name == self.path.name:
-            return (
-                f"{folder} was moved to {moved.parent} during the run. All its records are there, the last one too. "
-                f"Go on with: vitbench run --resume {moved.parent}"
-            )
-        try:
-            content = self._content()
-            if self.path.exists():
-                rescued = folder / RESCUED
-                write_atomically(rescued, (rescued.read_bytes() if rescued.exists() else b"") + content)
-                return (
-                    f"{self.path} was replaced by another file during the run. What the run has written is in "
-                    f"{rescued}: append it to that file, then: vitbench run --resume {folder}"
-                )
-            if folder.is_dir():
-                happened, place = f"{self.path} was removed during the run. It is there again", folder
-            else:
-                place = make_new_folder(folder.with_name(f"{folder.name}-rescued"))
-                happened = f"{folder} was removed during the run. Its records are in {place}"
-            for name, other in self._others.items():
-                if not (place / name).exists():
-                    write_atomically(place / name, other)
-            write_atomically(place / RECORDS, content)
-        except (OSError, VitbenchError) as error:
-            return f"{self.path} was removed or replaced during the run, and its records cannot be saved: {error}"
-        return f"{happened}, with every record. Go on with: vitbench run --resume {place}"
-
-    def _content(self) -> bytes:
-        """All that the file holds, wherever it is."""
-        os.lseek(self._file, 0, os.SEEK_SET)
-        parts = []
-        while part := os.read(self._file, 1 << 20):
-            parts.append(part)
-        return b"".join(parts)
 
 
 def make_new_folder(path: Path) -> Path:
@@ -435,38 +374,19 @@ def _is_device(path: Path) -> bool:
         return False
 
 
-def _read_lines(path: Path) -> list[_Line]:
-    # surrogateescape: damaged bytes are to survive the way to the side file
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    whole, _, rest = text.rpartition("\n")
-    lines = []
-    for line in whole.split("\n"):
-        nothing, something = _split_at_nul(line)
-        lines += [nothing] if nothing else []
-        lines += [_parse(something)] if something.strip() else []
-    nothing, something = _split_at_nul(rest)
-    lines += [nothing] if nothing else []
-    if something.strip():
-        lines.append(_Line(something, None, "cut off before its end"))
-    return lines
-
-
-def _split_at_nul(text: str) -> tuple[_Line | None, str]:
-    """NUL bytes at the start of a line, where a crash of the machine leaves a place in the file that nothing was
-    written to, and the rest, which may be a whole record.
-    """
-    rest = text.lstrip("\0")
-    count = len(text) - len(rest)
-    nothing = _Line("\0" * count, None, f"{count} NUL bytes, as a crash of the machine leaves them")
-    return nothing if count else None, rest
-
-
-def _parse(text: str) -> _Line:
-    try:
-        text.encode("utf-8")
-        return _Line(text, Record.from_json(text))
-    except ValueError as error:
-        return _Line(text, None, f"damaged ({error})")
+def _read_lines(path: Path) -> Iterator[_Line]:
+    with path.open("rb") as file:
+        for number, content in enumerate(file, start=1):
+            line = content.rstrip(b"\n")
+            if not line.strip():
+                continue
+            if line == content:
+                yield _Line(number, line, None, "cut off before its end")
+                continue
+            try:
+                yield _Line(number, line, Record.from_json(line))
+            except ValueError as error:
+                yield _Line(number, line, None, f"damaged ({error})")
 
 
 def _flush_to_disk(descriptor: int) -> None:
@@ -489,19 +409,3 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _current_path(descriptor: int) -> Path | None:
-    """Where an open file is now; None where the system does not tell, or where it is nowhere."""
-    try:
-        if sys.platform == "darwin":
-            import fcntl
-
-            raw = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024))
-            path = Path(os.fsdecode(raw.rstrip(b"\0")))
-        else:
-            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        same = os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except (OSError, ImportError):
-        return None
-    return path if same else None

@@ -75,8 +75,6 @@ def naming_the_way_on(folder: Path) -> Iterator[None]:
     """The error of a full disk names the command that resumes the run."""
     try:
         yield
-    except store.MisplacedError:
-        raise  # it names the folder to resume
     except StorageError as error:
         way_out = f"vitbench run --resume {folder}" if (folder / store.SUITE).is_file() else "start again"
         raise StorageError(f"{str(error).rstrip('.')}. Free some space, then: {way_out}") from error
