@@ -165,7 +165,7 @@ MISTAKES = [
     (["run", "--seed", "-1"], "Option --seed: "),
     (["run", "--timeout", "inf"], "Option --timeout: "),
     (["run", "--suite", "seeds", "--download"], "go with --data"),
-    (["run", "--suite", "seeds", "--metrics", "accuracy"], "without a training section"),
+    (["run", "--suite", "seeds", "--metrics", "accuracy"], "needs a training section"),
     (["run", "--batch-sizes", "many"], "Option --batch-sizes: 'many' is not a whole number"),
     (["run", "--threads", "0"], "Option --threads"),
     (["run", "--dtypes", "fp23"], "Option --dtypes: 'fp23' is not allowed. Did you mean 'fp32'?"),

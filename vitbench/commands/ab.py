@@ -6,27 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Context, Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    BatchSizes,
-    Devices,
-    Dtypes,
-    Everything,
-    ImageSizes,
-    Inconclusive,
-    JsonFile,
-    Junit,
-    Markdown,
-    Mode,
-    ModelNames,
-    NumClasses,
-    RunFolder,
-    ThreadCount,
-    Thresholds,
-    suite_keys,
-)
+from vitbench.commands import options
 from vitbench.commands.output import GateOutput, choose_output, guarded, note, publish
 from vitbench.core.text import one_line
 
@@ -43,55 +25,48 @@ vitbench ab --base origin/main --models module:mymodels.vit:build --image-sizes 
 _CLEAR = "\r\x1b[K"
 _LONGEST = 100
 
-Base = Annotated[str, typer.Option(metavar="REF", help="The git ref to compare with.")]
-Head = Annotated[
-    str, typer.Option(metavar="REF", help="The git ref that is judged; a dot is the working tree as it stands.")
-]
+Base = Annotated[str, Option(metavar="REF", help="The git ref to compare with.")]
+Head = Annotated[str, Option(metavar="REF", help="The git ref that is judged; a dot is the working tree as it stands.")]
 OptionalSuite = Annotated[
-    str | None,
-    typer.Option(
-        "--suite", metavar="NAME", help="A built-in suite or a .toml file, of which the timed cells are compared."
-    ),
+    str | None, Option(metavar="NAME", help="A built-in suite or a .toml file, of which the timed cells are compared.")
 ]
 Install = Annotated[
-    bool, typer.Option("--install", help="Install each side with its own dependencies (pip) into its own environment.")
+    bool, Option("--install", help="Install each side with its own dependencies (pip) into its own environment.")
 ]
 Margin = Annotated[
-    str | None,
-    typer.Option(metavar="5%", help="A slowdown beyond this counts. [default: the suite's thresholds, or 2%]"),
+    str | None, Option(metavar="5%", help="A slowdown beyond this counts. [default: the suite's thresholds, or 2%]")
 ]
 MaxSeconds = Annotated[
-    float | None,
-    typer.Option(metavar="SECONDS", min=1, help="Start no pair after this time; what is open is inconclusive."),
+    float | None, Option(metavar="SECONDS", min=1, help="Start no pair after this time; what is open is inconclusive.")
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Of the weights, the inputs and the order of turns.")]
+Seed = Annotated[int, Option(metavar="N", help="Of the weights, the inputs and the order of turns.")]
 
 
 def ab(
-    context: typer.Context,
+    context: Context,
     base: Base = "HEAD",
     head: Head = ".",
     suite: OptionalSuite = None,
-    models: ModelNames = None,
-    image_sizes: ImageSizes = None,
-    batch_sizes: BatchSizes = None,
-    mode: Mode = None,
-    devices: Devices = None,
-    dtypes: Dtypes = None,
-    num_classes: NumClasses = None,
-    threads: ThreadCount = None,
-    allow_import: AllowImport = False,
+    models: options.ModelNames = None,
+    image_sizes: options.ImageSizes = None,
+    batch_sizes: options.BatchSizes = None,
+    mode: options.Mode = None,
+    devices: options.Devices = None,
+    dtypes: options.Dtypes = None,
+    num_classes: options.NumClasses = None,
+    threads: options.ThreadCount = None,
+    allow_import: options.AllowImport = False,
     install: Install = False,
     margin: Margin = None,
-    threshold: Thresholds = None,
+    threshold: options.Thresholds = None,
     max_seconds: MaxSeconds = None,
     seed: Seed = 0,
-    everything: Everything = False,
-    inconclusive: Inconclusive = "warn",
-    markdown: Markdown = None,
-    json: JsonFile = None,
-    junit: Junit = None,
-    out: RunFolder = None,
+    everything: options.Everything = False,
+    inconclusive: options.Inconclusive = "warn",
+    markdown: options.Markdown = None,
+    json: options.JsonFile = None,
+    junit: options.Junit = None,
+    out: options.RunFolder = None,
 ) -> int:
     """Time two commits against each other, in turns, until the result is clear.
 
@@ -99,7 +74,7 @@ def ab(
     usage, 3 something is inconclusive (--inconclusive fail), 4 not compared because of trouble with the machine.
     """
     output = choose_output(markdown, json, junit, everything=everything, inconclusive=inconclusive)
-    keys = {**suite_keys(context), "seeds": [seed]}
+    keys = {**options.suite_keys(context), "seeds": [seed]}
 
     def gate() -> int:
         from vitbench.regression.ab.cells import prepare_trials

@@ -5,23 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    DataDir,
-    Device,
-    Download,
-    ImageSize,
-    JsonObject,
-    Model,
-    NumClasses,
-    OptionalData,
-    Pretrained,
-    ReplaceHead,
-    Weights,
-    allow_imports,
-)
+from vitbench.commands import options
 from vitbench.commands.output import print_json
 from vitbench.core.errors import UsageError
 
@@ -33,32 +19,30 @@ vitbench attention cifar_dynamic_vit_learned --weights best.safetensors --data d
 
 
 def attention(
-    model: Model,
-    image: Annotated[Path | None, typer.Argument(help="An image file; or else --data NAME --index N.")] = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    replace_head: ReplaceHead = False,
-    data: OptionalData = None,
+    model: options.Model,
+    image: Annotated[Path | None, Argument(help="An image file; or else --data NAME --index N.")] = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    replace_head: options.ReplaceHead = False,
+    data: options.OptionalData = None,
     index: Annotated[
-        int | None, typer.Option(metavar="N", help="With --data: which test image, from 0. [default: 0]")
+        int | None, Option(metavar="N", help="With --data: which test image, from 0. [default: 0]")
     ] = None,
-    data_dir: DataDir = None,
-    download: Download = False,
-    layer: Annotated[str | None, typer.Option(metavar="N", help="A layer, from 1, or all. [default: all]")] = None,
-    head: Annotated[str | None, typer.Option(metavar="N", help="A head, from 1, mean or all. [default: mean]")] = None,
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    layer: Annotated[str | None, Option(metavar="N", help="A layer, from 1, or all. [default: all]")] = None,
+    head: Annotated[str | None, Option(metavar="N", help="A head, from 1, mean or all. [default: mean]")] = None,
     rollout: Annotated[
-        bool, typer.Option("--rollout", help="Also draw the rollout, which is drawn anyway without --layer and --head.")
+        bool, Option("--rollout", help="Also draw the rollout, which is drawn anyway without --layer and --head.")
     ] = False,
-    gif: Annotated[bool, typer.Option("--gif", help="Also write an animation through all layers.")] = False,
-    save_maps: Annotated[
-        bool, typer.Option("--save-maps", help="Also save all attention weights as maps.npz.")
-    ] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")] = Path("attention"),
-    device: Device = "auto",
-    image_size: ImageSize = None,
-    num_classes: NumClasses = None,
-    allow_import: AllowImport = False,
-    json: JsonObject = False,
+    gif: Annotated[bool, Option("--gif", help="Also write an animation through all layers.")] = False,
+    save_maps: Annotated[bool, Option("--save-maps", help="Also save all attention weights as maps.npz.")] = False,
+    out: Annotated[Path, Option(metavar="DIR", help="The folder to write.")] = Path("attention"),
+    device: options.Device = "auto",
+    image_size: options.ImageSize = None,
+    num_classes: options.NumClasses = None,
+    allow_import: options.AllowImport = False,
+    json: options.JsonObject = False,
 ) -> int:
     """Draw what a trained model attends to in an image.
 
@@ -72,7 +56,7 @@ def attention(
         option = next(name for name, there in given.items() if there)
         raise UsageError(f"{option} goes with --data NAME: an image is given as its path alone")
     if allow_import:
-        allow_imports()
+        options.allow_imports()
     from vitbench.experiments.attention import Choice, draw_attention, to_dict, to_text
     from vitbench.experiments.request import DataRequest, ModelRequest
 

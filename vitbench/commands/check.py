@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from vitbench.commands.options import AllowImport, Everything, JsonFile, Junit, Markdown
+from vitbench.commands import options
 from vitbench.commands.output import GateOutput, choose_output, guarded, note, publish
 from vitbench.core.errors import UsageError
 
@@ -24,23 +24,21 @@ vitbench check --accept '*#operators: one copy more, for clarity'
 
 
 def check(
-    lock: Annotated[
-        Path | None, typer.Argument(help="A file of vitbench snapshot. [default: vitbench.lock.json]")
-    ] = None,
+    lock: Annotated[Path | None, Argument(help="A file of vitbench snapshot. [default: vitbench.lock.json]")] = None,
     accepted: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--accept",
             metavar="RULE",
             help="'PATTERN: reason' or 'PATTERN#METRIC: reason': write the changes of these cells, and why, into the "
             "file. Repeatable.",
         ),
     ] = None,
-    everything: Everything = False,
-    markdown: Markdown = None,
-    json: JsonFile = None,
-    junit: Junit = None,
-    allow_import: AllowImport = False,
+    everything: options.Everything = False,
+    markdown: options.Markdown = None,
+    json: options.JsonFile = None,
+    junit: options.Junit = None,
+    allow_import: options.AllowImport = False,
 ) -> int:
     """Compare exact values (parameters, FLOPs, operators, ...) with a baseline file.
 

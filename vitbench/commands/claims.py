@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from vitbench.commands.options import JsonArray, ModelNames, split_words
+from vitbench.commands import options
 from vitbench.commands.output import note, print_json
 
 EXAMPLES = """
@@ -19,13 +19,13 @@ vitbench claims runs/seeds-20260101-120000 runs/train-vit_layer6_32-* --out resu
 
 def claims(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="Runs and trainings whose accuracies and times are compared.")
+        list[Path] | None, Argument(help="Runs and trainings whose accuracies and times are compared.")
     ] = None,
-    models: ModelNames = None,
+    models: options.ModelNames = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write claims.md and claims.json into this folder.")
+        Path | None, Option(metavar="DIR", help="Also write claims.md and claims.json into this folder.")
     ] = None,
-    json: JsonArray = False,
+    json: options.JsonArray = False,
 ) -> int:
     """Compare published values with computed and measured ones.
 
@@ -36,7 +36,7 @@ def claims(
     from vitbench.experiments.training.records import read_results
     from vitbench.reports.markdown.claims import claims_table, count_verdicts, write_claims
 
-    judged = judge_models(split_words(models), read_results(runs or []))
+    judged = judge_models(options.split_words(models), read_results(runs or []))
     written = write_claims(judged, out) if out else []  # first: an error here is the only output
     if json:
         print_json([to_dict(one) for one in judged])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from vitbench.commands.options import Everything, Inconclusive, JsonFile, Junit, Markdown, Thresholds
+from vitbench.commands import options
 from vitbench.commands.output import choose_output, guarded, publish
 from vitbench.core.errors import UsageError
 
@@ -24,18 +24,17 @@ vitbench compare runs/main runs/branch --threshold 'relative_latency=40%' --mark
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(help="The run folder to compare with.")],
-    head: Annotated[Path, typer.Argument(help="The run folder that is judged.")],
-    everything: Everything = False,
+    base: Annotated[Path, Argument(help="The run folder to compare with.")],
+    head: Annotated[Path, Argument(help="The run folder that is judged.")],
+    everything: options.Everything = False,
     allow_different_machines: Annotated[
-        bool,
-        typer.Option("--allow-different-machines", help="Compare times and memory although the environments differ."),
+        bool, Option("--allow-different-machines", help="Compare times and memory although the environments differ.")
     ] = False,
-    threshold: Thresholds = None,
-    inconclusive: Inconclusive = "warn",
-    markdown: Markdown = None,
-    json: JsonFile = None,
-    junit: Junit = None,
+    threshold: options.Thresholds = None,
+    inconclusive: options.Inconclusive = "warn",
+    markdown: options.Markdown = None,
+    json: options.JsonFile = None,
+    junit: options.Junit = None,
 ) -> int:
     """Compare two runs: exact values to the unit, times by their relative latency.
 

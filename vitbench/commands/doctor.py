@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitbench.commands.options import JsonObject
+from vitbench.commands import options
 from vitbench.commands.output import print_json
 
 EXAMPLES = """
@@ -11,7 +11,7 @@ vitbench doctor --json > machine.json
 """
 
 
-def doctor(json: JsonObject = False) -> int:
+def doctor(json: options.JsonObject = False) -> int:
     """Check this machine: environment, advice, and whether each metric works here."""
     from vitbench.core.text import printable_lines
     from vitbench.runner.doctor import examine, to_text

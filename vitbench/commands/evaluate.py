@@ -6,24 +6,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    Data,
-    DataDir,
-    Device,
-    Download,
-    ImageSize,
-    JsonObject,
-    Model,
-    Pretrained,
-    ReplaceHead,
-    Split,
-    TestImages,
-    Weights,
-    allow_imports,
-)
+from vitbench.commands import options
 from vitbench.commands.output import note, print_json
 
 EXAMPLES = """
@@ -34,32 +19,32 @@ vitbench evaluate timm:vit_tiny_patch16_224 --pretrained --data images/ --json
 
 
 def evaluate(
-    model: Model,
-    data: Data,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    replace_head: ReplaceHead = False,
-    data_dir: DataDir = None,
-    download: Download = False,
-    split: Split = "test",
-    test_images: TestImages = None,
-    image_size: ImageSize = None,
-    device: Device = "auto",
-    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision (autocast).")] = False,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images in a batch.")] = 128,
-    bins: Annotated[int, typer.Option(metavar="N", min=1, help="Bins of the calibration error.")] = 15,
+    model: options.Model,
+    data: options.Data,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    replace_head: options.ReplaceHead = False,
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    split: options.Split = "test",
+    test_images: options.TestImages = None,
+    image_size: options.ImageSize = None,
+    device: options.Device = "auto",
+    amp: Annotated[bool, Option("--amp", help="Mixed precision (autocast).")] = False,
+    batch_size: Annotated[int, Option(metavar="N", min=1, help="Images in a batch.")] = 128,
+    bins: Annotated[int, Option(metavar="N", min=1, help="Bins of the calibration error.")] = 15,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write evaluation.json, evaluation.md and two plots there.")
+        Path | None, Option(metavar="DIR", help="Write evaluation.json, evaluation.md and two plots there.")
     ] = None,
-    allow_import: AllowImport = False,
-    json: JsonObject = False,
+    allow_import: options.AllowImport = False,
+    json: options.JsonObject = False,
 ) -> int:
     """Test a trained model: accuracy, loss, F1, confusions, calibration.
 
     Also precision, recall and throughput. With --replace-head a random head is tested.
     """
     if allow_import:
-        allow_imports()
+        options.allow_imports()
     from vitbench.experiments.evaluation import evaluate_model
     from vitbench.reports.evaluation import evaluation_text, make_folder, write_evaluation
 

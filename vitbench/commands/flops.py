@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from vitbench.commands.options import AllowImport, ImageSize, JsonArray, Models, NumClasses, allow_imports
+from vitbench.commands import options
 from vitbench.commands.output import print_answers
 
 EXAMPLES = """
@@ -17,15 +17,15 @@ vitbench flops vit_layer6_32 --image-size 64 --json
 
 
 def flops(
-    models: Models,
-    image_size: ImageSize = None,
-    num_classes: NumClasses = None,
-    attention: Annotated[str, typer.Option(help="fused or explicit: what fvcore and thop count.")] = "fused",
+    models: options.Models,
+    image_size: options.ImageSize = None,
+    num_classes: options.NumClasses = None,
+    attention: Annotated[str, Option(help="fused or explicit: what fvcore and thop count.")] = "fused",
     no_others: Annotated[
-        bool, typer.Option("--no-others", help="Leave out fvcore and thop, which need memory and a real run.")
+        bool, Option("--no-others", help="Leave out fvcore and thop, which need memory and a real run.")
     ] = False,
-    allow_import: AllowImport = False,
-    json: JsonArray = False,
+    allow_import: options.AllowImport = False,
+    json: options.JsonArray = False,
 ) -> int:
     """Count FLOPs in four ways, and explain why they differ.
 
@@ -35,7 +35,7 @@ def flops(
     from vitbench.analysis.rendering import audits_to_text
 
     if allow_import:
-        allow_imports()
+        options.allow_imports()
     audits = audit_flops(
         models, image_size=image_size, num_classes=num_classes, attention=attention, others=not no_others
     )

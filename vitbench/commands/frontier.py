@@ -5,22 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Context, Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    Devices,
-    Dtypes,
-    ImageSizes,
-    MemoryLimit,
-    Mode,
-    NumClasses,
-    OptionalModels,
-    RunFolder,
-    ThreadCount,
-    refuse_beside_resume,
-    suite_keys,
-)
+from vitbench.commands import options
 from vitbench.commands.output import print_run
 from vitbench.core.errors import UsageError
 
@@ -34,36 +21,33 @@ TIMEOUT_S = 600
 
 
 def frontier(
-    context: typer.Context,
-    models: OptionalModels = None,
-    image_sizes: ImageSizes = None,
-    mode: Mode = None,
+    context: Context,
+    models: options.OptionalModels = None,
+    image_sizes: options.ImageSizes = None,
+    mode: options.Mode = None,
     max_batch: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Search no further than this many images. [default: 1024]")
+        int | None, Option(metavar="N", min=1, help="Search no further than this many images. [default: 1024]")
     ] = None,
-    memory_limit: MemoryLimit = None,
-    devices: Devices = None,
-    dtypes: Dtypes = None,
-    threads: ThreadCount = None,
-    num_classes: NumClasses = None,
+    memory_limit: options.MemoryLimit = None,
+    devices: options.Devices = None,
+    dtypes: options.Dtypes = None,
+    threads: options.ThreadCount = None,
+    num_classes: options.NumClasses = None,
     timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Time limit of an attempt; it ends the search. [default: 600]"),
+        float | None, Option(metavar="SECONDS", help="Time limit of an attempt; it ends the search. [default: 600]")
     ] = None,
-    allow_import: AllowImport = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Allow more than 10,000 attempts.")] = False,
-    out: RunFolder = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Continue the searches of this run folder.")
-    ] = None,
+    allow_import: options.AllowImport = False,
+    yes: Annotated[bool, Option("--yes", help="Allow more than 10,000 attempts.")] = False,
+    out: options.RunFolder = None,
+    resume: Annotated[Path | None, Option(metavar="DIR", help="Continue the searches of this run folder.")] = None,
 ) -> int:
     """Find the largest batch that fits into memory, and the memory it takes.
 
     By default: each model's own image size and classes, inference, fp32, every device, all physical cores.
     """
     if resume is not None:
-        refuse_beside_resume(context, "allow_import", "yes")
-    keys = suite_keys(context)
+        options.refuse_beside_resume(context, "allow_import", "yes")
+    keys = options.suite_keys(context)
     if resume is None and "models" not in keys:
         raise UsageError("Which models? vitbench frontier MODEL ..., or --resume DIR. See: vitbench list models")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from vitbench.commands.options import ModelNames, split_words
+from vitbench.commands import options
 from vitbench.commands.output import note, print_written
 from vitbench.core.errors import UsageError
 
@@ -24,27 +24,23 @@ vitbench history .benchmarks
 
 def history(
     folders: Annotated[
-        list[Path], typer.Argument(help="Folders with runs at any depth, or with JSON files of pytest-benchmark.")
+        list[Path], Argument(help="Folders with runs at any depth, or with JSON files of pytest-benchmark.")
     ],
     metric: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--metric",
             "--metrics",
             metavar="NAME,...",
             help="Names or patterns: params, 'relative_*', latency. [default: all that are judged]",
         ),
     ] = None,
-    models: ModelNames = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write history.md and a plot of each series.")
-    ] = None,
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write everything as JSON; - prints it.")
-    ] = None,
+    models: options.ModelNames = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Also write history.md and a plot of each series.")] = None,
+    json: Annotated[Path | None, Option(metavar="FILE", help="Also write everything as JSON; - prints it.")] = None,
     pytest_benchmark: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="PATH",
             help="Also write the times for pytest-benchmark: into a storage folder (.benchmarks), or one run into a "
             ".json file.",
@@ -59,12 +55,12 @@ def history(
     from vitbench.regression.stored_runs import find_runs
 
     runs = find_runs(folders)
-    found = make_history(runs, metrics=split_words(metric), models=split_words(models))
+    found = make_history(runs, metrics=options.split_words(metric), models=options.split_words(models))
     for problem in found.problems:
         note(f"Warning: {problem}")
     written: list[Path] = []
     if pytest_benchmark is not None:
-        written += _export(runs, split_words(models), pytest_benchmark)
+        written += _export(runs, options.split_words(models), pytest_benchmark)
     if out is not None:
         written += write_history(found, out)
     if json is not None and str(json) == "-":

@@ -6,9 +6,9 @@ import fnmatch
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import typer
+from typer import Argument
 
-from vitbench.commands.options import JsonArray
+from vitbench.commands import options
 from vitbench.commands.output import print_json
 from vitbench.core.errors import UnknownNameError, Unsupported
 from vitbench.core.records import format_image_size
@@ -23,11 +23,11 @@ vitbench list suites --json
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="models, suites, recipes, datasets, devices or metrics.")],
+    what: Annotated[str, Argument(help="models, suites, recipes, datasets, devices or metrics.")],
     pattern: Annotated[
-        str | None, typer.Argument(help="Only names that match: cifar_*, timm:vit_tiny*, torchvision:swin*.")
+        str | None, Argument(help="Only names that match: cifar_*, timm:vit_tiny*, torchvision:swin*.")
     ] = None,
-    json: JsonArray = False,
+    json: options.JsonArray = False,
 ) -> int:
     """List models, suites, recipes, data sets, devices or metrics."""
     from vitbench.core.text import printable_lines

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Context, Option
 
 from vitbench.core.errors import UsageError
 
@@ -15,154 +15,104 @@ _MODEL = "A model's name: vitbench list models, timm:NAME or torchvision:NAME."
 _MODELS = "Names of models: vitbench list models, timm:NAME or torchvision:NAME."
 
 # Models and their weights
-Model = Annotated[str, typer.Argument(help=_MODEL)]
-OptionalModel = Annotated[str | None, typer.Argument(help=_MODEL)]
-Models = Annotated[list[str], typer.Argument(help=_MODELS)]
-OptionalModels = Annotated[list[str] | None, typer.Argument(help=_MODELS)]
+Model = Annotated[str, Argument(help=_MODEL)]
+OptionalModel = Annotated[str | None, Argument(help=_MODEL)]
+Models = Annotated[list[str], Argument(help=_MODELS)]
+OptionalModels = Annotated[list[str] | None, Argument(help=_MODELS)]
 ModelNames = Annotated[
-    str | None,
-    typer.Option(
-        "--models", metavar="NAME,...", help="Names or patterns (cifar_*) of models, timm:NAME, torchvision:NAME."
-    ),
+    str | None, Option(metavar="NAME,...", help="Names or patterns (cifar_*) of models, timm:NAME, torchvision:NAME.")
 ]
-Weights = Annotated[str | None, typer.Option("--weights", metavar="FILE", help="A checkpoint of the model.")]
-Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load the weights that timm or torchvision publishes.")]
+Weights = Annotated[str | None, Option(metavar="FILE", help="A checkpoint of the model.")]
+Pretrained = Annotated[bool, Option("--pretrained", help="Load the weights that timm or torchvision publishes.")]
 ReplaceHead = Annotated[
-    bool,
-    typer.Option("--replace-head", help="Use a random head if that of the weights has other classes."),
+    bool, Option("--replace-head", help="Use a random head if that of the weights has other classes.")
 ]
 ImageSize = Annotated[
     str | None,
-    typer.Option(
-        "--image-size",
+    Option(
         metavar="SIZE",
         help="Pixels: 224, or 231x240 (height x width). [default: that of the weights, else of the model]",
     ),
 ]
 NumClasses = Annotated[
     int | None,
-    typer.Option(
-        "--num-classes",
-        metavar="N",
-        min=1,
-        help="Classes of the head. [default: those of the weights or data, else of the model]",
-    ),
+    Option(metavar="N", min=1, help="Classes of the head. [default: those of the weights or data, else of the model]"),
 ]
 AllowImport = Annotated[
-    bool, typer.Option("--allow-import", help="Let names like module:package.module:function import your own code.")
+    bool, Option("--allow-import", help="Let names like module:package.module:function import your own code.")
 ]
 
 # Data
-Data = Annotated[str, typer.Option("--data", metavar="NAME", help=f"Data set: {_DATA_SETS}.")]
-OptionalData = Annotated[
-    str | None, typer.Option("--data", metavar="NAME", help=f"Take images of this data set: {_DATA_SETS}.")
-]
+Data = Annotated[str, Option(metavar="NAME", help=f"Data set: {_DATA_SETS}.")]
+OptionalData = Annotated[str | None, Option(metavar="NAME", help=f"Take images of this data set: {_DATA_SETS}.")]
 DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir", metavar="DIR", help="Where cifar10, cifar100 and fashion-mnist are, or go (--download)."
-    ),
+    Path | None, Option(metavar="DIR", help="Where cifar10, cifar100 and fashion-mnist are, or go (--download).")
 ]
-Download = Annotated[bool, typer.Option("--download", help="Download the data set if it is not there.")]
-Split = Annotated[str, typer.Option("--split", help="Which images of the data set: test or train.")]
+Download = Annotated[bool, Option("--download", help="Download the data set if it is not there.")]
+Split = Annotated[str, Option(help="Which images of the data set: test or train.")]
 
 # Where and how models run
-Device = Annotated[
-    str,
-    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one."),
-]
-Amp = Annotated[bool, typer.Option("--amp", help="Mixed precision: autocast, and a loss scaler for fp16.")]
-ThreadCount = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Threads on the CPU.")]
+Device = Annotated[str, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one.")]
+Amp = Annotated[bool, Option("--amp", help="Mixed precision: autocast, and a loss scaler for fp16.")]
+ThreadCount = Annotated[int | None, Option(metavar="N", min=1, help="Threads on the CPU.")]
 
 # What a suite has, replaced for one run: ``suite_keys`` reads them
-Suite = Annotated[
-    str, typer.Option("--suite", metavar="NAME", help="A built-in suite (vitbench list suites) or a .toml file.")
-]
-ImageSizes = Annotated[
-    str | None, typer.Option("--image-sizes", metavar="SIZE,...", help="Pixels: 224, 231x240, or native.")
-]
-BatchSizes = Annotated[str | None, typer.Option("--batch-sizes", metavar="N,...", help="Images in a batch.")]
+Suite = Annotated[str, Option(metavar="NAME", help="A built-in suite (vitbench list suites) or a .toml file.")]
+ImageSizes = Annotated[str | None, Option(metavar="SIZE,...", help="Pixels: 224, 231x240, or native.")]
+BatchSizes = Annotated[str | None, Option(metavar="N,...", help="Images in a batch.")]
 Devices = Annotated[
     str | None,
-    typer.Option(
-        "--devices", "--device", metavar="NAME,...", help="cpu, cuda, cuda:1, mps, or auto: all that are found."
-    ),
+    Option("--devices", "--device", metavar="NAME,...", help="cpu, cuda, cuda:1, mps, or auto: all that are found."),
 ]
-Dtypes = Annotated[str | None, typer.Option("--dtypes", "--dtype", metavar="NAME,...", help="fp32, bf16, fp16, amp.")]
-Attentions = Annotated[str | None, typer.Option("--attention", metavar="NAME,...", help="fused, explicit.")]
-Modes = Annotated[str | None, typer.Option("--modes", metavar="NAME,...", help="infer, train.")]
-Mode = Annotated[str | None, typer.Option("--mode", metavar="NAME", help="infer, train, or both.")]
+Dtypes = Annotated[str | None, Option("--dtypes", "--dtype", metavar="NAME,...", help="fp32, bf16, fp16, amp.")]
+Attentions = Annotated[str | None, Option(metavar="NAME,...", help="fused, explicit.")]
+Modes = Annotated[str | None, Option(metavar="NAME,...", help="infer, train.")]
+Mode = Annotated[str | None, Option(metavar="NAME", help="infer, train, or both.")]
 MemoryLimit = Annotated[
-    str | None,
-    typer.Option("--memory-limit", metavar="SIZE", help="Memory a process may take beyond its libraries: 2GiB."),
+    str | None, Option(metavar="SIZE", help="Memory a process may take beyond its libraries: 2GiB.")
 ]
 
 # Trainings
-Recipe = Annotated[
-    str, typer.Option("--recipe", metavar="NAME", help="A built-in recipe (vitbench list recipes) or a .toml file.")
-]
-TrainImages = Annotated[
-    int | None,
-    typer.Option("--train-images", metavar="N", min=1, help="Train on this many images, chosen by the seed."),
-]
+Recipe = Annotated[str, Option(metavar="NAME", help="A built-in recipe (vitbench list recipes) or a .toml file.")]
+TrainImages = Annotated[int | None, Option(metavar="N", min=1, help="Train on this many images, chosen by the seed.")]
 TestImages = Annotated[
-    int | None,
-    typer.Option("--test-images", metavar="N", min=1, help="Test on this many images, the same number of each class."),
+    int | None, Option(metavar="N", min=1, help="Test on this many images, the same number of each class.")
 ]
 Validation = Annotated[
-    float | None,
-    typer.Option(
-        "--validation", metavar="FRACTION", min=0, max=0.99, help="Hold out this fraction of the training images."
-    ),
+    float | None, Option(metavar="FRACTION", min=0, max=0.99, help="Hold out this fraction of the training images.")
 ]
 Imbalance = Annotated[
     str | None,
-    typer.Option(
-        "--imbalance",
-        metavar="KIND:RATIO",
-        help="Reduce classes: linear:10, exponential:100 (largest to smallest), or an index file.",
+    Option(
+        metavar="KIND:RATIO", help="Reduce classes: linear:10, exponential:100 (largest to smallest), or an index file."
     ),
 ]
 Freeze = Annotated[
-    str,
-    typer.Option(
-        "--freeze",
-        metavar="PART",
-        help="none, backbone (train the head only), blocks:N (embedding and first N blocks).",
-    ),
+    str, Option(metavar="PART", help="none, backbone (train the head only), blocks:N (embedding and first N blocks).")
 ]
 
 # Outputs
-JsonObject = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
-JsonArray = Annotated[bool, typer.Option("--json", help="Print a JSON array.")]
+JsonObject = Annotated[bool, Option("--json", help="Print a JSON object.")]
+JsonArray = Annotated[bool, Option("--json", help="Print a JSON array.")]
 RunFolder = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="DIR", help="The folder to write, new or empty. [default: runs/NAME-TIME]"),
+    Path | None, Option(metavar="DIR", help="The folder to write, new or empty. [default: runs/NAME-TIME]")
 ]
 
 # Gates
 Thresholds = Annotated[
     list[str] | None,
-    typer.Option(
-        "--threshold",
-        metavar="RULE",
-        help="METRIC=TOLERANCE or METRIC@MODELS=TOLERANCE: latency@vit_*=5%, or off, or on. Repeatable.",
+    Option(
+        metavar="RULE", help="METRIC=TOLERANCE or METRIC@MODELS=TOLERANCE: latency@vit_*=5%, or off, or on. Repeatable."
     ),
 ]
-Everything = Annotated[bool, typer.Option("--all", help="List all values, also those that are the same.")]
-Inconclusive = Annotated[
-    str,
-    typer.Option("--inconclusive", help="What an inconclusive gated value does: pass, warn, or fail (exit code 3)."),
-]
-Markdown = Annotated[
-    str | None,
-    typer.Option("--markdown", metavar="FILE", help="Write a page for a pull request's comment; - prints it."),
-]
-JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write a JSON object; - prints it.")]
-Junit = Annotated[str | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")]
+Everything = Annotated[bool, Option("--all", help="List all values, also those that are the same.")]
+Inconclusive = Annotated[str, Option(help="What an inconclusive gated value does: pass, warn, or fail (exit code 3).")]
+Markdown = Annotated[str | None, Option(metavar="FILE", help="Write a page for a pull request's comment; - prints it.")]
+JsonFile = Annotated[str | None, Option(metavar="FILE", help="Write a JSON object; - prints it.")]
+Junit = Annotated[str | None, Option(metavar="FILE", help="Write JUnit XML.")]
 
 
-def given(context: typer.Context) -> dict[str, Any]:
+def given(context: Context) -> dict[str, Any]:
     """The arguments and options that stand on the command line, paths as texts; defaults are left out."""
     values = {}
     for name, value in context.params.items():
@@ -172,7 +122,7 @@ def given(context: typer.Context) -> dict[str, Any]:
     return values
 
 
-def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:
+def refuse_beside_resume(context: Context, *allowed: str) -> None:
     """Raises UsageError for an option beside ``--resume`` that is not ``allowed``."""
     for name in given(context):
         if name not in ("resume", *allowed):
@@ -181,7 +131,7 @@ def refuse_beside_resume(context: typer.Context, *allowed: str) -> None:
             raise UsageError(f"--resume continues with the options of the start: leave out {what}")
 
 
-def suite_keys(context: typer.Context) -> dict[str, Any]:
+def suite_keys(context: Context) -> dict[str, Any]:
     """The keys of a suite that the command line replaces, with their values as a suite holds them.
 
     Raises UsageError for a list or a value that cannot be read.

@@ -5,24 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    DataDir,
-    Device,
-    Download,
-    ImageSize,
-    JsonObject,
-    Model,
-    NumClasses,
-    OptionalData,
-    Pretrained,
-    ReplaceHead,
-    Split,
-    Weights,
-    allow_imports,
-)
+from vitbench.commands import options
 from vitbench.commands.output import note, print_json
 from vitbench.core.errors import UsageError
 
@@ -34,33 +19,31 @@ vitbench predict vit_layer6_32 --weights best.safetensors --data cifar10 --data-
 
 
 def predict(
-    model: Model,
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files; or --data NAME --index N, or both.")] = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    replace_head: ReplaceHead = False,
-    data: OptionalData = None,
+    model: options.Model,
+    images: Annotated[list[Path] | None, Argument(help="Image files; or --data NAME --index N, or both.")] = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    replace_head: options.ReplaceHead = False,
+    data: options.OptionalData = None,
     index: Annotated[
-        list[str] | None, typer.Option(metavar="N,...", help="With --data: which images, from 0. Repeatable.")
+        list[str] | None, Option(metavar="N,...", help="With --data: which images, from 0. Repeatable.")
     ] = None,
-    split: Split = "test",
-    data_dir: DataDir = None,
-    download: Download = False,
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="How many classes of each image.")] = 5,
+    split: options.Split = "test",
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    top: Annotated[int, Option(metavar="N", min=1, help="How many classes of each image.")] = 5,
     classes: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="A text file with a class's name on each line. [default: those of the weights]"
-        ),
+        Option(metavar="FILE", help="A text file with a class's name on each line. [default: those of the weights]"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each image with its classes drawn on it into this folder.")
+        Path | None, Option(metavar="DIR", help="Write each image with its classes drawn on it into this folder.")
     ] = None,
-    image_size: ImageSize = None,
-    num_classes: NumClasses = None,
-    device: Device = "auto",
-    allow_import: AllowImport = False,
-    json: JsonObject = False,
+    image_size: options.ImageSize = None,
+    num_classes: options.NumClasses = None,
+    device: options.Device = "auto",
+    allow_import: options.AllowImport = False,
+    json: options.JsonObject = False,
 ) -> int:
     """Classify images, and draw the likeliest classes on them.
 
@@ -74,7 +57,7 @@ def predict(
     if data is None and (data_dir is not None or download):
         raise UsageError("--data-dir and --download go with --data NAME --index N: images are given as their paths")
     if allow_import:
-        allow_imports()
+        options.allow_imports()
     from vitbench.experiments import prediction
     from vitbench.experiments.request import DataRequest, ModelRequest
     from vitbench.reports.evaluation import make_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from vitbench.commands.output import print_written
 
@@ -16,9 +16,9 @@ vitbench report runs/laptop runs/server --out both
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[Path], Argument(help="Run folders.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to write. [default: the run folder; of several: nowhere]")
+        Path | None, Option(metavar="DIR", help="Where to write. [default: the run folder; of several: nowhere]")
     ] = None,
 ) -> int:
     """Rebuild the report of one or several runs from their records, without torch."""

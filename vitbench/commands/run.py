@@ -5,29 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Context, Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    Attentions,
-    BatchSizes,
-    DataDir,
-    Devices,
-    Download,
-    Dtypes,
-    ImageSizes,
-    MemoryLimit,
-    ModelNames,
-    Modes,
-    Pretrained,
-    ReplaceHead,
-    RunFolder,
-    Suite,
-    Weights,
-    refuse_beside_resume,
-    split_words,
-    suite_keys,
-)
+from vitbench.commands import options
 from vitbench.commands.output import note, print_run
 from vitbench.core.errors import UsageError
 
@@ -42,83 +22,73 @@ vitbench run --suite imbalance --data-dir data --budget images=30000
 vitbench run --resume runs/lightweight-20260101-120000 --retry timeout,killed
 """
 
-Compile = Annotated[str | None, typer.Option(metavar="off,on", help="torch.compile.")]
+Compile = Annotated[str | None, Option(metavar="off,on", help="torch.compile.")]
 Threads = Annotated[
-    str | None, typer.Option(metavar="N,...", help="Threads on the CPU: numbers, or auto (the physical cores).")
+    str | None, Option(metavar="N,...", help="Threads on the CPU: numbers, or auto (the physical cores).")
 ]
-Metrics = Annotated[str | None, typer.Option(metavar="NAME,...", help="What to measure (vitbench list metrics).")]
-Processes = Annotated[int | None, typer.Option(metavar="N", min=1, help="Fresh processes for each timed cell.")]
+Metrics = Annotated[str | None, Option(metavar="NAME,...", help="What to measure (vitbench list metrics).")]
+Processes = Annotated[int | None, Option(metavar="N", min=1, help="Fresh processes for each timed cell.")]
 Precision = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="5%", help="From 5 processes on, add more until the interval of a time is this narrow; 0 adds none."
     ),
 ]
 DataSet = Annotated[
     str | None,
-    typer.Option(
-        "--data", metavar="NAME", help="Train on digits, cifar10, cifar100, fashion-mnist, an image folder, or none."
-    ),
+    Option(metavar="NAME", help="Train on digits, cifar10, cifar100, fashion-mnist, an image folder, or none."),
 ]
 Recipes = Annotated[
-    str | None,
-    typer.Option("--recipe", metavar="NAME,...", help="Train by these recipes (vitbench list recipes) or .toml files."),
+    str | None, Option(metavar="NAME,...", help="Train by these recipes (vitbench list recipes) or .toml files.")
 ]
 Budget = Annotated[
-    str | None,
-    typer.Option(metavar="images=N", help="How long each recipe trains: images=, steps=, epochs= or seconds=."),
+    str | None, Option(metavar="images=N", help="How long each recipe trains: images=, steps=, epochs= or seconds=.")
 ]
-Seeds = Annotated[
-    str | None, typer.Option("--seed", metavar="N,...", help="Seeds of the weights, the images and the training.")
-]
-Timeout = Annotated[float | None, typer.Option(metavar="SECONDS", help="Time limit of each process of a cell.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Fewer samples and a quarter of the training, to try things out.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the cells and a time estimate; measure and download nothing.")
-]
-Resume = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Measure the cells of this run folder that have no record.")
-]
+Seeds = Annotated[str | None, Option(metavar="N,...", help="Seeds of the weights, the images and the training.")]
+Timeout = Annotated[float | None, Option(metavar="SECONDS", help="Time limit of each process of a cell.")]
+Quick = Annotated[bool, Option("--quick", help="Fewer samples and a quarter of the training, to try things out.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Print the cells and a time estimate; measure and download nothing.")]
+Resume = Annotated[Path | None, Option(metavar="DIR", help="Measure the cells of this run folder that have no record.")]
 Retry = Annotated[
     str | None,
-    typer.Option(metavar="STATUS,...", help="With --resume: repeat cells of these statuses (timeout, killed, ...)."),
+    Option(metavar="STATUS,...", help="With --resume: repeat cells of these statuses (timeout, killed, ...)."),
 ]
 AllowChangedEnvironment = Annotated[
-    bool, typer.Option("--allow-changed-environment", help="With --resume: accept an environment that has changed.")
+    bool, Option("--allow-changed-environment", help="With --resume: accept an environment that has changed.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Allow suites of more than 10,000 cells.")]
+Yes = Annotated[bool, Option("--yes", help="Allow suites of more than 10,000 cells.")]
 
 
 def run(
-    context: typer.Context,
-    suite: Suite = "lightweight",
-    models: ModelNames = None,
-    image_sizes: ImageSizes = None,
-    batch_sizes: BatchSizes = None,
-    devices: Devices = None,
-    dtypes: Dtypes = None,
-    attention: Attentions = None,
-    modes: Modes = None,
+    context: Context,
+    suite: options.Suite = "lightweight",
+    models: options.ModelNames = None,
+    image_sizes: options.ImageSizes = None,
+    batch_sizes: options.BatchSizes = None,
+    devices: options.Devices = None,
+    dtypes: options.Dtypes = None,
+    attention: options.Attentions = None,
+    modes: options.Modes = None,
     compile: Compile = None,
     threads: Threads = None,
     metrics: Metrics = None,
     processes: Processes = None,
     precision: Precision = None,
     data: DataSet = None,
-    data_dir: DataDir = None,
-    download: Download = False,
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
     recipe: Recipes = None,
     budget: Budget = None,
     seed: Seeds = None,
-    weights: Weights = None,
-    replace_head: ReplaceHead = False,
-    pretrained: Pretrained = False,
-    memory_limit: MemoryLimit = None,
+    weights: options.Weights = None,
+    replace_head: options.ReplaceHead = False,
+    pretrained: options.Pretrained = False,
+    memory_limit: options.MemoryLimit = None,
     timeout: Timeout = None,
-    allow_import: AllowImport = False,
+    allow_import: options.AllowImport = False,
     quick: Quick = False,
     dry_run: DryRun = False,
-    out: RunFolder = None,
+    out: options.RunFolder = None,
     resume: Resume = None,
     retry: Retry = None,
     allow_changed_environment: AllowChangedEnvironment = False,
@@ -130,10 +100,10 @@ def run(
     tested on the data, not trained.
     """
     if resume is not None:
-        refuse_beside_resume(context, "retry", "allow_changed_environment", "allow_import", "yes")
+        options.refuse_beside_resume(context, "retry", "allow_changed_environment", "allow_import", "yes")
     elif retry is not None or allow_changed_environment:
         raise UsageError("--retry and --allow-changed-environment need --resume DIR")
-    keys = suite_keys(context)
+    keys = options.suite_keys(context)
 
     from vitbench.runner.progress import make_progress
     from vitbench.runner.run import plan_suite, resume_run, run_suite, terminate_like_interrupt
@@ -141,7 +111,7 @@ def run(
     allowed: dict[str, Any] = {"allow_import": allow_import, "allow_many_cells": yes}
     with terminate_like_interrupt():
         if resume is not None:
-            again = split_words(retry) or ()
+            again = options.split_words(retry) or ()
             changed = allow_changed_environment
             summary = resume_run(
                 resume, retry=again, allow_changed_environment=changed, progress=make_progress(), **allowed

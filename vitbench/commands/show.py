@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    ImageSize,
-    JsonArray,
-    Models,
-    NumClasses,
-    ReplaceHead,
-    Weights,
-    allow_imports,
-)
+from vitbench.commands import options
 from vitbench.commands.output import print_answers
 
 EXAMPLES = """
@@ -27,14 +18,14 @@ vitbench show vit_layer6_32 --weights best.pt
 
 
 def show(
-    models: Models,
-    image_size: ImageSize = None,
-    num_classes: NumClasses = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Add a table of the layers.")] = False,
-    weights: Weights = None,
-    replace_head: ReplaceHead = False,
-    allow_import: AllowImport = False,
-    json: JsonArray = False,
+    models: options.Models,
+    image_size: options.ImageSize = None,
+    num_classes: options.NumClasses = None,
+    layers: Annotated[bool, Option("--layers", help="Add a table of the layers.")] = False,
+    weights: options.Weights = None,
+    replace_head: options.ReplaceHead = False,
+    allow_import: options.AllowImport = False,
+    json: options.JsonArray = False,
 ) -> int:
     """Show models: parameters and FLOPs by part, tokens, published values.
 
@@ -44,7 +35,7 @@ def show(
     from vitbench.analysis.rendering import cards_to_text
 
     if allow_import:
-        allow_imports()
+        options.allow_imports()
     summaries = show_models(
         models,
         image_size=image_size,

@@ -5,20 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Context, Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    Attentions,
-    BatchSizes,
-    Dtypes,
-    ImageSizes,
-    ModelNames,
-    Modes,
-    NumClasses,
-    Suite,
-    suite_keys,
-)
+from vitbench.commands import options
 from vitbench.commands.output import note
 from vitbench.core.errors import UsageError
 
@@ -31,20 +20,20 @@ vitbench snapshot --models module:pkg.models:build --image-sizes 32 --num-classe
 
 
 def snapshot(
-    context: typer.Context,
-    suite: Suite = "lightweight",
+    context: Context,
+    suite: options.Suite = "lightweight",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="The baseline file to write. [default: vitbench.lock.json]"),
+        Option("--out", "-o", metavar="FILE", help="The baseline file to write. [default: vitbench.lock.json]"),
     ] = None,
-    models: ModelNames = None,
-    image_sizes: ImageSizes = None,
-    num_classes: NumClasses = None,
-    batch_sizes: BatchSizes = None,
-    dtypes: Dtypes = None,
-    attention: Attentions = None,
-    modes: Modes = None,
-    allow_import: AllowImport = False,
+    models: options.ModelNames = None,
+    image_sizes: options.ImageSizes = None,
+    num_classes: options.NumClasses = None,
+    batch_sizes: options.BatchSizes = None,
+    dtypes: options.Dtypes = None,
+    attention: options.Attentions = None,
+    modes: options.Modes = None,
+    allow_import: options.AllowImport = False,
 ) -> int:
     """Write exact values of a suite's models into a baseline file for vitbench check.
 
@@ -57,7 +46,7 @@ def snapshot(
     from vitbench.regression.snapshot import take_snapshot
     from vitbench.runner.run import terminate_like_interrupt
 
-    keys = suite_keys(context)
+    keys = options.suite_keys(context)
     path = out or Path(DEFAULT_NAME)
     if not path.parent.is_dir():
         raise UsageError(

@@ -5,33 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Context, Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    Amp,
-    Data,
-    DataDir,
-    Device,
-    Download,
-    Freeze,
-    ImageSize,
-    Imbalance,
-    OptionalModel,
-    Pretrained,
-    Recipe,
-    ReplaceHead,
-    RunFolder,
-    TestImages,
-    ThreadCount,
-    TrainImages,
-    Validation,
-    Weights,
-    allow_imports,
-    given,
-    refuse_beside_resume,
-    refuse_twice,
-)
+from vitbench.commands import options
 from vitbench.commands.output import note
 from vitbench.core.errors import UsageError
 
@@ -43,59 +19,58 @@ vitbench sweep --resume runs/sweep-vit_basic-20260101-120000
 
 Products = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         metavar="KEY=A,B",
         help="Each value with each value of the other keys; + joins lists (augment=crop+flip). Repeatable.",
     ),
 ]
 Tries = Annotated[
-    list[str] | None, typer.Option("--try", metavar="'KEY=A KEY=B'", help="One setting of several keys. Repeatable.")
+    list[str] | None, Option("--try", metavar="'KEY=A KEY=B'", help="One setting of several keys. Repeatable.")
 ]
-Seeds = Annotated[str | None, typer.Option(metavar="N,...", help="Train each setting with each of these seeds.")]
+Seeds = Annotated[str | None, Option(metavar="N,...", help="Train each setting with each of these seeds.")]
 Resume = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Train what this sweep still lacks. Allowed beside it: --allow-import."),
+    Path | None, Option(metavar="DIR", help="Train what this sweep still lacks. Allowed beside it: --allow-import.")
 ]
 #: Options that are no field of a TrainingRequest, or need more than being passed on.
 _OWN = ("model", "data", "recipe", "products", "tries", "seeds", "amp", "validation", "imbalance", "out")
 
 
 def sweep(
-    context: typer.Context,
-    model: OptionalModel = None,
-    data: Data = "digits",
-    data_dir: DataDir = None,
-    download: Download = False,
-    recipe: Recipe = "brief",
+    context: Context,
+    model: options.OptionalModel = None,
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    recipe: options.Recipe = "brief",
     products: Products = None,
     tries: Tries = None,
     seeds: Seeds = None,
-    device: Device = "auto",
-    image_size: ImageSize = None,
-    train_images: TrainImages = None,
-    test_images: TestImages = None,
-    validation: Validation = None,
-    imbalance: Imbalance = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    replace_head: ReplaceHead = False,
-    freeze: Freeze = "none",
-    amp: Amp = False,
-    threads: ThreadCount = None,
-    allow_import: AllowImport = False,
-    out: RunFolder = None,
+    device: options.Device = "auto",
+    image_size: options.ImageSize = None,
+    train_images: options.TrainImages = None,
+    test_images: options.TestImages = None,
+    validation: options.Validation = None,
+    imbalance: options.Imbalance = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    replace_head: options.ReplaceHead = False,
+    freeze: options.Freeze = "none",
+    amp: options.Amp = False,
+    threads: options.ThreadCount = None,
+    allow_import: options.AllowImport = False,
+    out: options.RunFolder = None,
     resume: Resume = None,
 ) -> int:
     """Train a model under several settings and compare them."""
     if resume is not None:
-        refuse_beside_resume(context, "allow_import")
+        options.refuse_beside_resume(context, "allow_import")
     elif model is None:
         raise UsageError("Which model? vitbench sweep MODEL --set key=a,b, or --resume DIR")
     elif not products and not tries and not seeds:
         raise UsageError("A sweep varies something: give --set key=a,b, --try 'key=a key=b' or --seeds 0,1")
     if allow_import:
-        allow_imports()
+        options.allow_imports()
 
     from vitbench.experiments import sweep as sweeps
     from vitbench.experiments.open_model import find_device
@@ -112,11 +87,11 @@ def sweep(
             if value is not None
         }
         for one in changes:
-            refuse_twice(fixed, one)
-        options = {name: value for name, value in given(context).items() if name not in _OWN}
+            options.refuse_twice(fixed, one)
+        fields = {name: value for name, value in options.given(context).items() if name not in _OWN}
         if amp:
-            options["amp"] = find_device(device).amp_dtype
-        request = TrainingRequest(model=model, data=data, recipe={}, **options)
+            fields["amp"] = find_device(device).amp_dtype
+        request = TrainingRequest(model=model, data=data, recipe={}, **fields)
         settings = sweeps.plan_sweep(request, recipe, changes, fixed)
         note(f"{len(settings)} trainings")
         summary = sweeps.start_sweep(settings, out, make_training_progress, note)

@@ -5,34 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Context, Option
 
-from vitbench.commands.options import (
-    AllowImport,
-    Amp,
-    Data,
-    DataDir,
-    Device,
-    Download,
-    Freeze,
-    ImageSize,
-    Imbalance,
-    NumClasses,
-    OptionalModel,
-    Pretrained,
-    Recipe,
-    ReplaceHead,
-    RunFolder,
-    TestImages,
-    ThreadCount,
-    TrainImages,
-    Validation,
-    Weights,
-    allow_imports,
-    given,
-    refuse_beside_resume,
-    refuse_twice,
-)
+from vitbench.commands import options
 from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,27 +23,26 @@ torchrun --nproc-per-node 2 -m vitbench train vit_basic --data digits
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe: lr=1e-3, epochs=20. Repeatable."),
+    Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe: lr=1e-3, epochs=20. Repeatable."),
 ]
 AmpDtype = Annotated[
-    str | None, typer.Option(metavar="NAME", help="bf16 or fp16 for --amp. [default: fp16 on GPUs, bf16 on the CPU]")
+    str | None, Option(metavar="NAME", help="bf16 or fp16 for --amp. [default: fp16 on GPUs, bf16 on the CPU]")
 ]
 Seed = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=0, help="Of weights, images and training. [default: the recipe's, else 0]"),
+    int | None, Option(metavar="N", min=0, help="Of weights, images and training. [default: the recipe's, else 0]")
 ]
 Deterministic = Annotated[
-    bool, typer.Option("--deterministic", help="Only operators that repeat their results exactly (slower on GPUs).")
+    bool, Option("--deterministic", help="Only operators that repeat their results exactly (slower on GPUs).")
 ]
-Compile = Annotated[bool, typer.Option("--compile", help="torch.compile the model.")]
-ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory format.")]
+Compile = Annotated[bool, Option("--compile", help="torch.compile the model.")]
+ChannelsLast = Annotated[bool, Option("--channels-last", help="Channels-last memory format.")]
 SaveEvery = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Also keep a checkpoint every N epochs, beside last and best.")
+    int, Option(metavar="N", min=0, help="Also keep a checkpoint every N epochs, beside last and best.")
 ]
-NoTensorboard = Annotated[bool, typer.Option("--no-tensorboard", help="Write no TensorBoard logs.")]
+NoTensorboard = Annotated[bool, Option("--no-tensorboard", help="Write no TensorBoard logs.")]
 Resume = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         metavar="DIR",
         help="Resume the training in this folder. Allowed beside it: --allow-import, and --data or --data-dir if the "
         "same images have moved.",
@@ -79,35 +53,35 @@ _OWN = ("model", "recipe", "settings", "amp", "amp_dtype", "validation", "imbala
 
 
 def train(
-    context: typer.Context,
-    model: OptionalModel = None,
-    data: Data = "digits",
-    data_dir: DataDir = None,
-    download: Download = False,
-    recipe: Recipe = "brief",
+    context: Context,
+    model: options.OptionalModel = None,
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    recipe: options.Recipe = "brief",
     settings: Settings = None,
-    device: Device = "auto",
-    amp: Amp = False,
+    device: options.Device = "auto",
+    amp: options.Amp = False,
     amp_dtype: AmpDtype = None,
-    image_size: ImageSize = None,
-    num_classes: NumClasses = None,
-    train_images: TrainImages = None,
-    test_images: TestImages = None,
-    validation: Validation = None,
-    imbalance: Imbalance = None,
-    weights: Weights = None,
-    pretrained: Pretrained = False,
-    replace_head: ReplaceHead = False,
-    freeze: Freeze = "none",
+    image_size: options.ImageSize = None,
+    num_classes: options.NumClasses = None,
+    train_images: options.TrainImages = None,
+    test_images: options.TestImages = None,
+    validation: options.Validation = None,
+    imbalance: options.Imbalance = None,
+    weights: options.Weights = None,
+    pretrained: options.Pretrained = False,
+    replace_head: options.ReplaceHead = False,
+    freeze: options.Freeze = "none",
     seed: Seed = None,
     deterministic: Deterministic = False,
     compile: Compile = False,
     channels_last: ChannelsLast = False,
-    threads: ThreadCount = None,
+    threads: options.ThreadCount = None,
     save_every: SaveEvery = 0,
     no_tensorboard: NoTensorboard = False,
-    allow_import: AllowImport = False,
-    out: RunFolder = None,
+    allow_import: options.AllowImport = False,
+    out: options.RunFolder = None,
     resume: Resume = None,
 ) -> int:
     """Train a model by a recipe, into a folder from which the training can be resumed.
@@ -115,7 +89,7 @@ def train(
     It starts from random weights, or from those of --weights or --pretrained.
     """
     if allow_import:
-        allow_imports()
+        options.allow_imports()
     if resume is not None:
         return _resume(context, resume, allow_import)
     if model is None:
@@ -132,23 +106,23 @@ def train(
     held = {
         name: value for name, value in {"validation": validation, "imbalance": imbalance}.items() if value is not None
     }
-    refuse_twice({**held, "seed": seed}, changes)
-    options = {name: value for name, value in given(context).items() if name not in _OWN}
+    options.refuse_twice({**held, "seed": seed}, changes)
+    fields = {name: value for name, value in options.given(context).items() if name not in _OWN}
     if amp:
-        options["amp"] = amp_dtype or find_device(device).amp_dtype
+        fields["amp"] = amp_dtype or find_device(device).amp_dtype
     summary = training.train(
         model, recipe=recipe, settings={**changes, **held}, tensorboard=not no_tensorboard, out=out,
-        progress=make_training_progress(), **options,
+        progress=make_training_progress(), **fields,
     )  # fmt: skip
     return _print_summary(summary)
 
 
-def _resume(context: typer.Context, folder: Path, allow_import: bool) -> int:
+def _resume(context: Context, folder: Path, allow_import: bool) -> int:
     from vitbench.experiments.training import resume_training
     from vitbench.experiments.training.progress import make_training_progress
 
-    refuse_beside_resume(context, "allow_import", "data", "data_dir")
-    moved = {name: value for name, value in given(context).items() if name in ("data", "data_dir")}
+    options.refuse_beside_resume(context, "allow_import", "data", "data_dir")
+    moved = {name: value for name, value in options.given(context).items() if name in ("data", "data_dir")}
     return _print_summary(resume_training(folder, make_training_progress(), allow_import=allow_import, **moved))
 
 
