@@ -1,19 +1,18 @@
-"""One model in one line of Python: ``vitbench.measure("vit_basic")``, or a module of one's own."""
+"""Measure one model in one line of Python: ``vitbench.measure("vit_basic")``, or a module of your own."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from vitbench.core.errors import DeviceError, UsageError
+from vitbench.core.errors import UsageError
 from vitbench.core.records import Cell, Measurement, Record, parse_image_size
 from vitbench.core.registry import METRICS
-from vitbench.devices import canonical_device_name, find_devices, open_device
 from vitbench.devices.host.environment import capture_environment, default_threads, describe_libraries, hash_environment
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from vitbench.devices import Failure
     from vitbench.executors.conversation import Outcome
     from vitbench.metrics import Subject
+    from vitbench.suites import Suite
 
 
 def measure(
@@ -48,17 +48,18 @@ def measure(
 ) -> Record:
     """Measure one cell and return its Record; the arguments are a cell's fields and a suite's budget.
 
-    A name is measured as in a suite: in fresh processes (``processes`` for its times, each ``seconds`` long, and from
-    five on as many more as ``precision`` takes, such as 0.05; 0: no more). A module of your own is measured in the
-    calling process, on a copy, and each method says so: one process's times vary less than those of several, and its
-    CPU memory is that of an ordinary allocator; ``processes``, ``precision`` and ``timeout_s`` mean nothing there. It
-    needs ``image_size``; ``num_classes`` is read off its output.
+    A model's name is measured as in a suite, in fresh processes: ``processes`` for its times, each ``seconds`` long,
+    and from five on as many more as a ``precision`` such as 0.05 takes (0: no more). A module of your own is measured
+    on a copy in the calling process, and each method says so. It needs ``image_size``; ``num_classes`` is read from its
+    output; ``processes``, ``precision`` and ``timeout_s`` have no effect. Times of one process vary less than those of
+    several, and its CPU memory is that of an ordinary allocator.
 
-    Raises UsageError for arguments that cannot be. A failure of the model is in the record's status, one of what is
-    counted beside it in the status of that measurement alone; nothing that was asked for is missing without a word.
+    Raises UsageError for wrong arguments. If the model fails, the record's status says so; if a value cannot be
+    counted, the status of that measurement does.
     """
     size = None if image_size is None else _pair(image_size)
-    options = {
+    content: dict[str, Any] = {
+        "name": "measure",
         "batch_sizes": [batch_size],
         "devices": [device],
         "dtypes": [dtype],
@@ -67,36 +68,30 @@ def measure(
         "compile": [compile],
         "threads": ["auto" if threads is None else threads],
         "seeds": [seed],
-        "memory_limit": memory_limit,
         "timeout_s": timeout_s,
-        "num_classes": num_classes,
         "metrics": _choose_metrics(metrics),
         "image_sizes": ["native" if size is None else size],
-        "measure": {
-            "processes": processes,
-            "precision": precision,
-            "seconds": seconds,
-            "min_samples": min_samples,
-            "max_samples": max(1000, min_samples),
-        },
+        "measure": {"processes": processes, "precision": precision, "seconds": seconds, "min_samples": min_samples},
     }
-    content = {"name": "measure", **{key: value for key, value in options.items() if value is not None}}
+    content["measure"]["max_samples"] = max(1000, min_samples)
+    content |= {} if memory_limit is None else {"memory_limit": memory_limit}
+    content |= {} if num_classes is None else {"num_classes": num_classes}
     if isinstance(model, str):
         return _measure_name(model, content)
     if size is None:
-        raise UsageError("A module of your own does not tell its image size. Give image_size=, in pixels")
-    return _measure_module(model, content)
+        raise UsageError("A module of your own does not state its image size. Give image_size=, in pixels")
+    return _measure_module(model, size, content)
 
 
 def _choose_metrics(asked: Sequence[str] | None) -> list[str]:
-    """The names that were asked for, or the usual ones, less those that train. Raises UsageError for what cannot be."""
+    """The given names, or the default ones that do not train. Raises UsageError for a name that trains a model."""
     from vitbench.suites import default_metrics
 
     if asked is None:
         return [name for name in default_metrics() if METRICS.get(name).process != "training"]
     names = [asked] if isinstance(asked, str) else list(asked)
     if not names:
-        raise UsageError(f"metrics={asked!r} asks for nothing. Give names (vitbench list metrics), or leave it out")
+        raise UsageError(f"metrics={asked!r} is empty. Give names (vitbench list metrics), or leave it out")
     training = next((name for name in names if METRICS.get(name).process == "training"), None)
     if training is not None:
         raise UsageError(
@@ -123,55 +118,27 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
             return record
 
 
-def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
-    import torch
-
-    from vitbench.metrics import Budget, Subject
-    from vitbench.models import use_attention
+def _measure_module(model: torch.nn.Module, size: tuple[int, int], content: dict[str, Any]) -> Record:
+    from vitbench.metrics import Budget
+    from vitbench.metrics.support.caller import caller_state_kept, subject_of
     from vitbench.runner.outcomes import metrics_by_process
     from vitbench.suites import make_suite
 
     suite = make_suite({**content, "models": ["*"]}, "measure()", content)  # checks every value but the model
-    device = canonical_device_name(suite.devices[0])
-    found = find_devices()
-    if device not in found:
-        raise DeviceError(f"Device {device!r} is not there. Found: {', '.join(found)}")
     if suite.memory_limit is not None:
         raise UsageError(
             "A memory limit would stay on the calling process. Give the name of a model to measure under one"
         )
-    size = suite.image_sizes[0]
-    assert size != "native"
-    count = suite.threads[0]
-    cell = Cell(
-        model=f"{type(model).__module__}.{type(model).__qualname__}",
-        image_size=(size[0], size[1]),
-        num_classes=suite.num_classes or _count_classes(model, (size[0], size[1])),
-        batch_size=suite.batch_sizes[0],
-        device=device,
-        threads=default_threads() if count == "auto" else count,
-        dtype=suite.dtypes[0],
-        mode=suite.modes[0],
-        attention=suite.attention[0],
-        compile=suite.compile[0],
-        seed=suite.seeds[0],
-        weights="given",
-    )
+    cell = _module_cell(model, size, suite)
     groups = metrics_by_process(cell, suite.metrics)
     if not groups:
         asked = ", ".join(suite.metrics)
         raise UsageError(f"metrics: nothing of {asked} applies to mode={cell.mode!r}. Give the other mode")
-    subject = Subject(
-        cell=cell,
-        device=open_device(device),
-        build=lambda: copy.deepcopy(model),  # training steps and casts must not touch the caller's weights
-        attention=lambda copied: use_attention(copied, cell.attention),
-        budget=Budget(**suite.measure.model_dump(include={"seconds", "min_samples", "max_samples"})),
-    )
-    environment = capture_environment(describe_libraries(), {device: open_device(device).describe()})
+    budget = Budget(**suite.measure.model_dump(include={"seconds", "min_samples", "max_samples"}))
+    subject = subject_of(cell, lambda: copy.deepcopy(model), budget)
+    environment = capture_environment(describe_libraries(), {cell.device: subject.device.describe()})
     started_at, begin = datetime.now().astimezone().isoformat(timespec="milliseconds"), time.perf_counter()
-    with _threads(cell.threads), _random_numbers(device), contextlib.closing(subject):
-        torch.manual_seed(cell.seed)
+    with caller_state_kept(cell), contextlib.closing(subject):
         measurements, failure = _take(subject, groups)
     return Record(
         cell=cell,
@@ -185,11 +152,31 @@ def _measure_module(model: torch.nn.Module, content: dict[str, Any]) -> Record:
     )
 
 
+def _module_cell(model: torch.nn.Module, size: tuple[int, int], suite: Suite) -> Cell:
+    from vitbench.experiments.open_model import find_device
+
+    count = suite.threads[0]
+    return Cell(
+        model=f"{type(model).__module__}.{type(model).__qualname__}",
+        image_size=size,
+        num_classes=suite.num_classes or _count_classes(model, size),
+        batch_size=suite.batch_sizes[0],
+        device=find_device(suite.devices[0]).name,
+        threads=default_threads() if count == "auto" else count,
+        dtype=suite.dtypes[0],
+        mode=suite.modes[0],
+        attention=suite.attention[0],
+        compile=suite.compile[0],
+        seed=suite.seeds[0],
+        weights="given",
+    )
+
+
 def _take(subject: Subject, groups: Mapping[str, Sequence[Metric]]) -> tuple[list[Measurement], Failure | None]:
     """The measurements of ``groups`` (kind of process to metrics), in a suite's order, and the failure of the cell.
 
-    As in a suite: what cannot be counted is absent and leaves the rest alone; after a failure of what runs the model
-    nothing else is tried, and its absence is spoken.
+    As in a suite: a value that cannot be counted is absent and does not affect the others. After a metric that runs the
+    model has failed, the rest are not tried, and their measurements say so.
     """
     from vitbench.runner.outcomes import ESSENTIAL, complete, not_tried
 
@@ -211,7 +198,7 @@ def _take(subject: Subject, groups: Mapping[str, Sequence[Metric]]) -> tuple[lis
 
 
 def _run(metric: Metric, subject: Subject) -> Outcome:
-    """What came of one metric in this process."""
+    """The outcome of one metric in this process."""
     from vitbench.executors.conversation import Outcome
     from vitbench.metrics.support.in_process import failure_of, run_metric
 
@@ -219,20 +206,18 @@ def _run(metric: Metric, subject: Subject) -> Outcome:
     try:
         for measurement in run_metric(metric.name, subject):
             outcome.measurements.append(_in_this_process(measurement))
-    except Exception as error:  # as in a worker: a failure of the model is a status
+    except Exception as error:  # the edge, as in a worker: a failure of the model is a status
         outcome.failure = failure_of(error, subject.cell)
     return outcome
 
 
 def _in_this_process(measurement: Measurement) -> Measurement:
-    from dataclasses import replace
-
     method = "; ".join(filter(None, (measurement.method, "in the calling process")))
     return replace(measurement, method=method)
 
 
 def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:
-    """The length of the model's output for one picture."""
+    """The length of the model's output for one image."""
     import torch
 
     from vitbench.analysis.attention import evaluating
@@ -245,37 +230,10 @@ def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:
             output = model(torch.zeros(1, CHANNELS, *size, device=reference.device, dtype=reference.dtype))
     except Exception as error:
         raise UsageError(
-            f"The module does not run on a picture of {size[0]}x{size[1]} px ({type(error).__name__}: {error}). "
+            f"The module does not run on an image of {size[0]}x{size[1]} px ({type(error).__name__}: {error}). "
             "Give the image_size that it takes"
         ) from error
     return int(heads_of(output)[0].shape[-1])
-
-
-@contextmanager
-def _random_numbers(device: str) -> Iterator[None]:
-    """The caller's generators are afterwards as they were, also that of the device."""
-    import torch
-
-    kind = device.partition(":")[0]
-    on_mps = torch.mps.get_rng_state() if kind == "mps" else None
-    try:
-        with torch.random.fork_rng(devices=[device] if kind == "cuda" else []):
-            yield
-    finally:
-        if on_mps is not None:
-            torch.mps.set_rng_state(on_mps)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _pair(size: int | str | tuple[int, int]) -> tuple[int, int]:

@@ -563,7 +563,7 @@ def test_after_a_module_has_failed_the_rest_is_absent_and_says_so() -> None:
     [
         ({"metrics": ["accuracy"]}, "'accuracy' trains a model, which measure() does not. Use run_suite() with data"),
         ({"metrics": ["params", "accuracy"]}, "'accuracy' trains a model"),
-        ({"metrics": []}, "metrics=[] asks for nothing. Give names"),
+        ({"metrics": []}, "metrics=[] is empty. Give names"),
         ({"metrics": ["training_step"]}, "nothing of training_step applies to mode='infer'. Give the other mode"),
         ({"threads": 0}, "threads"),
     ],

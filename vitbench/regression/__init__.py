@@ -11,5 +11,7 @@ Start with ``change.py``. Then, by command:
 - ``vitbench history``: ``stored_runs`` finds runs, ``series`` puts them in order, ``history`` finds steps with
   ``change_points``, ``history_page`` and ``history_plots`` render them;
 - ``change_text`` and ``change_page`` render the changes of all gates;
+- the pytest fixture (``vitbench.pytest_plugin``): ``model_guard`` measures a model, ``expected_values`` stores what a
+  test expects of it;
 - ``pytest_benchmark_json`` reads and writes the files of pytest-benchmark.
 """
