@@ -52,10 +52,10 @@ def open_subject(model: torch.nn.Module | str, arguments: Mapping[str, Any]) -> 
     """The subject of a call with ``check_arguments``, until the context ends. Threads and random numbers of the test
     are then as before. Raises UsageError for a missing or wrong size, an unknown model or device.
     """
-    from vitbench.models.cards import is_external, model_registry
     from vitbench.experiments.open_model import find_device
     from vitbench.metrics.support.caller import caller_state_kept, subject_of
     from vitbench.models import build_model
+    from vitbench.models.cards import is_external, model_registry
 
     size = arguments.get("image_size")
     name = model if isinstance(model, str) else f"{type(model).__module__}.{type(model).__qualname__}"
