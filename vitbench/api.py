@@ -153,7 +153,7 @@ def _measure_module(model: torch.nn.Module, size: tuple[int, int], content: dict
 
 
 def _module_cell(model: torch.nn.Module, size: tuple[int, int], suite: Suite) -> Cell:
-    from vitbench.experiments.open_model import find_device
+    from vitbench.devices import find_device
 
     count = suite.threads[0]
     return Cell(

@@ -72,8 +72,8 @@ def sweep(
     if allow_import:
         options.allow_imports()
 
+    from vitbench.devices import find_device
     from vitbench.experiments import sweep as sweeps
-    from vitbench.experiments.open_model import find_device
     from vitbench.experiments.training import TrainingRequest
     from vitbench.experiments.training.progress import make_training_progress
 

@@ -97,8 +97,8 @@ def train(
     if amp_dtype is not None and (not amp or amp_dtype not in ("bf16", "fp16")):
         raise UsageError(f"--amp-dtype {amp_dtype}: give bf16 or fp16, together with --amp")
 
+    from vitbench.devices import find_device
     from vitbench.experiments import training
-    from vitbench.experiments.open_model import find_device
     from vitbench.experiments.training.progress import make_training_progress
     from vitbench.training.recipes import parse_settings
 

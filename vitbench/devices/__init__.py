@@ -17,6 +17,7 @@ __all__ = [
     "Failure",
     "canonical_device_name",
     "check_device_name",
+    "find_device",
     "find_devices",
     "open_device",
     "split_name",
@@ -54,3 +55,17 @@ def open_device(name: str) -> Device:
 def find_devices() -> list[str]:
     """The names of all devices of this machine (``cpu``, ``cuda``, ``cuda:1``, ``mps``). Loads torch."""
     return [name for _, kind in DEVICES.items() for name in kind.find()]
+
+
+def find_device(name: str) -> Device:
+    """The device of that name; ``auto`` is the first accelerator found, else the CPU.
+
+    Raises UnknownNameError for a name that is not a device, DeviceError for a device that this machine lacks.
+    """
+    name = canonical_device_name(name)
+    found = find_devices()
+    if name == "auto":
+        return next((device for device in map(open_device, found) if device.asynchronous), open_device(found[0]))
+    if name not in found:
+        raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
+    return open_device(name)

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vitbench.core.errors import DataError, DeviceError, ModelFailed, Unsupported, UsageError, VitbenchError
+from vitbench.core.errors import DataError, ModelFailed, Unsupported, UsageError, VitbenchError
 from vitbench.core.text import printable
-from vitbench.devices import Device, canonical_device_name, find_devices, open_device
+from vitbench.devices import Device, find_device
 from vitbench.experiments.request import ModelRequest
 from vitbench.models.cards import ModelCard
 from vitbench.models.normalisation import Channels, normalisation_of
@@ -159,20 +159,6 @@ def _notes_on(report: CheckpointReport) -> list[str]:
         old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
         notes.append(f"positions resampled from {old} to {new} patches")
     return notes
-
-
-def find_device(name: str) -> Device:
-    """The device of that name; ``auto`` is the first accelerator found, else the CPU.
-
-    Raises UnknownNameError for a name that is not a device, DeviceError for a device that this machine lacks.
-    """
-    name = canonical_device_name(name)
-    found = find_devices()
-    if name == "auto":
-        return next((device for device in map(open_device, found) if device.asynchronous), open_device(found[0]))
-    if name not in found:
-        raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
-    return open_device(name)
 
 
 @contextlib.contextmanager

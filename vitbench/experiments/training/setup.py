@@ -16,8 +16,8 @@ import torch
 
 from vitbench.core.errors import DataError, UsageError
 from vitbench.core.records import format_image_size
+from vitbench.devices import find_device
 from vitbench.devices.host.memory import spare_memory
-from vitbench.experiments.open_model import find_device
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import LAST, TrainingRequest
 from vitbench.models import build_model, describe_model
