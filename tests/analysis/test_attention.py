@@ -277,7 +277,7 @@ def test_patches_without_a_convolution_are_found_by_filling_the_picture() -> Non
 
 
 def test_tokens_that_are_no_grid_are_refused() -> None:
-    with pytest.raises(Unsupported, match="has 30 tokens, which are no grid of patches"):
+    with pytest.raises(Unsupported, match="has 30 tokens, which are not a grid of patches"):
         attention_maps(UnfoldedViT(lambda x: x[:, 2:]), torch.randn(1, 3, 16, 32))
 
 

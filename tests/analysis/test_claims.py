@@ -544,7 +544,7 @@ def test_a_loss_is_not_judged_by_a_choice_of_test_pictures() -> None:
     few = [with_loss(nats, seed, data="cifar10") for seed, nats in enumerate((0.51, 0.53, 0.55))]  # 360 of 10,000
     one = judge_by(claim, *few)
     assert one.verdict == "not checkable here"
-    assert one.reason.endswith("on cifar10, tested on all test pictures, was given")
+    assert one.reason.endswith("on cifar10, tested on all test images, was given")
     whole = [
         dataclasses.replace(
             record,
@@ -660,10 +660,10 @@ def test_a_folder_is_known_by_its_name_for_what_a_claim_calls_it(tmp_path: Path,
     one = accuracy_of("vit_b16_scratch", pictures_run("vit_b16_scratch", label, 26))
     if judges:
         assert (one.verdict, one.computed) == ("agrees", pytest.approx(26 / 75))
-        assert "that the pictures are pizza-steak-sushi is said by the name of their folder alone" in one.reason
+        assert "only the name of their folder says that the images are pizza-steak-sushi" in one.reason
     else:
         assert one.verdict == "not checkable here"
-        assert "on a picture folder named pizza-steak-sushi was given" in one.reason
+        assert "on an image folder named pizza-steak-sushi was given" in one.reason
 
 
 def test_a_folder_that_is_called_like_a_data_set_of_ours_is_not_taken_for_it(tmp_path: Path) -> None:
@@ -704,15 +704,15 @@ def test_an_accuracy_of_published_weights_is_judged_by_a_test_of_them_on_their_d
     )
     one = judge_by(published, checkpoint, other_data, fewer, theirs)
     assert (one.verdict, one.computed) == ("agrees", 0.811)
-    assert one.reason.endswith("that the pictures are ImageNet-1K is said by the name of their folder alone")
+    assert one.reason.endswith("only the name of their folder says that the images are ImageNet-1K")
     away = judge_by(published, fewer)  # 10 %: the classes may have been sorted otherwise
     assert (away.verdict, away.computed) == ("not checkable here", 0.1)
-    assert "pictures are cut here otherwise than by the source" in away.reason
+    assert "images are cropped differently here" in away.reason
     for without in ((), (checkpoint,), (other_data,), (brief_run(),)):
         one = judge_by(published, *without)
         assert one.verdict == "not checkable here"
         assert (
-            one.reason == "needs a test of the published weights on a picture folder named imagenet-1k; none was given"
+            one.reason == "needs a test of the published weights on an image folder named imagenet-1k; none was given"
         )
 
 
@@ -774,7 +774,7 @@ def test_a_run_brings_the_claims_of_a_library_along() -> None:
     assert (flops.verdict, flops.computed) == ("agrees as multiply-adds", 17_563_828_224)
     assert "at 224 px, 1000 classes" in params.reason
     assert top1.verdict == "not checkable here"
-    assert top1.reason == "needs a test of the published weights on a picture folder named imagenet-1k; none was given"
+    assert top1.reason == "needs a test of the published weights on an image folder named imagenet-1k; none was given"
     assert params.claim.source == "torchvision 0.30, ViT_B_16_Weights.IMAGENET1K_V1"
 
 

@@ -1,13 +1,12 @@
-"""Which tokens look at which: the attention weights of every layer of a ViT for some pictures, and their rollout.
+"""The attention weights of every layer of a ViT for some images, and their rollout.
 
-The model stays as it is. For one forward pass a mode of torch looks at the calls of attention and of softmax, hooks
-tell which module is running, and a second computation beside the model's own gives the weights that fused kernels keep
-to themselves. Afterwards the mode and the hooks are gone, so that nothing is paid while nobody looks.
+During one forward pass a torch function mode records calls of attention and softmax, and hooks tell which module runs.
+The weights inside fused kernels are computed a second time. The model is not changed.
 
-Weights are given only where their tokens are known places of the picture: a grid of patches, behind a few tokens such
-as CLS. Where a model drops patches, the calls that gather the others say which remain.
+A layer has a map if its tokens are a grid of patches behind a few tokens such as CLS. Where a model drops patches, its
+gather calls tell which remain.
 
-Shapes: B images, h heads, L tokens of a layer, N patches of a picture, n of them that a layer has, D width, d = D / h.
+Shapes: B images, h heads, L tokens of a layer, N patches of an image, n of them in a layer, D width, d = D / h.
 """
 
 from __future__ import annotations
@@ -28,26 +27,26 @@ from torch.overrides import TorchFunctionMode
 from vitbench.core.errors import Unsupported
 from vitbench.models.fast_path import without_fast_path
 
-#: So many tokens may stand in front of the patches: CLS, one for distillation, registers.
+#: The most tokens in front of the patches: CLS, one for distillation, registers.
 MOST_EXTRA_TOKENS = 16
 
-_NO_MAP = "its weights are no map over the picture"
+_NO_MAP = "its weights are not a map over the image"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttentionMap:
-    """The attention weights of one layer, and where its tokens lie in the picture.
+    """The attention weights of one layer, and the positions of its tokens in the image.
 
     Args:
-        name: of the module that attends, as in ``named_modules``.
-        kind: ``softmax``, or ``effective`` for what linear attention amounts to (see EFFECTIVE).
-        weights: (B, h, L, L) float32 on the CPU; row i holds what token i takes from each token.
-        extra: how many tokens stand in front of the patches.
-        grid: (rows, columns) of the patches that the picture has.
-        covered: (height, width) px that the grid lies on, from the top left: less than the picture where patches do
-            not divide it, more where the model pads it.
-        kept: (B, n) int64, the patches that this layer has, in the order of its tokens: places in the grid, row by row.
-        readout: ``CLS`` where the first token carries the answer, ``mean`` where all tokens do.
+        name: of the attending module, as in ``named_modules``.
+        kind: ``softmax``, or ``effective`` for linear attention (see EFFECTIVE).
+        weights: (B, h, L, L) float32 on the CPU; row i is the attention of token i to each token.
+        extra: tokens in front of the patches.
+        grid: (rows, columns) of the image's patches.
+        covered: (height, width) px of the grid, from the top left: less than the image if patches do not divide it,
+            more if the model pads it.
+        kept: (B, n) int64, the patches of this layer in the order of its tokens, as row-major indices of the grid.
+        readout: ``CLS`` if the first token is classified, ``mean`` if all tokens are.
     """
 
     name: str
@@ -71,19 +70,19 @@ class AttentionMap:
 
     @property
     def patches(self) -> int:
-        """N, whether or not this layer still has them."""
+        """N, including dropped ones."""
         return self.grid[0] * self.grid[1]
 
     def over_patches(self) -> Tensor:
-        """What CLS (where there is none: the mean of all tokens) takes from each patch: (B, h, N), NaN for dropped
-        patches. What it takes from CLS itself and the like is not in it, so that a row sums to less than 1.
+        """The attention of CLS (without one: the mean of all tokens) to each patch: (B, h, N), NaN for dropped patches.
+        Attention to the extra tokens is left out, so a row sums to less than 1.
         """
         rows = self.weights[:, :, 0] if self.readout == "CLS" else self.weights.mean(dim=2)  # (B, h, L)
         found = rows.new_full((*rows.shape[:2], self.patches), math.nan)
         return found.scatter_(2, self.kept[:, None].expand(-1, self.heads, -1), rows[..., self.extra :])
 
     def on_itself(self) -> float | None:
-        """The part of its attention that CLS gives to itself, mean over images and heads; None without CLS."""
+        """The share of CLS's attention to itself, mean over images and heads; None without CLS."""
         return float(self.weights[:, :, 0, 0].mean()) if self.readout == "CLS" else None
 
     def entropy_nat(self) -> float:
@@ -91,7 +90,7 @@ class AttentionMap:
         return float(-torch.xlogy(self.weights, self.weights).sum(dim=-1).mean())
 
     def places(self) -> Tensor:
-        """Which token of an unpruned layer each of this layer's tokens is: (B, L) int64."""
+        """The index of each of this layer's tokens in an unpruned layer: (B, L) int64."""
         first = torch.arange(self.extra).expand(len(self.kept), -1)
         return torch.cat([first, self.kept + self.extra], dim=1)
 
@@ -99,12 +98,12 @@ class AttentionMap:
 def attention_maps(model: nn.Module, images: Tensor) -> list[AttentionMap]:
     """The attention weights of each layer for ``images`` (B, 3, H, W), in the order in which the layers run.
 
-    One forward pass in eval mode without gradients, on the device of both. The model is left as it was, also after an
+    One forward pass in eval mode without gradients, on the device of both. The model is restored, also after an
     exception.
 
     Raises:
-        Unsupported: the model has no attention, or none whose tokens are the patches of the whole picture: it attends
-            within windows, between channels, or to other tokens than it asks from.
+        Unsupported: the model has no attention between the patches of the whole image, but within windows, between
+            channels, or from some tokens to others.
     """
     return capture_attention(model, images)[1]
 
@@ -112,26 +111,24 @@ def attention_maps(model: nn.Module, images: Tensor) -> list[AttentionMap]:
 def capture_attention(model: nn.Module, images: Tensor) -> tuple[Any, list[AttentionMap]]:
     """What ``model(images)`` returns, and the maps; see ``attention_maps``.
 
-    Outputs are those of the ordinary pass; where ``nn.MultiheadAttention`` would take its fast path they may differ by
-    rounding.
+    Outputs are those of the ordinary pass, up to rounding where ``nn.MultiheadAttention`` would take its fast path.
     """
-    model = getattr(model, "_orig_mod", model)  # behind torch.compile nothing could be seen
+    model = getattr(model, "_orig_mod", model)  # compiled code hides its calls
     recorder = _Recorder(model, images)
-    # no_grad and not inference_mode: a module that caches a tensor would keep one that cannot be trained with
+    # no_grad and not inference_mode: a tensor that a module caches must stay usable for training
     with evaluating(model), without_fast_path(), recorder.following(model), torch.no_grad(), recorder:
         output = model(images)
     return output, _locate(model, images, recorder.events)
 
 
 def rollout(maps: Sequence[AttentionMap], *, heads: Literal["mean", "max"] = "mean") -> Tensor:
-    """Attention rollout: how much of each token of the first layer is in each token behind the last one (B, L, L).
+    """Attention rollout: the share of each input token in each token after the last layer (B, L, L).
 
     The product over the layers of (A + I) / 2 with rows normalised to 1, where A is the mean (or maximum) of a layer's
-    heads (Abnar and Zuidema, 2020, arXiv:2005.00928). It takes a layer's weights for all that the layer does, as
-    the method has it. Tokens are those of an unpruned layer; the row of a dropped patch is what it held when it was
-    dropped.
+    heads (Abnar and Zuidema, 2020, arXiv:2005.00928). Tokens are those of an unpruned layer; a dropped patch keeps its
+    last row.
 
-    Raises Unsupported if the layers do not share one grid of patches, ValueError if there are none.
+    Raises Unsupported if the layers do not share one grid of patches, ValueError without layers.
     """
     if not maps:
         raise ValueError("a rollout needs at least one layer")
@@ -150,9 +147,7 @@ def rollout(maps: Sequence[AttentionMap], *, heads: Literal["mean", "max"] = "me
 
 
 def rollout_over_patches(maps: Sequence[AttentionMap], *, heads: Literal["mean", "max"] = "mean") -> Tensor:
-    """How much of each patch is in CLS behind the last layer (without CLS: in the mean of the tokens that are left), by
-    ``rollout``: (B, N).
-    """
+    """The share of each patch in CLS (without CLS: in the mean of the remaining tokens) by ``rollout``: (B, N)."""
     held = rollout(maps, heads=heads)
     last = maps[-1]
     if last.readout == "CLS":
@@ -161,8 +156,8 @@ def rollout_over_patches(maps: Sequence[AttentionMap], *, heads: Literal["mean",
 
 
 def kept_stages(maps: Sequence[AttentionMap]) -> list[tuple[int, int, Tensor]]:
-    """Runs of layers that have the same patches: (first layer, last layer, both from 0, kept (B, n)). One run: the
-    model drops nothing.
+    """Runs of layers with the same patches: (first layer, last layer, both from 0, kept (B, n)); one run if the model
+    drops nothing.
     """
     stages: list[tuple[int, int, Tensor]] = []
     for index, one in enumerate(maps):
@@ -177,10 +172,11 @@ def kept_stages(maps: Sequence[AttentionMap]) -> list[tuple[int, int, Tensor]]:
 
 
 def relu_linear_weights(module: Any, x: Tensor) -> Tensor:
-    """The weights that ReLU linear attention amounts to (models/linear_attention.py): (B, L, D) to (B, h, L, L).
+    """The effective weights of ReLU linear attention (models/architectures/linear_attention.py): (B, L, D) to
+    (B, h, L, L).
 
-    relu(q) relu(k)^T over its row sums + eps: times v it is what the module computes. Rows sum to a little less than 1,
-    to 0 where q has no positive entry.
+    relu(q) relu(k)^T over its row sums + eps, which times v is the module's output. Rows sum to slightly less than 1,
+    to 0 if q has no positive entry.
     """
     B, L, D = x.shape
     q, k, _ = module.qkv(x).view(B, L, 3, module.heads, D // module.heads).permute(2, 0, 3, 1, 4).unbind(0)
@@ -189,17 +185,16 @@ def relu_linear_weights(module: Any, x: Tensor) -> Tensor:
     return weights / (weights.sum(dim=-1, keepdim=True) + eps)
 
 
-#: The class of a module without a softmax -> its weights, from the module and its input. By name: the models are not
-#: known here.
+#: The class name of a module without a softmax to its weights, from the module and its input.
 EFFECTIVE: Mapping[str, Callable[[Any, Tensor], Tensor]] = {"ReLULinearAttention": relu_linear_weights}
 
 
-# --- one forward pass, watched
+# --- recording one forward pass
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A convolution made (rows, columns) of something; ``covered`` px of the picture, if its kernels tile it."""
+    """A convolution's output of (rows, columns), with the px of the image ``covered`` if its kernels tile it."""
 
     grid: tuple[int, int]
     covered: tuple[int, int]
@@ -211,7 +206,7 @@ class _Grid:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of ``count`` patches those at ``indices`` (B, n) were gathered."""
+    """``indices`` (B, n) were gathered of ``count`` patches."""
 
     indices: Tensor
     count: int
@@ -228,7 +223,7 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _NoMap:
-    """Attention of another kind than that of tokens to each other, and of which."""
+    """Attention that is not between all tokens, and why."""
 
     name: str
     reason: str
@@ -238,9 +233,7 @@ _Event = _Grid | _Kept | _Weights | _NoMap
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes what a forward pass does, in order, as far as maps need it. Calls inside of torch's functions are not seen,
-    so that nothing is noted twice.
-    """
+    """Records the events of a forward pass that maps need, in order; calls inside torch's functions count once."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()
@@ -259,7 +252,7 @@ class _Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
-        """Inside, know which module is running."""
+        """Inside, track which module is running."""
         handles = []
         try:
             for name, module in model.named_modules():
@@ -281,7 +274,7 @@ class _Recorder(TorchFunctionMode):
         self._running.pop()
 
     def look_at_convolution(self, args: Any, kwargs: Any, output: Tensor) -> None:
-        """A grid of patches may come from it."""
+        """Its output may be a grid of patches."""
         given = _bind(_CONVOLUTION, args, kwargs)
         if output.dim() != 4:
             return
@@ -289,12 +282,12 @@ class _Recorder(TorchFunctionMode):
         size, whole = given["input"].shape[-2:], self._images.shape[-2:]
         tiled = (rows * kernel[0], columns * kernel[1])
         tiles = all(0 <= side - part < one for side, part, one in zip(size, tiled, kernel, strict=True))
-        sees_picture = all(side <= one for side, one in zip(whole, size, strict=True))
-        covered = tiled if tiles and sees_picture else (whole[0], whole[1])
+        sees_image = all(side <= one for side, one in zip(whole, size, strict=True))
+        covered = tiled if tiles and sees_image else (whole[0], whole[1])
         self.events.append(_Grid((rows, columns), covered))
 
     def look_at_gather(self, args: Any, kwargs: Any, output: Tensor) -> None:
-        """Tokens gathered whole, (B, n, D) -> (B, fewer, D), are patches that stay."""
+        """Whole tokens that are gathered, (B, n, D) -> (B, fewer, D), are the patches kept."""
         given = _bind(_GATHER, args, kwargs)
         tokens, indices = given["input"], given["index"]
         whole_tokens = indices.dim() == 3 and (indices.stride(-1) == 0 or indices.shape[-1] == 1)
@@ -302,17 +295,17 @@ class _Recorder(TorchFunctionMode):
             self.events.append(_Kept(indices[..., 0].cpu(), tokens.shape[1]))
 
     def look_at_softmax(self, args: Any, kwargs: Any, output: Tensor) -> None:
-        """Over the last of four or more dimensions it is attention."""
+        """It is attention over the last of four or more dimensions."""
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
         if output.dim() >= 4 and dim in (-1, output.dim() - 1):
             self._note("softmax", output)
 
     def look_at_fused(self, args: Any, kwargs: Any, output: Tensor) -> None:
-        """Its weights are computed here."""
+        """Its weights are computed again."""
         self._note("softmax", softmax_weights(**_bind(_FUSED, args, kwargs)))
 
     def look_at_multihead(self, args: Any, kwargs: Any, output: Any) -> None:
-        """Asked once more, for the weights of each head."""
+        """Called again for the weights of each head."""
         given = {"need_weights": True, "average_attn_weights": False, "dropout_p": 0.0}
         found = F.multi_head_attention_forward(**(_bind(_MULTIHEAD, args, kwargs) | given))
         assert found[1] is not None
@@ -323,11 +316,11 @@ class _Recorder(TorchFunctionMode):
         name = running[-1][0] if running else self._whole
         shape = tuple(weights.shape)
         if shape[-2] == 1 and len(shape) == 4:
-            return  # one query that collects the answer: no token is changed by it
+            return  # attention pooling: one query, which changes no token
         tokens = next((shape for _, _, shape in reversed(running) if len(shape) == 3), None)
         reason = ""
         if len(shape) != 4 or shape[0] != len(self._images):
-            reason = f"within windows ({' x '.join(map(str, shape))} weights for {len(self._images)} picture(s))"
+            reason = f"within windows ({' x '.join(map(str, shape))} weights for {len(self._images)} image(s))"
         elif shape[-1] != shape[-2]:
             reason = f"from {shape[-2]} tokens to {shape[-1]}"
         elif tokens is not None and shape[-1] not in tokens[:2]:
@@ -354,7 +347,7 @@ _MULTIHEAD = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
 
 
 def _bind(names: tuple[str, ...], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name; those behind ``names`` are left out unless they came with theirs."""
+    """Arguments by name; positional ones after ``names`` are left out."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
@@ -368,8 +361,8 @@ def softmax_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The weights that ``F.scaled_dot_product_attention`` multiplies ``value`` by: (..., L, d), (..., M, d) to
-    (..., L, M), in float32 or better, before dropout. A row that may see nothing is 0.
+    """The weights of ``F.scaled_dot_product_attention``: (..., L, d), (..., M, d) to (..., L, M), in float32 or better,
+    before dropout. A row that is masked entirely is 0.
     """
     query, key = _exact(query), _exact(key)
     if enable_gqa:
@@ -390,7 +383,7 @@ def _exact(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is in the mode that it was in."""
+    """Eval mode inside; afterwards every module is in its previous mode."""
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
@@ -400,11 +393,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-# --- from what was seen to places in the picture
+# --- from events to positions in the image
 
 
 def _locate(model: nn.Module, images: Tensor, events: Sequence[_Event]) -> list[AttentionMap]:
-    """The maps, each with its grid and the patches that are left. Raises Unsupported where that is not known."""
+    """The maps, each with its grid and remaining patches. Raises Unsupported where these are unknown."""
     other = next((event for event in events if isinstance(event, _NoMap)), None)
     if other is not None:
         raise Unsupported(f"it attends {other.reason}, in {other.name}: {_NO_MAP}")
@@ -431,7 +424,7 @@ def _locate(model: nn.Module, images: Tensor, events: Sequence[_Event]) -> list[
                 candidates = grids or _guessed_grids((height, width), L)
                 grid = next((one for one in reversed(candidates) if _is_extra(L - one.patches, extra)), None)
                 if grid is None:
-                    raise Unsupported(f"{event.name} has {L} tokens, which are no grid of patches: {_NO_MAP}")
+                    raise Unsupported(f"{event.name} has {L} tokens, which are not a grid of patches: {_NO_MAP}")
                 kept = torch.arange(grid.patches).expand(len(images), -1)
             extra = L - kept.shape[1]
             maps.append(
@@ -450,12 +443,12 @@ def _locate(model: nn.Module, images: Tensor, events: Sequence[_Event]) -> list[
 
 
 def _is_extra(count: int, known: int | None) -> bool:
-    """Whether ``count`` tokens can stand in front of the patches; once known, they stay as many."""
+    """Whether ``count`` tokens may precede the patches: as many as in the layers before, once ``known``."""
     return count == known if known is not None else 0 <= count <= MOST_EXTRA_TOKENS
 
 
 def _own_grids(model: nn.Module, image_size: tuple[int, int]) -> list[_Grid]:
-    """By the side of a patch that the model names, for embeddings without a convolution."""
+    """By the model's patch size, for embeddings without a convolution."""
     patch = getattr(model, "patch", None) or getattr(model, "patch_size", None)
     sides = (patch, patch) if isinstance(patch, int) else patch
     if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(isinstance(one, int) for one in sides):
@@ -465,7 +458,7 @@ def _own_grids(model: nn.Module, image_size: tuple[int, int]) -> list[_Grid]:
 
 
 def _guessed_grids(image_size: tuple[int, int], tokens: int) -> list[_Grid]:
-    """For a model without a convolution: square patches that fill the picture, and at most two tokens before them."""
+    """For a model without a convolution: square patches that fill the image, after at most two tokens."""
     found = []
     for extra in (2, 0, 1):  # the last is tried first
         side = math.sqrt(image_size[0] * image_size[1] / max(tokens - extra, 1))
@@ -477,7 +470,7 @@ def _guessed_grids(image_size: tuple[int, int], tokens: int) -> list[_Grid]:
 
 
 def _readout(model: nn.Module, extra: int) -> Literal["CLS", "mean"]:
-    """Where the answer is read from: the first token, unless the model has no CLS there or pools all tokens."""
+    """What is classified: the first token, unless the model has no CLS there or pools all tokens."""
     if extra == 0:
         return "mean"
     pool = getattr(model, "global_pool", "token")  # timm's

@@ -1,9 +1,8 @@
-"""Published figures against what is computed: a claim of a model's card and known counts in, a verdict out. No torch.
+"""Judge published values (claims) by computed ones: a claim and known counts in, a verdict out. Loads no torch.
 
-Counts (parameters, FLOPs, ratios of them) are judged by what the architecture gives at its own image size and classes.
-Accuracies and losses are judged only by completed trainings by the claim's own recipe on its data, latencies only by a
-run on the claim's own device: else a verdict would compare two different things. What another seed changes is no
-contradiction: see ``_decide_trained``.
+Counts (parameters, FLOPs, ratios of them) are judged by the architecture at its own image size and classes. Accuracies
+and losses are judged only by completed trainings with the claim's recipe on its data, allowing for the choice of the
+seed (see ``_decide_trained``); latencies only by a run on the claim's device.
 """
 
 from __future__ import annotations
@@ -30,28 +29,28 @@ from vitbench.training.recipes import list_recipes, load_recipe
 
 Verdict = Literal["agrees", "agrees as multiply-adds", "contradicted", "not checkable here"]
 
-#: The prefix of the measurements that carry the claims of models which only their library knows.
+#: The prefix of the measurements that hold the claims of a model's library.
 PUBLISHED = "published_"
 
-#: What a run's metric is called that a claim's quantity is judged by.
+#: The metric that judges a claim's quantity.
 _MEASURED = {"top1": "accuracy", "loss": "test_loss", "macro_f1": "macro_f1"}
 
-#: Trainings that their spread is known from: fewer say next to nothing of it.
+#: The fewest trainings that show their spread.
 MIN_SEEDS = 3
 
-#: Options of a training's cell: what it began with other than random weights (``pretrained``: the published ones), and
-#: what of the model was frozen.
+#: Options of a training's cell: its initial weights if not random (``pretrained``: the published ones), its frozen
+#: part, and the number of test images.
 BEGAN_WITH, FROZEN, TEST_IMAGES = "began_with", "freeze", "test_images"
 
 _IMAGENET = "ImageNet-1K"
 _FOLDER = re.compile(r"folder:(?P<name>[^:]+):")
-#: By the data of a claim, what else a folder of it may be called.
+#: Other names for the folder of a claim's data.
 _ALSO_CALLED = {"imagenet-1k": ("imagenet", "imagenet1k")}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one model has at its card's image size and classes; FLOPs of one image, a multiply-add is two."""
+    """Counts of a model at its card's image size and classes; FLOPs of one image, a multiply-add is two."""
 
     params: int
     flops: int
@@ -60,9 +59,10 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """One claim judged. ``computed`` is in the claim's unit (of FLOPs that agree as multiply-adds: multiply-adds);
-    ``difference`` is relative to the claim, of a change (-58 %) the difference of the two fractions; None where nothing
-    was computed.
+    """One claim judged. ``computed`` is in the claim's unit (multiply-adds for FLOPs that agree as such).
+
+    ``difference`` is relative to the claim; of a change (-58 %) it is that of the two fractions. Both are None if
+    nothing was computed.
     """
 
     model: str
@@ -73,12 +73,12 @@ class Judgement:
     reason: str = ""
 
 
-#: Counts of a model by its name; raises Unsupported where nothing is known of it.
+#: Counts of a model by its name; raises Unsupported if there are none.
 Counter = Callable[[str], Counts]
 
 
 def count_by_formula(name: str) -> Counts:
-    """Counts of a model of our own by its closed form. Raises Unsupported for any other."""
+    """Counts of one of our models by its closed form. Raises Unsupported for any other."""
     if is_external(name):
         raise Unsupported(f"nothing has counted {name}")
     card = model_registry().get(name)
@@ -87,7 +87,7 @@ def count_by_formula(name: str) -> Counts:
 
 
 def judge_card(card: ModelCard, count: Counter, records: Iterable[Record] = ()) -> list[Judgement]:
-    """Every claim of a card, in its order. ``records`` are those of given runs, of any model."""
+    """Every claim of a card, in its order. ``records`` may be of any model."""
     own = [record for record in _of_size(records, card) if record.cell.model == card.name]
     return [judge(card, claim, count, own) for claim in card.claims]
 
@@ -117,23 +117,23 @@ def judge(card: ModelCard, claim: Claim, count: Counter, records: Sequence[Recor
 
 
 def agrees_as_printed(claim: Claim, computed: float) -> bool:
-    """Whether ``computed``, rounded or cut off to the digits that were printed, gives what was printed.
+    """Whether ``computed``, rounded or truncated to the printed digits, equals what was printed.
 
     A claim with ``low`` and ``high`` agrees from one to the other. Digits are those of the first number in ``printed``
-    (``6.0M`` has two), whatever multiple it is of.
+    (``6.0M`` has two).
     """
     if claim.low is not None and claim.high is not None:
         return claim.low <= computed <= claim.high
     step = printed_step(claim)
     value = abs(claim.value)
-    # 1e-9: what a float cannot tell from the half is the half
+    # 1e-9: the rounding of floats at exactly half a digit
     return value - step * (0.5 + 1e-9) <= abs(computed) < value + step and (computed >= 0) == (claim.value >= 0)
 
 
 def printed_step(claim: Claim) -> float:
-    """One unit of the last digit that was printed, in the claim's base unit: 0.1e6 for ``6.0M``.
+    """One unit of the last printed digit in the claim's base unit: 0.1e6 for ``6.0M``.
 
-    Raises ValueError if there is no number in what was printed.
+    Raises ValueError if ``printed`` holds no number.
     """
     found = re.search(r"\d[\d,]*(?:\.\d+)?|\.\d+", claim.printed)
     if found is None:
@@ -147,7 +147,7 @@ def printed_step(claim: Claim) -> float:
 
 
 def claims_of_records(records: Sequence[Record]) -> tuple[Claim, ...]:
-    """The claims that a run's measurements carry (of torchvision's models, from its metadata); each once."""
+    """The claims in a run's measurements (of torchvision's models, from its metadata); each once."""
     found: dict[str, Claim] = {}
     for record in records:
         for one in record.measurements:
@@ -155,7 +155,7 @@ def claims_of_records(records: Sequence[Record]) -> tuple[Claim, ...]:
                 quantity = one.metric.removeprefix(PUBLISHED)
                 # the accuracies that libraries publish are of this data (models/zoo.py)
                 data = _IMAGENET if quantity == "top1" else ""
-                with contextlib.suppress(ValueError):  # a record from elsewhere may claim what cannot be judged
+                with contextlib.suppress(ValueError):  # a record from elsewhere may hold an invalid claim
                     found[quantity] = Claim(
                         quantity=quantity, value=one.value, printed=one.detail, source=one.method, data=data
                     )
@@ -171,7 +171,7 @@ def judge_runs(records: Sequence[Record]) -> list[Judgement]:
             card = model_registry().get(name)
         else:
             published = [record for record in own if claims_of_records([record])]
-            first = (published or own)[0].cell  # figures are published for one size only
+            first = (published or own)[0].cell  # values are published for one size only
             card = ModelCard(
                 name=name,
                 builder="",
@@ -188,7 +188,7 @@ def judge_runs(records: Sequence[Record]) -> list[Judgement]:
 
 
 def to_dict(judgement: Judgement) -> dict[str, Any]:
-    """As JSON has it."""
+    """The judgement as JSON."""
     claim = judgement.claim
     return {
         "model": judgement.model,
@@ -206,19 +206,15 @@ def to_dict(judgement: Judgement) -> dict[str, Any]:
 
 
 def _judge_count(undecided: Judgement, counts: Counts, computed: int) -> Judgement:
-    claim = undecided.claim
-    if claim.quantity == "flops" and not agrees_as_printed(claim, computed):
-        macs = computed / 2
-        if agrees_as_printed(claim, macs):
-            reason = f"{counts.method}; {computed / 1e9:.4g} GFLOPs are {macs / 1e9:.4g} GMACs"
-            return dataclasses.replace(
-                undecided,
-                verdict="agrees as multiply-adds",
-                computed=macs,
-                difference=macs / claim.value - 1,
-                reason=reason,
-            )
-    return _decide(undecided, computed, computed / claim.value - 1, counts.method)
+    claim, macs = undecided.claim, computed / 2
+    as_macs = claim.quantity == "flops" and agrees_as_printed(claim, macs) and not agrees_as_printed(claim, computed)
+    if not as_macs:
+        return _decide(undecided, computed, computed / claim.value - 1, counts.method)
+    reason = f"{counts.method}; {computed / 1e9:.4g} GFLOPs are {macs / 1e9:.4g} GMACs"
+    difference = macs / claim.value - 1
+    return dataclasses.replace(
+        undecided, verdict="agrees as multiply-adds", computed=macs, difference=difference, reason=reason
+    )
 
 
 def _decide(undecided: Judgement, computed: float, difference: float, how: str) -> Judgement:
@@ -227,34 +223,32 @@ def _decide(undecided: Judgement, computed: float, difference: float, how: str) 
 
 
 def _judge_training(undecided: Judgement, records: Sequence[Record]) -> Judgement:
-    """By the cells that trained this model by the claim's recipe, unshortened, on the claim's data."""
+    """By the cells that trained this model with the claim's whole recipe on the claim's data."""
     claim = undecided.claim
-    reason = ""
-    if not claim.recipe and not claim.data:
-        reason = "the source does not say how it was trained"
-    elif not claim.recipe:
+    if not claim.recipe and claim.data:
         return _judge_published(undecided, records)
+    tested = ""
+    if not claim.recipe:
+        reason = "the source does not say how it was trained"
     elif claim.recipe not in list_recipes():
         reason = f"needs a completed run of the recipe {claim.recipe} on {claim.data}; it is not built in"
-    if reason:
-        return dataclasses.replace(undecided, reason=reason)
-    own = load_recipe(claim.recipe).hash
-    trainings = [record for record in records if record.cell.recipe_hash == own and _is_whole(record.cell, claim)]
-    tested = ""
-    if claim.quantity != "top1":  # whose interval allows for the choice of pictures; the seeds' spread does not
-        whole = [record for record in trainings if _is_tested_whole(record)]
-        tested = ", tested on all test pictures," if len(whole) < len(trainings) else ""
-        trainings = whole
-    found = _of_most_seeds([record for record in trainings if is_data_of(claim, record.cell.data)], claim)
-    if found:
-        return _decide_trained(undecided, found)
-    began = ", from the published weights," if claim.pretrained else ""
-    reason = f"no completed run of the recipe {claim.recipe} on {_where(claim.data)}{began}{tested} was given"
+    else:
+        own = load_recipe(claim.recipe).hash
+        trainings = [record for record in records if record.cell.recipe_hash == own and _is_whole(record.cell, claim)]
+        if claim.quantity != "top1":  # the interval of top-1 allows for a choice of test images
+            whole = [record for record in trainings if _is_tested_whole(record)]
+            tested = ", tested on all test images," if len(whole) < len(trainings) else ""
+            trainings = whole
+        found = _of_most_seeds([record for record in trainings if is_data_of(claim, record.cell.data)], claim)
+        if found:
+            return _decide_trained(undecided, found)
+        began = ", from the published weights," if claim.pretrained else ""
+        reason = f"no completed run of the recipe {claim.recipe} on {_where(claim.data)}{began}{tested} was given"
     return dataclasses.replace(undecided, reason=reason)
 
 
 def _is_whole(cell: Cell, claim: Claim) -> bool:
-    """Whether a training had all pictures, trained all that the claim's did, and began as that did."""
+    """Whether a training used all images, and the claim's trainable parameters and initial weights."""
     options = dict(cell.options)
     if claim.pretrained:
         begun = options.get(BEGAN_WITH) == PRETRAINED and options.get(FROZEN, "backbone") == "backbone"
@@ -264,7 +258,7 @@ def _is_whole(cell: Cell, claim: Claim) -> bool:
 
 
 def _is_tested_whole(record: Record) -> bool:
-    """Whether the test pictures were all that there are, as far as it is known how many there are."""
+    """Whether all test images were used, as far as their number is known."""
     tested = _value(record, "test_images")
     known = DOWNLOADS.get(record.cell.data or "")
     whole = TEST_IMAGES not in dict(record.cell.options)
@@ -272,8 +266,8 @@ def _is_tested_whole(record: Record) -> bool:
 
 
 def is_data_of(claim: Claim, label: str | None) -> bool:
-    """Whether ``label``, the pictures of a cell, names the claim's data: the same data set, or, where that is none of
-    ours, a folder of its name, in which ``-`` and ``_`` and small and capital letters are the same.
+    """Whether a cell's data ``label`` is the claim's: the same data set, or, for a data set unknown to vitbench,
+    a folder of that name, ignoring case and ``-`` against ``_``.
     """
     if label == claim.data:
         return label is not None
@@ -289,12 +283,12 @@ def _plain(name: str) -> str:
 
 
 def _where(data: str) -> str:
-    return data if data in DATASETS else f"a picture folder named {_plain(data)}"
+    return data if data in DATASETS else f"an image folder named {_plain(data)}"
 
 
 def _of_most_seeds(records: Sequence[Record], claim: Claim) -> list[tuple[Record, float]]:
-    """The trainings that differ in nothing but the seed, one a seed, each with its figure; of several such sets the
-    first of those with the most seeds. Device and threads do not count: they change no more than a seed does.
+    """Trainings that differ only in the seed, one a seed, each with its value; of several such sets the first of those
+    with the most seeds. Device and threads may differ: they change no more than a seed does.
     """
     sets: dict[Any, dict[int, tuple[Record, float]]] = {}
     for record in records:
@@ -307,9 +301,8 @@ def _of_most_seeds(records: Sequence[Record], claim: Claim) -> list[tuple[Record
 
 
 def _decide_trained(undecided: Judgement, trainings: Sequence[tuple[Record, float]]) -> Judgement:
-    """By where one further training would come out: from ``MIN_SEEDS`` seeds on their prediction interval; an accuracy
-    also by the Wilson intervals of its test pictures, whichever reach further. Without either nothing is decided: that
-    one training and another differ says nothing.
+    """By the range of one further training: the prediction interval from ``MIN_SEEDS`` seeds on, and for an accuracy
+    the Wilson intervals of its test images, whichever reaches further. Without either nothing is decided.
     """
     claim, values = undecided.claim, [value for _, value in trainings]
     record = trainings[0][0]
@@ -319,7 +312,7 @@ def _decide_trained(undecided: Judgement, trainings: Sequence[tuple[Record, floa
     how = f"seed {record.cell.seed}, {found.method if found else ''}"
     if len(values) > 1:
         how = f"mean of seeds {', '.join(str(one.cell.seed) for one, _ in trainings)}; the first: {how}"
-    how += _whose_word(claim, record)
+    how += _data_note(claim, record)
     intervals = [prediction_interval(values)] if len(values) >= MIN_SEEDS else []
     tested = _value(record, "test_images")
     if claim.quantity == "top1" and tested is not None:
@@ -333,7 +326,7 @@ def _decide_trained(undecided: Judgement, trainings: Sequence[tuple[Record, floa
 
 
 def _decide_within(judged: Judgement, intervals: Sequence[tuple[float, float]], how: str) -> Judgement:
-    """By the span of ``intervals``, give or take the last printed digit."""
+    """By the span of ``intervals``, plus or minus half of the last printed digit."""
     claim = judged.claim
     low, high = max(min(low for low, _ in intervals), 0.0), max(high for _, high in intervals)
     step = printed_step(claim)
@@ -349,7 +342,7 @@ def _decide_within(judged: Judgement, intervals: Sequence[tuple[float, float]], 
 
 
 def _judge_published(undecided: Judgement, records: Sequence[Record]) -> Judgement:
-    """By the test of the published weights on the most pictures of the claim's data."""
+    """By the test of the published weights on the most images of the claim's data."""
     claim = undecided.claim
     tests = [
         (tested, value, record)
@@ -363,25 +356,25 @@ def _judge_published(undecided: Judgement, records: Sequence[Record]) -> Judgeme
         return dataclasses.replace(undecided, reason=reason)
     tested, value, record = max(tests, key=lambda one: one[0])
     found = record.measurement("accuracy")
-    how = f"{found.method if found else ''}{_whose_word(claim, record)}"
+    how = f"{found.method if found else ''}{_data_note(claim, record)}"
     judged = dataclasses.replace(undecided, computed=value, difference=value / claim.value - 1)
     judged = _decide_within(judged, [wilson_interval(round(value * tested), round(tested))], how)
     if judged.verdict == "contradicted":
-        # some tenths of a percent come of that, and of classes in another order everything
-        reason = f"{judged.reason}; outside, but pictures are cut here otherwise than by the source"
+        # cropping moves an accuracy by some tenths of a percent, another order of the classes by everything
+        reason = f"{judged.reason}; outside, but images are cropped differently here"
         return dataclasses.replace(judged, verdict="not checkable here", reason=reason)
     return judged
 
 
-def _whose_word(claim: Claim, record: Record) -> str:
-    """What is to be said of pictures that only the name of their folder vouches for."""
+def _data_note(claim: Claim, record: Record) -> str:
+    """A note for data that only the name of its folder identifies."""
     if record.cell.data == claim.data:
         return ""
-    return f"; that the pictures are {claim.data} is said by the name of their folder alone"
+    return f"; only the name of their folder says that the images are {claim.data}"
 
 
 def _value(record: Record, metric: str) -> float | None:
-    """The one number that was measured; None where there is none to reckon with."""
+    """The single value of a metric; None without a finite one."""
     found = record.measurement(metric)
     if found is None or found.status != "ok" or [len(samples) for samples in found.samples] != [1]:
         return None
@@ -401,13 +394,13 @@ def _judge_latency(undecided: Judgement, records: Sequence[Record]) -> Judgement
 
 
 def _of_size(records: Iterable[Record], card: ModelCard) -> list[Record]:
-    """Those of the size and classes that the card's figures are for."""
+    """Those of the card's image size and classes."""
     own = (card.image_size, card.num_classes)
     return [record for record in records if (record.cell.image_size, record.cell.num_classes) == own]
 
 
 def _counter_of(records: Sequence[Record]) -> Counter:
-    """Closed forms, and for other models what the records counted."""
+    """Counts by closed form, for other models by the records."""
     counted: Mapping[str, Record] = {
         record.cell.model: record
         for record in records
@@ -416,7 +409,7 @@ def _counter_of(records: Sequence[Record]) -> Counter:
 
     def count(name: str) -> Counts:
         if name in model_registry():
-            with contextlib.suppress(Unsupported):  # a package's model may have no formula
+            with contextlib.suppress(Unsupported):  # a model of another package may have no formula
                 return count_by_formula(name)
         if name not in counted:
             raise Unsupported(f"parameters and FLOPs of {name} are not among the records")

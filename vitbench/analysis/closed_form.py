@@ -1,7 +1,7 @@
-"""Parameters and multiply-adds of our own models by formula: from a card's ``config`` alone, without torch.
+"""Parameters and multiply-adds of our own models by formula, from a card's ``config`` alone and without torch.
 
-It knows no module, which makes it a check of them. Counted are matrix products, convolution and attention; biases,
-norms, softmax and activations are not, as in torch's FlopCounterMode. FLOPs are twice the multiply-adds.
+An independent check of the modules. Counted are matrix products, convolution and attention; biases, norms, softmax and
+activations are not, as in torch's FlopCounterMode. FLOPs are twice the multiply-adds.
 
 For N patches, L = N + 1 tokens (N + 2 with a distillation token, whose head is a second one), C channels, P px patches,
 width D, MLP width M, K classes, a plain ViT takes
@@ -19,7 +19,7 @@ from vitbench.core.errors import Unsupported
 from vitbench.models.cards import ModelCard
 
 CHANNELS = 3
-BICUBIC_POSITIONS = 14 * 14  # kept whatever the picture's grid
+BICUBIC_POSITIONS = 14 * 14  # whatever the image's grid
 
 Config = Mapping[str, Any]
 Grid = tuple[int, int]
@@ -27,10 +27,10 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
-    """``params`` counts numbers, ``macs`` multiply-adds of an image in evaluation, ``tokens`` those into each block;
-    ``training_macs`` those of a forward pass in training, ``backward_macs`` those of the backward pass after it.
+    """Counts of one image: ``macs`` are the multiply-adds in evaluation, ``training_macs`` of the forward pass in
+    training, ``backward_macs`` of its backward pass; ``tokens`` go into each block.
 
-    Each product has two in the backward pass, one for each factor's gradient; but the picture needs none.
+    Each product has two in the backward pass, one for each factor's gradient; the image needs no gradient.
     """
 
     params: int
@@ -46,14 +46,14 @@ class ClosedForm:
 
     @property
     def step_flops(self) -> int:
-        """Of an image in a training step: forward and backward, without the optimizer."""
+        """FLOPs of an image in a training step: forward and backward, without the optimizer."""
         return 2 * (self.training_macs + self.backward_macs)
 
 
 def closed_form(card: ModelCard, image_size: tuple[int, int], num_classes: int) -> ClosedForm:
-    """The exact counts for pictures of (height, width) px and batch 1.
+    """The exact counts for one image of (height, width) px.
 
-    Raises Unsupported for a builder that there is no formula for (timm's and torchvision's models among them).
+    Raises Unsupported for a builder without a formula, such as those of timm and torchvision.
     """
     if card.builder not in _FORMULAS:
         raise Unsupported(f"no closed form for {card.name}")
@@ -77,7 +77,7 @@ def _linear_attention(config: Config, grid: Grid, classes: int) -> ClosedForm:
 
 
 def _score_pruned(config: Config, grid: Grid, classes: int) -> ClosedForm:
-    """Each block has a score layer of D + 1 numbers; where it prunes, all but the last run, for D a patch token."""
+    """Each block has a score layer of D + 1 numbers; if it prunes, all but the last run, with D a patch token."""
     plain = _plain(config, grid, classes)
     params = plain.params + config["depth"] * (config["width"] + 1)
     if not config["prune"]:
@@ -104,7 +104,7 @@ def _spt_lsa(config: Config, grid: Grid, classes: int) -> ClosedForm:
 
 
 def _learned_pruning(config: Config, grid: Grid, classes: int) -> ClosedForm:
-    """Each stage has a predictor D -> D -> D/2 -> D/4 -> 2 on the patches that are left, then keeps rho^s of all."""
+    """Each stage has a predictor D -> D -> D/2 -> D/4 -> 2 on the remaining patches, then keeps rho^s of all."""
     plain = _plain(config, grid, classes)
     D, stages = config["width"], list(config["stages"])
     layers = ((D, D), (D, D // 2), (D // 2, D // 4), (D // 4, 2))
@@ -131,13 +131,13 @@ def _unused_norms(config: Config, grid: Grid, classes: int) -> ClosedForm:
 
 
 def _vit_b16(config: Config, grid: Grid, classes: int) -> ClosedForm:
-    """torchvision's vit_b_16, which has no row of its own to say these."""
+    """torchvision's vit_b_16, whose card has no sizes."""
     sizes = {"patch": 16, "width": 768, "depth": 12, "mlp_width": 3072}
     return _plain({**sizes, "positions": "tokens", "final_norm": True, "head": "linear"}, grid, classes)
 
 
 def _frozen_vit_b16(config: Config, grid: Grid, classes: int) -> ClosedForm:
-    """The gradient of the one trained layer's weight is all that is computed backwards."""
+    """The backward pass computes only the gradient of the trained layer's weight."""
     return dataclasses.replace(_vit_b16(config, grid, classes), backward_macs=768 * classes)
 
 
@@ -154,20 +154,20 @@ _FORMULAS: dict[str, Callable[[Config, Grid, int], ClosedForm]] = {
 
 
 def _dense(config: Config, grid: Grid, params: int, macs: int, tokens: tuple[int, ...]) -> ClosedForm:
-    """A model whose training computes what its evaluation does."""
+    """A model that computes the same in training and evaluation."""
     embedding = grid[0] * grid[1] * _patch_numbers(config) * config["width"]
-    # LayerNorm before the embedding's weight has parameters, and so the patches need a gradient after all
-    picture = 0 if config.get("tokenisation") == "shifted_norm" else embedding
-    return ClosedForm(params=params, macs=macs, tokens=tokens, training_macs=macs, backward_macs=2 * macs - picture)
+    # a LayerNorm before the embedding has parameters, so the patches need a gradient
+    image = 0 if config.get("tokenisation") == "shifted_norm" else embedding
+    return ClosedForm(params=params, macs=macs, tokens=tokens, training_macs=macs, backward_macs=2 * macs - image)
 
 
 def _first_tokens(config: Config) -> int:
-    """CLS, and the distillation token where there is one."""
+    """CLS, and the distillation token if there is one."""
     return 2 if config.get("distilled") else 1
 
 
 def _patch_numbers(config: Config) -> int:
-    """How many numbers of the picture (and of its four shifts) a patch is made from."""
+    """The numbers of a patch, with those of the image's four shifts if they are used."""
     copies = 1 if config.get("tokenisation", "patches") == "patches" else 5
     return copies * CHANNELS * int(config["patch"]) ** 2
 
@@ -186,7 +186,7 @@ def _ends(config: Config, grid: Grid, classes: int) -> int:
 
 
 def _params(config: Config, grid: Grid, classes: int) -> int:
-    """Parameters without those that attention or pruning add: weights and biases of everything, tokens, positions."""
+    """Weights, biases, tokens and positions, without what attention variants or pruning add."""
     D, M = config["width"], config["mlp_width"]
     patches, first = grid[0] * grid[1], _first_tokens(config)
     positions = {"tokens": patches + first, "patches": patches, "bicubic": BICUBIC_POSITIONS + first}[

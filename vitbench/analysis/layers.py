@@ -1,7 +1,7 @@
-"""A model on ``meta`` to its layers: each module's own parameters, FLOPs and output shape, and the part it belongs to.
+"""A model's layers on ``meta``: each module's own parameters, FLOPs and output shape, and the part it belongs to.
 
-Nothing is counted twice: a module has the parameters and FLOPs that none of its children has, and a tensor that two
-modules share belongs to the first. So the layers add up to the model.
+The layers add up to the model: a module has the parameters and FLOPs that none of its children has, and a tensor that
+two modules share belongs to the first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 PARTS = ("embedding", "attention", "MLP", "norms", "pruning", "head", "other")
 
 _NORMS = re.compile(r"norm", re.IGNORECASE)
-#: The first that is found in a layer's path decides; the path of a bare parameter ends with its own name.
+#: The first pattern found in a layer's path decides; the path of a bare parameter ends with its own name.
 _PATHS = (
     ("pruning", re.compile(r"(^|\.)(scores|score_predictor)(\.|$)")),
     ("head", re.compile(r"^(head|heads|head_dist|head_drop|fc|classifier)(\.|$)")),
@@ -34,9 +34,9 @@ _PATHS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One module, or one bare parameter of a module that has children, with what is its own.
+    """One module without its children, or one bare parameter of a module with children.
 
-    ``output_shape`` is that of the first call, batch first; empty where the module was not called or returns no tensor.
+    ``output_shape`` is that of the first call, batch first; empty without a call or a returned tensor.
     """
 
     path: str
@@ -62,7 +62,7 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 params.append((f"{path}.{name}" if path else name, parameter.numel()))
-        if any(module.children()):  # bare parameters are lines of their own: a position embedding is not a model's own
+        if any(module.children()):  # bare parameters, such as position embeddings, are layers of their own
             layers += [
                 Layer(path=name, kind="Parameter", part=part_of(name, module), params=n, flops=0, output_shape=())
                 for name, n in params
@@ -84,9 +84,8 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
 
 
 def tokens_per_block(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
-    """How many tokens go into each transformer block, for models whose blocks stand in one list and take (B, L, D).
-
-    Empty for any other model.
+    """The number of tokens into each transformer block, for models whose blocks are one list and take (B, L, D); empty
+    for any other model.
     """
     blocks = _block_list(model)
     counts: list[int] = []
@@ -107,7 +106,7 @@ def tokens_per_block(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
 
 
 def sum_parts(layers: Iterable[Layer]) -> dict[str, dict[str, int]]:
-    """Parameters and FLOPs of each of PARTS that has any."""
+    """Parameters and FLOPs of each of PARTS with any."""
     sums = {part: {"params": 0, "flops": 0} for part in PARTS}
     for layer in layers:
         sums[layer.part]["params"] += layer.params
@@ -129,7 +128,7 @@ def _run(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, tuple[int, .
     """
     shapes: dict[str, tuple[int, ...]] = {}
     flops: dict[str, int] = {}
-    running: list[tuple[int, int]] = []  # of each module that runs: FLOPs when it began, FLOPs of those that it ran
+    running: list[tuple[int, int]] = []  # for each running module: FLOPs at its start, FLOPs of the modules inside it
     counter = FlopCounterMode(display=False)
 
     def begin(_: nn.Module, __: Any) -> None:
