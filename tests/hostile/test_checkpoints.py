@@ -206,15 +206,15 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: zipped(path, pickle.dumps({}, protocol=2)[:-1] + b"X\x01\x00\x00\x00actorch._utils\n_rebuild_sparse_tensor\n."),
         "'a' is a sparse tensor"),
     "half a gigabyte in two megabytes": (repacked, "is a compressed zip file"),
-    "a zip file whose list is 90 GB": (lambda path: with_end(path, size=95 * 10**9, listed=90 * 10**9), "promises a list of parts of"),
+    "a zip file whose list is 90 GB": (lambda path: with_end(path, size=95 * 10**9, listed=90 * 10**9), "claims a list of parts of"),
     "a zip file whose list begins elsewhere": (lambda path: with_end(path, size=10_000, listed=0, offset=5), "no zip file as torch.save"),
     "a zip file behind another": (prefixed, "no zip file as torch.save"),
-    "two parts of one name": (
-        lambda path: zipped(path, pickle.dumps({}, protocol=2), {"archive/Data.pkl": b"."}), "holds two parts of one name"),
+    "two parts of the same name": (
+        lambda path: zipped(path, pickle.dumps({}, protocol=2), {"archive/Data.pkl": b"."}), "holds two parts of the same name"),
     "a table of contents of 40 MB": (
-        lambda path: zipped(path, b"\x80\x02X" + struct.pack("<I", 40_000_000) + b"a" * 40_000_000 + b"."), "promises a table of contents"),
+        lambda path: zipped(path, b"\x80\x02X" + struct.pack("<I", 40_000_000) + b"a" * 40_000_000 + b"."), "claims a table of contents"),
     "a version of 2 MB": (
-        lambda path: zipped(path, pickle.dumps({}, protocol=2), {"archive/version": bytes(2_000_000)}), "promises 2,000,000 bytes in"),
+        lambda path: zipped(path, pickle.dumps({}, protocol=2), {"archive/version": bytes(2_000_000)}), "claims 2,000,000 bytes in"),
     "50,001 names for one tensor": (many_views, "holds 50,001 tensors"),
     "bytes of 10^12 zeros": (
         lambda path: zipped(path, pickled_call("__builtin__ bytearray", b"\x8a\x06" + TERA.to_bytes(6, "little"))),
@@ -269,7 +269,7 @@ def test_a_file_that_is_read_whole_has_to_fit_into_memory(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
     for path in (old, renamed):
         with pytest.raises(
-            DataError, match=r"would take 0.0 GB of memory, and 0.0 GB are to spare: convert it to safetensors"
+            DataError, match=r"would take 0.0 GB of memory, and 0.0 GB are available: convert it to safetensors"
         ):
             load_checkpoint(small, path)
     load_checkpoint(small, mapped)

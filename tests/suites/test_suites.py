@@ -158,7 +158,7 @@ def test_classes_follow_the_data_where_a_suite_trains() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("models = [", "mine.toml is no valid TOML"),
+        ("models = [", "mine.toml is not valid TOML"),
         ('modelz = ["vit_basic"]', "mine.toml: unknown key 'modelz'. Did you mean 'models'? Allowed: name, "),
         ("image_sizes = [32]", "mine.toml: the key 'models' is missing"),
         ('models = ["vit_basic"]\n[measure]\nprocess = 2', "unknown key 'measure.process'. Did you mean 'processes'?"),

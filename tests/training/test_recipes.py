@@ -139,7 +139,7 @@ VALID = "learning_rate = 1e-3\nbatch_size = 8\nsteps = 10\n"
         (VALID + "mean = [0.5]", r"key 'mean': it has a number for each of the three channels"),
         (VALID + "mean = [nan, 0.5, 0.5]", r"mean \(nan, 0.5, 0.5\) has to be a number"),
         (VALID + "min_learning_rate = 1.0", r"min_learning_rate \(1.0\) is more than learning_rate \(0.001\)"),
-        ("learning_rate = ", r"^Recipe mine.toml is no valid TOML"),
+        ("learning_rate = ", r"^Recipe mine.toml is not valid TOML"),
         (VALID + "rotation = 30", r"^Recipe mine.toml: rotation does nothing without rotation in augment \(none now\)"),
         (VALID + "momentum = 0.8", r"^Recipe mine.toml: momentum does nothing without optimizer=sgd"),
         (VALID + "warmup_start = 0.1", r"^Recipe mine.toml: warmup_start does nothing without a warmup: set that, too"),

@@ -3,19 +3,19 @@
 ::
 
     VitbenchError
-    ├── UsageError              the user asked for something that cannot be: one line, exit code 2
+    ├── UsageError              the request is not possible: one line, exit code 2
     │   ├── UnknownNameError    no such model, suite, metric, device or data set ("did you mean")
     │   ├── UnknownModuleError  no such module for a builder of one's own
-    │   ├── SuiteError          a suite file that says something it may not
-    │   ├── ImageSizeError      a size that the architecture cannot take
-    │   ├── DeviceError         a device that is not there
-    │   ├── DataError           a data set or checkpoint that is not there or not readable
-    │   │   └── CheckpointError weights that do not fit (models/checkpoints.py)
+    │   ├── SuiteError          a suite file with an invalid key or value
+    │   ├── ImageSizeError      a size that the architecture does not accept
+    │   ├── DeviceError         a device that this machine does not have
+    │   ├── DataError           a data set or checkpoint that is missing or not readable
+    │   │   └── CheckpointError weights that do not fit (models/weights/checkpoints.py)
     │   └── RunFolderError      a run folder that cannot be written, resumed or read
-    ├── ModelFailed             the model's own code raised something
-    ├── StorageError            the disk did not take a record (full, quota): exit code 1, resumable
-    ├── WorkerError             the worker machinery itself broke (a worker's death is a record, not this)
-    └── Unsupported             what is asked cannot be told here: becomes a status, never a crash
+    ├── ModelFailed             the model's own code raised an exception
+    ├── StorageError            the disk is full or a quota is used up: exit code 1, resumable
+    ├── WorkerError             starting workers failed (a worker that dies is a record)
+    └── Unsupported             the quantity cannot be measured here: becomes a status
 
 Each message names the value, the reason and the way out, in one line.
 """
@@ -27,9 +27,9 @@ from collections.abc import Iterable
 
 
 class VitbenchError(Exception):
-    """The root: catching it catches all that vitbench raises on purpose."""
+    """The root of all exceptions that vitbench raises on purpose."""
 
-    #: the cause that a record names when this ends a cell
+    #: The cause in the record of a cell that this ends.
     cause = "exception"
 
 
@@ -39,7 +39,7 @@ class UsageError(VitbenchError, ValueError):
     cause = "usage"
 
 
-#: The cause of a name that nothing has any more: a model, a builder or its module.
+#: The cause of errors about a model, a builder or a module that does not exist (any more).
 UNKNOWN_NAME = "unknown_name"
 #: The causes of usage errors.
 USAGE_CAUSES = frozenset({UsageError.cause, UNKNOWN_NAME})
@@ -66,19 +66,19 @@ class UnknownModuleError(UsageError):
 
 
 class SuiteError(UsageError):
-    """A suite file that is malformed, or says something that it may not."""
+    """A suite file with an invalid key or value."""
 
 
 class ImageSizeError(UsageError):
-    """An image size that the architecture cannot take."""
+    """An image size that the architecture does not accept."""
 
 
 class DeviceError(UsageError):
-    """A device that is not there."""
+    """A device that this machine does not have."""
 
 
 class DataError(UsageError):
-    """A data set that is not there, or that cannot be read."""
+    """A data set that is missing or cannot be read."""
 
 
 class RunFolderError(UsageError):
@@ -86,20 +86,20 @@ class RunFolderError(UsageError):
 
 
 class StorageError(VitbenchError):
-    """The disk did not take a record: nothing before it is lost, and the run can be resumed."""
+    """The disk is full: every record before this is safe, and the run can be resumed."""
 
     cause = "disk_full"
 
 
 class WorkerError(VitbenchError):
-    """The machinery that starts workers broke. A worker that dies is a record, not this."""
+    """Starting workers failed. A worker that dies is a record, not this."""
 
 
 class ModelFailed(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
-    """The model's own code raised something while it was built, trained, tested or asked."""
+    """The model's own code raised an exception while it was built, trained, tested or called."""
 
     cause = "model_bug"
 
 
 class Unsupported(VitbenchError):  # noqa: N818  (a status more than an error)
-    """What is asked cannot be told here; the message is the reason. Becomes the status ``unsupported``."""
+    """The quantity cannot be measured here; the message says why. Becomes the status ``unsupported``."""

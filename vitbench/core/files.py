@@ -1,6 +1,6 @@
-"""Files and folders that nobody vouches for: what they are and what they promise, looked at before anything is loaded.
+"""Validate untrusted files before loading them: TOML, JSON, links in run folders, and checkpoints.
 
-Nothing of a file runs here, and no more memory is taken than a small part of it needs. Loads no torch.
+Nothing in a file runs here, and only a small part of it is in memory at once. docs/failures.md has the threat model.
 """
 
 from __future__ import annotations
@@ -20,35 +20,32 @@ from typing import IO, Any, cast
 from vitbench.core.errors import RunFolderError
 from vitbench.core.validation import check, depth_exceeds
 
-#: Of a suite or a recipe, which are pages rather than books: a longer text takes long to parse.
+#: Of a suite or a recipe: a longer text takes long to parse.
 LARGEST_TOML_BYTES = 1_000_000
-#: Of what a run or a training notes beside its records: a training of a million epochs stays below.
+#: Of a JSON file of a run or a training: a training of a million epochs stays below.
 LARGEST_JSON_BYTES = 500_000_000
-#: Of lists and objects in each other in such a file, which has a handful.
+#: Levels of nested lists and objects in such a file, which has a handful.
 _DEEPEST_JSON = 50
-#: Of a checkpoint: more than the largest ViT that is known of would take.
+#: Of a checkpoint: more than the largest known ViT takes.
 LARGEST_CHECKPOINT_BYTES = 100 * 10**9
-#: In one checkpoint. Those of the largest models hold a few thousand.
+#: In one checkpoint: those of the largest models hold a few thousand.
 MOST_TENSORS = 50_000
-#: What a reader of "pickled code" can do.
+#: The way out of an error about pickled code.
 SAVE_AGAIN = "Save model.state_dict() alone (torch.save), or convert it to safetensors where you trust it"
 
-#: Of the parts of a checkpoint that say what is in it; the numbers stand elsewhere.
+#: Of the parts of a checkpoint that describe its content; the tensors are other parts.
 _LARGEST_PICKLE_BYTES = 32_000_000
 _LARGEST_DIRECTORY_BYTES = 16_000_000
-#: Of what else torch.save writes: versions and the like.
+#: Of what else torch.save writes, such as versions.
 _LARGEST_NOTE_BYTES = 1_000_000
 #: Pickles at the beginning of a file of torch.save before 1.6: magic number, version, machine, content, names.
 _LEGACY_PICKLES = 5
-#: The records at the end of a zip file and where they say how long the list of parts is, and where it begins.
+#: The records at the end of a zip file, which hold the length and the offset of its list of parts.
 _END, _END_64, _LOCATOR_64_BYTES = b"PK\5\6", b"PK\6\6", 20
 _END_BYTES, _END_64_BYTES = 22, 56
 
-# Keys of so many parts: each takes tomllib the square of their number.
-_DEEP_KEY = re.compile(r"""(?<![\w"'-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){20}""")
-
-#: What a state dict and the small things beside it are made of, as pickles name it. torch's own list for safe loading
-#: is longer: it has functions that make gigabytes out of a few bytes (``bytearray``, chains of ``_codecs.encode``).
+#: What a state dict consists of, as pickles name it. torch's own list for safe loading is longer: it has functions
+#: that make gigabytes out of a few bytes (``bytearray``, chains of ``_codecs.encode``).
 _HARMLESS = frozenset(
     {
         *("collections OrderedDict", "collections Counter"),
@@ -62,43 +59,41 @@ _HARMLESS = frozenset(
 _HARMLESS_KINDS = re.compile(
     r"torch(\.storage)? \w*Storage|torch (u?int\d+|b?float\d\w*|complex\d+|bool|q\w+|bits\w+|per_\w+)"
 )
-#: Checking such a tensor reads all that it claims to hold.
+#: torch reads all that such a tensor claims to hold, to check it.
 _SPARSE = "torch._utils _rebuild_sparse_tensor"
 #: How code gets into pickles that torch.save does not write.
 _FOREIGN_OPERATIONS = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"})
 
 
 class RefusedError(Exception):
-    """A file that is not loaded; the text goes on after its name: ``is a compressed zip file, ...``."""
+    """A file that is not loaded; the text continues after its name: ``is a compressed zip file, ...``."""
 
 
 class CodeError(RefusedError):
-    """It holds, or may hold, code; the text says what: ``pickled code (posix.system)``."""
+    """A file that holds, or may hold, code; the text names it: ``pickled code (posix.system)``."""
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The content of a TOML file. Raises ValueError, in one line that begins with ``what`` (``Suite mine.toml``), for
-    one that is none, or that would take long to read.
+    """The content of a TOML file. Raises ValueError, in one line that begins with ``what`` (``Suite mine.toml``), if it
+    is not valid or too large.
     """
     try:
         text = _read_text(path, what)
     except OSError as error:
         raise ValueError(f"{what} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{what} is no valid TOML: {error}") from error
-    if _DEEP_KEY.search(text):
-        raise ValueError(f"{what} is nested too deeply: a key of more than 20 parts. Its tables hold no tables")
+        raise ValueError(f"{what} is not valid TOML: {error}") from error
     try:
         return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError(f"{what} is nested too deeply. Its lists hold no lists of lists") from error
-    except ValueError as error:  # TOMLDecodeError; and int() has a word on numbers of thousands of digits
-        raise ValueError(f"{what} is no valid TOML: {error}") from error
+    except ValueError as error:  # TOMLDecodeError, or int() on thousands of digits
+        raise ValueError(f"{what} is not valid TOML: {error}") from error
 
 
 def _read_text(path: Path, what: str) -> str:
     if not path.is_file():
-        raise ValueError(f"{what} is no regular file: give a text in TOML")
+        raise ValueError(f"{what} is not a regular file: give a text in TOML")
     with path.open("rb") as file:
         content = file.read(LARGEST_TOML_BYTES + 1)
     if len(content) > LARGEST_TOML_BYTES:
@@ -133,19 +128,19 @@ def parse_json(text: str, kind: Any) -> Any:
 
 
 def refuse_links(folder: Path, within: Sequence[str] = ()) -> None:
-    """Raises RunFolderError if a run folder, or a folder ``within`` it, holds a symbolic link: what is written into a
-    folder from elsewhere must not land outside.
+    """Raises RunFolderError if a run folder, or a folder ``within`` it, holds a symbolic link: writing into a folder
+    from elsewhere must not change a file outside of it.
     """
     for place in (folder, *(folder / name for name in within)):
         try:
             with os.scandir(place) as entries:
                 links = sorted(entry.name for entry in entries if entry.is_symlink())
-        except OSError:  # it is not there, or no folder: said where it is needed
+        except OSError:  # it does not exist, or is not a folder: reported where it is needed
             continue
         if links:
             raise RunFolderError(
-                f"{str(place)!r} holds a link, {links[0]!r}, by which what is written there could land elsewhere: "
-                "replace it by what it points at, or remove it"
+                f"{str(place)!r} holds a link, {links[0]!r}, which would redirect what is written there: "
+                "replace it by the file that it points at, or remove it"
             )
 
 
@@ -153,8 +148,8 @@ def refuse_links(folder: Path, within: Sequence[str] = ()) -> None:
 
 
 def check_zip(path: Path) -> None:
-    """Look at a zip file of torch.save. Raises RefusedError for one that it does not write or that promises too much,
-    CodeError for code, and (among others) BadZipFile for a damaged one.
+    """Check a zip file of torch.save. Raises RefusedError for one that torch.save does not write or whose sizes are
+    implausible, CodeError for code, and (among others) BadZipFile for a damaged one.
     """
     _check_directory(path)
     with zipfile.ZipFile(path) as archive:
@@ -166,22 +161,22 @@ def check_zip(path: Path) -> None:
         raise RefusedError("is a compressed zip file, which torch.save does not write: unpack it")
     if len(entries) > MOST_TENSORS:
         raise RefusedError(f"holds {len(entries):,} parts, more than any model has ({MOST_TENSORS:,})")
-    # torch's reader does not tell large letters from small ones
+    # torch's reader ignores case
     names = [entry.filename.lower() for entry in entries]
     if len(set(names)) < len(names):
-        raise RefusedError("holds two parts of one name, which torch.save does not write")
+        raise RefusedError("holds two parts of the same name, which torch.save does not write")
     for entry, name in zip(entries, names, strict=True):
         if name.endswith(".pkl"):
             if entry.file_size > _LARGEST_PICKLE_BYTES:
-                raise RefusedError(f"promises a table of contents of {entry.file_size:,} bytes")
+                raise RefusedError(f"claims a table of contents of {entry.file_size:,} bytes")
             check_pickle(io.BytesIO(_read_part(path, entry)))
         elif "/data/" not in name and entry.file_size > _LARGEST_NOTE_BYTES:
-            raise RefusedError(f"promises {entry.file_size:,} bytes in {name[-40:]!r}, which holds a word or two")
+            raise RefusedError(f"claims {entry.file_size:,} bytes in {name[-40:]!r}, which holds a few words")
 
 
 def _check_directory(path: Path) -> None:
-    """zipfile reads at once as much as the end of the file says that the list of its parts has; and where there is more
-    in front of the parts than the end says, zipfile and torch look for them in different places.
+    """zipfile reads the list of parts at once, at the size that the end of the file claims. Where that end is
+    inconsistent, zipfile and torch find different parts.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -189,20 +184,20 @@ def _check_directory(path: Path) -> None:
         tail = file.read()
     end = tail.rfind(_END)
     if end < 0 or len(tail) - end < _END_BYTES:
-        return  # no zip file: zipfile says so
+        return  # not a zip file: zipfile reports it
     length, offset = struct.unpack_from("<LL", tail, end + 12)
     end_64 = end - _LOCATOR_64_BYTES - _END_64_BYTES
     if end_64 >= 0 and tail.startswith(_END_64, end_64):
         end = end_64
         length, offset = struct.unpack_from("<QQ", tail, end_64 + 40)
     if length > _LARGEST_DIRECTORY_BYTES:
-        raise RefusedError(f"promises a list of parts of {length:,} bytes, or it is damaged")
+        raise RefusedError(f"claims a list of parts of {length:,} bytes, or it is damaged")
     if offset + length != begin + end:
-        raise RefusedError("is no zip file as torch.save writes it, or it is damaged")
+        raise RefusedError("is not a zip file that torch.save writes, or it is damaged")
 
 
 def _read_part(path: Path, entry: zipfile.ZipInfo) -> bytes:
-    """The bytes of a part that is stored as it is; its checksum, which torch may leave out, is not looked at."""
+    """The bytes of an uncompressed part; its checksum, which torch may leave out, is not verified."""
     with path.open("rb") as file:
         file.seek(entry.header_offset + 26)
         name, extra = struct.unpack("<HH", file.read(4))
@@ -211,7 +206,7 @@ def _read_part(path: Path, entry: zipfile.ZipInfo) -> bytes:
 
 
 def check_legacy(path: Path) -> None:
-    """Look at a file of torch.save before 1.6. Raises CodeError for code, RefusedError for a sparse tensor, and (among
+    """Check a file of torch.save before 1.6. Raises CodeError for code, RefusedError for a sparse tensor, and (among
     others) ValueError for a damaged one.
     """
     with path.open("rb") as file:
@@ -221,7 +216,7 @@ def check_legacy(path: Path) -> None:
 
 
 class _Guarded:
-    """A file of which no more is asked for than there is: Python makes room for all of it first."""
+    """A file that refuses reads beyond its size, for which Python would allocate memory first."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self.file = file
@@ -240,14 +235,14 @@ def check_fits(path: Path, free_bytes: int) -> None:
     size = path.stat().st_size
     if size > free_bytes:
         raise RefusedError(
-            f"would take {size / 1e9:.1f} GB of memory, and {free_bytes / 1e9:.1f} GB are to spare: convert it to "
+            f"would take {size / 1e9:.1f} GB of memory, and {free_bytes / 1e9:.1f} GB are available: convert it to "
             "safetensors, which is read piece by piece"
         )
 
 
 def check_pickle(file: IO[bytes] | _Guarded) -> None:
-    """Read one pickle, to its end, without carrying it out. Raises CodeError if it names anything that a state dict is
-    not made of, RefusedError for a sparse tensor, and ValueError (among others) for what is no pickle.
+    """Read one pickle to its end without executing it. Raises CodeError if it names anything that a state dict does not
+    consist of, RefusedError for a sparse tensor, and ValueError (among others) for anything but a pickle.
     """
     text = ""
     for operation, argument, _ in pickletools.genops(cast("IO[bytes]", file)):

@@ -1,20 +1,20 @@
-"""Texts from files and strangers, so that a terminal shows them and does not obey them, nor a spreadsheet."""
+"""Escape untrusted text for terminals and spreadsheets."""
 
 from __future__ import annotations
 
 import re
 
-#: Of what is told in one line; nobody reads on.
+#: Of a message of one line.
 _LONGEST_LINE = 2000
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-#: What a spreadsheet takes a text for a formula by, the full-width forms included.
+#: How a formula of a spreadsheet begins, full-width forms included.
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
 def printable(text: str) -> str:
-    """``text`` with what is not shown (control characters, directions of writing, halves of characters) written as
-    Python's escapes, and so on one line. Names of files and classes come from anywhere.
+    """``text`` on one line, with unprintable characters (control characters, directions of writing, surrogates) as
+    Python's escapes.
     """
     if text.isprintable():
         return text
@@ -27,10 +27,10 @@ def printable_lines(text: str) -> str:
 
 
 def one_line(text: str, limit: int = _LONGEST_LINE) -> str:
-    """``printable``, and at most ``limit`` characters: of a longer text the middle is left out, as what happened stands
-    at its beginning and the way out at its end.
+    """``printable`` in at most ``limit`` characters. A longer text loses its middle: the beginning says what happened,
+    the end what to do.
     """
-    # an escape takes up to ten characters: what is left out anyway need not be escaped first
+    # only the characters that can remain are escaped
     some = text if len(text) <= limit else f"{text[:limit]}{text[-limit:]}"
     line = printable(some)
     if len(text) <= limit and len(line) <= limit:
@@ -40,9 +40,8 @@ def one_line(text: str, limit: int = _LONGEST_LINE) -> str:
 
 
 def csv_text(text: str) -> str:
-    """A text as one cell of a CSV file: on one line, and behind an apostrophe if a spreadsheet would carry it out.
-
-    A text that is a number (``-5``) stays one.
+    """A text as one cell of a CSV file: on one line, and after an apostrophe if a spreadsheet would execute it. A
+    number (``-5``) stays a number.
     """
     line = printable(text)
     if text[:1] not in ("\t", "\r") and (not line.lstrip(" ").startswith(_FORMULA) or _NUMBER.fullmatch(line)):
@@ -51,5 +50,5 @@ def csv_text(text: str) -> str:
 
 
 def csv_value(value: object) -> object:
-    """``csv_text`` of a text, or of what is written as one (a list); numbers, truth values and nothing as they are."""
+    """``csv_text`` of a text or a list; numbers, booleans and None as they are."""
     return value if value is None or isinstance(value, bool | int | float) else csv_text(str(value))

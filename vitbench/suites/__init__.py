@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -70,9 +69,6 @@ _MOST_BYTES = 2**60
 _LARGEST_SIDE = 65_536
 _LONGEST_LIST = 10_000
 _LONGEST_TEXT = 4096
-_MOST_RULES = 200
-#: Devices of Windows, whatever follows after a dot.
-_RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
 #: Control characters, and halves of characters, as which bytes that are no text come from a command line.
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -116,24 +112,6 @@ def _one_or_many(value: Any) -> Any:
         return [value]
     if len(value) > _LONGEST_LIST:
         raise ValueError(f"the list has {len(value):,} entries: give at most {_LONGEST_LIST:,}")
-    return value
-
-
-def _few_rules(value: Any) -> Any:
-    """Each rule is tried at each cell."""
-    rules = value if isinstance(value, list | tuple) else []
-    keys = ("models", "recipes", "cells")
-    patterns = [rule.get(key, ()) for rule in rules if isinstance(rule, Mapping) for key in keys]
-    count = sum(len(one) for one in patterns if isinstance(one, list | tuple))
-    if max(len(rules), count) > _MOST_RULES:
-        raise ValueError(f"there are {len(rules):,} rules with {count:,} names: give at most {_MOST_RULES} of each")
-    return value
-
-
-def _file_name(value: str) -> str:
-    """A name that is part of a folder's on every system."""
-    if value.partition(".")[0].lower() in _RESERVED or value.endswith("."):
-        raise ValueError(f"{value!r} is no name that every system takes for a folder: give another one")
     return value
 
 
@@ -330,7 +308,7 @@ class Suite(_Table):
     give them; such a suite trains nothing, and by default measures parameters, FLOPs and memory.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100), AfterValidator(_file_name)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     description: str = ""
     models: Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
     image_sizes: Annotated[tuple[ImageSize, ...], BeforeValidator(_one_or_many), Field(min_length=1)] = ("native",)
@@ -355,8 +333,8 @@ class Suite(_Table):
     timeout_s: Seconds = 300.0
     measure: Measure = Measure()
     training: Training | None = None
-    exclude: Annotated[tuple[Exclude, ...], BeforeValidator(_few_rules)] = ()
-    thresholds: Annotated[tuple[Threshold, ...], BeforeValidator(_few_rules)] = ()
+    exclude: tuple[Exclude, ...] = ()
+    thresholds: tuple[Threshold, ...] = ()
 
     @field_validator("batch_sizes", "training", "exclude", "metrics")
     @classmethod
@@ -393,7 +371,7 @@ class Suite(_Table):
 class _Thresholds(_Table):
     """The thresholds of a suite without the suite."""
 
-    thresholds: Annotated[tuple[Threshold, ...], BeforeValidator(_few_rules)] = ()
+    thresholds: tuple[Threshold, ...] = ()
 
 
 def _refuse_in_a_search(key: str, value: Any) -> None:
