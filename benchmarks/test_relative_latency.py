@@ -14,7 +14,7 @@ import pytest
 
 from vitbench.core.records import Record
 from vitbench.core.run_folder import read_records
-from vitbench.reports.model.rows import figure
+from vitbench.reports.model.values import value_of
 
 #: The load beside each run.
 LOADS = (
@@ -70,8 +70,8 @@ def variation(values: Sequence[float]) -> float:
 def test_relative_latency_varies_at_most_half_as_much(
     say: Callable[[str], None], runs: list[dict[str, Record]], model: str
 ) -> None:
-    figures = [figure(run[model], "latency") for run in runs]
-    cpu = [figure(run[model], "latency_cpu_time") for run in runs]
+    figures = [value_of(run[model], "latency") for run in runs]
+    cpu = [value_of(run[model], "latency_cpu_time") for run in runs]
     raw = [one.value or math.nan for one in figures]
     estimates = [one.relative_between_runs for one in figures if one.relative_between_runs]
     narrow = [one.relative for one in figures if one.relative]

@@ -24,13 +24,8 @@ from vitbench.core.stats.statistics import wilson_interval
 from vitbench.experiments.evaluation import _score_values, evaluate_model
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
-from vitbench.reports.evaluation import (
-    confusion_png,
-    evaluation_page,
-    evaluation_text,
-    reliability_png,
-    write_evaluation,
-)
+from vitbench.reports.evaluation import evaluation_page, evaluation_text, write_evaluation
+from vitbench.reports.plots.evaluation import confusion_png, reliability_png
 from vitbench.training.data.datasets import DataInfo, describe_data, load_images
 from vitbench.training.evaluate import evaluate
 from vitbench.training.scores import score

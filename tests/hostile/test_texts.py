@@ -27,13 +27,15 @@ from vitbench.core import run_folder as store
 from vitbench.core.records import Record
 from vitbench.core.text import csv_text, one_line, printable_lines
 from vitbench.reports.format import cell_text, without_paths
-from vitbench.reports.markdown.page import merge_numbers, render_markdown, render_summary
+from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.model.failures import merge_numbers
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
-from vitbench.reports.plots.tradeoffs import plan_pictures, render_png
+from vitbench.reports.plots.curves import write_curves
+from vitbench.reports.plots.tradeoffs import draw_plot, plan_plots
 from vitbench.reports.sweep import sweep_csv, sweep_markdown
 from vitbench.reports.table import render_csv
-from vitbench.reports.training import history_csv, write_curves
+from vitbench.reports.training import history_csv
 from vitbench.runner.progress import LiveProgress, PlainProgress
 
 
@@ -214,11 +216,11 @@ def test_negative_numbers_stay_numbers() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_its_pictures_are_drawn_whatever_the_names_are(tmp_path: Path) -> None:
-    pictures = plan_pictures(build_rows([hostile_run()]))
+    pictures = plan_plots(build_rows([hostile_run()]))
     assert len(pictures) == 2
     for picture in pictures:
         assert_harmless_markdown(picture.caption)
-        content = render_png(picture)
+        content = draw_plot(picture)
         with Image.open(io.BytesIO(content)) as drawn:
             assert drawn.size == (1200, 780)
     rows = [

@@ -26,7 +26,7 @@ from vitbench.regression.history_page import history_json, render_markdown, rend
 from vitbench.regression.history_plots import plan_plots, render_png
 from vitbench.regression.series import Moment, Point, Series, kind_of, machine_of
 from vitbench.regression.stored_runs import find_runs
-from vitbench.reports.model.rows import figure
+from vitbench.reports.model.values import value_of
 
 ROOT = Path(__file__).parents[2]
 SD = 0.05
@@ -293,7 +293,7 @@ def test_what_is_no_repetition_is_one_number_as_in_the_reports(tmp_path: Path) -
     assert found["class_f1"].value == pytest.approx(np.mean(f1))
     assert found["class_recall"].value == pytest.approx(11 / 12)
     for metric in metrics:
-        reported = figure(record, metric).estimate
+        reported = value_of(record, metric).estimate
         assert reported is not None
         assert (found[metric].value, found[metric].low, found[metric].high) == (
             reported.value,

@@ -28,7 +28,7 @@ from vitbench.regression.pytest_benchmark_json import (
     write_storage,
 )
 from vitbench.regression.stored_runs import find_runs
-from vitbench.reports.model.rows import figure
+from vitbench.reports.model.values import value_of
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT / "results" / "amd-epyc-2-cores"
@@ -100,7 +100,7 @@ def test_relative_latency_has_the_interval_that_the_reports_have() -> None:
     )
     (one,) = to_benchmarks("night", [record], ENVIRONMENT)["benchmarks"]
     extra = one["extra_info"]
-    relative = figure(record, "latency").relative
+    relative = value_of(record, "latency").relative
     assert relative is not None
     found = (extra["latency_relative"], extra["latency_relative_low"], extra["latency_relative_high"])
     assert found == (relative.value, relative.low, relative.high)

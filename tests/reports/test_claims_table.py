@@ -17,19 +17,20 @@ from vitbench.models.cards import Claim, load_model_cards
 from vitbench.reports import write_report
 from vitbench.reports.format import NOT_ASKED
 from vitbench.reports.markdown.claims import (
-    HOW_TO_READ,
     claims_page,
-    claims_table,
-    computed_text,
+    claims_text,
     count_verdicts,
-    quantity_text,
     write_claims,
 )
+from vitbench.reports.markdown.explanations import CLAIMS
 from vitbench.reports.markdown.page import render_markdown
+from vitbench.reports.markdown.tables import value_text
+from vitbench.reports.model.claims import computed_value, quantity_text
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.tables import Column, Display
 
 CARDS = {card.name: card for card in load_model_cards()}
-HEADING = "## Published figures"
+HEADING = "## Published values"
 COLUMNS = ["model", "quantity", "published", "computed", "difference (%)", "verdict", "how, or why not", "source"]
 
 
@@ -92,7 +93,8 @@ def test_a_quantity_is_named_in_words(quantity: str, condition: str, text: str) 
     ],
 )
 def test_a_computed_figure_has_its_unit(quantity: str, verdict: Verdict, computed: float | None, text: str) -> None:
-    assert computed_text(judgement(quantity, verdict, computed)) == text
+    value = computed_value(judgement(quantity, verdict, computed))
+    assert value_text(value, Column(name="computed", display=Display())) == text
 
 
 def test_verdicts_are_counted_in_a_fixed_order() -> None:
@@ -116,7 +118,7 @@ def test_verdicts_are_counted_in_a_fixed_order() -> None:
 
 
 def test_the_table_of_the_lightweight_vit_is_what_was_computed_by_hand() -> None:
-    rows = rows_of(claims_table(judge_card(CARDS["cifar_lightweight_vit"], count_by_formula)))
+    rows = rows_of(claims_text(judge_card(CARDS["cifar_lightweight_vit"], count_by_formula)))
     assert all(list(row) == COLUMNS for row in rows)
     assert {row["model"] for row in rows} == {"cifar_lightweight_vit"}
     shown = [(r["quantity"], r["published"], r["computed"], r["difference (%)"], r["verdict"]) for r in rows]
@@ -133,26 +135,26 @@ def test_the_table_of_the_lightweight_vit_is_what_was_computed_by_hand() -> None
 
 def test_every_claim_of_every_card_is_a_line_of_the_table() -> None:
     judged = [one for card in CARDS.values() for one in judge_card(card, count_by_formula)]
-    rows = rows_of(claims_table(judged))
+    rows = rows_of(claims_text(judged))
     assert len(rows) == len(judged) == sum(len(card.claims) for card in CARDS.values())
     assert [row["verdict"] for row in rows] == [one.verdict for one in judged]
     assert all(text for row in rows for text in row.values())
 
 
 def test_no_claims_are_no_table() -> None:
-    assert claims_table([]) == ""
+    assert claims_text([]) == ""
 
 
 def test_signs_of_markdown_in_a_source_stay_text() -> None:
-    (row,) = rows_of(claims_table([judgement(printed="1 | *2*", source="README & <notes>")]))
+    (row,) = rows_of(claims_text([judgement(printed="1 | *2*", source="README & <notes>")]))
     assert row["published"] == "1 \0 \\*2\\*"
     assert row["source"] == "README &amp; &lt;notes&gt;"
 
 
 def test_the_page_says_how_to_read_it() -> None:
     page = claims_page([judgement(), judgement(verdict="contradicted")])
-    assert page.startswith("# Published figures against what is computed\n\n2 claims: 1 agrees, 1 contradicted.\n\n")
-    assert HOW_TO_READ in page
+    assert page.startswith("# Published values against computed ones\n\n2 claims: 1 agrees, 1 contradicted.\n\n")
+    assert CLAIMS in page
     assert len(rows_of(page)) == 2
     assert page.endswith("|\n")
 
@@ -210,7 +212,7 @@ def test_the_report_of_a_run_has_the_published_figures_of_its_models() -> None:
     page = render_markdown([Run(name="r", records=records)])
     text = section(page)
     assert "1 agrees as multiply-adds, 3 contradicted, 2 not checkable here. " in text
-    assert HOW_TO_READ in text
+    assert CLAIMS in text
     rows = rows_of(text)
     assert [row["model"] for row in rows] == ["cifar_lightweight_vit"] * 6
     assert rows[4]["computed"] == "-53.0 %"

@@ -12,9 +12,9 @@ import pytest
 from tests.reports.fabricate import ENVIRONMENT, cell, full_run, infer, ok, size
 from tests.reports.paired import tables
 from vitbench.core.records import Cell, Measurement, Record
-from vitbench.reports.markdown.batch_search import find_searches, frontier_section, without_bounds
-from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.markdown.page import render_markdown, render_summary, search_section
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.searches import find_searches, without_bounds
 from vitbench.reports.table import render_csv
 from vitbench.suites.batch_search import BOUND, expected_attempts
 
@@ -60,7 +60,7 @@ def search(
 
 def section(*records: Sequence[Record], environment: Any = ENVIRONMENT) -> list[list[dict[str, str]]]:
     run = Run(name="first", records=[one for some in records for one in some], environment=environment)
-    return tables("\n\n".join(frontier_section([run])))
+    return tables("\n\n".join(search_section([run])))
 
 
 def test_models_stand_against_sizes_for_each_device_call_and_dtype() -> None:
@@ -72,14 +72,14 @@ def test_models_stand_against_sizes_for_each_device_call_and_dtype() -> None:
         *search(5, model="vit_nano", dtype="bf16"),
         *search(7, model="vit_nano", device="cuda", memory_limit=None),
     ]
-    parts = frontier_section([Run(name="first", records=records)])
+    parts = search_section([Run(name="first", records=records)])
     assert [part for part in parts if part.startswith("#")] == [
         "## Largest batch that fits",
         "### cpu, inference, fp32",
         "### cpu, training step, fp32",
         "### cpu, inference, bf16",
         "### cuda, inference, fp32",
-        "### What stopped each search",
+        "### What ended each search",
     ]
     fp32, step, bf16, cuda, _ = tables("\n\n".join(parts))
     names = ["model", "memory limit", "224 px", "384 px"]
@@ -118,7 +118,7 @@ def test_each_search_tells_its_peak_how_it_failed_and_the_cap() -> None:
     _, (line,) = section(search(12))
     assert line == {
         "model": "vit_micro",
-        "px": "224",
+        "image size (px)": "224",
         "device": "cpu",
         "call": "inference",
         "dtype": "fp32",
@@ -138,7 +138,7 @@ def test_a_kill_tells_its_signal_and_a_failure_its_cause_once() -> None:
     assert line["how it fails"] == "killed, probable_oom (signal 9)"
     _, (line,) = section(search(8, ending=("timeout", "timeout")))
     assert (line["how it fails"], line["fails at"]) == ("timeout", "16")
-    assert line["limit"] == "none: it did not fail for memory"
+    assert line["limit"] == "none: memory did not cause the failure"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_models_with_classes_of_their_own_need_no_column_for_them() -> None:
 
 def test_searches_of_two_runs_stay_two_lines() -> None:
     runs = [Run(name="laptop", records=search(12)), Run(name="server", records=search(40))]
-    table, limits = tables("\n\n".join(frontier_section(runs)))
+    table, limits = tables("\n\n".join(search_section(runs)))
     assert [(line["run"], line["224 px"]) for line in table] == [("laptop", "12"), ("server", "40")]
     assert [line["run"] for line in limits] == ["laptop", "server"]
 
@@ -203,7 +203,7 @@ def test_names_and_causes_cannot_break_the_table() -> None:
 def test_cells_that_are_no_attempts_are_no_searches() -> None:
     run = full_run()
     assert find_searches([run]) == []
-    assert frontier_section([run]) == []
+    assert search_section([run]) == []
     assert [list(one.records) for one in without_bounds([run])] == [run.records]
 
 

@@ -24,7 +24,8 @@ from tests.reports.fabricate import (
 )
 from tests.reports.paired import tables
 from vitbench.core.records import STATUSES, Measurement
-from vitbench.reports.markdown.page import merge_numbers, render_markdown, render_summary
+from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.model.failures import merge_numbers
 from vitbench.reports.model.rows import SHOWN
 from vitbench.reports.model.runs import Run
 from vitbench.reports.table import render_csv

@@ -11,8 +11,9 @@ from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size
 from tests.reports.paired import REFERENCE_S, TURNS, check, loads, paired, tables, timed
 from vitbench.core.records import Measurement, Record
 from vitbench.devices.host.load import GPU_SLOWED
+from vitbench.reports.markdown.noise import disturbance_texts, noise_section
 from vitbench.reports.markdown.page import render_markdown, render_summary
-from vitbench.reports.model.noise import certify, disturbances, noise_floors, noise_section
+from vitbench.reports.model.noise import noise_floors, noise_levels
 from vitbench.reports.model.runs import Run
 
 Golden = Callable[[str, str], None]
@@ -32,7 +33,7 @@ def run_of(*records: Record, ratios: tuple[float, ...] = (), name: str = "run") 
 
 def test_the_floor_is_the_half_width_of_as_many_checks_as_a_cell_has_processes() -> None:
     run = run_of(paired(cell(), EXACT), ratios=(1 / 1.01, 1.0, 1.01))
-    (one,) = certify(run)
+    (one,) = noise_levels(run)
     half = 1.01 ** (T2 / math.sqrt(3))
     assert one.same is not None
     assert one.same.value == pytest.approx(1)
@@ -44,7 +45,7 @@ def test_the_floor_is_the_half_width_of_as_many_checks_as_a_cell_has_processes()
 
 def test_cells_of_more_processes_have_a_lower_floor() -> None:
     floors = [
-        certify(run_of(paired(cell(), (1.0,) * processes), ratios=(1 / 1.01, 1.0, 1.01)))[0].floor
+        noise_levels(run_of(paired(cell(), (1.0,) * processes), ratios=(1 / 1.01, 1.0, 1.01)))[0].floor
         for processes in (3, 12)
     ]
     assert floors == [
@@ -57,14 +58,14 @@ def test_the_certificate_says_what_is_a_tie() -> None:
     text = noise_section([run_of(paired(cell(), EXACT), ratios=(1 / 1.01, 1.0, 1.01))])
     assert text == (
         "- **cpu, 2 threads**: the reference against itself, 3 processes: 1.000 [0.976, 1.025]; differences under "
-        "**2.5 %** (the noise floor of cells of 3 processes) are ties; the machine's own speed moved 1.00 times between "
-        "its slowest and fastest tenth.\n\nThis machine does not tell what else it did."
+        "**2.5 %** (the noise floor of cells of 3 processes) are ties; the machine's own speed changed 1.00-fold between "
+        "its slowest and fastest tenth.\n\nThis machine does not report what else it did."
     )
 
 
 def test_an_interval_that_leaves_1_out_is_said() -> None:
     text = noise_section([run_of(paired(cell(), EXACT), ratios=(1.1, 1.1, 1.1))])
-    assert "3 processes: 1.100 [1.100, 1.100] (it should hold 1, and does not); differences under **0.0 %**" in text
+    assert "3 processes: 1.100 [1.100, 1.100] (it should contain 1, and does not); differences under **0.0 %**" in text
     assert "does not" not in noise_section([run_of(paired(cell(), EXACT), ratios=(0.9, 1.0, 1.1))]).partition(";")[0]
 
 
@@ -72,35 +73,35 @@ def test_one_check_is_too_few_for_a_floor() -> None:
     run = run_of(paired(cell(), EXACT), ratios=(1.02,))
     text = noise_section([run])
     assert "1 process: 1.020" in text
-    assert "; too few to tell a noise floor;" in text
+    assert "; too few processes to estimate a noise floor;" in text
     assert noise_floors([run]) == {}
 
 
 def test_a_check_of_no_time_at_all_gives_no_floor() -> None:
     run = run_of(paired(cell(), EXACT), ratios=(0.0, 1.0, 1.0))
-    assert certify(run)[0].floor is None
-    assert "too few to tell a noise floor" in noise_section([run])
+    assert noise_levels(run)[0].floor is None
+    assert "too few processes to estimate a noise floor" in noise_section([run])
 
 
 def test_a_run_without_the_reference_is_not_to_be_compared() -> None:
     run = run_of(infer(cell(), processes=3))
     assert noise_section([run]) == (
-        "- **cpu, 2 threads**: timed without the reference; times of different minutes are not to be compared."
-        "\n\nThis machine does not tell what else it did."
+        "- **cpu, 2 threads**: timed without the reference; times of different minutes are not comparable."
+        "\n\nThis machine does not report what else it did."
     )
     assert noise_floors([run]) == {}
 
 
 def test_a_run_whose_checks_are_lost_was_still_timed_beside_the_reference() -> None:
     text = noise_section([run_of(paired(cell(), EXACT))])
-    assert "the reference never played against itself, so that no noise floor is known" in text
+    assert "the reference was never compared with itself, so the noise floor is unknown" in text
     assert "without the reference" not in text
 
 
 def test_checks_of_another_device_or_thread_count_do_not_count() -> None:
     noise = [check(1.0), check(1.1), check(2.0, threads=1), check(3.0, device="cuda")]
     records = [paired(cell(threads=threads), EXACT) for threads in (2, 1)]
-    two, one = certify(Run(name="run", records=records, noise=noise))
+    two, one = noise_levels(Run(name="run", records=records, noise=noise))
     assert two.same is not None
     assert two.same.n_processes == 2
     assert one.same is not None
@@ -111,14 +112,14 @@ def test_checks_of_another_device_or_thread_count_do_not_count() -> None:
 
 
 def test_drift_is_the_slowest_over_the_fastest_tenth_of_all_turns() -> None:
-    (steady,) = certify(run_of(paired(cell(), EXACT)))
-    (moved,) = certify(run_of(paired(cell(), EXACT, reference=TWO_SPEEDS)))
-    (short,) = certify(run_of(paired(cell(), (1.0,), reference=(REFERENCE_S,) * 9)))
+    (steady,) = noise_levels(run_of(paired(cell(), EXACT)))
+    (moved,) = noise_levels(run_of(paired(cell(), EXACT, reference=TWO_SPEEDS)))
+    (short,) = noise_levels(run_of(paired(cell(), (1.0,), reference=(REFERENCE_S,) * 9)))
     assert (steady.drift, moved.drift, short.drift) == (pytest.approx(1), pytest.approx(2), None)
 
 
 def test_training_steps_are_certified_too() -> None:
-    (one,) = certify(run_of(paired(cell(mode="train"), EXACT)))
+    (one,) = noise_levels(run_of(paired(cell(mode="train"), EXACT)))
     assert one.processes == 3
 
 
@@ -136,15 +137,15 @@ def test_nothing_timed_gives_no_section() -> None:
     ("record", "reasons"),
     [
         (paired(cell(), EXACT, extra=loads(0.24, 0.019)), []),
-        (paired(cell(), EXACT, extra=loads(0.25)), ["0.25 cores busy with something else"]),
+        (paired(cell(), EXACT, extra=loads(0.25)), ["0.25 cores busy with other programs"]),
         (paired(cell(), EXACT, extra=loads(steal=0.02)), ["0.020 cores' time taken by the host"]),
-        (paired(cell(), EXACT, reference=TWO_SPEEDS), ["the machine's own speed moved 2.0 times"]),
+        (paired(cell(), EXACT, reference=TWO_SPEEDS), ["the machine's own speed changed 2.0-fold"]),
         (
             paired(cell(mode="train"), EXACT, reference=TWO_SPEEDS, extra=loads(1.0, 0.5)),
             [
-                "1.0 cores busy with something else",
+                "1.0 cores busy with other programs",
                 "0.50 cores' time taken by the host",
-                "the machine's own speed moved 2.0 times",
+                "the machine's own speed changed 2.0-fold",
             ],
         ),
         (infer(cell()), []),
@@ -153,14 +154,14 @@ def test_nothing_timed_gives_no_section() -> None:
     ids=["quiet", "load", "steal", "drift", "all of them", "nothing known", "failed"],
 )
 def test_why_a_cell_is_disturbed(record: Record, reasons: list[str]) -> None:
-    assert disturbances(record) == reasons
+    assert disturbance_texts(record) == reasons
 
 
 def test_the_load_is_the_mean_over_a_cells_processes() -> None:
     (measurement,) = loads(0.0)
     for last, count in ((0.9, 1), (0.6, 0)):
         mixed = Measurement(metric=measurement.metric, unit="core", samples=((0.0,), (0.0,), (last,)), method="")
-        assert len(disturbances(paired(cell(), EXACT, extra=[mixed]))) == count
+        assert len(disturbance_texts(paired(cell(), EXACT, extra=[mixed]))) == count
 
 
 def test_a_gpu_that_was_slowed_down_at_any_time_is_disturbed() -> None:
@@ -169,7 +170,7 @@ def test_a_gpu_that_was_slowed_down_at_any_time_is_disturbed() -> None:
         (((0.0,), (0.0,)), []),
     ):
         slowed = Measurement(metric=GPU_SLOWED, unit="1", samples=samples, method="NVML")
-        assert disturbances(paired(cell(device="cuda"), EXACT, extra=[slowed])) == reasons
+        assert disturbance_texts(paired(cell(device="cuda"), EXACT, extra=[slowed])) == reasons
 
 
 def test_disturbed_cells_are_a_table() -> None:
@@ -183,15 +184,15 @@ def test_disturbed_cells_are_a_table() -> None:
         {
             "disturbed": "vit_micro",
             "cell": "cpu 231x240 px b8 infer",
-            "by": "0.50 cores busy with something else; 0.10 cores' time taken by the host",
+            "by": "0.50 cores busy with other programs; 0.10 cores' time taken by the host",
         },
-        {"disturbed": "vit_big", "cell": "cpu 32 px b1 train", "by": "the machine's own speed moved 2.0 times"},
+        {"disturbed": "vit_big", "cell": "cpu 32 px b1 train", "by": "the machine's own speed changed 2.0-fold"},
     ]
 
 
 def test_a_quiet_machine_that_tells_is_said_to_be_quiet() -> None:
     text = noise_section([run_of(paired(cell(), EXACT, extra=loads(0.0, 0.0)))])
-    assert text.endswith("\n\nNo cell was disturbed, as far as this machine tells.")
+    assert text.endswith("\n\nNo cell was disturbed, as far as this machine reports.")
 
 
 def test_several_runs_are_named() -> None:
@@ -251,7 +252,7 @@ def test_every_figure_of_the_page_follows_from_the_runs_round_numbers() -> None:
     # its processes, and other runs
     half = math.exp(math.hypot(math.log(1.1) * T2 / math.sqrt(3), 1.959964 * 0.04))
     assert micro["latency b1 (× reference)"] == f"4.00 [{4 / half:.2f}, {4 * half:.2f}]" == "4.00 [3.12, 5.13]"
-    assert (nano["place b1"], micro["place b1"]) == ("1", "2")
+    assert (nano["rank b1"], micro["rank b1"]) == ("1", "2")
     assert nano["training step b8 (ms)"] == "80.0 [80.0, 80.0]"
     details = tables(page.partition("## Details")[2])[0]
     assert [row["training step b8 (× reference)"] for row in details] == ["8.00 [7.40, 8.65]", "–"]
@@ -259,11 +260,11 @@ def test_every_figure_of_the_page_follows_from_the_runs_round_numbers() -> None:
     half = 1.01 ** (T2 / math.sqrt(3))
     assert f"3 processes: 1.000 [{1 / half:.3f}, {half:.3f}]; differences under **{100 * (half - 1):.1f} %**" in noise
     # of 90 turns 15 were at half the speed: the slowest tenth is twice the fastest
-    assert "the machine's own speed moved 2.00 times" in noise
+    assert "the machine's own speed changed 2.00-fold" in noise
     (disturbed,) = tables(noise)
     assert [row["disturbed"] for row in disturbed] == ["vit_micro"]
     assert disturbed[0]["by"] == (
-        "0.50 cores busy with something else; 0.10 cores' time taken by the host; the machine's own speed moved 2.0 times"
+        "0.50 cores busy with other programs; 0.10 cores' time taken by the host; the machine's own speed changed 2.0-fold"
     )
     assert "Sorted by latency over that of the reference" in page
     assert "A fixed piece of work, the reference, took turns with every timed cell" in noise
@@ -271,4 +272,4 @@ def test_every_figure_of_the_page_follows_from_the_runs_round_numbers() -> None:
 
 def test_the_terminal_shows_the_same_places() -> None:
     (main,) = tables(render_summary([noisy_run()]))
-    assert [row["place b1"] for row in main] == ["1", "2"]
+    assert [row["rank b1"] for row in main] == ["1", "2"]

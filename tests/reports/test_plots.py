@@ -13,13 +13,13 @@ from vitbench.core.records import Record
 from vitbench.reports.model.pareto import pareto_front
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
-from vitbench.reports.plots.tradeoffs import Picture, Point, plan_pictures, render_png, why_no_pictures
+from vitbench.reports.plots.tradeoffs import Plot, Point, draw_plot, plan_plots, why_no_plots
 
 small_numbers = st.integers(0, 6).map(float)
 
 
-def pictures_of(*records: Record) -> list[Picture]:
-    return plan_pictures(build_rows([Run(name="run", records=records, environment=ENVIRONMENT)]))
+def pictures_of(*records: Record) -> list[Plot]:
+    return plan_plots(build_rows([Run(name="run", records=records, environment=ENVIRONMENT)]))
 
 
 @given(st.lists(st.tuples(small_numbers, small_numbers), max_size=12))
@@ -34,7 +34,7 @@ def test_the_front_is_what_no_point_beats(points: list[tuple[float, float]]) -> 
 
 
 def test_points_carry_their_intervals_and_chance_is_known() -> None:
-    by_latency, by_params = plan_pictures(build_rows([full_run()]))
+    by_latency, by_params = plan_plots(build_rows([full_run()]))
     assert len(by_latency.points) == len(by_params.points) == 4
     assert by_latency.chance == 10
     assert all(p.x_low is not None and p.y_low is not None and p.y_low < p.y for p in by_latency.points)
@@ -74,20 +74,20 @@ def test_a_latency_of_another_batch_is_no_point() -> None:
 
 def test_why_there_is_no_picture() -> None:
     rows = build_rows([Run(name="r", records=[infer(cell())])])
-    assert plan_pictures(rows) == []
-    assert "no training cell" in why_no_pictures(rows)
+    assert plan_plots(rows) == []
+    assert "no training cell" in why_no_plots(rows)
     rows = build_rows([Run(name="r", records=[infer(cell()), failed(training_cell("vit_micro"), "oom")])])
-    assert plan_pictures(rows) == []
-    assert "see Failures" in why_no_pictures(rows)
+    assert plan_plots(rows) == []
+    assert "see Failures" in why_no_plots(rows)
     rows = build_rows([Run(name="r", records=[trained(training_cell("vit_micro"), 200)])])
-    assert [picture.file_name for picture in plan_pictures(rows)] == ["accuracy-params.png"]
-    assert "against latency" in why_no_pictures(rows)
-    assert why_no_pictures(build_rows([full_run()])) == ""
+    assert [picture.file_name for picture in plan_plots(rows)] == ["accuracy-params.png"]
+    assert "against latency" in why_no_plots(rows)
+    assert why_no_plots(build_rows([full_run()])) == ""
 
 
 @pytest.mark.parametrize("points", [1, 30])
 def test_a_picture_is_drawn_and_repeats_to_the_byte(points: int) -> None:
-    picture = Picture(
+    picture = Plot(
         "x.png",
         "accuracy against latency",
         "latency (ms)",
@@ -96,7 +96,7 @@ def test_a_picture_is_drawn_and_repeats_to_the_byte(points: int) -> None:
         ),
         chance=10.0,
     )
-    drawn = render_png(picture)
+    drawn = draw_plot(picture)
     assert drawn.startswith(b"\x89PNG")
-    assert drawn == render_png(picture)
-    assert render_png(dataclasses.replace(picture, chance=None, log_x=False)) != drawn
+    assert drawn == draw_plot(picture)
+    assert draw_plot(dataclasses.replace(picture, chance=None, log_x=False)) != drawn

@@ -1,4 +1,4 @@
-"""Who is faster: places by what each took relative to the reference, and where that stands in the reports."""
+"""Who is faster: ranks by what each took relative to the reference, and where that stands in the reports."""
 
 from __future__ import annotations
 
@@ -15,42 +15,41 @@ from tests.reports.paired import REFERENCE, TURNS, check, paired, tables, timed
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.statistics import BETWEEN_PROCESSES, BETWEEN_RUNS, WITHIN_PROCESS, Ratio
 from vitbench.reports.markdown.page import render_markdown
-from vitbench.reports.model.ranking import Place, places, ratio_of, tells_apart
-from vitbench.reports.model.rows import Figure, build_rows, figure
+from vitbench.reports.model.ranking import differ, ranks, ratio_of
+from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
-from vitbench.reports.plots.tradeoffs import plan_pictures
+from vitbench.reports.model.values import MetricValue, value_of
+from vitbench.reports.plots.tradeoffs import plan_plots
 from vitbench.reports.table import render_csv, tidy_frame
 
 EXACT = (1.0, 1.0, 1.0)
 
 
-def latency(*ratios: float, model: str = "vit_micro", group: str = "", **changes: Any) -> Figure:
-    return figure(paired(cell(model, **changes), ratios, group=group), "latency")
+def latency(*ratios: float, model: str = "vit_micro", group: str = "", **changes: Any) -> MetricValue:
+    return value_of(paired(cell(model, **changes), ratios, group=group), "latency")
 
 
 def run_of(*records: Record, name: str = "run") -> Run:
     return Run(name=name, records=records, environment=ENVIRONMENT)
 
 
-def texts(figures: list[Figure], floor: float = 0.0) -> list[str | None]:
-    return [None if place is None else str(place) for place in places(figures, floor)]
+def texts(values: list[MetricValue], floor: float = 0.0) -> list[str | None]:
+    return [
+        rank and (f"{rank.best}-{rank.worst}" if rank.best < rank.worst else f"{rank.best}")
+        for rank in ranks(values, floor)
+    ]
 
 
-# places
+# ranks
 
 
-def test_a_place_is_a_number_or_a_range() -> None:
-    assert str(Place(2, 2)) == "2"
-    assert str(Place(2, 3)) == "2-3"
-
-
-def test_places_go_by_relative_latency_and_ties_share_theirs() -> None:
+def test_ranks_go_by_relative_latency_and_ties_share_theirs() -> None:
     fast, slow = latency(1.0, 1.01, 0.99), latency(4.0, 4.04, 3.96)
     one, other = latency(2.0, 2.1, 1.9), latency(2.05, 2.15, 1.95)
     assert texts([slow, one, fast, other]) == ["4", "2-3", "1", "2-3"]
 
 
-def test_figures_that_cannot_be_told_apart_share_all_places() -> None:
+def test_values_that_cannot_be_distinguished_share_all_ranks() -> None:
     assert texts([latency(1.0, 2.0, 3.0), latency(1.1, 2.1, 3.1), latency(1.2, 2.2, 3.2)]) == ["1-3"] * 3
 
 
@@ -61,11 +60,11 @@ def test_a_figure_between_two_that_differ_can_tie_with_both() -> None:
 
 
 def test_differences_within_the_noise_floor_are_ties() -> None:
-    figures = [latency(1.0, 1.0, 1.0), latency(1.1, 1.1, 1.1)]
-    assert texts(figures) == ["1", "2"]
-    assert texts(figures, floor=0.05) == ["1", "2"]
-    assert texts(figures, floor=0.2) == ["1-2", "1-2"]
-    assert texts(figures[::-1], floor=0.2) == ["1-2", "1-2"]
+    values = [latency(1.0, 1.0, 1.0), latency(1.1, 1.1, 1.1)]
+    assert texts(values) == ["1", "2"]
+    assert texts(values, floor=0.05) == ["1", "2"]
+    assert texts(values, floor=0.2) == ["1-2", "1-2"]
+    assert texts(values[::-1], floor=0.2) == ["1-2", "1-2"]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_differences_within_the_noise_floor_are_ties() -> None:
     ],
 )
 def test_a_difference_leaves_1_out_and_is_beyond_the_floor(ratio: Ratio | None, floor: float, apart: bool) -> None:
-    assert tells_apart(ratio, floor) is apart
+    assert differ(ratio, floor) is apart
 
 
 def test_processes_that_took_turns_are_compared_one_by_one() -> None:
@@ -103,13 +102,13 @@ def test_processes_that_took_turns_are_compared_one_by_one() -> None:
     [
         latency(2.0, 2.0, 2.0, threads=1),
         latency(2.0, 2.0, 2.0, device="cuda"),
-        figure(paired(cell(), (2.0,) * 3, named=REFERENCE.replace("reference 1", "reference 2")), "latency"),
-        figure(infer(cell(), processes=3), "latency"),
-        Figure(),
+        value_of(paired(cell(), (2.0,) * 3, named=REFERENCE.replace("reference 1", "reference 2")), "latency"),
+        value_of(infer(cell(), processes=3), "latency"),
+        MetricValue(),
     ],
     ids=["threads", "device", "reference", "without reference", "not asked for"],
 )
-def test_what_has_no_common_reference_is_not_compared(other: Figure) -> None:
+def test_what_has_no_common_reference_is_not_compared(other: MetricValue) -> None:
     one = latency(*EXACT)
     assert ratio_of(one, other) is None
     assert ratio_of(other, one) is None
@@ -120,30 +119,30 @@ def test_one_process_is_no_comparison() -> None:
     assert texts([latency(1.0), latency(2.0)]) == [None, None]
 
 
-def test_those_without_a_reference_have_no_place_among_those_with_one() -> None:
-    without = figure(infer(cell(), processes=3), "latency")
+def test_those_without_a_reference_have_no_rank_among_those_with_one() -> None:
+    without = value_of(infer(cell(), processes=3), "latency")
     assert texts([latency(2.0, 2.0, 2.0), without, latency(*EXACT)]) == ["2", None, "1"]
 
 
-def test_one_figure_alone_has_no_place() -> None:
-    assert places([]) == []
+def test_one_figure_alone_has_no_rank() -> None:
+    assert ranks([]) == []
     assert texts([latency(*EXACT)]) == [None]
 
 
-def test_a_failed_measurement_has_no_place() -> None:
+def test_a_failed_measurement_has_no_rank() -> None:
     broken = Measurement.absent("latency", "s", "timeout", "late")
-    figures = [latency(*EXACT), Figure(ok(cell(), [broken]), broken, "timeout"), latency(2.0, 2.0, 2.0)]
-    assert texts(figures) == ["1", None, "2"]
+    values = [latency(*EXACT), MetricValue(ok(cell(), [broken]), broken, "timeout"), latency(2.0, 2.0, 2.0)]
+    assert texts(values) == ["1", None, "2"]
 
 
 def test_a_record_that_stands_in_two_rows_does_not_compete_with_itself() -> None:
     once, slow = latency(*EXACT), latency(2.0, 2.0, 2.0)
-    again = figure(once.record, "latency")  # type: ignore[arg-type]
+    again = value_of(once.record, "latency")  # type: ignore[arg-type]
     assert texts([once, again, slow]) == ["1", "1", "2"]
     assert texts([once, again]) == [None, None]
 
 
-# where places stand
+# where ranks stand
 
 
 def test_rows_are_sorted_by_relative_latency_and_not_by_milliseconds() -> None:
@@ -154,24 +153,24 @@ def test_rows_are_sorted_by_relative_latency_and_not_by_milliseconds() -> None:
     assert [row["model"] for row in main] == ["vit_nano", "vit_micro"]
     assert [row["latency b1 (ms)"] for row in main] == ["80.0 [80.0, 80.0]", "30.0 [30.0, 30.0]"]
     assert [row["latency b1 (× reference)"] for row in main] == ["2.00 [1.85, 2.16]", "3.00 [2.77, 3.24]"]
-    assert [row["place b1"] for row in main] == ["1", "2"]
+    assert [row["rank b1"] for row in main] == ["1", "2"]
 
 
-def test_places_are_those_among_the_rows_of_one_table() -> None:
+def test_ranks_are_those_among_the_rows_of_one_table() -> None:
     records = [paired(cell(model, image_size=(px, px)), (ratio,) * 3)
                for px in (32, 64) for model, ratio in (("vit_nano", px), ("vit_micro", 2 * px))]  # fmt: skip
     for table in tables(render_markdown([run_of(*records)]))[:2]:
-        assert [row["place b1"] for row in table] == ["1", "2"]
+        assert [row["rank b1"] for row in table] == ["1", "2"]
 
 
-def test_thread_counts_and_runs_have_places_of_their_own() -> None:
+def test_thread_counts_and_runs_have_ranks_of_their_own() -> None:
     records = [
         paired(cell(model, threads=threads), (ratio * threads,) * 3)
         for model, ratio in (("vit_nano", 1.0), ("vit_micro", 1.5))
         for threads in (1, 2)
     ]
     main = tables(render_markdown([run_of(*records), run_of(*records[:1], name="other")]))[0]
-    assert {(row["run"], row["threads"], row["model"]): row["place b1"] for row in main} == {
+    assert {(row["run"], row["threads"], row["model"]): row["rank b1"] for row in main} == {
         ("run", "1", "vit_nano"): "1",
         ("run", "1", "vit_micro"): "2",
         ("run", "2", "vit_nano"): "1",
@@ -180,34 +179,34 @@ def test_thread_counts_and_runs_have_places_of_their_own() -> None:
     }
 
 
-def test_a_latency_of_another_batch_has_no_place() -> None:
+def test_a_latency_of_another_batch_has_no_rank() -> None:
     records = [
         paired(cell("vit_nano"), EXACT),
         paired(cell("vit_micro"), (2.0,) * 3),
         paired(cell("vit_big", 8), EXACT),
     ]
     main = tables(render_markdown([run_of(*records)]))[0]
-    assert {row["model"]: (row["latency b1 (× reference)"], row["place b1"]) for row in main} == {
+    assert {row["model"]: (row["latency b1 (× reference)"], row["rank b1"]) for row in main} == {
         "vit_nano": ("1.00 [0.92, 1.08]", "1"),
         "vit_micro": ("2.00 [1.85, 2.16]", "2"),
         "vit_big": ("1.00 [0.92, 1.08] (b8)", "–"),
     }
 
 
-def test_a_model_that_was_trained_twice_keeps_one_place() -> None:
+def test_a_model_that_was_trained_twice_keeps_one_rank() -> None:
     trainings = [trained(training_cell("vit_nano", data=data), 180) for data in ("digits", "cifar10")]
     records = [paired(cell("vit_nano"), EXACT), paired(cell("vit_micro"), (2.0,) * 3), *trainings]
     main = tables(render_markdown([run_of(*records)]))[0]
-    assert [(row["model"], row["place b1"]) for row in main] == [
+    assert [(row["model"], row["rank b1"]) for row in main] == [
         ("vit_nano", "1"),
         ("vit_nano", "1"),
         ("vit_micro", "2"),
     ]
 
 
-def test_without_a_reference_there_is_neither_a_ratio_nor_a_place() -> None:
+def test_without_a_reference_there_is_neither_a_ratio_nor_a_rank() -> None:
     main = tables(render_markdown([run_of(infer(cell("vit_nano")), infer(cell("vit_micro")))]))[0]
-    assert not {heading for row in main for heading in row if "reference" in heading or "place" in heading}
+    assert not {heading for row in main for heading in row if "reference" in heading or "rank" in heading}
 
 
 def test_the_relative_training_step_is_a_detail() -> None:
@@ -224,8 +223,8 @@ def test_the_noise_floor_of_a_run_makes_ties_on_its_page() -> None:
     quiet = tables(render_markdown([run_of(*records)]))[0]
     checks = [check(0.9), check(1.0), check(1.1)]
     noisy = tables(render_markdown([Run(name="run", records=records, noise=checks)]))[0]
-    assert [row["place b1"] for row in quiet] == ["1", "2"]
-    assert [row["place b1"] for row in noisy] == ["1-2", "1-2"]
+    assert [row["rank b1"] for row in quiet] == ["1", "2"]
+    assert [row["rank b1"] for row in noisy] == ["1-2", "1-2"]
 
 
 # tables for programs
@@ -237,7 +236,7 @@ def widened(half: float) -> float:
 
 
 def test_an_interval_allows_for_other_runs() -> None:
-    one = figure(paired(cell(), (2.0,) * 3), "latency")
+    one = value_of(paired(cell(), (2.0,) * 3), "latency")
     assert one.relative is not None
     assert one.relative_between_runs is not None
     assert (one.relative.low, one.relative.high) == (pytest.approx(2), pytest.approx(2))
@@ -252,7 +251,7 @@ def test_where_the_first_processes_decided_how_many_there_would_be_their_spread_
     first, later = (0.96, 0.98, 1.0, 1.02, 1.04), (1.0,) * 15
     one, other = latency(*first, *later, group=group), latency(*[1.01] * 20, group=group)
 
-    def decided(found: Figure) -> Figure:
+    def decided(found: MetricValue) -> MetricValue:
         assert found.measurement is not None
         return replace(found, measurement=replace(found.measurement, first_stage=5))
 
@@ -266,13 +265,13 @@ def test_where_the_first_processes_decided_how_many_there_would_be_their_spread_
 
 def test_one_process_says_that_its_interval_is_of_one_process() -> None:
     record = paired(cell(), (2.0,), reference=tuple(0.01 + 0.0001 * turn for turn in range(TURNS)))
-    one = figure(record, "latency")
+    one = value_of(record, "latency")
     assert one.relative is not None
     assert one.relative_between_runs == one.relative
     (line,) = pd.read_csv(io.StringIO(render_csv([run_of(record)]))).to_dict("records")
     assert line["relative_latency_interval"] == WITHIN_PROCESS
     page = render_markdown([run_of(record)])
-    assert "that of fewer processes holds neither" in page
+    assert "that of fewer processes does not" in page
     assert tables(page)[0][0]["latency b1 (× reference)"] == "2.00 [2.00, 2.00]"
 
 
@@ -335,40 +334,40 @@ def test_the_frame_of_a_failure_has_no_ratio() -> None:
     assert frame["relative"].isna().all()
 
 
-# pictures
+# plots
 
 
-def test_the_picture_has_multiples_of_the_reference_where_each_row_has_them() -> None:
+def test_the_plot_has_multiples_of_the_reference_where_each_row_has_them() -> None:
     records = [paired(cell("vit_nano"), (2.0,) * 3), trained(training_cell("vit_nano"), 200)]
     records += [paired(cell("vit_micro"), (3.0,) * 3), trained(training_cell("vit_micro"), 250)]
-    picture = plan_pictures(build_rows([run_of(*records)]))[0]
-    assert picture.x_label == "latency of a batch of 1 (× reference)"
-    assert [(point.label, point.x) for point in picture.points] == [
+    plot = plan_plots(build_rows([run_of(*records)]))[0]
+    assert plot.x_label == "latency of a batch of 1 (× reference)"
+    assert [(point.label, point.x) for point in plot.points] == [
         ("vit_nano", pytest.approx(2)),
         ("vit_micro", pytest.approx(3)),
     ]
 
 
-def test_the_pictures_intervals_are_those_of_the_table() -> None:
+def test_the_plots_intervals_are_those_of_the_table() -> None:
     record = paired(cell("vit_nano"), (1.9, 2.0, 2.1))
-    (point,) = plan_pictures(build_rows([run_of(record, trained(training_cell("vit_nano"), 200))]))[0].points
-    told = figure(record, "latency").relative_between_runs
-    assert told is not None
-    assert (point.x, point.x_low, point.x_high) == (told.value, told.low, told.high)
+    (point,) = plan_plots(build_rows([run_of(record, trained(training_cell("vit_nano"), 200))]))[0].points
+    shown = value_of(record, "latency").relative_between_runs
+    assert shown is not None
+    assert (point.x, point.x_low, point.x_high) == (shown.value, shown.low, shown.high)
 
 
-def test_the_picture_has_milliseconds_where_one_row_lacks_the_reference() -> None:
+def test_the_plot_has_milliseconds_where_one_row_lacks_the_reference() -> None:
     records = [paired(cell("vit_nano"), (2.0,) * 3), trained(training_cell("vit_nano"), 200)]
     without = timed("latency", (3.0,) * 3)
     without = Measurement(metric="latency", unit="s", samples=without.samples, method="alone")
     other = cell("vit_micro")
     records += [ok(other, [*size(other), without]), trained(training_cell("vit_micro"), 250)]
-    picture = plan_pictures(build_rows([run_of(*records)]))[0]
-    assert picture.x_label == "latency of a batch of 1 (ms)"
-    assert [point.x for point in picture.points] == [pytest.approx(20), pytest.approx(30)]
+    plot = plan_plots(build_rows([run_of(*records)]))[0]
+    assert plot.x_label == "latency of a batch of 1 (ms)"
+    assert [point.x for point in plot.points] == [pytest.approx(20), pytest.approx(30)]
 
 
 def test_a_row_without_an_accuracy_does_not_decide_on_the_axis() -> None:
     records = [paired(cell("vit_nano"), (2.0,) * 3), trained(training_cell("vit_nano"), 200), infer(cell("vit_micro"))]
-    picture = plan_pictures(build_rows([run_of(*records)]))[0]
-    assert picture.x_label.endswith("(× reference)")
+    plot = plan_plots(build_rows([run_of(*records)]))[0]
+    assert plot.x_label.endswith("(× reference)")

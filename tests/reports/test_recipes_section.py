@@ -13,9 +13,10 @@ from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, trained, t
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.estimates import BY_CLASS_KIND
 from vitbench.reports.markdown.page import render_markdown, render_summary
-from vitbench.reports.markdown.recipes import training_section
-from vitbench.reports.model.rows import Row, build_rows, figure
+from vitbench.reports.markdown.trainings import training_section
+from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.values import value_of
 from vitbench.reports.table import render_csv, tidy_frame
 from vitbench.training.recipes import load_recipe
 
@@ -180,7 +181,7 @@ def test_names_that_do_not_fit_become_numbers_and_many_classes_no_table() -> Non
 
 def test_one_value_a_class_is_no_sample_of_repetitions() -> None:
     record = recipe_run("cifar-vit-base", 900)
-    estimate = figure(record, "class_f1").estimate
+    estimate = value_of(record, "class_f1").estimate
     assert estimate is not None
     assert (estimate.low, estimate.high, estimate.kind) == (None, None, BY_CLASS_KIND)
     assert estimate.value == pytest.approx((0.9 + 0.8 + 0.0) / 3)

@@ -9,8 +9,9 @@ import pytest
 from tests.reports.fabricate import cell, failed, infer, ok, size, train_step, trained, training_cell
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.statistics import WILSON, wilson_interval
-from vitbench.reports.model.rows import Row, build_rows, figure, shared_test_data, varying_axes
+from vitbench.reports.model.rows import Row, build_rows, shared_test_data, varying_axes
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.values import value_of
 
 
 def rows_of(*records: Record) -> list[Row]:
@@ -149,17 +150,17 @@ def test_a_failed_cell_does_not_hide_what_another_knows() -> None:
 
 def test_what_was_not_asked_for_has_no_status() -> None:
     record = ok(cell(), size(cell()))
-    assert figure(record, "latency").status is None
-    assert figure(failed(cell(), "oom"), "latency").status == "oom"
-    assert figure(failed(cell(), "oom"), "flops_fvcore").status is None
+    assert value_of(record, "latency").status is None
+    assert value_of(failed(cell(), "oom"), "latency").status == "oom"
+    assert value_of(failed(cell(), "oom"), "flops_fvcore").status is None
     unspoken = dataclasses.replace(failed(cell(), "oom"), measurements=())
-    assert figure(unspoken, "latency").status == "oom"
+    assert value_of(unspoken, "latency").status == "oom"
     assert rows_of(infer(cell()), dataclasses.replace(unspoken, cell=cell(batch=2)))[0].fact("buffers").status is None
 
 
 def test_a_measurement_without_samples_is_no_number() -> None:
     empty = Measurement(metric="latency", unit="s", samples=(), method="")
-    assert figure(ok(cell(), [empty]), "latency").status == "error"
+    assert value_of(ok(cell(), [empty]), "latency").status == "error"
 
 
 @pytest.mark.parametrize(("metric", "status"), [("flops_fvcore", "error"), ("latency", "unsupported")])

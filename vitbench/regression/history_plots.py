@@ -16,7 +16,7 @@ from vitbench.regression.change_text import SILENT_UNITS
 from vitbench.regression.history import History, Step
 from vitbench.regression.series import Moment, Series
 from vitbench.reports.format import percent
-from vitbench.reports.plots.tradeoffs import COLOURS
+from vitbench.reports.plots.style import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,8 @@
-"""Everything that a person reads of a run, made from its records alone; never imports torch.
+"""What people read of a run, made from its records alone; never imports torch.
 
-``records.jsonl`` -> ``Run`` -> rows -> ``report.md``, ``report.csv``, two pictures; or -> a tidy DataFrame.
+``records.jsonl`` -> ``Run`` -> rows -> tables of values (``model/``) -> ``markdown/``, ``plots/``, CSV, a tidy frame.
+Imports analysis (claims), suites, training (recipes), devices and core. Start with ``model/rows.py`` and
+``model/tables.py``: no digit is rounded and nothing escaped there; ``markdown/tables.py`` renders a table.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def load_records(*folders: Path | str) -> pd.DataFrame:
     that failed before anything was measured has one row without a metric. So ``load_records(run).query("metric ==
     'latency' and batch_size == 1")``.
 
-    Raises RunFolderError for a folder that is no run folder; warns of damaged records.
+    Raises RunFolderError for a folder without a run; warns of damaged records.
     """
     from vitbench.reports.model.runs import read_runs
     from vitbench.reports.table import tidy_frame
@@ -36,7 +38,7 @@ def load_records(*folders: Path | str) -> pd.DataFrame:
 
 
 def summary_tables(folders: Sequence[Path | str]) -> str:
-    """The main tables of one or several run folders as Markdown. Raises RunFolderError for what is no run folder."""
+    """The main tables of one or several run folders as Markdown. Raises RunFolderError for a folder without a run."""
     from vitbench.reports.markdown.page import render_summary
     from vitbench.reports.model.runs import read_runs
 
@@ -44,9 +46,9 @@ def summary_tables(folders: Sequence[Path | str]) -> str:
 
 
 def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
-    """Write ``report.md``, ``report.csv`` and, if there are accuracies, two pictures into ``out``; returns their paths.
+    """Write ``report.md``, ``report.csv`` and, if there are accuracies, two plots into ``out``; returns their paths.
 
-    ``out`` is made if need be; each file is replaced in one step. Raises RunFolderError if a folder is no run folder or
+    ``out`` is made if need be; each file is replaced in one step. Raises RunFolderError if a folder holds no run or
     ``out`` cannot be made, StorageError if the disk does not take a file.
     """
     from vitbench.core.errors import RunFolderError
@@ -54,12 +56,11 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
     from vitbench.reports.markdown.page import render_markdown
     from vitbench.reports.model.rows import build_rows
     from vitbench.reports.model.runs import read_runs
-    from vitbench.reports.plots.tradeoffs import plan_pictures, render_png
+    from vitbench.reports.plots.tradeoffs import draw_plot, plan_plots
     from vitbench.reports.table import render_csv
 
     runs = read_runs(folders)
-    pictures = plan_pictures(build_rows(runs))
-    files = {picture.file_name: render_png(picture) for picture in pictures}
+    files = {plot.file_name: draw_plot(plot) for plot in plan_plots(build_rows(runs))}
     files |= {
         CSV: render_csv(runs).encode(),
         MARKDOWN: render_markdown(runs).encode(),

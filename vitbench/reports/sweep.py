@@ -1,25 +1,20 @@
-"""Several trainings of one model side by side: table and curves. Loads no torch."""
+"""Several trainings of one model side by side, as a table and as CSV. Loads no torch."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from vitbench.core.run_folder import write_atomically
 from vitbench.core.stats.statistics import wilson_interval
-from vitbench.core.text import csv_value, one_line
+from vitbench.core.text import csv_value
 from vitbench.reports.format import cell_text, number, table
-from vitbench.reports.training import held_out_name
-
-#: More curves than these cannot be told apart.
-_MOST_CURVES = 10
+from vitbench.reports.training import setting_text
 
 
 def sweep_lines(courses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A line a setting: what it changes, what came of it (``epochs_done``; accuracies are fractions, losses in nat)."""
+    """A line a setting: what it changes, and its results (``epochs_done``; accuracies are fractions, losses in nat)."""
     lines = []
     for course in courses:
         line: dict[str, Any] = {"name": course["name"], **course["changes"], "status": course["status"]}
@@ -59,7 +54,7 @@ def sweep_markdown(courses: Sequence[Mapping[str, Any]], title: str) -> str:
     validated = any(line.get("best_epoch") is not None for line in lines)
     cells = []
     for line in lines:
-        cell = [cell_text(line["name"]), *(cell_text(_setting(line.get(key))) for key in varying)]
+        cell = [cell_text(line["name"]), *(cell_text(setting_text(line.get(key))) for key in varying)]
         if line["status"] != "ok":
             cells.append([*cell, cell_text(str(line["status"])), *[""] * (3 + 2 * validated)])
             continue
@@ -84,57 +79,13 @@ def sweep_markdown(courses: Sequence[Mapping[str, Any]], title: str) -> str:
             "",
             table(headings, cells, ["run", *names]),
             "",
-            "The test loss is a mean cross entropy in nat. Training figures are of the last epoch, as augmented, in "
-            "training mode, and the training loss is what its steps lowered: with the recipe's label smoothing and "
-            "class weights, and with the model's own auxiliary loss. Where a training has none of these, a training "
-            "loss far below the test loss is overfitting. Intervals cover the choice of test pictures, not that of "
-            "the seed; settings chosen by their test accuracy look better than they are.",
+            "The test loss is a mean cross entropy in nat. Training accuracy and loss are of the last epoch, on images "
+            "as augmented, in training mode. The training loss is what the steps lowered: with the recipe's label "
+            "smoothing and class weights, and with the model's own auxiliary loss. Without any of these, a training "
+            "loss far below the test loss is overfitting. Intervals cover the choice of test images, not that of the "
+            "seed; settings chosen by their test accuracy look better than they are.",
             "",
             *(["![curves](sweep.png)", ""] if any(course.get("history") for course in courses) else []),
             *failures,
         ]
     )
-
-
-def write_sweep_curves(courses: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Accuracy by epoch: held-out pictures as lines, training pictures dashed, one colour a setting."""
-    drawn = [course for course in courses if course.get("history")]
-    if not drawn:
-        return
-    drawn = sorted(drawn, key=lambda one: -one["figures"]["last"]["test_accuracy"])
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 4.6), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for index, course in enumerate(drawn[:_MOST_CURVES]):
-        rows = course["history"]
-        which = held_out_name(rows)
-        epochs = [row["epoch"] for row in rows]
-        marker = "o" if len(rows) <= 30 else ""
-        colour = f"C{index}"
-        label = ", ".join(f"{key} {_setting(value)}" for key, value in course["changes"].items()) or course["name"]
-        label = one_line(label, 80)
-        axes.plot(epochs, [100 * r[f"{which}_accuracy"] for r in rows], color=colour, marker=marker, ms=3, label=label)
-        axes.plot(epochs, [100 * r["train_accuracy"] for r in rows], color=colour, ls="--", lw=0.9)
-    more = f" (the best {_MOST_CURVES} of {len(drawn)})" if len(drawn) > _MOST_CURVES else ""
-    what = f"{one_line(title, 80)}{more}: held-out (lines) and training (dashed)"
-    axes.set_title(what, fontsize=10, parse_math=False)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("accuracy (%)")
-    axes.grid(True, color="0.92")
-    legend = figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
-    write_atomically(path, picture.getvalue())
-
-
-def _setting(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, list | tuple):
-        return "+".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)

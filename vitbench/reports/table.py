@@ -1,4 +1,4 @@
-"""Records to tables for programs: the tidy frame (one row a measurement) and report.csv (one line a row and batch)."""
+"""Tables for programs: the tidy frame (one row a measurement) and report.csv (one line a row and batch)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.core.stats.estimates import BY_CLASS, measurement_estimate
 from vitbench.core.text import csv_text
 from vitbench.reports.format import without_paths
-from vitbench.reports.model.rows import Figure, Row, build_rows, figure, place_key
+from vitbench.reports.model.columns import percentile_value
+from vitbench.reports.model.rows import Row, build_rows, sort_key
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.tables import Display, Value, estimate_value, metric_value
+from vitbench.reports.model.values import MetricValue, value_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +70,7 @@ SAMPLED = frozenset(
         *("training_step", "training_step_cpu_time", "training_throughput", "accuracy"),
     }
 )
-#: Units of what is counted, not measured: every digit is told. What was measured has this many.
+#: Units of what is counted, not measured: every digit is written. What was measured has this many.
 COUNTED = frozenset({"byte", "parameter", "element", "FLOP", "MAC", "image", "step"})
 MEASURED_DIGITS = 10
 #: Measured in inference and in training steps alike: the columns say where.
@@ -96,7 +99,7 @@ class Extra(NamedTuple):
         return f"{self.name}_{re.sub(r'[^a-z]+', '_per_', self.unit.lower())}"
 
 
-Value = str | float | int | bool | None
+Field = str | float | int | bool | None
 
 
 def tidy_frame(runs: Sequence[Run]) -> pd.DataFrame:
@@ -179,7 +182,7 @@ def render_csv(runs: Sequence[Run]) -> str:
     """The text of report.csv, rows in the order of the Markdown tables. No text is a formula to a spreadsheet."""
     import pandas as pd
 
-    rows = sorted(build_rows(runs), key=place_key)
+    rows = sorted(build_rows(runs), key=sort_key)
     frame = report_table(rows)
     for name in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[name]):
@@ -233,7 +236,7 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
     lines = []
     for one in record.measurements:
         result = measurement_estimate(record, one) if one.status == "ok" else None
-        relative = Figure(record, one, one.status).relative_between_runs
+        relative = MetricValue(record, one, one.status).relative_between_runs
         used = result.n_samples if result else 0
         lines.append(
             {
@@ -262,13 +265,13 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
     return lines
 
 
-def _report_lines(row: Row, extra: Sequence[Extra]) -> list[dict[str, Value]]:
+def _report_lines(row: Row, extra: Sequence[Extra]) -> list[dict[str, Field]]:
     infer = {record.cell.batch_size: record for record in row.infer}
     train = {record.cell.batch_size: record for record in row.train}
-    facts: dict[str, Value] = {}
+    facts: dict[str, Field] = {}
     for metric in FACTS:
         facts |= _columns(metric, row.fact(metric))
-    trained: dict[str, Value] = {}
+    trained: dict[str, Field] = {}
     for metric in TRAINING:
         trained |= _columns(metric, row.trained(metric))
     # A row of a training alone has no batch that was timed.
@@ -283,7 +286,7 @@ def _report_lines(row: Row, extra: Sequence[Extra]) -> list[dict[str, Value]]:
     ]
 
 
-def _conditions(row: Row, batch: int | None) -> dict[str, Value]:
+def _conditions(row: Row, batch: int | None) -> dict[str, Field]:
     fields = cell_fields(row.cell)
     training = row.training.cell if row.training else None
     return {
@@ -306,8 +309,8 @@ def _conditions(row: Row, batch: int | None) -> dict[str, Value]:
     }
 
 
-def _at_batch(infer: Record | None, train: Record | None) -> dict[str, Value]:
-    line: dict[str, Value] = {}
+def _at_batch(infer: Record | None, train: Record | None) -> dict[str, Field]:
+    line: dict[str, Field] = {}
     for name, record in (("inference", infer), ("training_step", train)):
         line |= {
             f"{name}_cell_status": record.status if record else "",
@@ -327,15 +330,16 @@ def _at_batch(infer: Record | None, train: Record | None) -> dict[str, Value]:
     return line
 
 
-def _process_peak(where: str, record: Record | None) -> dict[str, Value]:
+def _process_peak(where: str, record: Record | None) -> dict[str, Field]:
     name = f"{where}_{IN_BOTH}"
     return _column(f"{name}_mb", 1e-6, _of(record, IN_BOTH), f"{name}_status")
 
 
-def _latency_extras(found: Figure) -> dict[str, Value]:
-    quantiles = {name: found.percentile(q) for name, q in (("latency_p90_ms", 0.9), ("latency_p99_ms", 0.99))}
+def _latency_extras(found: MetricValue) -> dict[str, Field]:
+    display = Display("ms", 1e3)
+    quantiles = {f"latency_p{100 * q:.0f}_ms": percentile_value(found, q, display) for q in (0.9, 0.99)}
     return {
-        **{name: None if value is None else _measured(value * 1e3) for name, value in quantiles.items()},
+        **{name: _number(value) for name, value in quantiles.items()},
         "latency_samples": found.estimate.n_samples if found.estimate else None,
         "latency_processes": found.estimate.n_processes if found.estimate else None,
     }
@@ -350,51 +354,62 @@ def _extra_columns(rows: Sequence[Row]) -> list[Extra]:
     for row in rows:
         for where, records in (("inference", row.infer), ("training", row.train), ("", (row.training,))):
             for one in (one for record in records if record for one in record.measurements):
-                # published figures are the model's, whatever was measured beside them
+                # published values are the model's, whatever was measured beside them
                 of = "any" if one.metric.startswith(PUBLISHED) else where
                 if one.metric not in known:
                     units[of, one.metric] = one.unit
     return [Extra(*key, units[key]) for key in sorted(units)]
 
 
-def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequence[Extra]) -> dict[str, Value]:
+def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequence[Extra]) -> dict[str, Field]:
     """The metrics of ``columns``, each from its own cell of the line; not the other's where that has none."""
     records = {"inference": (infer,), "training": (train,), "any": row.records, "": (row.training,)}
-    line: dict[str, Value] = {}
+    line: dict[str, Field] = {}
     for one in columns:
         found = [record for record in records[one.where] if record and record.measurement(one.metric)]
-        line |= _column(one.column, 1, figure(found[0], one.metric) if found else Figure(), f"{one.name}_status")
+        line |= _column(one.column, 1, value_of(found[0], one.metric) if found else MetricValue(), f"{one.name}_status")
     return line
 
 
-def _of(record: Record | None, metric: str) -> Figure:
-    return figure(record, metric) if record else Figure()
+def _of(record: Record | None, metric: str) -> MetricValue:
+    return value_of(record, metric) if record else MetricValue()
 
 
-def _columns(metric: str, found: Figure) -> dict[str, Value]:
+def _columns(metric: str, found: MetricValue) -> dict[str, Field]:
     name, scale = COLUMNS[metric]
     line = _column(name, scale, found, f"{metric}_status")
     if metric in SAMPLED:
-        estimate = found.estimate
-        for end in ("low", "high"):  # the unit stays last: latency_low_ms
-            bound = getattr(estimate, end) if estimate else None
-            line[f"{metric}_{end}{name.removeprefix(metric)}"] = None if bound is None else _measured(bound * scale)
-        line[f"{metric}_interval"] = estimate.kind if estimate else ""
+        value = metric_value(found, Display(scale=scale))
+        unit = name.removeprefix(metric)  # the unit stays last: latency_low_ms
+        line |= _interval(value, f"{metric}_low{unit}", f"{metric}_high{unit}")
+        line[f"{metric}_interval"] = found.estimate.kind if found.estimate else ""
     if metric in PAIRED:
-        relative = found.relative_between_runs
-        for end, value in (("", "value"), ("_low", "low"), ("_high", "high")):
-            ratio = getattr(relative, value) if relative else None
-            line[f"relative_{metric}{end}"] = None if ratio is None else _measured(ratio)
-        line[f"relative_{metric}_interval"] = relative.kind if relative else ""
+        value = estimate_value(found.relative_between_runs, Display())
+        line[f"relative_{metric}"] = _number(value)
+        line |= _interval(value, f"relative_{metric}_low", f"relative_{metric}_high")
+        line[f"relative_{metric}_interval"] = found.relative_between_runs.kind if found.relative_between_runs else ""
     return line
 
 
-def _column(name: str, scale: float, found: Figure, status_name: str) -> dict[str, Value]:
-    value = None if found.value is None else found.value * scale
-    if value is not None and not (found.measurement and found.measurement.unit in COUNTED):
-        value = _measured(value)
-    return {name: value, status_name: found.status or ""}
+def _column(name: str, scale: float, found: MetricValue, status_name: str) -> dict[str, Field]:
+    counted = found.measurement is not None and found.measurement.unit in COUNTED
+    value = metric_value(found, Display(scale=scale, precision="counted" if counted else "measured"))
+    return {name: _number(value), status_name: value.status or ""}
 
 
-def _measured(value: float) -> float:
+def _interval(value: Value, low: str, high: str) -> dict[str, Field]:
+    if value.interval is None:
+        return {low: None, high: None}
+    ends = {low: value.interval.low, high: value.interval.high}
+    return {name: _rounded(end * value.display.scale) for name, end in ends.items()}
+
+
+def _number(value: Value) -> float | None:
+    if value.number is None:
+        return None
+    scaled = value.number * value.display.scale
+    return scaled if value.display.precision == "counted" else _rounded(scaled)
+
+
+def _rounded(value: float) -> float:
     return float(f"{value:.{MEASURED_DIGITS}g}")

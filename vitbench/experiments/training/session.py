@@ -48,8 +48,10 @@ from vitbench.experiments.training.setup import Setup
 from vitbench.models.outputs import mean_logits
 from vitbench.models.tracebacks import model_places, with_places
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
-from vitbench.reports.evaluation import confusion_png, write_evaluation
-from vitbench.reports.training import history_csv, training_markdown, write_curves
+from vitbench.reports.evaluation import write_evaluation
+from vitbench.reports.plots.curves import write_curves
+from vitbench.reports.plots.evaluation import confusion_png
+from vitbench.reports.training import history_csv, training_markdown
 from vitbench.training.data.images import FeatureSet, ImageSet
 from vitbench.training.data.subsets import is_rule
 from vitbench.training.evaluate import Evaluation, evaluate

@@ -13,8 +13,9 @@ from vitbench.core.stats.statistics import CONFIDENCE, MIN_PROCESSES
 from vitbench.regression.change import Change, Verdict
 from vitbench.regression.compare.environments import Apart
 from vitbench.regression.compare.evidence import Fractions, LogRatio, Pending
-from vitbench.reports.model.noise import disturbances
-from vitbench.reports.model.rows import Figure, figure, shown_status
+from vitbench.reports.markdown.noise import disturbance_texts
+from vitbench.reports.model.rows import shown_status
+from vitbench.reports.model.values import MetricValue, value_of
 from vitbench.suites.batch_search import is_attempt
 from vitbench.suites.thresholds import (
     RELATIVE,
@@ -75,7 +76,7 @@ class Pair:
         return self._change(STATUS, "", states, verdict, detail, gates)
 
     def _metric(self, metric: str) -> list[Change | Pending]:
-        one, other = figure(self.base, metric), figure(self.head, metric)
+        one, other = value_of(self.base, metric), value_of(self.head, metric)
         value = yields_of(metric)
         if one.measurement is None or other.measurement is None:
             return self._missing(metric)
@@ -110,7 +111,7 @@ class Pair:
         reason = f"{'BASE' if base is None else 'HEAD'} did not measure it"
         return [self._change(name, "", (base, head), "not comparable", reason, gates)]
 
-    def _failed(self, metric: str, one: Figure, other: Figure) -> list[Change | Pending]:
+    def _failed(self, metric: str, one: MetricValue, other: MetricValue) -> list[Change | Pending]:
         """A metric that has no figure in one of them."""
         if self.base.status != self.head.status or one.status == other.status:
             return []
@@ -149,7 +150,7 @@ class Pair:
                 detail = "counted by another version of the tool"
         return self._change(metric, unit, (base, head), verdict, detail, gates)
 
-    def _relative(self, metric: str, one: Figure, other: Figure, same_reference: bool) -> Change | Pending:
+    def _relative(self, metric: str, one: MetricValue, other: MetricValue, same_reference: bool) -> Change | Pending:
         gates, tolerance = self._threshold(metric, yields_of(metric))
         base_value, head_value = (side.relative.value if side.relative else None for side in (one, other))
         states = (base_value, head_value)
@@ -183,7 +184,9 @@ class Pair:
             margin=margin,
         )
 
-    def _fraction(self, metric: str, unit: str, value: Yields, one: Figure, other: Figure) -> Change | Pending:
+    def _fraction(
+        self, metric: str, unit: str, value: Yields, one: MetricValue, other: MetricValue
+    ) -> Change | Pending:
         gates, tolerance = self._threshold(metric, value)
         base, head = one.value, other.value
         base_total, head_total = (_point(record, "test_images") for record in (self.base, self.head))
@@ -209,7 +212,7 @@ class Pair:
             reason=told,
         )
 
-    def _unknown(self, metric: str, unit: str, one: Figure, other: Figure) -> Change:
+    def _unknown(self, metric: str, unit: str, one: MetricValue, other: MetricValue) -> Change:
         """A metric that other packages made: what is known of it is that somebody gates it, or does not."""
         said = threshold_for(self.rules, self.head.cell, metric)
         base, head = _point(self.base, metric), _point(self.head, metric)
@@ -227,7 +230,7 @@ class Pair:
             verdict, detail = "not comparable", self.apart.times
         return self._change(metric, unit, (base, head), verdict, detail, bool(said.gate))
 
-    def _aside(self, metric: str, unit: str, one: Figure, other: Figure, reason: str) -> Change:
+    def _aside(self, metric: str, unit: str, one: MetricValue, other: MetricValue, reason: str) -> Change:
         """What is shown for information."""
         verdict: Verdict = "same" if one.value is not None and one.value == other.value else "not comparable"
         detail = "" if verdict == "same" else reason
@@ -254,7 +257,7 @@ class Pair:
         found = [
             f"{name} was disturbed ({reasons[0]})"
             for name, record in (("BASE", self.base), ("HEAD", self.head))
-            if (reasons := disturbances(record))
+            if (reasons := disturbance_texts(record))
         ]
         return "".join(f"; {text}" for text in found)
 
@@ -314,7 +317,7 @@ def _ratio_of(base: float | None, head: float | None) -> float | None:
     return head / base if base is not None and head is not None and base > 0 else None
 
 
-def _seconds(one: Figure) -> str:
+def _seconds(one: MetricValue) -> str:
     seconds = one.value or 0.0
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 

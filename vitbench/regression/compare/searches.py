@@ -9,8 +9,8 @@ from vitbench.regression.cell_names import field_text
 from vitbench.regression.change import Change, Verdict
 from vitbench.regression.compare.environments import Environments
 from vitbench.regression.compare.pairs import verdict_of
-from vitbench.reports.markdown.batch_search import Search, find_searches
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.searches import Search, find_searches
 from vitbench.suites.batch_search import search_label
 from vitbench.suites.thresholds import CELL, LARGEST_BATCH, Rule, threshold_for, yields_of
 

@@ -1,0 +1,1 @@
+"""Tables of values as Markdown: digits, escaping and explanations."""

@@ -1,4 +1,4 @@
-"""Records to rows: the cells that a reader compares side by side become one Row, and each of its columns one Figure.
+"""Records to rows: the cells that a reader compares side by side become one Row.
 
 Cells that differ only in batch size or mode share a row. A training cell joins the row of the same model.
 """
@@ -6,26 +6,13 @@ Cells that differ only in batch size or mode share a row. A training cell joins 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vitbench.core.records import Cell, Measurement, Record, Status, format_image_size
-from vitbench.core.stats.estimates import first_stage_of, measurement_estimate
-from vitbench.core.stats.statistics import (
-    Estimate,
-    Relative,
-    allow_for_runs,
-    estimate,
-    estimate_relative,
-    in_quiet_turns,
-    percentile,
-    relative_samples,
-    samples_for_percentile,
-    steady,
-)
+from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.values import MetricValue, first_value, value_of
 from vitbench.suites import TRAIN_IMAGES
 from vitbench.suites.thresholds import yields_of
 
@@ -34,93 +21,6 @@ SHOWN: dict[str, str] = {"oom": "OOM"}
 
 #: The value of an option that other rows set and a row does not.
 DEFAULT_OPTION = "default"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """What one column shows of one row: a number with its uncertainty, or why there is none.
-
-    ``status`` is None where nothing was asked for. ``batch_size`` is that of the cell that it comes from.
-    """
-
-    record: Record | None = None
-    measurement: Measurement | None = None
-    status: Status | None = None
-    detail: str = ""
-
-    @cached_property
-    def estimate(self) -> Estimate | None:
-        """The number in base units, or None unless the status is ``ok``."""
-        if self.status != "ok" or self.measurement is None or self.record is None:
-            return None
-        return measurement_estimate(self.record, self.measurement)
-
-    @property
-    def value(self) -> float | None:
-        """The point estimate in base units."""
-        return self.estimate.value if self.estimate else None
-
-    @cached_property
-    def relative_samples(self) -> list[list[float]]:
-        """Each process's samples over what the reference took in the same turns; empty where it took none."""
-        one = self.measurement
-        if self.status != "ok" or one is None or not one.reference_samples or not any(one.samples):
-            return []
-        return relative_samples(one.samples, one.turns, one.reference_samples)
-
-    @cached_property
-    def relative_between_runs(self) -> Estimate | None:
-        """``relative`` with the interval that other runs on this machine fall into, too, from three processes on."""
-        if self.relative is None or not self.relative.low:  # a clock too coarse to see anything says 0
-            return self.relative
-        return allow_for_runs(self.relative)
-
-    @cached_property
-    def relative(self) -> Estimate | None:
-        """The number in units of what the reference took, with the interval of this run's processes; None where there
-        is no reference. From three processes on the quiet turns count alone.
-        """
-        if not self.relative_samples or self.measurement is None:
-            return None
-        if self.in_quiet_turns is None:
-            return estimate(self.relative_samples)
-        return estimate_relative(self.in_quiet_turns, self.first_stage)
-
-    @cached_property
-    def in_quiet_turns(self) -> Relative | None:
-        """The figure relative to the reference with what each process contributes; None without at least three."""
-        one = self.measurement
-        if not self.relative_samples or one is None or min(map(min, filter(None, one.samples)), default=0) <= 0:
-            return None
-        return in_quiet_turns(one.samples, one.turns, one.reference_samples)
-
-    @cached_property
-    def first_stage(self) -> Relative | None:
-        """``in_quiet_turns`` of the processes by which it was decided how many there would be, if there were more
-        then: an interval takes their spread.
-        """
-        return first_stage_of(self.measurement) if self.in_quiet_turns and self.measurement else None
-
-    @property
-    def batch_size(self) -> int | None:
-        """Images a batch of the cell."""
-        return self.record.cell.batch_size if self.record else None
-
-    def percentile(self, q: float) -> float | None:
-        """The quantile of all processes' steady samples; None if there are too few.
-
-        The first call of a turn, whose caches others have just filled, is left out where the turn has more than two:
-        it is slower because of how we measure.
-        """
-        if self.status != "ok" or self.measurement is None:
-            return None
-        turns = self.measurement.turns or tuple((len(process),) for process in self.measurement.samples)
-        samples = []
-        for process, counts in zip(self.measurement.samples, turns, strict=True):
-            firsts = {sum(counts[:index]) for index, count in enumerate(counts) if index > 0 and count > 2}
-            cut = len(process) - len(steady(process))
-            samples += [x for index, x in enumerate(process) if index >= cut and index not in firsts]
-        return percentile(samples, q)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +43,9 @@ class Row:
         """All of them, those that are compared first."""
         return (*self.infer, *self.train, *((self.training,) if self.training else ()))
 
-    @property
+    @cached_property
     def axes(self) -> dict[str, str]:
-        """What can vary between rows of one model, size and device, as text; an empty one where it does not apply."""
+        """What can vary between rows of one model, size and device, as text; empty where it does not apply."""
         cell, training = self.cell, self.training.cell if self.training else None
         limit = cell.memory_limit
         return {
@@ -176,7 +76,7 @@ class Row:
 
     @property
     def trained_elsewhere(self) -> bool:
-        """Whether the model was trained and tested on pictures of another size than this row's."""
+        """Whether the model was trained and tested on images of another size than this row's."""
         return self.training is not None and self.training.cell.image_size != self.cell.image_size
 
     @property
@@ -184,29 +84,29 @@ class Row:
         """Whether the model was trained and tested on another device than this row's."""
         return self.training is not None and self.training.cell.device != self.cell.device
 
-    def fact(self, metric: str) -> Figure:
-        """A figure that is the same whatever the batch (parameters, FLOPs): from the first cell that has it."""
-        return first_figure(self.records, metric)
+    def fact(self, metric: str) -> MetricValue:
+        """A value that does not depend on the batch (parameters, FLOPs), from the first cell that has it."""
+        return first_value(self.records, metric)
 
-    def at_smallest_batch(self, metric: str) -> Figure:
-        """An inference figure at the smallest batch that was asked for, a failure included."""
-        return figure(self.infer[0], metric) if self.infer else Figure()
+    def at_smallest_batch(self, metric: str) -> MetricValue:
+        """An inference value at the smallest batch that was asked for, a failure included."""
+        return value_of(self.infer[0], metric) if self.infer else MetricValue()
 
-    def at_training_batch(self, metric: str) -> Figure:
-        """A training step's figure at the largest batch that was asked for, a failure included."""
-        return figure(self.train[-1], metric) if self.train else Figure()
+    def at_training_batch(self, metric: str) -> MetricValue:
+        """A training step's value at the largest batch that was asked for, a failure included."""
+        return value_of(self.train[-1], metric) if self.train else MetricValue()
 
-    def best_throughput(self) -> Figure:
+    def best_throughput(self) -> MetricValue:
         """The highest throughput of all batches; if none has one, why the smallest has none."""
-        figures = [figure(record, "throughput") for record in self.infer]
-        good = [one for one in figures if one.value is not None]
+        values = [value_of(record, "throughput") for record in self.infer]
+        good = [one for one in values if one.value is not None]
         if good:
             return max(good, key=lambda one: one.value or 0.0)
-        return next((one for one in figures if one.status is not None), Figure())
+        return next((one for one in values if one.status is not None), MetricValue())
 
-    def trained(self, metric: str) -> Figure:
-        """A figure of the training cell."""
-        return figure(self.training, metric) if self.training else Figure()
+    def trained(self, metric: str) -> MetricValue:
+        """A value of the training cell."""
+        return value_of(self.training, metric) if self.training else MetricValue()
 
     @property
     def status(self) -> str:
@@ -224,65 +124,20 @@ def shown_status(status: str) -> str:
     return SHOWN.get(status, status)
 
 
-def figure(record: Record, metric: str) -> Figure:
-    """The figure of one metric of one cell: its measurement, or the status that stands in its place.
-
-    Kept beside the record's fields, as ``cached_property`` does: tables, plots and files ask for the same estimates.
-    """
-    known: dict[str, Figure] = vars(record).setdefault("_figures", {})
-    if metric not in known:
-        known[metric] = _find_figure(record, metric)
-    return known[metric]
-
-
-def _find_figure(record: Record, metric: str) -> Figure:
-    measurement = record.measurement(metric)
-    if measurement is not None:
-        if measurement.status == "ok" and not any(measurement.samples):
-            return Figure(record, measurement, "error", "no samples")
-        return Figure(record, measurement, measurement.status, measurement.detail)
-    # A failed cell that names what it lacks was not asked for anything else.
-    names_what_it_lacks = any(one.status != "ok" for one in record.measurements)
-    if record.status != "ok" and not names_what_it_lacks:
-        return Figure(record, None, record.status, record.detail or record.cause)
-    return Figure(record)
-
-
-def first_figure(records: Iterable[Record], metric: str) -> Figure:
-    """The first good figure of the records, else the first failure; an empty one if a cell that went well has none."""
-    figures = [figure(record, metric) for record in records]
-    good = (one for one in figures if one.status == "ok")
-    measured = (one for one in figures if one.measurement is not None)
-    asked = figures if all(one.status is not None for one in figures) else []
-    return next(good, next(measured, next(iter(asked), Figure())))
-
-
-def mean_of(record: Record, metric: str) -> float | None:
-    """The mean of all samples of a metric; None if it has none."""
-    one = figure(record, metric)
-    values = [x for process in one.measurement.samples for x in process] if one.measurement else []
-    return math.fsum(values) / len(values) if values else None
-
-
-def too_small(q: float) -> str:
-    """What stands where a percentile would be if the samples were enough."""
-    return f"n too small (< {samples_for_percentile(q)})"
-
-
 def build_rows(runs: Sequence[Run]) -> list[Row]:
     """The rows of all runs, in order of first appearance. Equal cells of two runs stay two rows.
 
-    A training cell joins the row of the same model, image size, classes, device, dtype and seed. Where several qualify,
-    it joins the one that is equal in all other conditions, too. A suite that trains at one size of its own leaves no
-    row of that size: then the training joins the rows of the other sizes, which say so. Rows of a device on which
-    nothing was trained are joined by the trainings of another one, and say so. Where none qualifies, it is a row of its
-    own. A row that several trainings (other data, other recipes) belong to is repeated for each.
+    A training cell joins the row of the same model, image size, classes, device, dtype and seed. Of several such rows
+    it joins the one that is equal in all other conditions, too; without such a row it becomes a row of its own. Where a
+    suite trains at a size that it does not time, the training joins the rows of the other sizes, which say so. Where it
+    trains on one device only, the training joins the rows of the other devices, which say so. A row with several
+    trainings (other data, other recipes) is repeated for each.
     """
     rows: list[Row] = []
     for run in runs:
         measured: dict[Cell, list[Record]] = {}
         trainings: dict[Cell, list[Record]] = {}
-        homeless: list[Record] = []
+        unmatched: list[Record] = []
         for record in run.records:
             if not record.cell.tests:
                 measured.setdefault(_row_cell(record.cell), []).append(record)
@@ -291,33 +146,33 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
         tested_on = {record.cell.device for record in tests}
         others = sorted({cell.device for cell in measured} - tested_on) if len(tested_on) == 1 else []
         for record in tests:
-            homes = _homes(record.cell, list(measured))
-            if homes and record.cell.trains:
+            matches = _matching_cells(record.cell, list(measured))
+            if matches and record.cell.trains:
                 for device in others:
-                    homes += _homes(dataclasses.replace(record.cell, device=device), list(measured))
-            for home in homes:
-                trainings.setdefault(home, []).append(record)
-            if not homes:
-                homeless.append(record)
+                    matches += _matching_cells(dataclasses.replace(record.cell, device=device), list(measured))
+            for match in matches:
+                trainings.setdefault(match, []).append(record)
+            if not matches:
+                unmatched.append(record)
         for cell, records in measured.items():
             by_batch = sorted(records, key=lambda record: record.cell.batch_size)
             infer = tuple(record for record in by_batch if record.cell.mode == "infer")
             train = tuple(record for record in by_batch if record.cell.mode == "train")
             for training in trainings.get(cell, [None]):
                 rows.append(Row(run=run.name, cell=cell, infer=infer, train=train, training=training))
-        rows += [Row(run=run.name, cell=record.cell, training=record) for record in homeless]
+        rows += [Row(run=run.name, cell=record.cell, training=record) for record in unmatched]
     return rows
 
 
-def place_key(row: Row) -> tuple[object, ...]:
-    """Where a row stands: by device, image size, latency at the smallest batch, parameters; those without come last.
+def sort_key(row: Row) -> tuple[object, ...]:
+    """Orders rows by device, image size, latency at the smallest batch and parameters; rows without these come last.
 
-    The latency is that over the reference's where there is one: times of different minutes are not compared.
+    The latency is relative to the reference where there is one: times of different minutes are not compared.
     """
-    figure, params = row.at_smallest_batch("latency"), row.fact("params").value
+    found, params = row.at_smallest_batch("latency"), row.fact("params").value
     # seconds and ratios do not compare: what lacks a reference comes after what has one
-    latency = figure.relative.value if figure.relative else figure.value
-    kind = 0 if figure.relative else 1
+    latency = found.relative.value if found.relative else found.value
+    kind = 0 if found.relative else 1
     last = float("inf")
     return (
         row.cell.device,
@@ -353,13 +208,13 @@ def axis_values(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def shared_test_data(rows: Sequence[Row]) -> str:
-    """`` on digits at 16 px``: the data that all trained rows share, with its size where that is not the rows'."""
+    """``digits at 16 px``: the data that all trained rows share, with its size where that is not the rows'."""
     cells = [row.training.cell for row in rows if row.training]
     data, sizes = {cell.data for cell in cells}, {cell.image_size for cell in cells}
     if len(data) != 1 or None in data:
         return ""
     at = len(sizes) == 1 and any(row.trained_elsewhere for row in rows)
-    return f" on {next(iter(data))}" + (f" at {format_image_size(next(iter(sizes)))} px" if at else "")
+    return str(next(iter(data))) + (f" at {format_image_size(next(iter(sizes)))} px" if at else "")
 
 
 def image_size_text(row: Row) -> str:
@@ -371,8 +226,8 @@ def _row_cell(cell: Cell) -> Cell:
     return dataclasses.replace(cell, batch_size=1, mode="infer")
 
 
-def _homes(training: Cell, cells: Sequence[Cell]) -> list[Cell]:
-    """The rows' cells that a training belongs to: that of its size, or if there is none the one of each other size."""
+def _matching_cells(training: Cell, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells whose rows a training joins: that of its size, or without one the cell of each other size."""
     wanted = "random" if training.trains else training.weights
     same = ("model", "num_classes", "device", "dtype", "seed")
     like: dict[tuple[int, int], list[Cell]] = {}
@@ -401,7 +256,7 @@ def _failures(records: Sequence[Record], where: str) -> list[str]:
 
 
 def _partial_failures(records: Sequence[Record]) -> list[str]:
-    """Metrics that failed in cells that are otherwise ok. What cannot be told at all is no failure of the cell."""
+    """Metrics that failed in cells that are otherwise ok; what is unavailable is no failure of the cell."""
     found: dict[tuple[str, str], list[str]] = {}
     for record in records:
         for measurement in record.measurements:

@@ -11,7 +11,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 FONT_SIZE = 8
 #: Where a label may go: directions by preference (right, left, above, ...) and distances in px from its point.
@@ -37,7 +36,6 @@ class Label:
 
 def place_labels(
     axes: Axes,
-    canvas: FigureCanvasAgg,
     labels: Sequence[Label],
     points: Sequence[tuple[float, float]],
     lines: Sequence[Box],
@@ -51,8 +49,8 @@ def place_labels(
 
     to_pixels = axes.transData.transform
     pixels = [tuple(map(float, to_pixels((label.x, label.y)))) for label in labels]
-    sizes = [_text_size(axes, canvas, label.text) for label in labels]
-    frame = axes.get_window_extent(canvas.get_renderer())
+    sizes = [_text_size(axes, label.text) for label in labels]
+    frame = axes.get_window_extent()
     inside = (frame.x0 + 2, frame.y0 + 2, frame.x1 - 2, frame.y1 - 2)
     obstacles = [np.hstack([to_pixels(np.array(points)) - 6, to_pixels(np.array(points)) + 6])]
     if lines:
@@ -83,9 +81,9 @@ def place_labels(
         )
 
 
-def _text_size(axes: Axes, canvas: FigureCanvasAgg, text: str) -> tuple[float, float]:
+def _text_size(axes: Axes, text: str) -> tuple[float, float]:
     drawn = axes.text(0, 0, text, fontsize=FONT_SIZE, parse_math=False)
-    extent = drawn.get_window_extent(canvas.get_renderer())
+    extent = drawn.get_window_extent()
     drawn.remove()
     return extent.width, extent.height
 

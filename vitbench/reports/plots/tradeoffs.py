@@ -1,8 +1,7 @@
-"""The two pictures: accuracy against latency and against parameters, with the Pareto front of each comparable group."""
+"""Accuracy against latency and against parameters, with the Pareto front of each comparable group."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,15 +13,13 @@ from vitbench.core.text import one_line
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.model.columns import smallest_batch
 from vitbench.reports.model.pareto import pareto_front
-from vitbench.reports.model.rows import DEFAULT_OPTION, Figure, Row, image_size_text, shared_test_data, varying_axes
+from vitbench.reports.model.rows import DEFAULT_OPTION, Row, image_size_text, shared_test_data, varying_axes
+from vitbench.reports.model.values import MetricValue
+from vitbench.reports.plots.style import COLOURS, MARKERS, new_figure, open_frame, render_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Okabe and Ito's colours without the yellow: people who see fewer colours can tell them apart. And markers beside
-#: them.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Segment = tuple[float, float, float, float]  # x0, y0, x1, y1 in data coordinates, level or upright
 
 #: Axes that make groups rather than labels: accuracies on other data, times on other devices are not compared.
@@ -30,7 +27,7 @@ GROUPING = ("run", "data", "threads")
 
 #: From this ratio of largest to smallest on parameters are drawn logarithmically; latency always is.
 LOG_FROM = 3.0
-#: Characters of a name in a picture: what is longer would leave no room for points.
+#: Characters of a name in a plot: what is longer would leave no room for points.
 _LONGEST_LABEL = 70
 #: More names than these cover each other whatever one does.
 _MOST_LABELS = 60
@@ -38,7 +35,7 @@ _MOST_LABELS = 60
 
 @dataclass(frozen=True)
 class Point:
-    """One row: (x, accuracy) with their 95 % intervals, in the units of the picture's axes."""
+    """One row: (x, accuracy) with their 95 % intervals, in the units of the plot's axes."""
 
     label: str
     group: str
@@ -51,8 +48,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What one picture shows, before it is drawn. ``chance`` is the accuracy of guessing (%), None if points differ."""
+class Plot:
+    """What one plot shows, before it is drawn. ``chance`` is the accuracy of guessing (%), None if points differ."""
 
     file_name: str
     title: str
@@ -82,7 +79,7 @@ class Picture:
 
     @property
     def chance_is_near(self) -> bool:
-        """Whether a line at chance leaves the points enough of the picture."""
+        """Whether a line at chance leaves the points enough of the plot."""
         if self.chance is None:
             return False
         lows = [point.y if point.y_low is None else point.y_low for point in self.points]
@@ -98,18 +95,19 @@ class Picture:
         return f"On the Pareto front ({self.title}; intervals not considered): {'; '.join(fronts)}."
 
 
-def plan_pictures(rows: Sequence[Row]) -> list[Picture]:
-    """The pictures that the rows suffice for: none without an accuracy. Draws nothing, loads no matplotlib."""
+def plan_plots(rows: Sequence[Row]) -> list[Plot]:
+    """The plots that the rows suffice for: none without an accuracy. Draws nothing, loads no matplotlib."""
     batch = smallest_batch(rows)
     chances = {100 / row.cell.num_classes for row in rows if row.trained("accuracy").value is not None}
     chance = chances.pop() if len(chances) == 1 else None
 
-    y_label = f"accuracy{shared_test_data(rows)} (%)"
+    data = shared_test_data(rows)
+    y_label = f"accuracy on {data} (%)" if data else "accuracy (%)"
 
     # A latency of another batch than the axis says is no point.
-    def at_batch(row: Row) -> Figure:
+    def at_batch(row: Row) -> MetricValue:
         found = row.at_smallest_batch("latency")
-        return found if found.batch_size == batch else Figure()
+        return found if found.batch_size == batch else MetricValue()
 
     figures = [at_batch(row) for row in rows if row.trained("accuracy").value is not None]
     # times of different minutes are not compared where they can be set against the reference's
@@ -126,55 +124,48 @@ def plan_pictures(rows: Sequence[Row]) -> list[Picture]:
         ("accuracy-latency.png", "accuracy against latency", f"latency of a batch of {batch} ({unit})", latency, scale),
         ("accuracy-params.png", "accuracy against parameters", "parameters (M)", params, 1e-6),
     ]
-    pictures = []
+    plots = []
     for file_name, title, x_label, get, scale in plans:
         points = _points(rows, get, scale)
         if points:
             spread = max(point.x for point in points) / max(min(point.x for point in points), 1e-12)
             log_x = get is latency or spread > LOG_FROM
-            pictures.append(Picture(file_name, title, x_label, points, chance, y_label, log_x))
-    return pictures
+            plots.append(Plot(file_name, title, x_label, points, chance, y_label, log_x))
+    return plots
 
 
-def why_no_pictures(rows: Sequence[Row]) -> str:
-    """One line for what is not drawn; empty if both pictures are."""
+def why_no_plots(rows: Sequence[Row]) -> str:
+    """One line for what is not drawn; empty if both plots are."""
     if not any(row.training for row in rows):
-        return "No pictures: they show accuracy, and this report has no training cell."
+        return "No plots: they show accuracy, and this report has no training cell."
     if all(row.trained("accuracy").value is None for row in rows):
-        return "No pictures: they show accuracy, and no training cell has one (see Failures)."
-    drawn = {picture.file_name for picture in plan_pictures(rows)}
+        return "No plots: they show accuracy, and no training cell has one (see Failures)."
+    drawn = {plot.file_name for plot in plan_plots(rows)}
     missing = [what for what in ("latency", "params") if f"accuracy-{what}.png" not in drawn]
-    return f"No picture of accuracy against {' or '.join(missing)}: no row has both." if missing else ""
+    return f"No plot of accuracy against {' or '.join(missing)}: no row has both." if missing else ""
 
 
-def render_png(picture: Picture) -> bytes:
-    """Draw it. Uses a figure of its own: neither pyplot's state nor a window is touched."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Drawing
-
+def draw_plot(plot: Plot) -> bytes:
+    """The plot as PNG."""
     from vitbench.reports.plots.labels import Label, place_labels
 
-    drawing = Drawing(figsize=(8, 5.2), dpi=150, layout="constrained")
-    canvas = FigureCanvasAgg(drawing)
-    axes = drawing.add_subplot()
-    colours = {group: COLOURS[index % len(COLOURS)] for index, group in enumerate(picture.groups)}
+    figure = new_figure((8, 5.2), dpi=150)
+    axes = figure.add_subplot()
+    colours = {group: COLOURS[index % len(COLOURS)] for index, group in enumerate(plot.groups)}
     lines: list[Segment] = []
     for index, (group, colour) in enumerate(colours.items()):
-        lines += _draw_group(axes, picture, group, colour, MARKERS[index % len(MARKERS)])
-    labelled = picture.labelled
-    if len(labelled) < len(picture.points):
-        axes.plot([], [], " ", label=f"named: {len(labelled)} of {len(picture.points)}, fronts first")
-    _draw_frame(axes, picture)
+        lines += _draw_group(axes, plot, group, colour, MARKERS[index % len(MARKERS)])
+    labelled = plot.labelled
+    if len(labelled) < len(plot.points):
+        axes.plot([], [], " ", label=f"named: {len(labelled)} of {len(plot.points)}, fronts first")
+    _draw_frame(axes, plot)
     labels = [Label(one_line(one.label, _LONGEST_LABEL), one.x, one.y, colours[one.group]) for one in labelled]
-    buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")  # names in scripts that the font lacks: boxes
-        drawing.draw_without_rendering()  # settles the layout that the labels are placed in
-        drawing.set_layout_engine("none")
-        place_labels(axes, canvas, labels, [(point.x, point.y) for point in picture.points], lines)
-        # Without the library's name and version: the same records give the same bytes.
-        drawing.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        figure.draw_without_rendering()  # settles the layout that the labels are placed in
+        figure.set_layout_engine("none")
+        place_labels(axes, labels, [(point.x, point.y) for point in plot.points], lines)
+    return render_png(figure)
 
 
 def _points(rows: Sequence[Row], get: Callable[[Row], Estimate | None], scale: float) -> tuple[Point, ...]:
@@ -208,13 +199,13 @@ def _short(axis: str, value: str) -> str:
     return value if axis in ("dtype", "attention", "recipe") else f"{axis} {value}"
 
 
-def _draw_group(axes: Axes, picture: Picture, group: str, colour: str, marker: str) -> list[Segment]:
+def _draw_group(axes: Axes, plot: Plot, group: str, colour: str, marker: str) -> list[Segment]:
     """Points with their intervals, hollow where beaten, and the front as a staircase; returns the lines drawn."""
     from matplotlib.collections import LineCollection
 
     lines: list[Segment] = []
-    front = picture.front(group)
-    points = [point for point in picture.points if point.group == group]
+    front = plot.front(group)
+    points = [point for point in plot.points if point.group == group]
     for point in points:
         if point.x_low is not None and point.x_high is not None:
             lines.append((point.x_low, point.y, point.x_high, point.y))
@@ -236,13 +227,13 @@ def _draw_group(axes: Axes, picture: Picture, group: str, colour: str, marker: s
     return lines
 
 
-def _draw_frame(axes: Axes, picture: Picture) -> None:
+def _draw_frame(axes: Axes, plot: Plot) -> None:
     """Scales, labels, chance, legend."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    xs = [point.x for point in picture.points]
+    xs = [point.x for point in plot.points]
     ratio = max(xs) / min(xs) if min(xs) > 0 else 1.0
-    if picture.log_x and min(xs) > 0:
+    if plot.log_x and min(xs) > 0:
         axes.set_xscale("log")
         # Under a decade powers of ten alone would leave an axis without a number.
         fine = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
@@ -250,19 +241,17 @@ def _draw_frame(axes: Axes, picture: Picture) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.12)
-    if picture.chance is not None:
-        label = f"chance: {number(picture.chance, 2)} %"
-        if picture.chance_is_near:
-            axes.axhline(picture.chance, color="0.4", lw=1, ls=(0, (4, 3)), label=label, zorder=1)
+    if plot.chance is not None:
+        label = f"chance: {number(plot.chance, 2)} %"
+        if plot.chance_is_near:
+            axes.axhline(plot.chance, color="0.4", lw=1, ls=(0, (4, 3)), label=label, zorder=1)
         else:
-            axes.plot([], [], " ", label=f"{label} (below this picture)")
+            axes.plot([], [], " ", label=f"{label} (below this plot)")
     # names of data and models hold what they like, also dollar signs
-    axes.set_xlabel(picture.x_label + (", logarithmic" if picture.log_x else ""), parse_math=False)
-    axes.set_ylabel(one_line(picture.y_label, _LONGEST_LABEL), parse_math=False)
-    axes.set_title(f"{picture.title}, with 95 % intervals".capitalize(), fontsize=11)
-    axes.grid(True, which="major", color="0.92", zorder=0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.set_xlabel(plot.x_label + (", logarithmic" if plot.log_x else ""), parse_math=False)
+    axes.set_ylabel(one_line(plot.y_label, _LONGEST_LABEL), parse_math=False)
+    axes.set_title(f"{plot.title}, with 95 % intervals".capitalize(), fontsize=11)
+    open_frame(axes)
     # Below the axes, where it covers no point.
     legend = axes.figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
     for text in legend.get_texts():

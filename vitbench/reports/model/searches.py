@@ -1,18 +1,28 @@
-"""The largest batches that fit, by model and picture size: what searches found, and what stopped each of them."""
+"""The largest batches that fit, by model and image size: what each search found, and what ended it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from vitbench.core.records import Cell, Record, format_image_size
-from vitbench.reports.format import NOT_ASKED, cell_text, table
-from vitbench.reports.model.columns import Column, axis_columns, show
-from vitbench.reports.model.rows import Row, figure, shown_status, varying_axes
+from vitbench.reports.model.columns import MB, RowColumn, axis_columns
+from vitbench.reports.model.rows import Row, shown_status, varying_axes
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.tables import (
+    IMAGE_SIZE,
+    Column,
+    Display,
+    Table,
+    Value,
+    metric_value,
+    number_value,
+    text_value,
+)
+from vitbench.reports.model.values import value_of
 from vitbench.suites.batch_search import (
     BOUND,
     Standing,
@@ -27,14 +37,7 @@ from vitbench.suites.batch_search import (
 
 #: Modes as a reader calls them.
 CALLS = {"infer": "inference", "train": "training step"}
-
-HOW_TO_READ = (
-    "The number of pictures in the largest batch that fits into memory, to one picture: batches are doubled from 1, "
-    "then bisected, each attempt in a fresh process. `>=1024`: still fits where the search was told to end. `OOM@1`: "
-    "not even one picture fits. `8 (timeout@16)`: another failure than memory ended the search at 16, and 8 is what is "
-    "known to fit. A crash, or an error that explains nothing, is laid to a memory limit (`probable_oom`) if the same "
-    "batch works without the limit. Every attempt is in `records.jsonl` and `report.csv`."
-)
+WHOLE = Display(precision="whole")
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,12 @@ class Search:
 
     @cached_property
     def attempts(self) -> dict[int, tuple[str, str]]:
-        """What ``frontier`` knows of them."""
+        """Status and cause of each batch size."""
         return attempts_by_base(self.records.values())[self.base.id]
 
     @cached_property
     def standing(self) -> Standing:
-        """What the attempts say together."""
+        """What the attempts show together."""
         return stand(self.attempts, self.max_batch)
 
     @property
@@ -91,8 +94,9 @@ def find_searches(runs: Sequence[Run]) -> list[Search]:
 
 
 def without_bounds(runs: Sequence[Run]) -> list[Run]:
-    """The runs as the other tables show them: of a search what fits, and what failed otherwise; of one in which nothing
-    fits the smallest attempt. That larger batches did not fit is what this section tells.
+    """The runs as the other tables show them: without the attempts that did not fit into memory.
+
+    Of a search in which nothing fits the smallest attempt stays.
     """
     searches = find_searches(runs)
     empty_handed = [search for search in searches if not any(fits(one.status) for one in search.records.values())]
@@ -107,29 +111,33 @@ def without_bounds(runs: Sequence[Run]) -> list[Run]:
 
 
 def without_searches(runs: Sequence[Run]) -> list[Run]:
-    """The runs without any attempt."""
+    """The runs without the attempts of searches."""
     return [dataclasses.replace(run, records=[one for one in run.records if not is_attempt(one)]) for run in runs]
 
 
-def frontier_section(runs: Sequence[Run]) -> list[str]:
-    """Heading, text and tables as Markdown; empty without searches."""
+@dataclass(frozen=True)
+class SearchTables:
+    """The largest batches by (device, mode, data type), models against image sizes; and what ended each search."""
+
+    largest: Mapping[tuple[str, str, str], Table]
+    ends: Table
+
+
+def search_tables(runs: Sequence[Run]) -> SearchTables | None:
+    """The tables of all searches; None without one."""
     searches = find_searches(runs)
     if not searches:
-        return []
+        return None
     others = axis_columns(_axes(searches))
-    parts = ["## Largest batch that fits", HOW_TO_READ]
     groups: dict[tuple[str, str, str], list[Search]] = {}
     for search in searches:
         groups.setdefault((search.base.device, search.base.mode, search.base.dtype), []).append(search)
-    for (device, mode, dtype), group in groups.items():
-        parts += [f"### {cell_text(device)}, {CALLS[mode]}, {cell_text(dtype)}", _largest_table(group, others)]
-    return [*parts, "### What stopped each search", _limits_table(searches, others)]
+    largest = {key: _largest_table(group, others) for key, group in groups.items()}
+    return SearchTables(largest, _ends_table(searches, others))
 
 
 def _axes(searches: Sequence[Search]) -> list[str]:
-    """What searches vary by beyond the columns that they have in any case; models may well have classes of their
-    own.
-    """
+    """What searches vary by beyond the columns that they have in any case; models may have classes of their own."""
     several = len({search.base.model for search in searches}) < len(
         {(search.base.model, search.base.num_classes) for search in searches}
     )
@@ -137,79 +145,86 @@ def _axes(searches: Sequence[Search]) -> list[str]:
     return [axis for axis in varying_axes([search.row for search in searches]) if axis not in dull]
 
 
-def _largest_table(searches: Sequence[Search], others: Sequence[Column]) -> str:
-    """Models against picture sizes, in order of first appearance and by size."""
+def _largest_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Table:
+    """Models against image sizes, in order of first appearance and by size."""
     sizes = sorted({search.base.image_size for search in searches})
-    lines: dict[tuple[str, ...], dict[tuple[int, int], str]] = {}
+    lines: dict[tuple[Value, ...], dict[tuple[int, int], Value]] = {}
     for search in searches:
-        names = (cell_text(search.base.model), *(column.text(search.row) for column in others))
-        lines.setdefault(names, {})[search.base.image_size] = search.found
-    texts = ["model", *(column.heading for column in others)]
-    headings = [*texts, *(f"{format_image_size(size)} px" for size in sizes)]
-    cells = [[*names, *(found.get(size, NOT_ASKED) for size in sizes)] for names, found in lines.items()]
-    return table(headings, cells, texts)
+        names = (text_value(search.base.model), *(one.value(search.row) for one in others))
+        lines.setdefault(names, {})[search.base.image_size] = text_value(search.found)
+    columns = [Column(name="model"), *(one.column for one in others)]
+    columns += [Column(name=f"{format_image_size(size)} px", display=WHOLE) for size in sizes]
+    values = ((*names, *(found.get(size, Value()) for size in sizes)) for names, found in lines.items())
+    return Table(tuple(columns), tuple(values))
 
 
-def _limits_table(searches: Sequence[Search], others: Sequence[Column]) -> str:
+def _ends_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Table:
     """One line a search: the largest batch and its peak, the smallest that failed and how, and what the limit was."""
-    columns: list[tuple[str, bool, Callable[[Search], str]]] = [
-        ("model", True, lambda search: cell_text(search.base.model)),
-        ("px", True, lambda search: format_image_size(search.base.image_size)),
-        ("device", True, lambda search: cell_text(search.base.device)),
-        ("call", True, lambda search: CALLS[search.base.mode]),
-        ("dtype", True, lambda search: cell_text(search.base.dtype)),
-        *((column.heading, True, _of_row(column.text)) for column in others),
-        ("largest batch", False, _largest),
-        ("peak memory at it (MB)", False, _peak),
-        ("fails at", False, lambda search: str(search.failed.cell.batch_size) if search.failed else NOT_ASKED),
-        ("how it fails", True, _how_it_failed),
-        ("limit", True, _limit),
-        ("attempts", False, lambda search: str(len(search.records))),
-    ]
-    lines = [[text(search) for _, _, text in columns] for search in searches]
-    return table([heading for heading, _, _ in columns], lines, [heading for heading, is_text, _ in columns if is_text])
+    columns = (
+        *(Column(name="model"), Column(name="image size", display=IMAGE_SIZE), Column(name="device")),
+        *(Column(name="call"), Column(name="dtype"), *(one.column for one in others)),
+        Column(name="largest batch", display=WHOLE),
+        Column(name="peak memory at it", display=MB),
+        Column(name="fails at", display=WHOLE),
+        *(Column(name="how it fails"), Column(name="limit"), Column(name="attempts", display=WHOLE)),
+    )
+    lines = tuple(
+        (
+            text_value(search.base.model),
+            text_value(format_image_size(search.base.image_size)),
+            text_value(search.base.device),
+            text_value(CALLS[search.base.mode]),
+            text_value(search.base.dtype),
+            *(one.value(search.row) for one in others),
+            number_value(_largest(search), WHOLE),
+            _peak(search),
+            number_value(search.failed.cell.batch_size if search.failed else None, WHOLE),
+            _how_it_failed(search),
+            _limit(search),
+            number_value(len(search.records), WHOLE),
+        )
+        for search in searches
+    )
+    return Table(columns, lines)
 
 
-def _of_row(text: Callable[[Row], str]) -> Callable[[Search], str]:
-    return lambda search: text(search.row)
-
-
-def _largest(search: Search) -> str:
-    """0 only where memory did not suffice for one."""
+def _largest(search: Search) -> int | None:
+    """0 only where there was not enough memory for one image."""
     known = search.standing.largest or search.standing.too_large == 1
-    return str(search.standing.largest) if known else NOT_ASKED
+    return search.standing.largest if known else None
 
 
-def _peak(search: Search) -> str:
+def _peak(search: Search) -> Value:
     if search.largest is None:
-        return NOT_ASKED
+        return Value()
     name = "training_peak_memory" if search.base.mode == "train" else "inference_peak_memory"
-    return show(figure(search.largest, name), 1e-6)
+    return metric_value(value_of(search.largest, name), MB)
 
 
-def _how_it_failed(search: Search) -> str:
+def _how_it_failed(search: Search) -> Value:
     """``OOM, out_of_memory``: status and cause."""
     record = search.failed
     if record is None:
-        return NOT_ASKED
+        return Value()
     words = [shown_status(record.status), *([record.cause] if record.cause not in ("", record.status) else [])]
     signal = f" (signal {record.signal})" if record.signal is not None else ""
-    return cell_text(", ".join(words) + signal)
+    return text_value(", ".join(words) + signal)
 
 
-def _limit(search: Search) -> str:
-    """What bounds the largest batch: the cap of the worker in bytes and how it is set, else the device's memory."""
+def _limit(search: Search) -> Value:
+    """What bounds the largest batch: the worker's memory limit and how it is set, else the device's memory."""
     record = search.failed
     if record is None:
-        return f"the search's own bound of {search.max_batch}" if search.standing.reached_bound else NOT_ASKED
+        bound = f"the search's own bound of {search.max_batch}"
+        return text_value(bound) if search.standing.reached_bound else Value()
     if not is_too_large(record.status, record.cause):
-        return "none: it did not fail for memory"
+        return text_value("none: memory did not cause the failure")
     cap = record.measurement("memory_limit")
     if cap is not None and cap.status == "ok":
-        return f"{cap.value:.0f} bytes: {cell_text(cap.method)}"
+        return text_value(f"{cap.value:.0f} bytes: {cap.method}")
     if record.cell.memory_limit is not None:
-        return f"{record.cell.memory_limit} bytes"
-    return _memory_of_device(search.run, record)
+        return text_value(f"{record.cell.memory_limit} bytes")
+    return text_value(_memory_of_device(search.run, record))
 
 
 def _memory_of_device(run: Run, record: Record) -> str:

@@ -1,0 +1,111 @@
+"""How the numbers of a report were obtained and how to read them, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitbench.core.stats.statistics import BETWEEN_PROCESSES, QUIET, QUIET_CELL, RUN_TO_RUN, WITHIN_PROCESS
+from vitbench.reports.format import NOT_ASKED
+from vitbench.reports.model.rows import Row
+
+SEARCHES = (
+    "The number of images in the largest batch that fits into memory, exact to one image. Each search doubles the "
+    "batch from 1, then bisects; each attempt runs in a fresh process. `>=1024`: the largest batch that the search "
+    "allows still fits. `OOM@1`: not even one image fits. `8 (timeout@16)`: a failure other than memory ended the "
+    "search at 16, and 8 fits. A crash, or an error without an explanation, is attributed to a memory limit "
+    "(`probable_oom`) if the same batch works without the limit. Every attempt is in `records.jsonl` and "
+    "`report.csv`."
+)
+TRAININGS = (
+    "One line a training, in the order of the suite. Accuracy is top-1 on held-out images with its Wilson 95 % "
+    "interval, which covers the choice of images, not of the seed. Macro F1 is the mean of F1 over classes. A "
+    "shortened training (*budget*) shows how trainings differ after that many images, no more."
+)
+PUBLISHED_TRAININGS = (
+    " *Published* is what the model's source prints for that recipe, with its data in brackets where it is other data. "
+    "The section on published values judges it, by trainings with the recipe's own budget on all training images."
+)
+NOISE = (
+    "A fixed piece of work, the reference, took turns with every timed cell. Now and then a fresh process of it took "
+    "turns with it as a cell does: whatever the two differ by is noise."
+)
+MEMORY = (
+    "Tensors are added up exactly, operator by operator, at the peak of a call. Weights to activations are what they "
+    "are at that moment; temporary results count as activations. The system's value is the peak of the main table. "
+    "Beyond tensors it holds workspace of kernels and libraries, rounding by the allocator and, on a CPU, the error of "
+    "the kernel's own count. Below 0: tensors that were never written to, or pages that were there before."
+)
+COUNTERS = (
+    "Our count is PyTorch's dispatcher count on meta tensors: matrix products, convolutions and attention. fvcore and "
+    "thop are unmaintained and shown for comparison only; their multiply-adds are doubled here. The known reasons for "
+    "a difference are numbered below."
+)
+COUNTER_REASONS = {
+    "fvcore_fused": "fvcore has no formula for fused attention and leaves it out",
+    "fvcore_other": "fvcore leaves out operators that it has no formula for (`baddbmm`, ...)",
+    "fvcore_extra": "fvcore adds LayerNorm (5 per element), BatchNorm, resizing and pooling",
+    "thop_modules": "thop counts modules only: not `@`, `F.linear`, `bmm`, einsum, nor bare parameters",
+    "thop_extra": "thop adds softmax and norm modules and takes transposed convolutions 4 times",
+}
+CLAIMS = (
+    "A value agrees if the computed one, rounded or cut off to the printed digits, gives it. A multiply-add is two "
+    "FLOPs; *agrees as multiply-adds*: the source says FLOPs and means multiply-adds. The difference is relative to "
+    "the published value. Accuracies and losses are judged only by completed runs of the source's own recipe: by "
+    "where one more training would come out, which takes runs of three seeds. An accuracy of fewer seeds is judged "
+    "by the interval of its test images. Latencies are judged only by a run on the source's device."
+)
+PERCENTILES = "p90 and p99 are given from 29 and 299 samples on."
+
+_RELATIVE = (
+    "`× reference` is the time over that of the reference, a fixed piece of work that took turns with the cell. It "
+    "survives the drift of a machine's speed, which times in ms do not, so it decides the `rank`. Models that share "
+    "ranks (`2-3`) tie: this run does not distinguish them. Each pair is compared at 95 %, so that of many equal pairs "
+    "one in twenty seems to differ. Ranks can differ although intervals overlap: these include other runs, too. "
+)
+_QUIET = (
+    "From three processes on only quiet turns count: those in which the reference took at most "
+    f"{100 * (QUIET - 1):.0f} % more than in its fastest ones, and the cell at most {100 * (QUIET_CELL - 1):.0f} % "
+    "more than in its own. The interval then includes run-to-run variation (a standard deviation of "
+    f"{100 * RUN_TO_RUN:g} %), which one run cannot see; that of fewer processes does not. Only ratios of the same "
+    "reference, build of torch, machine and number of threads are comparable."
+)
+
+
+def how_to_read(rows: Sequence[Row]) -> list[str]:
+    """What units, brackets and words of the main tables mean."""
+    latencies = [row.at_smallest_batch("latency") for row in rows]
+    kinds = {found.estimate.kind for found in latencies if found.estimate}
+    paired = any(found.relative for found in latencies)
+    lines = [
+        f"Sorted by latency{' over that of the reference' if paired else ''}, then by parameters."
+        + ("" if paired else " The order does not distinguish models whose intervals overlap."),
+        "`b1` is a batch of 1 image. FLOPs are those of one image's forward pass; a multiply-add is 2 FLOPs and 1 MAC. "
+        "1 MB is 10^6 bytes.",
+        "Latency is the time of one batch: the median of the samples after the warm-up, which is found from the "
+        "samples. Peak memory is that of inference. Throughput is the best of all batches, with its batch behind it.",
+        *([_RELATIVE + _QUIET] if paired else []),
+        " ".join(["Brackets are 95 % confidence intervals.", *_intervals(kinds)]),
+    ]
+    tests = [row.training.cell for row in rows if row.training]
+    if tests:
+        how = "after the training named above" if all(cell.trains for cell in tests) else "with the weights named above"
+        lines.append(f"Accuracy is top-1 on held-out images {how}, with its Wilson interval.")
+    lines.append(f"`{NOT_ASKED}`: not asked for. A word in place of a number is the status; see Failures.")
+    lines.append("`report.csv` beside this page has all batches: one line a row of these tables and batch size.")
+    return lines
+
+
+def _intervals(kinds: set[str]) -> list[str]:
+    lines = []
+    if BETWEEN_PROCESSES in kinds:
+        lines.append(
+            "A time from three or more fresh processes is the geometric mean of their medians. Its interval (t, of the "
+            "medians' logarithms) shows how processes differ; where the first five decided how many there would be, it "
+            "takes their spread."
+        )
+    if WITHIN_PROCESS in kinds:
+        lines.append(
+            "The interval of a time from fewer processes shows how well its median is known within them. It "
+            "understates how much another process, or another hour, would differ."
+        )
+    return lines

@@ -1,0 +1,93 @@
+"""The noise of each run in words, and the cells that were disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitbench.core.records import Cell, Record, format_image_size
+from vitbench.core.stats.statistics import Estimate
+from vitbench.devices.host.load import OTHER_LOAD
+from vitbench.reports.format import cell_text, number, percent
+from vitbench.reports.markdown.tables import table_text
+from vitbench.reports.model.noise import NoiseLevel, disturbances, noise_levels, shortfalls, timed_values
+from vitbench.reports.model.runs import Run
+from vitbench.reports.model.tables import text_table
+
+
+def noise_section(runs: Sequence[Run]) -> str:
+    """The noise level of each run in words, and the cells that were disturbed; empty if nothing was timed."""
+    lines = [f"- {_level_text(one, len(runs) > 1)}" for run in runs for one in noise_levels(run)]
+    if not lines:
+        return ""
+    disturbed = [
+        [*([run.name] if len(runs) > 1 else []), record.cell.model, _cell_name(record.cell), "; ".join(reasons)]
+        for run in runs
+        for record in run.records
+        if (reasons := disturbance_texts(record))
+    ]
+    timed = [record for run in runs for record in run.records if timed_values(record)]
+    if disturbed:
+        tail = table_text(text_table([*(["run"] if len(runs) > 1 else []), "disturbed", "cell", "by"], disturbed))
+    elif any(record.measurement(OTHER_LOAD) for record in timed):
+        tail = "No cell was disturbed, as far as this machine reports."
+    else:
+        tail = "This machine does not report what else it did."
+    return "\n\n".join(["\n".join(lines), tail, *_shortfall_text(timed)])
+
+
+def disturbance_texts(record: Record) -> list[str]:
+    """Why a timed cell's values are doubtful, one text a reason."""
+    texts = {
+        "load": "{} cores busy with other programs",
+        "slowed": "heat or a power limit held the GPU's clock down",
+        "steal": "{} cores' time taken by the host",
+        "drift": "the machine's own speed changed {}-fold",
+    }
+    return [texts[one.cause].format(number(one.amount, 2)) for one in disturbances(record)]
+
+
+def _cell_name(cell: Cell) -> str:
+    return f"{cell.device} {format_image_size(cell.image_size)} px b{cell.batch_size} {cell.mode}"
+
+
+def _shortfall_text(records: Sequence[Record]) -> list[str]:
+    """The cells that did not reach the precision that the run asked for, in one paragraph; [] if all did."""
+    found = [
+        f"{cell_text(f'{one.cell.model} b{one.cell.batch_size} {one.cell.mode}')} (within "
+        f"{percent(one.reached).lstrip('+')} %: {cell_text(one.reason)})"
+        for one in shortfalls(records)
+    ]
+    return [f"Less precise than asked for: {'; '.join(found)}."] if found else []
+
+
+def _level_text(one: NoiseLevel, name_run: bool) -> str:
+    names = [*([one.run] if name_run else []), one.device]
+    where = ", ".join([*map(cell_text, names), _count(one.threads, "thread")])
+    if one.same is None and one.paired:
+        return f"**{where}**: the reference was never compared with itself, so the noise floor is unknown."
+    if one.same is None:
+        return f"**{where}**: timed without the reference; times of different minutes are not comparable."
+    parts = [f"the reference against itself, {_count(one.same.n_processes, 'process')}: {_interval(one.same)}"]
+    if one.floor is not None:
+        parts.append(
+            f"differences under **{percent(one.floor).lstrip('+')} %** (the noise floor of cells of "
+            f"{_count(one.processes, 'process')}) are ties"
+        )
+    else:
+        parts.append("too few processes to estimate a noise floor")
+    if one.drift is not None:
+        drift = number(one.drift, 3)
+        parts.append(f"the machine's own speed changed {drift}-fold between its slowest and fastest tenth")
+    return f"**{where}**: " + "; ".join(parts) + "."
+
+
+def _interval(same: Estimate) -> str:
+    if same.low is None or same.high is None:
+        return f"{same.value:.3f}"
+    contains = "" if same.low <= 1 <= same.high else " (it should contain 1, and does not)"
+    return f"{same.value:.3f} [{same.low:.3f}, {same.high:.3f}]{contains}"
+
+
+def _count(count: int, thing: str) -> str:
+    plural = "es" if thing.endswith("s") else "s"
+    return f"{count} {thing}" + ("" if count == 1 else plural)

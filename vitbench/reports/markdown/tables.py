@@ -1,0 +1,64 @@
+"""Tables and values of reports/model/ as Markdown: digits, brackets and escaping are decided here."""
+
+from __future__ import annotations
+
+from vitbench.reports.format import NOT_ASKED, cell_text, percent, table, with_interval
+from vitbench.reports.model.rows import shown_status
+from vitbench.reports.model.tables import Column, Display, Interval, Table, Value
+
+#: Significant digits by precision; then those with a fixed number of decimals.
+_DIGITS = {"counted": 4, "measured": 3, "rough": 2}
+_DECIMALS = {"whole": 0, "tenths": 1, "thousandths": 3}
+
+
+def table_text(shown: Table) -> str:
+    """A Markdown table."""
+    headings = [heading_text(column) for column in shown.columns]
+    lines = [[value_text(*pair) for pair in zip(line, shown.columns, strict=True)] for line in shown.lines]
+    texts = [heading for heading, column in zip(headings, shown.columns, strict=True) if column.is_text]
+    return table(headings, lines, texts)
+
+
+def heading_text(column: Column) -> str:
+    """``latency b1 (ms)``, ``accuracy on digits, n = 360 (%)``."""
+    text = cell_text(column.name)
+    text += f" on {cell_text(column.data)}" if column.data else ""
+    text += "" if column.batch is None else f" b{column.batch}"
+    text += "" if column.images is None else f", n = {column.images}"
+    unit = column.brackets or column.display.unit
+    return text if not unit or text.startswith(unit) else f"{text} ({unit})"
+
+
+def value_text(value: Value, column: Column) -> str:
+    """One cell of a table: the number with its interval, a word, or the status in its place."""
+    if value.text is not None:
+        return cell_text(value.text) if column.is_text else value.text
+    if value.number is not None:
+        text = number_text(value.number, value.interval, value.display)
+        text += f" {value.display.unit}" if value.unit_of_its_own and value.display.unit else ""
+    elif value.status is None:
+        text = NOT_ASKED
+    else:
+        text = value.reason if value.status == "too few samples" else shown_status(value.status)
+    if value.note is None:
+        return text
+    kind, count = value.note
+    return text + {"batch": f" (b{count})", "processes": f" ({count})", "images": f" (n = {count})"}[kind]
+
+
+def number_text(value: float, interval: Interval | None, display: Display) -> str:
+    """``12.3 [12.1, 12.6]`` in the display's unit, which is left out."""
+    if display.precision == "change":
+        return percent(value)
+    if display.precision == "rank" and interval is not None:
+        return f"{interval.low}" if interval.low == interval.high else f"{interval.low}-{interval.high}"
+    ends = [interval.low, interval.high] if interval else []
+    shown, *between = (one * display.scale for one in (value, *ends))
+    if display.precision == "grouped":
+        return f"{round(shown):,}"
+    if display.precision in _DECIMALS:
+        decimals = _DECIMALS[display.precision]
+        text = f"{shown:.{decimals}f}"
+        return f"{text} [{', '.join(f'{end:.{decimals}f}' for end in between)}]" if between else text
+    low, high = between or (None, None)
+    return with_interval(shown, low, high, _DIGITS[display.precision])

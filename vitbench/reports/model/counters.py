@@ -1,0 +1,116 @@
+"""Our FLOPs beside those of other counting tools, and why they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from vitbench.reports.model.columns import GFLOPS
+from vitbench.reports.model.rows import Row, image_size_text
+from vitbench.reports.model.tables import (
+    IMAGE_SIZE,
+    Column,
+    Display,
+    Table,
+    Value,
+    metric_value,
+    number_value,
+    text_value,
+)
+from vitbench.reports.model.values import MetricValue
+
+#: Differences below this share are rounding.
+SAME = 5e-5
+
+_CHANGE = Display("%", 100, "change")
+
+
+class Reason(NamedTuple):
+    """Why a count differs: a known reason by its name, or what the tool ``printed`` when it failed."""
+
+    name: Literal["fvcore_fused", "fvcore_other", "fvcore_extra", "thop_modules", "thop_extra", "failed"]
+    printed: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table, and the reasons that its last column refers to by number, from 1."""
+
+    table: Table
+    reasons: tuple[Reason, ...]
+
+
+def compare_counters(rows: Sequence[Row]) -> Comparison | None:
+    """One line a model, image size, number of classes and attention implementation; None without counts."""
+    compared = _distinct([row for row in rows if _was_asked(row)])
+    if not compared:
+        return None
+    reasons: dict[Reason, int] = {}
+    lines = []
+    with_classes = len({row.cell.num_classes for row in compared}) > 1
+    for row in compared:
+        ours, fvcore, thop = row.fact("flops"), row.fact("flops_fvcore"), row.fact("flops_thop")
+        why = _reasons(ours, fvcore, thop, row.cell.attention)
+        marks = [reasons.setdefault(reason, len(reasons) + 1) for reason in why]
+        line = (
+            text_value(row.cell.model),
+            text_value(image_size_text(row)),
+            *([text_value(str(row.cell.num_classes))] if with_classes else []),
+            text_value(row.cell.attention),
+            metric_value(ours, GFLOPS),
+            metric_value(fvcore, GFLOPS),
+            number_value(_difference(fvcore, ours), _CHANGE),
+            metric_value(thop, GFLOPS),
+            number_value(_difference(thop, ours), _CHANGE),
+            text_value(", ".join(f"({mark})" for mark in sorted(marks))) if marks else Value(),
+        )
+        lines.append(line)
+    counted = replace(GFLOPS, unit="GFLOPs")
+    columns = (
+        Column(name="model"),
+        Column(name="image size", display=IMAGE_SIZE),
+        *([Column(name="classes")] if with_classes else []),
+        Column(name="attention"),
+        Column(name="GFLOPs", display=GFLOPS),
+        Column(name="fvcore", display=counted),
+        Column(name="fvcore - ours", display=_CHANGE),
+        Column(name="thop", display=counted),
+        Column(name="thop - ours", display=_CHANGE),
+        Column(name="why"),
+    )
+    return Comparison(Table(columns, tuple(lines)), tuple(reasons))
+
+
+def _was_asked(row: Row) -> bool:
+    return any(record.measurement(metric) for record in row.records for metric in ("flops_fvcore", "flops_thop"))
+
+
+def _distinct(rows: Sequence[Row]) -> list[Row]:
+    """One row of those that must have the same counts, in order of model and image size."""
+    found: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        cell = row.cell
+        values = tuple(row.fact(metric).value for metric in ("flops", "flops_fvcore", "flops_thop"))
+        found.setdefault((cell.model, cell.image_size, cell.num_classes, cell.attention, cell.options, values), row)
+    return sorted(found.values(), key=lambda row: (row.cell.image_size, row.cell.model, row.cell.attention))
+
+
+def _difference(other: MetricValue, ours: MetricValue) -> float | None:
+    return None if other.value is None or not ours.value else other.value / ours.value - 1
+
+
+def _reasons(ours: MetricValue, fvcore: MetricValue, thop: MetricValue, attention: str) -> list[Reason]:
+    """The known reasons that can explain each difference, and what each tool printed when it failed."""
+    reasons = []
+    listed = fvcore.detail.startswith("operators without a formula")
+    fused = attention == "fused" and ("scaled_dot_product_attention" in fvcore.detail or not listed)
+    for other, less, more in (
+        (fvcore, Reason("fvcore_fused" if fused else "fvcore_other"), Reason("fvcore_extra")),
+        (thop, Reason("thop_modules"), Reason("thop_extra")),
+    ):
+        if other.measurement is not None and other.value is None and other.detail:
+            reasons.append(Reason("failed", other.detail))
+        elif other.value is not None and ours.value and abs(other.value / ours.value - 1) > SAME:
+            reasons.append(less if other.value < ours.value else more)
+    return reasons

@@ -1,0 +1,95 @@
+"""Where a run was measured: processor, memory, system, versions, commit. Host, user and folder names are left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vitbench.reports.model.runs import Run
+
+_LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The facts of each environment, the versions of vitbench, and the commands of the run's sessions."""
+
+    environments: tuple[tuple[str, ...], ...]
+    versions: tuple[str, ...]
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many cells a run has, by status; ``planned`` when it is complete (0: unknown); when it began, in seconds."""
+
+    cells: int
+    planned: int
+    statuses: Mapping[str, int]
+    started_at: str
+    duration_s: float
+
+
+def extent_of(run: Run) -> Extent:
+    """What was run."""
+    planned = [session.get("planned_cells") for session in run.environment.get("sessions") or []]
+    return Extent(
+        cells=len(run.records),
+        planned=next((count for count in reversed(planned) if count), 0),
+        statuses=Counter(record.status for record in run.records),
+        started_at=min((record.started_at for record in run.records), default=""),
+        duration_s=sum(record.duration_s for record in run.records),
+    )
+
+
+def machine_of(run: Run) -> Machine:
+    """What is known of the environments that a record names, and of the commands."""
+    environments = _mapping(run.environment.get("environments"))
+    named = list(dict.fromkeys(record.environment for record in run.records))
+    devices = {record.cell.device for record in run.records}
+    known = [_facts(_mapping(environments[name]), devices) for name in named if name in environments]
+    sessions = [_mapping(session) for session in run.environment.get("sessions") or []]
+    versions = dict.fromkeys(text for session in sessions if (text := _version(session)))
+    commands = dict.fromkeys(str(session["command_line"]) for session in sessions if session.get("command_line"))
+    return Machine(tuple(filter(None, known)), tuple(versions), tuple(commands))
+
+
+def _facts(environment: Mapping[str, Any], devices: Collection[str]) -> tuple[str, ...]:
+    system = _mapping(environment.get("system"))
+    libraries = _mapping(environment.get("libraries"))
+    versions = _mapping(libraries.get("versions"))
+    facts = [str(system["cpu"])] if system.get("cpu") else []
+    if system.get("usable_cores"):
+        facts.append(f"{system['usable_cores']} usable of {system.get('logical_cores', '?')} logical cores")
+    memory = [value for key in ("memory_bytes", "container_memory_bytes") if (value := system.get(key))]
+    if memory:
+        facts.append(f"{min(memory) / 1e9:.1f} GB of memory")
+    described = _mapping(environment.get("devices"))
+    facts += [_device(name, _mapping(described[name])) for name in sorted(devices) if name in described]
+    facts += [str(system["os"])] if system.get("os") else []
+    facts += [f"Python {system['python']}"] if system.get("python") else []
+    facts += [f"{name} {versions[name]}" for name in _LIBRARIES if versions.get(name)]
+    facts += ["a debug build of torch"] if libraries.get("debug_build") else []
+    return tuple(filter(None, facts))
+
+
+def _device(name: str, facts: Mapping[str, Any]) -> str:
+    """``cuda:0 is NVIDIA H200 (150.1 GB)``; nothing for a processor, which is named already."""
+    if name == "cpu" or not facts.get("name"):
+        return ""
+    memory = facts.get("memory_bytes")
+    return f"{name} is {facts['name']}" + (f" ({memory / 1e9:.1f} GB)" if memory else "")
+
+
+def _version(session: Mapping[str, Any]) -> str:
+    if not session.get("vitbench"):
+        return ""
+    version, commit = f"vitbench {session['vitbench']}", str(session.get("commit") or "")
+    changes = "+changes" if "+changes" in commit else ""
+    return f"{version} (commit {commit[:10]}{changes})" if commit else version
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,143 @@
+"""Tables as data: columns with units, and lines of values with intervals and statuses. Renderers choose the digits.
+
+Markdown, CSV and every other format are made from these values; nothing here is escaped or rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from vitbench.core.records import Status
+from vitbench.core.stats.statistics import CONFIDENCE, Estimate
+from vitbench.reports.model.values import MetricValue
+
+#: How many digits of a number mean something:
+#:
+#: ``text``         there is no number, the value is a word
+#: ``counted``      exact, four significant digits are enough to read
+#: ``measured``     three significant digits
+#: ``rough``        two significant digits
+#: ``whole``        no decimals; ``grouped``: with commas between thousands
+#: ``tenths``       one decimal; ``thousandths``: three
+#: ``change``       a signed difference in per cent
+#: ``rank``         a rank or a range of tied ranks
+Precision = Literal[
+    "text", "counted", "measured", "rough", "whole", "grouped", "tenths", "thousandths", "change", "rank"
+]
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a number is shown: in ``unit``, of which ``scale`` make one base unit, with ``precision``."""
+
+    unit: str = ""
+    scale: float = 1.0
+    precision: Precision = "measured"
+
+
+TEXT = Display(precision="text")
+IMAGE_SIZE = Display("px", precision="text")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The ends of a confidence interval in base units. ``kind``: what it covers, as in ``Estimate.kind``."""
+
+    low: float
+    high: float
+    kind: str = ""
+    level: float = CONFIDENCE
+
+
+class Note(NamedTuple):
+    """What qualifies a value: a ``batch`` other than the column's, a number of ``processes`` or of test ``images``."""
+
+    kind: Literal["batch", "processes", "images"]
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """What one column says of one line: a ``number`` in base units, a ``text``, or a ``status`` in its place.
+
+    ``status`` is None where nothing was asked for; ``reason`` says why there is no number. ``unit_of_its_own``: the
+    display differs from that of the column, so that the unit stands beside the number.
+    """
+
+    number: float | None = None
+    interval: Interval | None = None
+    text: str | None = None
+    status: Status | Literal["too few samples"] | None = None
+    reason: str = ""
+    note: Note | None = None
+    display: Display = TEXT
+    unit_of_its_own: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was asked for."""
+        return self.status is None and self.text is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The heading of a column: ``name``, the ``batch`` that its values are of, and the unit.
+
+    ``data`` and ``images``: what accuracies were tested on, where all lines share it. ``brackets``: what stands in
+    brackets behind the numbers, if that is not an interval.
+    """
+
+    name: str
+    display: Display = TEXT
+    batch: int | None = None
+    data: str = ""
+    images: int | None = None
+    brackets: str = ""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its values are words rather than numbers."""
+        return self.display.precision == "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, and one value a column in each line."""
+
+    columns: tuple[Column, ...]
+    lines: tuple[tuple[Value, ...], ...]
+
+
+def text_value(text: str) -> Value:
+    """A word."""
+    return Value(text=text, status="ok")
+
+
+def number_value(number: float | None, display: Display, *, note: Note | None = None) -> Value:
+    """An exact number; an empty value for None."""
+    return Value(number=number, status=None if number is None else "ok", display=display, note=note)
+
+
+def estimate_value(estimate: Estimate | None, display: Display, *, note: Note | None = None) -> Value:
+    """A number with its interval; an empty value for None."""
+    if estimate is None:
+        return Value(display=display)
+    interval = None
+    if estimate.low is not None and estimate.high is not None:
+        interval = Interval(estimate.low, estimate.high, estimate.kind)
+    return Value(number=estimate.value, interval=interval, status="ok", display=display, note=note)
+
+
+def metric_value(found: MetricValue, display: Display, *, note: Note | None = None) -> Value:
+    """A metric of a record: its estimate, or its status with the reason."""
+    if found.estimate is None:
+        return Value(status=found.status, reason=found.detail, display=display, note=note)
+    return estimate_value(found.estimate, display, note=note)
+
+
+def text_table(names: Sequence[str], lines: Sequence[Sequence[str | None]]) -> Table:
+    """A table of words; None where nothing was asked for."""
+    values = tuple(tuple(Value() if text is None else text_value(text) for text in line) for line in lines)
+    return Table(tuple(Column(name=name) for name in names), values)
