@@ -908,7 +908,7 @@ def test_out_keeps_the_table_and_its_data(capsys: pytest.CaptureFixture[str], tm
     assert sorted(path.name for path in folder.iterdir()) == ["claims.json", "claims.md"]
     assert json.loads((folder / "claims.json").read_text(encoding="utf-8")) == json.loads(out)
     page = (folder / "claims.md").read_text(encoding="utf-8")
-    assert page.startswith("# Published figures against what is computed\n")
+    assert page.startswith("# Published values against computed ones\n")
     assert "3 claims: 1 contradicted, 2 not checkable here." in page
     assert f"Wrote {folder / 'claims.md'}" in errors
 

@@ -529,7 +529,7 @@ def test_classes_without_images_are_not_the_worst() -> None:
         one.update(images=0, f1=0.0)
     result["confusion"]["counts"] = [[0] * 40 for _ in range(40)]
     text = evaluation_text(result)
-    assert "The 15 classes of 15 with the lowest F1; 25 more had no pictures (all of them" in text
+    assert "The 15 classes of 15 with the lowest F1; 25 more had no images (all of them" in text
     assert not re.search(r"^\| c(0\d|1\d|2[0-4]) +\| +0\.", text, re.MULTILINE)
 
 

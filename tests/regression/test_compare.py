@@ -451,7 +451,7 @@ def test_a_disturbed_run_says_so() -> None:
     busy = paired(one, spread(1.3), extra=loads(1.0, 0.0, processes=5))
     change = of(compared([quiet], [busy]), "relative_latency")
     assert change.verdict == "inconclusive"
-    assert "HEAD was disturbed (1.0 cores busy with something else)" in change.detail
+    assert "HEAD was disturbed (1.0 cores busy with other programs)" in change.detail
 
 
 def test_samples_that_make_no_figure_are_told_not_raised() -> None:
