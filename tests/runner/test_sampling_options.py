@@ -18,8 +18,9 @@ from vitbench.runner import plan as planning
 from vitbench.runner import run as runner
 from vitbench.runner.plan import Plan, check_before_loading
 from vitbench.runner.progress import Progress
-from vitbench.suites import Measure, Suite, load_suite, make_suite, to_toml
+from vitbench.suites import Suite, load_suite, make_suite, to_toml
 from vitbench.suites.overrides import prepare_suite
+from vitbench.suites.schema import Measure
 
 
 def suite_of(measure: dict[str, Any] | None = None, **keys: Any) -> Suite:

@@ -263,7 +263,7 @@ MISTAKES = [
     (["frontier", "vit_basik"], "Unknown model 'vit_basik'. Did you mean 'vit_basic'?"),
     (["frontier", "vit_basic", "--mode", "inference"], "'inference' is not allowed. Allowed: infer, train, both"),
     (["frontier", "vit_basic", "--max-batch", "0"], "Invalid value for '--max-batch'"),
-    (["frontier", "vit_basic", "--memory-limit", "much"], "Option --memory-limit: 'much' is no amount of memory"),
+    (["frontier", "vit_basic", "--memory-limit", "much"], "Option --memory-limit: 'much' is not a valid memory size"),
     (["frontier", "vit_basic", "--dtype", "fp23"], "Option --dtypes: 'fp23' is not allowed. Did you mean 'fp32'?"),
     (["frontier", "vit_basic", "--device", "gpu"], "Unknown device 'gpu'."),
     (["frontier", "vit_basic", "--image-sizes", "33"], "Image size 33 does not fit vit_basic"),

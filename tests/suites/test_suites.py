@@ -32,10 +32,10 @@ from vitbench.suites import (
     list_suites,
     load_suite,
     make_suite,
-    parse_bytes,
     to_toml,
 )
 from vitbench.suites.overrides import parse_budget, prepare_suite
+from vitbench.suites.schema import parse_bytes
 from vitbench.training.data.downloads import DOWNLOADS
 from vitbench.training.data.subsets import imbalanced_counts
 from vitbench.training.recipes import load_recipe
@@ -170,7 +170,7 @@ def test_classes_follow_the_data_where_a_suite_trains() -> None:
         ('models = ["vit_basic"]\nimage_sizes = ["big"]', "Image size 'big' is neither N nor HxW"),
         ('models = ["vit_basic"]\ndtypes = ["fp23"]', "'fp23' is not allowed. Did you mean 'fp32'? Allowed: fp32, bf16"),
         ('models = ["vit_basic"]\nattention = ["flash"]', "Allowed: fused, explicit"),
-        ('models = ["vit_basic"]\nmemory_limit = "lots"', "'lots' is no amount of memory"),
+        ('models = ["vit_basic"]\nmemory_limit = "lots"', "'lots' is not a valid memory size"),
         ('models = ["vit_basic"]\n[[exclude]]\n', "an empty [[exclude]] would drop every cell"),
         ('models = ["vit_basic"]\n[measure]\nmin_samples = 9\nmax_samples = 3', "min_samples (9) is more than max_samples (3)"),
         ('models = []', "key models"),

@@ -13,7 +13,8 @@ from vitbench.core.errors import UnknownNameError, UsageError
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.statistics import MIN_FIRST_STAGE
 from vitbench.models.cards import PRETRAINED, is_imported
-from vitbench.suites import NATIVE, RANDOM, Suite, list_suites, load_suite, make_suite
+from vitbench.suites.loading import list_suites, load_suite, make_suite
+from vitbench.suites.schema import NATIVE, RANDOM, Suite
 from vitbench.training.data.downloads import DOWNLOADS
 from vitbench.training.recipes import BUDGETS, list_recipes, load_recipe
 
