@@ -12,7 +12,8 @@ import math
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from vitbench.core.stats.statistics import RUN_TO_RUN, ErrorOfSum
+from vitbench.core.stats.comparisons import ErrorOfSum
+from vitbench.core.stats.intervals import RUN_TO_RUN
 
 FIRST, PRECISION = 5, 0.05
 SPREADS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.2)

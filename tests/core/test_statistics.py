@@ -13,34 +13,24 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import binom, binomtest, norm, t, ttest_ind
 
-from vitbench.core.stats.statistics import (
+from vitbench.core.stats.comparisons import ErrorOfSum, Ratio, compare, compare_relative, noise_floor
+from vitbench.core.stats.intervals import (
     BETWEEN_PROCESSES,
     BETWEEN_RUNS,
     NOT_POSITIVE,
     ONE_SAMPLE,
     TOO_FEW_SAMPLES,
     WITHIN_PROCESS,
-    ErrorOfSum,
-    Ratio,
-    Relative,
     allow_for_runs,
-    compare,
-    compare_relative,
     estimate,
-    estimate_relative,
-    in_quiet_turns,
-    median,
     median_interval,
-    noise_floor,
     percentile,
     prediction_interval,
-    process_medians,
-    processes_for,
-    relative_samples,
     samples_for_percentile,
-    warmup_length,
     wilson_interval,
 )
+from vitbench.core.stats.relative import Relative, estimate_relative, in_quiet_turns, processes_for, relative_samples
+from vitbench.core.stats.warm_up import median, process_medians, warmup_length
 
 positive = st.floats(1e-6, 1e6)
 UP = [float(x) for x in range(100, 140)]
@@ -268,7 +258,7 @@ def test_wilson_agrees_with_scipy(counts: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 0), (-1, 5), (6, 5)])
 def test_wilson_refuses_what_is_no_fraction(correct: int, total: int) -> None:
-    with pytest.raises(ValueError, match="no fraction"):
+    with pytest.raises(ValueError, match="not a fraction"):
         wilson_interval(correct, total)
 
 

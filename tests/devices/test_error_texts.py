@@ -356,7 +356,7 @@ def test_an_error_outside_of_a_model_is_not_laid_at_its_door() -> None:
 
 
 def test_an_error_in_our_own_hook_is_not_laid_at_the_models_door() -> None:
-    from vitbench.core.stats.statistics import estimate
+    from vitbench.core.stats.intervals import estimate
 
     module = torch.nn.Linear(2, 2)
     module.register_forward_hook(lambda *_: estimate(None))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tests.training.data.folders import make_image_folder
 from vitbench.cli import run_command
-from vitbench.core.stats.statistics import wilson_interval
+from vitbench.core.stats.intervals import wilson_interval
 from vitbench.experiments.evaluation import _score_values, evaluate_model
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint

@@ -207,8 +207,8 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
         "'a' is a sparse tensor"),
     "half a gigabyte in two megabytes": (repacked, "is a compressed zip file"),
     "a zip file whose list is 90 GB": (lambda path: with_end(path, size=95 * 10**9, listed=90 * 10**9), "claims a list of parts of"),
-    "a zip file whose list begins elsewhere": (lambda path: with_end(path, size=10_000, listed=0, offset=5), "no zip file as torch.save"),
-    "a zip file behind another": (prefixed, "no zip file as torch.save"),
+    "a zip file whose list begins elsewhere": (lambda path: with_end(path, size=10_000, listed=0, offset=5), "is not a zip file that torch.save writes"),
+    "a zip file behind another": (prefixed, "is not a zip file that torch.save writes"),
     "two parts of the same name": (
         lambda path: zipped(path, pickle.dumps({}, protocol=2), {"archive/Data.pkl": b"."}), "holds two parts of the same name"),
     "a table of contents of 40 MB": (

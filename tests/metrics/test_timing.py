@@ -15,7 +15,7 @@ from torch import nn
 from tests.metrics.test_metrics import make_subject
 from vitbench.core.records import measurement_from_dict
 from vitbench.core.registry import METRICS
-from vitbench.core.stats.statistics import relative_samples
+from vitbench.core.stats.relative import relative_samples
 from vitbench.devices import open_device
 from vitbench.executors.protocol import Measure
 from vitbench.executors.worker import PipeTurns, subject_of

@@ -38,7 +38,9 @@ from vitbench.core.errors import UsageError
 from vitbench.core.records import Cell, Measurement, Record
 from vitbench.core.registry import METRICS, Yields
 from vitbench.core.run_folder import read_records
-from vitbench.core.stats.statistics import RUN_TO_RUN, Relative, holm, processes_for
+from vitbench.core.stats.comparisons import holm
+from vitbench.core.stats.intervals import RUN_TO_RUN
+from vitbench.core.stats.relative import Relative, processes_for
 from vitbench.regression.cell_names import cell_names
 from vitbench.regression.change import FINE, INCONCLUSIVE, INFRASTRUCTURE, REGRESSION, Change, exit_code
 from vitbench.regression.compare import ERROR_RATE, Comparison, compare_runs

@@ -19,7 +19,7 @@ from tests.reports.paired import REFERENCE_S, TURNS, paired, timed
 from vitbench.cli import run_command
 from vitbench.core.errors import UnknownNameError, UsageError
 from vitbench.core.records import Measurement, Record
-from vitbench.core.stats.statistics import wilson_interval
+from vitbench.core.stats.intervals import wilson_interval
 from vitbench.regression.change_points import FALSE_ALARMS, _best_cut, _best_pair, find_breaks
 from vitbench.regression.history import History, make_history
 from vitbench.regression.history_page import history_json, render_markdown, render_terminal, run_to_run_variation

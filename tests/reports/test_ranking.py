@@ -13,7 +13,8 @@ import pytest
 from tests.reports.fabricate import ENVIRONMENT, cell, infer, ok, size, trained, training_cell
 from tests.reports.paired import REFERENCE, TURNS, check, paired, tables, timed
 from vitbench.core.records import Measurement, Record
-from vitbench.core.stats.statistics import BETWEEN_PROCESSES, BETWEEN_RUNS, WITHIN_PROCESS, Ratio
+from vitbench.core.stats.comparisons import Ratio
+from vitbench.core.stats.intervals import BETWEEN_PROCESSES, BETWEEN_RUNS, WITHIN_PROCESS
 from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.model.ranking import differ, ranks, ratio_of
 from vitbench.reports.model.rows import build_rows

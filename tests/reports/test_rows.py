@@ -8,7 +8,7 @@ import pytest
 
 from tests.reports.fabricate import cell, failed, infer, ok, size, train_step, trained, training_cell
 from vitbench.core.records import Measurement, Record
-from vitbench.core.stats.statistics import WILSON, wilson_interval
+from vitbench.core.stats.intervals import WILSON, wilson_interval
 from vitbench.reports.model.rows import Row, build_rows, shared_test_data, varying_axes
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.values import value_of

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from vitbench.core.records import Cell, Measurement
-from vitbench.core.stats.statistics import relative_samples
+from vitbench.core.stats.relative import relative_samples
 from vitbench.devices import Failure
 from vitbench.executors import conversation
 from vitbench.executors.conversation import Conversation

@@ -19,7 +19,7 @@ from tests.launching import SharedLauncher, shared_server
 from vitbench.cli import run_command
 from vitbench.core import run_folder as store
 from vitbench.core.records import Cell, Record
-from vitbench.core.stats.statistics import wilson_interval
+from vitbench.core.stats.intervals import wilson_interval
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint, save_checkpoint
 from vitbench.reports.model.rows import build_rows

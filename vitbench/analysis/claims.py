@@ -19,7 +19,7 @@ from typing import Any, Literal
 from vitbench.analysis.closed_form import closed_form
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import Cell, Record, format_image_size
-from vitbench.core.stats.statistics import estimate, prediction_interval, wilson_interval
+from vitbench.core.stats.intervals import estimate, prediction_interval, wilson_interval
 from vitbench.core.validation import is_number
 from vitbench.models.cards import CHANGE, PRETRAINED, QUANTITIES, Claim, ModelCard, is_external, model_registry
 from vitbench.suites import TRAIN_IMAGES

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError, UsageError
-from vitbench.core.stats.statistics import wilson_interval
+from vitbench.core.stats.intervals import wilson_interval
 from vitbench.core.text import printable
 from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained
 from vitbench.experiments.request import DataRequest, ModelRequest

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitbench.core.stats.statistics import CONFIDENCE
+from vitbench.core.stats.intervals import CONFIDENCE
 
 #: What is known of the noise beforehand comes from ten runs: nine degrees of freedom.
 KNOWN_RUNS = 9

@@ -15,15 +15,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from vitbench.core.records import Cell, Measurement, Record
 from vitbench.core.stats.estimates import first_stage_of, measurement_estimate
-from vitbench.core.stats.statistics import (
-    MIN_PROCESSES,
-    RUN_TO_RUN,
-    Estimate,
-    estimate,
-    estimate_relative,
-    in_quiet_turns,
-    relative_samples,
-)
+from vitbench.core.stats.intervals import MIN_PROCESSES, RUN_TO_RUN, Estimate, estimate
+from vitbench.core.stats.relative import estimate_relative, in_quiet_turns, relative_samples
 from vitbench.regression.cell_names import cell_names
 from vitbench.regression.pytest_benchmark_json import StoredRun, parse_time
 from vitbench.regression.stored_runs import RunFolder, time_of

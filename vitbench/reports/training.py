@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitbench.core.stats.statistics import wilson_interval
+from vitbench.core.stats.intervals import wilson_interval
 from vitbench.core.text import csv_value
 from vitbench.reports.format import cell_text, number, table
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from vitbench.core.records import Cell, Measurement, NoiseCheck
 from vitbench.core.registry import Metric
-from vitbench.core.stats.statistics import MIN_FIRST_STAGE, in_quiet_turns, processes_for
+from vitbench.core.stats.relative import MIN_FIRST_STAGE, in_quiet_turns, processes_for
 from vitbench.devices import Failure, split_name
 from vitbench.devices.host.load import Load, LoadWatch, load_measurements
 from vitbench.devices.host.memory import available_memory

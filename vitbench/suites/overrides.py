@@ -11,7 +11,7 @@ from typing import Any
 
 from vitbench.core.errors import UnknownNameError, UsageError
 from vitbench.core.registry import METRICS
-from vitbench.core.stats.statistics import MIN_FIRST_STAGE
+from vitbench.core.stats.relative import MIN_FIRST_STAGE
 from vitbench.models.cards import PRETRAINED, is_imported
 from vitbench.suites.loading import list_suites, load_suite, make_suite
 from vitbench.suites.schema import NATIVE, RANDOM, Suite

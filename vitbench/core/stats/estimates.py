@@ -1,4 +1,4 @@
-"""What a stored measurement says as one number: what its samples are decides how. Loads no torch."""
+"""The value of a stored measurement, by the kind of its samples. Loads no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import dataclasses
 import math
 
 from vitbench.core.records import Measurement, Record
-from vitbench.core.stats.statistics import WILSON, Estimate, Relative, estimate, in_quiet_turns, wilson_interval
+from vitbench.core.stats.intervals import WILSON, Estimate, estimate, wilson_interval
+from vitbench.core.stats.relative import Relative, in_quiet_turns
 
-#: Metrics whose samples are a course over time, not repetitions: their figure is the last one.
+#: Metrics whose samples are a course over time, not repetitions: their value is the last one.
 SERIES = frozenset({"training_loss"})
 SERIES_KIND = "none: the last of a series"
 
-#: Metrics with one value a class, no repetitions: their figure is the mean over the classes.
+#: Metrics with one value a class, not repetitions: their value is the mean over the classes.
 BY_CLASS = frozenset({"class_f1", "class_precision", "class_recall"})
 BY_CLASS_KIND = "none: one value a class"
 
@@ -41,9 +42,7 @@ def measurement_estimate(record: Record, measurement: Measurement) -> Estimate |
 
 
 def first_stage_of(one: Measurement) -> Relative | None:
-    """The processes after which it was decided how many there would be, in their quiet turns; None if there were no
-    more then, or they tell nothing.
-    """
+    """The first stage, after which the number of processes was decided, in its quiet turns; None if there is none."""
     count = one.first_stage
     if count is None or count >= len(one.samples):
         return None

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vitbench.core.stats.statistics import holm
+from vitbench.core.stats.comparisons import holm
 
 #: The number of pairs at each look.
 LOOKS = (3, 5, 10, 20, 40)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
 
-from vitbench.core.stats.statistics import CONFIDENCE, RUN_TO_RUN, ErrorOfSum, Relative, holm
+from vitbench.core.stats.comparisons import ErrorOfSum, holm
+from vitbench.core.stats.intervals import CONFIDENCE, RUN_TO_RUN
+from vitbench.core.stats.relative import Relative
 from vitbench.regression.change import Change, Verdict
 
 #: The probability of calling anything worse where nothing is, over all tested figures of a suite that gate together.

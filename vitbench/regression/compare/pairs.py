@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from vitbench.core.records import HARMLESS, Measurement, Record
 from vitbench.core.registry import Yields
-from vitbench.core.stats.statistics import CONFIDENCE, MIN_PROCESSES
+from vitbench.core.stats.intervals import CONFIDENCE, MIN_PROCESSES
 from vitbench.regression.change import Change, Verdict
 from vitbench.regression.compare.environments import Apart
 from vitbench.regression.compare.evidence import Fractions, LogRatio, Pending

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitbench.core.stats.statistics import BETWEEN_PROCESSES, QUIET, QUIET_CELL, RUN_TO_RUN, WITHIN_PROCESS
+from vitbench.core.stats.intervals import BETWEEN_PROCESSES, RUN_TO_RUN, WITHIN_PROCESS
+from vitbench.core.stats.relative import QUIET, QUIET_CELL
 from vitbench.reports.format import NOT_ASKED
 from vitbench.reports.model.rows import Row
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitbench.core.records import Cell, Record, format_image_size
-from vitbench.core.stats.statistics import Estimate
+from vitbench.core.stats.intervals import Estimate
 from vitbench.devices.host.load import OTHER_LOAD
 from vitbench.reports.format import cell_text, number, percent
 from vitbench.reports.markdown.tables import table_text

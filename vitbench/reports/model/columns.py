@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from vitbench.core.records import Record
-from vitbench.core.stats.statistics import samples_for_percentile
+from vitbench.core.stats.intervals import samples_for_percentile
 from vitbench.reports.model.ranking import ranks
 from vitbench.reports.model.rows import DEFAULT_OPTION, Row, image_size_text, shared_test_data, sort_key
 from vitbench.reports.model.tables import (

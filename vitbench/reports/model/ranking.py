@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitbench.core.stats.statistics import Ratio, compare, compare_relative, process_medians
+from vitbench.core.stats.comparisons import Ratio, compare, compare_relative
+from vitbench.core.stats.warm_up import process_medians
 from vitbench.reports.model.values import MetricValue
 
 

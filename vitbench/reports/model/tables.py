@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vitbench.core.records import Status
-from vitbench.core.stats.statistics import CONFIDENCE, Estimate
+from vitbench.core.stats.intervals import CONFIDENCE, Estimate
 from vitbench.reports.model.values import MetricValue
 
 #: How many digits of a number mean something:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vitbench.core.stats.statistics import Estimate
+from vitbench.core.stats.intervals import Estimate
 from vitbench.core.text import one_line
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.model.columns import smallest_batch

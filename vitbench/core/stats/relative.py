@@ -1,0 +1,182 @@
+"""Times relative to the reference, over the turns in which the machine was quiet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitbench.core.stats.intervals import BETWEEN_PROCESSES, MIN_PROCESSES, Estimate, t_of_processes
+from vitbench.core.stats.warm_up import median, warmup_length
+
+#: A turn is quiet if the reference took at most ``QUIET`` times, and the cell at most ``QUIET_CELL`` times, what it
+#: took in the share ``FASTEST`` of fastest turns. Processes differ by a few percent, so the cell may vary more.
+QUIET = 1.1
+QUIET_CELL = 1.3
+FASTEST = 0.02
+
+#: With fewer processes in the first stage their spread is too uncertain to decide on the number of further ones.
+MIN_FIRST_STAGE = 5
+
+
+def relative_samples(
+    samples_by_process: Sequence[Sequence[float]],
+    turns: Sequence[Sequence[int]],
+    reference: Sequence[Sequence[float]],
+) -> list[list[float]]:
+    """Each sample divided by the reference's in the same turn, of a Measurement's samples, turns, reference_samples.
+
+    Raises ValueError if they do not fit each other, or a reference sample is not positive.
+    """
+    relative = []
+    for samples, counts, times in zip(samples_by_process, turns, reference, strict=True):
+        if sum(counts) != len(samples):
+            raise ValueError(f"turns of {sum(counts)} samples in all, but {len(samples)} samples")
+        if min(times, default=1.0) <= 0:
+            raise ValueError("a reference sample is not positive")
+        each = [time for count, time in zip(counts, times, strict=True) for _ in range(count)]
+        relative.append([sample / time for sample, time in zip(samples, each, strict=True)])
+    return relative
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A cell's time relative to the reference's in quiet turns, with what its error and comparisons need.
+
+    ``log_value`` is the logarithm of the value. ``influences`` holds how far each process moves it (0 for a process
+    without a quiet turn; where cell and reference were quiet at different times, those of the reference follow).
+    ``processes`` is the effective number of processes (Kish 1965, "Survey Sampling", 11.7): less than their number if
+    some have more quiet turns than others.
+    """
+
+    log_value: float
+    influences: tuple[float, ...]
+    processes: float
+    n_processes: int
+    all_processes: int
+    n_samples: int
+
+    @property
+    def variance(self) -> float:
+        """Of ``log_value``."""
+        return math.fsum(x * x for x in self.influences) * self.processes / (self.processes - 1)
+
+
+def in_quiet_turns(
+    samples_by_process: Sequence[Sequence[float]],
+    turns: Sequence[Sequence[int]],
+    reference: Sequence[Sequence[float]],
+) -> Relative | None:
+    """The relative time over the quiet turns of a Measurement's samples, turns and reference_samples; None with fewer
+    than ``MIN_PROCESSES`` processes that have samples.
+
+    A shared or throttled machine has slow seconds, which slow different programs to different degrees: the ratio then
+    moves by tens of percent. So only quiet turns count (``QUIET``, ``QUIET_CELL``). Where fewer than ``MIN_PROCESSES``
+    processes have such turns, the quiet turns of the cell are compared with those of the reference at other times;
+    where fewer have even these, all turns count. Warm-up is cut first; a turn's value is the median of its samples.
+
+    The value is the interquartile mean of the turns' logarithms (a turn that is disturbed after all is in a tail). The
+    process is the unit of its error, because turns of one process are alike: each process's share of the turns times
+    the distance of its median.
+
+    Raises ValueError as ``relative_samples`` does, or if a sample is not positive.
+    """
+    found = _turns_of(samples_by_process, turns, reference)
+    if _count(found) < MIN_PROCESSES:
+        return None
+    all_turns = [turn for process in found for turn in process]
+    limits = [float(np.quantile([turn[which] for turn in all_turns], FASTEST)) for which in (0, 1)]
+
+    def quiet(cell: float, other: float) -> list[list[_Turn]]:
+        slowest = limits[0] + math.log(cell), limits[1] + math.log(other)
+        return [[turn for turn in process if turn[0] <= slowest[0] and turn[1] <= slowest[1]] for process in found]
+
+    both = quiet(QUIET_CELL, QUIET)
+    of_cell, of_reference = quiet(QUIET, math.inf), quiet(math.inf, QUIET)
+    if _count(both) < MIN_PROCESSES and min(_count(of_cell), _count(of_reference)) >= MIN_PROCESSES:
+        used = of_cell
+        own, own_influences, own_processes = _centre([[turn[0] for turn in process] for process in of_cell])
+        other, other_influences, other_processes = _centre([[turn[1] for turn in process] for process in of_reference])
+        value, processes = own - other, min(own_processes, other_processes)
+        influences = [*own_influences, *(-one for one in other_influences)]  # of other turns: nothing cancels
+    else:
+        used = both if _count(both) >= MIN_PROCESSES else found
+        value, influences, processes = _centre([[turn[0] - turn[1] for turn in process] for process in used])
+    return Relative(
+        log_value=value,
+        influences=tuple(influences),
+        processes=processes,
+        n_processes=_count(used),
+        all_processes=_count(found),
+        n_samples=sum(turn[2] for process in used for turn in process),
+    )
+
+
+#: The logarithms of a cell's time and the reference's in one turn, and the number of samples.
+_Turn = tuple[float, float, int]
+
+
+def _turns_of(
+    samples_by_process: Sequence[Sequence[float]],
+    turns: Sequence[Sequence[int]],
+    reference: Sequence[Sequence[float]],
+) -> list[list[_Turn]]:
+    """The turns of each process that have samples after its warm-up."""
+    relative = relative_samples(samples_by_process, turns, reference)
+    found: list[list[_Turn]] = []
+    for samples, ratios, counts, times in zip(samples_by_process, relative, turns, reference, strict=True):
+        cut, start, of_process = warmup_length(ratios), 0, []
+        for count, time in zip(counts, times, strict=True):
+            kept = samples[max(start, cut) : start + count]
+            start += count
+            if kept:
+                if min(kept) <= 0:
+                    raise ValueError("a sample is not positive")
+                of_process.append((math.log(median(kept)), math.log(time), len(kept)))
+        found.append(of_process)
+    return found
+
+
+def _count(processes: Sequence[Sequence[_Turn]]) -> int:
+    """How many processes have a turn."""
+    return sum(map(bool, processes))
+
+
+def _centre(logs: Sequence[Sequence[float]]) -> tuple[float, list[float], float]:
+    """Value, influences and effective processes, as in Relative: the interquartile mean of all turns."""
+    total = sum(map(len, logs))
+    ordered, cut = np.sort([log for process in logs for log in process]), total // 4
+    value = float(ordered[cut : total - cut].mean())
+    influences = [len(process) / total * (median(process) - value) if process else 0.0 for process in logs]
+    return value, influences, 1 / math.fsum((len(process) / total) ** 2 for process in logs)
+
+
+def processes_for(one: Relative, precision: float) -> int:
+    """How many processes it takes in all until the 95 % interval reaches ``precision`` (0.05: 5 %) to either side, if
+    the share of processes with quiet turns stays the same. Decided once, from the first ones; at least as many.
+
+    Stein's two-stage procedure (Stein 1945, "A two-sample test for a linear hypothesis whose power is independent of
+    the variance"). Stopping as soon as the interval is narrow would stop too often by chance, and the interval would
+    cover less than 95 %. Here the number depends on the first stage's spread alone, which is independent of the mean.
+    The interval then uses that spread and its degrees of freedom (``first_stage`` of ``estimate_relative``), and covers
+    95 % whatever the number is.
+
+    Raises ValueError for a precision that is not positive.
+    """
+    if precision <= 0:
+        raise ValueError("a precision is positive")
+    spread = math.sqrt(one.variance * one.processes)
+    equal = max((t_of_processes(one.processes) * spread / math.log1p(precision)) ** 2, one.processes)
+    return math.ceil(equal * one.all_processes / one.processes - 1e-9)
+
+
+def estimate_relative(one: Relative, first_stage: Relative | None = None) -> Estimate:
+    """The relative time of a fresh process, with a t interval of ``one.processes`` processes. Where their number was
+    decided after the ``first_stage`` (``processes_for``), the interval has its spread and degrees of freedom.
+    """
+    stage = first_stage or one
+    half = t_of_processes(stage.processes) * math.sqrt(stage.variance * stage.processes / one.processes)
+    value, low, high = (math.exp(x) for x in (one.log_value, one.log_value - half, one.log_value + half))
+    return Estimate(value, low, high, BETWEEN_PROCESSES, one.n_processes, one.n_samples)
