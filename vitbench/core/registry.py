@@ -82,7 +82,7 @@ class Registry(Generic[T]):
 Kind = Literal["exact", "torch", "tool", "measured", "time", "relative", "fraction", "shown", "condition", "unknown"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """A value's column in a report: its heading, the unit that it is shown in, and the factor from the base unit.
 
@@ -93,6 +93,7 @@ class Column:
     heading: str
     unit: str = ""
     scale: float = 1.0
+    _: KW_ONLY
     training_heading: str = ""
     main: bool = False
 
@@ -109,9 +110,9 @@ class Yields:
 
     name: str
     unit: str
-    _: KW_ONLY
     kind: Kind = "unknown"
     better: Literal["less", "more"] | None = None
+    _: KW_ONLY
     gates: bool = False
     tolerance: float = 0.0
     mode: Literal["infer", "train"] | None = None

@@ -146,22 +146,8 @@ def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args
     process="static",
     modes=("infer", "train"),
     yields=[
-        Yields(
-            "flops",
-            "FLOP",
-            kind="exact",
-            better="less",
-            gates=True,
-            column=Column(heading="GFLOPs", scale=1e-9, main=True),
-        ),
-        Yields(
-            "macs",
-            "MAC",
-            kind="exact",
-            better="less",
-            gates=True,
-            column=Column(heading="GMACs", scale=1e-9, main=True),
-        ),
+        Yields("flops", "FLOP", "exact", "less", gates=True, column=Column("GFLOPs", "", 1e-9, main=True)),
+        Yields("macs", "MAC", "exact", "less", gates=True, column=Column("GMACs", "", 1e-9, main=True)),
     ],
     summary="FLOPs and multiply-adds of one image's forward pass, counted on meta, or executed",
 )
@@ -211,7 +197,7 @@ def _weights_of(cell: Cell) -> str:
     "fvcore",
     process="counters",
     modes=("infer", "train"),
-    yields=[Yields("flops_fvcore", "FLOP", kind="tool", better="less")],
+    yields=[Yields("flops_fvcore", "FLOP", "tool", "less")],
     summary="the same as fvcore counts it (misses fused attention; adds norms)",
 )
 def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
@@ -234,7 +220,7 @@ def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
     "thop",
     process="counters",
     modes=("infer", "train"),
-    yields=[Yields("flops_thop", "FLOP", kind="tool", better="less")],
+    yields=[Yields("flops_thop", "FLOP", "tool", "less")],
     summary="the same as thop counts it (modules only; misses @, F.linear and bare parameters)",
 )
 def measure_thop(subject: Subject) -> Iterator[Measurement]:

@@ -18,13 +18,13 @@ from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, forward_duration
         Yields(
             "latency",
             "s",
-            kind="time",
-            better="less",
+            "time",
+            "less",
             gates=True,
             tolerance=RELATIVE_TOLERANCE,
-            column=Column(heading="latency", unit="ms", scale=1e3, main=True),
+            column=Column("latency", "ms", 1e3, main=True),
         ),
-        Yields("latency_cpu_time", "s", kind="time", better="less", tolerance=RELATIVE_TOLERANCE),
+        Yields("latency_cpu_time", "s", "time", "less", tolerance=RELATIVE_TOLERANCE),
     ],
     summary="seconds of one forward pass of one batch, every sample kept",
 )

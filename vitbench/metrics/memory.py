@@ -29,46 +29,39 @@ LOOKS = 2
     process="memory",
     modes=("infer", "train"),
     yields=[
-        Yields(
-            "weights_memory",
-            "byte",
-            kind="exact",
-            better="less",
-            gates=True,
-            column=Column(heading="weights", unit="MB", scale=1e-6),
-        ),
+        Yields("weights_memory", "byte", "exact", "less", gates=True, column=Column("weights", "MB", 1e-6)),
         Yields(
             "inference_peak_memory",
             "byte",
-            kind="measured",
-            better="less",
+            "measured",
+            "less",
             gates=True,
             tolerance=TOLERANCE,
             mode="infer",
-            column=Column(heading="peak memory", unit="MB", scale=1e-6, main=True),
+            column=Column("peak memory", "MB", 1e-6, main=True),
         ),
         Yields(
             "training_peak_memory",
             "byte",
-            kind="measured",
-            better="less",
+            "measured",
+            "less",
             gates=True,
             tolerance=TOLERANCE,
             mode="train",
-            column=Column(heading="training peak", unit="MB", scale=1e-6),
+            column=Column("training peak", "MB", 1e-6),
         ),
         # most of it is libraries and caches
         Yields(
             "process_peak_memory",
             "byte",
-            kind="measured",
-            better="less",
+            "measured",
+            "less",
             tolerance=TOLERANCE,
-            column=Column(heading="process peak", unit="MB", scale=1e-6),
+            column=Column("process peak", "MB", 1e-6),
         ),
-        Yields("memory_limit", "byte", kind="condition", optional=True),
+        Yields("memory_limit", "byte", "condition", optional=True),
         *(
-            Yields(name, "byte", kind="measured", better="less", tolerance=TOLERANCE, optional=True)
+            Yields(name, "byte", "measured", "less", tolerance=TOLERANCE, optional=True)
             for name in ("reserved_peak_memory", "process_gpu_memory", "driver_memory")
         ),
     ],
@@ -133,13 +126,13 @@ def _held_by_others(subject: Subject) -> int:
     process="memory",
     modes=("infer", "train"),
     yields=[
-        Yields("tensor_peak", "byte", kind="torch", better="less", gates=True),
+        Yields("tensor_peak", "byte", "torch", "less", gates=True),
         *(
             Yields(
                 f"tensor_peak_{part}",
                 "byte",
-                kind="torch",
-                better="less",
+                "torch",
+                "less",
                 gates=True,
                 mode="train" if part in ("gradients", "optimizer") else None,
             )

@@ -14,32 +14,11 @@ from vitbench.metrics.support.subject import Subject
     process="static",
     modes=("infer", "train"),
     yields=[
-        Yields(
-            "params",
-            "parameter",
-            kind="exact",
-            better="less",
-            gates=True,
-            column=Column(heading="params", unit="M", scale=1e-6, main=True),
-        ),
-        Yields(
-            "trainable_params",
-            "parameter",
-            kind="exact",
-            better="less",
-            gates=True,
-            column=Column(heading="trainable", unit="M", scale=1e-6),
-        ),
-        Yields("params_bytes", "byte", kind="exact", better="less", gates=True),
-        Yields(
-            "buffers",
-            "element",
-            kind="exact",
-            better="less",
-            gates=True,
-            column=Column(heading="buffers", unit="elements"),
-        ),
-        Yields("buffers_bytes", "byte", kind="exact", better="less", gates=True),
+        Yields("params", "parameter", "exact", "less", gates=True, column=Column("params", "M", 1e-6, main=True)),
+        Yields("trainable_params", "parameter", "exact", "less", gates=True, column=Column("trainable", "M", 1e-6)),
+        Yields("params_bytes", "byte", "exact", "less", gates=True),
+        Yields("buffers", "element", "exact", "less", gates=True, column=Column("buffers", "elements")),
+        Yields("buffers_bytes", "byte", "exact", "less", gates=True),
     ],
     summary="parameters (total, trainable, bytes) and buffers",
 )
@@ -64,14 +43,7 @@ def measure_params(subject: Subject) -> Iterator[Measurement]:
     process="static",
     modes=("infer", "train"),
     yields=[
-        Yields(
-            "params_without_gradient",
-            "parameter",
-            kind="exact",
-            better="less",
-            gates=True,
-            column=Column(heading="without gradient"),
-        )
+        Yields("params_without_gradient", "parameter", "exact", "less", gates=True, column=Column("without gradient"))
     ],
     summary="trainable parameters that receive no gradient in a training step",
 )

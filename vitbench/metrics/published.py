@@ -16,7 +16,7 @@ QUANTITIES = {"params": "parameter", "flops": "FLOP", "top1": "1"}
     "published",
     process="static",
     modes=("infer", "train"),
-    yields=[Yields(f"published_{quantity}", unit, kind="condition") for quantity, unit in QUANTITIES.items()],
+    yields=[Yields(f"published_{quantity}", unit, "condition") for quantity, unit in QUANTITIES.items()],
     summary="parameters, FLOPs and accuracy as the model's library publishes them (torchvision), at its own size",
 )
 def measure_published(subject: Subject) -> Iterator[Measurement]:

@@ -20,7 +20,7 @@ SHARE_OF_BUDGET = 0.5
     "throughput",
     process="time",
     modes=("infer",),
-    yields=[Yields("throughput", "image/s", kind="shown", better="more")],  # reports show the best of all batches
+    yields=[Yields("throughput", "image/s", "shown", "more")],  # reports show the best of all batches
     summary="images a second, batches back to back",
 )
 def measure_throughput(subject: Subject) -> Iterator[Measurement]:

@@ -32,15 +32,15 @@ RELATIVE = "relative_"
 _UNDECLARED = {
     one.name: one
     for one in (
-        Yields(STATUS, "", kind="exact", gates=True),
+        Yields(STATUS, "", "exact", gates=True),
         # a cell that HEAD has not measured: not comparable, and worse where a threshold gates it
-        Yields(CELL, "", kind="exact", better="more"),
-        Yields(LARGEST_BATCH, "image", kind="measured", better="more", gates=True),
+        Yields(CELL, "", "exact", "more"),
+        Yields(LARGEST_BATCH, "image", "measured", "more", gates=True),
         *(
-            Yields(name, "", kind="condition")
+            Yields(name, "", "condition")
             for name in ("frontier_bound", "other_load", "cpu_steal", "cpu_frequency", "cpu_temperature")
         ),
-        *(Yields(name, "", kind="condition") for name in ("gpu_clock", "gpu_temperature", "gpu_slowed")),
+        *(Yields(name, "", "condition") for name in ("gpu_clock", "gpu_temperature", "gpu_slowed")),
     )
 }
 
@@ -54,7 +54,7 @@ def yields_of(name: str) -> Yields:
         return declared
     timed = METRICS.values.get(name.removeprefix(RELATIVE))
     if timed is not None and timed.kind == "time" and name.startswith(RELATIVE):
-        return Yields(name, "× reference", kind="relative", better="less", gates=timed.gates, tolerance=timed.tolerance)
+        return Yields(name, "× reference", "relative", "less", gates=timed.gates, tolerance=timed.tolerance)
     return Yields(name, "")
 
 
