@@ -114,9 +114,3 @@ def test_pairs_that_are_equal_to_the_last_digit_are_not_believed_to_be_without_n
     found = weigh([0.0] * 40, Rule())
     assert found.visible is not None
     assert 0.02 < found.visible < 0.03
-
-
-@pytest.mark.parametrize("values", [{"margin": 0.05, "detect": 0.05}, {"margin": -0.1}, {"looks": (1, 5, 10, 20, 40)}])
-def test_a_rule_that_promises_nothing_is_refused(values: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"margin|look"):
-        Rule(**values)  # type: ignore[arg-type]

@@ -360,7 +360,7 @@ def test_a_clear_slow_down_is_worse_and_nothing_else_is() -> None:
     assert one.ratio == pytest.approx(2.0, rel=0.05)
     assert one.low is not None
     assert one.low > 1.25
-    assert "Holm, 8 figures" in one.detail
+    assert "Holm, 8 values" in one.detail
     assert exit_code(found.changes) == REGRESSION
     rest = [change for change in found.changes if change.metric.startswith("relative_") and change is not one]
     assert {change.verdict for change in rest} == {"same"}
@@ -378,7 +378,7 @@ def test_a_clear_speed_up_is_better() -> None:
 def test_what_lies_about_the_tolerance_is_inconclusive() -> None:
     found = compared(timed_suite(), timed_suite({"vit_big infer": 1.25}, seed=100))
     (one,) = [change for change in found.changes if change.verdict == "inconclusive"]
-    assert "beyond the tolerance of 25 %" in one.detail
+    assert "exceeds the tolerance of 25 %" in one.detail
     assert exit_code(found.changes) == FINE
     assert exit_code(found.changes, inconclusive_fails=True) == INCONCLUSIVE
 
@@ -399,7 +399,7 @@ def test_a_threshold_decides_how_slow_is_too_slow() -> None:
 def test_the_run_says_what_it_could_have_seen() -> None:
     found = compared(timed_suite(), timed_suite(seed=100))
     (note,) = [line for line in found.notes if "tested together" in line]
-    assert "8 figures are tested together" in note
+    assert "8 values are tested together" in note
     assert "at most 1 %" in note
     assert found.facts["tested_figures"] == 8
     assert 1.3 < found.facts["smallest_slowdown_found"] < 1.8
@@ -486,7 +486,7 @@ def test_times_and_memory_of_other_machines_are_not_compared() -> None:
     forced = compared([before], [after], head_environment=environments(), allow_different_machines=True)
     assert of(forced, "relative_latency").verdict == "worse"
     assert of(forced, "inference_peak_memory").verdict == "worse"
-    assert any("as asked" in line for line in forced.notes)
+    assert any("as requested" in line for line in forced.notes)
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_running_out_of_memory_on_another_machine_is_no_regression() -> None:
 def test_an_environment_that_is_not_told_is_said_to_be() -> None:
     one = cell()
     found = compared([paired(one, (1.0,) * 3)], [elsewhere(paired(one, (1.0,) * 3))])
-    assert any("environment.json does not have them" in line for line in found.notes)
+    assert any("environment.json does not describe them" in line for line in found.notes)
 
 
 # accuracy
@@ -824,9 +824,9 @@ def test_inconclusive_figures_warn_pass_or_fail(tmp_path: Path, capsys: pytest.C
         (["--threshold", "latency=5%"], "give relative_latency"),
         (["--threshold", "throughput=on"], "differs too much to be gated"),
         (["--inconclusive", "maybe"], "pass, warn, fail"),
-        (["--junit", "-"], "no file that can be written"),
+        (["--junit", "-"], "not a file that can be written"),
         (["--json", "x", "--junit", "x"], "name one file"),
-        (["--markdown", "."], "no file that can be written"),
+        (["--markdown", "."], "not a file that can be written"),
         (["--markdown", "no/such/place.md"], "there is no folder"),
     ],
 )
@@ -868,7 +868,7 @@ def test_a_machine_that_does_not_let_us_read_ends_with_4(
         raise OSError(5, "Input/output error", str(self))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", broken)
+        patch.setattr(Path, "open", broken)
         assert command(*folders) == INFRASTRUCTURE
     assert "Input/output error" in capsys.readouterr().err
 

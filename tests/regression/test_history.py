@@ -181,14 +181,6 @@ def test_no_row_and_one_figure_have_no_step(count: int) -> None:
     assert find_breaks([1.0] * count, [SD] * count) == []
 
 
-@pytest.mark.parametrize(
-    ("values", "deviations"), [([1.0], [SD, SD]), ([1.0, math.nan], [SD, SD]), ([1.0, 2.0], [SD, 0.0])]
-)
-def test_numbers_that_cannot_be_judged_are_refused(values: list[float], deviations: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"values, but|finite"):
-        find_breaks(values, deviations)
-
-
 # run folders
 
 

@@ -1,4 +1,4 @@
-"""What cells are called beside each other."""
+"""Name cells so that no two of a list share a name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vitbench.core.records import Cell
 
 
 def cell_names(cells: Iterable[Cell]) -> dict[str, str]:
-    """The label of each cell, by its id; of those that share a label, with the fields that tell them apart behind it:
+    """The label of each cell by id. Cells that share a label also get the fields in which they differ:
     ``vit_basic 32px b1 cpu fp32 infer threads=2``.
     """
     by_label: dict[str, dict[str, Cell]] = {}
@@ -17,11 +17,11 @@ def cell_names(cells: Iterable[Cell]) -> dict[str, str]:
         by_label.setdefault(cell.label, {})[cell.id] = cell
     names = {}
     for label, group in by_label.items():
-        told = [
+        different = [
             f.name for f in dataclasses.fields(Cell) if len({str(getattr(cell, f.name)) for cell in group.values()}) > 1
         ]
         for cell_id, cell in group.items():
-            names[cell_id] = " ".join([label, *(f"{name}={field_text(cell, name)}" for name in told)])
+            names[cell_id] = " ".join([label, *(f"{name}={field_text(cell, name)}" for name in different)])
     return names
 
 

@@ -1,7 +1,7 @@
-"""What differs between two states of a program, one Change a cell and metric, and the exit code that it makes.
+"""One ``Change`` for each cell and metric that a gate compared, and the exit code of the gate.
 
 Every gate (``compare``, ``check``, ``ab``) ends in a list of these, and every output (terminal, Markdown, JSON, JUnit)
-is made from it. Knows neither records nor torch.
+is made from it. Imports nothing else of vitbench.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 Verdict = Literal["worse", "better", "same", "inconclusive", "not comparable"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 
-#: Exit codes of a gate; wrong usage is 2, as everywhere.
+#: Exit codes of a gate; 2 is wrong usage, as everywhere.
 FINE = 0
 REGRESSION = 1
 INCONCLUSIVE = 3
@@ -24,11 +24,10 @@ INFRASTRUCTURE = 4
 class Change:
     """One metric of one cell, in the base state and in the head state.
 
-    ``base`` and ``head`` are numbers in the base ``unit`` (s, byte, FLOP, ...), or words for what is no number (a
-    status, a shape, a digest), or None where there is none. ``ratio`` is head over base with the interval ``low`` to
-    ``high``, which are None for exact figures and words. ``gates`` says whether this counts for the exit code: what is
-    shown for information does not. ``exact`` figures have no noise: any difference is a change. ``detail`` says in
-    words why, and what to do.
+    ``base`` and ``head`` are numbers in the base ``unit`` (s, byte, FLOP, ...), words (a status, a shape, a digest), or
+    None without a value. ``ratio`` is head over base with the interval ``low`` to ``high``, which exact values and
+    words do not have. ``gates``: whether it counts for the exit code. ``exact`` values have no noise, so any difference
+    is a change. ``detail``: the reason for the verdict, and what to do.
     """
 
     cell: str
@@ -46,7 +45,7 @@ class Change:
 
 
 def exit_code(changes: Iterable[Change], *, inconclusive_fails: bool = False) -> int:
-    """1 if a change that gates is worse; 3 if none is, one is inconclusive and that is to fail; else 0."""
+    """1 if a change that gates is worse; else 3 if one is inconclusive and ``inconclusive_fails``; else 0."""
     verdicts = {change.verdict for change in changes if change.gates}
     if "worse" in verdicts:
         return REGRESSION

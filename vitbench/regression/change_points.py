@@ -1,16 +1,16 @@
-"""Where a row of noisy figures changes its level, and how sure that is. Works on plain numbers.
+"""Find the changes of level in a row of noisy values, and bound the chance of a false alarm. Works on plain numbers.
 
 The detector is binary segmentation (Scott and Knott 1974, "A cluster analysis method for grouping means in the analysis
 of variance", Biometrics 30(3)) with a second scan for levels that came and went again, as circular segmentation has it
 (Olshen et al. 2004, "Circular binary segmentation for the analysis of array-based DNA copy number data", Biostatistics
-5(4)). Every cut is tested, and the chance of a false alarm is bounded by counting all cuts that were looked at
-(Bonferroni): a bound that needs no simulation, holds for a handful of figures, and is stated.
+5(4)). Every cut is tested, and counting all cuts bounds the chance of a false alarm (Bonferroni): the bound needs no
+simulation and holds for a handful of values.
 
-A permutation test would need no model of the noise, but five figures have too few orders for a small chance: it could
-find nothing before some ten runs. Here the size of the noise is known beforehand from other runs, though not exactly:
-that knowledge counts as much as ``KNOWN_RUNS`` figures would, and the row's own scatter counts with it as it grows
-(a moderated t: Smyth 2004, "Linear models and empirical Bayes methods", Statistical Applications in Genetics and
-Molecular Biology 3(1)).
+A permutation test would need no model of the noise. But five values have too few orders for a small p-value: it could
+find nothing before some ten runs. Here other runs show the size of the noise beforehand, though not exactly. That
+knowledge has the weight of ``KNOWN_RUNS`` values, and the row's own spread adds to it as the row grows (a moderated t:
+Smyth 2004, "Linear models and empirical Bayes methods", Statistical Applications in Genetics and Molecular Biology
+3(1)).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ import numpy as np
 
 from vitbench.core.stats.intervals import CONFIDENCE
 
-#: What is known of the noise beforehand comes from ten runs: nine degrees of freedom.
+#: The expected noise is known from ten runs: nine degrees of freedom.
 KNOWN_RUNS = 9
 
-#: The chance that a whole set of rows in which nothing changes shows a step somewhere, at most.
+#: The largest chance that a set of rows without a change shows a step anywhere.
 FALSE_ALARMS = 0.05
 
-#: Figures that a level must have which came and went again. One alone is a disturbance.
+#: The fewest values of a level that came and went again. A single one is a disturbance.
 SHORTEST_STAY = 2
 
 
 @dataclass(frozen=True)
 class Break:
-    """A change of level: figure number ``index`` (from 0) is the first of the new one.
+    """A change of level: value ``index`` (from 0) is the first on the new one.
 
-    ``change`` is the new level less the old one with its 95 % interval ``low`` to ``high``, in the unit of the figures.
-    ``chance`` bounds the probability that a cut as clear as this one is found anywhere although nothing changed.
-    ``before`` and ``after`` are how many figures the two levels have.
+    ``change``: the new level less the old one, in the unit of the values, with its 95 % interval ``low`` to ``high``.
+    ``chance`` bounds the probability of finding a cut as clear as this one although nothing changed. ``before`` and
+    ``after``: the number of values on each level.
     """
 
     index: int
@@ -58,17 +58,10 @@ def find_breaks(
     rows: int = 1,
     false_alarms: float = FALSE_ALARMS,
 ) -> list[Break]:
-    """The changes of level in ``values``, which are in order of time; ``deviations`` are the standard deviations that
-    each is expected to have. ``rows`` is the number of rows that are searched in all: ``false_alarms`` holds for the
-    set of them.
-
-    Raises ValueError for lengths that differ, a deviation that is not positive, or numbers that are not finite.
+    """The changes of level in ``values``, which are in order of time. ``deviations``: the expected standard deviation
+    of each, greater than 0. ``rows``: the number of rows searched in all, for which ``false_alarms`` holds together.
     """
     x, sd = np.asarray(values, dtype=float), np.asarray(deviations, dtype=float)
-    if x.shape != sd.shape or x.ndim != 1:
-        raise ValueError(f"{x.size} values, but {sd.size} deviations")
-    if not (np.isfinite(x).all() and np.isfinite(sd).all() and (sd > 0).all()):
-        raise ValueError("values and deviations are finite, deviations positive")
     weights = sd**-2
     cuts: set[int] = set()
     todo = [(0, len(x))]
@@ -83,7 +76,7 @@ def find_breaks(
 
 
 def _settle(x: np.ndarray, weights: np.ndarray, cuts: list[int], rows: int, false_alarms: float) -> list[Break]:
-    """Move each cut to its best place between its neighbours, and drop what is not clear there; the weakest first."""
+    """Move each cut to its best position between its neighbours, and drop unclear cuts, the weakest first."""
     while True:
         for _ in range(len(cuts)):
             ends = [0, *cuts, len(x)]
@@ -104,7 +97,7 @@ def _settle(x: np.ndarray, weights: np.ndarray, cuts: list[int], rows: int, fals
 
 
 def _clearest(x: np.ndarray, weights: np.ndarray) -> tuple[float, list[int]]:
-    """The clearest cut, or pair of cuts, of a stretch: a bound of the chance to find one as clear, and where."""
+    """The clearest cut, or pair of cuts: a bound of the chance to find one as clear, and the positions."""
     n = len(x)
     if n < 2:
         return 1.0, []
@@ -128,7 +121,7 @@ def _best_cut(x: np.ndarray, weights: np.ndarray) -> tuple[int, float]:
 
 
 def _best_pair(x: np.ndarray, weights: np.ndarray) -> tuple[tuple[int, int], float, int]:
-    """The inner stretch that differs most from what is around it, what it explains, and how many were looked at."""
+    """The inner section that differs most from the rest, how much it explains, and how many sections were tried."""
     n = len(x)
     total, sums = (np.concatenate([[0.0], some]) for some in _sums(x, weights))
     best, most, looked_at = (0, 0), -1.0, 0
@@ -150,7 +143,7 @@ def _sums(x: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _noise(gain: float, x: np.ndarray, weights: np.ndarray) -> tuple[float, int]:
-    """(scale, degrees of freedom): how much larger than expected the variance is about two levels."""
+    """(scale, degrees of freedom): the ratio of the variance about two levels to the expected one."""
     centred = x - np.average(x, weights=weights)
     rest = max(float(np.sum(weights * centred**2)) - gain, 0.0)
     freedom = KNOWN_RUNS + len(x) - 2

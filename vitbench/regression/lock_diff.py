@@ -9,7 +9,7 @@ from typing import Any
 
 from vitbench.core.errors import UsageError
 from vitbench.core.text import one_line
-from vitbench.regression.change import Change
+from vitbench.regression.change import Change, Verdict
 from vitbench.regression.lock_file import (
     BOUND,
     STATE_DICT,
@@ -68,16 +68,8 @@ def _compare(base: Entry, head: Entry, metrics: Mapping[str, Metric]) -> Iterato
             detail = f"it was {_ABSENT}: {one_line(base.absent.get(name, ''))}"
         elif not same:
             detail = _describe(name, metric, base, head)
-        yield Change(
-            cell=base.place.label,
-            metric=name,
-            unit=metric.unit,
-            base=_shown(before, metric.kind),
-            head=_shown(after, metric.kind),
-            verdict="same" if same else "worse",
-            exact=True,
-            detail=detail,
-        )
+        shown = [_shown(one, metric.kind) for one in (before, after)]
+        yield _change(base.place.label, name, shown, same, detail, unit=metric.unit)
 
 
 def _compare_status(base: Entry, head: Entry) -> Change:
@@ -90,30 +82,22 @@ def _compare_status(base: Entry, head: Entry) -> Change:
         detail = f"it {'does not run' if base.place.is_run else 'cannot be built or run'} any more: {head.failed}"
     elif not same:
         detail = f"it works now; the baseline says: {base.failed}"
+    return _change(base.place.label, STATUS, [before, before if same else after], same, one_line(detail))
+
+
+def _change(
+    cell: str, metric: str, states: Sequence[float | str], same: bool, detail: str, *, unit: str = ""
+) -> Change:
+    verdict: Verdict = "same" if same else "worse"
     return Change(
-        cell=base.place.label,
-        metric=STATUS,
-        unit="",
-        base=before,
-        head=before if same else after,
-        verdict="same" if same else "worse",
-        exact=True,
-        detail=one_line(detail),
+        cell=cell, metric=metric, unit=unit, base=states[0], head=states[1], verdict=verdict, exact=True, detail=detail
     )
 
 
 def _not_comparable(name: str, base: str, head: str) -> Change:
-    return Change(
-        cell=ALL_CELLS,
-        metric=name,
-        unit="",
-        base=f"torch {minor_version(base)}",
-        head=f"torch {minor_version(head)}",
-        verdict="not comparable",
-        exact=True,
-        gates=False,
-        detail=f"checked only under torch {minor_version(base)}, which the baseline was made with",
-    )
+    old, new = (f"torch {minor_version(one)}" for one in (base, head))
+    detail = f"checked only under {old}, which the baseline was made with"
+    return replace(_change(ALL_CELLS, name, [old, new], True, detail), verdict="not comparable", gates=False)
 
 
 def _shown(value: Any, kind: str) -> float | str:

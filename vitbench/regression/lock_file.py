@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NotRequired
@@ -23,19 +21,15 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from vitbench.core.errors import UsageError
+from vitbench.core.files import read_json
 from vitbench.core.records import Attention, Cell, Dtype, Mode, format_image_size, parse_image_size
 from vitbench.core.run_folder import write_atomically
 from vitbench.core.text import one_line
-from vitbench.core.validation import Count, Positive, check, depth_exceeds
+from vitbench.core.validation import Count, Positive, check
 
 SCHEMA = 1
 FORMAT = "vitbench lock"
 DEFAULT_NAME = "vitbench.lock.json"
-
-#: A baseline of every ViT of timm stays below this size.
-LARGEST_LOCK_BYTES = 100_000_000
-_DEEPEST = 8
-_MERGE_MARKS = re.compile(r"^(<{7}|={7}|>{7})", re.MULTILINE)
 
 # what kind of value a metric has
 NUMBER, WORDS, TABLE, STATE_DICT = "a count", "words", "counts by name", "tensors by name"
@@ -105,6 +99,12 @@ class Place:
         words = [self.model, f"{format_image_size(self.image_size)}px", f"{self.num_classes} classes"]
         words += [f"b{self.batch_size}", self.dtype, self.mode] if self.is_run else []
         return " ".join([*words, *(["explicit"] if self.attention == "explicit" else [])])
+
+    @classmethod
+    def of_cell(cls, cell: Cell) -> Place:
+        """The place of the run that a cell describes."""
+        names = ("model", "image_size", "num_classes", "attention", "batch_size", "dtype", "mode")
+        return cls(**{name: getattr(cell, name) for name in names})
 
     def cell(self) -> Cell:
         """The cell that a worker counts."""
@@ -256,11 +256,18 @@ _KNOWN_KEYS = set(_Run.__annotations__) | set(_Model.__annotations__)
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a baseline file. Raises LockError for a missing file, and for one that is damaged, of a newer schema, too
-    large, or edited by hand so that it holds what no snapshot writes.
+    """Read a baseline file. Raises LockError for a missing file, and for one that is damaged, of a newer schema, or
+    edited by hand so that it holds what no snapshot writes.
     """
     try:
-        return _to_lock(_parsed(_text_of(path)))
+        content = read_json(path, dict[str, Any])
+        if content.get("format") != FORMAT:
+            raise ValueError(f'it is not a baseline: it lacks "format": "{FORMAT}"')
+        check(content.get("schema"), Count, "schema")
+        if content["schema"] > SCHEMA:
+            raise ValueError(f"schema {content['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade it")
+        check(content, _Baseline)
+        return _to_lock(content)
     except OSError as error:
         raise LockError(
             f"Baseline {str(path)!r} cannot be read: {error.strerror}. Make one: vitbench snapshot"
@@ -270,46 +277,6 @@ def read_lock(path: Path) -> Lock:
             f"Baseline {str(path)!r} cannot be used: {error}. Restore it from version control, or remove it and make "
             "another: vitbench snapshot"
         ) from error
-
-
-def _text_of(path: Path) -> str:
-    if not path.is_file():
-        if path.exists():
-            raise ValueError("it is not a regular file")
-        raise FileNotFoundError(2, "no such file")
-    with path.open("rb") as file:
-        content = file.read(LARGEST_LOCK_BYTES + 1)
-    if len(content) > LARGEST_LOCK_BYTES:
-        raise ValueError(f"it has more than {LARGEST_LOCK_BYTES:,} bytes")
-    return content.decode("utf-8")
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    if _MERGE_MARKS.search(text):
-        raise ValueError("it holds the marks of a merge conflict")
-    try:
-        content = json.loads(text, object_pairs_hook=_refuse_duplicates)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not complete JSON ({error})") from error
-    if depth_exceeds(content, _DEEPEST):
-        raise ValueError("it is nested too deeply")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f'it is not a baseline: it lacks "format": "{FORMAT}"')
-    check(content.get("schema"), Count, "schema")
-    if content["schema"] > SCHEMA:
-        raise ValueError(f"schema {content['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench")
-    check(content, _Baseline)
-    return content
-
-
-def _refuse_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"{one_line(twice, 80)!r} appears twice in one object")
-    return found
 
 
 def _to_lock(content: Mapping[str, Any]) -> Lock:

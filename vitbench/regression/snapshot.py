@@ -129,23 +129,8 @@ def _places_of(suite: Suite, launcher: Launcher) -> list[Place]:
     suite, facts = look_up_models(suite, launcher)
     check_count(suite)
     cells = expand(suite, devices=("cpu",), threads=1, models=facts, training=None)
-    return sorted({place for cell in cells for place in (_model_of(cell), _run_of(cell))})
-
-
-def _model_of(cell: Cell) -> Place:
-    return Place(model=cell.model, image_size=cell.image_size, num_classes=cell.num_classes, attention=cell.attention)
-
-
-def _run_of(cell: Cell) -> Place:
-    return Place(
-        model=cell.model,
-        image_size=cell.image_size,
-        num_classes=cell.num_classes,
-        attention=cell.attention,
-        batch_size=cell.batch_size,
-        dtype=cell.dtype,
-        mode=cell.mode,
-    )
+    runs = {Place.of_cell(cell) for cell in cells}
+    return sorted({*runs, *(run.of_model for run in runs)})
 
 
 def _count(

@@ -45,13 +45,6 @@ class Rule:
     alpha: float = ALPHA
     beta: float = BETA
 
-    def __post_init__(self) -> None:
-        """Raise ValueError for inconsistent numbers."""
-        if not 0 <= self.margin < self.detect < 1:
-            raise ValueError(f"a margin of {self.margin} and a change to detect of {self.detect}: 0 <= margin < detect")
-        if len(self.looks) != len(self.shares) or math.fsum(self.shares) > 1 + 1e-9 or min(self.looks) < 2:
-            raise ValueError("each look takes at least two pairs and has a share; the shares are at most 1 in all")
-
 
 @dataclass(frozen=True)
 class Evidence:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -133,31 +133,20 @@ def _failure(trial: Trial) -> Change:
     elif HEAD in trial.failed:
         verdict = "inconclusive" if BASE in trial.failed else "worse"
     states = {side: "fails" if side in trial.failed else "runs" for side in (BASE, HEAD)}
-    return Change(
-        cell=trial.cell.label,
-        metric=trial.metric("wall"),
-        unit="",
-        base=states[BASE],
-        head=states[HEAD],
-        verdict=verdict,
-        exact=True,
-        gates=trial.gates and verdict != "not comparable",
-        detail=trial.problem,
-    )
+    gates = trial.gates and verdict != "not comparable"
+    change = _change(trial, "wall", verdict, trial.problem, base=states[BASE], head=states[HEAD], gates=gates)
+    return replace(change, unit="", exact=True)
 
 
 def _too_few(trial: Trial, clock: str) -> Change:
-    return Change(
-        cell=trial.cell.label,
-        metric=trial.metric(clock),
-        unit="s",
-        base=None,
-        head=None,
-        verdict="inconclusive",
-        exact=False,
-        gates=trial.gates and clock == trial.clocks[0],
-        detail=f"{len(trial.pairs)} pairs: too few to judge. Allow more time (--max-seconds)",
-    )
+    detail = f"{len(trial.pairs)} pairs: too few to judge. Allow more time (--max-seconds)"
+    gates = trial.gates and clock == trial.clocks[0]
+    return _change(trial, clock, "inconclusive", detail, base=None, head=None, gates=gates)
+
+
+def _change(trial: Trial, clock: str, verdict: Verdict, detail: str, **fields: Any) -> Change:
+    metric = trial.metric(clock)
+    return Change(cell=trial.cell.label, metric=metric, unit="s", verdict=verdict, exact=False, detail=detail, **fields)
 
 
 def _verdict(rule: Rule, found: Evidence, *, slower: bool, faster: bool) -> tuple[Verdict, str]:
@@ -195,20 +184,10 @@ def _timed(trial: Trial, clock: str, found: Evidence, verdict: Verdict, why: str
     # for orientation: the median of the pairs' medians
     times = [median(getattr(pair, clock)[BASE]) for pair in trial.pairs if getattr(pair, clock)[BASE]]
     base = median(times) if times else None
-    return Change(
-        cell=trial.cell.label,
-        metric=trial.metric(clock),
-        unit="s",
-        base=base,
-        head=None if base is None else base * found.value,
-        verdict=verdict,
-        exact=False,
-        gates=trial.gates and (clock == trial.clocks[0] or verdict == "worse"),
-        ratio=found.value,
-        low=found.low,
-        high=found.high,
-        detail=why,
-    )
+    head = None if base is None else base * found.value
+    gates = trial.gates and (clock == trial.clocks[0] or verdict == "worse")
+    interval = {"ratio": found.value, "low": found.low, "high": found.high}
+    return _change(trial, clock, verdict, why, base=base, head=head, gates=gates, **interval)
 
 
 def _percent(fraction: float) -> str:

@@ -1,8 +1,8 @@
-"""Two record sets to a list of Changes: what got worse, what did not, and what two runs cannot tell.
+"""Compare two stored runs: one Change a cell and metric.
 
-Exact figures are compared to the unit. Times of two runs are compared by their relative latency alone, and tested: over
-all timings that gate together, the probability that any is called worse although none is slower by more than its
-tolerance is at most ``ERROR_RATE``. What a metric is, and how far it may move, is said in ``thresholds``.
+Exact values are compared to the unit. Of times only those relative to the reference are judged, by a test: over all
+timings that gate, the probability that any is called worse although none is slower by more than its tolerance is at
+most ``ERROR_RATE``. ``suites/thresholds.py`` says how far each metric may move.
 """
 
 from __future__ import annotations
@@ -30,17 +30,15 @@ from vitbench.suites.thresholds import CELL, Rule, threshold_for
 
 __all__ = ["ERROR_RATE", "Comparison", "compare_runs", "read_thresholds"]
 
-#: So many of a kind are named in one line.
+#: A line names this many and counts the rest.
 _NAMED = 4
-#: How often the smallest slow-down that is told would be found.
+#: The power at which the smallest slow-down is stated.
 _POWER = 0.9
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What comes of comparing two runs: the changes, cell by cell in HEAD's order, what is to be known of all of them
-    (one line each), and figures about the comparison for a machine to read.
-    """
+    """The changes, cell by cell in HEAD's order; notes on all of them, one a line; facts for the JSON output."""
 
     changes: list[Change]
     notes: list[str]
@@ -56,7 +54,7 @@ def read_thresholds(folder: Path) -> tuple[Threshold, ...]:
         content = read_toml(path, f"Suite {path}")
     except ValueError as error:
         raise SuiteError(str(error)) from error
-    # names of metrics and models were checked when it ran; what registered them need not be installed here
+    # the run checked the names of metrics and models; the packages that define them may be missing here
     tables = content.get("thresholds", ())
     names = [str(table.get("metric", "")) for table in tables if isinstance(table, Mapping)]
     return make_thresholds(tables, str(path), metrics=names)
@@ -65,7 +63,7 @@ def read_thresholds(folder: Path) -> tuple[Threshold, ...]:
 def compare_runs(
     base: Run, head: Run, rules: Sequence[Rule] = (), *, allow_different_machines: bool = False
 ) -> Comparison:
-    """The changes from ``base`` to ``head`` under ``rules``, of which the last that covers a figure counts.
+    """The changes from ``base`` to ``head``. Of ``rules`` the last that covers a value counts.
 
     Raises UsageError if the two have no cell in common.
     """
@@ -105,7 +103,7 @@ def compare_runs(
 
 
 def _only_in(where: str, records: Iterable[Record], names: Mapping[str, str], rules: Sequence[Rule]) -> list[Change]:
-    """One change a cell; an attempt of a search belongs to the search."""
+    """One change for each cell that only one run has. Attempts of a batch search belong to the search."""
     found = []
     for record in records:
         if is_attempt(record):
@@ -153,7 +151,7 @@ def _nothing_in_common(base: Run, head: Run) -> str:
 
 
 def _smallest_found(gated: Sequence[Pending]) -> float | None:
-    """The slow-down (1.6: 60 %) that would be found in nine of ten cases in the middle one of the timings."""
+    """The slow-down (1.6: 60 %) that would be found 9 times in 10, for the median of the timings."""
     level = ERROR_RATE / max(len(gated), 1)
     timed = [(one.log_ratio, one.margin) for one in gated if one.log_ratio is not None]
     found = sorted(ratio.smallest_found(margin, level, _POWER) for ratio, margin in timed)
@@ -164,11 +162,10 @@ def _about_tests(gated: Sequence[Pending]) -> list[str]:
     smallest = _smallest_found(gated)
     if smallest is None:
         return []
-    count = f"{len(gated)} figures are tested together" if len(gated) > 1 else "1 figure is tested"
+    count = f"{len(gated)} values are tested together" if len(gated) > 1 else "1 value is tested"
     return [
-        f"{count}: the probability that any is called worse for nothing is at most {100 * ERROR_RATE:g} %. "
-        f"Of times a slow-down of {100 * (smallest - 1):.0f} % would be found in nine of ten cases; smaller ones take "
-        "both states side by side: vitbench ab"
+        f"{count}: the probability of any false alarm is at most {100 * ERROR_RATE:g} %. A slow-down of "
+        f"{100 * (smallest - 1):.0f} % would be found 9 times in 10; vitbench ab finds smaller ones"
     ]
 
 

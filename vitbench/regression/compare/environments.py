@@ -1,4 +1,4 @@
-"""Where two runs were measured, and what of them can be compared."""
+"""Compare the environments of two runs: what keeps their values from being compared."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from vitbench.core.records import Record
 from vitbench.core.text import one_line
 from vitbench.reports.model.runs import Run
 
-#: So many differences are named in one line.
+#: A line names this many differences and counts the rest.
 _NAMED = 4
-
 
 #: Why times and bytes are not compared.
 OTHER_MACHINE = "measured in different environments"
@@ -22,8 +21,8 @@ OTHER_MACHINE = "measured in different environments"
 
 @dataclass(frozen=True)
 class Apart:
-    """What keeps two records apart, each an empty text where nothing does: ``times``, why times and measured bytes are
-    not compared, ``torch``, why what torch does is not.
+    """Why values of two records are not compared, empty if they are: ``times`` and measured bytes, and values that
+    depend on ``torch``.
     """
 
     times: str = ""
@@ -31,7 +30,7 @@ class Apart:
 
 
 class Environments:
-    """Where BASE and HEAD were measured. Equal hashes mean comparable times (see ``environment.hash_environment``)."""
+    """The environments of BASE and HEAD. Equal hashes mean comparable times (see ``environment.hash_environment``)."""
 
     def __init__(self, base: Run, head: Run, *, allow_different_machines: bool) -> None:
         self._base, self._head = _known_environments(base), _known_environments(head)
@@ -44,18 +43,18 @@ class Environments:
         one, other = _torch_of(self._base.get(base.environment)), _torch_of(self._head.get(head.environment))
         torch = ""
         if one is None or other is None:
-            torch = "which version of torch it was counted under is not known"
+            torch = "the version of torch that counted it is unknown"
         elif one != other:
-            torch = f"counted under torch {one} and {other}, which need not compute alike"
+            torch = f"counted under torch {one} and {other}, which may compute differently"
         return Apart("" if self._allow else OTHER_MACHINE, torch)
 
     def notes(self, pairs: Iterable[tuple[Record, Record]]) -> list[str]:
-        """One line for each two environments of ``pairs`` that are not the same."""
+        """One line for each combination of different environments among ``pairs``."""
         unlike = Counter(
             (base.environment, head.environment) for base, head in pairs if base.environment != head.environment
         )
         then = (
-            "compared all the same, as asked"
+            "compared nevertheless, as requested"
             if self._allow
             else "times and measured memory are not compared (--allow-different-machines does)"
         )
@@ -81,23 +80,23 @@ def _torch_of(environment: Any) -> str | None:
 def _differences(base: Any, head: Any) -> str:
     """``cpu: A -> B; torch: 2.14.0 -> 2.15.0 and 3 more``, versions and names first."""
     if not isinstance(base, Mapping) or not isinstance(head, Mapping):
-        return "what differs is not told: environment.json does not have them"
+        return "environment.json does not describe them"
     one, other = _flat(base), _flat(head)
     names = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
     first = ("system.cpu", "libraries.versions.torch", "system.os", "system.python")
 
-    def place(name: str) -> tuple[bool, int]:
-        """What only one of them tells of comes last: an older vitbench told less."""
+    def order(name: str) -> tuple[bool, int]:
+        """Facts that only one of them has come last: an older vitbench recorded fewer."""
         return (name not in one or name not in other), (first.index(name) if name in first else len(first))
 
-    names.sort(key=place)
+    names.sort(key=order)
     texts = [
-        f"{name.rpartition('.')[2]}: {one_line(str(one.get(name, 'not told')), 60)} -> "
-        f"{one_line(str(other.get(name, 'not told')), 60)}"
+        f"{name.rpartition('.')[2]}: {one_line(str(one.get(name, 'unknown')), 60)} -> "
+        f"{one_line(str(other.get(name, 'unknown')), 60)}"
         for name in names[:_NAMED]
     ]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ("; ".join(texts) + more) or "they read alike, their hashes do not"
+    return ("; ".join(texts) + more) or "their descriptions are equal, their hashes are not"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

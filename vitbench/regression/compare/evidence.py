@@ -1,4 +1,4 @@
-"""What two runs prove of a figure: tests against a tolerance, and verdicts that hold for all figures together."""
+"""Test the differences between two runs against tolerances, with verdicts that hold for all values together."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from vitbench.core.stats.intervals import CONFIDENCE, RUN_TO_RUN
 from vitbench.core.stats.relative import Relative
 from vitbench.regression.change import Change, Verdict
 
-#: The probability of calling anything worse where nothing is, over all tested figures of a suite that gate together.
+#: The largest probability of any false alarm over all tested values of a suite that gate.
 ERROR_RATE = 0.01
 
-
-#: By how much p-values are multiplied where the first processes decided how many there would be. ``ErrorOfSum`` says
-#: why Welch's are too small then; with what runs differ by beside them they are so by up to 1.2 at 1 %, 1.5 at 0.1 %
-#: and 2.4 at 0.01 % (``benchmarks/two_stage_errors.py``: five processes, at most 15). The law of such sums itself would
-#: be right only where no limit ends the processes, and finds less than half as much where one does.
+#: The factor on p-values where the first processes decided how many there would be. ``ErrorOfSum`` says why Welch's are
+#: too small then: with run-to-run variation, by up to 1.2 at 1 %, 1.5 at 0.1 % and 2.4 at 0.01 %
+#: (``benchmarks/two_stage_errors.py``: five processes, at most 15). The exact distribution of such sums holds only
+#: without a limit on the processes, and finds less than half as much with one.
 STAGED = 2.0
 
 
@@ -29,9 +28,8 @@ STAGED = 2.0
 class LogRatio:
     """The logarithm of HEAD's relative latency over BASE's, with its error.
 
-    Each run's own error is that of its processes, as ``statistics.in_quiet_turns`` has it; and each adds what runs
-    differ by beyond their processes (``RUN_TO_RUN``), which is known from elsewhere and so has no degrees of freedom to
-    lose. ``p_factor``: see ``STAGED``.
+    Each run adds the error of its processes (``statistics.in_quiet_turns``), and the variation between runs
+    (``RUN_TO_RUN``), which is known beforehand and so has infinite degrees of freedom. ``p_factor``: see ``STAGED``.
     """
 
     value: float
@@ -40,7 +38,7 @@ class LogRatio:
 
     @classmethod
     def of(cls, base: tuple[Relative, Relative | None], head: tuple[Relative, Relative | None]) -> LogRatio:
-        """From each run's figure and, where its number of processes was decided after them, its first processes."""
+        """From each run's relative time and, if they decided the number of processes, its first processes."""
         parts = [(2 * RUN_TO_RUN**2, math.inf)]
         for one, first_stage in (base, head):
             stage = first_stage or one
@@ -59,18 +57,18 @@ class LogRatio:
         return min(self.p_factor * self.error.tail((self.value - bound) / math.sqrt(self.error.variance)), 1.0)
 
     def reversed(self) -> LogRatio:
-        """That of BASE over HEAD."""
+        """The ratio of BASE over HEAD."""
         return dataclasses.replace(self, value=-self.value)
 
     def smallest_found(self, margin: float, level: float, power: float) -> float:
-        """The ratio from which on a test against ``margin`` (a logarithm) at ``level`` finds it, so often."""
+        """The smallest ratio that a test against ``margin`` (a logarithm) at ``level`` finds with this ``power``."""
         reach = self.error.quantile(1 - level / self.p_factor) + NormalDist().inv_cdf(power)
         return math.exp(margin + reach * math.sqrt(self.error.variance))
 
 
 @dataclass(frozen=True)
 class Fractions:
-    """Two fractions of right answers, of different pictures or of the same ones taken as different.
+    """Two fractions of correct answers, taken as independent even if the test images are the same.
 
     The interval of their difference is Newcombe's (1998, "Interval estimation for the difference between independent
     proportions", Statistics in Medicine 17, method 10): from the Wilson intervals of the two. The p-value is the level
@@ -83,7 +81,7 @@ class Fractions:
     head_total: int
 
     def interval(self, z: float) -> tuple[float, float]:
-        """Of HEAD's fraction less BASE's, at ``z`` standard errors to either side."""
+        """The interval of HEAD's fraction less BASE's, at ``z`` standard errors."""
         difference = self.head - self.base
         base_low, base_high = _wilson(self.base, self.base_total, z)
         head_low, head_high = _wilson(self.head, self.head_total, z)
@@ -105,7 +103,7 @@ class Fractions:
         return NormalDist().cdf(-low)
 
     def reversed(self) -> Fractions:
-        """The two in the other order."""
+        """BASE and HEAD exchanged."""
         return Fractions(self.head, self.head_total, self.base, self.base_total)
 
 
@@ -118,11 +116,10 @@ def _wilson(fraction: float, total: int, z: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Pending:
-    """A change whose verdict depends on how many others are tested.
+    """A change whose verdict depends on how many values are tested.
 
-    ``worse`` and ``better`` are the p-values of "it moved that way by no more than the tolerance", ``within`` says that
-    the interval lies inside of the tolerance, ``reason`` why it does not. ``margin`` is a ``log_ratio``'s tolerance,
-    as a logarithm.
+    ``worse`` and ``better``: p-values of "it moved that way by no more than the tolerance". ``within``: whether the
+    interval lies within the tolerance; ``reason``: why not. ``margin``: the tolerance of ``log_ratio``, as a logarithm.
     """
 
     change: Change
@@ -135,8 +132,8 @@ class Pending:
 
 
 def judge(pending: Sequence[Pending]) -> dict[int, Change]:
-    """The changes with their verdicts, by the identity of what was pending: those that gate are tested together, and so
-    are those that do not.
+    """The changes with their verdicts, by ``id`` of the pending one. Those that gate are one family of tests, the
+    others a second one.
     """
     found: dict[int, Change] = {}
     for gates in (True, False):
@@ -147,7 +144,7 @@ def judge(pending: Sequence[Pending]) -> dict[int, Change]:
             detail = one.reason
             if p_worse <= ERROR_RATE or p_better <= ERROR_RATE:
                 verdict = "worse" if p_worse <= ERROR_RATE else "better"
-                p = f"p = {min(p_worse, p_better):.2g}" + (f" (Holm, {len(family)} figures)" if len(family) > 1 else "")
+                p = f"p = {min(p_worse, p_better):.2g}" + (f" (Holm, {len(family)} values)" if len(family) > 1 else "")
                 detail = f"{one.change.detail}; beyond the tolerance at {p}"
             elif one.within:
                 verdict, detail = "same", ""

@@ -1,4 +1,4 @@
-"""Searches for the largest batch: what BASE found, and what HEAD did."""
+"""Compare the searches for the largest batch size of two runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vitbench.reports.model.searches import Search, find_searches
 from vitbench.suites.batch_search import search_label
 from vitbench.suites.thresholds import CELL, LARGEST_BATCH, Rule, threshold_for, yields_of
 
-#: How an attempt ends that no machine's bad moment explains, as a timeout or a kill may be.
+#: Failures of the code; a timeout or a kill may be the machine's.
 _BROKEN = ("error", "unsupported")
 
 
 def compare_searches(base: Run, head: Run, rules: Sequence[Rule], places: Environments) -> list[Change]:
-    """The largest batch of each search that both made, and the searches that only one made."""
+    """One change for each search of either run."""
     before = {search.base.id: search for search in find_searches([base])}
     after = {search.base.id: search for search in find_searches([head])}
     found = []
@@ -31,7 +31,7 @@ def compare_searches(base: Run, head: Run, rules: Sequence[Rule], places: Enviro
         tolerance = value.tolerance if said.tolerance is None else said.tolerance
         gates = value.gates if said.gate is None else said.gate
         verdict, detail = _search_verdict(one, other, tolerance, places)
-        if other is None and threshold_for(rules, cell, CELL).gate:  # as of any other cell
+        if other is None and threshold_for(rules, cell, CELL).gate:  # as for any other cell
             verdict, gates = "worse", True
         states = [_search_state(search) for search in (one, other)]
         found.append(
@@ -70,12 +70,12 @@ def _search_verdict(
             return "inconclusive", f"{name} is not finished"
     smaller = base if base.largest <= head.largest else head
     if smaller.reached_bound and base.max_batch != head.max_batch:
-        return "not comparable", f"one looked no further than {smaller.max_batch}"
+        return "not comparable", f"one did not try more than {smaller.max_batch}"
     return verdict_of(base.largest, head.largest, tolerance * base.largest, yields_of(LARGEST_BATCH)), ""
 
 
 def _search_state(search: Search | None) -> float | str | None:
-    """The largest batch, or what was found in words where that is no number."""
+    """The largest batch size, or words where a search found none."""
     if search is None:
         return None
     over = search.standing.stopped_at is None and search.standing.next_batch is None
