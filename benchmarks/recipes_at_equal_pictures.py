@@ -1,4 +1,4 @@
-"""Our recipe ``modern`` and the projects' own, each trained on as many pictures: the table of docs/training.md.
+"""Train by ``modern`` and by each project's own recipe at equal numbers of images: results/amd-epyc-2-cores/recipes.
 
 ``python benchmarks/recipes_at_equal_pictures.py PICTURES WORK`` trains ``vit_layer6_32`` by each recipe, for each
 number of pictures and each seed, as many at a time as there are cores, one thread each, through ``vitbench train``.

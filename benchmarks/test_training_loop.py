@@ -42,7 +42,7 @@ def test_a_step_costs_what_one_written_by_hand_does(say: Callable[[str], None], 
 
     def ours() -> None:
         trainer.run(until=trainer.seen + STEPS * BATCH)
-        trainer.take_stretch()
+        trainer.take_statistics()
 
     model = build_model(name, image_size=side, num_classes=10).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=1e-3)

@@ -407,14 +407,20 @@ def test_a_full_disk_costs_nothing_that_was_computed(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="an output that is always full is Linux'")
-def test_an_output_that_is_full_costs_no_file(good: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_full_costs_no_file(
+    capsys: pytest.CaptureFixture[str], good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["evaluate", MODEL, "--weights", good, "--data", "digits", "--test-images", "20", "--out", tmp_path / "out"]
-    command = [sys.executable, "-m", "vitbench", *map(str, words), "--device", "cpu"]
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert "Traceback" not in ended.stderr
-    assert "Error: The output cannot be written: No space left on device" in ended.stderr
-    assert ended.returncode != 0
+        monkeypatch.setattr(sys, "stdout", full)
+        code = run_command([*map(str, words), "--device", "cpu"])
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert "Error: The output cannot be written: No space left on device" in errors
+    assert code != 0
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["images"] == 20
 
 
@@ -500,7 +506,7 @@ def made_up(names: list[str], images: int = 4000, seed: int = 0) -> dict[str, An
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("count", [2, 10, 25, 100, 1000])
+@pytest.mark.parametrize("count", [2, 25, 1000])
 def test_images_of_any_number_of_classes(count: int) -> None:
     result = made_up([f"class number {index}" for index in range(count)], images=600)
     for render in (confusion_png, reliability_png):
@@ -563,7 +569,6 @@ def test_nothing_confused_leaves_the_table_out() -> None:
 
 
 def test_reports_load_no_torch() -> None:
-    import subprocess
     import sys
 
     code = "import sys, vitbench.reports.evaluation; sys.exit('torch' in sys.modules)"

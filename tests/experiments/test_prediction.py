@@ -204,9 +204,9 @@ def test_names_of_classes_from_a_file(capsys: pytest.CaptureFixture[str], good: 
     [
         (b"a\nb\n", "2 class names are given, but the model has 7 classes"),
         (b"a\n\nc\n", r"Class names .*names.txt: line 2 is empty\. Give one name a line"),
-        (b"\n", r"Class names .*names.txt: the file is empty\. Give one name a line"),
+        (b"\n", r"Class names .*names.txt: line 1 is empty\. Give one name a line"),
         (b"\xff\xfe\x00\x01", r".*names.txt is not a text in UTF-8: give class names, one a line"),
-        (None, r"Class names .*names.txt do not exist, or are not a file: give a text with one name a line"),
+        (None, r"Class names .*names.txt cannot be read: No such file or directory. Give one name a line"),
     ],
 )
 def test_files_of_names_that_do_not_fit_are_one_line(

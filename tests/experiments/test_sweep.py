@@ -1,4 +1,4 @@
-"""Several settings side by side: the plan, the table, failures, going on."""
+"""Several settings side by side: the plan, the table, failures, resuming."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.reports.sweep import sweep_lines, sweep_markdown
 from vitbench.training.loop import Trainer
 
-QUICK = ["--device", "cpu", "--image-size", "8", "--train-images", "60", "--test-images", "30", "--threads", "1"]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("undrawn")]
+QUICK = ["--device", "cpu", "--image-size", "8", "--train-images", "40", "--test-images", "20", "--threads", "1"]
 
 
 def test_settings_are_the_cross_product_of_each_try_and_seed() -> None:
@@ -39,8 +40,8 @@ def test_lists_are_joined_by_plus() -> None:
 @pytest.mark.parametrize(
     ("products", "tries", "message"),
     [
-        (["lr"], [], "no key=value,value"),
-        (["lr="], [], "no key=value,value"),
+        (["lr"], [], "is not key=value,value"),
+        (["lr="], [], "is not key=value,value"),
         (["lr=1,2"], ["lr=3"], "twice"),
         (["warmpu=1"], [], "Did you mean 'warmup'"),
         (["lr=" + ",".join(["1"] * 600)], [], "600 trainings: at most 500"),
@@ -61,7 +62,7 @@ def test_a_sweep_ends_in_one_table_also_when_a_training_fails(
         "--set",
         "lr=1e-3,1e30",
         "--set",
-        "images=60,120",
+        "images=40,80",
         "--set",
         "optimizer=sgd",
     ]
@@ -72,7 +73,7 @@ def test_a_sweep_ends_in_one_table_also_when_a_training_fails(
     with (folder / "sweep.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["status"] for line in lines] == ["ok", "ok", "diverged", "diverged"]
-    assert [line["images"] for line in lines] == ["60", "120", "60", "120"]
+    assert [line["images"] for line in lines] == ["40", "80", "40", "80"]
     good = lines[0]
     figures = json.loads((folder / "001" / SUMMARY).read_text())["figures"]
     assert float(good["test_accuracy"]) == figures["last"]["test_accuracy"]
@@ -136,7 +137,7 @@ def test_each_line_says_what_holds_in_its_training() -> None:
 
 def test_a_key_that_does_nothing_is_refused_as_in_train() -> None:
     request = TrainingRequest(model="vit_basic_tutorial", data="digits", recipe={})
-    with pytest.raises(UsageError, match="rotation does nothing without rotation in augment"):
+    with pytest.raises(UsageError, match="rotation has no effect without rotation in augment"):
         plan_sweep(request, "brief", expand_settings(["rotation=15,30"], [], []), {})
     plan_sweep(request, "brief", expand_settings(["rotation=15,30"], [], []), {"augment": ["rotation"]})
 
@@ -157,13 +158,13 @@ def test_a_setting_that_cannot_be_is_a_line_wherever_it_stands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], order: str
 ) -> None:
     folder = tmp_path / "sweep"
-    arguments = ["sweep", "vit_basic_tutorial", "--set", f"validation={order}", "--set", "images=60", *QUICK]
+    arguments = ["sweep", "vit_basic_tutorial", "--set", f"validation={order}", "--set", "images=40", *QUICK]
     assert run_command([*arguments, "--out", str(folder)]) == 1
     with (folder / "sweep.csv").open() as file:
         statuses = {line["validation"]: line["status"] for line in csv.DictReader(file)}
     assert (statuses["0.2"], statuses["0.0001"] != "ok") == ("ok", True)
     assert "sweep.png" in capsys.readouterr().out
-    # gone on with, it is still said of the one that fails again, though nothing else is left to train
+    # gone on with, it is still message of the one that fails again, though nothing else is left to train
     assert run_command(["sweep", "--resume", str(folder)]) == 1
     with (folder / "sweep.csv").open() as file:
         assert {line["validation"]: line["status"] for line in csv.DictReader(file)} == statuses
@@ -192,7 +193,7 @@ def test_a_training_of_a_sweep_finds_the_memory_of_those_before_it_free(
     gc.disable()  # what it would have freed by chance
     try:
         learning_rates = "lr=1e30,1e-3,1e-2"  # the first one fails
-        words = ["--set", learning_rates, "--set", "optimizer=sgd", "--set", "clip_norm=none", "--set", "images=60"]
+        words = ["--set", learning_rates, "--set", "optimizer=sgd", "--set", "clip_norm=none", "--set", "images=40"]
         assert run_command(["sweep", "vit_basic_tutorial", *words, *QUICK, "--out", str(tmp_path / "sweep")]) == 1
     finally:
         gc.enable()
@@ -209,7 +210,7 @@ def test_a_sweep_from_elsewhere_runs_no_code(tmp_path: Path, capsys: pytest.Capt
     assert "antigravity" not in sys.modules
 
 
-def test_a_sweep_of_a_model_of_ones_own_goes_on_where_it_may_import_again(
+def test_a_sweep_of_a_model_of_ones_own_resumes_where_it_may_import_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import vitbench.models.imported
@@ -223,7 +224,7 @@ def test_a_sweep_of_a_model_of_ones_own_goes_on_where_it_may_import_again(
         raise KeyboardInterrupt
 
     folder = tmp_path / "sweep"
-    start = ["module:tests.failing_models:works", "--seeds", "0,1", "--set", "images=60", *QUICK, "--out", str(folder)]
+    start = ["module:tests.failing_models:works", "--seeds", "0,1", "--set", "images=40", *QUICK, "--out", str(folder)]
     assert run(*start) == 2
     assert "add --allow-import" in capsys.readouterr().err
     with monkeypatch.context() as patch:
@@ -240,7 +241,7 @@ def test_a_sweep_of_a_model_of_ones_own_goes_on_where_it_may_import_again(
 def test_a_sweep_starts_from_weights_of_other_classes_with_a_new_head(tmp_path: Path) -> None:
     path = tmp_path / "seven.safetensors"
     save_checkpoint(build_model("vit_basic_tutorial", image_size=8, num_classes=7), path, {})
-    arguments = ["sweep", "vit_basic_tutorial", "--seeds", "0", "--set", "images=60", *QUICK, "--weights", str(path)]
+    arguments = ["sweep", "vit_basic_tutorial", "--seeds", "0", "--set", "images=40", *QUICK, "--weights", str(path)]
     assert run_command([*arguments, "--out", str(tmp_path / "without")]) == 2
     assert run_command([*arguments, "--replace-head", "--out", str(tmp_path / "with")]) == 0
     figures = json.loads((tmp_path / "with" / "001" / SUMMARY).read_text())["figures"]
@@ -263,11 +264,11 @@ def test_a_sweep_downloads_where_it_may(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert [one.download for one in asked] == [download] * 2
 
 
-def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_resumes_after_an_end_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import vitbench.experiments.sweep as sweeps
 
     start = sweeps.start_training
-    arguments = ["sweep", "vit_basic_tutorial", "--seeds", "0,1", "--set", "images=60", *QUICK]
+    arguments = ["sweep", "vit_basic_tutorial", "--seeds", "0,1", "--set", "images=40", *QUICK]
 
     def fail(request: object, out: Path, progress: object) -> object:
         if out.name == "002":
@@ -284,7 +285,7 @@ def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["sweep"], "Which model?"),
         (["sweep", "vit_basic"], "A sweep varies something"),
@@ -298,14 +299,18 @@ def test_a_sweep_goes_on_after_an_end_in_between(tmp_path: Path, monkeypatch: py
         (["sweep", "--resume", "/nowhere"], "holds no sweep"),
         (["sweep", "vit_basic", "--validation", "0.1", "--set", "validation=0.2,0.3"], "The validation is given twice"),
         (["sweep", "vit_basic", "--imbalance", "linear:2", "--try", "imbalance=linear:3"], "imbalance is given twice"),
-        (["sweep", "vit_basic", "--seeds", "0", "--weights", "w.pt", "--pretrained"], "two beginnings"),
+        (["sweep", "vit_basic", "--seeds", "0", "--weights", "w.pt", "--pretrained"], "two starting points"),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_command(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("Error: ")
-    assert said in error
+    assert message in error

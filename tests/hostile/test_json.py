@@ -383,7 +383,7 @@ ASKED = {"schema": 1, **REQUESTED, "versions": {"torch": "2"}}
 REQUESTS: dict[str, tuple[Any, str]] = {
     **{kind: (content, "") for kind, content in BROKEN.items()},
     "no model": (changed(ASKED, "model"), "model is missing"),
-    "another field": ({**ASKED, "shell": "rm"}, "it has no field 'shell'"),
+    "another field": ({**ASKED, "shell": "rm"}, "shell is not a known field"),
     "a model of many": (changed(ASKED, "model", value=[MODEL]), "model is a list, not text"),
     "a recipe that is a name": (changed(ASKED, "recipe", value="brief"), "recipe is 'brief', not an object"),
     "an empty recipe": (changed(ASKED, "recipe", value={}), "recipe.name: Field required"),
@@ -414,8 +414,8 @@ def test_a_training_that_was_asked_for_in_other_words_is_one_line(
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("seed", -1, "seed = -1 is no number"),
-        ("seed", 2**40, "seed = 1099511627776 is no number"),
+        ("seed", -1, "seed = -1 is not a number"),
+        ("seed", 2**40, "seed = 1099511627776 is not a number"),
         ("threads", 10**6, "threads = 1000000 is more than any"),
     ],
 )
@@ -658,7 +658,10 @@ PLANS: dict[str, tuple[Any, str]] = {
     "a setting that is null": (changed(PLANNED, "settings", 0, value=None), "settings[0] is null, not an object"),
     "no request": (changed(PLANNED, "settings", 0, "request"), "settings[0].request is missing"),
     "a request in a row": (changed(PLANNED, "settings", 0, "request", value=[]), "settings[0].request is a list"),
-    "a request of other fields": (changed(PLANNED, "settings", 1, "request", "shell", value="rm"), "no field 'shell'"),
+    "a request of other fields": (
+        changed(PLANNED, "settings", 1, "request", "shell", value="rm"),
+        "shell is not a known field",
+    ),
     "a request without a model": (changed(PLANNED, "settings", 1, "request", "model"), "model is missing"),
     "changes in a row": (changed(PLANNED, "settings", 0, "changes", value=["batch_size"]), "changes is a list"),
     "changes of no key": (changed(PLANNED, "settings", 0, "changes", value={"name": 1}), "a recipe has no key 'name'"),

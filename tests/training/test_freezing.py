@@ -78,7 +78,7 @@ def test_none_freezes_nothing_and_blocks_0_the_embedding() -> None:
 
 @pytest.mark.parametrize(
     ("freeze", "message"),
-    [("head", "none of: none, backbone"), ("blocks:x", "none of"), ("blocks:7", "6 blocks")],
+    [("head", "not one of: none, backbone"), ("blocks:x", "not one of"), ("blocks:7", "6 blocks")],
 )
 def test_what_cannot_be_frozen_is_one_line(freeze: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -186,5 +186,7 @@ def test_a_builder_for_one_number_of_classes_trains_whole_and_says_why_its_head_
         return Own(classes)
 
     assert freeze_parameters(build(10), "none", build, 10).heads == ()
-    with pytest.raises(UsageError, match=r"cannot be built for 11 classes, too: ten classes only. Leave out --freeze$"):
+    with pytest.raises(
+        UsageError, match=r"cannot be built for 11 classes as well: ten classes only. Leave out --freeze$"
+    ):
         freeze_parameters(build(10), "backbone", build, 10)

@@ -55,7 +55,7 @@ def test_a_file_of_indices(tmp_path: Path) -> None:
     ("imbalance", "message"),
     [
         ("linear", "neither linear:R nor"),
-        ("linear:0.5", "from 1 on"),
+        ("linear:0.5", "at least 1"),
         ("linear:x", "neither"),
         ("exponential:1000", "leaves a class of 10 images empty"),
         ("/nowhere/indices.txt", "nor a file of indices"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.tiny import PatchClassifier, random_pictures
+from tests.training.tiny import PatchClassifier, batches, random_pictures
 from vitbench.core.errors import DataError, VitbenchError
 from vitbench.models import build_model
 from vitbench.training.augmentation.augment import normalise
@@ -19,7 +19,6 @@ from vitbench.training.data.images import ImageSet
 from vitbench.training.evaluate import evaluate
 from vitbench.training.loop import Trainer, TrainingDiverged, TrainingResult, train
 from vitbench.training.optimizers import hidden_matrices, make_optimizers
-from vitbench.training.order import batches
 from vitbench.training.recipes import Recipe, load_recipe
 
 
@@ -89,12 +88,12 @@ def test_brief_recipe_trains_a_vision_transformer_of_the_registry() -> None:
     ],
 )
 def test_budget_is_kept_to_the_image(budget: dict[str, Any], seen: int, steps: int) -> None:
-    told: list[tuple[int, int | None, float]] = []
-    result = _train(_model(), random_pictures(40), _recipe(**budget), on_step=lambda *step: told.append(step))
+    heard: list[tuple[int, int | None, float]] = []
+    result = _train(_model(), random_pictures(40), _recipe(**budget), on_step=lambda *step: heard.append(step))
     assert (result.images_seen, result.steps, result.stopped_because) == (seen, steps, next(iter(budget)))
-    assert [step for step, _, _ in told] == list(range(1, steps + 1))
-    assert {total for _, total, _ in told} == {steps}
-    assert tuple(loss for _, _, loss in told) == result.losses
+    assert [step for step, _, _ in heard] == list(range(1, steps + 1))
+    assert {total for _, total, _ in heard} == {steps}
+    assert tuple(loss for _, _, loss in heard) == result.losses
     assert len(result.losses) == steps
     assert result.duration_s > 0
 
@@ -189,14 +188,14 @@ def test_loss_that_is_not_finite_names_the_step_and_the_way_out() -> None:
             self.calls += 1
             return super().forward(images) * (float("nan") if self.calls == 4 else 1.0)
 
-    told: list[float] = []
+    heard: list[float] = []
     with pytest.raises(
         TrainingDiverged, match=r"loss of training step 4 is nan.*Lower the learning rate \(0.01\)"
     ) as it:
-        _train(Breaks(), random_pictures(), _recipe(steps=9), on_step=lambda step, total, loss: told.append(loss))
+        _train(Breaks(), random_pictures(), _recipe(steps=9), on_step=lambda step, total, loss: heard.append(loss))
     assert it.value.step == 4
     assert isinstance(it.value, VitbenchError)
-    assert len(told) == 3
+    assert len(heard) == 3
 
 
 def test_learning_rate_that_explodes_is_told() -> None:

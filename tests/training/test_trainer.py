@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.training.tiny import PatchClassifier, random_pictures
+from tests.training.tiny import PatchClassifier, batches, random_pictures
 from vitbench.models import build_model
 from vitbench.models.architectures.blocks import StochasticDepth
 from vitbench.training.augmentation.augment import normalise
 from vitbench.training.data.images import ImageSet
 from vitbench.training.loop import Trainer, random_state, set_random_state, train
 from vitbench.training.optimizers import regularise
-from vitbench.training.order import batches
 from vitbench.training.recipes import Recipe
 
 
@@ -74,7 +73,7 @@ def test_accumulated_parts_are_one_step_of_the_whole_batch() -> None:
         run = trainer(model, pictures, recipe(batch_size=8, images=20, steps=None, accumulate=parts, clip_norm=0.1))
         run.run()
         assert run.steps == 3
-        models.append((flat(model), run.take_stretch()))
+        models.append((flat(model), run.take_statistics()))
     torch.testing.assert_close(models[0][0], models[1][0], rtol=1e-5, atol=1e-6)
     assert models[0][1].losses == pytest.approx(models[1][1].losses, rel=1e-5)
     assert models[0][1].accuracy == models[1][1].accuracy
@@ -91,7 +90,7 @@ def test_accumulated_parts_are_one_step_also_with_class_weights(mixup: float) ->
         how = recipe(class_weights="inverse", accumulate=parts, label_smoothing=0.1, mixup=mixup)
         run = trainer(model, pictures, how)
         run.run()
-        models.append((flat(model), run.take_stretch().losses))
+        models.append((flat(model), run.take_statistics().losses))
     torch.testing.assert_close(models[0][0], models[1][0], rtol=1e-5, atol=1e-6)
     assert models[0][1] == pytest.approx(models[1][1], rel=1e-5)
 

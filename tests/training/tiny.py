@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
 from vitbench.training.data.images import ImageSet
+from vitbench.training.order import ImageOrder
+from vitbench.training.recipes import Recipe
 
 
 class PatchClassifier(nn.Module):
@@ -27,3 +31,16 @@ def random_pictures(count: int = 40, side: int = 8, classes: int = 10, seed: int
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     return ImageSet(images, torch.arange(count) % classes, tuple(f"class {number}" for number in range(classes)))
+
+
+def batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
+    """The indices (B,) of each step's images out of ``count``, until the budget is reached to the image; endless for a
+    budget in seconds. Batches cross the end of a pass: all but the last have ``batch_size`` images.
+    """
+    order = ImageOrder(count, seed)
+    total = recipe.total_images(count)
+    seen = 0
+    while total is None or seen < total:
+        size = recipe.batch_size if total is None else min(recipe.batch_size, total - seen)
+        yield order.at(seen, size)
+        seen += size

@@ -13,9 +13,10 @@ from vitbench.core.text import printable
 from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained
 from vitbench.experiments.request import DataRequest, ModelRequest
 from vitbench.training.data.images import DataInfo, ImageSet, Split
+from vitbench.training.scores import Scores, score
 
 if TYPE_CHECKING:
-    from vitbench.training.scores import Scores
+    from vitbench.training.evaluate import Answers
 
 #: Of evaluation.json. 1: the first.
 SCHEMA = 1
@@ -107,25 +108,39 @@ def evaluate_trained(
 
     ``dtype``: ``fp32`` or ``amp``. Raises OutOfMemory, and NotFiniteError if an output is not finite.
     """
-    result = _describe(trained, info, split, dtype == "amp", batch_size, list(warnings))
-    return result | _test(trained, info, dataset, split, dtype == "amp", batch_size, bins)
+    amp = dtype == "amp"
+    described = _describe(trained, info, split, amp, batch_size, list(warnings))
+    answers = _collect(trained, dataset, amp, batch_size)
+    scores = score(answers.logits.numpy(), dataset.labels.numpy(), bins=bins, classes=info.num_classes)
+    return {
+        **described,
+        "images": len(dataset),
+        "chosen": _chosen(len(dataset), info.count(split), split),
+        **_score_values(scores, _class_names(trained, info), info.num_classes),
+        "throughput": {
+            "value": len(dataset) / answers.duration_s,
+            "unit": "image/s",
+            "duration_s": answers.duration_s,
+            "method": f"one pass of one process over {len(dataset)} images in batches of "
+            f"{min(batch_size, len(dataset))}, one batch before it not timed, the device synchronised at both ends; "
+            "copying to the device and normalising included, decoding and resizing not. To compare models, measure "
+            "with vitbench run",
+        },
+    }
 
 
 def _check_classes(trained: TrainedModel, info: DataInfo) -> None:
-    """Raises DataError unless the head has the classes of the data, or these first and then others."""
-    if trained.num_classes != info.num_classes and not _has_room_for_more(trained, info):
-        raise DataError(
-            f"The weights {trained.weights} have {trained.num_classes} classes, but {info.label} has "
-            f"{info.num_classes}. Give the data that they were trained for, or --replace-head for a random head"
-        )
-
-
-def _has_room_for_more(trained: TrainedModel, info: DataInfo) -> bool:
-    """Whether the head has the data's classes first and then others (``vitbench train --num-classes``)."""
+    """Raises DataError unless the head has the data's classes, or these first and then others (``vitbench train
+    --num-classes``).
+    """
     names, few = trained.facts.get("classes"), info.num_classes
-    if not isinstance(names, list) or not few < trained.num_classes == len(names):
-        return False
-    return names[:few] == list(info.class_names)
+    if trained.num_classes == few:
+        return
+    if not isinstance(names, list) or len(names) != trained.num_classes or names[:few] != list(info.class_names):
+        raise DataError(
+            f"The weights {trained.weights} have {trained.num_classes} classes, but {info.label} has {few}. Give the "
+            "data that they were trained for, or --replace-head for a random head"
+        )
 
 
 def _class_names(trained: TrainedModel, info: DataInfo) -> tuple[str, ...]:
@@ -194,19 +209,10 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if isinstance(value, str | int) and len(str(value)) <= 200}
 
 
-def _test(
-    trained: TrainedModel,
-    info: DataInfo,
-    dataset: ImageSet,
-    split: Split,
-    amp: bool,
-    batch_size: int,
-    bins: int,
-) -> dict[str, Any]:
-    """One pass over the images, and the scores."""
+def _collect(trained: TrainedModel, dataset: ImageSet, amp: bool, batch_size: int) -> Answers:
+    """One pass over the images. Raises OutOfMemory, NotFiniteError."""
     from vitbench.metrics.support.subject import NotFiniteError
     from vitbench.training.evaluate import collect_answers
-    from vitbench.training.scores import score
 
     device = trained.device
     way_out = f"Lower --batch-size ({batch_size}) or --image-size, or give --device cpu"
@@ -226,21 +232,7 @@ def _test(
         bad = len(finite) - int(finite.sum())
         way_out = "Leave out --amp" if amp else "The weights are damaged, or their training has diverged"
         raise NotFiniteError(f"The outputs for {bad} of {len(finite)} images are NaN or infinite. {way_out}")
-    scores = score(answers.logits.numpy(), dataset.labels.numpy(), bins=bins, classes=info.num_classes)
-    return {
-        "images": len(dataset),
-        "chosen": _chosen(len(dataset), info.count(split), split),
-        **_score_values(scores, _class_names(trained, info), info.num_classes),
-        "throughput": {
-            "value": len(dataset) / answers.duration_s,
-            "unit": "image/s",
-            "duration_s": answers.duration_s,
-            "method": f"one pass of one process over {len(dataset)} images in batches of "
-            f"{min(batch_size, len(dataset))}, one batch before it not timed, the device synchronised at both ends; "
-            "copying to the device and normalising "
-            "included, decoding and resizing not. To compare models, measure with vitbench run",
-        },
-    }
+    return answers
 
 
 def _chosen(images: int, there: int, split: Split) -> str:

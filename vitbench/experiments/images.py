@@ -5,6 +5,7 @@ Importing this module loads no torch, its functions do.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,10 @@ class ImageSource:
 
 def images_of_files(paths: Iterable[Path]) -> list[ImageSource]:
     """One source a path. Nothing is read yet."""
-    return [ImageSource(name=str(path), stem=path.stem, read=_file_reader(path), path=path) for path in paths]
+    return [
+        ImageSource(name=str(path), stem=path.stem, read=functools.partial(read_image, path), path=path)
+        for path in paths
+    ]
 
 
 def images_of_data(request: DataRequest, indices: Sequence[int]) -> tuple[list[ImageSource], DataInfo]:
@@ -72,7 +76,7 @@ def images_of_data(request: DataRequest, indices: Sequence[int]) -> tuple[list[I
             ImageSource(
                 name=f"{listing.root.name}/{file.relative}",
                 stem=Path(file.relative).stem,
-                read=_file_reader(listing.root / file.relative),
+                read=functools.partial(read_image, listing.root / file.relative),
                 truth=info.class_names[file.label],
                 path=listing.root / file.relative,
             )
@@ -83,7 +87,7 @@ def images_of_data(request: DataRequest, indices: Sequence[int]) -> tuple[list[I
         ImageSource(
             name=f"{info.label} {split} {index}",
             stem=f"{info.label}-{split}-{index}",
-            read=_array_reader(pixels[index]),
+            read=functools.partial(_prepare_array, pixels[index]),
             truth=info.class_names[labels[index]],
         )
         for index in indices
@@ -114,33 +118,24 @@ def read_image(path: Path, image_size: tuple[int, int]) -> ReadImage:
 
 def _check_is_file(path: Path, shown: str) -> None:
     try:
-        if path.is_dir():
-            raise DataError(f"{shown} is a folder: give the images in it")
-        if not path.exists():
-            raise DataError(f"{shown} does not exist")
-        if not path.is_file():
-            raise DataError(f"{shown} is not a regular file: give an image")
-        if path.stat().st_size == 0:
-            raise DataError(f"{shown} is empty: copy or download it again")
-    except DataError:
-        raise
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise DataError(f"{shown} does not exist") from error
     except (OSError, ValueError) as error:  # names that no system takes
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{shown[:200]} cannot be read: {printable(reason)}") from error
+    if path.is_dir():
+        raise DataError(f"{shown} is a folder: give the images in it")
+    if not path.is_file():
+        raise DataError(f"{shown} is not a regular file: give an image")
+    if found.st_size == 0:
+        raise DataError(f"{shown} is empty: copy or download it again")
 
 
-def _file_reader(path: Path) -> Callable[[tuple[int, int]], ReadImage]:
-    return lambda image_size: read_image(path, image_size)
+def _prepare_array(pixels: Any, image_size: tuple[int, int]) -> ReadImage:
+    """An image (h, w) or (h, w, 3) uint8 of a data set in memory, prepared like the whole data set."""
+    from PIL import Image
 
+    from vitbench.training.data.images import from_arrays
 
-def _array_reader(pixels: Any) -> Callable[[tuple[int, int]], ReadImage]:
-    """For an image (h, w) or (h, w, 3) uint8 of a data set in memory, prepared like the whole data set."""
-
-    def read(image_size: tuple[int, int]) -> ReadImage:
-        from PIL import Image
-
-        from vitbench.training.data.images import from_arrays
-
-        return from_arrays(pixels[None], image_size)[0], Image.fromarray(pixels).convert("RGB")
-
-    return read
+    return from_arrays(pixels[None], image_size)[0], Image.fromarray(pixels).convert("RGB")

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 TOP = 5
 _NOT_FINITE = "the weights are damaged, or their training diverged"
-#: What a file of class names may hold: a checkpoint given by mistake is not to be printed.
-_LARGEST_CLASSES_FILE = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,20 +208,14 @@ def _guess(trained: TrainedModel, pixels: Sequence[torch.Tensor], top: int) -> I
 def read_class_names(path: Path) -> list[str]:
     """The names in a text file (UTF-8), one a line, in the order of the classes. Raises DataError."""
     shown = printable(str(path))
-    if not path.is_file():
-        raise DataError(f"Class names {shown} do not exist, or are not a file: give a text with one name a line")
     try:
-        if path.stat().st_size > _LARGEST_CLASSES_FILE:
-            raise DataError(f"{shown} is too large for a file of class names: give one name a line")
-        text = path.read_text(encoding="utf-8-sig")
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError as error:
         raise DataError(f"{shown} is not a text in UTF-8: give class names, one a line") from error
     except OSError as error:
-        raise DataError(f"Class names {shown} cannot be read: {error.strerror}") from error
-    names = [line.strip() for line in text.rstrip().split("\n")]
+        raise DataError(f"Class names {shown} cannot be read: {error.strerror}. Give one name a line") from error
     if not all(names):
-        where = f"line {names.index('') + 1} is empty" if len(names) > 1 else "the file is empty"
-        raise DataError(f"Class names {shown}: {where}. Give one name a line")
+        raise DataError(f"Class names {shown}: line {names.index('') + 1} is empty. Give one name a line")
     return names
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitbench.core.errors import UsageError
+from vitbench.core.validation import Flag, Positive, Whole
 
 if TYPE_CHECKING:
     from vitbench.training.data.images import DataInfo, Split
@@ -28,11 +29,11 @@ class ModelRequest:
 
     model: str
     weights: str | None = None
-    pretrained: bool = False
-    replace_head: bool = False
+    pretrained: Flag = False
+    replace_head: Flag = False
     device: str = "auto"
-    image_size: str | None = None
-    num_classes: int | None = None
+    image_size: str | Positive | None = None
+    num_classes: Whole | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

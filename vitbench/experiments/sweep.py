@@ -1,7 +1,7 @@
-"""Train one model under several settings of a recipe, one after the other, and set them side by side.
+"""Train one model under several settings of a recipe, one after the other, and compare them.
 
 A folder holds ``sweep.json`` (the plan), a run folder for each setting, and ``sweep.md``, ``sweep.csv``, ``sweep.png``,
-which are made anew after each training. What is finished is never trained again.
+which are rewritten after each training. A finished training is never repeated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vitbench.models import describe_model
 PLAN = "sweep.json"
 FAILURE = "failure.json"
 SCHEMA = 1
-#: More than these is a slip of the keyboard.
+#: More are taken for a typing error.
 MOST_TRAININGS = 500
 
 
@@ -75,23 +75,23 @@ class Setting:
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """``lines``: one a setting, as sweep.csv has them; ``failed``: how many of them did not come to an end."""
+    """``lines``: the rows of sweep.csv, one a setting."""
 
     folder: Path
     lines: tuple[dict[str, Any], ...]
 
     @property
     def failed(self) -> int:
-        """How many trainings did not come to an end."""
+        """How many trainings failed."""
         return sum(line["status"] != "ok" for line in self.lines)
 
 
 def expand_settings(products: Sequence[str], tries: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """What each training changes: the cross product of ``key=a,b`` in ``products``, for each of ``tries`` (``key=a
-    key=b``; none is one without changes), for each seed.
+    """The changes of each training: the cross product of ``key=a,b`` in ``products``, for each of ``tries`` (``key=a
+    key=b``), for each seed.
 
-    Items of lists are joined by ``+`` (``augment=crop+flip``). Raises UsageError for what is no key=value, for a key in
-    both, and for too many trainings.
+    Items of lists are joined by ``+`` (``augment=crop+flip``). Raises UsageError for another form, for a key in both,
+    and for too many trainings.
     """
     from vitbench.training.recipes import ALIASES, LISTS, parse_settings
 
@@ -100,7 +100,7 @@ def expand_settings(products: Sequence[str], tries: Sequence[str], seeds: Sequen
         key, sign, values = product.partition("=")
         choices = [value.strip() for value in values.split(",") if value.strip()]
         if not sign or not choices:
-            raise UsageError(f"--set {product!r} is no key=value,value, such as learning_rate=1e-2,1e-3")
+            raise UsageError(f"--set {product!r} is not key=value,value, such as learning_rate=1e-2,1e-3")
         axes.append([f"{key}={value}" for value in choices])
     found: list[dict[str, Any]] = []
     for one in tries or [""]:
@@ -123,8 +123,8 @@ def expand_settings(products: Sequence[str], tries: Sequence[str], seeds: Sequen
 def plan_sweep(
     request: TrainingRequest, recipe: str, changes: Sequence[dict[str, Any]], fixed: Mapping[str, Any]
 ) -> list[Setting]:
-    """A setting for each of ``changes`` to ``recipe``, whose ``fixed`` keys are the same in all. Raises RecipeError
-    for one that cannot be, and UsageError for a ``request`` that cannot.
+    """A setting for each of ``changes`` to ``recipe``; ``fixed`` keys are the same in all. Raises RecipeError for a
+    wrong setting, and UsageError for a wrong ``request``.
     """
     from vitbench.training.recipes import check_settings, load_recipe
 
@@ -132,13 +132,13 @@ def plan_sweep(
     settings = []
     varying = [key for key in dict.fromkeys(key for one in changes for key in one) if key]
     for number, one in enumerate(changes, 1):
-        # a seed that is none is the recipe's
+        # without a seed the recipe's counts
         keys = {key: value for key, value in one.items() if key != "seed" or value is not None}
         loaded = load_recipe(recipe, **{**fixed, **keys})
         check_settings(loaded, {key: value for key, value in {**fixed, **keys}.items() if key != "seed"})
         seed = request.seed if loaded.seed is None else loaded.seed
         made = replace(request, recipe=loaded.model_dump(mode="json"), seed=seed)
-        # what holds in this training, also where another one changes it
+        # the values in this training, also of keys that only others change
         settings.append(Setting(f"{number:03d}", {key: {**made.recipe, "seed": seed}[key] for key in varying}, made))
     return settings
 
@@ -154,7 +154,7 @@ def start_sweep(
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise RunFolderError(
-                f"{str(folder)!r} is not empty: choose another folder, or go on with --resume {folder}"
+                f"{str(folder)!r} is not empty: choose another folder, or resume it with --resume {folder}"
             )
     except OSError as error:
         raise cannot_write(folder, error) from error
@@ -163,7 +163,7 @@ def start_sweep(
     try:
         return _run(folder, settings, progress, say)
     except UsageError:
-        if [path.name for path in folder.iterdir()] == [PLAN]:  # else the next try would find the folder taken
+        if [path.name for path in folder.iterdir()] == [PLAN]:  # otherwise the next try would find it not empty
             (folder / PLAN).unlink()
             folder.rmdir()
         raise
@@ -176,8 +176,8 @@ def resume_sweep(
     *,
     allow_import: bool = False,
 ) -> SweepSummary:
-    """Train what ``folder`` still lacks. ``allow_import`` has to be given again: a folder from elsewhere must not be
-    able to run code. Raises RunFolderError if it holds no sweep.
+    """Run the trainings that ``folder`` lacks. ``allow_import`` has to be given again: a folder from elsewhere must not
+    be able to run code. Raises RunFolderError for a folder without a sweep.
     """
     refuse_links(folder)
     try:
@@ -196,12 +196,12 @@ def resume_sweep(
     except ValueError as error:
         raise RunFolderError(f"{PLAN} of {str(folder)!r} is damaged ({error}): start the sweep anew") from error
     if not allow_import and any(not (folder / one.name / SUMMARY).is_file() for one in settings):
-        describe_model(settings[0].request.model)  # what it may not import is said once, not as a failure of each
+        describe_model(settings[0].request.model)  # one error for a forbidden import, not a failure of each training
     return _run(folder, settings, progress, say)
 
 
 def _check_settings(settings: Sequence[Setting]) -> None:
-    """Raises ValueError for what ``plan_sweep`` would not have made."""
+    """Raises ValueError for settings that ``plan_sweep`` never makes."""
     from vitbench.training.recipes import Recipe
 
     names = [one.name for one in settings]
@@ -216,23 +216,23 @@ def _check_settings(settings: Sequence[Setting]) -> None:
 
 
 def _folder_name(name: Any) -> str:
-    """The name of a training's folder, as this module gives them: no other one, which might lie elsewhere."""
+    """The name of a training's folder. Raises ValueError for another form: it might lead elsewhere."""
     if not isinstance(name, str) or not re.fullmatch("[0-9]{3,}", name):
-        raise ValueError(f"{str(name)[:80]!r} is no folder of a sweep")
+        raise ValueError(f"{str(name)[:80]!r} is not a folder of a sweep")
     return name
 
 
 def _run(
     folder: Path, settings: Sequence[Setting], progress: Callable[[], TrainingProgress], say: Callable[[str], None]
 ) -> SweepSummary:
-    refused: UsageError | None = None  # what the first training was refused for, which may be wrong for all of them
+    refused: UsageError | None = None  # the first training's error, which may be that of all trainings
     for number, one in enumerate(settings, 1):
         place = folder / one.name
         if (place / SUMMARY).is_file():
             continue
-        _release_memory()  # of the training before this one: models and what failed lie in reference cycles
-        said = ", ".join(f"{key} {'none' if value is None else value}" for key, value in one.changes.items())
-        say(f"Training {number} of {len(settings)}: {said}")
+        _release_memory()  # of the training before: models and errors are in reference cycles
+        changes = ", ".join(f"{key} {'none' if value is None else value}" for key, value in one.changes.items())
+        say(f"Training {number} of {len(settings)}: {changes}")
         (place / FAILURE).unlink(missing_ok=True)
         try:
             if (place / REQUEST).is_file():
@@ -248,7 +248,7 @@ def _run(
             if isinstance(error, UsageError) and number <= 2 and not (place / REQUEST).is_file():
                 again = refused is not None and str(error) == str(refused)
                 if len(settings) == 1 or again or isinstance(error, UnknownNameError):
-                    raise  # wrong for all of them
+                    raise  # all trainings would fail
                 if number == 1:
                     refused = error.with_traceback(None)
                     say(f"Training 1 failed: {error}")
@@ -259,7 +259,7 @@ def _run(
             _write_failure(folder / settings[0].name, refused)
             refused = None
         _report(folder, settings)
-    if refused is not None:  # all others were finished before
+    if refused is not None:  # all other trainings were finished before
         _write_failure(folder / settings[0].name, refused)
     return SweepSummary(folder, tuple(_report(folder, settings)))
 
@@ -289,7 +289,7 @@ def _read_failure(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable") from error
     except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}). Remove it: its training is tried again") from error
+        raise RunFolderError(f"{path} is damaged ({error}). Remove it: its training is then repeated") from error
     return {"status": found["status"], "detail": found["detail"]}
 
 

@@ -29,7 +29,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """What a model says of each image: ``logits`` (N, K) in float32, on the CPU, in the order of the images.
+    """``logits`` (N, K) in float32, on the CPU, in the order of the images.
 
     ``duration_s``: how long the pass over all of them took, from images in memory to logits on the device.
     """
@@ -52,8 +52,8 @@ def evaluate(
     smaller).
 
     ``autocast`` makes the context of each forward pass. Outputs of several heads are averaged. The model is in eval
-    mode meanwhile, and afterwards in the mode that it was in. ``mean`` and ``std`` of each channel (0 to 1) are those
-    that the weights were trained with. Raises DataError if it has fewer classes than the data.
+    mode meanwhile, and afterwards in its mode of before. ``mean`` and ``std`` of each channel (0 to 1) are those of the
+    weights' training. Raises DataError if it has fewer classes than the data.
     """
     answer = _Answer(model, dataset.num_classes, device, autocast, mean, std)
     # Sums stay on the device: reading them after every batch would make it wait.
@@ -79,10 +79,10 @@ def collect_answers(
     mean: Sequence[float] = OWN_MEAN,
     std: Sequence[float] = OWN_STD,
 ) -> Answers:
-    """The logits of every image; arguments, mode and what is raised are those of ``evaluate``.
+    """The logits of every image; arguments, mode and errors are those of ``evaluate``.
 
-    ``synchronize`` waits for the device, before and after the pass that is timed. One batch goes before it, untimed:
-    the first one prepares kernels. Images that are decoded as they are needed are timed batch by batch, without that.
+    ``synchronize`` waits for the device, before and after the timed pass. One untimed batch goes before it: the first
+    one prepares kernels. Images on disk are timed batch by batch, without their decoding.
     """
     answer = _Answer(model, dataset.num_classes, device, autocast, mean, std)
     with _testing(model):
@@ -93,7 +93,7 @@ def collect_answers(
         while some := list(parts if in_memory else itertools.islice(parts, 1)):
             synchronize()
             begin = time.perf_counter()
-            # they stay on the device until all are there: copying each would make it wait
+            # the logits stay on the device: copying each batch would make it wait
             found += [answer(one) for one in some]
             synchronize()
             duration_s += time.perf_counter() - begin
@@ -101,27 +101,19 @@ def collect_answers(
     return Answers(logits=logits, duration_s=duration_s)
 
 
+@dataclass(frozen=True, eq=False)
 class _Answer:
     """The logits (B, K) of images (B, 3, H, W) uint8, in float32 on the device."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        num_classes: int,
-        device: str,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
-        self.model = model
-        self.num_classes = num_classes
-        self.device = device
-        self.autocast = autocast
-        self.mean, self.std = mean, std
-        self.dtype = input_dtype(model)
+    model: torch.nn.Module
+    num_classes: int
+    device: str
+    autocast: Callable[[], AbstractContextManager[Any]]
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        inputs = normalise(images.to(self.device), self.dtype, self.mean, self.std)
+        inputs = normalise(images.to(self.device), input_dtype(self.model), self.mean, self.std)
         with self.autocast():
             output = self.model(inputs)
         check_classes(output, self.num_classes)
@@ -130,7 +122,7 @@ class _Answer:
 
 @contextlib.contextmanager
 def _testing(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; the mode that it was in afterwards."""
+    """Eval mode and no gradients inside; afterwards the mode of before."""
     was_training = model.training
     model.eval()
     try:

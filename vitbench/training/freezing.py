@@ -19,8 +19,13 @@ _BLOCKS = re.compile(r"^blocks:(?P<count>\d+)$")
 
 @dataclass(frozen=True)
 class Freezing:
-    """What is frozen: ``frozen`` modules stay in eval mode while the rest trains. ``heads``: the submodules that turn
-    features into classes, where they and nothing else are trained; else empty. The counts are of parameters.
+    """What is frozen.
+
+    Args:
+        frozen: modules that stay in eval mode while the rest trains.
+        heads: the submodules that turn features into classes, if only they are trained; else empty.
+        trainable: how many parameters are trained.
+        total: how many there are.
     """
 
     frozen: tuple[nn.Module, ...]
@@ -33,7 +38,7 @@ def check_freeze(freeze: str) -> None:
     """Raises UsageError unless it is ``none``, ``backbone`` or ``blocks:N``."""
     if freeze not in ("none", "backbone") and not _BLOCKS.match(freeze):
         raise UsageError(
-            f"--freeze {freeze!r} is none of: none, backbone (all but the head), blocks:N (the embedding and the "
+            f"--freeze {freeze!r} is not one of: none, backbone (all but the head), blocks:N (the embedding and the "
             "first N blocks)"
         )
 
@@ -42,10 +47,10 @@ def freeze_parameters(model: nn.Module, freeze: str, build: Callable[[int], nn.M
     """Freeze ``model`` in place: ``none`` leaves it as it is, ``backbone`` leaves the heads, ``blocks:N`` freezes the
     embedding and the first N blocks.
 
-    ``build`` makes the same architecture for another number of classes: what differs then belongs to a head, and so
-    does the rest of the submodule that it is in. A model may come with frozen parts: ``none`` leaves them, ``blocks:N``
-    trains those behind the first N blocks. Raises UsageError for a model in which no head or no blocks are found, and
-    for an N that leaves nothing.
+    ``build`` makes the same architecture for another number of classes: parameters that differ belong to a head, and so
+    do the others of their submodule. Some models come with frozen parts: ``none`` leaves them, ``blocks:N`` trains
+    those after the first N blocks. Raises UsageError for a model without a head or without blocks, and for an N that
+    leaves nothing to train.
     """
     check_freeze(freeze)
     match = _BLOCKS.match(freeze)
@@ -62,7 +67,7 @@ def freeze_parameters(model: nn.Module, freeze: str, build: Callable[[int], nn.M
     elif match is not None:
         _freeze_first_blocks(model, int(match["count"]))
     elif not all(one.requires_grad for one in model.parameters()):
-        # models that are made for it come with a frozen backbone
+        # some models come with a frozen backbone
         with contextlib.suppress(UsageError):
             heads = find_heads(model, build, num_classes)
         of_heads = {id(one) for path in heads for one in model.get_submodule(path).parameters()}
@@ -89,7 +94,7 @@ def find_heads(model: nn.Module, build: Callable[[int], nn.Module], num_classes:
         for depth in range(1, len(parts) + 1):
             path = ".".join(parts[:depth])
             size = sum(one.numel() for one in model.get_submodule(path).parameters())
-            # a wrapper around everything is no head: look inside
+            # a wrapper around everything is not a head: look inside
             if size < total / 2 or depth == len(parts):
                 found[path] = None
                 break
@@ -97,19 +102,17 @@ def find_heads(model: nn.Module, build: Callable[[int], nn.Module], num_classes:
 
 
 def _build_other(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
-    """The architecture for so many classes, without memory where that works: builders of one's own may read numbers
-    from tensors, which meta tensors do not have.
-    """
+    """The architecture for so many classes, on meta tensors where the builder can do without their numbers."""
     with contextlib.suppress(Exception), torch.device("meta"):
         return build(num_classes)
     try:
-        with torch.random.fork_rng(devices=[]):  # what is drawn from then on is as without it
+        with torch.random.fork_rng(devices=[]):  # does not change what the training draws
             return build(num_classes)
-    except Exception as error:  # whatever a builder of one's own raises
+    except Exception as error:  # a user's builder may raise anything
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UsageError(
-            f"No head can be told in this model, because it cannot be built for {num_classes} classes, too: {reason}. "
-            "Leave out --freeze"
+            f"No head was found in this model: it cannot be built for {num_classes} classes as well: {reason}. Leave "
+            "out --freeze"
         ) from error
 
 
@@ -121,11 +124,11 @@ def features_of(
     run: Callable[[torch.Tensor], object],
     check: Callable[[int], None] = lambda size: None,
 ) -> torch.Tensor:
-    """What the submodule ``head`` is given for each of ``count`` images in ``batches``, on the CPU: (N, ...) float32.
+    """The input of the submodule ``head`` for each of ``count`` images in ``batches``, on the CPU: (N, ...) float32.
 
-    ``run`` does one forward pass of the model, without gradients. ``check`` is told the bytes that all will take,
-    before they are taken. Raises UsageError if the head is not called exactly once with one tensor whose first
-    dimension is the images', and what ``check`` raises.
+    ``run`` does one forward pass of the model, without gradients. ``check`` receives the bytes of all features before
+    memory is taken for them. Raises UsageError if the head is not called exactly once with one tensor that has a row an
+    image, and what ``check`` raises.
     """
     given: list[torch.Tensor] = []
 
@@ -165,7 +168,7 @@ def _freeze_first_blocks(model: nn.Module, count: int) -> None:
     parameters = list(model.parameters())
     places = {id(one): place for place, one in enumerate(parameters)}
     ends = [[places[id(one)] for one in block.parameters()] for block in blocks]
-    # what is registered behind the last frozen block, such as a hierarchical model's next reduction, comes after it
+    # what is registered after the last frozen block, such as a hierarchical model's next reduction, is trained
     first = max(ends[count - 1]) + 1 if count else min(ends[0])
     for place, parameter in enumerate(parameters):
         parameter.requires_grad_(place >= first)
@@ -174,8 +177,8 @@ def _freeze_first_blocks(model: nn.Module, count: int) -> None:
 def _blocks_of(model: nn.Module) -> list[nn.Module]:
     """The residual blocks, in order of registration, from all stages of the model.
 
-    They are the items of lists of one type that have two normalisations or more of their own and hold no such items
-    themselves (a stage does); where there are none, the items of the longest list.
+    They are the items of lists of one type with at least two normalisations each and without such items inside (a stage
+    has them); without any, the items of the longest list.
     """
     lists = [
         one
@@ -196,12 +199,12 @@ def _blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _normalisations(module: nn.Module) -> int:
-    """How many layers with weights in it are named for a normalisation."""
+    """How many layers with weights in it have ``norm`` in their type's name."""
     return sum("norm" in type(one).__name__.lower() and any(True for _ in one.parameters()) for one in module.modules())
 
 
 def _frozen_modules(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The largest submodules that have parameters, none of which is trained."""
+    """The largest submodules with parameters of which none is trained."""
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:
@@ -214,8 +217,8 @@ def _frozen_modules(model: nn.Module) -> tuple[nn.Module, ...]:
 
     visit(model)
     if found:
-        # the dropout behind a frozen embedding has no parameters of its own, and would make its features noisy; what
-        # comes after something that is trained is trained with it
+        # a dropout after a frozen embedding has no parameters, and would make its features noisy; modules after the
+        # first trained one stay in training mode
         before = itertools.takewhile(lambda one: not any(p.requires_grad for p in one.parameters()), model.children())
         found += [one for one in before if isinstance(one, nn.Dropout)]
     return tuple(found)

@@ -1,39 +1,38 @@
-"""The training loop: a model, images in memory and a recipe; afterwards the model is trained. Loads torch.
+"""The training loop: train a model on images by a recipe. Loads torch.
 
-What a step draws (its images, their augmentation) is a pure function of the seed and the step's place, and everything
-else is in the state, so that a training can be stopped after any step and taken up again to the same end.
+What a step draws (its images, their augmentation) depends only on the seed and the number of the step; everything else
+is in the state. A training can therefore be stopped after any step and resumed to the same weights.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from vitbench.core.errors import VitbenchError
 from vitbench.core.validation import is_number
-from vitbench.models.outputs import check_classes, input_dtype, mean_logits, training_loss
+from vitbench.models.outputs import input_dtype
 from vitbench.training.augmentation.augment import AugmentSettings, augment, normalise
 from vitbench.training.augmentation.mixing import mix
 from vitbench.training.data.images import FeatureSet, ImageSet
+from vitbench.training.generators import random_state, seeded_generator, set_random_state
 from vitbench.training.optimizers import make_optimizers
-from vitbench.training.order import ImageOrder, seeded_generator
+from vitbench.training.order import ImageOrder
 from vitbench.training.recipes import Recipe
+from vitbench.training.step import Step, class_weights
 
 OnStep = Callable[[int, int | None, float], None]
 
 
 class TrainingDiverged(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
-    """A loss that is not finite: the weights are of no use from that step on."""
+    """A loss that is not finite: the weights are useless from that step on."""
 
     cause = "diverged"
 
@@ -49,7 +48,7 @@ class TrainingDiverged(VitbenchError):  # noqa: N818  (what happened, not what i
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """``images_seen`` counts repeats; ``duration_s`` is the loop's wall time; ``losses`` (nat) has one a step;
-    ``stopped_because`` names the budget that was used up.
+    ``stopped_because`` names the budget that was reached.
     """
 
     images_seen: int
@@ -60,9 +59,9 @@ class TrainingResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """What the steps since the last stretch showed: ``losses`` (nat, one a step), the fraction of images classified
-    right as they were shown (augmented, in training mode; of mixed images the class with the larger share),
+class EpochStatistics:
+    """What the steps since the last call of ``take_statistics`` showed: ``losses`` (nat, one a step), ``accuracy`` on
+    the images as they were shown (augmented, in training mode; of mixed images the class with the larger share),
     ``images`` and ``duration_s``.
     """
 
@@ -84,11 +83,11 @@ def train(
     seed: int,
     on_step: OnStep | None = None,
 ) -> TrainingResult:
-    """Train ``model``, which is on ``device``, in place until the recipe's budget is used up.
+    """Train ``model``, which is on ``device``, in place until the recipe's budget is reached.
 
-    ``autocast`` makes the context of each forward pass, ``synchronize`` waits for the device. ``on_step`` is told
-    (steps done, steps in all or None, loss) after each. Seeds torch's global generators, which dropout draws from; on
-    the CPU the same seed gives the same weights; with ``ema`` in the recipe these are the averages. Raises
+    ``autocast`` makes the context of each forward pass, ``synchronize`` waits for the device. ``on_step`` receives
+    (steps done, steps in all or None, loss) after each step. Seeds torch's global generators, which dropout draws from;
+    on the CPU the same seed gives the same weights. With ``ema`` in the recipe these are the averages. Raises
     TrainingDiverged, and DataError if the model has fewer classes than the data.
     """
     torch.manual_seed(seed)
@@ -104,21 +103,26 @@ def train(
         on_step=on_step,
     )
     trainer.run()
-    stretch = trainer.take_stretch()
+    statistics = trainer.take_statistics()
     if trainer.averaged is not None:
         model.load_state_dict(trainer.averaged.module.state_dict())
     return TrainingResult(
         images_seen=trainer.seen,
         steps=trainer.steps,
-        duration_s=stretch.duration_s,
-        losses=stretch.losses,
+        duration_s=statistics.duration_s,
+        losses=statistics.losses,
         stopped_because=recipe.budget,
     )
 
 
 class Trainer:
-    """A training under way. ``seen`` images (repeats counted) and ``steps`` are done; ``averaged`` holds the moving
-    average of the weights, if the recipe has one.
+    """A training between two steps. ``seen`` images (repeats counted) and ``steps`` are done; ``averaged`` holds the
+    moving average of the weights, if the recipe has one.
+
+    Takes the arguments of ``train``, and ``forward``: called in place of ``model`` (compiled, distributed);
+    ``num_classes`` of the model, which may have more than the data; ``frozen``: modules that stay in eval mode;
+    ``heads``: the only modules in training mode, where all others are frozen. Of ``ranks`` processes this one is
+    ``rank``: each takes its share of every batch, and ``forward`` averages their gradients.
     """
 
     def __init__(
@@ -141,11 +145,6 @@ class Trainer:
         ranks: int = 1,
         channels_last: bool = False,
     ) -> None:
-        """As ``train``. ``forward``: what is called in place of ``model`` (compiled, distributed). ``num_classes``: of
-        the model, which may be more than the data has. ``frozen``: modules that stay in eval mode; ``heads``: the only
-        ones that do not, where all else is frozen. Of ``ranks`` processes this one is ``rank``: each takes its share of
-        every batch, and ``forward`` averages their gradients.
-        """
         self.model = model
         self.dataset = dataset
         self.recipe = recipe
@@ -160,21 +159,17 @@ class Trainer:
         self.elapsed_s = 0.0
         self.optimizers = make_optimizers(model, recipe, num_classes or dataset.num_classes)
         self.averaged = _make_average(model, recipe.ema) if recipe.ema else None
-        self.settings = AugmentSettings(
-            rotation=recipe.rotation,
-            jitter=recipe.jitter,
-            jitter_hue=recipe.jitter_hue,
-            randaugment_ops=recipe.randaugment_ops,
-            randaugment_magnitude=recipe.randaugment_magnitude,
-            erasing=recipe.erasing,
-        )
+        self.settings = _augment_settings(recipe)
         self._synchronize = synchronize
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._order = ImageOrder(len(dataset), seed, dataset.labels if recipe.sampler == "weighted" else None)
         self._dtype = input_dtype(model)
         self._total = recipe.total_images(len(dataset))
-        self._results = _Results(recipe, recipe.total_steps(len(dataset)), on_step, device)
-        self._step = _Step(
+        self._statistics = _Statistics(recipe, recipe.total_steps(len(dataset)), on_step, device)
+        weights = None
+        if recipe.class_weights == "inverse":
+            weights = class_weights(dataset.labels, dataset.num_classes).to(device)
+        self._step = Step(
             model,
             model if forward is None else forward,
             self.optimizers,
@@ -182,28 +177,25 @@ class Trainer:
             autocast,
             scaler,
             dataset.num_classes,
-            _class_weights(dataset.labels, dataset.num_classes).to(device)
-            if recipe.class_weights == "inverse"
-            else None,
+            weights,
             ranks,
         )
         self.scaler = scaler
 
     @property
     def done(self) -> bool:
-        """Whether the budget is used up."""
+        """Whether the budget is reached."""
         if self._total is not None:
             return self.seen >= self._total
         assert self.recipe.seconds is not None
         return self.steps > 0 and self.elapsed_s >= self.recipe.seconds
 
     def run(self, until: int | None = None, is_to_pause: Callable[[], bool] | None = None) -> None:
-        """Go on until ``until`` images are seen in all, ``is_to_pause`` says so after a step, or the budget is used
-        up.
+        """Train until ``until`` images are seen in all, ``is_to_pause`` is true after a step, or the budget is reached.
 
         Raises TrainingDiverged and DataError as ``train`` does.
         """
-        # in eval mode a model may compute otherwise (drop tokens, say): all of it, where its features are not trained
+        # where the features are frozen, the model computes them as in a test: in eval mode some models drop tokens
         self.model.train(not self.heads)
         for path in self.heads:
             self.model.get_submodule(path).train()
@@ -217,25 +209,25 @@ class Trainer:
                 self.elapsed_s = before + time.perf_counter() - begin
                 if is_to_pause is not None and is_to_pause():
                     break
-            self._results.read()
+            self._statistics.read()
             self._synchronize()
         finally:
             self.elapsed_s = before + time.perf_counter() - begin
 
-    def take_stretch(self) -> Stretch:
-        """What the steps since the last call showed."""
-        return self._results.take(self.elapsed_s)
+    def take_statistics(self) -> EpochStatistics:
+        """Of the steps since the last call."""
+        return self._statistics.take(self.elapsed_s)
 
     def check_finite(self) -> None:
-        """Raises TrainingDiverged if a weight is not finite, which the loss of the next step would show."""
+        """Raises TrainingDiverged if a weight is not finite: the next loss would not be, either."""
         for parameter in self.model.parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise TrainingDiverged(self.steps + 1, math.nan, self.recipe)
 
     @property
     def trained(self) -> int:
-        """How many images were trained on, repeats counted: of several processes each gets an equal share of a batch,
-        and what is left over is passed over, though it is ``seen``.
+        """How many images were trained on, repeats counted. Several processes get equal shares of a batch; images that
+        are left over count as ``seen`` only.
         """
 
         def shared(size: int) -> int:
@@ -247,7 +239,7 @@ class Trainer:
         return full * shared(self.recipe.batch_size) + shared(last)
 
     def state(self) -> dict[str, Any]:
-        """All that ``load_state`` needs to go on from here: tensors, numbers and texts only."""
+        """All that ``load_state`` needs to resume from here: tensors, numbers and texts only."""
         found: dict[str, Any] = {
             "seen": self.seen,
             "steps": self.steps,
@@ -257,12 +249,12 @@ class Trainer:
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "ema": self.averaged.state_dict() if self.averaged is not None else None,
             "rng": random_state(),
-            "stretch": self._results.state(),
+            "stretch": self._statistics.state(),
         }
         return found
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``. Raises KeyError, ValueError or RuntimeError if it is of another training."""
+        """Resume from ``state``. Raises KeyError, ValueError or RuntimeError if it is of another training."""
         self.model.load_state_dict(state["model"])
         if len(self.optimizers) != len(state["optimizers"]) or (self.averaged is None) != (state["ema"] is None):
             raise ValueError("its optimizers are those of another recipe")
@@ -275,7 +267,7 @@ class Trainer:
         if self.averaged is not None:
             self.averaged.load_state_dict(state["ema"])
         self.seen, self.steps, self.elapsed_s = state["seen"], state["steps"], state["elapsed_s"]
-        self._results.load_state(state["stretch"], self.steps)
+        self._statistics.load_state(state["stretch"], self.steps)
         set_random_state(state["rng"])
 
     def _take_step(self) -> None:
@@ -286,7 +278,7 @@ class Trainer:
                 group["lr"] = self.recipe.learning_rate_at(progress)
         indices = self._order.at(self.seen, size)
         if self.ranks > 1:
-            # every process gets as many, or one would wait for the others for ever
+            # all shares are equal, or one process would wait for the others for ever
             share = max(size // self.ranks, 1)
             indices = indices[self.rank * share : (self.rank + 1) * share]
             if len(indices) == 0:
@@ -295,12 +287,12 @@ class Trainer:
         loss, correct = self._step(inputs, labels, targets)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        self._results.add(loss, correct, len(indices))
+        self._statistics.add(loss, correct, len(indices))
         self.seen += size
         self.steps += 1
 
     def _batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs, classes (B,), and what the loss compares with: classes, or shares of classes (B, K) where mixed."""
+        """Inputs, classes (B,), and targets: classes, or shares of classes (B, K) where images are mixed."""
         recipe, dataset = self.recipe, self.dataset
         place = self.steps * self.ranks + self.rank
         labels = self._to_device(dataset.labels.index_select(0, indices.to(dataset.labels.device)))
@@ -326,26 +318,35 @@ class Trainer:
         return inputs.contiguous(memory_format=self._format), labels, targets
 
     def _to_device(self, values: torch.Tensor) -> torch.Tensor:
-        # Without waiting on CUDA alone: mps may read the memory when it has been given back already.
+        # Only CUDA need not wait: mps may read the memory after it has been freed.
         return values.to(self.device, non_blocking=self.device.startswith("cuda"))
 
     def _progress(self, size: int) -> float:
-        """How much of the budget is used up (0 to 1) in the middle of the step that comes next."""
+        """The part of the budget (0 to 1) that is reached in the middle of the next step."""
         if self._total is None:
             assert self.recipe.seconds is not None
             return min(1.0, self.elapsed_s / self.recipe.seconds)
         return (self.seen + size / 2) / self._total
 
 
+def _augment_settings(recipe: Recipe) -> AugmentSettings:
+    return AugmentSettings(
+        rotation=recipe.rotation,
+        jitter=recipe.jitter,
+        jitter_hue=recipe.jitter_hue,
+        randaugment_ops=recipe.randaugment_ops,
+        randaugment_magnitude=recipe.randaugment_magnitude,
+        erasing=recipe.erasing,
+    )
+
+
 def _check_optimizer(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError if what was loaded into it is not what its steps reckon with; ``before``: its settings until
-    then.
-    """
+    """Raises ValueError if its steps cannot use what was loaded into it; ``before``: its settings until then."""
     for old, new in zip(before, optimizer.param_groups, strict=True):
         for key, value in old.items():
             own, found = (one if isinstance(one, list | tuple) else (one,) for one in (value, new[key]))
             if isinstance(own[0], int | float) and not (len(own) == len(found) and all(map(_is_number, found))):
-                raise ValueError(f"its optimizers hold a {key} that is no number")
+                raise ValueError(f"its optimizers hold a {key} that is not a number")
     for parameter, kept in optimizer.state.items():
         for key, value in kept.items():
             if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != parameter.shape:
@@ -356,183 +357,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, bool) or is_number(value)
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every generator that a model may draw from: Python's, numpy's, torch's on each device."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, words, next_gauss = random.getstate()
-    found: dict[str, Any] = {
-        "python": [version, list(words), next_gauss],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state_all()
-    if torch.backends.mps.is_available():
-        found["mps"] = torch.mps.get_rng_state()
-    return found
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators where ``random_state`` found them; those of devices that are not here are left out."""
-    version, words, next_gauss = state["python"]
-    random.setstate((version, tuple(words), next_gauss))
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
-
-
-class _Step:
-    """One step of the optimizers on one batch; returns the loss and how many are right, still on the device."""
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        forward: torch.nn.Module,
-        optimizers: list[torch.optim.Optimizer],
-        recipe: Recipe,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        scaler: torch.amp.GradScaler | None,
-        num_classes: int,
-        class_weights: torch.Tensor | None,
-        ranks: int = 1,
-    ) -> None:
-        self.model = model
-        self.forward = forward
-        self.optimizers = optimizers
-        self.recipe = recipe
-        self.autocast = autocast
-        self.scaler = scaler
-        self.num_classes = num_classes
-        self.class_weights = class_weights
-        self.ranks = ranks
-        # where each part is one image, as is asked for, a layer that needs more says so
-        usual = math.ceil(max(recipe.batch_size // ranks, 1) / recipe.accumulate)
-        self.norms = [one for one in model.modules() if isinstance(one, _BatchNorm)] if usual > 1 else []
-
-    def __call__(
-        self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        parts = [(inputs, labels, targets)]
-        if self.recipe.accumulate > 1:
-            parts = list(zip(*(x.chunk(self.recipe.accumulate) for x in (inputs, labels, targets)), strict=True))
-        losses, right = [], []
-        of_ranks = self._share_of_ranks(targets)
-        for index, part in enumerate(parts):
-            share = None if len(parts) == 1 else self._share(part[2], targets)
-            if of_ranks is not None:
-                share = of_ranks if share is None else of_ranks * share
-            with self._together(last=index == len(parts) - 1):
-                loss, correct = self._part(*part, share=share)
-            losses.append(loss)
-            right.append(correct)
-        self._update()
-        if len(parts) == 1:
-            return losses[0], right[0]
-        return torch.stack(losses).sum(), torch.stack(right).sum()
-
-    def _update(self) -> None:
-        """Clip the gradients, and move the weights, unless a scaler finds a gradient that has overflowed."""
-        # The scaler looks for overflows by optimizer, but the norm is that of all gradients together: one that has
-        # overflowed spoils the others when they are clipped, so that none may step.
-        together: Any = _Together(self.optimizers)
-        if self.recipe.clip_norm is not None:
-            if self.scaler is not None:
-                self.scaler.unscale_(together)  # the norm is that of the true gradients
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        if self.scaler is None:
-            together.step()
-        else:
-            self.scaler.step(together)
-            self.scaler.update()
-
-    def _part(
-        self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, share: float | torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Forward and backward of a part of the batch; its loss is weighed by its ``share``, if it has one."""
-        with self.autocast():
-            with _without_statistics_of_one(self.norms if len(inputs) == 1 else ()):
-                output = self.forward(inputs)
-            check_classes(output, self.num_classes)
-            loss = training_loss(self.model, output, targets, self.recipe.label_smoothing, self.class_weights)
-        if share is not None:
-            loss = loss * share
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
-        scaled.backward()
-        with torch.no_grad():
-            correct = (mean_logits(output).argmax(-1) == labels).sum()
-        return loss.detach(), correct
-
-    def _share(self, part: torch.Tensor, whole: torch.Tensor) -> float | torch.Tensor:
-        """What a part's mean loss counts in the mean of the whole batch; ``part`` and ``whole`` are their targets."""
-        if self.class_weights is None or whole.dim() == 2:  # shares of classes: torch divides by the images
-            return len(part) / len(whole)
-        return self.class_weights[part].sum() / self.class_weights[whole].sum()
-
-    def _share_of_ranks(self, targets: torch.Tensor) -> torch.Tensor | None:
-        """What this process's mean loss counts in the mean of all processes, where classes weigh differently: the
-        gradients are averaged as if each process's images weighed the same.
-        """
-        if self.ranks == 1 or self.class_weights is None or targets.dim() == 2:
-            return None
-        own = self.class_weights[targets].sum()
-        together = own.clone()
-        torch.distributed.all_reduce(together)
-        return self.ranks * own / together
-
-    def _together(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients of several processes are averaged once a step, with the last part."""
-        no_sync = getattr(self.forward, "no_sync", None)
-        return nullcontext() if last or no_sync is None else no_sync()
-
-
-@contextmanager
-def _without_statistics_of_one(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Inside, a batch normalisation that would get one number a channel, which has no spread, goes by its running
-    statistics, as in eval mode, and leaves them alone; torch would refuse.
-    """
-    turned: list[torch.nn.Module] = []
-
-    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if module.training and inputs[0].numel() == inputs[0].shape[1]:
-            module.training = False
-            turned.append(module)
-
-    handles = [one.register_forward_pre_hook(look) for one in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in turned:
-            module.training = True
-
-
-class _Together:
-    """Several optimizers as torch's GradScaler sees one."""
-
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self.optimizers = optimizers
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Those of all of them."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def step(self) -> None:
-        """A step of each."""
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-
-class _Results:
-    """The loss of each step, each read while the device works on the step after it: reading it at once would make the
-    device wait for us.
+class _Statistics:
+    """The loss of each step, read while the device works on the next step: reading it at once would make the device
+    wait.
     """
 
     def __init__(self, recipe: Recipe, total: int | None, on_step: OnStep | None, device: str) -> None:
@@ -548,25 +375,25 @@ class _Results:
         self._unread: torch.Tensor | None = None
 
     def state(self) -> dict[str, Any]:
-        """What the stretch has shown so far; every loss has been read."""
+        """The statistics so far; every loss has been read."""
         correct = 0 if self._correct is None else int(self._correct)
         return {"losses": list(self.losses), "images": self.images, "correct": correct, "since_s": self._since_s}
 
     def load_state(self, state: Mapping[str, Any], steps: int) -> None:
-        """Go on after ``steps`` steps in all."""
+        """Resume after ``steps`` steps in all."""
         self._steps = steps
         self.losses, self.images, self._since_s = list(state["losses"]), state["images"], state["since_s"]
         self._correct = torch.tensor(state["correct"], device=self.device)
 
     def add(self, loss: torch.Tensor, correct: torch.Tensor, images: int) -> None:
-        """Take the loss of a new step and read the one before. Raises TrainingDiverged if that is not finite."""
+        """Add the loss of a step and read that of the step before. Raises TrainingDiverged if it is not finite."""
         self.read()
         self._unread = loss
         self._correct = correct if self._correct is None else self._correct + correct
         self.images += images
 
     def read(self) -> None:
-        """Read the loss that is left, if any. Raises TrainingDiverged if it is not finite."""
+        """Read the last loss, if it is unread. Raises TrainingDiverged if it is not finite."""
         if self._unread is None:
             return
         value, self._unread = float(self._unread), None
@@ -577,11 +404,11 @@ class _Results:
         if self.on_step is not None:
             self.on_step(self._steps, self.total, value)
 
-    def take(self, elapsed_s: float) -> Stretch:
-        """What there is since the last time."""
+    def take(self, elapsed_s: float) -> EpochStatistics:
+        """The statistics since the last call."""
         self.read()
         correct = 0 if self._correct is None else int(self._correct)
-        found = Stretch(
+        found = EpochStatistics(
             losses=tuple(self.losses),
             accuracy=correct / max(self.images, 1),
             images=self.images,
@@ -591,20 +418,13 @@ class _Results:
         return found
 
 
-def _class_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """1 over each class's share, normalised to a mean of 1 over the classes that there are; 0 for the others."""
-    sizes = torch.bincount(labels.cpu(), minlength=num_classes).double()
-    weights = torch.where(sizes > 0, sizes.sum() / (num_classes * sizes.clamp(min=1)), 0.0)
-    return (weights * int((sizes > 0).sum()) / weights.sum()).float()
-
-
 def _make_average(model: torch.nn.Module, decay: float) -> AveragedModel:
     """The moving average of weights and buffers. Its decay rises to ``decay`` as (1 + n) / (10 + n) after n steps, so
     that a short training does not average the random beginning.
     """
 
     def update(averaged: Any, current: Any, count: Any) -> None:
-        # as a tensor: reading the count would make the device wait for us in every step
+        # as a tensor: reading the count would make the device wait in every step
         weight = 1 - torch.clamp((1 + count) / (10 + count), max=decay)
         for own, new in zip(averaged, current, strict=True):
             if own.is_floating_point() and own.data_ptr() not in endless:

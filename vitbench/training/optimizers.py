@@ -1,4 +1,4 @@
-"""A recipe's optimizers, and what else of a model a recipe sets: dropout, stochastic depth. Loads torch."""
+"""What a recipe makes for a model: its optimizers, its dropout and stochastic depth. Loads torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vitbench.training.recipes import Recipe
 
 
 def make_optimizers(model: torch.nn.Module, recipe: Recipe, num_classes: int) -> list[torch.optim.Optimizer]:
-    """The recipe's optimizers, which share out the parameters that are trained.
+    """The recipe's optimizers; each trained parameter belongs to one of them.
 
     ``muon``: Muon (Jordan et al., 2024; torch.optim.Muon) for hidden_matrices, its steps scaled to the size of AdamW's
     (Liu et al., 2025, arXiv:2502.16982, section 2.2), so that one learning rate serves both; AdamW for the rest.
@@ -37,8 +37,8 @@ def make_optimizers(model: torch.nn.Module, recipe: Recipe, num_classes: int) ->
 def hidden_matrices(model: torch.nn.Module, num_classes: int) -> list[torch.nn.Parameter]:
     """The weights of linear layers and of attention's projections between the embedding and the classifier.
 
-    Layers whose output is the classes, and layers with one output or two (scores), are none: orthogonalising them means
-    nothing. Convolutions and the patch embedding stay out, too. Shared weights come once.
+    Left out: layers whose output is the classes, and layers with one or two outputs (scores), whose orthogonalisation
+    means nothing; convolutions and the patch embedding. Shared weights come once.
     """
     found: dict[int, torch.nn.Parameter] = {}
     for path, module in model.named_modules():
@@ -55,8 +55,8 @@ def hidden_matrices(model: torch.nn.Module, num_classes: int) -> list[torch.nn.P
 
 
 def regularise(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
-    """Set the model's dropout and stochastic depth to the recipe's, in place; returns what the model lacks layers for,
-    which it trains without (``stochastic depth``): one recipe is to serve all models.
+    """Set the model's dropout and stochastic depth to the recipe's, in place. Returns what the model has no layers for
+    (``stochastic depth``).
 
     ``dropout`` goes to every dropout layer and to the weights of nn.MultiheadAttention. ``stochastic_depth`` is the
     rate of the last block; that of the first is 0, and they rise linearly between (Huang et al., 2016, section 3). The
@@ -83,9 +83,9 @@ def regularise(model: torch.nn.Module, recipe: Recipe) -> tuple[str, ...]:
 
 
 def _blocks_with_stochastic_depth(model: torch.nn.Module) -> list[list[tuple[torch.nn.Module, str]]]:
-    """Of each block, which is a module that has such layers as children, the layers and what they call their rate.
+    """The layers of each block, and the attribute that is their rate. A block is a module with such layers as children.
 
-    Blocks without any count where others come after them: timm leaves the layer out where its rate would be 0.
+    Blocks without any count if others follow: timm leaves the layer out where its rate would be 0.
     """
     # ours have a rate, torchvision's a p, timm's a drop_prob
     names = {"StochasticDepth": ("rate", "p"), "DropPath": ("drop_prob",)}
@@ -97,7 +97,7 @@ def _blocks_with_stochastic_depth(model: torch.nn.Module) -> list[list[tuple[tor
             for name in names.get(type(child).__name__, ())
             if isinstance(getattr(child, name, None), float)
         ]
-        if isinstance(parent, torch.nn.ModuleList):  # a row of layers is no block
+        if isinstance(parent, torch.nn.ModuleList):  # a list of layers is not a block
             blocks += [[one] for one in found]
         elif found or any(
             isinstance(child, torch.nn.Identity) and name.startswith("drop_path")

@@ -1,20 +1,17 @@
-"""Which images a step takes: a pure function of the seed and of how many were seen before. Loads torch."""
+"""Which images a step takes, by the seed and the number of images seen before. Loads torch."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-
 import torch
 
-from vitbench.training.recipes import Recipe
+from vitbench.training.generators import seeded_generator
 
 
 class ImageOrder:
-    """The order in which ``count`` images are seen, without end.
+    """The endless order in which ``count`` images are seen.
 
-    Shuffled: every image comes once before any comes again, each time in another order. Weighted: each of ``count``
-    draws is of any class with equal chance, then of any of its images, with replacement.
+    Shuffled: each pass has every image once, in another order. Weighted: each of the ``count`` draws of a pass takes
+    any class with equal probability, then any of its images, with replacement.
     """
 
     def __init__(self, count: int, seed: int, labels: torch.Tensor | None = None) -> None:
@@ -48,24 +45,3 @@ class ImageOrder:
                 self._order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
             self._epoch = epoch
         return self._order
-
-
-def batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
-    """The indices (B,) of each step's images out of ``count``: without end where time decides, else until the budget
-    is used up, to the image. Batches go across the end of a pass, so that all but the last have ``batch_size``
-    images.
-    """
-    order = ImageOrder(count, seed)
-    total = recipe.total_images(count)
-    seen = 0
-    while total is None or seen < total:
-        size = recipe.batch_size if total is None else min(recipe.batch_size, total - seen)
-        yield order.at(seen, size)
-        seen += size
-
-
-def seeded_generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A generator (on the CPU) of its own for the ``index``-th use of a purpose under ``seed``."""
-    # hashed, because torch's CPU generator looks at the lower 32 bits of a seed only
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))

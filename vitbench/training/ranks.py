@@ -14,15 +14,14 @@ from torch import nn
 
 from vitbench.core.errors import UsageError
 
-#: How long a process waits for the others. The first one alone tests each epoch and downloads, which takes as long as
-#: it takes; torch's own limits (10 minutes with NCCL, 30 with gloo) would end the others. That one of them has died is
-#: seen by torchrun, not by this.
+#: How long a process waits for the others. The first one alone tests each epoch and downloads, which may take longer
+#: than torch's own limits (10 minutes with NCCL, 30 with gloo). torchrun sees when a process has died.
 _PATIENCE = datetime.timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is ``rank`` of ``count``; ``local`` is its place on this machine."""
+    """This process is ``rank`` of ``count``; ``local`` is its rank on this machine."""
 
     rank: int = 0
     count: int = 1
@@ -30,7 +29,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that tests, writes and speaks."""
+        """Whether this is the process that tests, writes and reports."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
@@ -51,7 +50,7 @@ class Ranks:
 
 
 def ranks_from_environment() -> Ranks:
-    """What torchrun says. Raises UsageError for a number of processes on several machines."""
+    """From torchrun's variables. Raises UsageError for processes on several machines."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Ranks()
@@ -64,7 +63,7 @@ def ranks_from_environment() -> Ranks:
 
 @contextlib.contextmanager
 def joined(ranks: Ranks, kind: str) -> Iterator[None]:
-    """The processes find each other: NCCL on ``cuda``, gloo elsewhere."""
+    """Join the other processes: by NCCL on ``cuda``, by gloo elsewhere."""
     if ranks.count == 1:
         yield
         return
@@ -76,7 +75,7 @@ def joined(ranks: Ranks, kind: str) -> Iterator[None]:
 
 
 def distributed(model: nn.Module, ranks: Ranks, device: torch.device, unused: bool) -> nn.Module:
-    """``model`` with gradients that are averaged over the processes; ``unused``: some parameters get none."""
+    """``model`` with gradients averaged over the processes; ``unused``: some parameters get no gradient."""
     if ranks.count == 1:
         return model
     on = [device.index] if device.type == "cuda" else None

@@ -1,4 +1,4 @@
-"""From logits and true classes to figures: accuracy, loss, precision, recall, F1, confusions, calibration.
+"""Score logits against true classes: accuracy, loss, precision, recall, F1, confusions, calibration.
 
 Works on numpy arrays; loads no torch. Shapes: ``N`` images, ``K`` classes.
 """
@@ -12,21 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    Array = np.ndarray[Any, Any]
+
 #: Images whose probabilities are computed at once: in double precision, all of many classes would take gigabytes.
 _AT_ONCE = 4096
 #: With no more classes than this, every answer is among the best five.
 _TOP = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassScores:
-    """One class, or a mean over them; ``images`` are of it, ``predicted`` were taken for it."""
-
-    precision: float
-    recall: float
-    f1: float
-    images: int
-    predicted: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +27,14 @@ class MeanScores:
     precision: float
     recall: float
     f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores(MeanScores):
+    """Those of one class: ``images`` are of it, ``predicted`` were taken for it."""
+
+    images: int
+    predicted: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,7 @@ class ConfidenceBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What the answers to N images of K classes are worth.
+    """The scores of N images of K classes.
 
     Args:
         total: N.
@@ -85,15 +84,13 @@ class Scores:
     bins: tuple[ConfidenceBin, ...]
 
 
-def score(
-    logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], *, bins: int = 15, classes: int | None = None
-) -> Scores:
+def score(logits: Array, labels: Array, *, bins: int = 15, classes: int | None = None) -> Scores:
     """The scores of ``logits`` (N, K) against the true classes ``labels`` (N,), in double precision.
 
-    ``classes``: how many the data has, the first ones; a head may have room for more, which no mean counts.
-    Of equal logits the one of the lower class counts as larger. Precision, recall and F1 are scikit-learn's, where a
+    ``classes``: how many the data has, the first ones; a head may have more, which are left out of the means.
+    Of equal logits that of the lower class counts as larger. Precision, recall and F1 are scikit-learn's, where a
     fraction without a denominator (nothing predicted, no images) is 0. Raises ValueError for shapes that do not fit
-    each other, labels that are no classes, and logits that are not finite.
+    each other, labels that are not classes, and logits that are not finite.
     """
     import numpy as np
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -105,28 +102,14 @@ def score(
         raise ValueError(f"a label is not among the {count} classes")
     if not np.isfinite(logits).all():
         raise ValueError("a logit is not finite")
-    predicted = np.empty(total, np.int64)
-    rank = np.empty(total, np.int64)  # how many classes come before the true one
-    loss, confidence = np.empty(total), np.empty(total)
-    for start in range(0, total, _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        some, true = logits[part].astype(np.float64), labels[part]
-        largest = some.max(axis=1, keepdims=True)
-        normaliser = np.log(np.exp(some - largest).sum(axis=1))  # log sum exp(z - max z)
-        own = some[np.arange(len(true)), true][:, None]
-        predicted[part] = some.argmax(axis=1)
-        before = (some > own) | ((some == own) & (np.arange(count) < true[:, None]))
-        rank[part] = before.sum(axis=1)
-        loss[part] = normaliser + (largest - own)[:, 0]
-        confidence[part] = np.exp(-normaliser)
-
+    predicted, rank, loss, confidence = _score_images(logits, labels)
     names = np.arange(count)
     confusion = confusion_matrix(labels, predicted, labels=names)
     options: dict[str, Any] = {"labels": names, "zero_division": 0}
     precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, **options)
     options["labels"] = names[:classes]
     means = {
-        kind: precision_recall_fscore_support(labels, predicted, average=kind, **options)[:3]
+        kind: MeanScores(**_three(precision_recall_fscore_support(labels, predicted, average=kind, **options)[:3]))
         for kind in ("macro", "weighted")
     }
     found = calibrate(confidence, rank == 0, bins)
@@ -138,8 +121,7 @@ def score(
         correct=int((rank == 0).sum()),
         correct_in_5=int((rank < _TOP).sum()) if count > _TOP else None,
         loss=float(loss.mean()),
-        macro=MeanScores(**_three(means["macro"])),
-        weighted=MeanScores(**_three(means["weighted"])),
+        **means,
         classes=tuple(
             ClassScores(
                 **_three((precision[k], recall[k], f1[k])), images=int(images[k]), predicted=int(confusion[:, k].sum())
@@ -154,7 +136,30 @@ def score(
     )
 
 
-def calibrate(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any], bins: int) -> tuple[ConfidenceBin, ...]:
+def _score_images(logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
+    """Of each image: the predicted class, how many classes come before the true one, the loss in nat, the confidence:
+    (N,) each.
+    """
+    import numpy as np
+
+    total, count = logits.shape
+    predicted, rank = np.empty(total, np.int64), np.empty(total, np.int64)
+    loss, confidence = np.empty(total), np.empty(total)
+    for start in range(0, total, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        some, true = logits[part].astype(np.float64), labels[part]
+        largest = some.max(axis=1, keepdims=True)
+        normaliser = np.log(np.exp(some - largest).sum(axis=1))  # log sum exp(z - max z)
+        own = some[np.arange(len(true)), true][:, None]
+        predicted[part] = some.argmax(axis=1)
+        before = (some > own) | ((some == own) & (np.arange(count) < true[:, None]))
+        rank[part] = before.sum(axis=1)
+        loss[part] = normaliser + (largest - own)[:, 0]
+        confidence[part] = np.exp(-normaliser)
+    return predicted, rank, loss, confidence
+
+
+def calibrate(confidence: Array, right: Array, bins: int) -> tuple[ConfidenceBin, ...]:
     """Images by their confidence (N,) in ``bins`` bins of equal width; ``right`` (N,) says which are right.
 
     Bin m of M is the interval ((m - 1)/M, m/M] (Guo et al., 2017, arXiv:1706.04599, section 2). Raises ValueError for

@@ -1,4 +1,4 @@
-"""The state of a training on disk: whole or not at all, and read without running any code of the file. Loads torch."""
+"""Save the state of a training in one step, and load it without running code of the file. Loads torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ _MOST_PARTS = 1_000_000
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Replace ``path`` by ``state`` in one step. Raises StorageError if the disk does not take it; the old one
-    stays.
-    """
+    """Replace ``path`` by ``state`` in one step. Raises StorageError for a full disk; the old file then stays."""
     import torch
 
     part = path.with_name(f"{path.name}.part")
@@ -40,8 +38,8 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """What save_state wrote, on the CPU; None if there is none. Runs no code of the file. Raises DataError if it is
-    damaged, or takes more memory than is free.
+    """What save_state wrote, on the CPU; None if there is no file. Runs no code of the file. Raises DataError for a
+    damaged file, or one larger than the free memory.
     """
     import torch
 
@@ -49,12 +47,12 @@ def load_state(path: Path) -> dict[str, Any] | None:
         return None
     try:
         check_zip(path)
-        # all that is free: what it holds becomes the training's own, most of it without a copy
+        # all free memory may be used: the training takes most of the tensors without a copy
         if path.stat().st_size > available_memory():
             raise _too_large(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or "vitbench" not in state:
-            raise ValueError("it is no checkpoint of a training")
+            raise ValueError("it is not a checkpoint of a training")
         _refuse_hollow(state)
     except DataError:
         raise
@@ -72,7 +70,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 def _too_large(path: Path) -> DataError:
     return DataError(
-        f"Checkpoint {path.name} is too large for now: it takes {path.stat().st_size / 1e9:.2f} GB of memory, and "
+        f"Checkpoint {path.name} is too large for now: it needs {path.stat().st_size / 1e9:.2f} GB of memory, and "
         f"{available_memory() / 1e9:.2f} GB are free. It stays as it is: free memory, then --resume"
     )
 
@@ -85,8 +83,8 @@ def _damaged(path: Path, reason: str) -> DataError:
 
 
 def _refuse_hollow(state: dict[str, Any]) -> None:
-    """Raises ValueError for what would grow when it is copied: tensors that claim more numbers than they hold, and
-    lists that hold themselves, or one list many times over.
+    """Raises ValueError for content that would grow when it is copied: tensors that claim more numbers than they hold,
+    and lists that contain themselves, or one list many times.
     """
     import torch
 

@@ -59,7 +59,7 @@ class KilledError(Exception):
 
 def die_after_saving(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     """The end right after a checkpoint; one is saved after every step."""
-    import vitbench.experiments.training.session as runs
+    from vitbench.experiments.training import checkpoint, session
 
     saved: list[Path] = []
 
@@ -69,8 +69,8 @@ def die_after_saving(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
         if len(saved) == times:
             raise KilledError
 
-    monkeypatch.setattr(runs, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(runs, "save_state", save_and_die)
+    monkeypatch.setattr(session, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoint, "save_state", save_and_die)
 
 
 def without_times(rows: Any) -> list[dict[str, Any]]:
@@ -78,5 +78,5 @@ def without_times(rows: Any) -> list[dict[str, Any]]:
 
 
 def transfer(**keys: Any) -> TrainingRequest:
-    recipe = {"augment": [], "mixup": 0.0, "ema": 0.0, "images": 200, **keys.pop("recipe", {})}
+    recipe = {"augment": [], "mixup": 0.0, "ema": 0.0, "images": 100, **keys.pop("recipe", {})}
     return request(freeze="backbone", recipe=recipe, **keys)

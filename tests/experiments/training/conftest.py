@@ -1,4 +1,4 @@
-"""A training that nothing interrupts; images only where they are looked at."""
+"""A training that nothing interrupts; figures only where they are looked at."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from tests.experiments.training.asking import request
 from vitbench.experiments.training import start_training
 
 
-@pytest.fixture(autouse=True)
-def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images of trainings, which cost more than these trainings, are drawn only for tests that ask for ``drawn``."""
-    if "drawn" in request.fixturenames:
-        return
-    from vitbench.experiments.training import session
-    from vitbench.reports import evaluation
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these train."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.integration)
 
-    monkeypatch.setattr(session, "write_curves", lambda rows, path, title: path.write_bytes(b"curves"))
-    for name in ("confusion_png", "reliability_png"):
-        monkeypatch.setattr(evaluation, name, lambda result: b"picture")
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest) -> None:
+    """Only tests that ask for ``drawn`` get figures."""
+    if "drawn" not in request.fixturenames:
+        request.getfixturevalue("undrawn")
 
 
 @pytest.fixture
 def drawn() -> None:
-    """Asks for real images."""
+    """Asks for real figures."""
 
 
 @pytest.fixture(scope="session")

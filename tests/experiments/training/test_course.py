@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,9 +16,9 @@ import torch
 
 from tests.experiments.training.asking import MODEL, KilledError, assert_same_weights, request, weights
 from vitbench.cli import run_command
-from vitbench.core.errors import UsageError
+from vitbench.core.errors import ModelFailed, UsageError
 from vitbench.experiments.open_model import OutOfMemory
-from vitbench.experiments.training import LAST, ModelFailed, TrainingProgress, resume_training, start_training
+from vitbench.experiments.training import LAST, TrainingProgress, resume_training, start_training
 from vitbench.models.weights.checkpoints import read_facts
 from vitbench.training.recipes import load_recipe
 from vitbench.training.states import load_state
@@ -102,26 +103,33 @@ def test_the_last_state_serves_as_weights_with_all_that_it_knows_of_itself(whole
     assert one["loss"]["value"] == other["loss"]["value"]
 
 
-def test_two_gloo_processes_share_each_batch(tmp_path: Path) -> None:
+def test_two_gloo_processes_share_each_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One step without dropout and augmentation: the same weights as one process with the whole batch."""
     options = ["train", "vit_layer6_32", "--image-size", "8", "--device", "cpu", "--threads", "1", "--no-tensorboard"]
     options += ["--train-images", "60", "--test-images", "20", "--set", "batch_size=20", "--set", "steps=4"]
     options += ["--set", "dropout=0", "--set", "optimizer=sgd", "--set", "lr=0.1", "--set", "validation=0.1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    together = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "vitbench",
-    ]
     assert run_command([*options, "--out", str(tmp_path / "one")]) == 0
-    arguments = [*together, *options, "--out", str(tmp_path / "two")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
+    # as torchrun would start them, but with this process as the first
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    options += ["--out", str(tmp_path / "two")]
+    second = subprocess.Popen(
+        [sys.executable, "-m", "vitbench", *options],
+        env={**environment, **together, "RANK": "1", "LOCAL_RANK": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for key, value in {**together, "RANK": "0", "LOCAL_RANK": "0"}.items():
+            monkeypatch.setenv(key, value)
+        assert run_command(options) == 0
+        _, errors = second.communicate(timeout=120)
+        assert second.returncode == 0, errors
+    finally:
+        second.kill()
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-6)
@@ -140,14 +148,15 @@ def test_patience_counts_from_the_last_higher_accuracy_though_the_loss_falls(
     pauses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitbench.experiments.training.session import Session
+    from vitbench.experiments.training.testing import Tester
 
-    told = iter([(0.3, 2.0), (0.5, 1.9), (0.5, 1.8), (0.4, 1.7), (0.5, 1.6), (0.6, 1.5)])
+    results = iter([(0.3, 2.0), (0.5, 1.9), (0.5, 1.8), (0.4, 1.7), (0.5, 1.6), (0.6, 1.5)])
 
-    def test_epoch(self: Session) -> dict[str, Any]:
-        accuracy, loss = next(told)
+    def test_epoch(self: Tester) -> dict[str, Any]:
+        accuracy, loss = next(results)
         return {"validation_loss": loss, "validation_accuracy": accuracy}
 
-    monkeypatch.setattr(Session, "_test_epoch", test_epoch)
+    monkeypatch.setattr(Tester, "test_epoch", test_epoch)
     patient = request(recipe={"images": 2000, "patience": 3})
     if pauses:
         save = Session._save
@@ -200,7 +209,7 @@ def test_an_attention_image_that_fails_does_not_cost_the_report(
     monkeypatch.setattr(progress, "note", heard.append)
     start_training(request(tensorboard=True, recipe={"images": 20}), tmp_path / "run", progress)
     assert (tmp_path / "run" / "report.md").is_file()
-    assert "No attention image in the TensorBoard logs: Out of memory on cpu. Give a smaller image" in heard
+    assert "No attention figure in the TensorBoard logs: Out of memory on cpu. Give a smaller image" in heard
 
 
 @pytest.mark.usefixtures("drawn")
@@ -208,7 +217,7 @@ def test_tensorboard_holds_curves_and_the_confusion_matrix(tmp_path: Path) -> No
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    summary = start_training(request(tensorboard=True), tmp_path / "run")
+    summary = start_training(request(tensorboard=True, recipe={"images": 200}), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     tags = events.Tags()
@@ -279,22 +288,22 @@ def test_the_same_from_python(whole: Path, tmp_path: Path) -> None:
     assert_same_weights(weights(whole), weights(summary.folder))
     for options, reason in (
         ({"tensorboard": 0}, "tensorboard is 0, not true or false"),
-        ({"save_every": -1}, "save_every is -1, not a count"),
+        ({"save_every": -1}, "save_every is -1: it should be greater than or equal to 0"),
         ({"num_classes": "10"}, "num_classes is '10', not a whole number"),
         ({"seed": None}, "seed is null, not a whole number"),
         ({"freeze": True}, "freeze is true, not text"),
     ):
-        with pytest.raises(UsageError, match=f"cannot be asked for like this: {reason}"):
+        with pytest.raises(UsageError, match=f"options of the training are wrong: {reason}"):
             vitbench.train(MODEL, **options)
     with pytest.raises(UsageError, match="takes the name of a model, not Linear"):
         vitbench.train(torch.nn.Linear(2, 3))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no option 'epochs'"):
         vitbench.train(MODEL, epochs=3)
-    with pytest.raises(UsageError, match="none of: off, bf16, fp16"):
+    with pytest.raises(UsageError, match="not one of: off, bf16, fp16"):
         vitbench.train(MODEL, amp=True)
     with pytest.raises(UsageError, match="train_images = 0 is not positive"):
         vitbench.train(MODEL, train_images=0)
-    with pytest.raises(UsageError, match="erasing does nothing"):
+    with pytest.raises(UsageError, match="erasing has no effect"):
         vitbench.train(MODEL, settings={"erasing": 0.5})
 
 

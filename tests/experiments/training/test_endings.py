@@ -1,4 +1,4 @@
-"""Trainings that end as a user may have them end: interrupted, killed, diverged, out of memory, on a full disk."""
+"""How trainings end early: interrupted, killed, diverged, out of memory, on a full disk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from tests.experiments.training.asking import MODEL, request
-from vitbench.core.errors import RunFolderError, StorageError, VitbenchError
+from vitbench.cli import run_command
+from vitbench.core.errors import ModelFailed, RunFolderError, StorageError, VitbenchError
 from vitbench.experiments.training import (
     LAST,
-    ModelFailed,
     TrainingOutOfMemory,
     TrainingProgress,
     resume_training,
@@ -56,7 +56,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint_in_the_middle_o
 
 
 @pytest.mark.parametrize(
-    ("keys", "text", "said"),
+    ("keys", "text", "message"),
     [
         ({"deterministic": True}, "put_ does not have a deterministic implementation", "Leave out --deterministic"),
         ({"compile": True}, "InductorError: no compiler", "Leave out --compile"),
@@ -64,7 +64,7 @@ def test_weights_that_are_not_finite_do_not_replace_a_checkpoint_in_the_middle_o
     ],
 )
 def test_what_the_device_cannot_do_is_one_line(
-    keys: dict[str, Any], text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keys: dict[str, Any], text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitbench.training.loop import Trainer
 
@@ -73,7 +73,7 @@ def test_what_the_device_cannot_do_is_one_line(
 
     monkeypatch.setattr(Trainer, "_take_step", fail)
     try:
-        with pytest.raises(VitbenchError, match=said) as caught:
+        with pytest.raises(VitbenchError, match=message) as caught:
             start_training(request(**keys), tmp_path / "run")
     finally:
         torch.use_deterministic_algorithms(False)
@@ -87,7 +87,7 @@ def test_what_the_model_raises_in_a_step_is_one_line_with_its_place(
     from vitbench.models.architectures.vit import VisionTransformer
 
     forward = VisionTransformer.forward
-    # a model's mistake is told by the file that it is in
+    # a model's mistake is recognised by the file that it is in
     code = "def forward(self, images):\n    if self.training:\n        raise Raised('wrong\\nlines')\n    return own(self, images)"
     names: dict[str, Any] = {"Raised": raised, "own": forward}
     exec(compile(code, str(tmp_path / "mine.py"), "exec"), names)
@@ -106,23 +106,7 @@ def test_our_own_mistakes_keep_their_traceback(tmp_path: Path, monkeypatch: pyte
     assert not isinstance(caught.value, VitbenchError)
 
 
-def _start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "vitbench",
-        "train",
-        MODEL,
-        "--device",
-        "cpu",
-        "--image-size",
-        "8",
-        "--threads",
-        "1",
-    ]
-    command += ["--set", "epochs=400", "--no-tensorboard", "--out", str(folder), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+QUICK = ["train", MODEL, "--device", "cpu", "--image-size", "8", "--threads", "1", "--no-tensorboard"]
 
 
 def _wait_for_epochs(folder: Path, epochs: int) -> None:
@@ -135,21 +119,26 @@ def _wait_for_epochs(folder: Path, epochs: int) -> None:
     raise AssertionError("no epoch within a minute")
 
 
-def test_kill_9_leaves_a_checkpoint_that_loads_and_can_be_gone_on_with(tmp_path: Path) -> None:
+def test_kill_9_leaves_a_lock_until_then_and_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = _start(folder)
+    command = [sys.executable, "-m", "vitbench", *QUICK, "--train-images", "100", "--test-images", "20"]
+    command += ["--set", "epochs=5000", "--out", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment)
     try:
         _wait_for_epochs(folder, 2)
+        with pytest.raises(RunFolderError, match="Another vitbench is training"):
+            resume_training(folder)
     finally:
         process.kill()
         process.wait()
     state = load_state(folder / LAST)
     assert state is not None
-    assert state["seen"] >= 2 * 1437
+    assert state["seen"] >= 2 * 100
     model = build_model(MODEL, image_size=8, num_classes=10)
     load_checkpoint(model, folder / LAST)
     content = json.loads((folder / "training.json").read_text())
-    content["recipe"]["epochs"] = state["seen"] // 1437 + 1  # enough has been seen
+    content["recipe"]["epochs"] = state["seen"] // 100 + 1  # enough has been seen
     (folder / "training.json").write_text(json.dumps(content))
     summary = resume_training(folder)
     assert summary.figures["images_seen"] >= state["seen"]
@@ -157,19 +146,27 @@ def test_kill_9_leaves_a_checkpoint_that_loads_and_can_be_gone_on_with(tmp_path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_ctrl_c_saves_says_how_to_go_on_and_exits_with_130(tmp_path: Path) -> None:
+def test_ctrl_c_saves_after_the_step_names_the_way_to_resume_and_exits_with_130(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vitbench.training.loop import Trainer
+
+    step = Trainer._take_step
+
+    def interrupted(self: Trainer) -> None:
+        if self.steps == 3:
+            signal.raise_signal(signal.SIGINT)
+        step(self)
+
+    monkeypatch.setattr(Trainer, "_take_step", interrupted)
     folder = tmp_path / "run"
-    process = _start(folder)
-    try:
-        _wait_for_epochs(folder, 1)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    assert run_command([*QUICK, "--set", "epochs=5", "--test-images", "20", "--out", str(folder)]) == 130
+    errors = capsys.readouterr().err
     assert errors.strip().splitlines()[-1].endswith(f"Go on with: vitbench train --resume {folder}")
     assert "Traceback" not in errors
-    assert load_state(folder / LAST) is not None
+    state = load_state(folder / LAST)
+    assert state is not None
+    assert state["steps"] == 4
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -213,18 +210,8 @@ def test_out_of_memory_says_what_to_change(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_DATA, (used + 600_000_000,) * 2);"
         "import sys; from vitbench.cli import run_command; sys.exit(run_command(sys.argv[1:]))"
     )
-    arguments = [
-        "train",
-        "vit_basic",
-        "--image-size",
-        "64",
-        "--set",
-        "batch_size=256",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-    ]
+    arguments = ["train", "vit_basic", "--image-size", "64", "--set", "batch_size=256"]
+    arguments += ["--device", "cpu", "--threads", "1"]
     arguments += ["--test-images", "20", "--no-tensorboard", "--out", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
@@ -270,24 +257,12 @@ def test_memory_that_runs_out_in_the_final_test_has_a_way_out_that_there_is(
     assert path.is_file()
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    process = _start(folder)
-    try:
-        _wait_for_epochs(folder, 1)
-        with pytest.raises(RunFolderError, match="Another vitbench is training"):
-            resume_training(folder)
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_a_table_that_is_open_elsewhere_does_not_end_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows does not let a file be replaced that a spreadsheet has open; here the first epoch finds it so."""
 
-    class Told(TrainingProgress):
+    class Heard(TrainingProgress):
         def __init__(self) -> None:
             self.warnings: list[str] = []
 
@@ -304,7 +279,7 @@ def test_a_table_that_is_open_elsewhere_does_not_end_the_training(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", refuse_once)
-    told = Told()
-    start_training(request(), tmp_path / "run", told)
-    assert [text for text in told.warnings if "history.csv" in text and "goes on" in text] == told.warnings != []
+    heard = Heard()
+    start_training(request(), tmp_path / "run", heard)
+    assert [text for text in heard.warnings if "history.csv" in text and "goes on" in text] == heard.warnings != []
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 4

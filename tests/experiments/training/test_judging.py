@@ -21,12 +21,19 @@ from vitbench.training.recipes import load_recipe
 
 @pytest.fixture(scope="module")
 def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Trainings by the recipe brief as it is, on all digits, tested on all of theirs."""
+    """A training by the recipe brief as it is, on all digits, tested on all of theirs; and as if by two other seeds."""
     folder = tmp_path_factory.mktemp("seeds")
     brief = load_recipe("brief").model_dump(mode="json")
-    brief = replace(request(), recipe=brief, train_images=None, test_images=None)
-    for seed in range(3):
-        start_training(replace(brief, seed=seed), folder / str(seed))
+    start_training(replace(request(), recipe=brief, train_images=None, test_images=None), folder / "0")
+    for seed in (1, 2):
+        shutil.copytree(folder / "0", folder / str(seed))
+        for name in ("training.json", "summary.json"):
+            content = json.loads((folder / "0" / name).read_text())
+            figures = content.get("figures", content)
+            figures["seed"] = seed
+            if name == "summary.json":
+                figures["last"]["test_loss"] += 0.01 * seed
+            (folder / str(seed) / name).write_text(json.dumps(content))
     return [folder / str(seed) for seed in range(3)]
 
 
@@ -114,7 +121,7 @@ def test_a_training_that_is_not_finished_judges_nothing_and_says_how_to_go_on(
     assert run_command(["claims", str(folder), "--models", MODEL]) == 2
     errors = capsys.readouterr().err
     assert len(errors.splitlines()) == 1
-    assert f"is not finished: first go on with it: vitbench train --resume {folder}" in errors
+    assert f"is not finished. First resume it: vitbench train --resume {folder}" in errors
 
 
 def test_the_report_of_a_training_is_named(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,20 +38,20 @@ def test_a_folder_that_is_taken_or_holds_no_training(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train"], "Which model?"),
         (["train", "vit_basik"], "Did you mean 'vit_basic'"),
         (["train", MODEL, "--recipe", "breif"], "Did you mean 'brief'"),
         (["train", MODEL, "--set", "learning_rat=1"], "Did you mean 'learning_rate'"),
-        (["train", MODEL, "--set", "lr"], "no key=value"),
+        (["train", MODEL, "--set", "lr"], "not key=value"),
         (["train", MODEL, "--set", "lr=fast"], "learning_rate"),
         (["train", MODEL, "--set", "augment=crop,flop"], "Did you mean 'flip'"),
         (["train", MODEL, "--set", "epochs=2", "--set", "images=9"], "one budget"),
         (["train", MODEL, "--data", "digit"], "Did you mean 'digits'"),
         (["train", MODEL, "--imbalance", "cubic:3"], "neither linear:R nor exponential:R"),
         (["train", MODEL, "--imbalance", "linear:100000"], "leaves a class"),
-        (["train", MODEL, "--freeze", "everything"], "none of: none, backbone"),
+        (["train", MODEL, "--freeze", "everything"], "not one of: none, backbone"),
         (["train", MODEL, "--freeze", "blocks:99"], "4 blocks"),
         (["train", MODEL, "--image-size", "33"], "33"),
         (["train", MODEL, "--device", "tpu"], "tpu"),
@@ -65,9 +65,9 @@ def test_a_folder_that_is_taken_or_holds_no_training(tmp_path: Path, capsys: pyt
         (["train", MODEL, "--image-size", "large"], "'large' is neither N nor HxW"),
         (["train", MODEL, "--set", "mean=0.5"], "each of the three channels"),
         (["train", MODEL, "--set", "patience=2"], "--validation 0.1"),
-        (["train", MODEL, "--set", "rotation=30"], "does nothing without rotation in augment"),
+        (["train", MODEL, "--set", "rotation=30"], "has no effect without rotation in augment"),
         (["train", MODEL, "--replace-head"], "together with --weights"),
-        (["train", MODEL, "--weights", "w.pt", "--pretrained"], "two beginnings"),
+        (["train", MODEL, "--weights", "w.pt", "--pretrained"], "two starting points"),
         (["train", MODEL, "--validation", "0.1", "--set", "validation=0.2"], "The validation is given twice"),
         (["train", MODEL, "--imbalance", "linear:2", "--set", "imbalance=none"], "The imbalance is given twice"),
         (["train", MODEL, "--seed", "0", "--set", "seed=1"], "The seed is given twice, by --seed and as a key"),
@@ -75,13 +75,17 @@ def test_a_folder_that_is_taken_or_holds_no_training(tmp_path: Path, capsys: pyt
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
 def test_wrong_usage_is_one_line_and_2(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_command(arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("Error: ")
-    assert said in error
+    assert message in error
 
 
 def test_a_wrong_request_leaves_no_folder_that_blocks_the_next_try(tmp_path: Path) -> None:
@@ -93,10 +97,10 @@ def test_a_wrong_request_leaves_no_folder_that_blocks_the_next_try(tmp_path: Pat
 def test_what_python_asks_for_is_checked_as_a_command_line() -> None:
     import vitbench
 
-    for options, said in (
-        ({"weights": "w.pt", "pretrained": True}, "two beginnings"),
+    for options, message in (
+        ({"weights": "w.pt", "pretrained": True}, "two starting points"),
         ({"replace_head": True}, "together with --weights"),
         ({"seed": 0, "settings": {"seed": 1}}, "The seed is given twice"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             vitbench.train(MODEL, **options)  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ def test_a_frozen_backbone_trains_on_features_as_it_would_on_images(
     passes.clear()
     monkeypatch.setattr(Setup, "_cache_features", lambda self, state: None)
     summaries.append(start_training(transfer(), tmp_path / "pictures"))
-    assert passes.count(20) >= 200 // 20
+    assert passes.count(20) >= 100 // 20
     one, other = weights(tmp_path / "features"), weights(tmp_path / "pictures")
     for key in one:
         torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-5)
@@ -114,8 +114,8 @@ def test_features_that_do_not_fit_are_not_kept(tmp_path: Path, monkeypatch: pyte
     progress = TrainingProgress()
     monkeypatch.setattr(progress, "note", heard.append)
     summary = start_training(transfer(), tmp_path / "run", progress)
-    (said,) = [text for text in heard if "cannot be kept" in text]
-    assert said.endswith("they would take 0.0 GB, more than half of the memory that is free")
+    (message,) = [text for text in heard if "are not kept" in text]
+    assert message.endswith("they would take 0.0 GB, more than half of the memory that is free")
     assert summary.figures["trainable_params"] == 48 * 10 + 10
 
 
@@ -218,8 +218,8 @@ def test_weights_from_elsewhere_get_the_colours_of_the_card_also_after_a_pause(
         die_after_saving(patch, 2)
         with pytest.raises(KilledError):
             start_training(request(weights=str(path)), tmp_path / "run", progress)
-    told = "Images are normalised as vit_basic_tutorial's card says: mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
-    assert told in heard
+    note = "Images are normalised as vit_basic_tutorial's card says: mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
+    assert note in heard
     path.unlink()
     resume_training(tmp_path / "run")
     facts = read_facts(tmp_path / "run" / "checkpoints" / "last.safetensors")

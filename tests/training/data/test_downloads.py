@@ -220,5 +220,5 @@ def test_images_in_a_place_of_old_are_not_taken_for_the_data_set(tmp_path: Path)
     for name in ("training.pt", "test.pt"):
         torch.save((torch.zeros(4, 28, 28, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)), place / name)
     info = describe_data("fashion-mnist", root=tmp_path, download=True)
-    with pytest.raises(DataError, match=r"processed' is where others' images would be read from: remove it$"):
+    with pytest.raises(DataError, match=r"processed' holds other images, which torchvision would read: remove it$"):
         load_images(info, "train", image_size=(32, 32), download=True)

@@ -151,7 +151,7 @@ def _no_picture(root: Path) -> None:
         (_no_classes, r"train/ of image folder .* has no class folders"),
         (_one_class, r"has one class, 'cat'"),
         (_empty_class, r"train/dog/ of image folder .* is empty: no file ends in .*\.jpeg"),
-        (_empty_file, r"train/dog/2.png of image folder .* has no content: remove or replace it"),
+        (_empty_file, r"train/dog/2.png of image folder .* is empty: remove or replace it"),
         (_no_picture, r"train/dog/0.png of image folder 'pets' is not an image .*Remove or replace"),
     ],
 )

@@ -1,18 +1,19 @@
-"""Train one model into a run folder: start, go on after any end, test, and leave what a reader wants to see.
+"""Train one model into a run folder: start, resume after any interruption, test, report.
 
-Joins models, devices and training. A folder holds ``training.json`` (what was asked for), ``history.csv`` (a line an
-epoch), ``curves.png``, ``checkpoints/last.pt`` (everything that is needed to go on), ``checkpoints/last.safetensors``
-and ``best.safetensors`` (weights), ``summary.json`` and ``report.md`` at the end.
+A folder holds ``training.json`` (the request), ``history.csv`` (a row an epoch), ``curves.png``,
+``checkpoints/last.pt`` (everything needed to resume), ``checkpoints/last.safetensors`` and ``best.safetensors``
+(weights), and at the end ``summary.json`` and ``report.md``. Read ``session.py`` first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitbench.core.errors import ModelFailed, RunFolderError, UsageError
+from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.core.files import refuse_links
 from vitbench.experiments.training.folder import check_is_free, check_request, default_folder, read_request, versions
 from vitbench.experiments.training.progress import TrainingProgress
@@ -27,11 +28,13 @@ from vitbench.experiments.training.request import (
     check_beginning,
 )
 
+if TYPE_CHECKING:
+    from vitbench.experiments.training.session import Session
+
 __all__ = [
     "LAST",
     "REQUEST",
     "SUMMARY",
-    "ModelFailed",
     "TrainingInterrupted",
     "TrainingOutOfMemory",
     "TrainingProgress",
@@ -54,10 +57,18 @@ def train(
     progress: TrainingProgress | None = None,
     **options: Any,
 ) -> TrainingSummary:
-    """``vitbench train`` from Python: ``settings`` replace keys of the recipe (a built-in one, or the path of a file);
-    ``options`` are fields of TrainingRequest (``device``, ``image_size``, ``seed``, ``pretrained``, ``freeze``, ...).
+    """``vitbench train`` from Python.
 
-    Raises as ``start_training`` does, and RecipeError; UsageError for an option that there is not.
+    Args:
+        model: a name of the registry, ``timm:NAME`` or ``torchvision:NAME``.
+        data: a data set, or the path of an image folder.
+        recipe: a built-in recipe, or the path of a file.
+        settings: replace keys of the recipe.
+        out: the run folder, new or empty (by default ``runs/train-MODEL-TIME``).
+        progress: what is shown meanwhile; nothing by default.
+        options: fields of TrainingRequest (``device``, ``image_size``, ``seed``, ``pretrained``, ``freeze``, ...).
+
+    Raises as ``start_training`` does, and RecipeError; UsageError for an unknown option.
     """
     from vitbench.training.recipes import check_settings, load_recipe
 
@@ -81,23 +92,15 @@ def start_training(
 ) -> TrainingSummary:
     """Train into ``out``, new or empty (by default ``runs/train-MODEL-TIME``).
 
-    Raises UsageError for what cannot be, TrainingDiverged, TrainingOutOfMemory, ModelFailed, StorageError for a full
-    disk, and TrainingInterrupted; in the last five what was saved stays and can be gone on with.
+    Raises UsageError for a request that cannot be trained, TrainingDiverged, TrainingOutOfMemory, ModelFailed,
+    StorageError for a full disk, and TrainingInterrupted; after the last five the training can be resumed.
     """
-    from vitbench.experiments.training.session import Session
-    from vitbench.experiments.training.setup import Setup, as_it_was
-    from vitbench.training.ranks import ranks_from_environment
-
     check_beginning(request)
-    ranks = ranks_from_environment()
-    progress = progress if progress is not None and ranks.first else TrainingProgress()
-    with as_it_was():
-        session = Session(Setup(request, ranks, progress))
-        with session.setup.joined():
-            folder = Path(ranks.share(str(out or default_folder(request))))
-            if ranks.first and out is not None:
-                check_is_free(folder)
-            return session.run(folder, named=out is not None)
+    with _session(request, progress) as session:
+        folder = Path(session.ranks.share(str(out or default_folder(request))))
+        if session.ranks.first and out is not None:
+            check_is_free(folder)
+        return session.run(folder, named=out is not None)
 
 
 def resume_training(
@@ -108,36 +111,41 @@ def resume_training(
     data: str | None = None,
     data_dir: str | None = None,
 ) -> TrainingSummary:
-    """Go on where ``folder``'s last checkpoint is, with what it was started with; from the start if there is none.
+    """Resume the training in ``folder`` from its last checkpoint; from the start if there is none.
 
     ``allow_import`` has to be given again: a folder from elsewhere must not be able to run code. ``data`` and
     ``data_dir`` say where the same images are now, if they have moved.
 
-    Raises RunFolderError for a folder that holds no training, DataError for a damaged checkpoint, else as
+    Raises RunFolderError for a folder without a training, DataError for a damaged checkpoint, else as
     ``start_training``.
     """
-    from vitbench.experiments.training.session import Session
-    from vitbench.experiments.training.setup import Setup, as_it_was
-    from vitbench.training.ranks import ranks_from_environment
-
-    ranks = ranks_from_environment()
-    progress = progress if progress is not None and ranks.first else TrainingProgress()
     refuse_links(folder, ["checkpoints", "tensorboard"])
-    request, begun_with = read_request(folder)
-    if begun_with != versions():
-        changed = ", ".join(
-            f"{key} {begun_with.get(key)} is now {value}"
-            for key, value in versions().items()
-            if begun_with.get(key) != value
-        )
-        progress.warn(f"The training began with other versions ({changed}): it may not come out as without a pause")
+    request, before = read_request(folder)
+    changed = [f"{key} {before.get(key)} is now {now}" for key, now in versions().items() if before.get(key) != now]
     moved: dict[str, Any] = {k: v for k, v in {"data": data, "data_dir": data_dir}.items() if v is not None}
     if moved and not (folder / LAST).is_file():
         raise RunFolderError(
-            f"{str(folder)!r} has no checkpoint yet that could tell whether these are its images: start the training "
-            "anew"
+            f"{str(folder)!r} has no checkpoint yet to compare these images with: start the training anew"
         )
-    with as_it_was():
-        session = Session(Setup(dataclasses.replace(request, allow_import=allow_import, **moved), ranks, progress))
+    with _session(dataclasses.replace(request, allow_import=allow_import, **moved), progress) as session:
+        if changed:
+            session.progress.warn(
+                f"The training began with other versions ({', '.join(changed)}): its result may differ from one "
+                "without a pause"
+            )
+        return session.run(folder, resumed=True)
+
+
+@contextlib.contextmanager
+def _session(request: TrainingRequest, progress: TrainingProgress | None) -> Iterator[Session]:
+    """This process's session, joined to those of the other processes; only the first one shows progress."""
+    from vitbench.experiments.training.session import Session
+    from vitbench.experiments.training.setup import Setup, restored_settings
+    from vitbench.training.ranks import ranks_from_environment
+
+    ranks = ranks_from_environment()
+    shown = progress if progress is not None and ranks.first else TrainingProgress()
+    with restored_settings():
+        session = Session(Setup(request, ranks, shown))
         with session.setup.joined():
-            return session.run(folder, resumed=True)
+            yield session

@@ -1,11 +1,11 @@
-"""A training's folder: what it is called, that it is free, what it was asked for. Loads torch only to tell versions."""
+"""A training's folder: its name, its request, its summary, its lock. Only ``versions`` loads torch."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -16,38 +16,10 @@ from typing_extensions import TypedDict
 from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.core.files import read_json
 from vitbench.core.run_folder import LOCK, cannot_write, make_new_folder, write_atomically
-from vitbench.core.validation import Count, Flag, Number, Positive, Share, Whole, check
+from vitbench.core.validation import Count, Number, Positive, Share, check, parse
 from vitbench.experiments.training.request import REQUEST, SCHEMA, SUMMARY, TrainingRequest
 from vitbench.training.data.datasets import options_of_data
 from vitbench.training.recipes import Recipe
-
-
-class _Request(TypedDict, total=False):
-    """The fields of a TrainingRequest; ``Setup`` checks their ranges."""
-
-    model: str
-    data: str
-    device: str
-    amp: str
-    freeze: str
-    data_dir: str | None
-    weights: str | None
-    image_size: str | Positive | None
-    recipe: dict[str, Any]
-    num_classes: Whole | None
-    train_images: Whole | None
-    test_images: Whole | None
-    threads: Whole | None
-    seed: Whole
-    save_every: Count
-    download: Flag
-    pretrained: Flag
-    replace_head: Flag
-    deterministic: Flag
-    compile: Flag
-    channels_last: Flag
-    tensorboard: Flag
-    allow_import: Flag
 
 
 class _Versions(TypedDict):
@@ -90,7 +62,7 @@ class _Summary(TypedDict):
 
 
 def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
-    """What a run folder was asked for, and the versions it began with. Raises RunFolderError if it holds no
+    """The request in a run folder, and the versions that it began with. Raises RunFolderError for a folder without a
     training.
     """
     path = folder / REQUEST
@@ -98,7 +70,7 @@ def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
         content = read_json(path, _Versions)
         if content.pop("schema", None) != SCHEMA:
             raise RunFolderError(
-                f"{path.name} of {str(folder)!r} was written by another version of vitbench: go on with that one, or "
+                f"{path.name} of {str(folder)!r} was written by another version of vitbench: resume with that one, or "
                 "start the training anew"
             )
         versions = content.pop("versions", {})
@@ -112,14 +84,8 @@ def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
 
 
 def request_from_dict(content: dict[str, Any]) -> TrainingRequest:
-    """A request from its JSON object. Raises ValueError, in one line, if it is none."""
-    check(content, _Request)
-    known = {field.name: field.default is MISSING for field in fields(TrainingRequest)}
-    unknown = [key for key in content if key not in known]
-    missing = [name for name, needed in known.items() if needed and name not in content]
-    if unknown or missing:
-        raise ValueError(f"{missing[0]} is missing" if missing else f"it has no field {unknown[0][:80]!r}")
-    request = TrainingRequest(**content)
+    """A request from its JSON object. Raises ValueError, in one line, for an invalid one."""
+    request: TrainingRequest = parse(content, TrainingRequest)
     root, download = options_of_data(request.data, request.data_dir, request.download)
     request = replace(request, data_dir=root, download=download)
     try:
@@ -132,9 +98,7 @@ def request_from_dict(content: dict[str, Any]) -> TrainingRequest:
 
 
 def read_summary(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures and the history (a row an epoch) of a training that is finished. Raises RunFolderError if what the
-    folder says of it is damaged.
-    """
+    """The values and the history (a row an epoch) of a finished training. Raises RunFolderError for a damaged file."""
     path = folder / SUMMARY
     try:
         content = read_json(path, _Summary)
@@ -150,8 +114,8 @@ def read_summary(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def check_history(rows: Any, which: str | None = None) -> None:
-    """Raises ValueError unless ``rows`` are those of a history: numbers, and the same ones in each row, among them the
-    loss and the accuracy of what the epochs were tested on (``test`` or ``validation``; by default either).
+    """Raises ValueError unless ``rows`` are a history: the same numbers in each row, among them loss and accuracy on
+    ``which`` split the epochs were tested on (``test`` or ``validation``; by default either).
     """
     check(rows, list[_Row], "history")
     check(rows, list[dict[str, Number]], "history")
@@ -165,15 +129,13 @@ def check_history(rows: Any, which: str | None = None) -> None:
 
 
 def check_request(request: TrainingRequest) -> None:
-    """Raises UsageError for what could not be read again from its JSON: such a training could not be gone on with."""
+    """Raises UsageError for a request that could not be read again from its JSON to resume it."""
     if not isinstance(request.model, str):
         raise UsageError(f"A training takes the name of a model, not {type(request.model).__name__}")
-    content = asdict(request)
-    del content["amp"]  # Setup has an error of its own for it
     try:
-        check(content, _Request)
+        parse({**asdict(request), "amp": "off"}, TrainingRequest)  # Setup has an error of its own for amp
     except ValueError as error:
-        raise UsageError(f"A training cannot be asked for like this: {error}") from error
+        raise UsageError(f"The options of the training are wrong: {error}") from error
 
 
 def default_folder(request: TrainingRequest) -> Path:
@@ -187,15 +149,15 @@ def check_is_free(folder: Path) -> None:
     try:
         if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise RunFolderError(
-                f"{str(folder)!r} is not empty: choose another folder, or go on with --resume {folder}"
+                f"{str(folder)!r} is not empty: choose another folder, or resume it with --resume {folder}"
             )
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
 def make_folder(folder: Path, *, named: bool) -> Path:
-    """Make ``folder``, or, if nobody named it and it is taken (another training began in the same second), one beside
-    it. Returns the one that was made.
+    """Make ``folder``, or one beside it if the user did not name it and it exists (another training began in the same
+    second). Returns the folder.
     """
     try:
         if not named:
@@ -206,14 +168,14 @@ def make_folder(folder: Path, *, named: bool) -> Path:
     return folder
 
 
-def note_request(folder: Path, request: TrainingRequest) -> None:
-    """Note in ``folder``, whose lock is held, what it is for: from then on it can be gone on with."""
+def write_request(folder: Path, request: TrainingRequest) -> None:
+    """Write the request into ``folder``, whose lock is held: from then on it can be resumed."""
     check_is_free(folder)
     write_json(folder / REQUEST, {"schema": SCHEMA, **asdict(request), "versions": versions()})
 
 
-def note_where_images_are(folder: Path, request: TrainingRequest) -> None:
-    """Keep in ``folder`` where its data set is now, if that has changed."""
+def write_data_paths(folder: Path, request: TrainingRequest) -> None:
+    """Update in ``folder`` where its data set is."""
     content = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     now = {"data": request.data, "data_dir": request.data_dir}
     if any(content.get(key) != value for key, value in now.items()):
@@ -226,7 +188,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same for a training to go on to the same weights."""
+    """What has to be the same for a resumed training to end with the same weights."""
     import torch
 
     from vitbench import __version__

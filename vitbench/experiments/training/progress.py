@@ -1,4 +1,4 @@
-"""What a person sees while a training goes on: a live line in a terminal, plain lines elsewhere."""
+"""Show a training's progress: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LIVE_EVERY_S = 0.2
 
 
 class TrainingProgress:
-    """Told what a training does; this one says nothing."""
+    """Receives what a training does; this one shows nothing."""
 
     def note(self, text: str) -> None:
         """A fact, or a step that takes a while."""
 
     def warn(self, text: str) -> None:
-        """Something that stops nothing."""
+        """A warning; the training goes on."""
 
     def step(self, state: Mapping[str, Any]) -> None:
         """``epoch`` (with its fraction), ``epochs`` (or None), ``step``, ``steps`` (or None), ``loss`` (mean of the
@@ -34,7 +34,7 @@ class TrainingProgress:
         """An epoch's line of the history."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """The training has ended."""
 
 
 class PlainTrainingProgress(TrainingProgress):
@@ -42,7 +42,7 @@ class PlainTrainingProgress(TrainingProgress):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
-        self._spoken = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def note(self, text: str) -> None:
         print(one_line(text), file=self.stream, flush=True)
@@ -51,17 +51,17 @@ class PlainTrainingProgress(TrainingProgress):
         self.note(f"Warning: {text}")
 
     def step(self, state: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._spoken >= _PLAIN_EVERY_S:
-            self._spoken = time.monotonic()
+        if time.monotonic() - self._printed_at >= _PLAIN_EVERY_S:
+            self._printed_at = time.monotonic()
             self.note(step_text(state))
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        self._spoken = time.monotonic()
+        self._printed_at = time.monotonic()
         self.note(epoch_text(row))
 
 
 class LiveTrainingProgress(PlainTrainingProgress):
-    """The step under way as a line that renews itself, epochs above it."""
+    """The current step in a line that is refreshed, epochs above it."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)

@@ -1,4 +1,4 @@
-"""What published figures are judged by: the records of runs, and a finished training's figures as a record of one."""
+"""Results that published values are compared with: records of runs, and finished trainings as records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Last(TypedDict):
 
 
 class _Judged(TypedDict):
-    """Of summary.json, what claims are judged by; the sizes are missing in earlier ones."""
+    """The part of summary.json that is used here; earlier versions wrote no sizes."""
 
     data: str
     recipe: str
@@ -40,8 +40,8 @@ class _Judged(TypedDict):
 
 
 def read_results(folders: Iterable[Path]) -> list[Record]:
-    """The records of runs, and one of each training. Raises RunFolderError for a folder that holds neither, or whose
-    training is not finished.
+    """The records of runs, and one for each training. Raises RunFolderError for a folder with neither, or with an
+    unfinished training.
     """
     found: list[Record] = []
     for folder in folders:
@@ -50,12 +50,10 @@ def read_results(folders: Iterable[Path]) -> list[Record]:
 
 
 def read_training(folder: Path) -> Record:
-    """What ``vitbench train`` left in ``folder``, as a run records a training. Raises RunFolderError if the training is
-    not finished, or what the folder says of it is damaged.
-    """
+    """The training in ``folder``, as a run would record it. Raises RunFolderError for an unfinished or damaged one."""
     if not (folder / SUMMARY).is_file():
         raise RunFolderError(
-            f"{folder} holds a training that is not finished: first go on with it: vitbench train --resume {folder}"
+            f"{folder} holds a training that is not finished. First resume it: vitbench train --resume {folder}"
         )
     request, _ = read_request(folder)
     figures, _ = read_summary(folder)
@@ -88,7 +86,7 @@ def read_training(folder: Path) -> Record:
 
 
 def _image_size(request: TrainingRequest, figures: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) in px; where the summary does not have it, what was asked for, or the model's own."""
+    """(height, width) in px; where the summary lacks it, that of the request, or the model's own."""
     if "image_size" in figures:
         if len(figures["image_size"]) != 2:
             raise ValueError("figures.image_size is not a height and a width")
@@ -102,7 +100,7 @@ def _image_size(request: TrainingRequest, figures: dict[str, Any]) -> tuple[int,
 
 
 def _departures(request: TrainingRequest) -> tuple[tuple[str, str], ...]:
-    """What sets the training apart from one of random weights by its recipe alone on all images."""
+    """How the training differs from one with random weights, all parameters and all images."""
     found = {}
     if request.weights is not None or request.pretrained:
         found[BEGAN_WITH] = PRETRAINED if request.weights is None else "a checkpoint"

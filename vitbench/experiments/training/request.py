@@ -1,4 +1,4 @@
-"""What is asked of a training, and how it can end before its time."""
+"""What a user asks of a training, what it returns, and how it can end early."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from vitbench.core.errors import UsageError, VitbenchError
 from vitbench.core.run_folder import TRAINING
+from vitbench.core.validation import Count, Flag, Whole
 from vitbench.experiments.request import ModelRequest
 
 #: Of training.json and last.pt.
@@ -20,13 +23,13 @@ INDICES = "indices.txt"
 
 
 class TrainingOutOfMemory(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
-    """The device's memory does not suffice for a step."""
+    """The device has not enough memory for a step."""
 
     cause = "out_of_memory"
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM came, and what there was has been saved."""
+    """Ctrl-C or SIGTERM; the training has been saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,35 +44,37 @@ class TrainingRequest(ModelRequest):
         save_every: epochs between kept checkpoints, 0 for none.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     data: str
     recipe: dict[str, Any]
     data_dir: str | None = None
-    download: bool = False
+    download: Flag = False
     amp: str = "off"
-    train_images: int | None = None
-    test_images: int | None = None
+    train_images: Whole | None = None
+    test_images: Whole | None = None
     freeze: str = "none"
-    seed: int = 0
-    deterministic: bool = False
-    compile: bool = False
-    channels_last: bool = False
-    threads: int | None = None
-    save_every: int = 0
-    tensorboard: bool = True
-    allow_import: bool = False
+    seed: Whole = 0
+    deterministic: Flag = False
+    compile: Flag = False
+    channels_last: Flag = False
+    threads: Whole | None = None
+    save_every: Count = 0
+    tensorboard: Flag = True
+    allow_import: Flag = False
 
 
 def check_beginning(request: TrainingRequest) -> None:
-    """Raises UsageError for weights of two kinds to start from, or a head that none would leave out."""
+    """Raises UsageError for two starting points, or a head to replace without weights."""
     if request.weights and request.pretrained:
-        raise UsageError("--weights and --pretrained are two beginnings: give one of them")
+        raise UsageError("--weights and --pretrained are two starting points: give one of them")
     if request.replace_head and not request.weights:
         raise UsageError("--replace-head leaves out the head of a checkpoint: give it together with --weights")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSummary:
-    """What came of a training: the folder, the epochs' history, and the figures of summary.json."""
+    """The result of a training: its folder, its history (a row an epoch), and the values of summary.json."""
 
     folder: Path
     history: tuple[dict[str, Any], ...]

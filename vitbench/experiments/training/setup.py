@@ -1,4 +1,4 @@
-"""Before a training: the device, the model with its weights, the images, what is frozen. Loads torch."""
+"""Prepare a training: the device, the model with its weights, the images, what is frozen. Loads torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from vitbench.core.errors import DataError, UsageError
 from vitbench.core.records import format_image_size
 from vitbench.devices import find_device
 from vitbench.devices.host.memory import spare_memory
+from vitbench.experiments.training.checkpoint import Saved
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import LAST, TrainingRequest
 from vitbench.models import build_model, describe_model
+from vitbench.models.cards import ModelCard
 from vitbench.models.normalisation import HALVES, normalisation_of
 from vitbench.models.outputs import input_dtype, training_loss
 from vitbench.models.weights.checkpoints import load_checkpoint
@@ -29,47 +31,29 @@ from vitbench.training.augmentation.augment import normalise
 from vitbench.training.data.datasets import describe_data, load_images, load_training_images
 from vitbench.training.data.images import FeatureSet, ImageSet
 from vitbench.training.freezing import check_freeze, features_of, freeze_parameters
-from vitbench.training.loop import Trainer, random_state, set_random_state
+from vitbench.training.generators import random_state, set_random_state
+from vitbench.training.loop import Trainer
 from vitbench.training.optimizers import regularise
 from vitbench.training.ranks import Ranks, distributed, joined
 from vitbench.training.recipes import Recipe
 
-#: As recipes have it; numpy takes twice as much, torch more.
+#: As in recipes; numpy takes twice as much, torch more.
 _LARGEST_SEED = 2**31 - 1
-#: How much of a GPU's free memory all training images may take; the model, its gradients and activations come on top.
+#: The part of a GPU's free memory that the training images may take, beside the model, its gradients and activations.
 _SHARE_OF_DEVICE = 0.25
-#: Beyond these libraries of threads end the process.
+#: With more, thread libraries end the process.
 _MOST_THREADS = 1024
 
 
 class Setup:
-    """One process's part in a training, ready to run after ``prepare``."""
+    """One process's part in a training: the device at once; the model and the images after ``prepare``."""
 
     def __init__(self, request: TrainingRequest, ranks: Ranks, progress: TrainingProgress) -> None:
         self.request = request
         self.ranks = ranks
         self.progress = progress
         self.recipe = Recipe(**request.recipe)
-        check_freeze(request.freeze)
-        if request.amp not in ("off", "bf16", "fp16"):
-            raise UsageError(f"amp = {request.amp!r} is none of: off, bf16, fp16")
-        for name in ("num_classes", "train_images", "test_images", "threads"):
-            value = getattr(request, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} = {value} is not positive: give at least 1")
-        if request.threads is not None and request.threads > _MOST_THREADS:
-            raise UsageError(f"threads = {request.threads} is more than any machine has: give at most {_MOST_THREADS}")
-        if not 0 <= request.seed <= _LARGEST_SEED:
-            raise UsageError(f"seed = {request.seed} is no number from 0 to {_LARGEST_SEED}")
-        if self.recipe.patience is not None and self.recipe.validation == 0:
-            raise UsageError(
-                f"patience = {self.recipe.patience} waits for a better validation accuracy: hold images out, such as "
-                "--validation 0.1"
-            )
-        if ranks.count > 1 and self.recipe.seconds is not None:
-            raise UsageError("Several processes cannot agree on a budget in seconds: give epochs, images or steps")
-        if self.recipe.batch_size % ranks.count:
-            raise UsageError(f"batch_size {self.recipe.batch_size} cannot be shared by {ranks.count} processes equally")
+        _check(request, self.recipe, ranks)
         if request.deterministic:
             _be_deterministic()
         self.device = find_device(request.device)
@@ -89,13 +73,12 @@ class Setup:
             torch.cuda.set_device(self.device.torch_device)
         return joined(self.ranks, self.device.kind)
 
-    def prepare(self, state: Mapping[str, Any] | None = None, header: Mapping[str, Any] | None = None) -> None:
-        """Build, load, freeze, read. With the ``state`` and ``header`` of a checkpoint the weights are its own: a file
-        that the training began with need not be there any more.
+    def prepare(self, saved: Saved | None = None) -> None:
+        """Build, load, freeze, read. With a checkpoint the weights are its own: a file that the training began with
+        need not exist any more.
 
-        Raises UsageError for what cannot be, and DataError for images that are not those of the checkpoint.
+        Raises UsageError for a request that cannot be trained, and DataError for images other than the checkpoint's.
         """
-
         request = self.request
         if request.allow_import:
             from vitbench.models.imported import allow_imports
@@ -106,68 +89,107 @@ class Setup:
         torch.manual_seed(request.seed)
         root = Path(request.data_dir) if request.data_dir else None
         self.info = describe_data(request.data, root=root, download=request.download)
-        if header is not None and header["facts"]["data"] != self.info.label:
+        if saved is not None and saved.header["facts"]["data"] != self.info.label:
             raise self._other_images()
         card = describe_model(request.model)
-        classes = request.num_classes or self.info.num_classes
-        if classes < self.info.num_classes:
-            raise UsageError(
-                f"--num-classes {classes} is less than the {self.info.num_classes} classes of {self.info.label}"
-            )
-        resolved = resolve(
-            card,
-            request.weights if header is None else None,
-            request.image_size,
-            classes,
-            facts=None if header is None else header["facts"],
-        )
-        told, self.size = resolved.facts, resolved.image_size
-        if request.image_size is None and self.size != card.image_size:
-            self.progress.note(f"Images are {format_image_size(self.size)} px, as those of the weights' training")
-        self.num_classes = classes
-        # a head may have room for classes that this data does not have
-        self.class_names = (*self.info.class_names, *(f"class {k}" for k in range(self.info.num_classes, classes)))
-
-        def build(count: int) -> torch.nn.Module:
-            return build_model(request.model, image_size=self.size, num_classes=count)
-
-        # a checkpoint's weights come from it alone: going on needs no download
-        published = request.pretrained and state is None
-        with torch.device(self.device.torch_device if self.device.kind == "cuda" else "cpu"):
-            self.model = build_model(request.model, image_size=self.size, num_classes=classes, pretrained=published)
-        if request.pretrained:
-            self.origin = "the published weights"
-        if state is not None:
-            self._take_weights(state, header or {})
-        elif request.weights:
-            self.origin = self._load_weights()
-        from_elsewhere = request.weights is not None and not told and (card.mean, card.std) != (HALVES, HALVES)
-        if header is not None or request.pretrained or from_elsewhere:
-            # what was begun with stays; weights from elsewhere have been trained as their model's card says, if it does
-            mean, std = normalisation_of(card, told)
-            if (self.recipe.mean, self.recipe.std) != (mean, std):
-                self.recipe = self.recipe.model_copy(update={"mean": mean, "std": std})
-                if header is None:
-                    whose = (
-                        "the published weights were trained with" if request.pretrained else f"{card.name}'s card says"
-                    )
-                    self.progress.note(f"Images are normalised as {whose}: mean {_listed(mean)}, std {_listed(std)}")
+        facts = self._resolve(card, saved)
+        self._build(saved)
+        self._set_normalisation(card, facts, saved)
         for lacking in regularise(self.model, self.recipe):
             self.progress.warn(f"{request.model} has no layers for the recipe's {lacking}: it trains without")
-
-        self.freezing = freeze_parameters(self.model, request.freeze, build, classes)
-        if self.freezing.trainable < self.freezing.total:
-            share = 100 * self.freezing.trainable / self.freezing.total
-            self.progress.note(
-                f"{self.freezing.trainable:,} of {self.freezing.total:,} parameters are trained ({share:.2f} %)"
-            )
+        self._freeze()
         self._load_data()
-        if header is not None and header.get("pictures") not in (None, self.images_digest()):
+        if saved is not None and saved.header.get("pictures") not in (None, self.images_digest()):
             raise self._other_images()
         self.model.to(self.device.torch_device)
         if request.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.features = self._cache_features(state)
+        self.features = self._cache_features(saved)
+
+    def _resolve(self, card: ModelCard, saved: Saved | None) -> Mapping[str, Any]:
+        """Set the image size and the classes. Returns what the checkpoint that the training resumes or starts from says
+        of itself.
+        """
+        request, of_data = self.request, self.info.num_classes
+        self.num_classes = request.num_classes or of_data
+        if self.num_classes < of_data:
+            raise UsageError(
+                f"--num-classes {self.num_classes} is less than the {of_data} classes of {self.info.label}"
+            )
+        resolved = resolve(
+            card,
+            request.weights if saved is None else None,
+            request.image_size,
+            self.num_classes,
+            facts=None if saved is None else saved.header["facts"],
+        )
+        self.size = resolved.image_size
+        if request.image_size is None and self.size != card.image_size:
+            self.progress.note(f"Images are {format_image_size(self.size)} px, as those of the weights' training")
+        # a head may have room for classes that this data does not have
+        self.class_names = (*self.info.class_names, *(f"class {k}" for k in range(of_data, self.num_classes)))
+        return resolved.facts
+
+    def _build(self, saved: Saved | None) -> None:
+        request = self.request
+        # resuming needs no download: all weights are in the checkpoint
+        published = request.pretrained and saved is None
+        with torch.device(self.device.torch_device if self.device.kind == "cuda" else "cpu"):
+            self.model = self._build_for(self.num_classes, pretrained=published)
+        if request.pretrained:
+            self.origin = "the published weights"
+        if saved is not None:
+            try:
+                self.model.load_state_dict(saved.state["model"])
+            except (KeyError, RuntimeError, TypeError) as error:
+                raise DataError(f"{LAST} does not fit this training: {str(error).splitlines()[0]}") from error
+            self.origin = str(saved.header.get("origin", request.weights or self.origin))
+        elif request.weights:
+            self.origin = self._load_weights(request.weights)
+
+    def _build_for(self, num_classes: int, pretrained: bool = False) -> torch.nn.Module:
+        return build_model(self.request.model, image_size=self.size, num_classes=num_classes, pretrained=pretrained)
+
+    def _load_weights(self, path: str) -> str:
+        """Returns what the weights are, for people."""
+        report = load_checkpoint(self.model, path, replace_head=self.request.replace_head)
+        recipe = report.facts.get("recipe")
+        before = recipe if isinstance(recipe, Mapping) else {}
+        for key in ("mean", "std"):
+            own, found = getattr(self.recipe, key), before.get(key)
+            if isinstance(found, list) and tuple(found) != own:
+                text = ",".join(map(str, found))
+                self.progress.warn(
+                    f"The weights were trained with another {key} of the channels: --set {key}={text} keeps it"
+                )
+        if report.resampled:
+            old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
+            self.progress.warn(f"The weights' positions are resampled from {old} to {new} patches")
+        head = ", its head left out" if report.replaced_head else ""
+        return f"{report.path} ({report.digest}){head}"
+
+    def _set_normalisation(self, card: ModelCard, facts: Mapping[str, Any], saved: Saved | None) -> None:
+        """A resumed training keeps its normalisation. Published weights, and weights from elsewhere whose model's card
+        states one, get the card's.
+        """
+        request = self.request
+        from_elsewhere = request.weights is not None and not facts and (card.mean, card.std) != (HALVES, HALVES)
+        if saved is None and not request.pretrained and not from_elsewhere:
+            return
+        mean, std = normalisation_of(card, facts)
+        if (self.recipe.mean, self.recipe.std) == (mean, std):
+            return
+        self.recipe = self.recipe.model_copy(update={"mean": mean, "std": std})
+        if saved is None:
+            whose = "the published weights were trained with" if request.pretrained else f"{card.name}'s card says"
+            self.progress.note(f"Images are normalised as {whose}: mean {_listed(mean)}, std {_listed(std)}")
+
+    def _freeze(self) -> None:
+        self.freezing = freeze_parameters(self.model, self.request.freeze, self._build_for, self.num_classes)
+        trainable, total = self.freezing.trainable, self.freezing.total
+        if trainable < total:
+            share = 100 * trainable / total
+            self.progress.note(f"{trainable:,} of {total:,} parameters are trained ({share:.2f} %)")
 
     def make_trainer(self, on_step: Callable[[int, int | None, float], None]) -> Trainer:
         """The training, at its beginning."""
@@ -199,40 +221,15 @@ class Setup:
             channels_last=self.request.channels_last,
         )
 
-    def _load_weights(self) -> str:
-        assert self.request.weights is not None
-        report = load_checkpoint(self.model, self.request.weights, replace_head=self.request.replace_head)
-        before = report.facts.get("recipe")
-        if isinstance(before, Mapping):
-            for key in ("mean", "std"):
-                own, told = getattr(self.recipe, key), before.get(key)
-                if isinstance(told, list) and tuple(told) != own:
-                    text = ",".join(map(str, told))
-                    self.progress.warn(
-                        f"The weights were trained with another {key} of the channels: --set {key}={text} keeps it"
-                    )
-        if report.resampled:
-            old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
-            self.progress.warn(f"The weights' positions are resampled from {old} to {new} patches")
-        head = ", its head left out" if report.replaced_head else ""
-        return f"{report.path} ({report.digest}){head}"
-
-    def _take_weights(self, state: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-        try:
-            self.model.load_state_dict(state["model"])
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise DataError(f"{LAST} does not fit this training: {str(error).splitlines()[0]}") from error
-        self.origin = str(header.get("origin", self.request.weights or self.origin))
-
     def _other_images(self) -> DataError:
-        # going on would hold out images that have been trained on, and train on others
+        # with other images, some that are held out would have been trained on
         return DataError(
             f"The images of {self.info.label} are not those that this training began with, so that it cannot go on: "
             f"put them back, or start anew from its {LAST} (--weights)"
         )
 
     def images_digest(self) -> str:
-        """Tells other images, and another choice of them, apart by their classes and the data set's label."""
+        """A hash of the data set's label and the images' classes: it differs for other images and other choices."""
         digest = hashlib.sha256(self.info.label.encode())
         for dataset in filter(None, (self.training, self.held_out)):
             digest.update(dataset.labels.cpu().numpy().tobytes())
@@ -242,7 +239,7 @@ class Setup:
         request = self.request
         self.progress.note(f"Reading the images of {self.info.label} at {format_image_size(self.size)} px")
         if request.download and not self.ranks.first:
-            self.ranks.share(None)  # the first one fetches them
+            self.ranks.share(None)  # the first process downloads them
         self.training, self.held_out = load_training_images(
             self.info,
             image_size=self.size,
@@ -260,13 +257,13 @@ class Setup:
             on = self.device.torch_device
             free, _ = torch.cuda.mem_get_info(on)
             if self.training.images.nbytes > _SHARE_OF_DEVICE * free:
-                return  # they are copied batch by batch then
+                return  # each batch is copied
             self.training = ImageSet(self.training.images.to(on), self.training.labels, self.training.class_names)
 
     def _has_unused(self) -> bool:
-        """Whether a parameter that could be trained gets no gradient, by one step on two images."""
+        """Whether a parameter that is trained gets no gradient, found by one step on two images."""
         state = random_state()
-        # a forward pass moves running statistics, those of what is frozen, too
+        # a forward pass changes running statistics, also those of frozen modules
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         images = normalise(self.training.images[:2].to(self.device.torch_device), input_dtype(self.model))
         labels = self.training.labels[:2].to(self.device.torch_device)
@@ -282,17 +279,17 @@ class Setup:
         torch.manual_seed(self.request.seed)
         return unused
 
-    def _cache_features(self, state: Mapping[str, Any] | None) -> tuple[FeatureSet, FeatureSet] | None:
+    def _cache_features(self, saved: Saved | None) -> tuple[FeatureSet, FeatureSet] | None:
         """FeatureSets of the training images and of those that each epoch is tested on, where only one head is
-        trained and no image ever changes. A training goes on from a ``state`` as it began: with the head alone, or
-        with the whole model.
+        trained and images never change. A training is resumed as it began: with the head alone, or with the whole
+        model.
         """
         recipe = self.recipe
         if len(self.freezing.heads) != 1:
             return None
         head = self.model.get_submodule(self.freezing.heads[0])
-        began_with_features = state is not None and state["trained"].keys() == head.state_dict().keys()
-        if state is not None and not began_with_features:
+        began_with_features = saved is not None and saved.state["trained"].keys() == head.state_dict().keys()
+        if saved is not None and not began_with_features:
             return None
         if recipe.augment or recipe.mixup or recipe.cutmix or self.request.compile:
             return None
@@ -319,7 +316,7 @@ class Setup:
                     self.model, self.freezing.heads[0], dataset.images.split(64), len(dataset), run, check
                 )
             except UsageError as error:
-                self.progress.note(f"Its features cannot be kept after all: {error}")
+                self.progress.note(f"Its features are not kept: {error}")
                 return None
             found.append(FeatureSet(features, dataset.labels, dataset.class_names))
         return found[0], found[1]
@@ -331,15 +328,37 @@ class Setup:
         return torch.autocast(self.device.kind, dtype=torch.bfloat16 if self.request.amp == "bf16" else torch.float16)
 
 
+def _check(request: TrainingRequest, recipe: Recipe, ranks: Ranks) -> None:
+    """Raises UsageError for a request that cannot be trained."""
+    check_freeze(request.freeze)
+    if request.amp not in ("off", "bf16", "fp16"):
+        raise UsageError(f"amp = {request.amp!r} is not one of: off, bf16, fp16")
+    for name in ("num_classes", "train_images", "test_images", "threads"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} = {value} is not positive: give at least 1")
+    if request.threads is not None and request.threads > _MOST_THREADS:
+        raise UsageError(f"threads = {request.threads} is more than any machine has: give at most {_MOST_THREADS}")
+    if not 0 <= request.seed <= _LARGEST_SEED:
+        raise UsageError(f"seed = {request.seed} is not a number from 0 to {_LARGEST_SEED}")
+    if recipe.patience is not None and recipe.validation == 0:
+        raise UsageError(
+            f"patience = {recipe.patience} waits for a better validation accuracy: hold images out, such as "
+            "--validation 0.1"
+        )
+    if ranks.count > 1 and recipe.seconds is not None:
+        raise UsageError("Several processes cannot agree on a budget in seconds: give epochs, images or steps")
+    if recipe.batch_size % ranks.count:
+        raise UsageError(f"batch_size {recipe.batch_size} cannot be shared by {ranks.count} processes equally")
+
+
 def _listed(channels: tuple[float, ...]) -> str:
     return ",".join(f"{one:g}" for one in channels)
 
 
 @contextlib.contextmanager
-def as_it_was() -> Iterator[None]:
-    """Afterwards torch's threads, and whether it has to be deterministic, are as before: the process may be a
-    notebook's.
-    """
+def restored_settings() -> Iterator[None]:
+    """Restore torch's threads and its determinism afterwards: the process may be a notebook's."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -352,7 +371,7 @@ def as_it_was() -> Iterator[None]:
 
 
 def _be_deterministic() -> None:
-    """Only operators that give the same numbers each time; those that cannot raise an error that says so."""
+    """Allow only operators that repeat their numbers; the others raise an error that says so."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

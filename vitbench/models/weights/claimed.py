@@ -38,7 +38,7 @@ class Resolved:
 def resolve(
     card: ModelCard,
     weights: str | None,
-    image_size: str | None = None,
+    image_size: str | int | None = None,
     num_classes: int | None = None,
     *,
     facts: Mapping[str, Any] | None = None,
@@ -67,7 +67,7 @@ def size_in_file(model: str, weights: str) -> tuple[int, int]:
 
 
 def chosen_size(
-    card: ModelCard, option: str | None, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    card: ModelCard, option: str | int | None, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, int]:
     """(height, width) px: the option's, that of the training, or the model's own. Raises UsageError, ImageSizeError.
 

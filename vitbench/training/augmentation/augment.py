@@ -28,7 +28,7 @@ _ERASING_TRIES = 10
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How strong each augmentation is; which are applied is not said here.
+    """How strong each augmentation is, whether or not it is applied.
 
     ``rotation``: degrees to either side. ``jitter``: brightness, contrast and saturation are each multiplied by
     1 - jitter to 1 + jitter; ``jitter_hue``: the hue is turned by up to this part of its circle (0 to 0.5) to either
@@ -51,8 +51,8 @@ DEFAULT_SETTINGS = AugmentSettings()
 
 
 def shift_and_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A black border of an eighth of each side (4 px at 32 px) around each image, then a window of its size from
-    anywhere: (B, 3, H, W) uint8 -> the same.
+    """Pad each image with black by an eighth of each side (4 px at 32 px) and crop a random window of its size:
+    (B, 3, H, W) uint8 -> the same.
     """
     batch, _, height, width = images.shape
     above, left = int(height * _CROP_BORDER), int(width * _CROP_BORDER)
@@ -72,7 +72,7 @@ def crop_at(images: torch.Tensor, above: int, left: int, rows: torch.Tensor, col
     each = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * tall
     lines = each + rows.to(images.device).view(-1, 1, 1) + torch.arange(height, device=images.device)  # (B, 3, H)
     starts = lines * wide + columns.to(images.device).view(-1, 1, 1)
-    # copying whole rows is several times as quick as indexing the windows
+    # copying whole rows is several times faster than indexing the windows
     pieces = padded.flatten().unfold(0, width, 1)  # a view: the W pixels from each one on
     return pieces.index_select(0, starts.flatten()).view(images.shape)
 
@@ -120,7 +120,7 @@ def map_nearest(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     rows = (factors[3] * x + factors[5] + (height - 1) / 2).add(factors[4] * y).clamp_(-1, height).round_()
     places = rows.int().add_(1).mul_(width + 2).add_(columns.int()).add_(1).long()  # in the image with a black border
     places = places.flatten(1).unsqueeze(1).expand(-1, images.shape[1], -1)  # (B, 3, H W)
-    # on a CPU this takes a fraction of grid_sample's time, and whole numbers stay whole
+    # on a CPU this takes a fraction of grid_sample's time, and integers stay integers
     return F.pad(images, (1, 1, 1, 1)).flatten(2).gather(2, places).view(images.shape)
 
 
@@ -205,8 +205,8 @@ def erase(
     """With ``probability``, fill a rectangle of an image with grey: (B, 3, H, W) uint8 -> the same.
 
     RandomErasing (Zhong et al., 2020, arXiv:1708.04896); a Cutout of any shape. Its part of the image is uniform in
-    ``scale``, its height over its width log-uniform in ``ratio``; what does not fit is drawn anew, up to ten times in
-    all, and then left.
+    ``scale``, its height over its width log-uniform in ``ratio``. A rectangle that does not fit is drawn again, ten
+    times at most; then the image stays whole.
     """
     batch, _, height, width = images.shape
     drawn = torch.rand(batch, generator=generator) < probability
@@ -233,11 +233,11 @@ def erase_at(
         for axis, places in enumerate(torch.arange(side, device=images.device) for side in images.shape[-2:])
     )  # (B, H) and (B, W), 0 or 1
     inside = in_rows[:, None, :, None] * in_columns[:, None, None, :]
-    return images * (1 - inside) + _ERASED * inside  # on a CPU much quicker than masked_fill
+    return images * (1 - inside) + _ERASED * inside  # on a CPU much faster than masked_fill
 
 
 def _to_uint8(values: torch.Tensor) -> torch.Tensor:
-    # by way of int16: on a CPU straight from float takes several times as long
+    # via int16: on a CPU the direct conversion takes several times as long
     return values.to(torch.int16).to(torch.uint8)
 
 
@@ -246,7 +246,7 @@ def _uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.G
 
 
 def _randaugment(images: torch.Tensor, generator: torch.Generator, settings: AugmentSettings) -> torch.Tensor:
-    from vitbench.training.augmentation.randaugment import randaugment  # which builds on this module
+    from vitbench.training.augmentation.randaugment import randaugment  # which imports this module
 
     return randaugment(images, generator, settings.randaugment_ops, settings.randaugment_magnitude)
 
@@ -278,7 +278,7 @@ def augment(
     return images
 
 
-#: What our own trainings normalise each channel by (0 to 1): images from -1 to 1.
+#: By default images go from -1 to 1.
 OWN_MEAN = (0.5, 0.5, 0.5)
 OWN_STD = (0.5, 0.5, 0.5)
 

@@ -1,4 +1,4 @@
-"""Data sets by name or path: what there is (no torch), and their images in memory.
+"""Data sets by name or path: describe them (without torch), and load their images into memory.
 
 A data set is ``digits`` (embedded), ``cifar10``, ``cifar100`` or ``fashion-mnist`` (in a folder, downloaded only when
 asked for), or the path of an image folder.
@@ -38,26 +38,17 @@ DATASETS: tuple[str, ...] = (DIGITS, *DOWNLOADS)
 
 
 def list_datasets() -> list[dict[str, Any]]:
-    """What a command line shows: name, classes, images, what it is. Loads no torch."""
-    digits = describe_digits()
+    """A row a data set: name, classes, images, summary. Loads no torch."""
+    known = [describe_digits(), *(one.describe(None) for one in DOWNLOADS.values())]
     rows: list[dict[str, Any]] = [
         {
-            "dataset": digits.label,
-            "classes": digits.num_classes,
-            "train_images": digits.train_images,
-            "test_images": digits.test_images,
-            "summary": digits.summary,
+            "dataset": one.label,
+            "classes": one.num_classes,
+            "train_images": one.train_images,
+            "test_images": one.test_images,
+            "summary": one.summary,
         }
-    ]
-    rows += [
-        {
-            "dataset": known.name,
-            "classes": len(known.class_names),
-            "train_images": known.train_images,
-            "test_images": known.test_images,
-            "summary": known.summary,
-        }
-        for known in DOWNLOADS.values()
+        for one in known
     ]
     anything = "an image folder of yours: train/<class>/* and test/<class>/*"
     rows.append({"dataset": "PATH", "classes": "any", "train_images": "any", "test_images": "any", "summary": anything})
@@ -65,11 +56,11 @@ def list_datasets() -> list[dict[str, Any]]:
 
 
 def describe_data(spec: str, *, root: Path | None = None, download: bool = False) -> DataInfo:
-    """What ``spec`` (a name, or the path of an image folder) is. Quick; loads no torch.
+    """Describe ``spec``, a name or the path of an image folder. Quick; loads no torch.
 
-    ``root``: the folder of cifar10, cifar100 and fashion-mnist; ``download``: it need not be there yet. Raises
-    UnknownNameError for a name that is none, UsageError for a ``root`` or ``download`` of other data, and DataError for
-    a data set that is missing, incomplete or damaged (as far as that shows without decoding every image).
+    ``root``: the folder of cifar10, cifar100 and fashion-mnist; ``download``: they need not exist yet. Raises
+    UnknownNameError for an unknown name, UsageError for a ``root`` or ``download`` with other data, and DataError for a
+    data set that is missing, incomplete or damaged (as far as that shows without decoding every image).
     """
     if spec in DOWNLOADS:
         return describe_download(spec, root, download=download)
@@ -87,14 +78,13 @@ def describe_data(spec: str, *, root: Path | None = None, download: bool = False
 
 
 def options_of_data(spec: str, root: str | None, download: bool) -> tuple[str | None, bool]:
-    """``root`` and ``download`` where they mean something for ``spec``, else None and False: what an earlier version
-    stored need not do so.
+    """``root`` and ``download`` where they apply to ``spec``, else None and False: earlier versions stored them for any
+    data.
     """
     return (root, download) if spec in DOWNLOADS else (None, False)
 
 
 def _refuse_options_of_downloads(spec: str, root: Path | None, download: bool) -> None:
-    """Who gives them means other data."""
     if root is not None or download:
         option = "--data-dir" if root is not None else "--download"
         raise UsageError(
@@ -114,10 +104,9 @@ def load_images(
 ) -> ImageSet:
     """The images of a split in memory, resized to ``image_size`` (height, width) px. Loads torch.
 
-    ``images`` less than there are: a stratified choice by ``seed``, and nothing else is decoded; more: all there are.
-    Gray images get three equal channels. Images of a folder that would take more than half of the free memory are
-    decoded when they are asked for. Raises DataError for an image or file that cannot be read (naming it), and when
-    memory does not suffice.
+    ``images``: at most so many, a stratified choice by ``seed``; no others are decoded. Gray images get three equal
+    channels. Images of a folder that would take more than half of the free memory are decoded when they are needed.
+    Raises DataError for an image or file that cannot be read (naming it), and if there is not enough memory.
     """
     labels, decode = _open(info, split, download=download)
     wanted = info.count(split) if images is None else min(images, info.count(split))
@@ -137,10 +126,10 @@ def load_training_images(
 ) -> tuple[ImageSet, ImageSet | None]:
     """The training images, and those of them that are held out for validation (None if the fraction is 0).
 
-    First ``validation`` of all is held out, stratified by ``seed``; then ``imbalance`` (see choose_imbalanced) thins
-    out the classes of the rest; then at most ``images`` of these are chosen, which keeps their shares. ``processes``
-    share this machine's memory, each with images of its own. Raises as
-    ``load_images`` does, and DataError for an imbalance that cannot be, or a split that leaves nothing.
+    First the fraction ``validation`` is held out, stratified by ``seed``; then ``imbalance`` (see choose_imbalanced)
+    thins out the classes of the rest; then at most ``images`` of these are chosen, stratified. ``processes`` share this
+    machine's memory, each with its own copy. Raises as ``load_images`` does, and DataError for an impossible imbalance
+    or a split that leaves nothing.
     """
     labels, decode = _open(info, "train", download=download, processes=processes)
     held_out: list[int] = []
@@ -159,7 +148,7 @@ def load_training_images(
 
 
 def _open(info: DataInfo, split: Split, *, download: bool, processes: int = 1) -> tuple[list[int], _Decode]:
-    """The class of each image, and what makes a tensor of those asked for."""
+    """The class of each image, and a function that makes a tensor of chosen images."""
     if info.spec == DIGITS or info.spec in DOWNLOADS:
         pixels, classes = read_digits(split) if info.spec == DIGITS else read_download(info, split, download=download)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAME = "digits"
 COUNT = 1797
 TEST_COUNT = 360  # 20 %
-#: The split that never changes: accuracies of different runs and versions are about the same held-out images.
+#: Never changes: accuracies of all runs and versions are on the same held-out images.
 SPLIT_SEED = "vitbench digits 1"
 _BRIGHTEST = 16  # pixels are counts of 0 to 16 dark dots
 
@@ -22,7 +22,7 @@ SUMMARY = "1,797 real handwritten digits, 8x8 px gray, embedded (scikit-learn)"
 
 
 def describe_digits() -> DataInfo:
-    """Nothing is read: the digits are part of scikit-learn."""
+    """Reads nothing: the digits are part of scikit-learn."""
     return DataInfo(
         spec=NAME,
         label=NAME,
@@ -35,9 +35,8 @@ def describe_digits() -> DataInfo:
 
 
 def read_digits(split: Split) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """The images (N, 8, 8) uint8 of a split, and their classes. Raises DataError if scikit-learn's file is another.
-
-    The split is 80/20 and stratified.
+    """The images (N, 8, 8) uint8 of a split (80/20, stratified), and their classes. Raises DataError if scikit-learn's
+    file has another shape.
     """
     import numpy as np
     from sklearn.datasets import load_digits

@@ -33,11 +33,11 @@ _CIFAR100_CLASSES = """
 _FASHION_CLASSES = "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot"
 
 
-#: More than the largest file of these data sets has (CIFAR-100's archive: 169 MB); a larger one is not even hashed.
+#: More than the largest file of these data sets (CIFAR-100's archive: 169 MB); a larger one is not hashed.
 LARGEST_FILE_BYTES = 200_000_000
-#: What packing may add to bytes that it cannot make fewer.
+#: What packing may add to bytes that it cannot compress.
 _PACKING_BYTES = 10_000
-#: A place of torchvision's first versions, which it still reads images from without looking for the data set's files.
+#: A folder of torchvision's first versions, from which it still reads images without checking them.
 _LEGACY = "FashionMNIST/processed"
 
 
@@ -56,6 +56,19 @@ class Download:
     train_images: int
     test_images: int
     summary: str
+
+    def describe(self, root: Path | None) -> DataInfo:
+        """The data set, which is to be read from ``root``."""
+        return DataInfo(
+            spec=self.name,
+            label=self.name,
+            num_classes=len(self.class_names),
+            class_names=self.class_names,
+            train_images=self.train_images,
+            test_images=self.test_images,
+            summary=self.summary,
+            path=root,
+        )
 
     def find(self, root: Path) -> Path | None:
         """The folder below ``root`` that holds all files (packed with gzip or not), or None."""
@@ -105,8 +118,8 @@ DOWNLOADS: dict[str, Download] = {
 
 
 def describe_download(name: str, root: Path | None, *, download: bool) -> DataInfo:
-    """``root`` is the folder that torchvision calls so. Raises DataError if the files are not there, unless
-    ``download`` says that they may be fetched when they are needed.
+    """``root`` is torchvision's. Raises DataError if files are missing, unless ``download`` allows to fetch them when
+    they are needed.
     """
     known = DOWNLOADS[name]
     if root is None:
@@ -120,23 +133,14 @@ def describe_download(name: str, root: Path | None, *, download: bool) -> DataIn
             f"Data set {name!r} is not in {str(root)!r}: {missing[0]} is missing or empty. "
             "Give the folder above it with --data-dir, or fetch it with --download"
         )
-    return DataInfo(
-        spec=name,
-        label=name,
-        num_classes=len(known.class_names),
-        class_names=known.class_names,
-        train_images=known.train_images,
-        test_images=known.test_images,
-        summary=known.summary,
-        path=root,
-    )
+    return known.describe(root)
 
 
 def read_download(info: DataInfo, split: Split, *, download: bool) -> tuple[np.ndarray[Any, Any], list[int]]:
     """The images (N, h, w, 3) or (N, h, w) uint8 of a split, and their classes.
 
-    Fetches the files first if they are missing and ``download`` allows it. Raises DataError for files that are missing,
-    damaged or not to be had.
+    Downloads missing files first if ``download`` allows it. Raises DataError for files that are missing, damaged or
+    unavailable.
     """
     known = DOWNLOADS[info.spec]
     assert info.path is not None
@@ -189,14 +193,14 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 
 def _through_torchvision(known: Download, root: Path, split: Split, *, download: bool) -> Any:
-    """torchvision's data set. It unpacks an archive only if its MD5 sum is the published one, and unpickles a file of
-    CIFAR likewise, so that names and sizes in them are known.
+    """torchvision's data set. It unpacks an archive, and unpickles a file of CIFAR, only if its MD5 sum is the
+    published one: names and sizes in them are known.
     """
     from torchvision import datasets
 
     kind = getattr(datasets, known.torchvision_class)
     if known.name == "fashion-mnist" and (root / _LEGACY).exists():
-        raise DataError(f"{str(root / _LEGACY)!r} is where others' images would be read from: remove it")
+        raise DataError(f"{str(root / _LEGACY)!r} holds other images, which torchvision would read: remove it")
     archives = [root / kind.filename] if hasattr(kind, "filename") else []
     for path in (*archives, *(root / known.folders[0] / name for name in known.files)):
         if path.is_file() and path.stat().st_size > LARGEST_FILE_BYTES:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-#: Files with another ending (notes, thumbnails' databases) are passed over.
+#: Files with another ending (notes, thumbnail databases) are ignored.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _LAYOUT = "An image folder has train/<class>/* and test/<class>/*"
 
@@ -48,14 +48,14 @@ class Listing:
         digest = hashlib.sha256()
         for split in SPLITS:
             for file in self.files[split]:
-                # one spelling of é: file systems disagree about it
+                # file systems differ in how they spell é
                 line = f"{unicodedata.normalize('NFC', file.relative)}\0{file.size_bytes}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))  # a name may be in another encoding
         return f"folder:{re.sub(r'[^A-Za-z0-9._-]', '_', self.root.name) or 'root'}:{digest.hexdigest()[:8]}"
 
 
 def describe_folder(spec: str) -> DataInfo:
-    """List the folder and look at the first image of each class. Raises DataError for what is wrong with it."""
+    """List the folder and read the header of the first image of each class. Raises DataError for a wrong folder."""
     listing = list_images(Path(spec).expanduser())
     for split in SPLITS:
         seen: set[int] = set()
@@ -101,7 +101,7 @@ def list_images(folder: Path) -> Listing:
             )
         names = tuple(classes["train"])
         if len(names) < 2:
-            raise DataError(f"Image folder {str(folder)!r} has one class, {names[0]!r}: nothing can be told apart")
+            raise DataError(f"Image folder {str(folder)!r} has one class, {names[0]!r}: a model needs two or more")
         files = {split: _files_of(folder, root, split, names) for split in SPLITS}
     except OSError as error:
         raise DataError(f"Image folder {str(folder)!r} cannot be read: {error.strerror}: {error.filename}") from error
@@ -118,8 +118,8 @@ def read_listing(info: DataInfo) -> Listing:
 
 
 def read_images(root: Path, files: Sequence[ImageFile], image_size: tuple[int, int]) -> torch.Tensor:
-    """The images as (N, 3, H, W) uint8, each as ``decode_image`` gives it, decoded by as many threads as there are
-    cores (Pillow lets them run at once). Raises DataError as it does, for the first image in order that has one.
+    """The images as (N, 3, H, W) uint8, decoded by ``decode_image`` in as many threads as there are cores (Pillow
+    releases the interpreter's lock). Raises DataError for the first image in order that cannot be read.
     """
     import numpy as np
     import torch
@@ -146,8 +146,8 @@ def read_images(root: Path, files: Sequence[ImageFile], image_size: tuple[int, i
 
 
 class ImagesOnDisk:
-    """Images (N, 3, H, W) uint8 that are decoded whenever they are asked for, because they do not fit into memory: as
-    much of a tensor as trainings and tests use.
+    """Images (N, 3, H, W) uint8 that do not fit memory and are decoded whenever they are needed. It has what trainings
+    and tests use of a tensor.
     """
 
     def __init__(self, root: Path, files: Sequence[ImageFile], image_size: tuple[int, int]) -> None:
@@ -169,7 +169,7 @@ class ImagesOnDisk:
     def index_select(self, dim: int, indices: torch.Tensor) -> torch.Tensor:
         """Those at ``indices`` (B,) along dimension 0."""
         if dim != 0:
-            raise ValueError(f"images are chosen along dimension 0, not {dim}")
+            raise ValueError(f"images are along dimension 0, not {dim}")
         return read_images(self.root, [self.files[index] for index in indices.tolist()], self.image_size)
 
     def split(self, size: int) -> Iterator[torch.Tensor]:
@@ -215,7 +215,7 @@ def _files_of(shown: Path, root: Path, split: Split, names: Sequence[str]) -> tu
             raise DataError(f"{base}/ of image folder {str(shown)!r} is empty: no file ends in {endings}")
         for relative, size in found:
             if size == 0:
-                raise DataError(f"{relative} of image folder {str(shown)!r} has no content: remove or replace it")
+                raise DataError(f"{relative} of image folder {str(shown)!r} is empty: remove or replace it")
             files.append(ImageFile(relative, size, label))
     return tuple(files)
 

@@ -1,4 +1,4 @@
-"""What a data set is: its description (no torch), its images in memory, and making them one size."""
+"""Data sets as values: a description (without torch), images in memory, and how they get one size."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
-#: The formats that are read, whatever a file is called. Not all that Pillow knows: some run other programs (EPS).
+#: The formats that are read, whatever the file's name. Not all of Pillow's: some run other programs (EPS).
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-#: Images that are resized at once: enough to be quick, few enough that the float copy stays small.
+#: Images that are resized at once: enough for speed, few enough for a small float copy.
 _RESIZED_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataInfo:
-    """A data set as it is known without reading its images.
+    """A data set as known without reading its images.
 
-    ``spec`` is what the user wrote; ``label`` is what results say, and holds no path. ``train_images`` and
+    ``spec`` is what the user wrote; ``label`` is its name in results, without a path. ``train_images`` and
     ``test_images`` are counts. ``path``: the folder that the images are read from, None for the embedded digits.
     """
 
@@ -49,7 +49,7 @@ class DataInfo:
 class ImageSet:
     """Images in memory: ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, indices into ``class_names``.
 
-    Raises ValueError for tensors of another kind.
+    Raises ValueError for tensors of another shape or dtype.
     """
 
     images: torch.Tensor
@@ -79,7 +79,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """What a frozen backbone makes of images: ``features`` (N, ...) float, ``labels`` (N,) int64, indices into
+    """The features of images by a frozen backbone: ``features`` (N, ...) float, ``labels`` (N,) int64, indices into
     ``class_names``.
     """
 
@@ -128,10 +128,9 @@ def _needed_and_free(count: int, image_size: tuple[int, int]) -> tuple[int, int]
 
 
 def check_memory(count: int, image_size: tuple[int, int], processes: int = 1) -> None:
-    """Raises DataError if ``count`` images of ``image_size`` px in each of so many ``processes`` do not fit into the
-    memory that is free.
+    """Raises DataError if ``count`` images of ``image_size`` px in each of ``processes`` do not fit the free memory.
 
-    Asking first matters: under overcommit the kernel would kill the process instead of refusing the allocation.
+    Under overcommit the kernel would kill the process instead of refusing the allocation.
     """
     needed, free = _needed_and_free(count, image_size)
     needed *= processes

@@ -1,4 +1,4 @@
-"""Which images of many: seeded, stratified or imbalanced, and the same on every machine and in every version."""
+"""Choose images: by a seed, stratified or imbalanced, the same on every machine and in every version."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ _IMBALANCE = re.compile(r"^(?P<kind>linear|exponential):(?P<ratio>\d+(\.\d+)?)$"
 
 
 def choose_stratified(labels: Sequence[int], count: int, seed: int | str) -> list[int]:
-    """``count`` ascending indices into ``labels`` whose classes have the shares that they have in all.
+    """``count`` ascending indices into ``labels`` (at most all) whose classes have the same shares as in all.
 
-    Shares are rounded by largest remainders, so that counts of equally large classes differ by one at most. More asked
-    for than there are: all. The choice rests on SHA-256 alone, since the streams of numpy's and torch's generators may
-    change between versions.
+    Shares are rounded by largest remainders: counts of equally large classes differ by one at most. The choice depends
+    on SHA-256 alone: the streams of numpy's and torch's generators may change between versions.
     """
     if count >= len(labels):
         return list(range(len(labels)))
@@ -26,7 +25,7 @@ def choose_stratified(labels: Sequence[int], count: int, seed: int | str) -> lis
         members.setdefault(label, []).append(index)
     shares = {label: count * len(indices) / len(labels) for label, indices in members.items()}
     taken = {label: int(share) for label, share in shares.items()}
-    # ties go to other classes with another seed: a fixed order would favour the first classes every time
+    # the seed breaks ties: a fixed order would always favour the first classes
     neediest = sorted(members, key=lambda label: (taken[label] - shares[label], _rank(seed, f"class {label}")))
     for label in neediest[: count - sum(taken.values())]:
         taken[label] += 1
@@ -37,13 +36,13 @@ def choose_stratified(labels: Sequence[int], count: int, seed: int | str) -> lis
 
 
 def is_rule(imbalance: str) -> bool:
-    """Whether it is ``linear:R`` or ``exponential:R``, and not the path of a file of indices."""
+    """Whether it is ``linear:R`` or ``exponential:R``; otherwise it is the path of a file of indices."""
     return _IMBALANCE.match(imbalance) is not None
 
 
 def digest_indices(path: str) -> str | None:
-    """``indices:`` and 16 hex digits of the numbers in a file of indices, whose path and layout do not matter; None if
-    there is no such file or it holds something else.
+    """``indices:`` and 16 hex digits of a hash of the numbers in the file; None if it does not exist or holds something
+    else.
     """
     try:
         numbers = _read_numbers(Path(path).expanduser())
@@ -57,9 +56,8 @@ def choose_imbalanced(labels: Sequence[int], among: Sequence[int], imbalance: st
 
     ``linear:R``: from the size of the largest class down to a fraction 1/R of it, in equal steps from the first class
     to the last (``linear:10`` of 5,000 a class: 5,000, 4,500, ... 500). ``exponential:R``: in equal ratios (Cui et
-    al., 2019,
-    arXiv:1901.05555, section 5.1). A path: that file's numbers (separated by blanks, commas or lines) are the indices
-    into all training images. No class gets more images than it has. Raises DataError for anything else.
+    al., 2019, arXiv:1901.05555, section 5.1). A path: the numbers in the file (separated by blanks, commas or lines)
+    are indices into all training images. No class gets more images than it has. Raises DataError for anything else.
     """
     if not is_rule(imbalance):
         return _indices_of(imbalance, labels, set(among))
@@ -84,15 +82,14 @@ def imbalanced_counts(imbalance: str, largest: int, classes: int) -> list[int]:
     ratio = float(match["ratio"]) if match else 0.0
     if match is None or ratio < 1:
         raise DataError(
-            f"Imbalance {imbalance!r} is neither linear:R nor exponential:R (largest over smallest class, from 1 on, "
-            "such "
-            "as linear:10) nor a file of indices"
+            f"Imbalance {imbalance!r} is neither linear:R nor exponential:R (largest over smallest class, at least 1, "
+            "such as linear:10) nor a file of indices"
         )
     places = [index / max(classes - 1, 1) for index in range(classes)]
     if match["kind"] == "linear":
         counts = [round(largest * (1 - place * (1 - 1 / ratio))) for place in places]
     else:
-        # cut off, as those who made long-tailed CIFAR do: 12,406 images of CIFAR-10 for exponential:100
+        # rounded down, like long-tailed CIFAR's: 12,406 images of CIFAR-10 for exponential:100
         counts = [int(largest * ratio**-place + 1e-9) for place in places]
     if min(counts) < 1:
         raise DataError(f"Imbalance {imbalance!r} leaves a class of {largest} images empty: take a smaller ratio")

@@ -28,9 +28,9 @@ Augmentation = Literal["crop", "flip", "rotation", "jitter", "randaugment", "era
 Sampler = Literal["shuffle", "weighted"]
 ClassWeights = Literal["none", "inverse"]
 
-#: Short names that people type, in ``--set`` only.
+#: Short names for ``--set``.
 ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wd": "weight_decay"}
-#: Keys by which others do something or nothing (see _need_of).
+#: Keys that other keys depend on (see _need_of).
 _SWITCHES = ("optimizer", "warmup", "schedule", "step_at", "mixup", "cutmix", "augment")
 #: Keys whose values are lists.
 LISTS = ("augment", "step_at", "mean", "std")
@@ -40,11 +40,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Channels = tuple[float, float, float]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class RecipeError(UsageError):
-    """A recipe that is not there, or says something that it may not."""
+    """A recipe that does not exist, or has a wrong key or value."""
 
 
 class Recipe(BaseModel):
@@ -115,8 +115,8 @@ class Recipe(BaseModel):
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
     mix_probability: Probability = 1.0
-    mean: Channels = (0.5, 0.5, 0.5)
-    std: Channels = (0.5, 0.5, 0.5)
+    mean: tuple[Finite, Finite, Finite] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     dropout: Fraction | None = None
     stochastic_depth: Fraction | None = None
     ema: Fraction = 0.0
@@ -132,26 +132,12 @@ class Recipe(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return value if isinstance(value, list | tuple) else (value,)
 
-    @field_validator("mean")
-    @classmethod
-    def _finite(cls, value: Channels) -> Channels:
-        if not all(map(math.isfinite, value)):
-            raise ValueError(f"mean {value} has to be a number for each channel")
-        return value
-
-    @field_validator("std")
-    @classmethod
-    def _positive(cls, value: Channels) -> Channels:
-        if not all(0 < one < math.inf for one in value):
-            raise ValueError(f"std {value} has to be above 0 for each channel")
-        return value
-
     @model_validator(mode="after")
     def _one_budget(self) -> Recipe:
         given = [key for key in BUDGETS if getattr(self, key) is not None]
         if len(given) != 1:
-            said = f"{' and '.join(given)} are given together" if given else "none is given"
-            raise ValueError(f"a recipe has exactly one budget of {', '.join(BUDGETS)}, but {said}")
+            found = f"{' and '.join(given)} are given together" if given else "none is given"
+            raise ValueError(f"a recipe has exactly one budget of {', '.join(BUDGETS)}, but {found}")
         if (self.schedule == "step") != bool(self.step_at):
             raise ValueError("schedule = 'step' and step_at (fractions of the budget) go together")
         if self.accumulate > self.batch_size:
@@ -164,8 +150,8 @@ class Recipe(BaseModel):
 
     @property
     def hash(self) -> str:
-        """16 hex digits of what it does: a hash of the keys that differ from their defaults, without name, description
-        and seed, so that a new key leaves it valid. A file of indices counts by the numbers in it, while it is there.
+        """16 hex digits of a hash of the keys that differ from their defaults, without name, description and seed: new
+        keys leave it valid. A file of indices counts by its numbers, as long as it exists.
         """
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={"name", "description", "seed"})
         if self.imbalance is not None and not is_rule(self.imbalance):
@@ -180,13 +166,13 @@ class Recipe(BaseModel):
 
     @property
     def test_batch_size(self) -> int:
-        """How many images are tested at once: 64 at least, but no more than four times what a step goes through at
-        once, which is known to fit with all that a backward pass keeps.
+        """How many images are tested at once: at least 64, but at most four times the images of one forward pass in
+        training, which fit memory together with what a backward pass keeps.
         """
         return min(max(self.batch_size, 64), 4 * math.ceil(self.batch_size / self.accumulate))
 
     def total_images(self, train_images: int) -> int | None:
-        """How many images a training on ``train_images`` of them sees, repeats counted; None if time decides."""
+        """How many images a training on ``train_images`` sees, repeats counted; None for a budget in seconds."""
         if self.images is not None:
             return self.images
         if self.steps is not None:
@@ -194,12 +180,12 @@ class Recipe(BaseModel):
         return None if self.epochs is None else max(1, round(self.epochs * train_images))
 
     def total_steps(self, train_images: int) -> int | None:
-        """How many optimizer steps that takes; the last batch may be smaller. None if time decides."""
+        """How many optimizer steps that takes; the last batch may be smaller. None for a budget in seconds."""
         images = self.total_images(train_images)
         return None if images is None else math.ceil(images / self.batch_size)
 
     def learning_rate_at(self, progress: float) -> float:
-        """The learning rate when ``progress`` (0 to 1) of the budget is used up."""
+        """The learning rate at ``progress`` (0 to 1) of the budget."""
         if progress < self.warmup:
             return self.learning_rate * (self.warmup_start + (1 - self.warmup_start) * progress / self.warmup)
         if self.schedule == "constant":
@@ -220,8 +206,8 @@ def list_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
     """Read and validate a recipe; ``overrides`` replace its keys, and a budget among them replaces its budget.
 
-    Raises RecipeError (file, key, what is allowed), also for a key of a file that does nothing there; one to which that
-    happens by an override passes.
+    Raises RecipeError (file, key, what is allowed), also for a key in the file without effect there; a key that loses
+    its effect by an override is accepted.
     """
     path = _find_recipe(name_or_path)
     try:
@@ -240,21 +226,21 @@ def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
 
 
 def _check_file(path: Path, content: Mapping[str, Any], overrides: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raises RecipeError for a key of a file that does nothing, neither in ``recipe`` nor without the overrides."""
+    """Raises RecipeError for a key in the file that has no effect, neither in ``recipe`` nor without the overrides."""
     idle = [key for key in content if key not in overrides and _need_of(key, recipe)]
     try:
         alone = Recipe.model_validate({**content, **{k: v for k, v in overrides.items() if k not in _SWITCHES}})
         check_settings(alone, idle)
-    except ValidationError:  # an override mends it
+    except ValidationError:  # the file needs the override
         return
     except RecipeError as error:
         raise RecipeError(f"Recipe {path.name}: {error}") from error
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """What ``--set key=value`` says, key to value: numbers, words, none, and lists with commas.
+    """``--set key=value`` as a mapping: numbers, words, none, and lists with commas.
 
-    Raises RecipeError for what is no ``key=value``, for keys that a recipe does not have, and for one given twice.
+    Raises RecipeError for another form, for unknown keys, and for a key given twice.
     """
     found: dict[str, Any] = {}
     for setting in settings:
@@ -262,7 +248,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         key = key.strip().replace("-", "_")
         allowed = [name for name in Recipe.model_fields if name not in ("name", "description")]
         if not sign or not key:
-            raise RecipeError(f"--set {setting!r} is no key=value, such as learning_rate=1e-3")
+            raise RecipeError(f"--set {setting!r} is not key=value, such as learning_rate=1e-3")
         key = ALIASES.get(key, key)
         if key not in allowed:
             raise RecipeError(
@@ -276,15 +262,15 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def check_settings(recipe: Recipe, settings: Iterable[str]) -> None:
-    """Raises RecipeError for a key in ``settings``, which a person has set, that does nothing in ``recipe``."""
+    """Raises RecipeError for a key in ``settings``, set by the user, without effect in ``recipe``."""
     for key in settings:
         need = _need_of(key, recipe)
         if need is not None:
-            raise RecipeError(f"{key} does nothing without {need}: set that, too, or leave out {key}")
+            raise RecipeError(f"{key} has no effect without {need}: set that, too, or leave out {key}")
 
 
 def _need_of(key: str, recipe: Recipe) -> str | None:
-    """What a key of ``recipe`` lacks to do anything; None if it does something."""
+    """What ``key`` needs to have an effect in ``recipe``; None if it has one."""
     needs: dict[str, tuple[bool, str]] = {
         "momentum": (recipe.optimizer == "sgd", "optimizer=sgd"),
         "warmup_start": (recipe.warmup > 0, "a warmup"),
@@ -300,7 +286,7 @@ def _need_of(key: str, recipe: Recipe) -> str | None:
 
 
 def _value(key: str, text: str) -> Any:
-    """A value as TOML would have it, for what a person types after the sign."""
+    """The TOML value of what the user typed after the sign."""
     if key in LISTS:
         return [_value("", part.strip()) for part in text.split(",") if part.strip()] if text != "none" else []
     if text == "none" and key not in ("class_weights",):
@@ -329,7 +315,7 @@ def _find_recipe(name_or_path: str) -> Path:
 
 
 def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, Any]) -> str:
-    """One line for the first problem: where (file or override, key), what, and what is allowed."""
+    """One line for the first problem: where (file or override, key), what is wrong, and what is allowed."""
     problem = error.errors(include_url=False)[0]
     key = str(problem["loc"][0]) if problem["loc"] else ""
     where = f"Recipe {source}, key {key!r}" + (" (overridden)" if key in overrides else "")
@@ -338,7 +324,7 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
         hint = _did_you_mean(key, allowed)
         return f"Recipe {source}: unknown key {key!r}.{hint} Allowed: {', '.join(allowed)}"
     if problem["type"] == "missing" and len(problem["loc"]) > 1:
-        return f"{where}: it has a number for each of the three channels, such as 0.5,0.5,0.5"
+        return f"{where}: give a number for each of the three channels, such as 0.5,0.5,0.5"
     if problem["type"] == "missing":
         return f"Recipe {source}: the key {key!r} is missing"
     message = re.sub(r"^Value error, ", "", problem["msg"])
