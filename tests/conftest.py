@@ -66,8 +66,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[Launcher]:
     """Workers that may import from the checkout, for the tests that change neither variables nor what is loaded."""
-    from tests.launching import ROOT
-    from vitbench.executors.launcher import make_launcher
+    from tests.launching import ROOT, make_launcher
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)

@@ -150,7 +150,7 @@ def breaks_on_meta(*, image_size: tuple[int, int], num_classes: int) -> nn.Modul
 def prints(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     class Prints(Pooled):
         def go_wrong(self, images: Tensor) -> None:
-            print('{"kind": "done", "seconds": 0}')
+            print('{"kind": "Done", "seconds": 0}')
 
     return Prints(num_classes)
 

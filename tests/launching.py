@@ -9,8 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vitbench.executors.launcher import Launcher, Worker, make_launcher
-from vitbench.runner import run as runner
+from vitbench.executors import launcher as launching
+from vitbench.executors.launcher import Launcher, Worker
+from vitbench.regression import snapshot
+from vitbench.runner import doctor, run
+
+#: As it is before a test lends another launcher.
+make_launcher = launching.make_launcher
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,9 +42,9 @@ class SharedLauncher(Launcher):
 
 
 @contextlib.contextmanager
-def shared_server() -> Iterator[list[SharedLauncher]]:
+def shared_server(*preload: str) -> Iterator[list[SharedLauncher]]:
     """Runs inside this context share a server of their own, begun in the folder and with the variables of now."""
-    with make_launcher(["torch._dynamo"], allow_import=True) as launcher, lending(launcher) as launchers:
+    with make_launcher(["torch._dynamo", *preload], allow_import=True) as launcher, lending(launcher) as launchers:
         yield launchers
 
 
@@ -53,7 +58,8 @@ def lending(launcher: Launcher) -> Iterator[list[SharedLauncher]]:
         return launchers[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "make_launcher", lend)
+        for module in (launching, run, doctor, snapshot):
+            patch.setattr(module, "make_launcher", lend)
         yield launchers
 
 

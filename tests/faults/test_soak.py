@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
@@ -47,6 +48,7 @@ class Story:
     soak: Soak
     codes: list[int]
     texts: list[str]
+    written: list[bytes]  # the records after each session
 
     def record(self, kind: str) -> Record:
         """The record of the first cell with that fault."""
@@ -61,7 +63,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     soak.draw_faults(dict.fromkeys(KINDS, 1), random.Random(6))
     free = [cell.id for cell in soak.cells if cell.id not in soak.faults]
     soak.faults |= {free[6]: "disk_full", free[9]: "corrupt_record"}
-    told = Story(soak, [], [])
+    told = Story(soak, [], [], [])
     while True:
         with soak.session() as session:
             if not told.codes:
@@ -70,6 +72,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
                 session.kill()
             told.codes.append(session.wait(120))
             told.texts.append(session.log.read_text())
+            told.written.append((soak.folder / store.RECORDS).read_bytes())
         if told.codes[-1] == 1 and "--resume" not in session.last_words:
             return told
         assert len(told.codes) < 6, told
@@ -82,6 +85,9 @@ def test_cells_with_faults_and_two_kills_of_their_run_are_one_record_each_of_the
     assert story.codes == [-9, 1, -9, 1], story.texts
     story.soak.check_records()
     story.soak.check_nothing_is_left()
+    # a session repeats nothing: whole lines of those before it stay as they are
+    for before, after in itertools.pairwise(story.written):
+        assert after.startswith(before[: before.rfind(b"\n") + 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)

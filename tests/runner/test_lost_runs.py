@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 import vitbench
-from tests.launching import SharedLauncher, shared_server
+from tests.launching import SharedLauncher
 from vitbench.cli import run_command
 from vitbench.core import run_folder as store
 from vitbench.core.errors import RunFolderError, VitbenchError
@@ -43,28 +43,8 @@ class JumpingClock(datetime):
         return datetime(2026, 1, 1, 12) - cls.readings * timedelta(hours=1, milliseconds=1)
 
 
-_JUMPING_TIME = """
-import itertools, time
-real, jumps = time.time, itertools.count()
-time.time = lambda: real() - 3600 * next(jumps)
-time.time_ns = lambda: int(time.time() * 1e9)
-"""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SharedLauncher]]:
-    """Its workers' wall clock goes back by an hour each time that it is read."""
-    clock = tmp_path_factory.mktemp("clock")
-    (clock / "sitecustomize.py").write_text(_JUMPING_TIME)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(clock), str(ROOT)]))
-        with shared_server() as launchers:
-            yield launchers
-
-
 @pytest.fixture(autouse=True)
-def place(server: list[SharedLauncher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(shared_workers: list[SharedLauncher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -441,11 +441,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
         failing("works_slowly", "kills_itself_later", "works"),
         ["params", "memory", "latency", "throughput"],
         processes=2,
-        seconds=0.25,
+        seconds=0.2,
         max_samples=100_000,
     )
 
 
+@pytest.mark.integration
 def test_a_model_that_kills_itself_while_it_is_timed_takes_no_other_along(mixed: RunSummary) -> None:
     found = [(record.cell.model.rpartition(":")[2], record.status, record.signal) for record in mixed.records]
     assert found == [("works_slowly", "ok", None), ("kills_itself_later", "killed", 9), ("works", "ok", None)]
@@ -456,6 +457,7 @@ def test_a_model_that_kills_itself_while_it_is_timed_takes_no_other_along(mixed:
         assert killed.measurement(name).status == "killed"
 
 
+@pytest.mark.integration
 def test_those_that_took_turns_are_of_one_group_and_have_relative_figures(mixed: RunSummary) -> None:
     groups = set()
     for record in (mixed.records[0], mixed.records[2]):
@@ -470,7 +472,8 @@ def test_those_that_took_turns_are_of_one_group_and_have_relative_figures(mixed:
     assert groups != {""}
 
 
-def test_groups_that_begin_at_one_moment_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.integration
+def test_groups_that_begin_at_one_moment_have_different_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that is put back, or two machines: what did not take turns must not be compared as if it had."""
 
     class StandingClock(datetime):
@@ -493,6 +496,8 @@ def test_groups_that_begin_at_one_moment_are_told_apart(tmp_path: Path, monkeypa
         allow_import=True,
     )
     assert len({record.started_at for record in summary.records}) == 1
+    # measured to decide who can be alive together, and not asked for
+    assert {record.measurement("inference_peak_memory") for record in summary.records} == {None}
     by_batch: dict[int, list[str]] = {}
     for record in summary.records:
         by_batch.setdefault(record.cell.batch_size, []).append(record.measurement("latency").group)
@@ -503,6 +508,7 @@ def test_groups_that_begin_at_one_moment_are_told_apart(tmp_path: Path, monkeypa
     assert "" not in one | other
 
 
+@pytest.mark.integration
 def test_a_run_checks_its_noise_in_the_first_and_the_last_group(mixed: RunSummary) -> None:
     """Here they are the same one: one check for each of its two rounds."""
     checks = store.read_noise(mixed.folder)
@@ -511,19 +517,3 @@ def test_a_run_checks_its_noise_in_the_first_and_the_last_group(mixed: RunSummar
     for check in checks:
         assert len(check.samples) == len(check.reference_samples) > 2
         assert min(check.samples) > 0
-
-
-def test_cells_take_turns_although_their_memory_was_not_asked_for(tmp_path: Path) -> None:
-    """Two names of one architecture: their relative figures are of one size, and nobody's memory is in the records."""
-    names = ["timm:vit_tiny_patch16_224", "timm:deit_tiny_patch16_224"]
-    summary = run_of(tmp_path / "run", names, ["latency"], processes=2, seconds=0.2, max_samples=100_000)
-    assert [record.status for record in summary.records] == ["ok", "ok"]
-    values = []
-    for record in summary.records:
-        latency = record.measurement("latency")
-        assert latency.group == summary.records[0].measurement("latency").group != ""
-        assert record.measurement("inference_peak_memory") is None
-        relative = relative_samples(latency.samples, latency.turns, latency.reference_samples)
-        values.append(estimate(relative, first_stage=latency.first_stage).value)
-    assert max(values) < 4 * min(values)  # of 0.2 s, on any machine
-    assert 0.5 < min(values) < 200  # twelve such layers on five tokens, against one on 65

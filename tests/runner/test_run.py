@@ -1,4 +1,7 @@
-"""Whole runs as people do them: from the command line, interrupted, killed, resumed, merged."""
+"""Whole runs as people do them: from the command line, interrupted, resumed, merged.
+
+Runs that are killed, and disks that are full: tests/faults/test_soak.py and test_lost_runs.py.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +33,11 @@ from vitbench.executors.launcher import Launcher
 ROOT = Path(__file__).parents[2]
 WORKS = "module:tests.failing_models:works"
 
+pytestmark = pytest.mark.integration
+
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "vitbench", *arguments]
-
-
-def vitbench_run(*arguments: str, timeout: float = 120, **more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False, **more
-    )  # type: ignore[call-overload,no-any-return]
 
 
 @dataclass
@@ -77,9 +76,9 @@ def records_so_far(folder: Path) -> int:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A run of five cells that has two records."""
+    """A run of four cells that has two records."""
     folder = tmp_path / "run"
-    arguments = ["run", "--suite", str(small_suite(tmp_path, 5, 0.4)), "--allow-import", "--out", str(folder)]
+    arguments = ["run", "--suite", str(small_suite(tmp_path, 4, 0.3)), "--allow-import", "--out", str(folder)]
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while records_so_far(folder) < 2:
@@ -100,32 +99,6 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_run_killed_with_sigkill_is_resumed_and_repeats_nothing(
-    started: tuple[subprocess.Popen[str], Path], fork_server: Launcher
-) -> None:
-    process, folder = started
-    workers = children_of(process)
-    process.kill()
-    process.communicate()
-    assert_gone(workers)
-    lines_before = (folder / store.RECORDS).read_text().splitlines()
-    assert 2 <= len(lines_before) < 5
-    told = vitbench_run("report", str(folder))
-    assert told.returncode == 0, told.stderr
-    assert f"**run**: {len(lines_before)} of 5 cells (" in (folder / "report.md").read_text()
-    done = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
-    assert done.returncode == 0, done.stderr
-    lines = (folder / store.RECORDS).read_text().splitlines()
-    assert lines[: len(lines_before)] == lines_before  # untouched
-    assert len(lines) == 5
-    assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4, 5]
-    assert [session["planned_cells"] for session in store.read_environment(folder)["sessions"]] == [5, 5]
-    assert "**run**: 5 cells (5 ok)" in (folder / "report.md").read_text()
-    again = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
-    assert again.returncode == 0
-    assert (folder / store.RECORDS).read_text().splitlines() == lines  # nothing left to do
-
-
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["Ctrl-C", "SIGTERM"]
 )
@@ -141,15 +114,17 @@ def test_an_interrupted_run_ends_with_130_leaves_no_worker_and_can_be_resumed(
     assert "Traceback" not in errors
     assert_gone(workers)
     assert run_here(fork_server, "run", "--resume", str(folder), "--allow-import").returncode == 0
-    assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4, 5]
+    assert batch_sizes(store.read_records(folder)) == [1, 2, 3, 4]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(fork_server: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three cells."""
     folder = tmp_path_factory.mktemp("finished")
-    suite = small_suite(folder, 3, 0.1)
-    done = vitbench_run("run", "--suite", str(suite), "--allow-import", "--out", str(folder / "run"))
+    arguments = ["run", "--suite", str(small_suite(folder, 3, 0.1)), "--allow-import", "--out", str(folder / "run")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["/usr/bin/vitbench", *arguments])  # for the session
+        done = run_here(fork_server, *arguments)
     assert done.returncode == 0, done.stderr
     assert f"| {WORKS} " in done.stdout  # the table
     return folder / "run"
@@ -174,10 +149,10 @@ def test_a_run_folder_holds_what_it_promises(finished: Path) -> None:
     assert str(Path.home()) + os.sep not in text
 
 
-def test_a_folder_takes_one_run_at_a_time(finished: Path, tmp_path: Path) -> None:
+def test_a_folder_takes_one_run_at_a_time(finished: Path, fork_server: Launcher, tmp_path: Path) -> None:
     folder = copy_of(finished, tmp_path / "run")
     with filelock.FileLock(folder / store.LOCK):
-        second = vitbench_run("run", "--resume", str(folder), "--allow-import")
+        second = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
     assert second.returncode == 2
     assert "is in use by another vitbench run" in second.stderr
 
@@ -196,6 +171,9 @@ def test_a_damaged_record_is_set_aside_and_its_cell_measured_again(
 ) -> None:
     folder = copy_of(finished, tmp_path / "run")
     lines = (folder / store.RECORDS).read_bytes().splitlines(keepends=True)
+    (folder / store.RECORDS).write_bytes(lines[0] + lines[2])
+    assert run_here(fork_server, "report", str(folder)).returncode == 0
+    assert "**run**: 2 of 3 cells (" in (folder / "report.md").read_text()
     (folder / store.RECORDS).write_bytes(lines[0] + lines[1][:100] + b"\n" + lines[2])
     done = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
     assert done.returncode == 0
@@ -203,6 +181,11 @@ def test_a_damaged_record_is_set_aside_and_its_cell_measured_again(
     assert (folder / store.DAMAGED).read_bytes() == lines[1][:100] + b"\n"
     assert sorted(batch_sizes(store.read_records(folder))) == [1, 2, 3]
     assert (folder / store.RECORDS).read_bytes().startswith(lines[0] + lines[2])
+    assert [session["planned_cells"] for session in store.read_environment(folder)["sessions"]] == [3, 3]
+    assert "**run**: 3 cells (3 ok)" in (folder / "report.md").read_text()
+    complete = (folder / store.RECORDS).read_bytes()
+    assert run_here(fork_server, "run", "--resume", str(folder), "--allow-import").returncode == 0
+    assert (folder / store.RECORDS).read_bytes() == complete  # nothing left to do
 
 
 def test_a_changed_environment_is_refused_unless_it_is_allowed(
@@ -221,9 +204,9 @@ def test_a_changed_environment_is_refused_unless_it_is_allowed(
     assert len({record.environment for record in store.read_records(folder)}) == 2
 
 
-def test_two_runs_become_one_table_with_a_row_each(finished: Path, tmp_path: Path) -> None:
+def test_two_runs_become_one_table_with_a_row_each(finished: Path, fork_server: Launcher, tmp_path: Path) -> None:
     second = copy_of(finished, tmp_path / "second")
-    done = vitbench_run("report", str(finished), str(second), "--out", str(tmp_path / "both"))
+    done = run_here(fork_server, "report", str(finished), str(second), "--out", str(tmp_path / "both"))
     assert done.returncode == 0, done.stderr
     rows = [
         line for line in (tmp_path / "both" / "report.md").read_text().splitlines() if line.startswith(f"| {WORKS} ")
@@ -250,52 +233,20 @@ def test_a_report_is_rebuilt_without_torch_and_comes_out_the_same(finished: Path
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
-def test_a_full_disk_ends_the_run_with_1_and_it_can_be_resumed(fork_server: Launcher, tmp_path: Path) -> None:
-    """A real full disk where this machine lets us mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        suite = small_suite(tmp_path, 12, 0.02)
-        # so many samples of each cell, however slow the machine is just now, that twelve cells do not fit
-        text = suite.read_text().replace('"params", "latency"', '"latency"')
-        suite.write_text(text.replace("[measure]\n", "[measure]\nmin_samples = 400\n"))
-        full = vitbench_run("run", "--suite", str(suite), "--allow-import", "--out", str(disk / "run"))
-        assert full.returncode == 1
-        assert "No space left on device" in full.stderr
-        assert f"vitbench run --resume {disk / 'run'}" in full.stderr
-        kept = store.read_records(disk / "run")
-        assert 0 < len(kept) < 12
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        done = run_here(fork_server, "run", "--resume", str(disk / "run"), "--allow-import")
-        assert done.returncode == 0, done.stderr
-        records = store.read_records(disk / "run")
-        assert batch_sizes(records) == list(range(1, 13))
-        assert records[: len(kept)] == kept
-    finally:
-        subprocess.run(["umount", str(disk)], check=False)
-
-
-def test_smoke_trains_measures_and_draws(tmp_path: Path) -> None:
+def test_smoke_trains_measures_and_draws(fork_server: Launcher, tmp_path: Path) -> None:
     """The main job in small, from the command line, on real digits."""
     folder = tmp_path / "smoke"
-    done = vitbench_run(
-        "run", "--suite", "smoke", "--models", "vit_layer6_32", "--threads", "1", "--out", str(folder), timeout=200
-    )
+    smoke = ("run", "--suite", "smoke", "--models", "vit_layer6_32", "--batch-sizes", "8", "--threads", "1")
+    done = run_here(fork_server, *smoke, "--out", str(folder))
     assert done.returncode == 0, done.stderr
     records = store.read_records(folder)
     assert [(record.cell.mode, record.cell.batch_size, record.cell.trains) for record in records] == [
-        ("infer", 1, False),
         ("infer", 8, False),
         ("train", 8, False),
         ("train", 32, True),
     ]
     assert {record.status for record in records} == {"ok"}
-    infer, train = records[0], records[2]
+    infer, train, training = records
     assert infer.measurement("params").value == 827_530
     assert infer.measurement("flops").value == 2 * 58_018_560
     assert infer.measurement("weights_memory").value == 4 * 827_530
@@ -304,7 +255,6 @@ def test_smoke_trains_measures_and_draws(tmp_path: Path) -> None:
     assert train.measurement("training_peak_memory").value > 4 * 4 * 827_530
     assert train.measurement("params_without_gradient").value == 0
     assert len(infer.measurement("latency").samples[0]) >= 3
-    training = records[3]
     assert training.measurement("params").value < 827_530  # of the model at 16 px, whose position embedding is smaller
     assert {one.status for one in training.measurements} == {"ok"}
     assert training.measurement("test_images").value == 100
@@ -348,7 +298,7 @@ def two_recipes(fork_server: Launcher, tmp_path_factory: pytest.TempPathFactory)
     (folder / "thin.toml").write_text(THIN)
     (folder / "mine.toml").write_text(
         'models = ["vit_basic_tutorial", "vit_layer6_32"]\nimage_sizes = [8]\ndevices = ["cpu"]\nthreads = [1]\n'
-        'metrics = ["params", "latency", "accuracy"]\n[measure]\nprocesses = 1\nseconds = 0.05\n'
+        'metrics = ["params", "accuracy"]\n'
         f'[training]\nrecipe = ["{folder / "thin.toml"}"]\ntest_images = 100\ntrain_images = 1000\n'
         '[[exclude]]\nmodels = "vit_layer*"\nrecipes = "thin"\n'
     )
@@ -410,17 +360,16 @@ def test_a_run_of_several_recipes_is_resumed_without_repeating_anything(
 ) -> None:
     folder = copy_of(two_recipes, tmp_path / "run")
     lines = (folder / store.RECORDS).read_text().splitlines(keepends=True)
-    (folder / store.RECORDS).write_text("".join(lines[:-2]))
+    (folder / store.RECORDS).write_text("".join(lines[:-1]))
     done = run_here(fork_server, "run", "--resume", str(folder))
     assert done.returncode == 0, done.stderr
     again = (folder / store.RECORDS).read_text().splitlines(keepends=True)
-    assert again[:-2] == lines[:-2]
-    for before, after in zip(lines[-2:], again[-2:], strict=True):
-        first, second = Record.from_json(before), Record.from_json(after)
-        assert first.cell == second.cell
-        # the same seed: the same pictures, weights and answers
-        assert first.measurement("class_f1") == second.measurement("class_f1")
-        assert first.measurement("training_loss") == second.measurement("training_loss")
+    assert again[:-1] == lines[:-1]
+    first, second = Record.from_json(lines[-1]), Record.from_json(again[-1])
+    assert first.cell == second.cell
+    # the same seed: the same images, weights and answers
+    assert first.measurement("class_f1") == second.measurement("class_f1")
+    assert first.measurement("training_loss") == second.measurement("training_loss")
 
 
 @pytest.mark.parametrize(
@@ -462,6 +411,7 @@ def test_dry_run_measures_nothing(fork_server: Launcher, tmp_path: Path) -> None
     assert not folder.exists()
 
 
+@pytest.mark.usefixtures("shared_workers")
 def test_measure_takes_a_name_in_fresh_processes() -> None:
     record = vitbench.measure(
         "vit_layer6_32", batch_size=2, threads=1, processes=2, seconds=0.1, metrics=["params", "latency"]
@@ -594,8 +544,7 @@ def test_spawned_workers_measure_the_same_as_forked_ones(monkeypatch: pytest.Mon
         batch_sizes=[1],
         modes=["infer"],
         threads=[1],
-        metrics=["params", "latency"],
-        measure={"processes": 1, "seconds": 0.05},
+        metrics=["memory"],
         data="none",
         out=tmp_path / "run",
         allow_import=True,
@@ -609,7 +558,18 @@ def test_a_folder_of_the_users_is_no_part_of_a_measurement(tmp_path: Path) -> No
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "__init__.py").write_text("raise SystemExit('taken from the current folder')")
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "vitbench", "run", "--suite", "smoke", "--models", "vit_layer6_32", "--dry-run"],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "vitbench",
+            "run",
+            "--suite",
+            "zoo-static",
+            "--models",
+            "vit_layer6_32",
+            "--dry-run",
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
         capture_output=True,
@@ -619,10 +579,12 @@ def test_a_folder_of_the_users_is_no_part_of_a_measurement(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_a_resumed_folder_that_cannot_be_written_gets_one_line(finished: Path, tmp_path: Path) -> None:
+def test_a_resumed_folder_that_cannot_be_written_gets_one_line(
+    finished: Path, fork_server: Launcher, tmp_path: Path
+) -> None:
     folder = copy_of(finished, tmp_path / "run")
     (folder / store.LOCK).unlink()
     (folder / store.LOCK).mkdir()  # as good as a folder that refuses new files, and root is refused too
-    done = vitbench_run("run", "--resume", str(folder), "--allow-import")
+    done = run_here(fork_server, "run", "--resume", str(folder), "--allow-import")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -28,6 +28,8 @@ from vitbench.runner.progress import SilentProgress
 from vitbench.runner.run import RunSummary, resume_run
 from vitbench.runner.static_counts import StaticCounter, static_key
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[2]
 OURS = ("vit_layer6_32", "vit_layer12_32", "vit_basic_tutorial", "cifar_vit_tiny")
 #: What goes wrong while it is built -> (status, cause, signal, a part of the detail).
@@ -200,6 +202,7 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_counts_is_resumed_and_repeats_nothing(started: Started) -> None:
     workers = psutil.Process(started.process.pid).children(recursive=True)
     assert len(workers) > 1  # the server and a worker that waits
@@ -222,6 +225,7 @@ def test_a_run_killed_between_its_counts_is_resumed_and_repeats_nothing(started:
     assert max(Counter(record.cell.id for record in records).values()) == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_between_counts_ends_with_130_and_leaves_no_worker(started: Started) -> None:
     workers = psutil.Process(started.process.pid).children(recursive=True)
     assert len(workers) > 1
@@ -381,7 +385,7 @@ def test_a_size_that_a_zoos_model_refuses_ends_a_static_run_before_its_first_rec
     assert not (tmp_path / "run").exists()
 
 
-def test_measure_counts_parameters_alone() -> None:
+def test_measure_counts_parameters_alone(server: list[SharedLauncher]) -> None:
     record = vitbench.measure("vit_basic_tutorial", metrics=["params"])
     assert record.status == "ok", record.detail
     params = record.measurement("params")

@@ -1,4 +1,4 @@
-"""One task, one worker: what it measured, or how it failed. A worker's death gets its status here and nowhere else."""
+"""The runner's end of the pipe: give a worker a task, collect its events, turn its death or silence into a status."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ from vitbench.executors.protocol import (
     TrainingStep,
     Turn,
     Waiting,
-    kind_of,
 )
 
 #: How many lines of a failed worker's stderr a record keeps.
 STDERR_LINES = 20
-#: Exit codes of Windows from here on are errors (NTSTATUS); STATUS_NO_MEMORY and STATUS_COMMITMENT_LIMIT are two.
+#: Windows' exit codes from here on are errors (NTSTATUS); STATUS_NO_MEMORY and STATUS_COMMITMENT_LIMIT are two.
 _NT_ERROR = 0xC0000000
 _NT_NO_MEMORY = (0xC0000017, 0xC000012D)
-#: Signals that no process comes by through its own doing.
+#: Signals that a process does not cause itself.
 _SENT_BY_OTHERS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1", "SIGUSR2")
-#: Signals (ILL, ABRT, BUS, FPE, KILL, SEGV, TERM) that a shell tells of as 128 and their number.
+#: Signals (ILL, ABRT, BUS, FPE, KILL, SEGV, TERM) that a shell reports as 128 plus their number.
 _CRASHES_THROUGH_A_SHELL = (4, 6, 7, 8, 9, 11, 15)
 
 
@@ -126,7 +125,7 @@ class Conversation:
         where = _where_it_hangs(self.worker)
         self.worker.kill()
         self.worker.wait(10)
-        what = self._task.process if isinstance(self._task, Measure) else kind_of(self._task)
+        what = self._task.process if isinstance(self._task, Measure) else type(self._task).__name__
         self.outcome.failure = Failure(
             "timeout", "timeout", f"the {what} process took longer than {limit_s:g} s; {where}"
         )
@@ -153,7 +152,7 @@ def ask(launcher: Launcher, question: Task, timeout_s: float = 600.0) -> list[Ma
     if outcome.failure is not None or not outcome.answers:
         last = outcome.stderr_tail.splitlines()
         why = outcome.failure.detail if outcome.failure else "it sent nothing"
-        raise WorkerError(f"A worker could not answer {kind_of(question)!r}: {why}{': ' + last[-1] if last else ''}")
+        raise WorkerError(f"A worker could not answer {question}: {why}{': ' + last[-1] if last else ''}")
     for answer in outcome.answers:
         if answer.error:
             raise UsageError(answer.error)
@@ -161,14 +160,14 @@ def ask(launcher: Launcher, question: Task, timeout_s: float = 600.0) -> list[Ma
 
 
 def finish(worker: Worker, outcome: Outcome, device: str) -> Outcome:
-    """End a worker that serves no other task, and read in its last words whether its figures can be trusted."""
+    """End a worker that serves no other task; its measurements fail if it printed that its device failed."""
     worker.end()
     text = worker.stderr_tail()
     cause, line = _device_class(device).stderr_failure(text)
     if cause and outcome.failure is None:
         status: Status = "oom" if cause in OUT_OF_MEMORY else "error"
         outcome.failure = Failure(status, cause, f"the worker finished, but printed that its device failed: {line}")
-        # kept, but under that status: they may be the times and the memory of work that was never done
+        # kept, but under that status: the work that they measure may never have been done
         outcome.measurements = [
             replace(one, status=status, detail=outcome.failure.detail) if one.status == "ok" else one
             for one in outcome.measurements
@@ -185,36 +184,36 @@ def classify_death(code: int | None, stderr: str, device: str, *, memory_evidenc
     ``memory_evidence``: whether the kernel counted a kill for memory meanwhile. A SIGKILL without it is ``killed``
     with the cause ``probable_oom``: somebody else may have sent it.
     """
-    if code is not None and code >= _NT_ERROR:  # how Windows tells of an access violation and the like
+    if code is not None and code >= _NT_ERROR:  # an access violation on Windows, and the like
         if code in _NT_NO_MEMORY:
-            return Failure("oom", "out_of_memory", f"ended by the system for want of memory ({code:#x})"), None
+            return Failure("oom", "out_of_memory", f"ended by the system for lack of memory ({code:#x})"), None
         return Failure("killed", "crash", f"the worker crashed with {code:#x}"), None
     number = _signal_of(code)
-    words = _device_class(device).explain_death(stderr, by_signal=number is not None)
-    said = f": {words.detail}" if words is not None and words.detail else ""
+    explained = _device_class(device).explain_death(stderr, by_signal=number is not None)
+    why = f": {explained.detail}" if explained is not None and explained.detail else ""
+    out_of_memory = explained.cause if explained is not None and explained.status == "oom" else None
     if number is None:
-        if words is not None and words.status == "oom":
-            detail = f"ended by itself with exit code {code} because memory could not be had{said}"
-            return Failure("oom", words.cause, detail), None
+        if out_of_memory is not None:
+            detail = f"ended by itself with exit code {code} because memory could not be allocated{why}"
+            return Failure("oom", out_of_memory, detail), None
         return Failure("error", "exit", f"the worker ended by itself with exit code {code} before it was done"), None
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
     if number == getattr(signal, "SIGKILL", 9):
         if memory_evidence:
-            return Failure(
-                "oom", "oom_kill", "killed by the kernel for memory (the cgroup's oom_kill count rose)"
-            ), number
+            detail = "killed by the kernel for memory (the cgroup's oom_kill count rose)"
+            return Failure("oom", "oom_kill", detail), number
         return Failure("killed", "probable_oom", f"killed by {name}: probably for memory, without evidence"), number
-    if words is not None and words.status == "oom":
-        return Failure("oom", words.cause, f"aborted ({name}) because memory could not be had{said}"), number
-    if words is not None:
-        return Failure(words.status, words.cause, f"the worker crashed with {name}{said}"), number
+    if out_of_memory is not None:
+        return Failure("oom", out_of_memory, f"aborted ({name}) because memory could not be allocated{why}"), number
+    if explained is not None:
+        return Failure(explained.status, explained.cause, f"the worker crashed with {name}{why}"), number
     if name in _SENT_BY_OTHERS:
         return Failure("killed", "terminated", f"ended by {name}, which somebody else sent"), number
     return Failure("killed", "crash", f"the worker crashed with {name}"), number
 
 
 def _signal_of(code: int | None) -> int | None:
-    """The signal that an exit code tells of; None for a process that ended by itself. A shell in between adds 128."""
+    """The signal in an exit code; None for a process that ended by itself. A shell in between adds 128."""
     if code is None:
         return None
     if code < 0:
@@ -223,12 +222,12 @@ def _signal_of(code: int | None) -> int | None:
 
 
 def last_lines(text: str) -> str:
-    """The end of a worker's stderr as a record keeps it; of a stack, where it is and not where it began."""
+    """The end of a worker's stderr as a record keeps it; of a stack, the innermost calls."""
     return stacks.shorten(text, STDERR_LINES)
 
 
 def _where_it_hangs(worker: Worker) -> str:
-    """Where a late worker is, in words."""
+    """Where a late worker is, as text."""
     if stacks.ASK is None:
         return "where it hung is not known: this system has no signal that asks for a stack"
     call = stacks.last_call(worker.ask_for_stack())
@@ -239,7 +238,7 @@ def _worker_died(worker: Worker, outcome: Outcome, device: str, kills_before: in
     code = worker.wait(10)
     text = worker.stderr_tail()
     outcome.stderr_tail = last_lines(text)
-    if outcome.failure is None:  # else it failed, said so, and then died
+    if outcome.failure is None:  # else it reported its failure and then died
         kills = oom_kill_count()
         evidence = kills is not None and kills_before is not None and kills > kills_before
         outcome.failure, outcome.signal = classify_death(code, text, device, memory_evidence=evidence)

@@ -2,8 +2,7 @@
 
 A spawned interpreter needs seconds to import its libraries; a fork has them. The server touches no device and runs no
 operator, so that each worker sets its own threads and opens its own device. Requests come over a Unix socket, each
-with the three files that become the worker's stdin, stdout and stderr; the worker then cannot tell that it was not
-spawned.
+with the three files that become the worker's stdin, stdout and stderr, so that it behaves like a spawned one.
 
 Nothing outlives the server's owner: when the connection ends, which it does however the owner ends, the server kills
 every worker and everything that they started; the kernel kills the workers of a server that is killed itself.
@@ -44,7 +43,7 @@ _ENDING_S = 5.0
 
 
 class ForkServer:
-    """Forks workers on request and tells how they ended; ends, with its workers, when the other side closes."""
+    """Forks workers on request and reports how they ended; ends, with its workers, when the other side closes."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -65,7 +64,7 @@ class ForkServer:
                 ready = [key.fileobj for key, _ in selector.select()]
                 if self.wake_read in ready:
                     os.read(self.wake_read, 4096)
-                    self._tell_deaths()
+                    self._report_deaths()
                 if self.connection in ready and not self._take_request():
                     break
         self._end_everything()
@@ -85,7 +84,7 @@ class ForkServer:
         for file in files:
             os.close(file)
         self.workers[pid] = number
-        self._tell({"event": "started", "worker": number, "pid": pid})
+        self._send({"event": "started", "worker": number, "pid": pid})
         return True
 
     def _become_worker(self, files: list[int]) -> None:
@@ -128,16 +127,16 @@ class ForkServer:
                 sys.stderr.flush()
             os._exit(code)  # the server's own clean-up must not run in its copy
 
-    def _tell_deaths(self) -> None:
+    def _report_deaths(self) -> None:
         while (ended := _next_death()) is not None:
             pid, code = ended
             if pid in self.workers:
-                self._tell({"event": "ended", "worker": self.workers.pop(pid), "code": code})
+                self._send({"event": "ended", "worker": self.workers.pop(pid), "code": code})
             self._end_orphans()  # before the next worker is asked for
 
     def _end_orphans(self) -> None:
-        """Kill what a worker has left behind. Killing one hands its children on to the server, which is told of the
-        death, and comes here again.
+        """Kill what a worker has left behind. The children of what is killed become the server's own, and their turn
+        comes with the next death.
         """
         for pid in _children():
             if pid not in self.workers:
@@ -156,7 +155,7 @@ class ForkServer:
             except ChildProcessError:
                 return
 
-    def _tell(self, event: dict[str, object]) -> None:
+    def _send(self, event: dict[str, object]) -> None:
         with contextlib.suppress(BrokenPipeError):
             self.connection.sendall(json.dumps(event).encode() + b"\n")
 

@@ -1,6 +1,4 @@
-"""Start workers, talk to them, and learn how they ended, the same whether they are forked (Linux) or spawned
-(elsewhere).
-"""
+"""Start workers, send them tasks, and learn how they ended: forked (Linux) or spawned (elsewhere)."""
 
 from __future__ import annotations
 
@@ -28,11 +26,11 @@ if TYPE_CHECKING:
 
 #: How much of a worker's stderr is kept: its end.
 STDERR_TAIL_BYTES = 16384
-#: How long a worker that has nothing more to say may take to end before it is killed.
+#: How long a worker that has done its tasks may take to end before it is killed, in seconds.
 ENDING_S = 10.0
-#: How often a silent worker is looked after, in seconds.
+#: How often a silent worker is checked for being alive, in seconds.
 LOOK_S = 1.0
-#: How long the fork server may take to load its libraries on a slow disk.
+#: How long the fork server may take to load its libraries on a slow disk, in seconds.
 SERVER_START_S = 300.0
 #: How long a worker that is asked for its stack may take to print it, and how long it is silent then, in seconds.
 STACK_S = 1.0
@@ -40,11 +38,11 @@ _STACK_SILENCE_S = 0.1
 
 
 class WorkerTimeoutError(Exception):
-    """A worker said nothing in time."""
+    """A worker sent nothing in time."""
 
 
 class Worker:
-    """One worker process: tasks in, events out, its last words kept.
+    """One worker process: tasks in, events out, the end of its stderr kept.
 
     ``pid`` leads a process group of its own. ``kill`` reaches everything that the worker started, in that group or not.
     """
@@ -74,9 +72,7 @@ class Worker:
             self._tasks.close()
 
     def next_event(self, deadline: float) -> Event | None:
-        """The next event, or None when there will be no more. Raises WorkerTimeoutError at ``deadline``
-        (time.monotonic).
-        """
+        """The next event, or None after the last. Raises WorkerTimeoutError at ``deadline`` (time.monotonic)."""
         while True:
             was_alive = self.alive()
             try:
@@ -95,10 +91,10 @@ class Worker:
         return self._stderr.decode("utf-8", errors="replace").strip()
 
     def ask_for_stack(self) -> str:
-        """What the process prints on stderr when it is asked for its stack, which also stands in ``stderr_tail`` then.
+        """The stack that the process prints on stderr when it gets a signal; it is in ``stderr_tail``, too.
 
-        Empty if it prints nothing within STACK_S: where there is no signal to ask with (Windows), or for a process that
-        is stopped, or has not come far enough to answer. That one the signal ends: ask what is to be killed.
+        Empty where there is no such signal (Windows), and if nothing is printed within STACK_S. A process that has not
+        installed its handler yet is ended by the signal: ask only a process that is to be killed.
         """
         if stacks.ASK is None:
             return ""
@@ -108,14 +104,11 @@ class Worker:
         except (ProcessLookupError, PermissionError):
             return ""
         deadline = time.monotonic() + STACK_S
-        heard, heard_at = before, time.monotonic()
-        while (now := time.monotonic()) < deadline:
-            time.sleep(0.01)
-            if self._heard != heard:
-                heard, heard_at = self._heard, now
-            elif now - heard_at > _STACK_SILENCE_S and stacks.is_whole(self._heard_since(before)):
-                break
-        return self._heard_since(before)
+        stack, printed = "", ""
+        while time.monotonic() < deadline and not (stack == printed and stacks.is_whole(stack)):
+            time.sleep(_STACK_SILENCE_S)
+            printed, stack = stack, self._heard_since(before)
+        return stack
 
     def _heard_since(self, before: int) -> str:
         """What of stderr came after its first ``before`` bytes, as far as it is kept."""
@@ -251,7 +244,7 @@ class Launcher:
     """Starts workers; use it as a context manager, so that none outlives it."""
 
     def start(self) -> Worker:
-        """A fresh worker, ready to take tasks. Raises WorkerError if none can be had."""
+        """A fresh worker, ready to take tasks. Raises WorkerError if none can be started."""
         raise NotImplementedError
 
     def wait_until_ready(self) -> None:
@@ -323,8 +316,8 @@ class ForkLauncher(Launcher):
         self._dead = threading.Event()
         self._stderr = bytearray()
         self._started_pids: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        told = (self._connection, self._ready, self._dead, self._started_pids)
-        threading.Thread(target=self._read_server, args=told, daemon=True).start()
+        channels = (self._connection, self._ready, self._dead, self._started_pids)
+        threading.Thread(target=self._read_server, args=channels, daemon=True).start()
         threading.Thread(target=self._read_server_errors, args=(self._server,), daemon=True).start()
 
     def wait_until_ready(self) -> None:
@@ -333,9 +326,9 @@ class ForkLauncher(Launcher):
             if self._dead.is_set() or time.monotonic() > deadline:
                 self._server.kill()
                 self._server.wait()
-                time.sleep(0.1)  # its last words may still be on the way
+                time.sleep(0.1)  # its stderr may still be on the way
                 reason = self._stderr.decode("utf-8", errors="replace").strip().splitlines()
-                raise WorkerError(f"The worker server did not start: {reason[-1] if reason else 'it said nothing'}")
+                raise WorkerError(f"The worker server did not start: {reason[-1] if reason else 'it printed nothing'}")
 
     def start(self) -> Worker:
         if self._dead.is_set():
@@ -404,7 +397,7 @@ class ForkLauncher(Launcher):
         started_pids.put(None)
 
     def _worker_ended(self, number: int, code: int) -> None:
-        # the number is known before the worker can end: the server told of its start first
+        # the number is known before the worker can end: the server reports its start first
         for _ in range(200):
             worker = self._workers.pop(number, None)
             if worker is not None:
@@ -430,21 +423,21 @@ def _kill_each(processes: Iterable[psutil.Process]) -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """The variables of a worker: GPUs are numbered as nvidia-smi and NVML number them, and idle threads of LLVM's and
-    Intel's OpenMP stop spinning after 1 ms instead of 200, since they would do so in somebody else's turn.
+    """The variables of a worker: GPUs are numbered as by nvidia-smi and NVML, and idle threads of LLVM's and Intel's
+    OpenMP stop spinning after 1 ms instead of 200, which would disturb another process's turn.
     """
     return {"KMP_BLOCKTIME": "1", **os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def _interpreter(arguments: Sequence[str]) -> list[str]:
-    """The interpreter of a worker. The current folder is no place to import from (-P) unless imports are allowed: what
-    happens to lie there (a folder timm/, a random.py, another vitbench) must not become part of a measurement.
+    """The interpreter of a worker. Unless imports are allowed it does not import from the current folder (-P): a folder
+    timm/, a random.py or another vitbench there must not become part of a measurement.
     """
     return [sys.executable] if "--allow-import" in arguments else [sys.executable, "-P"]
 
 
 def libraries_of(models: Iterable[str]) -> list[str]:
-    """The libraries that models of these names (or patterns) come from, to be loaded once and not in each worker."""
+    """The libraries of models with these names (or patterns), to be loaded once and not in each worker."""
     names = tuple(models)
     needed = {name.partition(":")[0] for name in names}
     # those of ours that are torchvision's

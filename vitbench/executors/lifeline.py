@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it, however that ends, and whatever it is doing itself.
+"""End a worker when its runner dies, however that ends, and whatever the worker is doing.
 
 On Linux the kernel does it for forked workers (forkserver.py). A spawned worker holds one end of a pipe whose other end
 only its runner has: a thread waits in the kernel until that is gone, which takes no time from what is measured.
@@ -12,10 +12,10 @@ import signal
 import sys
 import threading
 
-#: The environment variable by which a worker is told the pipe's file descriptor.
+#: The environment variable that holds the pipe's file descriptor.
 VARIABLE = "VITBENCH_LIFELINE"
-#: And on Windows, which has no such pipes, of the runner's process id. The parent is no help: the interpreter of a
-#: virtual environment there is a launcher, which starts the real one and waits for it.
+#: On Windows, which has no such pipes, the variable with the runner's process id. The parent's id does not help: the
+#: interpreter of a virtual environment there is a launcher, which starts the real one and waits for it.
 RUNNER = "VITBENCH_RUNNER"
 
 

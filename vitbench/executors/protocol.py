@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, cast, get_args
 
 from vitbench.core.records import Cell, Measurement, cell_from_dict, measurement_from_dict
 from vitbench.devices import Failure
 from vitbench.metrics.support.in_process import WeightsFile
 from vitbench.metrics.support.subject import Budget
 
-# Tasks that a worker answers: each is followed by ``Answer`` events.
+# Questions, which ``Answer`` events follow.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Describe:
-    """Which devices and libraries are there? Answer: ``devices`` (facts by name) and ``libraries``."""
+    """Which devices and libraries are there? ``devices`` (facts by name) and ``libraries``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +33,14 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """What does expansion need to know of models of other libraries?
-
-    An answer each: ``model``, ``image_size``, ``num_classes``, ``published_weights`` and ``published_classes``.
-    """
+    """What does expansion need to know of models of other libraries? An answer each, see ``questions.inspect``."""
 
     models: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Digest:
-    """What is the ``digest`` of a checkpoint? With a ``model`` also: at what ``image_size`` was it trained?"""
+    """What is the ``digest`` of a checkpoint? With a ``model`` also: at what ``image_size`` (px) was it trained?"""
 
     weights: WeightsFile
     model: str = ""
@@ -51,7 +48,7 @@ class Digest:
 
 @dataclass(frozen=True, kw_only=True)
 class TryWeights:
-    """Do a cell's weights fit its model? Builds it on the CPU, which may download published weights; no values."""
+    """Do a cell's weights fit its model? Builds it on the CPU, which may download published weights."""
 
     cell: Cell
     weights: WeightsFile | None = None
@@ -59,7 +56,7 @@ class TryWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
-    """How fast is a device, roughly? Answer: ``flops_per_s``."""
+    """How fast is a device, roughly? ``flops_per_s``, for estimates of a run's time, never for results."""
 
     device: str
     threads: int
@@ -67,7 +64,7 @@ class Calibrate:
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch:
-    """Download a data set if it is not there; no values."""
+    """Download a data set if it is not there, while a failure wastes no measurement."""
 
     data: str
     data_dir: str | None = None
@@ -75,19 +72,24 @@ class Fetch:
 
 @dataclass(frozen=True, kw_only=True)
 class CountExact:
-    """Count what a baseline file holds of a model: an answer for the model, and one for each of its runs."""
+    """Count what a baseline file holds of a model: an answer for the model, and one for each of its ``runs``.
+
+    ``bound``: also what depends on torch's version.
+    """
 
     cell: Cell
     runs: tuple[Cell, ...] = ()
-    bound: bool = True  # also what depends on torch's version
+    bound: bool = True
 
 
-# Tasks that measure: ``MeasurementTaken`` events follow.
+# Tasks that measure.
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How a cell trains and is tested. ``budget`` is text for the record; limits are numbers of images."""
+    """How a cell trains and is tested. ``budget`` is text for the record; limits are numbers of images;
+    ``checkpoints`` is the folder that keeps the trained weights.
+    """
 
     recipe: Mapping[str, Any]
     data: str
@@ -96,14 +98,14 @@ class TrainingSettings:
     download: bool = False
     train_images: int | None = None
     test_images: int | None = None
-    checkpoints: str | None = None  # the folder that keeps the trained weights
+    checkpoints: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Take those metrics of a cell that share one process.
+    """Take those metrics of a cell that share a process: static, counters, memory, time, energy or training.
 
-    ``process`` is the kind of process: static, counters, memory, time, energy or training.
+    With ``turns`` the worker waits for a ``Turn`` before it takes samples.
     """
 
     process: str
@@ -113,7 +115,7 @@ class Measure:
     cores: tuple[int, ...] | None = None
     weights: WeightsFile | None = None
     training: TrainingSettings | None = None
-    turns: bool = False  # wait for a turn before each of the samples
+    turns: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,7 @@ Task = Describe | Match | Inspect | Digest | TryWeights | Calibrate | Fetch | Co
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer to a question, or why it is wrong usage."""
+    """An answer to a question, or the error that makes the question wrong usage."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
@@ -195,28 +197,7 @@ class Done:
 Event = Answer | MeasurementTaken | Waiting | TrainingStep | Failed | Done
 Emit = Callable[[Event], None]
 
-_TASKS: dict[str, type[Task | Turn]] = {
-    "describe": Describe,
-    "match": Match,
-    "inspect": Inspect,
-    "digest": Digest,
-    "weights": TryWeights,
-    "calibrate": Calibrate,
-    "fetch": Fetch,
-    "exact": CountExact,
-    "measure": Measure,
-    "reference": RunReference,
-    "turn": Turn,
-}
-_EVENTS: dict[str, type[Event]] = {
-    "answer": Answer,
-    "measurement": MeasurementTaken,
-    "waiting": Waiting,
-    "progress": TrainingStep,
-    "failure": Failed,
-    "done": Done,
-}
-_KINDS = {kind: name for name, kind in (*_TASKS.items(), *_EVENTS.items())}
+_KINDS = {kind.__name__: kind for kind in (*get_args(Task), Turn, *get_args(Event))}
 #: How fields that are not plain JSON are read.
 _FIELDS: dict[str, Callable[[Any], Any]] = {
     "cell": cell_from_dict,
@@ -227,45 +208,33 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "measurement": measurement_from_dict,
     "failure": lambda values: Failure(**values),
 }
-_Message = TypeVar("_Message")
-
-
-def kind_of(message: Task | Turn | Event) -> str:
-    """The name of a message's kind, such as ``measure``."""
-    return _KINDS[type(message)]
 
 
 def to_line(message: Task | Turn | Event) -> str:
     """The message as a line of JSON. Raises ValueError for a number that JSON does not have, such as NaN."""
-    return json.dumps({"kind": kind_of(message), **asdict(message)}, allow_nan=False) + "\n"
+    return json.dumps({"kind": type(message).__name__, **asdict(message)}, allow_nan=False) + "\n"
 
 
 def read_task(line: str) -> Task:
-    """The task in a line. Raises ValueError if it is not one."""
-    return _read(json.loads(line), _TASKS)  # type: ignore[return-value]
+    """The task in a line of JSON."""
+    return cast(Task, _read(json.loads(line)))
 
 
 def read_turn(line: str) -> Turn:
-    """The turn in a line. Raises ValueError if it is not one."""
-    return _read(json.loads(line), {"turn": Turn})
+    """The turn in a line of JSON."""
+    return cast(Turn, _read(json.loads(line)))
 
 
-def event_of(content: Mapping[str, Any]) -> Event:
-    """The event of a JSON object. Raises ValueError if it is not one."""
-    return _read(content, _EVENTS)
+def event_of(content: dict[str, Any]) -> Event:
+    """The event of a JSON object."""
+    return cast(Event, _read(content))
 
 
-def _read(content: Mapping[str, Any], kinds: Mapping[str, type[_Message]]) -> _Message:
-    values = dict(content)
-    kind = values.pop("kind", None)
-    if kind not in kinds:
-        raise ValueError(f"{kind!r} is not any of {', '.join(kinds)}")
-    return kinds[kind](**{name: _read_field(name, value) for name, value in values.items()})
+def _read(content: dict[str, Any]) -> Any:
+    return _KINDS[content.pop("kind")](**{name: _read_field(name, value) for name, value in content.items()})
 
 
 def _read_field(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if name in _FIELDS:
+    if value is not None and name in _FIELDS:
         return _FIELDS[name](value)
     return tuple(value) if isinstance(value, list) else value

@@ -1,7 +1,4 @@
-"""What a worker answers before anything is measured: questions about devices, models, weights and data.
-
-A UsageError that an answer raises becomes the answer's ``error``.
-"""
+"""What a worker answers before anything is measured: questions about devices, models, weights and data."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ Values = dict[str, Any]
 
 
 def describe(question: Describe) -> Iterator[Values]:
-    """The devices of this machine and the libraries of this process."""
     from vitbench.devices.host.environment import describe_libraries
 
     devices = {name: open_device(name).describe() for name in find_devices()}
@@ -27,7 +23,6 @@ def describe(question: Describe) -> Iterator[Values]:
 
 
 def match(question: Match) -> Iterator[Values]:
-    """The names that each pattern matches."""
     from vitbench.models.zoo import match_external
 
     for pattern in question.patterns:
@@ -35,7 +30,6 @@ def match(question: Match) -> Iterator[Values]:
 
 
 def inspect(question: Inspect) -> Iterator[Values]:
-    """What expansion needs to know of each model."""
     from vitbench.models import describe_model
 
     for name in question.models:
@@ -50,7 +44,6 @@ def inspect(question: Inspect) -> Iterator[Values]:
 
 
 def digest(question: Digest) -> Iterator[Values]:
-    """The digest of a checkpoint; with a model, also the image size (px) that its weights were trained at."""
     from vitbench.models.weights.checkpoints import digest_of
     from vitbench.models.weights.claimed import size_in_file
 
@@ -60,13 +53,11 @@ def digest(question: Digest) -> Iterator[Values]:
 
 
 def try_weights(question: TryWeights) -> Iterator[Values]:
-    """Build a cell's model with its weights on the CPU, once."""
     make_subject(question.cell, question.weights).build()
     yield {}
 
 
 def fetch(question: Fetch) -> Iterator[Values]:
-    """Download a data set now, while a failure wastes no measurement."""
     from vitbench.training.data.datasets import describe_data, load_images
 
     info = describe_data(question.data, root=Path(question.data_dir) if question.data_dir else None, download=True)
@@ -75,7 +66,7 @@ def fetch(question: Fetch) -> Iterator[Values]:
 
 
 def calibrate(question: Calibrate) -> Iterator[Values]:
-    """FLOP/s on a small transformer encoder layer: for estimates of a run's time, never for results."""
+    """On a small transformer encoder layer."""
     import torch
 
     torch.set_num_threads(question.threads)
@@ -98,7 +89,6 @@ def calibrate(question: Calibrate) -> Iterator[Values]:
         yield {"flops_per_s": flops * calls / (time.perf_counter() - begin)}
 
 
-#: How each kind of question is answered.
 ANSWERS: dict[type, Callable[[Any], Iterator[Values]]] = {
     Describe: describe,
     Match: match,
@@ -111,7 +101,7 @@ ANSWERS: dict[type, Callable[[Any], Iterator[Values]]] = {
 
 
 def answer(question: Any, emit: Emit) -> bool:
-    """Emit the answers to a question; the process may take another task afterwards."""
+    """Emit the answers to a question; a UsageError becomes the last one. The process may take another task."""
     try:
         for values in ANSWERS[type(question)](question):
             emit(Answer(values=values))

@@ -1,5 +1,4 @@
-"""Where a process is when it hangs or crashes: its Python stack, printed when a signal asks for it, and the part of
-what it prints that tells most.
+"""Where a process hangs or crashes: its Python stack, printed on a signal, and the most telling part of its stderr.
 
 A stack is printed by a signal handler in C, so that a process prints it too while it sleeps, waits for a lock that
 nobody gives back, or computes in native code without end.
@@ -18,7 +17,7 @@ from pathlib import PurePath
 ASK: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 
 _STDERR = 2
-#: The words above a thread's stack.
+#: The heading of a thread's stack.
 _HEADING = re.compile(r"(?P<current>Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):")
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.+)')
 #: What else stands in a stack: a thread without Python, and the cut after a hundred calls.

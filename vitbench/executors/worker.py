@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import IO, Any
+from typing import Any
 
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Cell, measurement_from_dict
@@ -51,15 +51,13 @@ ALLOW_IMPORT = "--allow-import"
 _SPINNING_S = 0.006
 
 
-def main(events: IO[str] | None = None) -> None:
+def main() -> None:
     """Carry out tasks until stdin ends, or until one fails so that this process can no longer be trusted."""
     stacks.print_stack_when_asked()
     lifeline.end_with_runner()
-    if events is None:
-        # events keep the real stdout; everything that is printed from now on lands on stderr
-        events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-    stream = events
+    # events keep the real stdout; everything that is printed from now on lands on stderr
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
     def emit(event: Event) -> None:
         stream.write(to_line(event))

@@ -78,7 +78,7 @@ def check_metrics(records: Sequence[Record]) -> dict[str, dict[str, dict[str, st
 
 
 def advise(environment: Mapping[str, Any], other_load: float, steal: float) -> list[str]:
-    """What in this environment makes figures worse than they need be, each with what to do."""
+    """What in this environment makes values worse than they need be, each with what to do."""
     system, libraries = environment["system"], environment["libraries"]
     power, devices = system.get("power") or {}, environment.get("devices") or {}
     cores = system.get("usable_cores") or usable_cores()
@@ -132,7 +132,7 @@ def advise(environment: Mapping[str, Any], other_load: float, steal: float) -> l
             "torch is built for CUDA and finds no GPU: without one this is as it should be; with one, see nvidia-smi"
         )
     if any(name.startswith("cuda") for name in devices) and not _has_nvml():
-        found.append("NVML is not installed, which tells a GPU's clock, heat and energy: pip install 'vitbench[gpu]'")
+        found.append("NVML is not installed, which reports a GPU's clock, heat and energy: pip install 'vitbench[gpu]'")
     memory = min(x for x in (system.get("memory_bytes"), system.get("container_memory_bytes"), float("inf")) if x)
     if memory < LITTLE_MEMORY:
         found.append(f"There are {memory / 1e9:.1f} GB of memory: larger models will be reported as out of memory")
@@ -175,9 +175,9 @@ def _facts(environment: Mapping[str, Any]) -> list[str]:
         "processor": ", ".join(
             [system["cpu"], f"{system['usable_cores']} usable of {system['logical_cores']} logical cores", *kinds]
         ),
-        "instructions": " ".join(system.get("instruction_sets") or []) or "not told",
+        "instructions": " ".join(system.get("instruction_sets") or []) or "unknown",
         "memory": ", ".join(memory),
-        "power": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in power.items()) or "not told",
+        "power": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in power.items()) or "unknown",
         "system": f"{system['os']}, Python {system['python']}, workers {system['workers']}",
         "libraries": ", ".join(f"{name} {version}" for name, version in libraries["versions"].items()),
         "kernels": ", ".join(

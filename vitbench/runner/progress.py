@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line in a terminal, plain lines elsewhere."""
+"""What a person sees during a run: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitbench.core.text import one_line
 from vitbench.executors.protocol import TrainingStep
 from vitbench.suites.batch_search import bounds_a_search, search_label
 
-#: Characters of what the live line says of a cell.
+#: The most characters of a cell's label in the live line.
 _LONGEST_LABEL = 200
 
 
@@ -29,7 +29,7 @@ def format_duration(seconds: float) -> str:
 
 
 class Progress:
-    """Told what a run does. This one keeps the books (done, failures, time left); subclasses show them."""
+    """Receives the steps of a run. This one counts (done, failures, time left); subclasses show it."""
 
     def __init__(self) -> None:
         self.cells: list[Cell] = []
@@ -37,7 +37,7 @@ class Progress:
         self.done = 0
         self.already = 0
         self.failures: dict[str, int] = {}
-        #: whether the cells stand for searches of the largest batch, whose attempts are told of by ``cell_done``
+        #: whether the cells are bases of batch searches, whose attempts come to ``cell_done``
         self.searches = False
         self._expected = 0.0
         self._begin = time.monotonic()
@@ -96,7 +96,7 @@ class Progress:
 
 
 class SilentProgress(Progress):
-    """Says nothing: for use as a library."""
+    """Prints nothing: for use as a library."""
 
 
 class PlainProgress(Progress):
@@ -127,11 +127,11 @@ class PlainProgress(Progress):
         super().cell_done(record)
         why = record.cause if bounds_a_search(record) else record.detail or record.cause
         outcome = record.status if record.status == "ok" else f"{record.status} ({why})"
-        told = f"{record.cell.label}: {outcome}, {record.duration_s:.1f} s"
+        text = f"{record.cell.label}: {outcome}, {record.duration_s:.1f} s"
         if self.searches:
-            self.note(f"[{self.done + 1}/{len(self.cells)}] {told}")
+            self.note(f"[{self.done + 1}/{len(self.cells)}] {text}")
         else:
-            self.note(f"[{self.done}/{len(self.cells)}] {told}; {self._how_far()}")
+            self.note(f"[{self.done}/{len(self.cells)}] {text}; {self._how_far()}")
 
     def search_done(self, cell: Cell, found: str) -> None:
         super().search_done(cell, found)
@@ -152,13 +152,10 @@ class LiveProgress(PlainProgress):
 
     def note(self, text: str) -> None:
         if self._bar is not None:
-            # what a model is called, or says of itself, is text: neither markup nor :emoji: nor orders to the terminal
+            # a model's name or message is text: no markup, no :emoji:, no control characters
             self._bar.console.print(one_line(text), markup=False, emoji=False, highlight=False)
         else:
             super().note(text)
-
-    def warn(self, text: str) -> None:
-        self.note(f"Warning: {text}")
 
     @contextlib.contextmanager
     def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:

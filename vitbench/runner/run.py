@@ -271,7 +271,7 @@ def modules_of(suite: Suite) -> list[str]:
     modules = counting_modules(suite)
     kinds = {METRICS.get(name).process for name in suite.metrics}
     if suite.memory_limit is not None and any(map(is_imported, suite.models)):
-        # the limit counts what comes after the libraries, of which a builder of one's own may import any
+        # the limit counts what comes after the libraries, any of which a user's builder may import
         modules += [name for name in ("timm", "torchvision") if name not in modules]
     if suite.training is not None and "training" in kinds:
         modules += ["sklearn.metrics", *(["sklearn.datasets"] if suite.training.data == "digits" else [])]

@@ -1,7 +1,6 @@
-"""What is counted of each distinct model and size, such as parameters and FLOPs on ``meta``, by a few workers that are
-shared, each figure once.
+"""Count parameters, FLOPs and the like of each distinct model and size once, by a few shared workers.
 
-Nothing here is timed, so that these workers, and only these, run at the same time.
+Nothing here is timed: these workers, and only these, run at the same time.
 """
 
 from __future__ import annotations
@@ -25,16 +24,15 @@ _MOST_WORKERS = 8
 
 
 def static_key(cell: Cell) -> StaticKey:
-    """What parameters and FLOPs depend on: cells that share it share these figures."""
+    """What parameters and FLOPs depend on: cells with one key share these values."""
     return cell.model, cell.image_size, cell.num_classes, cell.attention
 
 
 class StaticCounter:
     """Counts in the background from the start, in the order of the cells; use it as a context manager.
 
-    A worker that dies of a model is replaced, and only that model's outcome tells of it. ``task``: what a worker is
-    told of a cell, by default to measure ``metrics``; ``models_a_worker``: how many make another worker worth its
-    start.
+    A worker that dies is replaced, and only the model that it counted fails. ``task``: what a worker does with a cell,
+    by default measure ``metrics``; ``models_a_worker``: how many models make another worker worth its start.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class StaticCounter:
         return len(keys)
 
     def outcome(self, cell: Cell) -> Outcome:
-        """What came of a cell's model and size; waits for it, and starts on it if ``begin`` was not told of it."""
+        """The outcome of a cell's model and size; waits for it, and starts on it if ``begin`` has not."""
         self.begin([cell])
         return self._outcomes[static_key(cell)].result()
 

@@ -6,7 +6,7 @@ For the progress display only; no result depends on it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from vitbench.core.errors import WorkerError
@@ -35,15 +35,6 @@ _STEP_IN_FORWARDS = 3.0
 _UNKNOWN_RATE = 2e10
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """What one image costs: seconds of a forward pass on the cell's device, its FLOPs, and the model's parameters."""
-
-    seconds: float
-    flops: float
-    params: float
-
-
 def estimate_seconds(
     suite: Suite,
     cells: Sequence[Cell],
@@ -57,14 +48,22 @@ def estimate_seconds(
     estimates: dict[str, float] = {}
     counted: set[StaticKey] = set()
     for cell in cells:
-        cost = _cost_of(cell, static[static_key(cell)], rates[cell.device])
+        counts = {
+            one.metric: one.value
+            for one in static[static_key(cell)].measurements
+            if one.metric in ("params", "flops") and one.status == "ok"
+        }
+        flops = counts.get("flops", 1e9)
+        one_image = flops / rates[cell.device]
         if cell.tests and training is not None:
-            estimates[cell.id] = _training_seconds(suite, cell, training, cost.seconds)
+            estimates[cell.id] = _training_seconds(suite, cell, training, one_image)
             continue
         if suite.frontier is None:
-            total = _cell_seconds(suite, cell, cost.seconds)
+            total = _cell_seconds(suite, cell, one_image)
         else:
-            total = _search_seconds(suite, cell, cost, _memory_bytes(suite, cell.device, devices[cell.device]))
+            memory = _memory_bytes(suite, cell.device, devices[cell.device])
+            largest = guess_largest(counts.get("params", 1e7), flops, cell.mode, memory)
+            total = _search_seconds(suite, cell, one_image, largest)
         if static_key(cell) not in counted:
             counted.add(static_key(cell))
             total += 2 * _PROCESS_S * _kinds_of_processes(suite, cell).count("counters")
@@ -79,14 +78,6 @@ def _flops_per_s(device: str, cells: Sequence[Cell], launcher: Launcher) -> floa
     except WorkerError:  # a device that is full, or broken: its cells will report it, and an estimate stops nothing
         return _UNKNOWN_RATE
     return float(answer["flops_per_s"])
-
-
-def _cost_of(cell: Cell, counts: Outcome, flops_per_s: float) -> _Cost:
-    values = {
-        one.metric: one.value for one in counts.measurements if one.metric in ("params", "flops") and one.status == "ok"
-    }
-    flops = values.get("flops", 1e9)
-    return _Cost(seconds=flops / flops_per_s, flops=flops, params=values.get("params", 1e7))
 
 
 def _training_seconds(suite: Suite, cell: Cell, training: TrainingPlan, one_image: float) -> float:
@@ -126,19 +117,16 @@ def _cell_seconds(suite: Suite, cell: Cell, one_image: float) -> float:
     return total
 
 
-def _search_seconds(suite: Suite, base: Cell, cost: _Cost, memory: float) -> float:
-    """A batch search in ``memory`` bytes: batches that do not fit fail in their first call, and one that takes longer
-    than the timeout ends the search.
+def _search_seconds(suite: Suite, base: Cell, one_image: float, largest: int) -> float:
+    """A batch search: batches beyond ``largest`` fail in their first call, and one that takes longer than the timeout
+    ends the search.
     """
     assert suite.frontier is not None
-    largest = guess_largest(cost.params, cost.flops, base.mode, memory)
     total = 0.0
     for batch in expected_attempts(largest, suite.frontier.max_batch):
         cell = replace(base, batch_size=batch)
         fits = batch <= largest
-        seconds = (
-            _cell_seconds(suite, cell, cost.seconds) if fits else _PROCESS_S + _call_seconds(cell, cost.seconds) / 2
-        )
+        seconds = _cell_seconds(suite, cell, one_image) if fits else _PROCESS_S + _call_seconds(cell, one_image) / 2
         total += min(seconds, suite.timeout_s)
         if seconds > suite.timeout_s:
             break

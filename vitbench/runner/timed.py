@@ -65,7 +65,7 @@ class Job:
 
     @property
     def lacked_memory(self) -> bool:
-        """Whether it failed for want of memory, or probably so."""
+        """Whether it failed for lack of memory, or probably so."""
         return self.failure is not None and (self.failure.status == "oom" or self.failure.cause == "probable_oom")
 
     def take(self, outcome: Outcome) -> None:
