@@ -31,9 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``-m 'not integration'`` replaces the -m of pyproject.toml and so must leave out what that leaves out."""
+    """``-m 'not integration'`` replaces the -m of pyproject.toml and so must leave out what that leaves out, and what
+    starts workers.
+    """
     for item in items:
-        if any(item.get_closest_marker(name) for name in ("slow", "cuda", "mps")):
+        starts_workers = {"fork_server", "server", "launcher"} & set(getattr(item, "fixturenames", ()))
+        if starts_workers or any(item.get_closest_marker(name) for name in ("slow", "cuda", "mps")):
             item.add_marker("integration")
 
 

@@ -32,9 +32,12 @@ HANGS = {
     "hangs_in_the_backward_pass": ("time.sleep(0.001)", "backward"),
     "waits_for_an_event": ("threading.Event().wait()", "go_wrong"),
 }
-TIMEOUT_S = 3
+TIMEOUT_S = 2
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks, and asks for stacks by a signal")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.name != "posix", reason="forks, and asks for stacks by a signal"),
+]
 
 
 def line_of(builder: str, text: str) -> int:

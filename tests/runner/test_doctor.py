@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -11,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from tests.launching import lending
 from vitbench.cli import run_command
 from vitbench.core.records import Cell, Measurement, Record
 from vitbench.core.registry import METRICS
 from vitbench.devices.host.environment import hash_environment
+from vitbench.executors.launcher import Launcher
 from vitbench.runner.doctor import advise, check_metrics, to_text
 
 #: A machine that nothing is to be said of.
@@ -273,13 +277,10 @@ def test_a_container_and_a_virtual_machine_are_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def answer() -> Mapping[str, Any]:
+def answer(fork_server: Launcher) -> Mapping[str, Any]:
     """What the command prints here."""
-    import contextlib
-    import io
-
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    with lending(fork_server), contextlib.redirect_stdout(out):
         code = run_command(["doctor", "--json"])
     return {"code": code, **json.loads(out.getvalue())}
 

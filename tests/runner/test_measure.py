@@ -410,7 +410,7 @@ def failing(*names: str) -> list[str]:
     return [f"module:tests.failing_models:{name}" for name in names]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def server(fork_server: Launcher) -> Iterator[None]:
     with lending(fork_server), pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -434,7 +434,7 @@ def run_of(folder: Path, models: list[str], metrics: list[str], **measure: Any) 
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
+def mixed(server: None, tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
     """Three models in turns, of which the second one kills itself in the middle of its timed process."""
     return run_of(
         tmp_path_factory.mktemp("mixed") / "run",
@@ -446,7 +446,6 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> RunSummary:
     )
 
 
-@pytest.mark.integration
 def test_a_model_that_kills_itself_while_it_is_timed_takes_no_other_along(mixed: RunSummary) -> None:
     found = [(record.cell.model.rpartition(":")[2], record.status, record.signal) for record in mixed.records]
     assert found == [("works_slowly", "ok", None), ("kills_itself_later", "killed", 9), ("works", "ok", None)]
@@ -457,7 +456,6 @@ def test_a_model_that_kills_itself_while_it_is_timed_takes_no_other_along(mixed:
         assert killed.measurement(name).status == "killed"
 
 
-@pytest.mark.integration
 def test_those_that_took_turns_are_of_one_group_and_have_relative_figures(mixed: RunSummary) -> None:
     groups = set()
     for record in (mixed.records[0], mixed.records[2]):
@@ -472,7 +470,7 @@ def test_those_that_took_turns_are_of_one_group_and_have_relative_figures(mixed:
     assert groups != {""}
 
 
-@pytest.mark.integration
+@pytest.mark.usefixtures("server")
 def test_groups_that_begin_at_one_moment_have_different_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that is put back, or two machines: what did not take turns must not be compared as if it had."""
 
@@ -508,7 +506,6 @@ def test_groups_that_begin_at_one_moment_have_different_names(tmp_path: Path, mo
     assert "" not in one | other
 
 
-@pytest.mark.integration
 def test_a_run_checks_its_noise_in_the_first_and_the_last_group(mixed: RunSummary) -> None:
     """Here they are the same one: one check for each of its two rounds."""
     checks = store.read_noise(mixed.folder)

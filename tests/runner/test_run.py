@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import signal
 import subprocess
@@ -27,13 +26,13 @@ from tests.launching import lending
 from vitbench.cli import run_command
 from vitbench.core import run_folder as store
 from vitbench.core.errors import UsageError
-from vitbench.core.records import Record
-from vitbench.executors.launcher import Launcher
+from vitbench.core.records import Cell, Record
+from vitbench.executors.conversation import Outcome, converse, finish
+from vitbench.executors.launcher import Launcher, SpawnLauncher
+from vitbench.executors.protocol import Measure
 
 ROOT = Path(__file__).parents[2]
 WORKS = "module:tests.failing_models:works"
-
-pytestmark = pytest.mark.integration
 
 
 def command(*arguments: str) -> list[str]:
@@ -421,6 +420,7 @@ def test_measure_takes_a_name_in_fresh_processes() -> None:
     assert len(record.measurement("latency").samples) == 2
 
 
+@pytest.mark.integration
 def test_measure_takes_a_module_of_ones_own_in_the_calling_process_and_leaves_it_alone() -> None:
     import torch
 
@@ -529,30 +529,33 @@ def test_measure_refuses_what_it_would_not_do(arguments: dict[str, Any], words: 
     assert "\n" not in str(caught.value)
 
 
-def test_spawned_workers_measure_the_same_as_forked_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_spawned_workers_measure_and_die_as_forked_ones_do(fork_server: Launcher) -> None:
     """What macOS and Windows do: an interpreter for each worker."""
-    from vitbench.executors.launcher import SpawnLauncher
-    from vitbench.runner import run as runner
 
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(runner, "make_launcher", lambda preload, allow_import: SpawnLauncher(["--allow-import"]))
-    models = [f"module:tests.failing_models:{name}" for name in ("works", "kills_itself")]
-    summary = vitbench.run_suite(
-        "smoke",
-        models=models,
-        image_sizes=[8],
-        batch_sizes=[1],
-        modes=["infer"],
-        threads=[1],
-        metrics=["memory"],
-        data="none",
-        out=tmp_path / "run",
-        allow_import=True,
-    )
-    assert [(record.status, record.signal) for record in summary.records] == [("ok", None), ("killed", 9)]
-    assert json.loads(summary.records[0].to_json())["cell"]["threads"] == 1
+    def outcome_of(launcher: Launcher, builder: str) -> Outcome:
+        cell = Cell(
+            model=f"module:tests.failing_models:{builder}",
+            image_size=(8, 8),
+            num_classes=4,
+            batch_size=1,
+            device="cpu",
+            threads=1,
+        )
+        worker = launcher.start()
+        task = Measure(process="memory", metrics=("params", "memory"), cell=cell)
+        return finish(worker, converse(worker, task, timeout_s=120), "cpu")
+
+    with contextlib.chdir(ROOT), SpawnLauncher(["--allow-import"]) as spawning:
+        spawned, killed = outcome_of(spawning, "works"), outcome_of(spawning, "kills_itself")
+    forked = outcome_of(fork_server, "works")
+    assert spawned.failure is None
+    assert [one.metric for one in spawned.measurements] == [one.metric for one in forked.measurements]
+    assert spawned.measurements[0] == forked.measurements[0]
+    assert killed.failure is not None
+    assert (killed.failure.status, killed.signal) == ("killed", 9)
 
 
+@pytest.mark.integration
 def test_a_folder_of_the_users_is_no_part_of_a_measurement(tmp_path: Path) -> None:
     """A timm/ that lies where the run is started would be imported by its workers, and run."""
     (tmp_path / "timm").mkdir()

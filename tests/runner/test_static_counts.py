@@ -28,8 +28,6 @@ from vitbench.runner.progress import SilentProgress
 from vitbench.runner.run import RunSummary, resume_run
 from vitbench.runner.static_counts import StaticCounter, static_key
 
-pytestmark = pytest.mark.integration
-
 ROOT = Path(__file__).parents[2]
 OURS = ("vit_layer6_32", "vit_layer12_32", "vit_basic_tutorial", "cifar_vit_tiny")
 #: What goes wrong while it is built -> (status, cause, signal, a part of the detail).

@@ -28,8 +28,6 @@ from vitbench.runner.run import resume_run
 from vitbench.training.data.datasets import describe_data, load_images
 from vitbench.training.evaluate import Evaluation, evaluate
 
-pytestmark = pytest.mark.integration
-
 ROOT = Path(__file__).parents[2]
 MODEL = "vit_basic_tutorial"
 SIZE = 16

@@ -52,7 +52,7 @@ def frontier(
         raise UsageError("Which models? vitbench frontier MODEL ..., or --resume DIR. See: vitbench list models")
 
     from vitbench.runner.progress import make_progress
-    from vitbench.runner.run import resume_run, run_prepared, terminate_like_interrupt
+    from vitbench.runner.run import resume_run, run_suite, terminate_like_interrupt
     from vitbench.suites import make_suite
 
     allowed: dict[str, Any] = {"allow_import": allow_import, "allow_many_cells": yes}
@@ -62,5 +62,5 @@ def frontier(
         else:
             content = {"name": "frontier", "frontier": {}, "timeout_s": TIMEOUT_S}
             suite = make_suite(content, "vitbench frontier", keys)
-            summary = run_prepared(suite, out=out, progress=make_progress(), **allowed)
+            summary = run_suite(suite, out=out, progress=make_progress(), **allowed)
     return print_run(summary, "attempts failed for another reason than memory")

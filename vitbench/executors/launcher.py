@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import io
 import json
 import os
 import queue
@@ -198,14 +199,12 @@ class SpawnedWorker(Worker):
         finally:
             for file in theirs:
                 os.close(file)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        tasks = open(os.dup(self._process.stdin.fileno()), "w", encoding="utf-8")  # noqa: SIM115
-        self._process.stdin.close()
-        events = open(os.dup(self._process.stdout.fileno()), encoding="utf-8")  # noqa: SIM115
-        self._process.stdout.close()
-        super().__init__(self._process.pid, tasks, events, self._process.stderr)
+        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
+        assert stdin is not None
+        assert stdout is not None
+        assert stderr is not None
+        tasks, events = io.TextIOWrapper(stdin, encoding="utf-8"), io.TextIOWrapper(stdout, encoding="utf-8")
+        super().__init__(self._process.pid, tasks, events, stderr)
 
     def alive(self) -> bool:
         return self._process.poll() is None

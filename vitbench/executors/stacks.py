@@ -36,23 +36,6 @@ def print_stack_when_asked() -> None:
         faulthandler.register(ASK, file=_STDERR, all_threads=True, chain=False)
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a stack."""
-
-    file: str
-    line: str
-    function: str
-
-    def __str__(self) -> str:
-        return f"{PurePath(self.file).name}:{self.line} in {self.function}"
-
-    @property
-    def is_library(self) -> bool:
-        """Whether it is Python's own code, or that of an installed package."""
-        return self.file.startswith("<") or any(PurePath(self.file).is_relative_to(path) for path in _LIBRARIES)
-
-
 _LIBRARIES = tuple({sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -78,11 +61,14 @@ def last_call(text: str) -> str:
     called it: ``threading.py:320 in wait, from model.py:12 in forward``. Empty if there is no stack.
     """
     dump = _last_dump(text.splitlines())
-    calls = _calls(dump.calls) if dump else []
+    calls = [match for line in dump.calls if (match := _FRAME.fullmatch(line))] if dump else []
     if not calls:
         return ""
-    own = next((call for call in calls if not call.is_library), None)
-    return str(calls[0]) if own in (None, calls[0]) else f"{calls[0]}, from {own}"
+    inner = _place_of(calls[0])
+    if not _is_library(calls[0]["file"]):
+        return inner
+    own = next((call for call in calls if not _is_library(call["file"])), None)
+    return inner if own is None else f"{inner}, from {_place_of(own)}"
 
 
 def shorten(text: str, lines: int) -> str:
@@ -129,6 +115,10 @@ def _belongs(line: str) -> bool:
     return bool(_FRAME.fullmatch(line) or _OTHER.fullmatch(line))
 
 
-def _calls(lines: Sequence[str]) -> list[Call]:
-    found = [_FRAME.fullmatch(line) for line in lines]
-    return [Call(match["file"], match["line"], match["function"]) for match in found if match]
+def _place_of(call: re.Match[str]) -> str:
+    return f"{PurePath(call['file']).name}:{call['line']} in {call['function']}"
+
+
+def _is_library(file: str) -> bool:
+    """Whether a file is Python's own, or that of an installed package."""
+    return file.startswith("<") or any(PurePath(file).is_relative_to(path) for path in _LIBRARIES)

@@ -66,7 +66,7 @@ class RunSummary:
 
 
 def run_suite(
-    suite: str = DEFAULT_SUITE,
+    suite: str | Suite = DEFAULT_SUITE,
     *,
     out: str | Path | None = None,
     quick: bool = False,
@@ -77,32 +77,22 @@ def run_suite(
 ) -> RunSummary:
     """Measure a suite into a new run folder and write its report.
 
-    ``suite`` is a built-in one's name or the path of a TOML file; ``overrides`` replace its keys
+    ``suite`` is a built-in one's name, the path of a TOML file, or a Suite; ``overrides`` replace a file's keys
     (``models=["vit_basic"]``, ``batch_sizes=[1, 8]``, ``metrics=...``, ``data="digits"``, ``recipe=["brief"]``,
     ``budget="images=30000"``, ``seeds=[0, 1]``, ...). ``out`` is the run folder, new or empty; by default
     ``runs/<suite>-<time>``. ``allow_import`` lets names of the form ``module:package.module:function`` import your own
     code. ``allow_many_cells`` allows suites of more than 10,000 cells. Raises UsageError for an invalid request,
     StorageError when the disk is full (the run can be resumed).
     """
-    prepared = prepare_suite(suite, overrides, quick=quick)
-    return run_prepared(
-        prepared, out=out, allow_import=allow_import, allow_many_cells=allow_many_cells, progress=progress
-    )
-
-
-def run_prepared(
-    suite: Suite,
-    *,
-    out: str | Path | None = None,
-    allow_import: bool = False,
-    allow_many_cells: bool = False,
-    progress: Progress | None = None,
-) -> RunSummary:
-    """Measure a suite with its overrides in place: see ``run_suite``."""
-    chosen = check_before_loading(suite, allow_many_cells=allow_many_cells)
+    prepared = suite if isinstance(suite, Suite) else prepare_suite(suite, overrides, quick=quick)
+    chosen = check_before_loading(prepared, allow_many_cells=allow_many_cells)
     folder = new_folder(out, chosen.name)
     reporter = progress or SilentProgress()
-    with locked(folder, new=True), _launch(chosen, allow_import) as launcher, naming_the_way_on(folder):
+    with (
+        locked(folder, new=True),
+        make_launcher(modules_of(chosen), allow_import=allow_import) as launcher,
+        naming_the_way_on(folder),
+    ):
         plan = make_plan(chosen, launcher, reporter.note, allow_many_cells=allow_many_cells)
         store.write_atomically(folder / store.SUITE, to_toml(plan.suite).encode("utf-8"))
         return _run(plan, plan.cells, folder, launcher, reporter)
@@ -131,7 +121,7 @@ def resume_run(
     refuse_links(path, [store.CHECKPOINTS])
     suite = check_before_loading(suite_as_run(path), allow_many_cells=allow_many_cells)
     reporter = progress or SilentProgress()
-    with _launch(suite, allow_import) as launcher, locked(path), naming_the_way_on(path):
+    with make_launcher(modules_of(suite), allow_import=allow_import) as launcher, locked(path), naming_the_way_on(path):
         store.check_writable(path)
         for problem in store.set_damaged_lines_aside(path):
             reporter.warn(f"{problem}: set aside in {store.DAMAGED}, the cell is measured again")
@@ -259,11 +249,6 @@ def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progr
             "are free: times can come out many times too long. Stop what else is running"
             f"{', or give --threads 1' if max(timed) > 1 else ''}"
         )
-
-
-def _launch(suite: Suite, allow_import: bool) -> Launcher:
-    faults.load_injector()  # a module that is not there ends the run at once
-    return make_launcher(modules_of(suite), allow_import=allow_import)
 
 
 def modules_of(suite: Suite) -> list[str]:
