@@ -75,9 +75,7 @@ MemoryLimit = Annotated[
 # Trainings
 Recipe = Annotated[str, Option(metavar="NAME", help="A built-in recipe (vitbench list recipes) or a .toml file.")]
 TrainImages = Annotated[int | None, Option(metavar="N", min=1, help="Train on this many images, chosen by the seed.")]
-TestImages = Annotated[
-    int | None, Option(metavar="N", min=1, help="Test on this many images, a stratified sample.")
-]
+TestImages = Annotated[int | None, Option(metavar="N", min=1, help="Test on this many images, a stratified sample.")]
 Validation = Annotated[
     float | None, Option(metavar="FRACTION", min=0, max=0.99, help="Hold out this fraction of the training images.")
 ]
