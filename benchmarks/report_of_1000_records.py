@@ -1,6 +1,8 @@
 """How long the report of a run of 1,000 records takes, beside that of another checkout, in turns.
 
-``python -m benchmarks.report_of_1000_records [--against CHECKOUT] [--rounds 3] [--profile]``
+``python -m benchmarks.report_of_1000_records [--against CHECKOUT] [--rounds 3] [--run FOLDER] [--profile]``
+
+An older checkout may not read records as they are written now: ``--run`` reports a run that it wrote.
 """
 
 from __future__ import annotations
@@ -69,11 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, help="another checkout, such as a git worktree of an older commit")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--run", type=Path, help="report this run rather than a fabricated one")
     parser.add_argument("--profile", action="store_true", help="print where this checkout's time goes instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        run = write_run(folder / "run", Run(name="run", records=fabricate_records(), environment=ENVIRONMENT))
+        fabricated = Run(name="run", records=[] if options.run else fabricate_records(), environment=ENVIRONMENT)
+        run = options.run.resolve() if options.run else write_run(folder / "run", fabricated)
         if options.profile:
             profile = cProfile.Profile()
             profile.runcall(write_report, [run], folder / "out")

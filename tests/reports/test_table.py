@@ -160,7 +160,7 @@ def test_without_accuracies_no_picture_is_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run folder"):
+    with pytest.raises(RunFolderError, match="not a run folder"):
         load_records(tmp_path)
 
 

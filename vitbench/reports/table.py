@@ -16,13 +16,14 @@ from vitbench.reports.model.rows import Row, build_rows, sort_key
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.tables import Display, Value, estimate_value, metric_value
 from vitbench.reports.model.values import MetricValue, value_of
+from vitbench.suites.thresholds import yields_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: metric -> (column, how a base unit is scaled). A metric that is not here gets its name and base unit as its column,
-#: after the call that it was measured in: ``inference_tensor_peak_byte``.
-COLUMNS: dict[str, tuple[str, float]] = {
+#: metric -> (column, how a base unit is scaled), in order. A metric that is not here gets its name and base unit as its
+#: column, after the call that it was measured in: ``inference_tensor_peak_byte``.
+FACTS: dict[str, tuple[str, float]] = {
     "params": ("params", 1),
     "trainable_params": ("trainable_params", 1),
     "params_without_gradient": ("params_without_gradient", 1),
@@ -34,14 +35,20 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "flops_fvcore": ("gflops_fvcore", 1e-9),
     "flops_thop": ("gflops_thop", 1e-9),
     "weights_memory": ("weights_memory_mb", 1e-6),
+}
+INFERENCE: dict[str, tuple[str, float]] = {
     "inference_peak_memory": ("inference_peak_memory_mb", 1e-6),
-    "training_peak_memory": ("training_peak_memory_mb", 1e-6),
     "latency": ("latency_ms", 1e3),
     "latency_cpu_time": ("latency_cpu_time_ms", 1e3),
     "throughput": ("throughput_images_per_s", 1),
+}
+TRAINING_STEP: dict[str, tuple[str, float]] = {
+    "training_peak_memory": ("training_peak_memory_mb", 1e-6),
     "training_step": ("training_step_ms", 1e3),
     "training_step_cpu_time": ("training_step_cpu_time_ms", 1e3),
     "training_throughput": ("training_throughput_images_per_s", 1),
+}
+TRAINING: dict[str, tuple[str, float]] = {
     "accuracy": ("accuracy", 1),
     "macro_f1": ("macro_f1", 1),
     "test_loss": ("test_loss_nat", 1),
@@ -51,25 +58,9 @@ COLUMNS: dict[str, tuple[str, float]] = {
     "training_loss": ("training_loss_nat", 1),
     "training_duration": ("training_duration_s", 1),
 }
-FACTS = (
-    *("params", "trainable_params", "params_without_gradient", "buffers", "params_bytes", "buffers_bytes"),
-    *("flops", "macs", "flops_fvcore", "flops_thop", "weights_memory"),
-)
-INFERENCE = ("inference_peak_memory", "latency", "latency_cpu_time", "throughput")
-TRAINING_STEP = ("training_peak_memory", "training_step", "training_step_cpu_time", "training_throughput")
-#: Metrics that take turns with the reference.
-PAIRED = frozenset({"latency", "latency_cpu_time", "training_step", "training_step_cpu_time"})
-TRAINING = (
-    *("accuracy", "macro_f1", "test_loss", "test_images", "training_images", "training_steps", "training_loss"),
-    "training_duration",
-)
-#: Metrics that were sampled, and so have an interval.
-SAMPLED = frozenset(
-    {
-        *("latency", "latency_cpu_time", "throughput"),
-        *("training_step", "training_step_cpu_time", "training_throughput", "accuracy"),
-    }
-)
+COLUMNS = {**FACTS, **INFERENCE, **TRAINING_STEP, **TRAINING}
+#: Metrics with an interval beside the times.
+SAMPLED = frozenset({"throughput", "training_throughput", "accuracy"})
 #: Units of what is counted, not measured: every digit is written. What was measured has this many.
 COUNTED = frozenset({"byte", "parameter", "element", "FLOP", "MAC", "image", "step"})
 MEASURED_DIGITS = 10
@@ -166,14 +157,10 @@ def report_table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 _WHOLE_NUMBERS = frozenset(
-    {"batch_size", "threads", "memory_limit_bytes", "params", "trainable_params", "params_without_gradient", "buffers"}
-    | {
-        "test_images",
-        "training_images",
-        "training_steps",
-        "training_batch_size",
-        "latency_samples",
-        "latency_processes",
+    {
+        *("batch_size", "threads", "memory_limit_bytes", "training_batch_size", "latency_samples", "latency_processes"),
+        *("params", "trainable_params", "params_without_gradient", "buffers"),
+        *("test_images", "training_images", "training_steps"),
     }
 )
 
@@ -194,72 +181,42 @@ def render_csv(runs: Sequence[Run]) -> str:
 def cell_fields(cell: Cell) -> dict[str, Any]:
     """The cell's fields as columns: the image size as text and as height and width in px, options as ``key=value``."""
     height, width = cell.image_size
-    return {
-        "model": cell.model,
-        "image_size": format_image_size(cell.image_size),
-        "height": height,
-        "width": width,
-        "num_classes": cell.num_classes,
-        "batch_size": cell.batch_size,
-        "device": cell.device,
-        "dtype": cell.dtype,
-        "mode": cell.mode,
-        "attention": cell.attention,
-        "compile": cell.compile,
-        "threads": cell.threads,
-        "memory_limit": cell.memory_limit,
-        "weights": cell.weights,
-        "data": cell.data,
-        "recipe_hash": cell.recipe_hash,
-        "seed": cell.seed,
-        "options": " ".join(f"{key}={value}" for key, value in cell.options),
-    }
+    options = " ".join(f"{key}={value}" for key, value in cell.options)
+    size = {"image_size": format_image_size(cell.image_size), "height": height, "width": width}
+    return {**vars(cell), **size, "options": options}
 
 
 def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
     of_cell = {
+        **{name: getattr(record, name) for name in ("cause", "environment", "started_at", "duration_s")},
+        **cell_fields(record.cell),
         "run": run,
         "cell": record.cell.id,
-        **cell_fields(record.cell),
         "cell_status": record.status,
-        "cause": record.cause,
         "cell_detail": record.detail,
-        "environment": record.environment,
-        "started_at": record.started_at,
-        "duration_s": record.duration_s,
     }
     if not record.measurements:
         nothing = {"n_samples": 0, "n_processes": 0, "n_warmup": 0, "samples": (), "reference_samples": (), "turns": ()}
-        return [
-            {**of_cell, **nothing, "status": record.status, "detail": record.detail, "interval_kind": "", "method": ""}
-        ]
+        texts = {"status": record.status, "detail": record.detail, "interval_kind": "", "method": ""}
+        return [{**of_cell, **nothing, **texts}]
     lines = []
+    copied = ("metric", "unit", "status", "detail", "method", "samples", "reference_samples", "turns")
     for one in record.measurements:
         result = measurement_estimate(record, one) if one.status == "ok" else None
         relative = MetricValue(record, one, one.status).relative_between_runs
-        used = result.n_samples if result else 0
         lines.append(
             {
                 **of_cell,
-                "metric": one.metric,
-                "unit": one.unit,
-                "value": result.value if result else None,
-                "low": result.low if result else None,
-                "high": result.high if result else None,
+                **{name: getattr(one, name) for name in copied},
+                **{name: getattr(result, name, None) for name in ("value", "low", "high")},
+                "interval_kind": result.kind if result else "",
                 "relative": relative.value if relative else None,
                 "relative_low": relative.low if relative else None,
                 "relative_high": relative.high if relative else None,
                 "relative_interval_kind": relative.kind if relative else "",
-                "interval_kind": result.kind if result else "",
-                "n_samples": used,
+                "n_samples": result.n_samples if result else 0,
                 "n_processes": result.n_processes if result else 0,
-                "n_warmup": sum(map(len, one.samples)) - used if result else 0,
-                "status": one.status,
-                "detail": one.detail,
-                "method": one.method,
-                "samples": one.samples,
-                "reference_samples": one.reference_samples,
-                "turns": one.turns,
+                "n_warmup": sum(map(len, one.samples)) - result.n_samples if result else 0,
             }
         )
     return lines
@@ -312,11 +269,8 @@ def _conditions(row: Row, batch: int | None) -> dict[str, Field]:
 def _at_batch(infer: Record | None, train: Record | None) -> dict[str, Field]:
     line: dict[str, Field] = {}
     for name, record in (("inference", infer), ("training_step", train)):
-        line |= {
-            f"{name}_cell_status": record.status if record else "",
-            f"{name}_cell_cause": record.cause if record else "",
-            f"{name}_cell_detail": without_paths(record.detail) if record else "",
-        }
+        texts = (record.status, record.cause, without_paths(record.detail)) if record else ("", "", "")
+        line |= zip((f"{name}_cell_{what}" for what in ("status", "cause", "detail")), texts, strict=True)
     for metric in INFERENCE:
         line |= _columns(metric, _of(infer, metric))
         if metric == "inference_peak_memory":
@@ -378,12 +332,13 @@ def _of(record: Record | None, metric: str) -> MetricValue:
 def _columns(metric: str, found: MetricValue) -> dict[str, Field]:
     name, scale = COLUMNS[metric]
     line = _column(name, scale, found, f"{metric}_status")
-    if metric in SAMPLED:
+    is_time = yields_of(metric).kind == "time"
+    if is_time or metric in SAMPLED:
         value = metric_value(found, Display(scale=scale))
         unit = name.removeprefix(metric)  # the unit stays last: latency_low_ms
         line |= _interval(value, f"{metric}_low{unit}", f"{metric}_high{unit}")
         line[f"{metric}_interval"] = found.estimate.kind if found.estimate else ""
-    if metric in PAIRED:
+    if is_time:
         value = estimate_value(found.relative_between_runs, Display())
         line[f"relative_{metric}"] = _number(value)
         line |= _interval(value, f"relative_{metric}_low", f"relative_{metric}_high")

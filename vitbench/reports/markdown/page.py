@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from vitbench.analysis.claims import judge_runs
@@ -25,7 +26,7 @@ from vitbench.reports.markdown.trainings import training_section, training_summa
 from vitbench.reports.model.columns import Floors, detail_table, main_table
 from vitbench.reports.model.counters import compare_counters
 from vitbench.reports.model.failures import failures_table, methods
-from vitbench.reports.model.machine import extent_of, machine_of
+from vitbench.reports.model.machine import machine_of, planned_cells
 from vitbench.reports.model.memory import memory_table
 from vitbench.reports.model.noise import noise_floors
 from vitbench.reports.model.rows import (
@@ -91,21 +92,21 @@ def search_section(runs: Sequence[Run]) -> list[str]:
     if found is None:
         return []
     parts = ["## Largest batch that fits", SEARCHES]
-    for (device, mode, dtype), largest in found.largest.items():
-        parts += [f"### {cell_text(device)}, {CALLS[mode]}, {cell_text(dtype)}", table_text(largest)]
-    return [*parts, "### What ended each search", table_text(found.ends)]
+    largest, ends = found
+    for (device, mode, dtype), shown in largest.items():
+        parts += [f"### {cell_text(device)}, {CALLS[mode]}, {cell_text(dtype)}", table_text(shown)]
+    return [*parts, "### What ended each search", table_text(ends)]
 
 
 def _what_was_run(run: Run) -> str:
-    extent, machine = extent_of(run), machine_of(run)
-    count = f"{extent.cells} cell" + ("" if extent.cells == 1 else "s")
-    if extent.planned > extent.cells:
-        count = f"{extent.cells} of {extent.planned} cells"
-    line = f"**{cell_text(run.name)}**: {count}"
-    if extent.cells:
-        statuses = [f"{extent.statuses[one]} {shown_status(one)}" for one in STATUSES if extent.statuses.get(one)]
-        line += f" ({', '.join(statuses)}), the first from {cell_text(extent.started_at, 40)}"
-        line += f", {extent.duration_s / 60:.1f} minutes in total"
+    records, machine, planned = run.records, machine_of(run), planned_cells(run)
+    count = f"{len(records)} cell" + ("" if len(records) == 1 else "s")
+    line = f"**{cell_text(run.name)}**: {count if planned <= len(records) else f'{len(records)} of {planned} cells'}"
+    if records:
+        counts = Counter(str(record.status) for record in records)
+        line += f" ({', '.join(f'{counts[one]} {shown_status(one)}' for one in STATUSES if counts[one])})"
+        line += f", the first from {cell_text(min(record.started_at for record in records), 40)}"
+        line += f", {sum(record.duration_s for record in records) / 60:.1f} minutes in total"
     parts = [line, *(f"on {cell_text(', '.join(facts), limit=1000)}" for facts in machine.environments)]
     parts += [cell_text(", ".join(machine.versions))] if machine.versions else []
     return "; ".join([*parts, *(f"by `{_as_code(command)}`" for command in machine.commands)]) + "."
@@ -150,9 +151,10 @@ def _counters(rows: Sequence[Row]) -> list[str]:
     compared = compare_counters(rows)
     if compared is None:
         return []
-    reasons = [COUNTER_REASONS.get(reason.name) or cell_text(reason.printed).rstrip(".") for reason in compared.reasons]
-    notes = "  \n".join(f"({mark}) {reason}." for mark, reason in enumerate(reasons, 1))
-    return ["## FLOPs by other counters", COUNTERS, table_text(compared.table), *([notes] if notes else [])]
+    shown, reasons = compared
+    texts = [COUNTER_REASONS.get(one.name) or cell_text(one.printed).rstrip(".") for one in reasons]
+    notes = "  \n".join(f"({mark}) {text}." for mark, text in enumerate(texts, 1))
+    return ["## FLOPs by other counters", COUNTERS, table_text(shown), *([notes] if notes else [])]
 
 
 def _plots(rows: Sequence[Row]) -> str:

@@ -26,7 +26,7 @@ def heading_text(column: Column) -> str:
     text += "" if column.batch is None else f" b{column.batch}"
     text += "" if column.images is None else f", n = {column.images}"
     unit = column.brackets or column.display.unit
-    return text if not unit or text.startswith(unit) else f"{text} ({unit})"
+    return f"{text} ({unit})" if unit else text
 
 
 def value_text(value: Value, column: Column) -> str:

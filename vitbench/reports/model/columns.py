@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
+from vitbench.core import registry
 from vitbench.core.records import Record
+from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import samples_for_percentile
 from vitbench.reports.model.ranking import ranks
 from vitbench.reports.model.rows import DEFAULT_OPTION, Row, image_size_text, shared_test_data, sort_key
@@ -28,12 +29,15 @@ from vitbench.reports.model.values import MetricValue
 #: (run, device, threads) -> the noise floor there, as a fraction.
 Floors = Mapping[tuple[str, str, int], float]
 
-#: How units are shown; whatever has another unit is shown as it is.
+#: The order of columns; those of other metrics follow.
+_ORDER = (
+    *("params", "trainable_params", "flops", "macs", "params_without_gradient", "buffers", "weights_memory"),
+    *("inference_peak_memory", "process_peak_memory", "latency", "energy_per_image", "power", "idle_power"),
+    *("training_step", "training_peak_memory", "training_throughput"),
+    *("macro_f1", "test_loss", "training_images", "training_duration"),
+)
 MB = Display("MB", 1e-6)
-MILLISECONDS = Display("ms", 1e3)
-MILLIONS = Display("M", 1e-6, "counted")
-GFLOPS = Display("GFLOP", 1e-9, "counted")
-RELATIVE = Display("× reference")
+_RELATIVE = Display("× reference")
 
 
 class RowColumn(NamedTuple):
@@ -83,26 +87,7 @@ def main_table(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> Tabl
     Leaves out columns that no row was asked for. ``floors``: the noise floor of each run's device and threads, below
     which models tie.
     """
-    batch, training_batch = smallest_batch(rows), largest_training_batch(rows)
-    columns = [
-        _fact("params", "params", MILLIONS),
-        _fact("GFLOPs", "flops", GFLOPS),
-        _fact("GMACs", "macs", replace(GFLOPS, unit="GMAC")),
-    ]
-    if batch is not None:
-        columns += [
-            _inference("peak memory", "inference_peak_memory", MB, batch),
-            _inference("latency", "latency", MILLISECONDS, batch),
-            _relative("latency", lambda row: row.at_smallest_batch("latency"), batch),
-            _rank_column(rows, batch, floors),
-            RowColumn(Column(name="best throughput", display=Display("image/s")), _best_throughput),
-        ]
-        if _was_asked("energy_per_image", [row.infer[:1] for row in rows]):
-            columns.append(_inference("energy", "energy_per_image", Display("J/image"), batch))
-    if training_batch is not None:
-        columns.append(_training("training step", "training_step", MILLISECONDS, training_batch))
-        if _was_asked("energy_per_image", [row.train[-1:] for row in rows]):
-            columns.append(_training("training energy", "energy_per_image", Display("J/image"), training_batch))
+    columns = _metric_columns(rows, main=True, floors=floors)
     if any(row.training for row in rows):
         columns.append(_accuracy_column(rows))
     asked = [one for one in columns if not all(one.value(row).is_empty for row in rows)]
@@ -112,40 +97,53 @@ def main_table(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> Tabl
 
 def detail_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
     """What is looked up rather than compared, for all devices and sizes; None without any number."""
-    batch, training_batch = smallest_batch(rows), largest_training_batch(rows)
-    columns = [
-        _fact("trainable", "trainable_params", MILLIONS),
-        _fact("without gradient", "params_without_gradient", Display("", 1, "counted")),
-        _fact("buffers", "buffers", Display("elements", 1, "counted")),
-        _fact("weights", "weights_memory", Display("MB", 1e-6, "counted")),
-    ]
-    if batch is not None:
-        columns += [
-            _inference("process peak", "process_peak_memory", MB, batch),
-            _percentile(0.9, batch),
-            _percentile(0.99, batch),
-            _samples(batch),
-            _inference("power", "power", Display("W"), batch),
-            _inference("power at rest before", "idle_power", Display("W"), batch),
-        ]
-    if training_batch is not None:
-        columns += [
-            _relative("training step", lambda row: row.at_training_batch("training_step"), training_batch),
-            _training("training peak", "training_peak_memory", MB, training_batch),
-            _training("training", "training_throughput", Display("image/s"), training_batch),
-            _training("training power", "power", Display("W"), training_batch),
-            _training("power at rest before training", "idle_power", Display("W"), training_batch),
-        ]
-    columns += [
-        _trained("macro F1", "macro_f1", Display()),
-        _trained("test loss", "test_loss", Display("nat")),
-        _trained("training images", "training_images", Display(precision="counted")),
-        _trained("training time", "training_duration", Display("s")),
-    ]
+    columns = _metric_columns(rows, main=False)
     filled = [one for one in columns if any(_is_filled(one.value(row)) for row in rows)]
     if not filled:
         return None
     return table_of([model_column(), *place_columns(), *axis_columns(axes), *filled], sorted(rows, key=sort_key))
+
+
+def _metric_columns(rows: Sequence[Row], *, main: bool, floors: Floors | None = None) -> list[RowColumn]:
+    """The columns that registered metrics declare, by what they are of: any batch, inference, a step, a training."""
+    batch, step_batch = smallest_batch(rows), largest_training_batch(rows)
+    facts: list[RowColumn] = []
+    infer: list[RowColumn] = []
+    step: list[RowColumn] = []
+    trained: list[RowColumn] = []
+    for metric, value, column in _declared():
+        if value.name == "latency" and batch is not None:
+            infer += _speed_columns(rows, value, batch, floors or {}) if main else _sample_columns(value, batch)
+        elif value.name == "training_step" and step_batch is not None and not main:
+            step.append(_relative_column(value, Row.at_training_batch, step_batch))
+        elif column.main is not main:
+            continue
+        elif metric.process == "training":
+            trained.append(_metric_column(value, column.heading, Row.trained))
+        elif value.kind == "exact":
+            facts.append(_metric_column(value, column.heading, Row.fact))
+        else:
+            modes = {value.mode} if value.mode else set(metric.modes)
+            heading = column.heading if modes == {"train"} else column.training_heading
+            asked = metric.by_default
+            if batch is not None and "infer" in modes and (asked or _was_asked(value, (r.infer[:1] for r in rows))):
+                infer.append(_metric_column(value, column.heading, Row.at_smallest_batch, batch))
+            if step_batch is not None and heading and (asked or _was_asked(value, (row.train[-1:] for row in rows))):
+                step.append(_metric_column(value, heading, Row.at_training_batch, step_batch))
+    return [*facts, *infer, *step, *trained]
+
+
+def _declared() -> list[tuple[registry.Metric, registry.Yields, registry.Column]]:
+    """What registered metrics declare to have a column, in order."""
+    found = [(metric, one, one.column) for _, metric in METRICS.items() for one in metric.yields if one.column]
+    return sorted(found, key=lambda one: _ORDER.index(one[1].name) if one[1].name in _ORDER else len(_ORDER))
+
+
+def display_of(value: registry.Yields) -> Display:
+    """How a value with a column is shown: counts with one digit more than what was measured."""
+    assert value.column is not None
+    counted = value.kind in ("exact", "condition")
+    return Display(value.column.unit, value.column.scale, "counted" if counted else "measured")
 
 
 def smallest_batch(rows: Sequence[Row]) -> int | None:
@@ -173,41 +171,61 @@ def _is_filled(value: Value) -> bool:
     return value.number is not None or value.status == "too few samples"
 
 
-def _was_asked(metric: str, cells: Iterable[Sequence[Record]]) -> bool:
+def _was_asked(value: registry.Yields, cells: Iterable[Sequence[Record]]) -> bool:
     """Whether some cell has it or says why not: a cell that failed whole does not show what it was asked for."""
-    return any(record.measurement(metric) for records in cells for record in records)
+    return any(record.measurement(value.name) for records in cells for record in records)
 
 
-def _fact(name: str, metric: str, display: Display) -> RowColumn:
-    return RowColumn(Column(name=name, display=display), lambda row: metric_value(row.fact(metric), display))
+def _metric_column(
+    value: registry.Yields, heading: str, get: Callable[[Row, str], MetricValue], batch: int | None = None
+) -> RowColumn:
+    display = display_of(value)
 
-
-def _trained(name: str, metric: str, display: Display) -> RowColumn:
-    return RowColumn(Column(name=name, display=display), lambda row: metric_value(row.trained(metric), display))
-
-
-def _inference(name: str, metric: str, display: Display, batch: int) -> RowColumn:
-    def value(row: Row) -> Value:
-        found = row.at_smallest_batch(metric)
+    def shown(row: Row) -> Value:
+        found = get(row, value.name)
         return metric_value(found, display, note=_other_batch(found, batch))
 
-    return RowColumn(Column(name=name, display=display, batch=batch), value)
+    return RowColumn(Column(name=heading, display=display, batch=batch), shown)
 
 
-def _training(name: str, metric: str, display: Display, batch: int) -> RowColumn:
-    def value(row: Row) -> Value:
-        found = row.at_training_batch(metric)
-        return metric_value(found, display, note=_other_batch(found, batch))
+def _relative_column(value: registry.Yields, get: Callable[[Row, str], MetricValue], batch: int) -> RowColumn:
+    def shown(row: Row) -> Value:
+        found = get(row, value.name)
+        return estimate_value(found.relative_between_runs, _RELATIVE, note=_other_batch(found, batch))
 
-    return RowColumn(Column(name=name, display=display, batch=batch), value)
+    heading = value.column.heading if value.column else value.name
+    return RowColumn(Column(name=heading, display=_RELATIVE, batch=batch), shown)
 
 
-def _relative(name: str, get: Callable[[Row], MetricValue], batch: int) -> RowColumn:
-    def value(row: Row) -> Value:
-        found = get(row)
-        return estimate_value(found.relative_between_runs, RELATIVE, note=_other_batch(found, batch))
+def _speed_columns(rows: Sequence[Row], value: registry.Yields, batch: int, floors: Floors) -> list[RowColumn]:
+    throughput = Column(name="best throughput", display=Display("image/s"))
+    return [
+        _metric_column(value, "latency", Row.at_smallest_batch, batch),
+        _relative_column(value, Row.at_smallest_batch, batch),
+        _rank_column(rows, batch, floors),
+        RowColumn(throughput, lambda row: _best_throughput(row, throughput.display)),
+    ]
 
-    return RowColumn(Column(name=name, display=RELATIVE, batch=batch), value)
+
+def _sample_columns(value: registry.Yields, batch: int) -> list[RowColumn]:
+    display, samples = display_of(value), Display(precision="whole")
+
+    def quantile(row: Row, q: float) -> Value:
+        found = row.at_smallest_batch(value.name)
+        note = None if found.value is None else _other_batch(found, batch)
+        return percentile_value(found, q, display, note=note)
+
+    def count(row: Row) -> Value:
+        found = row.at_smallest_batch(value.name)
+        if found.estimate is None:
+            return metric_value(found, samples)
+        return number_value(found.estimate.n_samples, samples, note=Note("processes", found.estimate.n_processes))
+
+    return [
+        RowColumn(Column(name="p90", display=display, batch=batch), lambda row: quantile(row, 0.9)),
+        RowColumn(Column(name="p99", display=display, batch=batch), lambda row: quantile(row, 0.99)),
+        RowColumn(Column(name="samples", display=samples, batch=batch, brackets="processes"), count),
+    ]
 
 
 def _rank_column(rows: Sequence[Row], batch: int, floors: Floors) -> RowColumn:
@@ -227,39 +245,18 @@ def _rank_column(rows: Sequence[Row], batch: int, floors: Floors) -> RowColumn:
     return RowColumn(Column(name="rank", display=display, batch=batch), lambda row: found.get(id(row), Value()))
 
 
-def _other_batch(found: MetricValue, batch: int) -> Note | None:
+def _other_batch(found: MetricValue, batch: int | None) -> Note | None:
     """The batch of a value that is not of the column's."""
-    if found.status is None or found.batch_size in (None, batch):
+    if batch is None or found.status is None or found.batch_size in (None, batch):
         return None
     return Note("batch", found.batch_size or 0)
 
 
-def _best_throughput(row: Row) -> Value:
-    found, display = row.best_throughput(), Display("image/s")
+def _best_throughput(row: Row, display: Display) -> Value:
+    found = row.best_throughput()
     if found.value is None:
         return metric_value(found, display)
     return number_value(found.value, display, note=Note("batch", found.batch_size or 0))
-
-
-def _percentile(q: float, batch: int) -> RowColumn:
-    def value(row: Row) -> Value:
-        found = row.at_smallest_batch("latency")
-        note = None if found.value is None else _other_batch(found, batch)
-        return percentile_value(found, q, MILLISECONDS, note=note)
-
-    return RowColumn(Column(name=f"p{100 * q:.0f}", display=MILLISECONDS, batch=batch), value)
-
-
-def _samples(batch: int) -> RowColumn:
-    display = Display(precision="whole")
-
-    def value(row: Row) -> Value:
-        found = row.at_smallest_batch("latency")
-        if found.estimate is None:
-            return metric_value(found, display)
-        return number_value(found.estimate.n_samples, display, note=Note("processes", found.estimate.n_processes))
-
-    return RowColumn(Column(name="samples", display=display, batch=batch, brackets="processes"), value)
 
 
 def _accuracy_column(rows: Sequence[Row]) -> RowColumn:

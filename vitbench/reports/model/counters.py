@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from vitbench.reports.model.columns import GFLOPS
 from vitbench.reports.model.rows import Row, image_size_text
 from vitbench.reports.model.tables import (
     IMAGE_SIZE,
@@ -23,6 +22,8 @@ from vitbench.reports.model.values import MetricValue
 #: Differences below this share are rounding.
 SAME = 5e-5
 
+#: Without a unit where the heading has it.
+_GFLOPS = Display("", 1e-9, "counted")
 _CHANGE = Display("%", 100, "change")
 
 
@@ -33,16 +34,11 @@ class Reason(NamedTuple):
     printed: str = ""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The table, and the reasons that its last column refers to by number, from 1."""
+def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[Reason]] | None:
+    """One line a model, image size, number of classes and attention implementation; None without counts.
 
-    table: Table
-    reasons: tuple[Reason, ...]
-
-
-def compare_counters(rows: Sequence[Row]) -> Comparison | None:
-    """One line a model, image size, number of classes and attention implementation; None without counts."""
+    Beside the table the reasons that its last column refers to by number, from 1.
+    """
     compared = _distinct([row for row in rows if _was_asked(row)])
     if not compared:
         return None
@@ -58,28 +54,28 @@ def compare_counters(rows: Sequence[Row]) -> Comparison | None:
             text_value(image_size_text(row)),
             *([text_value(str(row.cell.num_classes))] if with_classes else []),
             text_value(row.cell.attention),
-            metric_value(ours, GFLOPS),
-            metric_value(fvcore, GFLOPS),
+            metric_value(ours, _GFLOPS),
+            metric_value(fvcore, _GFLOPS),
             number_value(_difference(fvcore, ours), _CHANGE),
-            metric_value(thop, GFLOPS),
+            metric_value(thop, _GFLOPS),
             number_value(_difference(thop, ours), _CHANGE),
             text_value(", ".join(f"({mark})" for mark in sorted(marks))) if marks else Value(),
         )
         lines.append(line)
-    counted = replace(GFLOPS, unit="GFLOPs")
+    counted = replace(_GFLOPS, unit="GFLOPs")
     columns = (
         Column(name="model"),
         Column(name="image size", display=IMAGE_SIZE),
         *([Column(name="classes")] if with_classes else []),
         Column(name="attention"),
-        Column(name="GFLOPs", display=GFLOPS),
+        Column(name="GFLOPs", display=_GFLOPS),
         Column(name="fvcore", display=counted),
         Column(name="fvcore - ours", display=_CHANGE),
         Column(name="thop", display=counted),
         Column(name="thop - ours", display=_CHANGE),
         Column(name="why"),
     )
-    return Comparison(Table(columns, tuple(lines)), tuple(reasons))
+    return Table(columns, tuple(lines)), list(reasons)
 
 
 def _was_asked(row: Row) -> bool:

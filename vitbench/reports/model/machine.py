@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,27 +20,10 @@ class Machine:
     commands: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How many cells a run has, by status; ``planned`` when it is complete (0: unknown); when it began, in seconds."""
-
-    cells: int
-    planned: int
-    statuses: Mapping[str, int]
-    started_at: str
-    duration_s: float
-
-
-def extent_of(run: Run) -> Extent:
-    """What was run."""
+def planned_cells(run: Run) -> int:
+    """How many cells the run has when it is complete, by its last session that knows; 0 if none does."""
     planned = [session.get("planned_cells") for session in run.environment.get("sessions") or []]
-    return Extent(
-        cells=len(run.records),
-        planned=next((count for count in reversed(planned) if count), 0),
-        statuses=Counter(record.status for record in run.records),
-        started_at=min((record.started_at for record in run.records), default=""),
-        duration_s=sum(record.duration_s for record in run.records),
-    )
+    return next((count for count in reversed(planned) if count), 0)
 
 
 def machine_of(run: Run) -> Machine:

@@ -115,16 +115,8 @@ def without_searches(runs: Sequence[Run]) -> list[Run]:
     return [dataclasses.replace(run, records=[one for one in run.records if not is_attempt(one)]) for run in runs]
 
 
-@dataclass(frozen=True)
-class SearchTables:
-    """The largest batches by (device, mode, data type), models against image sizes; and what ended each search."""
-
-    largest: Mapping[tuple[str, str, str], Table]
-    ends: Table
-
-
-def search_tables(runs: Sequence[Run]) -> SearchTables | None:
-    """The tables of all searches; None without one."""
+def search_tables(runs: Sequence[Run]) -> tuple[dict[tuple[str, str, str], Table], Table] | None:
+    """The largest batches by (device, mode, data type), and what ended each search; None without searches."""
     searches = find_searches(runs)
     if not searches:
         return None
@@ -133,7 +125,7 @@ def search_tables(runs: Sequence[Run]) -> SearchTables | None:
     for search in searches:
         groups.setdefault((search.base.device, search.base.mode, search.base.dtype), []).append(search)
     largest = {key: _largest_table(group, others) for key, group in groups.items()}
-    return SearchTables(largest, _ends_table(searches, others))
+    return largest, _ends_table(searches, others)
 
 
 def _axes(searches: Sequence[Search]) -> list[str]:
