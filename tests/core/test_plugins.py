@@ -14,6 +14,8 @@ from vitbench.core.run_folder import read_records
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.integration
+
 BUILDER = '''
 """A linear model of the mean colour."""
 
@@ -86,12 +88,10 @@ def listed(site: Path) -> tuple[set[str], str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good package between broken ones."""
+    """A good package, and one whose builder does not exist."""
     folder = tmp_path_factory.mktemp("site")
-    install(folder, "a_broken_one", "this is = no = toml")
     install(folder, "meanbench", CARD.format(package="meanbench", name="mean_tiny", width=5))
     install(folder, "nobody", CARD.format(package="nowhere", name="built_by_nobody", width=5))
-    install(folder, "z_gone", None, points="not_there.models")
     return folder
 
 
@@ -105,15 +105,6 @@ def test_models_of_a_package_are_listed_beside_ours(site: Path) -> None:
     assert [(row["model"], row["family"], row["params"]) for row in json.loads(matching.stdout)] == [
         ("mean_tiny", "mean", None)  # there is no formula for it
     ]
-
-
-def test_broken_packages_are_warned_of_and_take_nothing_along(site: Path) -> None:
-    models, errors = listed(site)
-    assert {"mean_tiny", "built_by_nobody", "vit_basic"} <= models  # builders are looked for when they are needed
-    assert "Warning: models of a_broken_one (a_broken_one.models) left out: " in errors
-    assert "Warning: models of z_gone (not_there.models) left out: " in errors
-    assert "meanbench" not in errors
-    assert "Traceback" not in errors
 
 
 def test_show_counts_a_model_of_a_package_and_names_a_builder_that_is_not_there(site: Path) -> None:
@@ -165,62 +156,36 @@ def test_listing_does_not_import_the_package_of_the_models(tmp_path: Path) -> No
     assert errors == ""
 
 
-HOLLOW = CARD.format(package="hollow", name="hollow_1", width=5)
-BROKEN: dict[str, tuple[str | None, str | None, str]] = {  # cards, entry point, words
-    "no such package": (None, "nowhere_to_be_found", "there is no package nowhere_to_be_found"),
-    "a package without cards": (None, None, "hollow.models holds no .toml with models"),
-    "a module instead of a package": (None, "hollow.models.mean", "there is no package hollow.models.mean"),
-    "broken toml": ("name = ", None, "Invalid value"),
-    "not UTF-8": ("\udcff\udcfe", None, "utf-8"),
-    "a card without a patch": (HOLLOW.replace("patch = 4", ""), None, "patch"),
-    "a key that no card has": (HOLLOW + "colour = 3\n", None, "colour"),
-    "a name that is taken": (HOLLOW.replace("hollow_1", "vit_basic"), None, "model 'vit_basic' is registered twice"),
+TWO = CARD + '\n[[model]]\nname = "vit_basic"\nsummary = "a name that is taken"\nconfig = {{ width = 3 }}\n'
+#: What is in the package: cards, entry point, text of __init__.py, and words of the warning.
+BROKEN: dict[str, tuple[str | None, str | None, str, str]] = {
+    "no_such_package": (None, "nowhere_to_be_found", "", "there is no package nowhere_to_be_found"),
+    "no_cards": (None, None, "", "no_cards.models holds no .toml with models"),
+    "a_module": (None, "a_module.models.mean", "", "there is no package a_module.models.mean"),
+    "broken_toml": ("name = ", None, "", "Invalid value"),
+    "not_utf8": ("\udcff\udcfe", None, "", "utf-8"),
+    "no_patch": (CARD.replace("patch = 4", ""), None, "", "patch"),
+    "unknown_key": (CARD + "colour = 3\n", None, "", "colour"),
+    "taken_name": (CARD.replace("{name}", "vit_basic"), None, "", "model 'vit_basic' is registered twice"),
+    "one_of_two_taken": (TWO, None, "", "model 'vit_basic' is registered twice"),
+    "no_number": (CARD.replace("image_size = 16", "image_size = []"), None, "", ""),
+    "raising_parent": (CARD, None, "raise RuntimeError('needs a licence')", "needs a licence"),
+    "parent_of_no_python": (CARD, None, "def (", ""),
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_package_is_one_warning(tmp_path: Path, what: str) -> None:
-    cards, point, words = BROKEN[what]
-    install(tmp_path, "hollow", cards, points=point)
-    models, errors = listed(tmp_path)
-    assert "vit_basic" in models
-    assert not any(name.startswith("hollow") for name in models)
-    warnings = [line for line in errors.splitlines() if line.startswith("Warning: ")]
-    assert len(warnings) == 1, errors
-    assert "models of hollow (" in warnings[0]
-    assert words in warnings[0]
-    assert "Traceback" not in errors
-
-
-def test_a_taken_name_stays_what_it_was(tmp_path: Path) -> None:
-    install(tmp_path, "hollow", CARD.format(package="hollow", name="vit_basic_tutorial", width=5))
-    done = vitbench(tmp_path, "list", "models", "vit_basic_tutorial", "--json")
-    (row,) = json.loads(done.stdout)
-    assert row["family"] == "vit_basic"
-    assert "registered twice" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("what", "cards"),
-    [
-        ("an image size without a number", CARD.replace("image_size = 16", "image_size = []")),
-        ("a parent that cannot be imported", CARD),
-        ("a parent with a syntax error", CARD),
-    ],
-)
-def test_a_package_that_breaks_in_another_way_is_one_warning(tmp_path: Path, what: str, cards: str) -> None:
-    install(tmp_path, "hollow", cards.format(package="hollow", name="hollow_1", width=5))
-    if what.startswith("a parent"):
-        text = "raise RuntimeError('needs a licence')" if "imported" in what else "def ("
-        (tmp_path / "hollow" / "__init__.py").write_text(text)
-    models, errors = listed(tmp_path)
-    assert "vit_basic" in models
-    assert "models of hollow (" in errors
-
-
-def test_a_package_is_left_out_whole(tmp_path: Path) -> None:
-    two = CARD + '\n[[model]]\nname = "vit_basic"\nsummary = "a name that is taken"\nconfig = {{ width = 3 }}\n'
-    install(tmp_path, "hollow", two.format(package="hollow", name="hollow_1", width=5))
-    models, errors = listed(tmp_path)
-    assert "models of hollow (hollow.models) left out: " in errors
-    assert "hollow_1" not in models
+def test_each_broken_package_is_one_warning_and_left_out_whole(tmp_path: Path) -> None:
+    for name, (cards, point, init, _) in BROKEN.items():
+        filled = cards and cards.replace("{name}", f"{name}_1").replace("{package}", name).replace("{width}", "5")
+        install(tmp_path, name, filled and filled.replace("{{", "{").replace("}}", "}"), points=point)
+        (tmp_path / name / "__init__.py").write_text(init)
+    done = vitbench(tmp_path, "list", "models", "--json")
+    rows = {row["model"]: row for row in json.loads(done.stdout)}
+    assert rows["vit_basic"]["family"] == "vit_basic"  # a taken name stays what it was
+    assert not {f"{name}_1" for name in BROKEN} & set(rows)
+    assert "Traceback" not in done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
+    assert len(warnings) == len(BROKEN), done.stderr
+    for name, (_, _, _, words) in BROKEN.items():
+        (warning,) = (line for line in warnings if f"models of {name} (" in line)
+        assert words in warning
