@@ -27,6 +27,8 @@ from vitbench.experiments.request import ModelRequest
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.training.states import load_state
 
+pytestmark = pytest.mark.integration
+
 COMMANDS: dict[str, list[str]] = {
     "show": ["show", MODEL, "--image-size", "16", "--num-classes", "10"],
     "evaluate": ["evaluate", MODEL, "--data", "digits", "--test-images", "10", "--device", "cpu"],

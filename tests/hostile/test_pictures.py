@@ -24,6 +24,8 @@ from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.training.data.datasets import describe_data, load_images
 from vitbench.training.data.folder import ImageFile, decode_image
 
+pytestmark = pytest.mark.integration
+
 
 def png(path: Path, *chunks: tuple[bytes, bytes], width: int = 4, height: int = 4) -> Path:
     """A PNG of ``width`` x ``height`` px with ``chunks`` before its pixels."""

@@ -38,6 +38,8 @@ from vitbench.reports.table import render_csv
 from vitbench.reports.training import history_csv
 from vitbench.runner.progress import LiveProgress, PlainProgress
 
+pytestmark = pytest.mark.integration
+
 
 def raises(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     """A model that counts well on meta and says HOSTILE on a device."""
