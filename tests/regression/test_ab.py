@@ -189,6 +189,7 @@ def test_a_worktree_goes_when_the_comparison_fails(repository: Path) -> None:
     assert git(repository, "worktree", "list").count("\n") == 0
 
 
+@pytest.mark.integration
 def test_a_commit_under_way_is_left_alone(repository: Path) -> None:
     """git tells its hooks where the index of the commit is, and a git that a hook starts would write into it."""
     hook = repository / ".git" / "hooks" / "pre-commit"

@@ -28,6 +28,7 @@ def verdicts(effect: float, spread: float, *, draws: int, tails: bool = False, t
     return counts
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("spread", [0.002, 0.02, 0.05])
 @pytest.mark.parametrize("tails", [False, True])
 def test_a_slow_down_of_the_margin_itself_is_alarmed_once_in_a_hundred(spread: float, tails: bool) -> None:
@@ -52,6 +53,7 @@ def test_a_slow_down_of_ten_per_cent_is_found_in_noise() -> None:
     assert verdicts(0.10, 0.04, draws=500, tests=2)["worse"] >= 495
 
 
+@pytest.mark.integration
 def test_a_slow_down_to_detect_is_passed_at_most_as_often_as_promised() -> None:
     found = verdicts(0.05, 0.03, draws=3000)
     assert found["same"] <= 150 + 3 * math.sqrt(150)

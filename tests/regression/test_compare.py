@@ -258,6 +258,7 @@ def alarms(rng: np.random.Generator, ratios: Sequence[float], margin: float) -> 
     return [p <= ERROR_RATE for p in holm(p_values)]
 
 
+@pytest.mark.integration
 def test_false_alarms_of_a_whole_suite_stay_under_the_promised_rate() -> None:
     rng = np.random.default_rng(1)
     # the worst case that is no regression: every cell slower by exactly its tolerance
@@ -266,6 +267,7 @@ def test_false_alarms_of_a_whole_suite_stay_under_the_promised_rate() -> None:
     assert false / suites <= ERROR_RATE + 3 * math.sqrt(ERROR_RATE * (1 - ERROR_RATE) / suites)
 
 
+@pytest.mark.integration
 def test_identical_code_raises_no_alarm_in_a_thousand_suites() -> None:
     rng = np.random.default_rng(2)
     assert not any(any(alarms(rng, [1.0] * 24, 0.25)) for _ in range(1000))
@@ -316,6 +318,7 @@ def test_where_the_first_processes_decided_their_spread_counts() -> None:
     assert dataclasses.replace(staged, value=found).tail(0.1) == pytest.approx(ERROR_RATE)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("own", [0.02, 0.08])
 def test_false_alarms_stay_under_the_promised_rate_where_five_processes_decided_how_many_there_would_be(
     own: float,
@@ -884,6 +887,7 @@ def test_a_mistake_of_ours_is_no_regression(
     assert "RuntimeError: ours" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_a_reader_that_has_seen_enough_changes_no_exit_code(folders: tuple[Path, Path]) -> None:
     base, head = folders
     for arguments, code in (((base, head), REGRESSION), ((head, base), FINE)):
@@ -895,6 +899,7 @@ def test_a_reader_that_has_seen_enough_changes_no_exit_code(folders: tuple[Path,
         assert started.wait(60) == code
 
 
+@pytest.mark.integration
 def test_a_terminal_that_knows_few_signs_still_gets_the_table(folders: tuple[Path, Path]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vitbench", "compare", *map(str, folders), "--markdown", "-"],
@@ -922,6 +927,7 @@ def test_records_of_a_newer_vitbench_are_told(folders: tuple[Path, Path]) -> Non
         assert command(base, head) == FINE  # the cell that grew is the one that cannot be read
 
 
+@pytest.mark.integration
 def test_nothing_of_it_loads_torch(folders: tuple[Path, Path]) -> None:
     code = (
         "import sys; from vitbench.cli import run_command\n"

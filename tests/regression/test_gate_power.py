@@ -48,6 +48,7 @@ def test_runs_in_a_row_share_no_pair() -> None:
     assert judge_in_a_row(pairs, HEAD, math.log(1.5)) == ["worse"] * 3
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("slow", "verdict"), [(0.0, "same"), (0.10, "worse")])
 def test_a_row_of_the_table_says_what_is_true_of_its_pairs(slow: float, verdict: str) -> None:
     found = columns(row("quiet", "slow5", [pairs_of(80, slow=slow, spread=0.01)], random.Random(0)))
@@ -60,6 +61,7 @@ def test_a_row_of_the_table_says_what_is_true_of_its_pairs(slow: float, verdict:
     assert (worse, same) == ((100, 0) if verdict == "worse" else (0, 100))
 
 
+@pytest.mark.integration
 def test_at_the_margin_alarms_stay_within_the_promised_rate() -> None:
     # many independent histories: the row's draws from one short history overlap
     alarms = sum(
@@ -80,6 +82,7 @@ def test_limits_of_shares(count: int, total: int, upper: bool, limit: float) -> 
     assert clopper_pearson(0, total, upper=False) == 0
 
 
+@pytest.mark.integration
 def test_other_gates_are_judged_on_the_same_processes() -> None:
     lines = others_table(pairs_of(60, slow=0.10, spread=0.0001))
     assert columns(lines[0])[-1] == "finds 10 %"

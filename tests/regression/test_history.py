@@ -43,6 +43,7 @@ def noise(rng: np.random.Generator, count: int, sd: float = SD) -> np.ndarray:
     return rng.normal(0.0, sd, count)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("count", [2, 3, 5, 10, 30])
 def test_a_set_of_rows_without_a_step_alarms_as_rarely_as_is_promised(count: int) -> None:
     rng, rows, sets = np.random.default_rng(count), 10, 150
@@ -502,7 +503,7 @@ def test_nothing_to_read_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFi
     assert "No run under" in capsys.readouterr().err
     (tmp_path / "x.json").write_text("{}")
     assert run_command(["history", str(tmp_path / "x.json")]) == 2
-    assert "is no JSON of pytest-benchmark" in capsys.readouterr().err
+    assert "is not JSON of pytest-benchmark" in capsys.readouterr().err
 
 
 def test_a_metric_or_a_model_that_no_run_has_is_answered_with_the_closest(tmp_path: Path) -> None:
@@ -556,6 +557,7 @@ def test_what_decides_the_speed_is_the_device_and_no_version() -> None:
 # what is written
 
 
+@pytest.mark.integration
 def test_the_page_the_pictures_and_the_json_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = nights(tmp_path / "runs", 12, lambda day: 2.0 if day < 7 else 2.6)
     out, data = tmp_path / "out", tmp_path / "history.json"

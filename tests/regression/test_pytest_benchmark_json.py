@@ -122,6 +122,7 @@ def test_commit_and_machine_come_from_the_environment_without_names_of_hosts() -
     assert machine["cpu"]["brand_raw"] == "Example CPU @ 2.50GHz"
 
 
+@pytest.mark.integration
 def test_pytest_benchmark_compares_two_real_runs(tmp_path: Path) -> None:
     assert run_command(["history", str(REAL / "lightweight-digits"), str(REAL / "lightweight-cifar10"),
                         "--pytest-benchmark", str(tmp_path / "store")]) == 0  # fmt: skip
@@ -160,6 +161,7 @@ def test_several_runs_do_not_go_into_one_file(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "one.json").exists()
 
 
+@pytest.mark.integration
 def test_one_run_goes_into_one_file_that_pytest_benchmark_reads(tmp_path: Path) -> None:
     words = ["history", str(REAL / "lightweight-digits"), "--pytest-benchmark", str(tmp_path / "one.json")]
     assert run_command(words) == 0
@@ -188,6 +190,7 @@ def test_sleep(benchmark):
 """
 
 
+@pytest.mark.integration
 def test_history_reads_what_pytest_benchmark_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flops in (100, 120):
         (tmp_path / "test_it.py").write_text(TESTS.replace("FLOPS", str(flops)))
@@ -233,7 +236,7 @@ def test_a_broken_file_is_told_of_in_one_line_and_passed_over(
     assert run_command(["history", str(place / "0001_good.json"), str(place / "0002_bad.json")]) == 0
     told = capsys.readouterr()
     assert told.err.count("\n") == 1
-    assert "0002_bad.json is no JSON of pytest-benchmark (" in told.err
+    assert "0002_bad.json is not JSON of pytest-benchmark (" in told.err
     assert "1 run" in told.out
 
 
@@ -241,7 +244,7 @@ def test_a_broken_file_is_told_of_in_one_line_and_passed_over(
 def test_a_file_that_is_no_json_is_a_usage_error(text: str, tmp_path: Path) -> None:
     path = tmp_path / "0001_x.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"0001_x\.json is no JSON of pytest-benchmark"):
+    with pytest.raises(UsageError, match=r"0001_x\.json is not JSON of pytest-benchmark"):
         read_stored_run(path)
 
 

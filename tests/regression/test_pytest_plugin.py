@@ -152,6 +152,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.integration
 def test_each_kind_of_change_is_caught_and_named(suite: pytest.Pytester) -> None:
     names = [name.replace("_", "") for name in CHANGES]
     test = "".join(
@@ -354,6 +355,7 @@ def test_warm_up_goes_on_until_the_calls_have_settled(monkeypatch: pytest.Monkey
     assert clock[0] - begin <= 1.0 + 0.1
 
 
+@pytest.mark.integration
 def test_the_marker_gives_what_a_call_does_not_and_models_may_be_names(suite: pytest.Pytester) -> None:
     test = """
 import pytest
@@ -416,6 +418,7 @@ def test_a_wrong_marker_is_one_line(suite: pytest.Pytester, marker: str, words: 
 # beside pytest-benchmark
 
 
+@pytest.mark.integration
 def test_its_options_work_as_ever(suite: pytest.Pytester) -> None:
     other = FIVE_LINES + "\ndef test_other():\n    pass\n"
     run(suite, other, "--benchmark-only").assert_outcomes(passed=1, skipped=1)

@@ -38,6 +38,7 @@ def test_the_second_half_of_a_reordered_series_is_slower_by_the_factor() -> None
     assert step.index == 5
 
 
+@pytest.mark.integration
 def test_what_the_table_of_histories_says_is_true_of_its_series() -> None:
     sets = [[make_series(model, spread=0.01, seed=seed) for model in "abcd"] for seed in range(2)]
     lines = stored_runs.history_table(sets)

@@ -31,12 +31,11 @@ class ExpectedValues:
         self.update = update
         #: Why something could not be written, a line each.
         self.problems: list[str] = []
-        #: Damaged files that were replaced, a line each.
-        self.replaced: list[str] = []
+        #: What else a person has to know, a line each.
+        self.notes: dict[str, None] = {}
         self._read: dict[Path, _Tests] = {}
         self._new: dict[Path, _Tests] = {}
         self._missing: dict[str, None] = {}
-        self._versions: dict[str, None] = {}
         self._written: dict[Path, int] = {}
 
     def check(
@@ -63,7 +62,7 @@ class ExpectedValues:
             left_out = [name for name in BY_TORCH if wanted.pop(name, None) is not None]
             if left_out:
                 recorded = f"recorded under torch {expected.get('torch')}, this is {minor}"
-                self._versions[f"{', '.join(left_out)} not compared: {recorded}"] = None
+                self.notes[f"{', '.join(left_out)} not compared: {recorded}"] = None
         return differences(wanted, values)
 
     def mark_checked(self, key: str) -> None:
@@ -107,37 +106,35 @@ class ExpectedValues:
             content = {"schema": SCHEMA, "tests": dict(sorted({**before, **tests}.items()))}
             write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         if damaged:
-            self.replaced.append(f"{path.name} was damaged and is replaced: it lacks the tests that did not run")
+            self.notes[f"{path.name} was damaged and is replaced: it lacks the tests that did not run"] = None
 
     def to_dict(self) -> dict[str, Any]:
         """What a worker of pytest-xdist sends to the main process: plain texts, lists and numbers."""
         return {
             "problems": self.problems,
-            "replaced": self.replaced,
+            "notes": list(self.notes),
             "missing": list(self._missing),
-            "versions": list(self._versions),
             "written": {str(path): count for path, count in self._written.items()},
         }
 
     def add(self, sent: Mapping[str, Any]) -> None:
         """Add what a worker sent by ``to_dict``."""
         self.problems += sent.get("problems", [])
-        self.replaced += sent.get("replaced", [])
+        self.notes.update(dict.fromkeys(sent.get("notes", [])))
         self._missing.update(dict.fromkeys(sent.get("missing", [])))
-        self._versions.update(dict.fromkeys(sent.get("versions", [])))
         for text, count in sent.get("written", {}).items():
             self._written[Path(text)] = self._written.get(Path(text), 0) + count
 
     def summary(self) -> list[str]:
         """The lines for the end of a session."""
-        lines = [*self.problems, *self.replaced]
+        lines = [*self.problems, *self.notes]
         lines += [f"recorded {_values_of(count)} in {path.name}: review it" for path, count in self._written.items()]
         if self._missing:
             names = list(self._missing)
             more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
             listed = f"{', '.join(names[:_MOST_NAMED])}{more}"
             lines.append(f"no exact values are expected of {listed} yet: record them with --vitbench-update")
-        return [*lines, *self._versions]
+        return lines
 
 
 def differences(expected: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:

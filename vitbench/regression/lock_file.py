@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -127,8 +127,8 @@ class Entry:
     """
 
     place: Place
-    figures: Mapping[str, Any]
-    absent: Mapping[str, str]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
     failed: str = ""
     gone: bool = False
 
@@ -319,7 +319,7 @@ def _to_entry(label: str, one: Mapping[str, Any], place: Place) -> Entry:
     if one.get("failed"):
         if figures or absent:
             raise ValueError(f"{_quote(label)} has both values and a failure")
-        return Entry(place=place, figures={}, absent={}, failed=one["failed"])
+        return Entry(place=place, failed=one["failed"])
     metrics = metrics_of(place)
     for name in (*figures, *absent):
         if name not in metrics or (name in figures and name in absent):

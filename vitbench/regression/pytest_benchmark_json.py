@@ -1,11 +1,12 @@
-"""Runs as pytest-benchmark stores them, and its files as runs: what its ``compare`` and dashboards read.
+"""Write runs in the format of pytest-benchmark, for its ``compare`` and dashboards, and read its files.
 
-One benchmark stands for one timed cell: its time in seconds over the steady samples of all its processes. Times of
-different runs are absolute, so what pytest-benchmark compares there includes how fast the machine was that minute.
+Each timed cell becomes one benchmark: its time in seconds over the steady samples of all processes. These times are
+absolute, so a comparison by pytest-benchmark includes how fast the machine was at the time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -20,7 +21,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 import vitbench
-from vitbench.core.errors import RunFolderError, UsageError
+from vitbench.core.errors import UsageError
 from vitbench.core.files import read_json
 from vitbench.core.records import Cell, Measurement, Record, format_image_size
 from vitbench.core.run_folder import cannot_write, write_atomically
@@ -29,13 +30,13 @@ from vitbench.core.stats.relative import estimate_relative, in_quiet_turns
 from vitbench.core.stats.warm_up import steady
 from vitbench.core.validation import Flag, Number, is_number
 
-#: Whose fields these are.
+#: The version of pytest-benchmark whose format this is.
 FORMAT = "5.3.1"
 
-#: What is timed of a cell of each mode.
+#: The time of a cell, by mode.
 TIMES = {"infer": "latency", "train": "training_step"}
 
-#: Where our own facts stand in a file and in a benchmark's ``extra_info``.
+#: The key of vitbench's own facts in a file.
 OURS = "vitbench"
 
 
@@ -69,7 +70,7 @@ class _File(TypedDict):
     vitbench: NotRequired[_Ours | None]
 
 
-#: A stored run: the number, an underscore, anything.
+#: The file name of a stored run: a number, an underscore, anything.
 _STORED = re.compile(r"(\d{4,})_.*\.json")
 _LONGEST_NAME = 60
 
@@ -85,9 +86,8 @@ class StoredBenchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
-    """What one file holds. ``at`` has a zone; ``commit`` ends in ``+changes`` if the checkout was not clean; an empty
-    text where it is not known. ``digest`` is that of the run folder that the file was made from, if it was, and
-    ``times`` those of its records (``times_in``).
+    """The content of one file. ``at`` has a time zone. ``commit`` ends in ``+changes`` if the checkout was not clean,
+    and is empty if unknown. ``digest`` and ``times`` (see ``times_in``): of the run folder that the file was made from.
     """
 
     name: str
@@ -99,26 +99,21 @@ class StoredRun:
     times: frozenset[str] = frozenset()
 
 
-# writing
-
-
 def digest_of(records: Sequence[Record]) -> str:
-    """What tells two runs apart: 12 hexadecimal digits of which cells were measured, when and where."""
+    """Hash which cells a run measured, when and where, to 12 hexadecimal digits."""
     facts = sorted((one.cell.id, one.started_at, one.environment, one.status) for one in records)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 def times_in(records: Sequence[Record]) -> frozenset[str]:
-    """What tells the timed records of a run from all others: 12 hexadecimal digits each."""
+    """Hash each timed record of a run to 12 hexadecimal digits."""
     facts = ((one.cell.id, one.started_at, one.environment) for one in records if _timed(one) is not None)
     return frozenset(hashlib.sha256(json.dumps(one).encode()).hexdigest()[:12] for one in facts)
 
 
 def to_benchmarks(name: str, records: Sequence[Record], environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of one file: the run ``name`` with its ``records``; ``environment`` as in ``environment.json``.
-
-    A cell that was not timed (it failed, or it tests a training) is left out: a benchmark without a time would be
-    taken for a fast one.
+    """The content of a file for the run ``name`` with its ``records``; ``environment`` as in ``environment.json``.
+    Cells without a time are left out, as they would look fast.
     """
     timed = [(record, one) for record in records if (one := _timed(record)) is not None]
     at = min((moment for one in records if (moment := parse_time(one.started_at))), default=None)
@@ -140,13 +135,13 @@ def to_benchmarks(name: str, records: Sequence[Record], environment: Mapping[str
 
 
 def write_storage(folder: Path, runs: Sequence[tuple[str, Sequence[Record], Mapping[str, Any]]]) -> list[Path]:
-    """Write runs (name, records, environment) into a storage folder of pytest-benchmark, oldest first:
-    ``<machine>/0001_<commit>_<time>_<name>.json``, numbers going on from what is there. Returns the new files.
+    """Write runs (name, records, environment) into a storage folder of pytest-benchmark, oldest first, as
+    ``<machine>/0001_<commit>_<time>_<name>.json``; numbers continue those in the folder. Returns the new files.
 
-    Runs that the folder holds already, and those without any time, are passed over. Raises RunFolderError for a place
-    that cannot be written, StorageError if the disk does not take a file.
+    Skips runs that the folder holds already, and those without any time. Raises RunFolderError for a folder that cannot
+    be written, StorageError if the disk does not take a file.
     """
-    there = read_storage(folder, [])
+    there = _read_storage(folder)
     known = {run.digest for run in there}
     contents = [to_benchmarks(*run) for run in runs]
     written = []
@@ -167,12 +162,12 @@ def write_storage(folder: Path, runs: Sequence[tuple[str, Sequence[Record], Mapp
 
 
 def write_file(path: Path, content: Mapping[str, Any]) -> None:
-    """Write what ``to_benchmarks`` gives. Raises as ``write_storage`` does."""
+    """Write the content of ``to_benchmarks``. Raises as ``write_storage`` does."""
     write_atomically(path, (json.dumps(content, indent=4, allow_nan=False) + "\n").encode())
 
 
 def _timed(record: Record) -> Measurement | None:
-    """The time of a cell that has one."""
+    """The time of a record, if it has one."""
     if record.cell.tests or record.cell.mode not in TIMES:
         return None
     one = record.measurement(TIMES[record.cell.mode])
@@ -202,9 +197,7 @@ def _benchmark(record: Record, one: Measurement) -> dict[str, Any]:
 
 
 def stats_of(samples: Sequence[float]) -> dict[str, Any]:
-    """The statistics that pytest-benchmark keeps of its rounds, by its definitions; ``samples`` are seconds, in
-    ascending order, at least one.
-    """
+    """The statistics of pytest-benchmark, by its definitions, of at least one sample in ascending order, in seconds."""
     count, total = len(samples), math.fsum(samples)
     mean = total / count
     deviation = statistics.stdev(samples) if count > 1 else 0.0
@@ -233,7 +226,7 @@ def stats_of(samples: Sequence[float]) -> dict[str, Any]:
 
 
 def _quartiles(samples: Sequence[float]) -> tuple[float, float]:
-    """Medians of the halves; of an odd number the one in the middle belongs to each half as far as it takes."""
+    """The first and third quartile, interpolated as pytest-benchmark does for an odd number."""
     count = len(samples)
     if count == 1:
         return samples[0], samples[0]
@@ -249,32 +242,19 @@ def _quartiles(samples: Sequence[float]) -> tuple[float, float]:
 
 
 def _params(cell: Cell) -> dict[str, Any]:
-    """What the cell varies by, in plain types."""
-    return {
-        "model": cell.model,
-        "image_size": format_image_size(cell.image_size),
-        "batch_size": cell.batch_size,
-        "num_classes": cell.num_classes,
-        "device": cell.device,
-        "threads": cell.threads,
-        "dtype": cell.dtype,
-        "mode": cell.mode,
-        "attention": cell.attention,
-        "compile": cell.compile,
-        "memory_limit": cell.memory_limit,
-        "weights": cell.weights,
-        "seed": cell.seed,
-        **dict(cell.options),
-    }
+    """The fields of the cell, in plain types."""
+    names = ("model", "image_size", "batch_size", "num_classes", "device", "threads", "dtype", "mode", "attention")
+    values = {name: getattr(cell, name) for name in (*names, "compile", "memory_limit", "weights", "seed")}
+    return {**values, "image_size": format_image_size(cell.image_size), **dict(cell.options)}
 
 
 def _words(cell: Cell) -> str:
-    """One word a cell, different for different cells: the hash stands for what the words leave out."""
+    """One word for a cell. Its hash keeps words of different cells different."""
     return f"{cell.label.replace(' ', '-')}-t{cell.threads}-{cell.id[:6]}"
 
 
 def _extra(record: Record, timed: Measurement) -> dict[str, Any]:
-    """The cell's other figures that are one number, and its time over the reference's."""
+    """The cell's other values that are one number, and its time relative to the reference."""
     found: dict[str, Any] = {"cell": record.cell.id, "processes": len(timed.samples), "unit": "s"}
     for one in record.measurements:
         if one.status == "ok" and len(one.samples) == 1 and len(one.samples[0]) == 1:
@@ -289,7 +269,7 @@ def _extra(record: Record, timed: Measurement) -> dict[str, Any]:
 
 
 def _machine_info(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """By pytest-benchmark's keys; without the name of the machine, which is nobody's business."""
+    """The machine by pytest-benchmark's keys, without its name, which is private."""
     system = environment.get("system") or {}
     name, _, release = str(system.get("os") or "").partition(" ")
     versions = (environment.get("libraries") or {}).get("versions") or {}
@@ -331,7 +311,7 @@ def _commit_info(environment: Mapping[str, Any], at: datetime | None) -> dict[st
 
 
 def _machine_id(machine: Mapping[str, Any]) -> str:
-    """``Linux-CPython-3.11-64bit``, as pytest-benchmark names the folder of a kind of machine."""
+    """``Linux-CPython-3.11-64bit``: pytest-benchmark's folder for a kind of machine."""
     python = ".".join(str(machine["python_version"]).split(".")[:2]) or "unknown"
     parts = [machine["system"] or "unknown", machine["python_implementation"], python, "64bit"]
     return _plain("-".join(parts))
@@ -345,21 +325,18 @@ def _file_name(content: Mapping[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A text as part of a file's name."""
+    """A text as part of a file name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", text)[:_LONGEST_NAME].strip("-.") or "unknown"
 
 
 def _next_number(folder: Path) -> int:
-    """Numbers go on over all machines, so that ``0002`` is one run."""
+    """The next number over all machines, so that ``0002`` is one run."""
     numbers = [int(found[1]) for path in folder.glob("*/*.json") if (found := _STORED.fullmatch(path.name))]
     return max(numbers, default=0) + 1
 
 
-# reading
-
-
 def is_stored_run(path: Path) -> bool:
-    """Whether a file looks like one of pytest-benchmark's by what stands at its beginning."""
+    """Whether a file begins like one of pytest-benchmark."""
     try:
         if not path.is_file():
             return False
@@ -367,22 +344,22 @@ def is_stored_run(path: Path) -> bool:
             head = file.read(1 << 16)
     except OSError:
         return False
-    # its machine comes first, and its commit or benchmarks after that; a huge machine is none
+    # the machine comes first in such a file
     return head.lstrip().startswith(b"{") and b'"machine_info"' in head[:200]
 
 
 def read_stored_run(path: Path) -> StoredRun:
-    """The run of a file that pytest-benchmark has written. Raises UsageError, in one line, for any other."""
+    """Read a file of pytest-benchmark. Raises UsageError for any other."""
     try:
         content = read_json(path, _File)
         at = parse_time(content["datetime"])
         if at is None:
-            raise ValueError("datetime is no date")
+            raise ValueError("datetime is not a date")
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}. Give a file of pytest-benchmark") from error
     except ValueError as error:
         raise UsageError(
-            f"{path} is no JSON of pytest-benchmark ({error}). Give a file of --benchmark-save or --benchmark-json"
+            f"{path} is not JSON of pytest-benchmark ({error}). Give a file of --benchmark-save or --benchmark-json"
         ) from error
     commit = content.get("commit_info") or {}
     ours = content.get(OURS) or {}
@@ -405,21 +382,18 @@ def read_stored_run(path: Path) -> StoredRun:
     )
 
 
-def read_storage(folder: Path, problems: list[str]) -> list[StoredRun]:
-    """The runs of a storage folder of pytest-benchmark, in the order of their numbers; files that are none are told of
-    in ``problems``, one line each.
-    """
+def _read_storage(folder: Path) -> list[StoredRun]:
+    """The readable runs of a storage folder."""
     found = []
-    for path in sorted(path for path in folder.glob("*/*.json") if _STORED.fullmatch(path.name)):
-        try:
-            found.append(read_stored_run(path))
-        except (UsageError, RunFolderError) as error:
-            problems.append(str(error))
+    for path in folder.glob("*/*.json"):
+        if _STORED.fullmatch(path.name):
+            with contextlib.suppress(UsageError):
+                found.append(read_stored_run(path))
     return found
 
 
 def parse_time(text: str) -> datetime | None:
-    """An ISO 8601 time; without a zone it is taken for UTC. None if it is none."""
+    """Read an ISO 8601 time, in UTC unless it has a zone. None for any other text."""
     try:
         at = datetime.fromisoformat(text)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
@@ -428,7 +402,7 @@ def parse_time(text: str) -> datetime | None:
 
 
 def _flat(extra: Mapping[str, Any]) -> dict[str, float | str]:
-    """The figures and texts of an ``extra_info``; lists, objects and truth values are none."""
+    """The numbers and texts of an ``extra_info``, without lists, objects and truth values."""
     figures = {
         str(key): value
         for key, value in extra.items()

@@ -1,13 +1,13 @@
-"""A suite becomes a lock, and a lock is counted again: what workers count of each model, as entries.
+"""Count the exact values of a suite's models for a baseline, and count those of a baseline again.
 
-Nothing is timed and nothing needs a device, so that several workers count at the same time.
+Nothing is timed and nothing needs a device, so several workers count at the same time.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from vitbench.executors.conversation import Outcome
 from vitbench.executors.launcher import Launcher, libraries_of, make_launcher
 from vitbench.executors.protocol import CountExact
 from vitbench.models.cards import is_imported
-from vitbench.regression.lock_file import Entry, Lock, Place, metrics_of, minor_version
+from vitbench.regression.lock_file import Entry, Lock, Place, minor_version
 from vitbench.runner.plan import look_up_models
 from vitbench.runner.static_counts import StaticCounter
 from vitbench.suites import RANDOM, Suite, check_count, expand
@@ -30,16 +30,16 @@ from vitbench.suites.overrides import prepare_suite
 from vitbench.training.data.datasets import describe_data
 from vitbench.training.data.downloads import DOWNLOADS
 
-#: Of one model with all its runs.
+#: The limit for one model with all its runs.
 TIMEOUT_S = 600.0
 #: A second worker shares the libraries that the server has loaded.
 _MODELS_A_WORKER = 2
-#: Loaded once in the server rather than in each worker.
+#: Loaded once in the server instead of in each worker.
 _PRELOAD = ("vitbench.analysis.exact_counts",)
-#: Why counting ended that say nothing of the model: nothing is allocated for it, so that memory is the machine's.
+#: Causes that say nothing about the model: counting allocates no tensors, so memory is the machine's problem.
 _OF_THE_MACHINE = OF_THE_HOST | {"probable_oom", "terminated", "timeout"}
 #: Seconds between two lines of progress.
-_TELL_EVERY_S = 5.0
+_PROGRESS_EVERY_S = 5.0
 
 Note = Callable[[str], None]
 
@@ -51,10 +51,9 @@ def take_snapshot(
     allow_import: bool = False,
     note: Note = lambda text: None,
 ) -> Lock:
-    """Count what ``suite`` (a name or the path of a TOML file) asks for, with ``overrides`` of its keys.
-
-    Of the suite count its models, sizes, classes, kinds of attention, dtypes, batches and modes; what it measures and
-    trains does not. A model that fails is an entry that says so. Raises UsageError for what cannot be.
+    """Count the models, sizes, classes, attention implementations, dtypes, batch sizes and modes of ``suite`` (a name
+    or the path of a TOML file), with ``overrides`` of its keys. A model that fails has an entry that says so. Raises
+    UsageError.
     """
     prepared = _exact_part(prepare_suite(suite, overrides))
     check_count(prepared)
@@ -66,8 +65,8 @@ def take_snapshot(
 
 
 def repeat_snapshot(lock: Lock, *, allow_import: bool = False, note: Note = lambda text: None) -> Lock:
-    """The figures that the entries of ``lock`` have now, less those that another minor version of torch gives another
-    meaning. Raises UsageError if it names code of somebody's own that may not be imported.
+    """Count the entries of ``lock`` again, except for values that depend on torch's minor version if that has changed.
+    Raises UsageError if it names ``module:`` code without ``allow_import``.
     """
     places = [one.place for one in lock.entries]
     _refuse_imports((place.model for place in places), allow_import)
@@ -80,13 +79,13 @@ def repeat_snapshot(lock: Lock, *, allow_import: bool = False, note: Note = lamb
 
 
 def torch_version() -> str:
-    """The release of the torch that is installed, without how it was built; loads no torch."""
+    """The installed version of torch without its build; loads no torch."""
     return importlib.metadata.version("torch").partition("+")[0]
 
 
 def _exact_part(suite: Suite) -> Suite:
-    """What exact figures depend on, of a suite: neither devices nor threads, nor what it trains."""
-    # a rule that names what does not count here drops nothing here
+    """The part of a suite that exact values depend on: no devices, threads or training."""
+    # exclusions by device, thread or recipe do not apply
     kept = [rule for rule in suite.exclude if not (rule.devices or rule.threads or rule.compile or rule.recipes)]
     return suite.model_copy(
         update={
@@ -107,7 +106,7 @@ def _exact_part(suite: Suite) -> Suite:
 
 
 def _classes_of_data(suite: Suite) -> int | None:
-    """The classes of the data that a suite trains on, which need not be there; None for a suite that does not train."""
+    """The classes of the data that a suite trains on, even if it is not downloaded; None without training."""
     section = suite.training
     if section is None or not any(METRICS.get(name).process == "training" for name in suite.metrics):
         return None
@@ -136,7 +135,7 @@ def _places_of(suite: Suite, launcher: Launcher) -> list[Place]:
 def _count(
     places: Sequence[Place], launcher: Launcher, note: Note, *, bound: bool = True, refuse: bool = False
 ) -> list[Entry]:
-    """An entry for each place, in their order. ``refuse``: a model that cannot be had is wrong usage (UsageError)."""
+    """An entry for each place, in their order. ``refuse``: raise UsageError for an unavailable model."""
     models = [place for place in places if not place.is_run]
     runs: dict[Place, list[Place]] = {model: [] for model in models}
     for place in places:
@@ -151,7 +150,7 @@ def _count(
     count = f"{len(models)} model{'s' if len(models) != 1 else ''} and {len(places) - len(models)} runs of them"
     note(f"Counting {count} ...")
     launcher.wait_until_ready()
-    told_at = time.monotonic()
+    noted_at = time.monotonic()
     entries: dict[Place, Entry] = {}
     with StaticCounter(launcher, (), TIMEOUT_S, task=task, models_a_worker=_MODELS_A_WORKER) as counter:
         counter.begin(cells.values())
@@ -159,45 +158,31 @@ def _count(
             outcome = counter.outcome(cells[model])
             if refuse and outcome.failure is not None and outcome.failure.cause in USAGE_CAUSES:
                 raise UsageError(outcome.failure.detail)
-            for entry in _entries_of(model, runs[model], outcome, bound):
+            for entry in _entries_of(model, runs[model], outcome):
                 entries[entry.place] = entry
-            if time.monotonic() - told_at > _TELL_EVERY_S and number < len(models):
-                told_at = time.monotonic()
+            if time.monotonic() - noted_at > _PROGRESS_EVERY_S and number < len(models):
+                noted_at = time.monotonic()
                 note(f"{number} of {len(models)} models ...")
     return [entries[place] for place in places]
 
 
-def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome, bound: bool) -> Iterable[Entry]:
-    """What came of one task: an entry for the model, and one for each of its runs."""
+def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome) -> Iterator[Entry]:
+    """The entries of one task: the model's and those of its runs."""
     failure = outcome.failure
     if failure is not None and failure.cause in _OF_THE_MACHINE:
         raise WorkerError(f"{model.label} could not be counted: {failure.detail}. {_way_out(failure)}")
-    why = one_line(f"{failure.detail.splitlines()[0] if failure.detail else failure.cause}", 500) if failure else ""
-    if failure is None and len(outcome.answers) != 1 + len(runs):
-        raise WorkerError(f"A worker gave {len(outcome.answers)} answers for {model.label}, not {1 + len(runs)}")
+    why = one_line((failure.detail or failure.cause).splitlines()[0], 500) if failure else ""
+    gone = failure is not None and failure.cause == UNKNOWN_NAME
     for index, place in enumerate([model, *runs]):
         if index >= len(outcome.answers):
-            yield Entry(
-                place=place,
-                figures={},
-                absent={},
-                failed=why,
-                gone=failure is not None and failure.cause == UNKNOWN_NAME,
-            )
-            continue
-        answer = outcome.answers[index].values
-        if "failed" in answer:
-            yield Entry(place=place, figures={}, absent={}, failed=answer["failed"])
-            continue
-        expected = metrics_of(place, bound=bound)
-        if set(expected) != {*answer["figures"], *answer["absent"]}:
-            raise WorkerError(f"A worker counted {', '.join(answer['figures'])} of {place.label}")
-        yield Entry(place=place, figures=answer["figures"], absent=answer["absent"])
+            yield Entry(place=place, failed=why, gone=gone)
+        else:
+            yield Entry(place=place, **outcome.answers[index].values)
 
 
 def _way_out(failure: Failure) -> str:
     if failure.cause == "timeout":
-        return "Try again on a machine with less to do; if it hangs there, too, it is the model"
+        return "Try again on an idle machine; if it hangs there as well, the model hangs"
     if failure.cause == "disk_full":
         return "Make room on the disk, and try again"
     return "Give it more memory, or try again"
@@ -214,15 +199,15 @@ def _lock(entries: Sequence[Entry], places: Sequence[Place]) -> Lock:
 
 
 def notes_on(base: Lock, head: Lock) -> list[str]:
-    """What a reader of the comparison of two locks has to know: versions that differ, what cannot be told."""
+    """Notes on a comparison of two baselines: versions that differ, and values that were not compared."""
     notes = []
     if minor_version(base.torch) != minor_version(head.torch):
         notes.append(
-            f"Operators, tensor bytes and graph breaks were not compared: the lock was made with torch {base.torch}, "
-            f"this is {head.torch}. Make it anew with vitbench snapshot once the rest holds."
+            "Operators, tensor bytes and graph breaks were not compared: the baseline was made with torch "
+            f"{base.torch}, this is {head.torch}. Make it again with vitbench snapshot once the rest passes."
         )
     for name, version in sorted(base.libraries.items()):
         now = head.libraries.get(name)
         if now is not None and now != version:
-            notes.append(f"The lock was made with {name} {version}, this is {now}.")
+            notes.append(f"The baseline was made with {name} {version}, this is {now}.")
     return notes
