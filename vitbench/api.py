@@ -104,7 +104,7 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
     from vitbench.executors.launcher import make_launcher
     from vitbench.runner.measure import CellMeasurer
     from vitbench.runner.plan import check_before_loading, make_plan
-    from vitbench.runner.progress import SilentProgress
+    from vitbench.runner.progress import Progress
     from vitbench.runner.run import modules_of
     from vitbench.suites import make_suite
 
@@ -113,7 +113,7 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
         plan = make_plan(suite, launcher, lambda text: None)
         if len(plan.cells) != 1:
             raise UsageError(f"measure() takes one model on one device, not {len(plan.cells)} cells. Use run_suite()")
-        with CellMeasurer(plan, launcher, None, SilentProgress()) as measurer:
+        with CellMeasurer(plan, launcher, None, Progress()) as measurer:
             (record,) = measurer.measure(plan.cells)
             return record
 

@@ -84,7 +84,7 @@ def test_each_ending_has_its_record(records: dict[str, Record], name: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name, ending in ENDINGS.items() if ending[0] != "ok"])
-def test_a_failed_cell_still_tells_what_its_failure_left(records: dict[str, Record], name: str) -> None:
+def test_a_failed_cell_keeps_what_was_measured_before(records: dict[str, Record], name: str) -> None:
     record = records[name]
     measured = {one.metric: one for one in record.measurements}
     assert measured["params"].value == 3 * 1000 + 1000  # counted before and without the device
@@ -146,7 +146,13 @@ def test_the_report_shows_failures_in_place(run: RunSummary) -> None:
     assert "token 65 is out of range" in page
 
 
-def test_failures_are_told_by_the_exit_code_and_memory_is_not_one(run: RunSummary) -> None:
+def test_only_failures_can_be_retried(run: RunSummary) -> None:
+    """That a resume repeats nothing else: tests/runner/test_static_counts.py."""
+    with pytest.raises(UsageError, match="cannot be retried"):
+        resume_run(run.folder, retry=["ok"])
+
+
+def test_the_exit_code_counts_failures_other_than_memory(run: RunSummary) -> None:
     failed = {record.cell.model.rpartition(":")[2] for record in run.failed}
     assert failed == {name for name, ending in ENDINGS.items() if ending[0] not in ("ok", "oom")}
 
@@ -196,27 +202,6 @@ def test_a_worker_that_finds_the_disk_full_stops_the_run_without_a_record(
             allow_import=True,
         )
     assert [record.cell.model.rpartition(":")[2] for record in read_records(tmp_path / "run")] == ["works"]
-
-
-@pytest.mark.integration
-def test_a_suite_cannot_import_code_by_itself(tmp_path: Path) -> None:
-    suite = tmp_path / "foreign.toml"
-    suite.write_text(f'models = ["{failing("works")[0]}"]\ndevices = ["cpu"]\nmetrics = ["params"]\n')
-    with pytest.raises(UsageError, match="add --allow-import if you trust it"):
-        vitbench.run_suite(str(suite), out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_failures_are_repeated_only_when_asked(run: RunSummary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    before = {record.cell.id: record.started_at for record in read_records(run.folder)}
-    again = resume_run(run.folder, retry=["unsupported"], allow_import=True)
-    repeated = {
-        record.cell.model.rpartition(":")[2] for record in again.records if record.started_at != before[record.cell.id]
-    }
-    assert repeated == {"lacks_an_operator"}
-    with pytest.raises(UsageError, match="cannot be retried"):
-        resume_run(run.folder, retry=["ok"])
 
 
 # what no machine here can do for real: the texts of other devices

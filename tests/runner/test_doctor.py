@@ -128,11 +128,11 @@ def test_each_flaw_gets_one_piece_of_advice_with_what_to_do(changes: dict[str, A
     ],
     ids=lambda value: str(next(iter(value.items()))),
 )
-def test_what_is_well_or_not_told_gets_none(changes: dict[str, Any]) -> None:
+def test_good_or_unknown_facts_get_no_advice(changes: dict[str, Any]) -> None:
     assert advice(**changes) == []
 
 
-def test_one_core_is_said() -> None:
+def test_one_core_is_reported() -> None:
     (text,) = advice(system__usable_cores=1, system__logical_cores=1)
     assert text.startswith("There is one core")
 
@@ -200,7 +200,7 @@ def test_a_metric_is_as_well_as_the_worst_of_its_measurements() -> None:
     }
 
 
-def test_the_first_of_equally_bad_reasons_is_told() -> None:
+def test_the_first_of_equally_bad_reasons_is_reported() -> None:
     absences = [
         Measurement.absent(metric, unit, "unsupported", f"no {metric}")
         for metric, unit in METRICS.get("energy").yields_in("infer").items()
@@ -210,7 +210,7 @@ def test_the_first_of_equally_bad_reasons_is_told() -> None:
     }
 
 
-def test_a_metric_that_nothing_came_of_is_not_told() -> None:
+def test_a_metric_without_measurements_is_not_reported() -> None:
     assert check_metrics([record("infer", "cpu")]) == {}
 
 
@@ -245,11 +245,11 @@ def test_the_text_holds_the_facts_the_advice_and_a_table_of_what_works() -> None
     assert text.endswith("  energy on cpu: this system counts no energy")
 
 
-def test_without_advice_the_text_says_so() -> None:
+def test_a_text_without_advice_says_that_nothing_is_to_improve() -> None:
     assert "  Nothing to improve." in to_text(result())
 
 
-def test_what_is_not_told_reads_so() -> None:
+def test_unknown_facts_read_as_unknown() -> None:
     unknown = environment(system__power={"governor": None}, system__instruction_sets=[], system__virtual_machine=None)
     text = to_text(result(environment=unknown, other_load_cores=None))
     assert re.search(r"power +unknown", text)

@@ -32,7 +32,7 @@ from vitbench.runner import measure as measuring
 from vitbench.runner.measure import GROUP, group_cells
 from vitbench.runner.outcomes import merge
 from vitbench.runner.plan import Plan
-from vitbench.runner.progress import SilentProgress
+from vitbench.runner.progress import Progress
 from vitbench.runner.run import RunSummary
 from vitbench.runner.timed import Job, Timer, peak_bytes
 from vitbench.suites import make_suite
@@ -103,7 +103,7 @@ class ScriptedTimer(Timer):
             {"name": "test", "models": ["vit_basic"], "metrics": ["latency"], "measure": measure}, "test"
         )
         plan = Plan(suite=suite, cells=[], training=None, static={}, estimates={}, environment={})
-        super().__init__(plan, Launcher(), SilentProgress())
+        super().__init__(plan, Launcher(), Progress())
         self.free = free
 
     def _free_bytes(self, device: str) -> float:
@@ -223,7 +223,7 @@ def test_processes_stand_side_by_side_with_their_turns_and_what_was_decided() ->
     assert measurement_from_dict(asdict(latency)) == latency
 
 
-def test_one_process_without_the_reference_leaves_all_without_relative_figures() -> None:
+def test_one_process_without_the_reference_leaves_all_without_relative_values() -> None:
     first, second = outcome_of(1.0), outcome_of(2.0)
     alone = replace(second.measurements[0], reference_samples=(), method="test; without the reference")
     second.measurements = [alone]
@@ -245,7 +245,7 @@ def test_samples_before_a_failure_are_kept_under_its_status() -> None:
 # what the machine did meanwhile
 
 
-def test_loads_are_told_one_sample_a_process_and_only_where_all_are_known() -> None:
+def test_loads_have_one_sample_a_process_and_only_where_all_are_known() -> None:
     loads = [Load(other_load=0.1, cpu_steal=0.0), Load(other_load=0.3, cpu_steal=None)]
     found = {one.metric: one for one in load_measurements(loads)}
     assert set(found) == {OTHER_LOAD}
@@ -290,7 +290,7 @@ def test_other_load_is_what_all_cores_did_less_what_this_run_did(monkeypatch: py
     assert (seen.other_load, seen.cpu_steal) == (1.0, 0.25)
 
 
-def test_a_real_machine_tells_a_load_that_it_can_have() -> None:
+def test_a_real_machine_reports_a_possible_load() -> None:
     seen = LoadWatch().stop()
     assert seen.other_load is not None
     assert seen.other_load >= 0
@@ -383,7 +383,7 @@ def test_noise_checks_add_up_in_their_file(tmp_path: Path) -> None:
         noise_check().to_json().replace('"threads":1', '"threads":1,"later":1'),
     ],
 )
-def test_a_line_that_is_no_noise_check_is_passed_over_and_said(tmp_path: Path, damaged: str) -> None:
+def test_an_invalid_noise_check_is_skipped_with_a_warning(tmp_path: Path, damaged: str) -> None:
     path = tmp_path / store.NOISE
     good = noise_check().to_json()
     path.write_bytes(f"{good}\n{damaged}\n\n{good}\n".encode("utf-8", "surrogateescape"))
@@ -395,7 +395,7 @@ def test_a_line_that_is_no_noise_check_is_passed_over_and_said(tmp_path: Path, d
         assert store.read_noise(tmp_path) == [noise_check()]
 
 
-def test_a_disk_that_takes_no_noise_check_is_said(tmp_path: Path) -> None:
+def test_a_full_disk_at_a_noise_check_is_an_error(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full (Linux)")
     (tmp_path / store.NOISE).symlink_to("/dev/full")
@@ -456,7 +456,7 @@ def test_a_model_that_kills_itself_while_it_is_timed_takes_no_other_along(mixed:
         assert killed.measurement(name).status == "killed"
 
 
-def test_those_that_took_turns_are_of_one_group_and_have_relative_figures(mixed: RunSummary) -> None:
+def test_cells_that_took_turns_have_one_group_and_relative_samples(mixed: RunSummary) -> None:
     groups = set()
     for record in (mixed.records[0], mixed.records[2]):
         latency = record.measurement("latency")

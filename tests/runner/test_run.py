@@ -485,7 +485,7 @@ def test_what_cannot_be_counted_of_a_module_leaves_its_other_measurements_alone(
     assert alone.measurement("params").status == "ok"
 
 
-def test_after_a_module_has_failed_the_rest_is_absent_and_says_so() -> None:
+def test_after_a_module_has_failed_the_rest_is_absent_with_the_reason() -> None:
     import torch
 
     class OnlyOne(torch.nn.Linear):
@@ -556,7 +556,7 @@ def test_spawned_workers_measure_and_die_as_forked_ones_do(fork_server: Launcher
 
 
 @pytest.mark.integration
-def test_a_folder_of_the_users_is_no_part_of_a_measurement(tmp_path: Path) -> None:
+def test_workers_do_not_import_from_the_current_folder(tmp_path: Path) -> None:
     """A timm/ that lies where the run is started would be imported by its workers, and run."""
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "__init__.py").write_text("raise SystemExit('taken from the current folder')")

@@ -65,7 +65,7 @@ def test_a_precision_takes_five_processes() -> None:
 
 
 @pytest.mark.parametrize("text", ["5", "-1", "-1%", "x", "", "%", "1", "100%", "inf", "nan", "nan%", "5%%"])
-def test_what_is_no_share_is_wrong_usage(
+def test_an_invalid_precision_is_wrong_usage(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,7 @@ from vitbench.core.records import Cell, Record
 from vitbench.executors.launcher import Launcher, Worker
 from vitbench.models.cards import model_registry
 from vitbench.models.zoo import match_external
-from vitbench.runner.progress import SilentProgress
+from vitbench.runner.progress import Progress
 from vitbench.runner.run import RunSummary, resume_run
 from vitbench.runner.static_counts import StaticCounter, static_key
 
@@ -82,7 +82,7 @@ def server(builds: Path) -> Iterator[list[SharedLauncher]]:
             yield launchers
 
 
-class Watching(SilentProgress):
+class Watching(Progress):
     """Notes how many records are on the disk whenever one is told of."""
 
     def __init__(self, folder: Path) -> None:

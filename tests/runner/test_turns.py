@@ -295,7 +295,7 @@ def test_a_reference_that_dies_is_replaced_and_after_three_deaths_given_up() -> 
     assert (reference.problem, turn and turn.cpu_seconds) == ("", 3.0)
 
 
-def test_a_reference_that_does_not_fit_says_so_in_its_devices_words() -> None:
+def test_the_problem_of_a_reference_that_does_not_fit_is_its_devices_message() -> None:
     full = Failed(failure=Failure("oom", "out_of_memory", "no room"))
     reference = Reference(ScriptedLauncher([ScriptedWorker([full, Done(seconds=0.0)]) for _ in range(3)]), "cpu", 1)
     assert reference.turn() is None

@@ -13,7 +13,7 @@ from vitbench.devices.host.load import LoadWatch
 from vitbench.executors.launcher import make_launcher
 from vitbench.runner.measure import CellMeasurer
 from vitbench.runner.plan import check_before_loading, make_plan
-from vitbench.runner.progress import Progress, SilentProgress
+from vitbench.runner.progress import Progress
 from vitbench.suites import make_suite
 
 #: What is tried: the smallest model that has everything, for as short as can be.
@@ -45,7 +45,7 @@ def examine(progress: Progress | None = None) -> dict[str, Any]:
     time.sleep(LOOK_S)
     load = watch.stop()
     suite = check_before_loading(make_suite({**TRIAL, "metrics": list(METRICS)}, "doctor"))
-    reporter = progress or SilentProgress()
+    reporter = progress or Progress()
     with make_launcher(["torch._dynamo", "sklearn.datasets", "fvcore.nn", "thop"]) as launcher:
         plan = make_plan(suite, launcher, reporter.note)
         reporter.note(f"Trying every metric on {', '.join(plan.suite.devices)} ...")

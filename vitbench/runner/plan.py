@@ -206,8 +206,24 @@ def look_up_models(suite: Suite, launcher: Launcher) -> tuple[Suite, dict[str, M
 
     Asks a worker about models of other libraries only. Raises UsageError for unknown names.
     """
-    suite = suite.model_copy(update={"models": _match_external(suite.models, launcher)})
-    return suite, _look_up(suite.models, launcher)
+    patterns = tuple(name for name in suite.models if is_external(name) and is_pattern(name))
+    if patterns:
+        found = {answer["pattern"]: answer["models"] for answer in ask(launcher, Match(patterns=patterns))}
+        names = tuple(dict.fromkeys(one for name in suite.models for one in found.get(name, [name])))
+        suite = suite.model_copy(update={"models": names})
+    facts = {name: own_facts(name) for name in suite.models if not is_external(name)}
+    external = tuple(name for name in suite.models if is_external(name))
+    for answer in ask(launcher, Inspect(models=external)) if external else ():
+        height, width = answer["image_size"]
+        # such a model checks its sizes itself when it is built, which is before the first cell
+        facts[answer["model"]] = ModelFacts(
+            (height, width),
+            answer["num_classes"],
+            lambda size: None,
+            answer["published_weights"],
+            answer["published_classes"],
+        )
+    return suite, facts
 
 
 def count_static(suite: Suite, cells: list[Cell], launcher: Launcher, note: Note) -> dict[StaticKey, Outcome]:
@@ -251,31 +267,6 @@ def _train_on(suite: Suite, devices: Sequence[str]) -> Suite:
 def _fastest_of(devices: Sequence[str]) -> str:
     """The first accelerator, else the first device: the same training on another one would show nothing new."""
     return next((name for name in devices if open_device(name).asynchronous), devices[0])
-
-
-def _match_external(names: tuple[str, ...], launcher: Launcher) -> tuple[str, ...]:
-    """``timm:`` and ``torchvision:`` patterns replaced by the names that they match. Raises UsageError without any."""
-    patterns = tuple(name for name in names if is_external(name) and is_pattern(name))
-    if not patterns:
-        return names
-    found = {answer["pattern"]: answer["models"] for answer in ask(launcher, Match(patterns=patterns))}
-    return tuple(dict.fromkeys(one for name in names for one in found.get(name, [name])))
-
-
-def _look_up(names: tuple[str, ...], launcher: Launcher) -> dict[str, ModelFacts]:
-    facts = {name: own_facts(name) for name in names if not is_external(name)}
-    external = tuple(name for name in names if is_external(name))
-    for answer in ask(launcher, Inspect(models=external)) if external else ():
-        height, width = answer["image_size"]
-        # such a model checks its sizes itself when it is built, which is before the first cell
-        facts[answer["model"]] = ModelFacts(
-            (height, width),
-            answer["num_classes"],
-            lambda size: None,
-            answer["published_weights"],
-            answer["published_classes"],
-        )
-    return facts
 
 
 def _look_at_checkpoint(suite: Suite, launcher: Launcher) -> tuple[str, tuple[int, int] | None]:

@@ -29,13 +29,12 @@ def format_duration(seconds: float) -> str:
 
 
 class Progress:
-    """Receives the steps of a run. This one counts (done, failures, time left); subclasses show it."""
+    """Receives the steps of a run and prints nothing: it counts (done, failures, time left), which subclasses show."""
 
     def __init__(self) -> None:
         self.cells: list[Cell] = []
         self.estimates: dict[str, float] = {}
         self.done = 0
-        self.already = 0
         self.failures: dict[str, int] = {}
         #: whether the cells are bases of batch searches, whose attempts come to ``cell_done``
         self.searches = False
@@ -43,7 +42,7 @@ class Progress:
         self._begin = time.monotonic()
 
     def note(self, text: str) -> None:
-        """A step of the run that is no cell."""
+        """A step of the run that is not a cell."""
 
     def warn(self, text: str) -> None:
         """Something that the user should know of and that stops nothing."""
@@ -53,7 +52,7 @@ class Progress:
         """Around the cells: ``estimates`` are seconds by cell id, ``already`` the number of cells that have a
         record.
         """
-        self.cells, self.estimates, self.already = cells, estimates, already
+        self.cells, self.estimates = cells, estimates
         self._begin = time.monotonic()
         yield
 
@@ -95,10 +94,6 @@ class Progress:
         return ", ".join(shown) if shown else "no failures"
 
 
-class SilentProgress(Progress):
-    """Prints nothing: for use as a library."""
-
-
 class PlainProgress(Progress):
     """A line for each cell: for logs and CI."""
 
@@ -115,12 +110,10 @@ class PlainProgress(Progress):
     @contextlib.contextmanager
     def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
         with super().running(folder, cells, estimates, already):
-            one, many, state = "cell", "cells", "have their record"
-            if self.searches:
-                one, many, state = "search", "searches", "are over"
-            kept = f" ({already} {state} already)" if already else ""
-            things = f"{len(cells)} {one if len(cells) == 1 else many}"
-            self.note(f"{things}{kept}, about {format_duration(self.seconds_left())}, into {folder}")
+            one, many = ("search", "searches") if self.searches else ("cell", "cells")
+            kept = f" ({already} already done)" if already else ""
+            time_left = format_duration(self.seconds_left())
+            self.note(f"{len(cells)} {one if len(cells) == 1 else many}{kept}, about {time_left}, into {folder}")
             yield
 
     def cell_done(self, record: Record) -> None:

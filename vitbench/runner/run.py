@@ -37,7 +37,7 @@ from vitbench.runner.folder import (
 )
 from vitbench.runner.measure import CellMeasurer
 from vitbench.runner.plan import Plan, check_before_loading, make_plan
-from vitbench.runner.progress import Progress, SilentProgress
+from vitbench.runner.progress import Progress
 from vitbench.suites import DEFAULT_SUITE, Suite, to_toml
 from vitbench.suites.batch_search import base_of, bounds_a_search, search, unfinished
 from vitbench.suites.overrides import prepare_suite
@@ -87,7 +87,7 @@ def run_suite(
     prepared = suite if isinstance(suite, Suite) else prepare_suite(suite, overrides, quick=quick)
     chosen = check_before_loading(prepared, allow_many_cells=allow_many_cells)
     folder = new_folder(out, chosen.name)
-    reporter = progress or SilentProgress()
+    reporter = progress or Progress()
     with (
         locked(folder, new=True),
         make_launcher(modules_of(chosen), allow_import=allow_import) as launcher,
@@ -120,7 +120,7 @@ def resume_run(
         raise RunFolderError(f"{path} cannot be resumed: it has no {store.SUITE}. Give the folder of a run")
     refuse_links(path, [store.CHECKPOINTS])
     suite = check_before_loading(suite_as_run(path), allow_many_cells=allow_many_cells)
-    reporter = progress or SilentProgress()
+    reporter = progress or Progress()
     with make_launcher(modules_of(suite), allow_import=allow_import) as launcher, locked(path), naming_the_way_on(path):
         store.check_writable(path)
         for problem in store.set_damaged_lines_aside(path):
