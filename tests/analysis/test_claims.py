@@ -329,7 +329,7 @@ def test_published_flops_of_the_lightweight_vit_are_multiply_adds_cut_off() -> N
 
 def test_published_flops_that_agree_as_flops_are_not_halved() -> None:
     counts = Counts(params=1, flops=2_900_000_000, method="counted")
-    one = judge(CARDS["vit_basic"], claim("2.9 GFLOPs", 2.9e9, "flops"), lambda name: counts, [])
+    one = judge("vit_basic", claim("2.9 GFLOPs", 2.9e9, "flops"), lambda name: counts, [])
     assert (one.verdict, one.computed, one.reason) == ("agrees", 2.9e9, "counted")
 
 
@@ -372,7 +372,7 @@ def test_a_comparison_with_a_model_that_nothing_counted_is_not_checkable() -> No
 
 def test_a_comparison_with_a_model_that_is_not_there_says_so() -> None:
     published = claim("-10 %", -0.1, "params_change_vs:vit_basik")
-    one = judge(CARDS["vit_basic"], published, count_by_formula, [])
+    one = judge("vit_basic", published, count_by_formula, [])
     assert one.verdict == "not checkable here"
     assert "Unknown model 'vit_basik'. Did you mean 'vit_basic'?" in one.reason
 

@@ -88,20 +88,21 @@ def count_by_formula(name: str) -> Counts:
 
 def judge_card(card: ModelCard, count: Counter, records: Iterable[Record] = ()) -> list[Judgement]:
     """Every claim of a card, in its order. ``records`` may be of any model."""
-    own = [record for record in _of_size(records, card) if record.cell.model == card.name]
-    return [judge(card, claim, count, own) for claim in card.claims]
+    shape = card.image_size, card.num_classes
+    own = [record for record in records if (record.cell.model, _shape(record)) == (card.name, shape)]
+    return [judge(card.name, claim, count, own) for claim in card.claims]
 
 
-def judge(card: ModelCard, claim: Claim, count: Counter, records: Sequence[Record]) -> Judgement:
-    """One claim of ``card``; ``records`` are those of this model."""
-    undecided = Judgement(model=card.name, claim=claim, verdict="not checkable here")
+def judge(model: str, claim: Claim, count: Counter, records: Sequence[Record]) -> Judgement:
+    """One claim of a model by its ``records``."""
+    undecided = Judgement(model=model, claim=claim, verdict="not checkable here")
     change = CHANGE.match(claim.quantity)
     try:
         if claim.quantity in ("params", "flops"):
-            counts = count(card.name)
+            counts = count(model)
             return _judge_count(undecided, counts, getattr(counts, claim.quantity))
         if change:
-            own, other = count(card.name), count(change["other"])
+            own, other = count(model), count(change["other"])
             fraction = getattr(own, change["count"]) / getattr(other, change["count"]) - 1
             return _decide(undecided, fraction, fraction - claim.value, f"{own.method}, against {change['other']}")
     except (Unsupported, UsageError) as error:
@@ -169,22 +170,18 @@ def judge_runs(records: Sequence[Record]) -> list[Judgement]:
         own = [record for record in records if record.cell.model == name]
         if name in model_registry():
             card = model_registry().get(name)
+            claims, shape = card.claims, (card.image_size, card.num_classes)
         else:
             published = [record for record in own if claims_of_records([record])]
-            first = (published or own)[0].cell  # values are published for one size only
-            card = ModelCard(
-                name=name,
-                builder="",
-                summary="",
-                family="",
-                source="",
-                image_size=first.image_size,
-                num_classes=first.num_classes,
-                patch=1,
-                claims=claims_of_records(own),
-            )
-        judged += judge_card(card, _counter_of(_of_size(records, card)), own)
+            claims, shape = claims_of_records(own), _shape((published or own)[0])  # published for one shape only
+        count = _counter_of([record for record in records if _shape(record) == shape])
+        judged += [judge(name, claim, count, [one for one in own if _shape(one) == shape]) for claim in claims]
     return judged
+
+
+def _shape(record: Record) -> tuple[tuple[int, int], int]:
+    """The image size and the number of classes."""
+    return record.cell.image_size, record.cell.num_classes
 
 
 def to_dict(judgement: Judgement) -> dict[str, Any]:
@@ -391,12 +388,6 @@ def _judge_latency(undecided: Judgement, records: Sequence[Record]) -> Judgement
             value = estimate([process for process in found.samples if process]).value
             return _decide(undecided, value, value / claim.value - 1, found.method)
     return dataclasses.replace(undecided, reason=f"no run on {claim.device} was given")
-
-
-def _of_size(records: Iterable[Record], card: ModelCard) -> list[Record]:
-    """Those of the card's image size and classes."""
-    own = (card.image_size, card.num_classes)
-    return [record for record in records if (record.cell.image_size, record.cell.num_classes) == own]
 
 
 def _counter_of(records: Sequence[Record]) -> Counter:

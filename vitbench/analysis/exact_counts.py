@@ -49,6 +49,9 @@ _DEPENDS = "its forward pass depends on the numbers in the picture"
 _FOLDERS = re.compile(r"""(?<![\w./:])(?:[A-Za-z]:)?[\\/](?:[^\s'"<>|:\\/]+[\\/])+""")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 
+#: A custom operator does not state the shapes that it returns.
+_NO_FAKE_KERNEL = (fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)
+
 Answer = dict[str, Any]
 
 
@@ -135,7 +138,7 @@ def _count_run(subject: Subject, run: Cell, bound: bool) -> Answer:
     except Exception as error:  # a model may run in one mode or dtype only
         _raise_if_of_the_host(error)
         names = ("output", "operators", "tensor_peak") if bound else ("output",)
-        if _reads_data(error) or _has_no_fake_kernel(error):
+        if _reads_data(error) or isinstance(error, _NO_FAKE_KERNEL):
             return {"figures": {}, "absent": dict.fromkeys(names, _reason(error))}
         return {"failed": _reason(error)}
     return {"figures": figures, "absent": {}}
@@ -304,11 +307,9 @@ def describe_output(output: Any) -> str:
 # models without data
 
 
-@contextlib.contextmanager
-def _fake() -> Iterator[None]:
-    """Tensors made inside are fake; a model may mix them with real ones that it computed while it was built."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+def _fake() -> FakeTensorMode:
+    # fake tensors may mix with real ones that a model computed while it was built
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def _meta_model(subject: Subject) -> nn.Module:
@@ -365,11 +366,6 @@ def _reads_data(error: Exception) -> bool:
         or needs_values(error)
         or (isinstance(inside, Exception) and inside is not error and _reads_data(inside))
     )
-
-
-def _has_no_fake_kernel(error: Exception) -> bool:
-    """Whether a custom operator does not state the shapes that it returns."""
-    return isinstance(error, fake_tensor.UnsupportedOperatorException | fake_tensor.UnsupportedFakeTensorException)
 
 
 def _raise_if_of_the_host(error: Exception) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitbench.analysis.closed_form import ClosedForm, closed_form
@@ -65,7 +64,9 @@ def _audit(card: ModelCard, subject: Subject, others: bool) -> dict[str, Any]:
         exact, found["closed_form"] = None, {"reason": str(reason)}
     found |= _count(subject, exact)
     if others:
-        found |= _no_comparison() if "executed" in found else _compare(subject, found)
+        not_asked = "not asked: it would trace another image, and this model's FLOPs depend on the image"
+        depends = {tool: {"reason": not_asked} for tool in ("fvcore", "thop")}
+        found |= depends if "executed" in found else _compare(subject, found)
     found["warnings"] = list(_warnings(found))
     return found
 
@@ -74,23 +75,23 @@ def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
     """The forward pass by operator and the FLOPs of a training step, on ``meta`` unless it must be executed."""
     from vitbench.analysis.flops import count_forward
 
-    needed = counts = None
-    with subject.on_meta(1) as (model, images):
-        try:
+    try:
+        with subject.on_meta(1) as (model, images):
             counts = count_forward(model, images)
-        except (RuntimeError, TypeError) as error:
-            if not needs_values(error):
-                raise
-            needed = f"{type(error).__name__}: {error}".splitlines()[0]
-    found = _execute(subject, needed) if counts is None else _count_on_meta(subject, counts)
+    except (RuntimeError, TypeError) as error:
+        if not needs_values(error):
+            raise
+        found = _execute(subject, f"{type(error).__name__}: {error}".splitlines()[0])
+    else:
+        found = _mean_counts([counts]) | _other_ways(subject)
     found["training"] = _count_training(subject, exact)
     if exact is not None:
         found["closed_form"] = {"flops": exact.flops, "difference": found["flops"] / exact.flops - 1}
     return found
 
 
-def _count_on_meta(subject: Subject, counts: Counts) -> dict[str, Any]:
-    """``counts`` of the forward pass, and the FLOPs with each attention implementation, gradients on and off."""
+def _other_ways(subject: Subject) -> dict[str, Any]:
+    """The FLOPs on ``meta`` with each attention implementation, gradients on and off, and inside fused attention."""
     import torch
 
     from vitbench.analysis.flops import count_forward, count_fused_attention
@@ -98,42 +99,27 @@ def _count_on_meta(subject: Subject, counts: Counts) -> dict[str, Any]:
 
     with subject.on_meta(1) as (model, images):
         fused = count_fused_attention(model, images)
-    forwards = {}
-    for kind in ATTENTIONS:
+    ways = {}
+    for attention in ATTENTIONS:
         for gradients in (False, True):
             model = subject.meta_model.eval()
-            with use_attention(model, kind), torch.device("meta"):
+            with use_attention(model, attention), torch.device("meta"):
                 images = torch.empty(1, 3, *subject.cell.image_size)
-                label = f"{kind} attention, gradients {'on' if gradients else 'off'}"
-                forwards[label] = count_forward(model, images, gradients=gradients).flops
-    return {
-        "flops": counts.flops,
-        "macs": counts.flops // 2,
-        "method": f"operators dispatched on meta, batch of 1, torch {torch.__version__}",
-        "operators": {name: asdict(one) for name, one in counts.matrix.items()},
-        "fused_attention_flops": fused,
-        "elementwise_flops": counts.elementwise_flops,
-        "elementwise": {name: asdict(one) for name, one in counts.elementwise.items()},
-        "without_formula": counts.without_formula,
-        "other_ways": forwards,
-    }
+                label = f"{attention} attention, gradients {'on' if gradients else 'off'}"
+                ways[label] = count_forward(model, images, gradients=gradients).flops
+    method = f"operators dispatched on meta, batch of 1, torch {torch.__version__}"
+    return {"method": method, "fused_attention_flops": fused, "other_ways": ways}
 
 
-def _execute(subject: Subject, needed: str | None) -> dict[str, Any]:
-    """The same as means of several images, for a model that reads the image's values; ``needed`` is torch's error."""
+def _execute(subject: Subject, needed: str) -> dict[str, Any]:
+    """Means of several images, for a model that reads the image's values; ``needed`` is torch's error."""
     import torch
 
     from vitbench.analysis.flops import OperatorCounter
 
     images = [counter.counts for counter in execute(subject, OperatorCounter)]
     executed = Executed(flops=tuple(counts.flops for counts in images))
-    elementwise = sum(counts.elementwise_flops for counts in images)
-    without = Counter[str]()
-    for counts in images:
-        without.update(counts.without_formula)
-    return {
-        "flops": executed.mean,
-        "macs": executed.mean // 2,
+    return _mean_counts(images) | {
         "method": f"operators {executed.method}, torch {torch.__version__}",
         "executed": {
             "pictures": len(images),
@@ -143,12 +129,21 @@ def _execute(subject: Subject, needed: str | None) -> dict[str, Any]:
             "flops": list(executed.flops),
             "reason": needed,
         },
-        "operators": _mean_operators([counts.matrix for counts in images]),
         "fused_attention_flops": None,
-        "elementwise_flops": _mean(elementwise, len(images)),
+        "other_ways": {},
+    }
+
+
+def _mean_counts(images: Sequence[Counts]) -> dict[str, Any]:
+    flops = Executed(flops=tuple(counts.flops for counts in images)).mean
+    without = sum((Counter(counts.without_formula) for counts in images), Counter[str]())
+    return {
+        "flops": flops,
+        "macs": flops // 2,
+        "operators": _mean_operators([counts.matrix for counts in images]),
+        "elementwise_flops": _mean(sum(counts.elementwise_flops for counts in images), len(images)),
         "elementwise": _mean_operators([counts.elementwise for counts in images]),
         "without_formula": {name: _mean(calls, len(images)) for name, calls in without.items()},
-        "other_ways": {},
     }
 
 
@@ -247,10 +242,11 @@ def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
 def _missed_by_fvcore(other: OtherCount, found: Mapping[str, Any]) -> dict[str, int]:
     """Matrix operators that fvcore reports as unsupported, with their FLOPs."""
     missed = {}
-    if "aten::scaled_dot_product_attention" in other.missed:
+    unknown = other.missed or {}
+    if "aten::scaled_dot_product_attention" in unknown:
         missed["aten::scaled_dot_product_attention"] = found["fused_attention_flops"]
     for name in ("baddbmm", "mm"):
-        if f"aten::{name}" in other.missed and name in found["operators"]:
+        if f"aten::{name}" in unknown and name in found["operators"]:
             missed[f"aten::{name}"] = found["operators"][name]["flops"]
     return {name: flops for name, flops in missed.items() if flops}
 

@@ -65,18 +65,18 @@ def inspect_model(
         if weights is not None:
             raise
         return {"model": name, "error": str(error), "usage": True}
-    cell = inspected_cell(name, resolved.image_size, resolved.num_classes, attention)
-    answer = {"model": name, "image_size": list(cell.image_size), "num_classes": cell.num_classes}
+    subject = open_subject(name, resolved.image_size, resolved.num_classes, attention)
+    answer = {"model": name, "image_size": list(resolved.image_size), "num_classes": resolved.num_classes}
     try:
-        return answer | inspect(card, make_subject(cell))
+        return answer | inspect(card, subject)
     except Exception as error:  # a model that fails leaves the answers for the others
-        failure = failure_of(error, cell)
+        failure = failure_of(error, subject.cell)
         return {**answer, "error": failure.detail.splitlines()[0], "usage": failure.cause in USAGE_CAUSES}
 
 
-def inspected_cell(name: str, image_size: tuple[int, int], num_classes: int, attention: str = "fused") -> Cell:
-    """The cell of one image in fp32 on the CPU."""
-    return Cell(
+def open_subject(name: str, image_size: tuple[int, int], num_classes: int, attention: str = "fused") -> Subject:
+    """The subject for one image in fp32 on the CPU."""
+    cell = Cell(
         model=name,
         image_size=image_size,
         num_classes=num_classes,
@@ -85,6 +85,7 @@ def inspected_cell(name: str, image_size: tuple[int, int], num_classes: int, att
         threads=1,
         attention=attention,
     )
+    return make_subject(cell)
 
 
 def metric_values(subject: Subject, metrics: Sequence[str]) -> dict[str, Measurement]:

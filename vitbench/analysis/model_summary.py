@@ -12,14 +12,13 @@ from vitbench.analysis.inspection import (
     check_request,
     expand_names,
     inspect_model,
-    inspected_cell,
     match_models,
     metric_values,
+    open_subject,
 )
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import Cell, Record
 from vitbench.metrics import Subject
-from vitbench.metrics.support.in_process import make_subject
 from vitbench.models.cards import ModelCard, is_external, model_registry
 
 #: The metrics of a summary.
@@ -144,9 +143,8 @@ def count_model(name: str) -> Counts:
         with contextlib.suppress(Unsupported):  # a model of another package may have no formula
             return count_by_formula(name)
     card = describe_model(name)
-    cell = inspected_cell(name, card.image_size, card.num_classes)
     try:
-        found = metric_values(make_subject(cell), ("params", "flops"))
+        found = metric_values(open_subject(name, card.image_size, card.num_classes), ("params", "flops"))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise Unsupported(f"{name} fails on meta: {type(error).__name__}: {error}".splitlines()[0]) from error
     return Counts(int(found["params"].value), int(found["flops"].value), "counted on meta")

@@ -78,12 +78,12 @@ def _parts_text(card: dict[str, Any]) -> str:
         for part, sums in card["parts"].items()
     ]
     headings = ["part", "parameters", "%", "GFLOPs", "%"]
-    return "\n\n" + _indented(tabulate(rows, headings, tablefmt="plain", stralign="right", disable_numparse=True), 4)
+    return "\n\n" + _indented(_table(rows, headings, stralign="right"), 4)
 
 
 def _claims_text(claims: Sequence[dict[str, Any]]) -> str:
     rows = [[one["quantity"], one["condition"], one["printed"], one["verdict"], one["reason"]] for one in claims]
-    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+    return _table(rows)
 
 
 def _layers_text(layers: Sequence[dict[str, Any]]) -> str:
@@ -100,7 +100,7 @@ def _layers_text(layers: Sequence[dict[str, Any]]) -> str:
     ]
     headings = ["layer", "class", "part", "output", "parameters", "FLOPs"]
     align = ("left", "left", "left", "right", "right", "right")
-    return tabulate(rows, headings, tablefmt="plain", colalign=align, disable_numparse=True)
+    return _table(rows, headings, colalign=align)
 
 
 def audits_to_text(audits: Sequence[Mapping[str, Any]]) -> str:
@@ -142,7 +142,7 @@ def _counters_text(audit: Mapping[str, Any]) -> str:
             rows.append([tool, _giga(other["flops"]), _giga(other["flops"] / 2), difference, other["tool"]])
         elif other:
             rows.append([tool, "", "", "", other["reason"]])
-    return tabulate(rows, ["counter", "GFLOPs", "GMACs", "difference", ""], tablefmt="plain", disable_numparse=True)
+    return _table(rows, ["counter", "GFLOPs", "GMACs", "difference", ""])
 
 
 def _executed_text(executed: Mapping[str, Any] | None) -> str:
@@ -160,7 +160,7 @@ def _operators_text(operators: Mapping[str, Mapping[str, Any]], *, formulas: boo
     rows = [[name, one["calls"], f"{one['flops']:,}", *([one["formula"]] if formulas else [])] for name, one in ordered]
     headings = ["operator", "calls", "FLOPs", *(["formula"] if formulas else [])]
     align = ("left", "right", "right", *(("left",) if formulas else ()))
-    return tabulate(rows, headings, tablefmt="plain", colalign=align, disable_numparse=True) if rows else "none"
+    return _table(rows, headings, colalign=align) if rows else "none"
 
 
 def _training_text(training: Mapping[str, Any]) -> str:
@@ -194,3 +194,7 @@ def _giga(flops: float) -> str:
 
 def _indented(text: str, by: int) -> str:
     return "\n".join(f"{' ' * by}{line}" for line in text.splitlines())
+
+
+def _table(rows: Sequence[Sequence[Any]], headings: Sequence[str] = (), **alignment: Any) -> str:
+    return tabulate(rows, headings, tablefmt="plain", disable_numparse=True, **alignment)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Cell, Measurement
 from vitbench.core.registry import METRICS, Column, Yields
-from vitbench.metrics.support.fvcore_thop import count_by_fvcore, count_by_thop
+from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
 from vitbench.metrics.support.subject import CHANNELS, Subject
 from vitbench.models.cards import PRETRAINED
 
@@ -203,17 +203,7 @@ def _weights_of(cell: Cell) -> str:
 def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
     """fvcore traces a real run and counts multiply-adds, doubled here. Its failures are ``unsupported``."""
     method = f"2 x fvcore {importlib.metadata.version('fvcore')} FlopCountAnalysis on the CPU, batch of 1"
-    model, images = _real_model(subject)
-    try:
-        with subject.attention(model):
-            found = count_by_fvcore(model, images)
-    except Unsupported as reason:
-        yield Measurement.absent("flops_fvcore", "FLOP", "unsupported", str(reason), method)
-        return
-    missed = ", ".join(f"{name} x{count}" for name, count in sorted(found.missed.items()))
-    yield Measurement.single(
-        "flops_fvcore", "FLOP", found.total, method, f"operators without a formula: {missed or 'none'}"
-    )
+    yield _count_by(count_by_fvcore, subject, "flops_fvcore", method)
 
 
 @METRICS.measured(
@@ -226,14 +216,21 @@ def measure_fvcore(subject: Subject) -> Iterator[Measurement]:
 def measure_thop(subject: Subject) -> Iterator[Measurement]:
     """thop hooks modules in a real run and counts multiply-adds, doubled here. Its failures are ``unsupported``."""
     method = f"2 x thop {importlib.metadata.version('thop')} profile on the CPU, batch of 1"
+    yield _count_by(count_by_thop, subject, "flops_thop", method)
+
+
+def _count_by(count: Callable[..., OtherCount], subject: Subject, metric: str, method: str) -> Measurement:
     model, images = _real_model(subject)
     try:
         with subject.attention(model):
-            found = count_by_thop(model, images)
+            found = count(model, images)
     except Unsupported as reason:
-        yield Measurement.absent("flops_thop", "FLOP", "unsupported", str(reason), method)
-        return
-    yield Measurement.single("flops_thop", "FLOP", found.total, method)
+        return Measurement.absent(metric, "FLOP", "unsupported", str(reason), method)
+    detail = ""
+    if found.missed is not None:
+        missed = ", ".join(f"{name} x{calls}" for name, calls in sorted(found.missed.items()))
+        detail = f"operators without a formula: {missed or 'none'}"
+    return Measurement.single(metric, "FLOP", found.total, method, detail)
 
 
 def _real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:

@@ -117,7 +117,7 @@ def _held_by_others(subject: Subject) -> int:
     its process; none in a worker.
     """
     subject.device.synchronize()
-    own = subject.resident_bytes() if subject.is_built else 0
+    own = subject.resident_bytes() if "model" in vars(subject) else 0
     return max(subject.device.memory_now() - own, 0)
 
 

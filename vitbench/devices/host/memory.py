@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 PROC_SELF = Path("/proc/self")
@@ -88,26 +89,10 @@ def oom_kill_count() -> int | None:
 
     Evidence for a SIGKILL: the count before and after (cgroup v2 ``memory.events``, v1 ``memory.oom_control``).
     """
-    try:
-        memberships = (PROC_SELF / "cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    paths = []
-    for line in memberships:
-        number, controllers, group = line.split(":", 2)
-        group = group.lstrip("/")
-        if "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
-            paths += [root / group / "memory.oom_control", root / "memory.oom_control"]
-        elif number == "0":
-            root = Path("/sys/fs/cgroup")
-            paths += [root / group / "memory.events", root / "memory.events"]
-    for path in paths:
-        try:
-            for line in path.read_text().splitlines():
-                key, _, value = line.partition(" ")
-                if key == "oom_kill":
-                    return int(value)
-        except (OSError, ValueError):
-            continue
+    for folder in cgroup_folders("memory"):
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError):
+                found = re.search(r"^oom_kill (\d+)$", (folder / name).read_text(), re.MULTILINE)
+                if found:
+                    return int(found[1])
     return None

@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import Unsupported
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class OtherCount:
     """``by_operator``: FLOPs (multiply-adds doubled) of each operator (fvcore) or module class (thop).
 
-    ``missed``: calls of operators without a formula, which only fvcore reports.
+    ``missed``: calls of operators without a formula; None from thop, which does not report them.
     """
 
     tool: str
     by_operator: Mapping[str, int]
-    missed: Mapping[str, int] = field(default_factory=dict)
+    missed: Mapping[str, int] | None = None
 
     @property
     def total(self) -> int:

@@ -266,11 +266,6 @@ class Subject:
                 return
         raise NotFiniteError(f"{MOST_SKIPPED} training steps were skipped, as their gradients overflow in fp16")
 
-    @property
-    def is_built(self) -> bool:
-        """Whether the model is on the device already."""
-        return "model" in vars(self)
-
     def resident_bytes(self) -> int:
         """Bytes kept between calls: weights, buffers, batches, and in training labels and optimizer state."""
         tensors = [*self.model.parameters(), *self.model.buffers(), *self.batches]

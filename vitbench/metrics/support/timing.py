@@ -68,7 +68,8 @@ def sample_durations(call: Callable[[], object], device: Device, budget: Budget,
     Durations are kept to the nanosecond, which is finer than the clock.
     """
     samples: list[float] = []
-    taken: list[_Turn] = []
+    counts: list[int] = []
+    cpu: list[float] = []
     before: list[ReferenceTurn] = []
     after: list[ReferenceTurn] = []
     with without_garbage_collection():
@@ -81,37 +82,31 @@ def sample_durations(call: Callable[[], object], device: Device, budget: Budget,
                 turn_s = grant["seconds"]
                 after += [grant["after_last"]] if before else []
                 before.append(grant["before"])
-            turn = _sample_turn(call, device, budget, samples, spent, turn_s)
-            taken.append(turn)
-            spent, done = spent + turn.seconds, turn.ends_budget
+            begun = len(samples)
+            cpu_s, wall_s, done = _sample_turn(call, device, budget, samples, spent, turn_s)
+            counts.append(len(samples) - begun)
+            cpu.append(cpu_s)
+            spent += wall_s
         if turns is not None:
             after.append(turns.wait(last=True)["after_last"])
-    counts = [turn.calls for turn in taken]
     reference = _between(before, after, _steps_as_long_as(samples, counts))
     return Timing(
         samples=tuple(samples),
         turns=tuple(counts),
-        cpu=tuple(turn.cpu for turn in taken),
+        cpu=tuple(cpu),
         reference=reference,
         reference_name=turns.reference_name if turns is not None and reference else "",
         reference_cpu=_between(before, after, lambda turn, number: float(turn["cpu_seconds"])),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Turn:
-    """``cpu``: CPU seconds of a call; ``seconds``: wall time charged to the budget."""
-
-    calls: int
-    cpu: float
-    seconds: float
-    ends_budget: bool
-
-
 def _sample_turn(
     call: Callable[[], object], device: Device, budget: Budget, samples: list[float], spent: float, turn_s: float
-) -> _Turn:
-    """Call until ``turn_s`` or the budget, of which ``spent`` seconds are used, is over; appends to ``samples``."""
+) -> tuple[float, float, bool]:
+    """Call until ``turn_s`` or the budget, of which ``spent`` seconds are used, is over; appends to ``samples``.
+
+    Returns the CPU seconds of a call, the wall seconds charged to the budget, and whether it is spent.
+    """
     count = skipped = 0
     cpu_first = 0.0
     cpu_begin = time.process_time()
@@ -134,7 +129,7 @@ def _sample_turn(
             break
     cpu_spent = time.process_time() - cpu_begin
     cpu = cpu_spent / (count - skipped) if count > skipped else cpu_first
-    return _Turn(calls=count, cpu=round(cpu, 9), seconds=end - begin, ends_budget=done)
+    return round(cpu, 9), end - begin, done
 
 
 def forward_durations(subject: Subject) -> Timing:
