@@ -122,6 +122,7 @@ def inputs_of(model: nn.Module, images: Tensor, ending: str) -> tuple[Tensor, di
     return logits, seen
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "size", "ending", "by_hand"), SOFTMAX, ids=[row[0] for row in SOFTMAX])
 @pytest.mark.parametrize("attention", ["fused", "explicit"])
 def test_weights_are_those_of_explicit_attention(
@@ -281,6 +282,7 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
         attention_maps(UnfoldedViT(lambda x: x[:, 2:]), torch.randn(1, 3, 16, 32))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
@@ -498,6 +500,7 @@ def test_nothing_of_the_model_is_changed(name: str) -> None:
         assert torch.equal(model(images), expected)
 
 
+@pytest.mark.integration
 def test_a_model_in_training_is_watched_in_evaluation_and_trains_on() -> None:
     model = build_model("vit_basic", num_classes=10).train()  # it has dropout
     model.blocks[1].eval()

@@ -1,4 +1,4 @@
-"""Exact figures of real models, and ``snapshot`` and ``check`` on a package that is changed between them."""
+"""Exact values of real models, and ``snapshot`` and ``check`` on a package that changes between them."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ from vitbench.models import build_model
 from vitbench.regression import snapshot as snapshots
 from vitbench.regression.lock_diff import compare_locks
 from vitbench.regression.lock_file import Place, digest, read_lock, write_lock
+
+pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 LABEL = f"{NAME} 16px 10 classes"
@@ -136,7 +138,7 @@ def subject_of(build: Callable[[], nn.Module]) -> Subject:
 
 
 class Breaks(nn.Module):
-    """Breaks the graph where it is told to."""
+    """Breaks the graph at ``where``."""
 
     def __init__(self, where: str) -> None:
         super().__init__()
@@ -173,7 +175,7 @@ def test_graph_breaks_are_found_wherever_they_are(where: str, train: bool, count
     assert all(reason.isprintable() and str(ROOT) not in reason for reason in reasons)
 
 
-def test_a_model_that_reads_numbers_says_so_in_place_of_figures() -> None:
+def test_a_model_that_reads_values_has_the_reason_instead_of_counts() -> None:
     subject = subject_of(lambda: Breaks("branch"))
     model, run = count_model(subject, [subject.cell])
     assert set(model["absent"]) == {"output", "flops", "training_flops", "without_gradient"}
@@ -299,16 +301,16 @@ def test_what_the_machine_does_to_a_worker_says_nothing_of_the_code(
     before = lock.read_bytes()
     write_package(lock.parent, edit)
     assert run_command(["check", str(lock), "--allow-import"]) == 4
-    told = capsys.readouterr().err
-    assert "could not be counted: " in told
-    assert OF_THE_MACHINE[edit] in told
+    errors = capsys.readouterr().err
+    assert "could not be counted: " in errors
+    assert OF_THE_MACHINE[edit] in errors
     assert run_command([*SNAPSHOT, "-o", "ended.json"]) == 1
     assert not (lock.parent / "ended.json").exists()
     assert lock.read_bytes() == before
 
 
 class NeedsMemory(nn.Linear):
-    """Finds none once its tensors are more than shapes on meta."""
+    """Out of memory once its tensors are not on meta."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not images.is_meta:
@@ -317,7 +319,7 @@ class NeedsMemory(nn.Linear):
 
 
 @pytest.mark.parametrize("bound", [True, False], ids=["graph breaks", "a run"])
-def test_want_of_memory_while_a_model_is_counted_is_no_figure_of_it(bound: bool) -> None:
+def test_out_of_memory_while_counting_is_not_a_value_of_the_model(bound: bool) -> None:
     subject = make_subject(NeedsMemory(3, 10))
     with pytest.raises(MemoryError):
         list(count_model(subject, [subject.cell], bound=bound))

@@ -25,6 +25,8 @@ from vitbench.metrics.support.in_process import make_subject, run_metric
 from vitbench.models import imported
 from vitbench.models.cards import load_model_cards
 
+pytestmark = pytest.mark.integration
+
 SIZE = 48
 HERE = "module:tests.data_dependent_models"
 DEPENDENT = ["keeps_long_tokens", "insists_on_fused", "leaves_early", "tokens_halt", "own_encoder", "dense_in_training"]

@@ -30,6 +30,7 @@ from vitbench.models.cards import load_model_cards
 CARDS = {card.name: card for card in load_model_cards()}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", smallest_of_each_kind())
 def test_forward_backward_and_every_way_to_count_match_the_closed_form_to_the_unit(name: str) -> None:
     (found,) = audit_flops([name], others=False)
@@ -46,6 +47,7 @@ def test_forward_backward_and_every_way_to_count_match_the_closed_form_to_the_un
     assert sum(one["flops"] for one in found["elementwise"].values()) == found["elementwise_flops"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name",
     ["timm:mobilevit_xxs", "torchvision:vit_b_32"],
@@ -153,6 +155,7 @@ def test_what_fvcore_and_thop_miss_and_add_is_explained_to_the_flop() -> None:
     assert fused["fvcore"]["added"] == {"layer_norm": 2 * 5 * (12 * 65 + 1) * 128}
 
 
+@pytest.mark.integration
 def test_attention_inside_of_torchs_own_layer_is_explained_too() -> None:
     (found,) = audit_flops(["vit_b16_scratch"], image_size="32")
     assert found["warnings"] == []
@@ -191,6 +194,7 @@ def test_a_model_that_does_not_train_on_meta_keeps_its_forward_flops(
     assert "closed form" in text
 
 
+@pytest.mark.integration
 def test_the_command_prints_every_counter_and_the_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["flops", "vit_basic_tutorial", "--image-size", "16"]) == 0
     text = capsys.readouterr().out
@@ -199,6 +203,7 @@ def test_the_command_prints_every_counter_and_the_reasons(capsys: pytest.Capture
     assert "WARNING" not in text
 
 
+@pytest.mark.integration
 def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["flops", "vit_basic_tutorial", "timm:test_vit", "--no-others", "--json"]) == 0
     mine, timms = json.loads(capsys.readouterr().out)
@@ -208,6 +213,7 @@ def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None
     assert "fvcore" not in mine
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [

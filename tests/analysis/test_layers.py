@@ -58,6 +58,7 @@ def by_path(layers: list[Layer]) -> dict[str, Layer]:
 # They add up
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", [*OURS, *THEIRS])
 def test_layers_and_parts_add_up_to_the_model(name: str) -> None:
     model, images = on_meta(name)
@@ -194,6 +195,7 @@ def test_a_plain_vit_of_a_library_has_the_parts_of_the_closed_form(
 # Tokens
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "tokens"),
     [
@@ -315,6 +317,7 @@ def test_a_module_that_two_others_share_is_counted_once() -> None:
     assert [layer.path for layer in layers] == ["early.layer"]
 
 
+@pytest.mark.integration
 def test_each_layer_of_our_models_belongs_to_a_known_part() -> None:
     names = [name for name in smallest_of_each_kind() if not name.startswith("vit_b16")]
     assert len(names) >= 12

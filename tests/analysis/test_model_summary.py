@@ -19,6 +19,8 @@ from vitbench.models import build_model
 from vitbench.models.cards import Claim, model_registry
 from vitbench.models.weights.checkpoints import save_checkpoint
 
+pytestmark = pytest.mark.integration
+
 MODEL = "vit_basic_tutorial"
 
 

@@ -1,4 +1,4 @@
-"""MPS without a Mac: the device against a fake torch.mps, and what a Mac's workers say in workers that are real."""
+"""MPS without a Mac: the device against a fake torch.mps, and a Mac's error texts in real workers."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ def test_a_limit_is_a_fraction_of_the_recommended_maximum(metal: FakeMetal) -> N
 def test_operators_that_fell_back_are_named_once_and_in_order() -> None:
     other = FALLBACK.replace("aten::nonzero", "aten::linalg_svd.U")
     text = f"model.py:3: UserWarning: {FALLBACK} (Triggered internally at MPSFallback.mm:14.)\n  x = x.nonzero()\n{other}\n{FALLBACK}"
-    assert MpsDevice.stderr_note(text) == "ran on the CPU for want of an MPS kernel: aten::linalg_svd.U, aten::nonzero"
+    assert MpsDevice.stderr_note(text) == "ran on the CPU without an MPS kernel: aten::linalg_svd.U, aten::nonzero"
     assert MpsDevice.stderr_note("UserWarning: something else") == ""
 
 
@@ -392,19 +392,22 @@ def records(server: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {record.cell.model.rpartition(":")[2]: record for record in found}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ENDINGS)
 def test_each_ending_of_a_macs_worker_has_its_record(records: dict[str, Record], name: str) -> None:
     record = records[name]
     assert (record.status, record.cause, record.signal) == ENDINGS[name], record.detail
 
 
+@pytest.mark.integration
 def test_a_fallback_stands_in_the_record(records: dict[str, Record]) -> None:
-    assert records["falls_back"].detail == "ran on the CPU for want of an MPS kernel: aten::nonzero"
+    assert records["falls_back"].detail == "ran on the CPU without an MPS kernel: aten::nonzero"
     latency = records["falls_back"].measurement("latency")
     assert latency is not None
     assert latency.status == "ok"
 
 
+@pytest.mark.integration
 def test_what_a_worker_printed_before_it_died_stands_in_the_record(records: dict[str, Record]) -> None:
     detail = records["aborts_like_ndarray"].detail  # what follows on stderr is a long stack
     assert detail.startswith("the worker crashed with SIGABRT: ")
@@ -413,6 +416,7 @@ def test_what_a_worker_printed_before_it_died_stands_in_the_record(records: dict
     assert "MPS backend out of memory" in records["runs_out_of_mps"].detail
 
 
+@pytest.mark.integration
 def test_figures_of_work_that_the_device_did_not_do_are_under_its_status(records: dict[str, Record]) -> None:
     record = records["goes_on_without_its_device"]
     assert "command buffer exited with error status" in record.stderr_tail
@@ -421,6 +425,7 @@ def test_figures_of_work_that_the_device_did_not_do_are_under_its_status(records
     assert {one.metric: one.status for one in record.measurements}["latency"] == "error"
 
 
+@pytest.mark.integration
 def test_no_process_sees_inputs_of_two_sizes(server: None, noted: Path, tmp_path: Path) -> None:
     """Shapes fill MPS's graph caches for as long as a process lives: sizes, and cells, never share one."""
     keys = {"image_sizes": [8, "8x16"], "batch_sizes": [1, 2], "metrics": ["memory", "latency", "throughput"]}

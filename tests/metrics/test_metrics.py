@@ -1,4 +1,4 @@
-"""What each metric says of models whose figures are known by hand."""
+"""Each metric on models whose values are known by hand."""
 
 from __future__ import annotations
 
@@ -407,6 +407,7 @@ def test_a_checkpoint_of_ours_is_tested_with_the_normalisation_of_its_recipe(tmp
     assert found[0] != found[1]
 
 
+@pytest.mark.integration
 def test_a_checkpoint_of_elsewhere_is_tested_with_the_normalisation_of_the_models_card(tmp_path: Path) -> None:
     """As ``vitbench evaluate`` tests it: one file has one accuracy."""
     path = tmp_path / "theirs.pt"
@@ -432,7 +433,8 @@ def test_logits_that_are_not_finite_are_no_score() -> None:
         make_trainer(small_recipe()).evaluate(Broken())
 
 
-def test_what_a_metric_cannot_tell_is_said() -> None:
+@pytest.mark.integration
+def test_an_unavailable_value_has_its_reason() -> None:
     subject = make_subject("vit_layer6_32")
 
     class Blind(type(subject.device)):  # type: ignore[misc]
@@ -460,7 +462,8 @@ def test_tied_weights_of_a_module_of_ones_own_count_once() -> None:
     assert measured("params", make_subject(Tied()))["params"].value == 9
 
 
-def test_every_metric_yields_what_it_says() -> None:
+@pytest.mark.integration
+def test_every_metric_yields_what_it_declares() -> None:
     for name, metric in METRICS.items():
         if metric.process == "training" or name == "published":
             continue
@@ -508,6 +511,7 @@ def test_a_training_step_holds_weights_gradients_two_states_and_every_blocks_act
     assert per_image > 6 * 10 * 4 * 65 * 128  # six blocks, at least ten token-wide tensors each for the backward pass
 
 
+@pytest.mark.integration
 def test_a_peak_holds_nothing_of_what_its_caller_holds() -> None:
     """``vitbench.measure`` shares the process of whoever calls it, on a device that accounts for all its tensors."""
 

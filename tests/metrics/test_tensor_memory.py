@@ -72,6 +72,7 @@ def test_a_tensor_that_grows_in_place_counts_with_its_new_size() -> None:
     assert account.peak().total == 4000
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_the_metric_yields_parts_that_add_up_and_lie_below_what_the_system_saw(mode: str) -> None:
     subject = make_subject("vit_layer6_32", mode=mode, batch_size=4)
@@ -84,6 +85,7 @@ def test_the_metric_yields_parts_that_add_up_and_lie_below_what_the_system_saw(m
     assert tuple(PARTS) == KINDS
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_every_account_is_the_same_to_the_byte(mode: str) -> None:
     peaks = set()

@@ -221,15 +221,7 @@ class _Weights:
     weights: Tensor
 
 
-@dataclass(frozen=True)
-class _NoMap:
-    """Attention that is not between all tokens, and why."""
-
-    name: str
-    reason: str
-
-
-_Event = _Grid | _Kept | _Weights | _NoMap
+_Event = _Grid | _Kept | _Weights
 
 
 class _Recorder(TorchFunctionMode):
@@ -326,9 +318,8 @@ class _Recorder(TorchFunctionMode):
         elif tokens is not None and shape[-1] not in tokens[:2]:
             reason = f"between {shape[-1]} channels"
         if reason:
-            self.events.append(_NoMap(name, reason))
-        else:
-            self.events.append(_Weights(name, kind, weights.detach().to("cpu", torch.float32)))
+            raise Unsupported(f"it attends {reason}, in {name}: {_NO_MAP}")
+        self.events.append(_Weights(name, kind, weights.detach().to("cpu", torch.float32)))
 
 
 _LOOKS: Mapping[str, Callable[[_Recorder, Any, Any, Any], None]] = {
@@ -398,9 +389,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _locate(model: nn.Module, images: Tensor, events: Sequence[_Event]) -> list[AttentionMap]:
     """The maps, each with its grid and remaining patches. Raises Unsupported where these are unknown."""
-    other = next((event for event in events if isinstance(event, _NoMap)), None)
-    if other is not None:
-        raise Unsupported(f"it attends {other.reason}, in {other.name}: {_NO_MAP}")
     if not any(isinstance(event, _Weights) for event in events):
         raise Unsupported("it has no attention over tokens: nothing computes a softmax over them, head by head")
     height, width = images.shape[-2:]

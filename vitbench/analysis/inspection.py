@@ -9,10 +9,7 @@ from vitbench.core.errors import USAGE_CAUSES, UsageError
 from vitbench.core.records import Cell, Measurement, parse_image_size
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import failure_of, make_subject, run_metric
-from vitbench.models.cards import ModelCard, find_models, is_pattern
-
-#: The metrics' subject and its card to the answer for one model.
-Inspection = Callable[[ModelCard, Subject], dict[str, Any]]
+from vitbench.models.cards import ModelCard, find_models, is_external, is_pattern
 
 
 def check_request(image_size: str | None, num_classes: int | None) -> None:
@@ -33,7 +30,7 @@ def expand_names(names: Sequence[str]) -> list[str]:
 
 def match_models(pattern: str) -> list[str]:
     """The models that a name or a pattern matches, those of timm and torchvision included."""
-    if pattern.startswith(("timm:", "torchvision:")) and is_pattern(pattern):
+    if is_external(pattern) and is_pattern(pattern):
         from vitbench.models.zoo import match_external
 
         return match_external(pattern)
@@ -42,7 +39,7 @@ def match_models(pattern: str) -> list[str]:
 
 def inspect_model(
     name: str,
-    inspect: Inspection,
+    inspect: Callable[[ModelCard, Subject], dict[str, Any]],
     *,
     image_size: str | None = None,
     num_classes: int | None = None,

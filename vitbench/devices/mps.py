@@ -139,7 +139,7 @@ class MpsDevice(Device):
     @classmethod
     def stderr_note(cls, text: str) -> str:
         operators = fallback_operators(text)
-        return f"ran on the CPU for want of an MPS kernel: {', '.join(operators)}" if operators else ""
+        return f"ran on the CPU without an MPS kernel: {', '.join(operators)}" if operators else ""
 
     def limit_memory(self, limit: int | None) -> str:
         import torch
