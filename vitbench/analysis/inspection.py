@@ -9,7 +9,7 @@ from vitbench.core.errors import USAGE_CAUSES, UsageError
 from vitbench.core.records import Cell, Measurement, parse_image_size
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import failure_of, make_subject, run_metric
-from vitbench.models.cards import ModelCard, find_models, is_external, is_pattern
+from vitbench.models.cards import ModelCard, find_models, is_pattern
 
 
 def check_request(image_size: str | None, num_classes: int | None) -> None:
@@ -30,7 +30,7 @@ def expand_names(names: Sequence[str]) -> list[str]:
 
 def match_models(pattern: str) -> list[str]:
     """The models that a name or a pattern matches, those of timm and torchvision included."""
-    if is_external(pattern) and is_pattern(pattern):
+    if pattern.startswith(("timm:", "torchvision:")) and is_pattern(pattern):
         from vitbench.models.zoo import match_external
 
         return match_external(pattern)
