@@ -11,7 +11,7 @@ from vitbench.analysis.inspection import check_request, expand_names, inspect_mo
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import ATTENTIONS
 from vitbench.metrics import Subject
-from vitbench.metrics.flops import Executed, execute, needs_values
+from vitbench.metrics.flops import Executed, execute, needs_values, real_model
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
 from vitbench.models.cards import ModelCard
 
@@ -195,7 +195,6 @@ def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any
 
 def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
     """fvcore and thop on a real model: what each counts, misses and adds, and the rest that this does not explain."""
-    import torch
 
     from vitbench.analysis.layers import describe_layers
 
@@ -205,9 +204,7 @@ def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
         shared = {path: parents[id(module)] - 1 for path, module in model.named_modules()}
     again = sum(layer.flops * shared.get(layer.path, 0) for layer in layers if layer.kind in _THOP_MATRIX)
     in_modules = sum(layer.flops for layer in layers if layer.kind in _THOP_MATRIX)
-    with torch.device("cpu"):
-        real = subject.build().to("cpu").eval()
-        images = torch.zeros(1, 3, *subject.cell.image_size)
+    real, images = real_model(subject)
     result: dict[str, Any] = {}
     with subject.attention(real):
         for tool, count in (("fvcore", count_by_fvcore), ("thop", count_by_thop)):

@@ -18,6 +18,7 @@ def cards_to_text(cards: Sequence[dict[str, Any]]) -> str:
 def _card_to_text(card: dict[str, Any]) -> str:
     height, width = card["image_size"]
     dead = card["params_without_gradient"]
+    config = ", ".join(f"{key} {value}" for key, value in card["config"].items())
     lines = [
         f"{card['model']}  ({height}x{width} px, {card['num_classes']} classes)",
         f"  {card['summary']}" if card["summary"] else "",
@@ -31,13 +32,15 @@ def _card_to_text(card: dict[str, Any]) -> str:
         f"  counted by    {card['method']}",
         f"  tokens        {_tokens_text(card['tokens_per_block'])}" if card["tokens_per_block"] else "",
         f"  recipe        {', '.join(card['recipes'])}" if card["recipes"] else "",
-        f"  configuration {_config_text(card)}" if card["config"] else "",
+        f"  configuration {config}" if card["config"] else "",
         _weights_text(card["weights"]) if "weights" in card else "",
     ]
     text = "\n".join(line for line in lines if line)
     text += _parts_text(card)
     if card["claims"]:
-        text += "\n\n  claims\n" + _indented(_claims_text(card["claims"]), 4)
+        shown = ("quantity", "condition", "printed", "verdict", "reason")
+        claims = [[claim[key] for key in shown] for claim in card["claims"]]
+        text += "\n\n  claims\n" + _indented(_table(claims), 4)
     if "layers" in card:
         text += "\n\n  layers\n" + _indented(_layers_text(card["layers"]), 4)
     return text
@@ -48,10 +51,6 @@ def _tokens_text(tokens: Sequence[int]) -> str:
     if len(set(tokens)) == 1:
         return f"{tokens[0]} into each of {len(tokens)} blocks"
     return f"{', '.join(map(str, tokens))} into blocks 0 to {len(tokens) - 1}"
-
-
-def _config_text(card: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in card["config"].items())
 
 
 def _weights_text(weights: dict[str, Any]) -> str:
@@ -79,11 +78,6 @@ def _parts_text(card: dict[str, Any]) -> str:
     ]
     headings = ["part", "parameters", "%", "GFLOPs", "%"]
     return "\n\n" + _indented(_table(rows, headings, stralign="right"), 4)
-
-
-def _claims_text(claims: Sequence[dict[str, Any]]) -> str:
-    rows = [[one["quantity"], one["condition"], one["printed"], one["verdict"], one["reason"]] for one in claims]
-    return _table(rows)
 
 
 def _layers_text(layers: Sequence[dict[str, Any]]) -> str:

@@ -25,11 +25,6 @@ _LOST = (
 )
 
 
-def gpu_name(index: int) -> str:
-    """The name of the GPU of that index: the first one is plain ``cuda``, so that equal cells have equal ids."""
-    return "cuda" if index == 0 else f"cuda:{index}"
-
-
 @DEVICES.register("cuda")
 class CudaDevice(Device):
     """One GPU."""
@@ -77,7 +72,8 @@ class CudaDevice(Device):
 
         if not torch.cuda.is_available():
             return []
-        return [gpu_name(index) for index in range(torch.cuda.device_count())]
+        # the first one is plain "cuda", so that equal cells have equal ids
+        return ["cuda" if index == 0 else f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
     def describe(self) -> dict[str, Any]:
         import torch

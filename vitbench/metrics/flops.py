@@ -97,7 +97,7 @@ def execute(subject: Subject, make_counter: Callable[[], Counter]) -> Sequence[C
     """
     import torch
 
-    model, _ = _real_model(subject)
+    model, _ = real_model(subject)
     model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
     generator = torch.Generator().manual_seed(subject.cell.seed)
     counters = []
@@ -220,7 +220,7 @@ def measure_thop(subject: Subject) -> Iterator[Measurement]:
 
 
 def _count_by(count: Callable[..., OtherCount], subject: Subject, metric: str, method: str) -> Measurement:
-    model, images = _real_model(subject)
+    model, images = real_model(subject)
     try:
         with subject.attention(model):
             found = count(model, images)
@@ -233,7 +233,8 @@ def _count_by(count: Callable[..., OtherCount], subject: Subject, metric: str, m
     return Measurement.single(metric, "FLOP", found.total, method, detail)
 
 
-def _real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:
+def real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The cell's model in eval mode on the CPU, and one image of zeros (1, 3, H, W)."""
     import torch
 
     with torch.device("cpu"):  # neither tool depends on the device, and the GPU's memory stays untouched
