@@ -399,7 +399,7 @@ def test_a_full_disk_costs_nothing_that_was_computed(
     def write(path: Path, content: bytes) -> None:
         raise StorageError("No space left")
 
-    monkeypatch.setattr("vitbench.reports.evaluation.write_atomically", write)
+    monkeypatch.setattr("vitbench.reports.files.write_atomically", write)
     words = [MODEL, "--weights", good, "--data", "digits", "--test-images", "20", "--out", tmp_path / "out", "--json"]
     code, out, errors = ask(capsys, *words)
     assert (code, errors) == (1, "Error: No space left\n")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.reports.fabricate import ENVIRONMENT, cell, failed, full_run, infer, trained, training_cell
 from vitbench.core.records import Record
-from vitbench.reports.model.pareto import pareto_front
+from vitbench.reports.model.ranking import pareto_front
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
 from vitbench.reports.plots.tradeoffs import Plot, Point, draw_plot, plan_plots, why_no_plots

@@ -12,8 +12,7 @@ import pytest
 from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, trained, training_cell
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.estimates import BY_CLASS_KIND
-from vitbench.reports.markdown.page import render_markdown, render_summary
-from vitbench.reports.markdown.trainings import training_section
+from vitbench.reports.markdown.page import render_markdown, render_summary, training_section
 from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.values import value_of

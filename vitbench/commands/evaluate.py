@@ -46,7 +46,8 @@ def evaluate(
     if allow_import:
         options.allow_imports()
     from vitbench.experiments.evaluation import evaluate_model
-    from vitbench.reports.evaluation import evaluation_text, make_folder, write_evaluation
+    from vitbench.reports.evaluation import evaluation_text, write_evaluation
+    from vitbench.reports.files import make_folder
 
     if out is not None:
         make_folder(out)  # before the work, so that an error comes at once

@@ -60,7 +60,7 @@ def predict(
         options.allow_imports()
     from vitbench.experiments import prediction
     from vitbench.experiments.request import DataRequest, ModelRequest
-    from vitbench.reports.evaluation import make_folder
+    from vitbench.reports.files import make_folder
 
     if out is not None:
         make_folder(out)  # before the work: a folder that cannot be written is an error at once

@@ -51,8 +51,7 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
     ``out`` is made if need be; each file is replaced in one step. Raises RunFolderError if a folder holds no run or
     ``out`` cannot be made, StorageError if the disk does not take a file.
     """
-    from vitbench.core.errors import RunFolderError
-    from vitbench.core.run_folder import write_atomically
+    from vitbench.reports.files import write_files
     from vitbench.reports.markdown.page import render_markdown
     from vitbench.reports.model.rows import build_rows
     from vitbench.reports.model.runs import read_runs
@@ -65,13 +64,4 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
         CSV: render_csv(runs).encode(),
         MARKDOWN: render_markdown(runs).encode(),
     }  # the page last: it links the others
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot write into {folder}: {error.strerror}. Choose another folder with --out"
-        ) from error
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in files]
+    return write_files(Path(out), files)

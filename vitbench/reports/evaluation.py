@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitbench.core.errors import RunFolderError
-from vitbench.core.run_folder import write_atomically
 from vitbench.core.text import printable
+from vitbench.reports.files import write_files
 from vitbench.reports.format import NOT_ASKED, cell_text, number, table
 from vitbench.reports.plots.evaluation import confusion_png, reliability_png
 
@@ -27,11 +25,7 @@ Result = Mapping[str, Any]
 
 
 def write_evaluation(result: Result, folder: Path) -> list[Path]:
-    """``evaluation.json``, two plots and the page that shows them, each replaced in one step; returns their paths.
-
-    Raises RunFolderError if nothing can be written there, StorageError if the disk does not take a file.
-    """
-    make_folder(folder)
+    """``evaluation.json``, two plots and the page that shows them; returns paths and raises as ``write_files``."""
     text = json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
     files = {
         JSON: text.encode("ascii"),
@@ -39,21 +33,7 @@ def write_evaluation(result: Result, folder: Path) -> list[Path]:
         RELIABILITY: reliability_png(result),
         MARKDOWN: evaluation_page(result).encode("utf-8", errors="backslashreplace"),
     }  # the page last: it links the others
-    for name, content in files.items():
-        write_atomically(folder / name, content)
-    return [folder / name for name in files]
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder that is written into. Raises RunFolderError if that cannot be, or nothing can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot write into {folder}: {error.strerror}. Choose another folder with --out"
-        ) from error
+    return write_files(folder, files)
 
 
 def evaluation_text(result: Result) -> str:

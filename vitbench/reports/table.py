@@ -69,25 +69,15 @@ IN_BOTH = "process_peak_memory"
 
 
 class Extra(NamedTuple):
-    """A metric that is not in ``COLUMNS``, and what it is taken from: ``inference``, ``training`` (the step), ``any``
-    cell of the row, or, where it is empty, the row's training.
+    """A metric that is not in ``COLUMNS``: ``name`` with the call, ``inference_tensor_peak``, ``column`` with the unit.
+
+    ``where`` it is from: ``inference``, ``training`` (the step), ``any`` cell of the row, or, empty, its training.
     """
 
     where: str
     metric: str
-    unit: str
-
-    @property
-    def name(self) -> str:
-        """``inference_tensor_peak``"""
-        return f"{self.where}_{self.metric}" if self.where in ("inference", "training") else self.metric
-
-    @property
-    def column(self) -> str:
-        """The name with its unit, where that is one to spell."""
-        if not self.unit.isascii() or self.unit.isdigit():
-            return self.name
-        return f"{self.name}_{re.sub(r'[^a-z]+', '_per_', self.unit.lower())}"
+    name: str
+    column: str
 
 
 Field = str | float | int | bool | None
@@ -104,34 +94,23 @@ def tidy_frame(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     lines = [line for run in runs for record in run.records for line in _tidy_lines(run.name, record)]
-    frame = pd.DataFrame.from_records(lines, columns=list(_TIDY))
-    return frame.astype({column: kind for column, kind in _TIDY.items() if kind})
+    return pd.DataFrame.from_records(lines, columns=list(_TIDY)).astype(_DTYPES)
 
 
-#: column -> dtype, where pandas would guess wrongly from missing values
-_TIDY: dict[str, str] = {
-    **dict.fromkeys(("run", "cell"), ""),
-    **dict.fromkeys(("model", "image_size"), ""),
-    **dict.fromkeys(("height", "width", "num_classes", "batch_size"), "int64"),
-    **dict.fromkeys(("device", "dtype", "mode", "attention"), ""),
-    "compile": "bool",
-    "threads": "int64",
-    "memory_limit": "Int64",
-    **dict.fromkeys(("weights", "data", "recipe_hash"), ""),
-    "seed": "int64",
-    "options": "",
-    **dict.fromkeys(("metric", "unit"), ""),
-    **dict.fromkeys(("value", "low", "high"), "float64"),
-    **dict.fromkeys(("relative", "relative_low", "relative_high"), "float64"),
-    **dict.fromkeys(("relative_interval_kind", "interval_kind"), ""),
+#: The columns, and the dtypes that pandas would guess wrongly from missing values.
+_TIDY = (
+    *("run", "cell", "model", "image_size", "height", "width", "num_classes", "batch_size", "device", "dtype", "mode"),
+    *("attention", "compile", "threads", "memory_limit", "weights", "data", "recipe_hash", "seed", "options"),
+    *("metric", "unit", "value", "low", "high", "relative", "relative_low", "relative_high", "relative_interval_kind"),
+    *("interval_kind", "n_samples", "n_processes", "n_warmup", "status", "detail", "method", "cell_status", "cause"),
+    *("cell_detail", "environment", "started_at", "duration_s", "samples", "reference_samples", "turns"),
+)
+_DTYPES: dict[str, str] = {
+    **dict.fromkeys(("height", "width", "num_classes", "batch_size", "threads", "seed"), "int64"),
     **dict.fromkeys(("n_samples", "n_processes", "n_warmup"), "int64"),
-    **dict.fromkeys(
-        ("status", "detail", "method", "cell_status", "cause", "cell_detail", "environment", "started_at"), ""
-    ),
-    "duration_s": "float64",
-    "samples": "",
-    "reference_samples": "",
-    "turns": "",
+    **dict.fromkeys(("value", "low", "high", "relative", "relative_low", "relative_high", "duration_s"), "float64"),
+    "compile": "bool",
+    "memory_limit": "Int64",
 }
 
 
@@ -312,7 +291,12 @@ def _extra_columns(rows: Sequence[Row]) -> list[Extra]:
                 of = "any" if one.metric.startswith(PUBLISHED) else where
                 if one.metric not in known:
                     units[of, one.metric] = one.unit
-    return [Extra(*key, units[key]) for key in sorted(units)]
+    found = []
+    for (where, metric), unit in sorted(units.items()):
+        name = f"{where}_{metric}" if where in ("inference", "training") else metric
+        spelled = f"_{re.sub(r'[^a-z]+', '_per_', unit.lower())}" if unit.isascii() and not unit.isdigit() else ""
+        found.append(Extra(where, metric, name, name + spelled))
+    return found
 
 
 def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequence[Extra]) -> dict[str, Field]:

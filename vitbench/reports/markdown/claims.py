@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitbench.analysis.claims import Judgement, to_dict
-from vitbench.core.errors import RunFolderError
-from vitbench.core.run_folder import write_atomically
+from vitbench.reports.files import write_files
 from vitbench.reports.markdown.explanations import CLAIMS
 from vitbench.reports.markdown.tables import table_text
 from vitbench.reports.model.claims import claims_table
@@ -40,17 +39,6 @@ def claims_page(judgements: Sequence[Judgement]) -> str:
 
 
 def write_claims(judgements: Sequence[Judgement], folder: Path) -> list[Path]:
-    """``claims.md`` and ``claims.json``, each replaced in one step. Raises RunFolderError if ``folder`` cannot be made,
-    StorageError if the disk does not take a file.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"Cannot write into {folder}: {error.strerror}. Choose another folder with --out"
-        ) from error
+    """``claims.json`` and ``claims.md``; returns their paths. Raises as ``write_files`` does."""
     content = json.dumps([to_dict(one) for one in judgements], indent=2, ensure_ascii=False) + "\n"
-    files = {folder / "claims.json": content, folder / "claims.md": claims_page(judgements)}
-    for path, text in files.items():
-        write_atomically(path, text.encode("utf-8"))
-    return list(files)
+    return write_files(folder, {"claims.json": content.encode(), "claims.md": claims_page(judgements).encode()})

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.core.stats.intervals import Estimate
 from vitbench.devices.host.load import OTHER_LOAD
-from vitbench.reports.format import cell_text, number, percent
-from vitbench.reports.markdown.tables import table_text
+from vitbench.reports.format import cell_text, number, percent, table
 from vitbench.reports.model.noise import NoiseLevel, disturbances, noise_levels, shortfalls, timed_values
 from vitbench.reports.model.runs import Run
-from vitbench.reports.model.tables import text_table
 
 
 def noise_section(runs: Sequence[Run]) -> str:
@@ -20,14 +18,16 @@ def noise_section(runs: Sequence[Run]) -> str:
     if not lines:
         return ""
     disturbed = [
-        [*([run.name] if len(runs) > 1 else []), record.cell.model, _cell_name(record.cell), "; ".join(reasons)]
+        [cell_text(text) for text in (*names, record.cell.model, _cell_name(record.cell), "; ".join(reasons))]
         for run in runs
+        for names in [[run.name] if len(runs) > 1 else []]
         for record in run.records
         if (reasons := disturbance_texts(record))
     ]
     timed = [record for run in runs for record in run.records if timed_values(record)]
     if disturbed:
-        tail = table_text(text_table([*(["run"] if len(runs) > 1 else []), "disturbed", "cell", "by"], disturbed))
+        headings = [*(["run"] if len(runs) > 1 else []), "disturbed", "cell", "by"]
+        tail = table(headings, disturbed, headings)
     elif any(record.measurement(OTHER_LOAD) for record in timed):
         tail = "No cell was disturbed, as far as this machine reports."
     else:

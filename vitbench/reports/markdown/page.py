@@ -17,17 +17,17 @@ from vitbench.reports.markdown.explanations import (
     MEMORY,
     NOISE,
     PERCENTILES,
+    PUBLISHED_TRAININGS,
     SEARCHES,
+    TRAININGS,
     how_to_read,
 )
 from vitbench.reports.markdown.noise import noise_section
 from vitbench.reports.markdown.tables import table_text
-from vitbench.reports.markdown.trainings import training_section, training_summary
-from vitbench.reports.model.columns import Floors, detail_table, main_table
+from vitbench.reports.model.columns import Floors, detail_table, main_table, memory_table
 from vitbench.reports.model.counters import compare_counters
 from vitbench.reports.model.failures import failures_table, methods
 from vitbench.reports.model.machine import machine_of, planned_cells
-from vitbench.reports.model.memory import memory_table
 from vitbench.reports.model.noise import noise_floors
 from vitbench.reports.model.rows import (
     Row,
@@ -40,6 +40,16 @@ from vitbench.reports.model.rows import (
 )
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
+from vitbench.reports.model.trainings import (
+    BY_CLASS,
+    MOST_TRAININGS,
+    are_compared,
+    class_tables,
+    comparison_table,
+    is_published,
+    trainings_of,
+    with_classes,
+)
 from vitbench.reports.plots.tradeoffs import plan_plots, why_no_plots
 
 #: Values that are not worth a word where all rows share them.
@@ -96,6 +106,37 @@ def search_section(runs: Sequence[Run]) -> list[str]:
     for (device, mode, dtype), shown in largest.items():
         parts += [f"### {cell_text(device)}, {CALLS[mode]}, {cell_text(dtype)}", table_text(shown)]
     return [*parts, "### What ended each search", table_text(ends)]
+
+
+def training_section(runs: Sequence[Run]) -> list[str]:
+    """Heading, texts and tables; nothing where the main tables show all of it.
+
+    That is: unless the trainings are by several recipes, something was published of them, or they have values by class.
+    """
+    trainings = trainings_of(runs)
+    by_class = with_classes(trainings)
+    if not (by_class or are_compared(trainings)):
+        return []
+    text = TRAININGS + (PUBLISHED_TRAININGS if is_published(trainings) else "")
+    parts = ["## Training", text, table_text(comparison_table(trainings))]
+    if by_class > MOST_TRAININGS:
+        names = ", ".join(f"`{metric}`" for metric in BY_CLASS)
+        return [*parts, f"F1, precision and recall by class of {by_class} trainings are in the records ({names})."]
+    for metric, what in BY_CLASS.items():
+        tables = [
+            f"{what} of each of the {one} classes is in the records (`{metric}`), not in a table here."
+            if isinstance(one, int)
+            else table_text(one)
+            for one in class_tables(trainings, metric)
+        ]
+        parts += [f"### {what} by class", *tables] if tables else []
+    return parts
+
+
+def training_summary(runs: Sequence[Run]) -> list[str]:
+    """Heading and first table alone, for a terminal, where the main tables do not show as much."""
+    trainings = trainings_of(runs)
+    return ["## Training", table_text(comparison_table(trainings))] if are_compared(trainings) else []
 
 
 def _what_was_run(run: Run) -> str:

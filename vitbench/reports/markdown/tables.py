@@ -35,7 +35,8 @@ def value_text(value: Value, column: Column) -> str:
         return cell_text(value.text) if column.is_text else value.text
     if value.number is not None:
         text = number_text(value.number, value.interval, value.display)
-        text += f" {value.display.unit}" if value.unit_of_its_own and value.display.unit else ""
+        unit = value.display.unit
+        text += f" {unit}" if unit not in ("", column.display.unit) else ""
     elif value.status is None:
         text = NOT_ASKED
     else:

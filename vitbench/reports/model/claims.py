@@ -64,11 +64,9 @@ def computed_value(judgement: Judgement) -> Value:
         display = replace(display, unit="GMACs")
     if CHANGE.match(quantity):
         display = _CHANGE
-    return replace(number_value(number, display), unit_of_its_own=True)
+    return number_value(number, display)
 
 
 def _difference(one: Judgement) -> Value:
-    value = number_value(one.difference, _CHANGE)
-    if not CHANGE.match(one.claim.quantity):
-        return value
-    return replace(value, display=replace(_CHANGE, unit="points"), unit_of_its_own=True)
+    points = CHANGE.match(one.claim.quantity)
+    return number_value(one.difference, replace(_CHANGE, unit="points") if points else _CHANGE)

@@ -24,7 +24,7 @@ from vitbench.reports.model.tables import (
     number_value,
     text_value,
 )
-from vitbench.reports.model.values import MetricValue
+from vitbench.reports.model.values import MetricValue, value_of
 
 #: (run, device, threads) -> the noise floor there, as a fraction.
 Floors = Mapping[tuple[str, str, int], float]
@@ -38,6 +38,8 @@ _ORDER = (
 )
 MB = Display("MB", 1e-6)
 _RELATIVE = Display("× reference")
+_TENSORS = Display("MB", 1e-6, "counted")
+_PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
 
 
 class RowColumn(NamedTuple):
@@ -144,6 +146,42 @@ def display_of(value: registry.Yields) -> Display:
     assert value.column is not None
     counted = value.kind in ("exact", "condition")
     return Display(value.column.unit, value.column.scale, "counted" if counted else "measured")
+
+
+def memory_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
+    """One line a call (inference at the smallest batch, a training step at the largest); None without values."""
+    names = [model_column(), *place_columns(), *axis_columns(axes)]
+    lines = []
+    for row in sorted(rows, key=sort_key):
+        for call, records, system in (
+            ("inference", row.infer[:1], "inference_peak_memory"),
+            ("training step", row.train[-1:], "training_peak_memory"),
+        ):
+            for record in records:
+                tensors, seen = value_of(record, "tensor_peak"), value_of(record, system)
+                if tensors.value is None:
+                    continue
+                line = (
+                    *(one.value(row) for one in names),
+                    text_value(f"{call} b{record.cell.batch_size}"),
+                    metric_value(seen, MB),
+                    metric_value(tensors, _TENSORS),
+                    *(metric_value(value_of(record, f"tensor_peak_{part}"), _TENSORS) for part in _PARTS),
+                    number_value(_beyond(seen, tensors), Display("MB", 1e-6, "rough")),
+                )
+                lines.append(line)
+    if not lines:
+        return None
+    columns = [one.column for one in names]
+    columns += [Column(name="call"), Column(name="system", display=MB), Column(name="tensors", display=_TENSORS)]
+    columns += [Column(name=part, display=_TENSORS) for part in _PARTS]
+    return Table((*columns, Column(name="beyond tensors", display=Display("MB", 1e-6, "rough"))), tuple(lines))
+
+
+def _beyond(system: MetricValue, tensors: MetricValue) -> float | None:
+    if system.value is None or tensors.value is None:
+        return None
+    return system.value - tensors.value
 
 
 def smallest_batch(rows: Sequence[Row]) -> int | None:

@@ -1,4 +1,4 @@
-"""Who is faster, as far as the measurements show: ranks by relative latency, with ties."""
+"""Who is faster, as far as the measurements show: ranks by relative latency, with ties; and Pareto fronts."""
 
 from __future__ import annotations
 
@@ -69,3 +69,18 @@ def _reference(value: MetricValue) -> tuple[str, ...]:
     assert value.measurement is not None
     cell = value.record.cell
     return value.record.environment, cell.device, str(cell.threads), value.measurement.reference
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The indices of the points (cost, value) that none beats, by ascending cost.
+
+    A point is beaten by another one that costs no more and is worth no less, and differs. Equal points stay together.
+    """
+    front: list[int] = []
+    best = float("-inf")
+    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
+        _, value = points[index]
+        if value > best or (front and points[index] == points[front[-1]]):
+            front.append(index)
+            best = value
+    return front

@@ -47,7 +47,7 @@ class Row:
     def axes(self) -> dict[str, str]:
         """What can vary between rows of one model, size and device, as text; empty where it does not apply."""
         cell, training = self.cell, self.training.cell if self.training else None
-        limit = cell.memory_limit
+        limit, elsewhere = cell.memory_limit, training is not None and training.image_size != cell.image_size
         return {
             "run": self.run,
             "dtype": cell.dtype,
@@ -60,10 +60,8 @@ class Row:
             "data": (training.data if training else cell.data) or "",
             "recipe": training.weights.removeprefix("train:") if training and training.trains else "",
             "recipe hash": (training.recipe_hash or "")[:8] if training else "",
-            "training size": format_image_size(training.image_size) + " px"
-            if self.trained_elsewhere and training
-            else "",
-            "training device": training.device if self.trained_on_other_device and training else "",
+            "training size": f"{format_image_size(training.image_size)} px" if training and elsewhere else "",
+            "training device": training.device if training and training.device != cell.device else "",
             "training batch": str(training.batch_size) if training and training.trains else "",
             "seed": str(cell.seed),
             **self.options,
@@ -73,16 +71,6 @@ class Row:
     def options(self) -> dict[str, str]:
         """The options of its cells; those of the training, too."""
         return {**dict(self.cell.options), **(dict(self.training.cell.options) if self.training else {})}
-
-    @property
-    def trained_elsewhere(self) -> bool:
-        """Whether the model was trained and tested on images of another size than this row's."""
-        return self.training is not None and self.training.cell.image_size != self.cell.image_size
-
-    @property
-    def trained_on_other_device(self) -> bool:
-        """Whether the model was trained and tested on another device than this row's."""
-        return self.training is not None and self.training.cell.device != self.cell.device
 
     def fact(self, metric: str) -> MetricValue:
         """A value that does not depend on the batch (parameters, FLOPs), from the first cell that has it."""
@@ -213,7 +201,7 @@ def shared_test_data(rows: Sequence[Row]) -> str:
     data, sizes = {cell.data for cell in cells}, {cell.image_size for cell in cells}
     if len(data) != 1 or None in data:
         return ""
-    at = len(sizes) == 1 and any(row.trained_elsewhere for row in rows)
+    at = len(sizes) == 1 and any(row.axes["training size"] for row in rows)
     return str(next(iter(data))) + (f" at {format_image_size(next(iter(sizes)))} px" if at else "")
 
 

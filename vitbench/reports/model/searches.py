@@ -51,23 +51,18 @@ class Search:
 
     @cached_property
     def row(self) -> Row:
-        """What it varies from other searches by."""
+        """Its axes, by which it varies from other searches."""
         return Row(run=self.run.name, cell=dataclasses.replace(self.base, mode="infer"))
-
-    @cached_property
-    def attempts(self) -> dict[int, tuple[str, str]]:
-        """Status and cause of each batch size."""
-        return attempts_by_base(self.records.values())[self.base.id]
 
     @cached_property
     def standing(self) -> Standing:
         """What the attempts show together."""
-        return stand(self.attempts, self.max_batch)
+        return stand(attempts_by_base(self.records.values())[self.base.id], self.max_batch)
 
     @property
     def found(self) -> str:
         """The largest batch in words."""
-        return spell(self.attempts, self.max_batch)
+        return spell(attempts_by_base(self.records.values())[self.base.id], self.max_batch)
 
     @property
     def largest(self) -> Record | None:

@@ -1,11 +1,7 @@
-"""Tables as data: columns with units, and lines of values with intervals and statuses. Renderers choose the digits.
-
-Markdown, CSV and every other format are made from these values; nothing here is escaped or rounded.
-"""
+"""Tables as data: columns with units, lines of values with intervals and statuses; nothing is rounded or escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -62,8 +58,8 @@ class Note(NamedTuple):
 class Value:
     """What one column says of one line: a ``number`` in base units, a ``text``, or a ``status`` in its place.
 
-    ``status`` is None where nothing was asked for; ``reason`` says why there is no number. ``unit_of_its_own``: the
-    display differs from that of the column, so that the unit stands beside the number.
+    ``status`` is None where nothing was asked for; ``reason`` says why there is no number. A ``display`` in another
+    unit than the column's puts the unit beside the number.
     """
 
     number: float | None = None
@@ -73,7 +69,6 @@ class Value:
     reason: str = ""
     note: Note | None = None
     display: Display = TEXT
-    unit_of_its_own: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -115,29 +110,21 @@ def text_value(text: str) -> Value:
     return Value(text=text, status="ok")
 
 
-def number_value(number: float | None, display: Display, *, note: Note | None = None) -> Value:
+def number_value(number: float | None, display: Display, note: Note | None = None) -> Value:
     """An exact number; an empty value for None."""
     return Value(number=number, status=None if number is None else "ok", display=display, note=note)
 
 
-def estimate_value(estimate: Estimate | None, display: Display, *, note: Note | None = None) -> Value:
+def estimate_value(estimate: Estimate | None, display: Display, note: Note | None = None) -> Value:
     """A number with its interval; an empty value for None."""
-    if estimate is None:
-        return Value(display=display)
-    interval = None
-    if estimate.low is not None and estimate.high is not None:
-        interval = Interval(estimate.low, estimate.high, estimate.kind)
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return number_value(estimate.value if estimate else None, display, note)
+    interval = Interval(estimate.low, estimate.high, estimate.kind)
     return Value(number=estimate.value, interval=interval, status="ok", display=display, note=note)
 
 
-def metric_value(found: MetricValue, display: Display, *, note: Note | None = None) -> Value:
+def metric_value(found: MetricValue, display: Display, note: Note | None = None) -> Value:
     """A metric of a record: its estimate, or its status with the reason."""
     if found.estimate is None:
         return Value(status=found.status, reason=found.detail, display=display, note=note)
-    return estimate_value(found.estimate, display, note=note)
-
-
-def text_table(names: Sequence[str], lines: Sequence[Sequence[str | None]]) -> Table:
-    """A table of words; None where nothing was asked for."""
-    values = tuple(tuple(Value() if text is None else text_value(text) for text in line) for line in lines)
-    return Table(tuple(Column(name=name) for name in names), values)
+    return estimate_value(found.estimate, display, note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vitbench.analysis.claims import is_data_of
 from vitbench.core.records import Record, format_image_size
@@ -29,48 +28,29 @@ _WHOLE = Display(precision="whole")
 Training = tuple[Run, Record]
 
 
-@dataclass(frozen=True)
-class ClassTable:
-    """One metric by class; ``table`` is None where there are too many classes."""
-
-    metric: str
-    classes: int
-    table: Table | None
+def trainings_of(runs: Sequence[Run]) -> list[Training]:
+    """The trainings of all runs, in the order of their suites."""
+    return [(run, record) for run in runs for record in run.records if record.cell.trains]
 
 
-@dataclass(frozen=True)
-class Trainings:
-    """All trainings of some runs: the comparison, and tables by class.
-
-    ``compared``: whether they stand beside those of another recipe or beside a published value; ``published``: whether
-    anything was published of them; ``with_classes``: how many have values by class.
-    """
-
-    comparison: Table
-    compared: bool
-    published: bool
-    with_classes: int
-    by_class: tuple[ClassTable, ...]
+def is_published(trainings: Sequence[Training]) -> bool:
+    """Whether anything was published of one of them."""
+    return any(_published(record) for _, record in trainings)
 
 
-def compare_trainings(runs: Sequence[Run]) -> Trainings | None:
-    """The trainings of all runs in the order of their suites; None without one."""
-    trainings = [(run, record) for run in runs for record in run.records if record.cell.trains]
-    if not trainings:
-        return None
+def are_compared(trainings: Sequence[Training]) -> bool:
+    """Whether they stand beside those of another recipe or beside a published value."""
     recipes = {(record.cell.weights, record.cell.recipe_hash) for _, record in trainings}
-    published = [_published(record) for _, record in trainings]
-    with_classes = sum(any(value_of(record, metric).status == "ok" for metric in BY_CLASS) for _, record in trainings)
-    return Trainings(
-        comparison=_comparison(trainings, published),
-        compared=len(recipes) > 1 or any(published),
-        published=any(published),
-        with_classes=with_classes,
-        by_class=tuple(one for metric in BY_CLASS for one in _by_class(trainings, metric)),
-    )
+    return len(recipes) > 1 or is_published(trainings)
 
 
-def _comparison(trainings: Sequence[Training], published: Sequence[str]) -> Table:
+def with_classes(trainings: Sequence[Training]) -> int:
+    """How many have values by class."""
+    return sum(any(value_of(record, metric).status == "ok" for metric in BY_CLASS) for _, record in trainings)
+
+
+def comparison_table(trainings: Sequence[Training]) -> Table:
+    """One line a training."""
     varying = _varying(trainings)
     tested = {n for _, record in trainings if (n := value_of(record, "test_images").value) is not None}
     images = round(tested.pop()) if len(tested) == 1 else None
@@ -86,7 +66,7 @@ def _comparison(trainings: Sequence[Training], published: Sequence[str]) -> Tabl
         (
             *_names(record, varying, index),
             *(metric_value(value_of(record, metric), column.display) for column, metric in metrics),
-            *(text_value(text) if text else Value() for text in (published[index], _budget(record))),
+            *(text_value(text) if text else Value() for text in (_published(record), _budget(record))),
         )
         for index, (_, record) in enumerate(trainings)
     )
@@ -102,26 +82,23 @@ def _names(record: Record, varying: dict[str, list[str]], index: int) -> list[Va
     return [text_value(text) for text in (record.cell.model, _recipe(record), *(v[index] for v in varying.values()))]
 
 
-def _by_class(trainings: Sequence[Training], metric: str) -> list[ClassTable]:
-    """A table of ``metric`` for each set of classes."""
+def class_tables(trainings: Sequence[Training], metric: str) -> list[Table | int]:
+    """A table of ``metric`` for each set of classes; of more than ``MOST_CLASSES`` their number alone."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, (_, record) in enumerate(trainings):
         found = value_of(record, metric)
         if found.status == "ok":
             groups.setdefault(_class_names(found), []).append(index)
     varying = _varying(trainings)
-    tables = []
+    tables: list[Table | int] = []
     for names, indices in groups.items():
-        if len(names) > MOST_CLASSES:
-            tables.append(ClassTable(metric, len(names), None))
-            continue
         lines = []
         for index in indices:
             record = trainings[index][1]
             values = [number_value(value, _SHARE) for value in _values(value_of(record, metric))]
             lines.append((*_names(record, varying, index), *values))
         columns = [*_name_columns(varying), *(Column(name=name, display=_SHARE) for name in names)]
-        tables.append(ClassTable(metric, len(names), Table(tuple(columns), tuple(lines))))
+        tables.append(len(names) if len(names) > MOST_CLASSES else Table(tuple(columns), tuple(lines)))
     return tables
 
 

@@ -52,10 +52,7 @@ class MetricValue:
 
     @cached_property
     def relative(self) -> Estimate | None:
-        """The number over the reference's, with the interval across this run's processes; None without a reference.
-
-        From three processes on only the quiet turns count.
-        """
+        """The number over the reference's, of quiet turns from three processes on; None without a reference."""
         if not self.relative_samples or self.measurement is None:
             return None
         if self.in_quiet_turns is None:

@@ -30,12 +30,12 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
     left, right = figure.subplots(1, 2)
     marker = "o" if len(rows) <= _MARKED else ""
     for axes, key, scale, label in ((left, "loss", 1.0, "loss (nat)"), (right, "accuracy", 100.0, "accuracy (%)")):
+        style: dict[str, Any] = {"marker": marker, "ms": 3, "lw": 1.4}
         for name, colour, shown in (
             ("train", "tab:blue", "training, as augmented"),
             (which, "tab:orange", f"{which} images"),
         ):
-            values = [scale * row[f"{name}_{key}"] for row in rows]
-            axes.plot(epochs, values, marker=marker, ms=3, lw=1.4, color=colour, label=shown)
+            axes.plot(epochs, [scale * row[f"{name}_{key}"] for row in rows], **style, color=colour, label=shown)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         if epochs[-1] >= 3:

@@ -87,17 +87,8 @@ def _draw_accuracies(upper: Axes, bins: Sequence[Result], middles: Sequence[floa
     ends = [wilson_interval(round(one["accuracy"] * one["images"]), one["images"]) for one in bins]
     below = [max(value - low, 0) for value, (low, _) in zip(accuracies, ends, strict=True)]
     above = [max(high - value, 0) for value, (_, high) in zip(accuracies, ends, strict=True)]
-    upper.errorbar(
-        middles,
-        accuracies,
-        (below, above),
-        fmt="none",
-        ecolor="0.15",
-        elinewidth=0.9,
-        capsize=2,
-        zorder=4,
-        label="95 % interval (Wilson)",
-    )
+    lines: dict[str, Any] = {"fmt": "none", "ecolor": "0.15", "elinewidth": 0.9, "capsize": 2}
+    upper.errorbar(middles, accuracies, (below, above), **lines, zorder=4, label="95 % interval (Wilson)")
     confidences = [one["confidence"] for one in bins]
     diamonds: dict[str, Any] = {"ms": 4.5, "mfc": "white", "mec": COLOURS[1], "mew": 1.3}
     upper.plot(middles, confidences, "D", **diamonds, label="mean confidence", zorder=5)

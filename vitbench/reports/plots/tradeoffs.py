@@ -12,7 +12,7 @@ from vitbench.core.stats.intervals import Estimate
 from vitbench.core.text import one_line
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.model.columns import smallest_batch
-from vitbench.reports.model.pareto import pareto_front
+from vitbench.reports.model.ranking import pareto_front
 from vitbench.reports.model.rows import DEFAULT_OPTION, Row, image_size_text, shared_test_data, varying_axes
 from vitbench.reports.model.values import MetricValue
 from vitbench.reports.plots.style import COLOURS, MARKERS, new_figure, open_frame, render_png
