@@ -57,6 +57,7 @@ def count_flops(model: nn.Module, size: tuple[int, int]) -> int:
     return counter.get_total_flops()
 
 
+@pytest.mark.integration
 @every_model
 def test_counts_match_the_closed_form_and_a_step_runs_on_meta(name: str) -> None:
     card = CARDS[name]

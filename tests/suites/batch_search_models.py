@@ -38,19 +38,6 @@ def works(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     return Small(num_classes)
 
 
-def works_slowly(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
-    """Up to 11 pictures, each call in a tenth of a second."""
-
-    class WorksSlowly(Small):
-        def at_batch(self, batch: int) -> float:
-            time.sleep(0.1)
-            if batch > 11:
-                raise MemoryError
-            return 0.0
-
-    return WorksSlowly(num_classes)
-
-
 def holds(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     class Holds(Small):
         def at_batch(self, batch: int) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,6 @@ from vitbench.runner.run import RunSummary, plan_suite, resume_run, run_suite
 from vitbench.suites import load_suite, make_suite, to_toml
 from vitbench.suites.batch_search import (
     BOUND,
-    attempts_by_base,
     expected_attempts,
     guess_largest,
     most_attempts,
@@ -161,6 +160,7 @@ def test_the_guess_for_estimates_is_near_what_a_vit_base_takes() -> None:
 # what holds the limit
 
 
+@pytest.mark.integration
 @linux
 def test_threads_are_there_before_the_limit_is() -> None:
     """Their stacks take 8 MiB each: OpenMP would end the process."""
@@ -331,6 +331,7 @@ def found_by(run: RunSummary, name: str, mode: str = "infer") -> str:
     return spell({batch: (record.status, record.cause) for batch, record in attempts.items()}, BOUND_HERE)
 
 
+@pytest.mark.integration
 @linux
 @pytest.mark.parametrize(("mode", "held"), [("infer", 1), ("train", 2)])
 def test_the_largest_batch_is_what_the_limit_has_room_for(run: RunSummary, mode: str, held: int) -> None:
@@ -340,6 +341,7 @@ def test_the_largest_batch_is_what_the_limit_has_room_for(run: RunSummary, mode:
     assert least <= int(found_by(run, "holds", mode)) < room
 
 
+@pytest.mark.integration
 @linux
 def test_each_attempt_is_a_record_that_names_its_cap_even_if_it_did_not_fit(run: RunSummary) -> None:
     attempts = by_search(run.records)["holds", "infer"]
@@ -363,6 +365,7 @@ def test_each_attempt_is_a_record_that_names_its_cap_even_if_it_did_not_fit(run:
             assert peak.value == pytest.approx(batch * BYTES_AN_IMAGE, rel=0.02, abs=1e6)
 
 
+@pytest.mark.integration
 @linux
 @pytest.mark.parametrize(
     ("name", "text"),
@@ -380,6 +383,7 @@ def test_each_ending_of_a_search_is_told(run: RunSummary, name: str, text: str) 
     assert found_by(run, name) == text
 
 
+@pytest.mark.integration
 @linux
 def test_a_crash_is_laid_to_the_limit_if_there_is_none_without_it(run: RunSummary) -> None:
     assert found_by(run, "crashes_without_memory") == found_by(run, "holds")
@@ -393,12 +397,14 @@ def test_a_crash_is_laid_to_the_limit_if_there_is_none_without_it(run: RunSummar
     assert always.detail.endswith("without the memory limit also killed")
 
 
+@pytest.mark.integration
 @linux
 def test_batches_that_do_not_fit_are_no_failures_of_a_search(run: RunSummary) -> None:
     failed = sorted((record.cell.model.rpartition(":")[2], record.cell.batch_size) for record in run.failed)
     assert failed == [("breaks_at_4", 4), ("crashes_at_4", 4), ("hangs_at_4", 4), ("lacks_an_operator", 1)]
 
 
+@pytest.mark.integration
 @linux
 def test_the_report_begins_with_the_frontier_and_its_csv_has_every_attempt(run: RunSummary) -> None:
     page = (run.folder / "report.md").read_text()
@@ -420,6 +426,7 @@ def test_the_report_begins_with_the_frontier_and_its_csv_has_every_attempt(run: 
     assert {line["memory_limit_bytes"] for line in lines} == {str(LIMIT)}
 
 
+@pytest.mark.integration
 @linux
 def test_a_finished_search_is_not_repeated_but_what_ended_it_can_be(run: RunSummary) -> None:
     before = (run.folder / store.RECORDS).read_text().splitlines()
@@ -431,6 +438,7 @@ def test_a_finished_search_is_not_repeated_but_what_ended_it_can_be(run: RunSumm
     assert [Record.from_json(line).cell.model for line in added] == [module("lacks_an_operator")]
 
 
+@pytest.mark.integration
 def test_dry_run_counts_searches(
     server: list[SharedLauncher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -446,6 +454,7 @@ def test_dry_run_counts_searches(
     assert [cell.batch_size for cell in plan.cells] == [1, 1]
 
 
+@pytest.mark.integration
 def test_the_command_searches_prints_and_writes(
     server: list[SharedLauncher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -469,31 +478,22 @@ def test_the_command_searches_prints_and_writes(
     assert tables(capsys.readouterr().out) == [inference, training, limits]
 
 
-def test_a_search_killed_in_its_middle_is_resumed_and_repeats_nothing(
-    server: list[SharedLauncher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.integration
+@linux
+def test_a_search_stopped_in_its_middle_is_resumed_and_repeats_nothing(run: RunSummary, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    arguments = ["frontier", module("works_slowly"), "--image-sizes", "8", "--max-batch", "64", "--device", "cpu"]
-    command = [sys.executable, "-m", "vitbench", *arguments, "--threads", "1", "--allow-import", "--out", str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    shutil.copytree(run.folder, folder)
     path = folder / store.RECORDS
-    deadline = time.monotonic() + 60
-    while not path.exists() or path.read_bytes().count(b"\n") < 3:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    before = path.read_text().splitlines()
-    assert 3 <= len(before) < 9
-    assert run_command(["frontier", "--resume", str(folder), "--allow-import"]) == 0, capsys.readouterr().err
-    lines = path.read_text().splitlines()
-    assert lines[: len(before)] == before  # untouched
-    attempts = attempts_by_base(map(Record.from_json, lines))
-    (found,) = attempts.values()
-    assert list(found) == expected_attempts(11, 64) == [1, 2, 4, 8, 16, 12, 10, 11]
-    assert len(lines) == len(found)  # each once
-    assert tables(capsys.readouterr().out)[0] == [{"model": module("works_slowly"), "8 px": "11"}]
+    lines = path.read_text().splitlines(keepends=True)
+    last = [line for line in lines if Record.from_json(line).cell.model == module("killed_above_5")][-2:]
+    path.write_text("".join(line for line in lines if line not in last))
+    before = path.read_text()
+    resume_run(folder, allow_import=True)
+    after = path.read_text()
+    assert after.startswith(before)
+    added = [Record.from_json(line) for line in after[len(before) :].splitlines()]
+    stopped = [Record.from_json(line) for line in last]
+    assert [(one.cell, one.status) for one in added] == [(one.cell, one.status) for one in stopped]
 
 
 # with made-up records

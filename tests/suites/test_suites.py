@@ -659,6 +659,7 @@ def test_pictures_of_ones_own_are_trained_at_the_sizes_that_are_measured(tmp_pat
     assert [cell.image_size for cell in training_cells(suite)] == [(48, 48), (64, 64)]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("shared_workers")
 def test_a_size_of_training_that_does_not_fit_names_where_it_is_from(tmp_path: Path) -> None:
     training = "[training]\nimage_size = 18"
@@ -696,6 +697,7 @@ def test_what_rules_drop_is_counted_with_the_rules() -> None:
     ]
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("shared_workers")
 def test_a_dry_run_says_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     from vitbench.cli import run_command
@@ -707,6 +709,7 @@ def test_a_dry_run_says_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> 
     assert "Counting parameters and FLOPs of 1 model ...\n" in error
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("shared_workers")
 def test_a_model_is_one_model_at_whatever_sizes() -> None:
     notes: list[str] = []
@@ -756,6 +759,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitbench.runner.time_estimates.ask", told)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("two_gpus", "shared_workers")
 @pytest.mark.parametrize(
     ("name", "devices", "trained_on"),
@@ -780,6 +784,7 @@ def test_long_trainings_take_one_device_unless_devices_are_named(
     assert again.cells == plan.cells
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("two_gpus")
 def test_a_suite_may_name_where_it_trains(fork_server: Launcher) -> None:
     content = {"name": "x", "models": ["vit_basic"], "devices": ["cpu", "cuda:1"], "metrics": ["accuracy"]}
@@ -884,6 +889,7 @@ def test_workers_share_the_libraries_that_they_need_and_no_others(keys: dict[str
     ]
 
 
+@pytest.mark.integration
 def test_what_all_workers_share_is_quickly_loaded() -> None:
     """The heavy libraries, at a second each, come with the suites that need them."""
     text = "import sys, importlib; from vitbench.executors.fork_server import PRELOAD; [importlib.import_module(m) for m in PRELOAD]; "
