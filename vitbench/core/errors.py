@@ -1,24 +1,4 @@
-"""Everything that vitbench raises on purpose.
-
-::
-
-    VitbenchError
-    ├── UsageError              the request is not possible: one line, exit code 2
-    │   ├── UnknownNameError    no such model, suite, metric, device or data set ("did you mean")
-    │   ├── UnknownModuleError  no such module for a builder of one's own
-    │   ├── SuiteError          a suite file with an invalid key or value
-    │   ├── ImageSizeError      a size that the architecture does not accept
-    │   ├── DeviceError         a device that this machine does not have
-    │   ├── DataError           a data set or checkpoint that is missing or not readable
-    │   │   └── CheckpointError weights that do not fit (models/weights/checkpoints.py)
-    │   └── RunFolderError      a run folder that cannot be written, resumed or read
-    ├── ModelFailed             the model's own code raised an exception
-    ├── StorageError            the disk is full or a quota is used up: exit code 1, resumable
-    ├── WorkerError             starting workers failed (a worker that dies is a record)
-    └── Unsupported             the quantity cannot be measured here: becomes a status
-
-Each message names the value, the reason and the way out, in one line.
-"""
+"""Everything that vitbench raises on purpose. Each message names the value, the reason and the way out, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types that everything hands on: a Cell is measured and becomes a Record of Measurements.
+"""The types of the main path: a Cell is measured and becomes a Record of Measurements.
 
 Schema history of a record line:
 
@@ -16,10 +16,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from vitbench.core.validation import Count, Flag, Number, Positive, Share, Whole, adapter, parse, problem
+from vitbench.core.validation import Count, Flag, Number, Positive, Share, Whole, parse
 
 SCHEMA = 3
 
@@ -143,8 +143,8 @@ class Measurement:
     turn took, in order), ``reference_samples`` (one a turn: what the reference took then, in the same unit) and
     ``reference`` (which one: its version, batch, threads and cores; only times over the same one are comparable).
     Measurements of one ``group`` took turns with each other as well: the first process of one with the first of the
-    other, and so on. ``first_stage`` is the number of processes after which it was decided how many there would be in
-    all, which the interval has to know; None if that was fixed beforehand.
+    other, and so on. ``first_stage`` is the number of processes after which their total was decided, which the interval
+    depends on; None if the total was fixed.
 
     ``executed``: the value was counted while the model ran on numbers, so that it can depend on the machine.
     """
@@ -168,12 +168,12 @@ class Measurement:
     def single(
         cls, metric: str, unit: str, value: float, method: str, detail: str = "", *, executed: bool = False
     ) -> Measurement:
-        """A value that one look gives exactly (a count, a size)."""
+        """One exact value (a count, a size)."""
         return cls(metric=metric, unit=unit, samples=((value,),), method=method, detail=detail, executed=executed)
 
     @classmethod
     def absent(cls, metric: str, unit: str, status: Status, detail: str, method: str = "") -> Measurement:
-        """A figure that there is none of, and why."""
+        """A value that is missing, and why."""
         return cls(metric=metric, unit=unit, samples=(), method=method, status=status, detail=detail)
 
     @property
@@ -186,7 +186,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What came of one cell: exactly one per cell, whatever happened to it.
+    """The result of one cell: exactly one per cell, whatever happened to it.
 
     ``environment`` is the hash of the environment that it was measured in, ``started_at`` ISO 8601 with zone,
     ``duration_s`` seconds of wall time. ``cause`` is a finer name than ``status`` (``oom_single_buffer``,
@@ -213,11 +213,9 @@ class Record:
         return next((m for m in self.measurements if m.metric == metric), None)
 
     def to_json(self) -> str:
-        """One line of JSON without a line end; non-finite numbers are refused (ValueError): they are errors, not
-        data.
-        """
+        """One line of JSON without a line end. Raises ValueError for a number that is not finite."""
         text = json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-        # halves of characters, as which bytes that are no text come in an error, are escaped: UTF-8 has none
+        # surrogates, which stand for bytes that are not text, are escaped: UTF-8 has none
         return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
     @classmethod
@@ -226,8 +224,6 @@ class Record:
         newer schema.
         """
         record = _parse(line, cls)
-        if record.schema > SCHEMA:
-            raise ValueError(_newer(record.schema))
         for measurement in record.measurements:
             _check_measurement(measurement)
         return upgrade(record)
@@ -235,9 +231,9 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseCheck:
-    """One process of the reference that took turns with the reference as if it were a cell: what differs is noise.
+    """One process of the reference that took turns with the reference: their difference is noise.
 
-    ``samples`` are seconds of a step, one value a turn, ``reference_samples`` what the other one took then.
+    ``samples`` and ``reference_samples`` are seconds of a step, one value a turn.
     """
 
     __pydantic_config__ = _STRICT_FIELDS
@@ -262,25 +258,16 @@ class NoiseCheck:
 
 
 def _parse(line: str | bytes, kind: type[T]) -> T:
+    # json, not pydantic's own parser, which refuses escaped surrogates: they stand for bytes that are not text
     try:
-        found: T = adapter(kind).validate_json(line)  # type: ignore[arg-type]
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]["type"]
-        try:
-            # escaped surrogates, which stand for bytes that are no text, are JSON to Python and not to pydantic
-            content = json.loads(line)
-            if isinstance(content, dict) and isinstance(content.get("schema"), int) and content["schema"] > SCHEMA:
-                raise ValueError(_newer(content["schema"])) from None
-            if first == "json_invalid":
-                return parse(content, kind)
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
-        raise ValueError(problem(error)) from None
+        content = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise ValueError(f"schema {schema} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench")
+    found: T = parse(content, kind)
     return found
-
-
-def _newer(schema: int) -> str:
-    return f"schema {schema} is newer than this vitbench reads ({SCHEMA}): upgrade vitbench"
 
 
 def cell_from_dict(data: Any) -> Cell:
@@ -330,9 +317,7 @@ def upgrade(record: Record) -> Record:
 
 
 def parse_image_size(text: str | int) -> tuple[int, int]:
-    """``224`` -> (224, 224) and ``231x240`` -> (231, 240): height x width in px. Raises ValueError for anything
-    else.
-    """
+    """``224`` -> (224, 224) and ``231x240`` -> (231, 240): height x width in px. Raises ValueError."""
     parts = str(text).lower().split("x")
     if len(parts) > 2 or not all(part.strip().lstrip("+-").isdigit() for part in parts):
         raise ValueError(f"Image size {text!r} is neither N nor HxW in pixels, such as 224 or 231x240")

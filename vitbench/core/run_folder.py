@@ -16,7 +16,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ SUITE = "suite.toml"
 NOISE = "noise.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-#: By which the folder of a training is known, which holds no records.
+#: Marks the folder of a training, which holds no records.
 TRAINING = "training.json"
 
 
@@ -83,22 +82,14 @@ class _Environments(TypedDict):
     sessions: list[_Session]
 
 
-#: How the name of a file ends that is not whole yet.
-#: Where names stand for devices and for what is open; of links there the target may be a file.
-_DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+#: The end of the name of a file that is being written.
 PART = ".part"
+#: Names here are devices and open files, which must be written into, never replaced.
+_DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 
 class DamagedRecordWarning(UserWarning):
-    """A line of records.jsonl that is no record."""
-
-
-@dataclass(frozen=True)
-class _Line:
-    number: int
-    content: bytes
-    record: Record | None
-    problem: str = ""
+    """A line of records.jsonl that cannot be read."""
 
 
 def iterate_records(folder: Path) -> Iterator[Record]:
@@ -116,12 +107,11 @@ def iterate_records(folder: Path) -> Iterator[Record]:
         raise RunFolderError(
             f"{folder} is not a run folder: it has no {RECORDS}. Give the folder that a run was written to"
         )
-    for line in _read_lines(path):
-        if line.record is not None:
-            yield line.record
+    for number, _, record in _read_lines(path):
+        if isinstance(record, Record):
+            yield record
         else:
-            text = f"{path}, line {line.number}: {line.problem}; set aside"
-            warnings.warn(text, DamagedRecordWarning, stacklevel=2)
+            warnings.warn(f"{path}, line {number}: {record}; set aside", DamagedRecordWarning, stacklevel=2)
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -139,18 +129,15 @@ def set_damaged_lines_aside(folder: Path) -> list[str]:
     """
     path = folder / RECORDS
     lines = list(_read_lines(path)) if path.is_file() else []
-    damaged = [line for line in lines if line.record is None]
+    damaged = [line for _, line, record in lines if isinstance(record, str)]
     if not damaged:
         return []
-    try:
-        with (folder / DAMAGED).open("ab") as aside:
-            aside.write(b"".join(line.content + b"\n" for line in damaged))
-            aside.flush()
-            _flush_to_disk(aside.fileno())
-    except OSError as error:
-        raise cannot_write(folder / DAMAGED, error) from error
-    write_atomically(path, b"".join(line.content + b"\n" for line in lines if line.record is not None))
-    return [f"{RECORDS}, line {line.number}: {line.problem}" for line in damaged]
+    with _reporting(folder / DAMAGED), (folder / DAMAGED).open("ab") as aside:
+        aside.write(b"".join(line + b"\n" for line in damaged))
+        aside.flush()
+        _flush_to_disk(aside.fileno())
+    write_atomically(path, b"".join(line + b"\n" for _, line, record in lines if isinstance(record, Record)))
+    return [f"{RECORDS}, line {number}: {record}" for number, _, record in lines if isinstance(record, str)]
 
 
 class RecordWriter:
@@ -204,15 +191,14 @@ class RecordWriter:
 
     def close(self) -> None:
         """Close the file; appending is over."""
-        with contextlib.suppress(OSError):  # each record has been flushed, or its failure told
+        with contextlib.suppress(OSError):  # each record has been flushed, or its failure reported
             os.close(self._file)
 
 
 def make_new_folder(path: Path) -> Path:
     """Make the folder ``path``, or where it is taken ``path-2`` and so on; returns the one that was made.
 
-    In one step, so that two runs that begin in the same second, or under a clock that was put back, get one each.
-    Raises OSError.
+    Two runs that begin in the same second get one each. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     names = itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2)))
@@ -227,41 +213,35 @@ def check_writable(folder: Path) -> None:
     """Raises RunFolderError if a run cannot be resumed in ``folder`` because nothing can be written there, StorageError
     if its disk is full.
     """
-    path = folder / RECORDS
+    records, probe = folder / RECORDS, folder / f".writable{PART}"
     try:
-        if path.is_file():
-            os.close(os.open(path, os.O_RDWR | os.O_APPEND))
-        path = folder / f".writable{PART}"
-        path.touch()
-        path.unlink()
+        if records.is_file():
+            os.close(os.open(records, os.O_WRONLY | os.O_APPEND))
+        probe.touch()
+        probe.unlink()
     except OSError as error:
-        if isinstance(cannot_write(path, error), StorageError):
-            raise cannot_write(path, error) from error
-        what = folder if path.name != RECORDS else path
+        if isinstance(cannot_write(folder, error), StorageError):
+            raise cannot_write(folder, error) from error
         raise RunFolderError(
-            f"{folder} cannot be resumed: {what} cannot be written ({error.strerror}). Make it writable, or resume a "
-            "copy of the folder"
+            f"{folder} cannot be resumed: it cannot be written ({error.strerror}). Make it writable, or resume a copy"
         ) from error
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file in a run folder is one that a killed run had not finished."""
+    """Whether a killed run left this file of a run folder unfinished."""
     return path.name.endswith(PART) and (path.name.startswith(".") or path.parent.name == CHECKPOINTS)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files of killed runs. For who holds the folder's lock: nobody else writes there."""
+    """Remove the unfinished files of killed runs. The caller holds the folder's lock."""
     for path in (*folder.glob(f".*{PART}"), *(folder / CHECKPOINTS).glob(f"*{PART}")):
-        if is_leftover(path):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """``environment.json``: ``{"schema", "environments": {hash: {...}}, "sessions": [{...}]}``; empty ones if there is
-    none.
-
-    Raises RunFolderError if the file is damaged.
+    """``environment.json``: ``{"schema", "environments": {hash: {...}}, "sessions": [{...}]}``, empty if there is no
+    file. Raises RunFolderError if it is damaged.
     """
     path = folder / ENVIRONMENT
     if not path.is_file():
@@ -271,7 +251,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable, or move it away") from error
     except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}). Move it away to go on without it") from error
+        raise RunFolderError(f"{path} is damaged ({error}). Move it away to continue without it") from error
     return content
 
 
@@ -283,7 +263,7 @@ def add_session(
     content["environments"][environment_hash] = dict(environment)
     content["sessions"].append({**session, "environment": environment_hash})
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    # halves of characters, as which a command line has bytes that are no text, are escaped: UTF-8 has none
+    # surrogates, which stand for bytes that are not text, are escaped: UTF-8 has none
     write_atomically(folder / ENVIRONMENT, text.encode("utf-8", errors="backslashreplace"))
 
 
@@ -292,26 +272,21 @@ def add_noise(folder: Path, checks: Sequence[NoiseCheck]) -> None:
     if not checks:
         return
     path = folder / NOISE
-    try:
-        with path.open("ab") as file:
-            before = file.tell()
-            try:
-                whole = before == 0 or path.read_bytes()[-1:] == b"\n"  # else a crash left half a line
-                text = ("" if whole else "\n") + "".join(check.to_json() + "\n" for check in checks)
-                file.write(text.encode("utf-8"))
-                file.flush()
-                _flush_to_disk(file.fileno())
-            except OSError:
-                os.ftruncate(file.fileno(), before)  # half a line would damage the next one
-                raise
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    with _reporting(path), path.open("ab") as file:
+        before = file.tell()
+        try:
+            whole = before == 0 or path.read_bytes()[-1:] == b"\n"  # else a crash left half a line
+            text = ("" if whole else "\n") + "".join(check.to_json() + "\n" for check in checks)
+            file.write(text.encode("utf-8"))
+            file.flush()
+            _flush_to_disk(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), before)  # half a line would damage the next one
+            raise
 
 
 def read_noise(folder: Path) -> list[NoiseCheck]:
-    """The noise checks of a run folder; none if it has none. Lines that are none are passed over with a
-    DamagedRecordWarning.
-    """
+    """The noise checks of a run folder. Damaged lines are skipped with a DamagedRecordWarning."""
     path = folder / NOISE
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     checks = []
@@ -319,78 +294,69 @@ def read_noise(folder: Path) -> list[NoiseCheck]:
         try:
             checks += [NoiseCheck.from_json(line)] if line.strip() else []
         except ValueError as error:
-            warnings.warn(f"{path}, line {number}: {error}; passed over", DamagedRecordWarning, stacklevel=2)
+            warnings.warn(f"{path}, line {number}: {error}; skipped", DamagedRecordWarning, stacklevel=2)
     return checks
 
 
 def cannot_write(path: Path, error: OSError) -> VitbenchError:
-    """What a failed write means: a full disk (StorageError), or a place that cannot be written (RunFolderError)."""
+    """The error for a failed write: StorageError for a full disk, else RunFolderError."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
         return StorageError(f"Cannot write {path}: {error.strerror}")
-    # libraries raise such errors, too, in words of their own
-    # Windows replaces no file that a program has open
-    close = "Close what has it open, or choose" if sys.platform == "win32" and path.is_file() else "Choose"
+    # Windows does not replace a file that a program has open
+    close = "Close the program that has it open, or choose" if sys.platform == "win32" and path.is_file() else "Choose"
     return RunFolderError(f"Cannot write {path}: {error.strerror or error}. {close} another folder")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` in one step: a reader, or a crash, sees the old content or the new one, never half. What is no
-    file (``/dev/stdout``, a pipe) is written into.
-
-    Raises StorageError if the disk does not take it, RunFolderError if nothing can be written there.
-    """
-    if _is_device(path):
-        try:
-            with path.open("wb") as file:
-                file.write(content)
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        return
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    """A failure to write ``path`` is one of vitbench's errors."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        yield
     except OSError as error:
         raise cannot_write(path, error) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            _flush_to_disk(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-        _flush_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        if isinstance(error, OSError):
-            raise cannot_write(path, error) from error
-        raise  # Ctrl-C
 
 
-def _is_device(path: Path) -> bool:
-    """Whether a file must not be put in its place: root could, and all programs after it would miss what was there."""
-    try:
-        return path.absolute().parent in _DEVICES or (path.exists() and not path.is_file() and not path.is_dir())
-    except OSError:
-        return False
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` in one step: a reader, or a crash, sees the old content or the new one, never half. A device or
+    a pipe (``/dev/stdout``) is written into.
+
+    Raises StorageError if the disk does not take it, RunFolderError if ``path`` cannot be written.
+    """
+    with _reporting(path):
+        if path.absolute().parent in _DEVICES or (path.exists() and not path.is_file() and not path.is_dir()):
+            path.write_bytes(content)
+            return
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                _flush_to_disk(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+            _flush_folder(path.parent)
+        except BaseException:  # Ctrl-C, too
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
 
 
-def _read_lines(path: Path) -> Iterator[_Line]:
+def _read_lines(path: Path) -> Iterator[tuple[int, bytes, Record | str]]:
+    """Number and content of each line with its record, or with what is wrong with it."""
     with path.open("rb") as file:
-        for number, content in enumerate(file, start=1):
-            line = content.rstrip(b"\n")
-            if not line.strip():
-                continue
-            if line == content:
-                yield _Line(number, line, None, "cut off before its end")
-                continue
-            try:
-                yield _Line(number, line, Record.from_json(line))
-            except ValueError as error:
-                yield _Line(number, line, None, f"damaged ({error})")
+        for number, line in enumerate(file, start=1):
+            found: Record | str = "cut off before its end"
+            if line.endswith(b"\n"):
+                try:
+                    found = Record.from_json(line) if line.strip() else ""
+                except ValueError as error:
+                    found = f"damaged ({error})"
+            if found:
+                yield number, line.rstrip(b"\n"), found
 
 
 def _flush_to_disk(descriptor: int) -> None:
-    if sys.platform == "darwin":  # where fsync leaves it in the drive's own memory
+    if sys.platform == "darwin":  # where fsync leaves data in the drive's cache
         import fcntl
 
         with contextlib.suppress(OSError):  # not every file system can
@@ -400,9 +366,7 @@ def _flush_to_disk(descriptor: int) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring the names in ``folder`` to the disk: a file that was flushed is lost with its name. Where the system cannot
-    (Windows), it is left to do so in its own time.
-    """
+    """Flush the names in ``folder`` to the disk: without its name a flushed file is lost. Windows cannot."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

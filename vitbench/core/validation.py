@@ -58,7 +58,7 @@ def parse(value: Any, kind: Any, place: str = "") -> Any:
 
 
 def check(value: Any, kind: Any, place: str = "") -> None:
-    """Raises ValueError as ``parse`` does, and leaves ``value`` as it is, with keys that ``kind`` does not name."""
+    """Raises ValueError as ``parse`` does. ``value`` keeps the keys that ``kind`` does not name."""
     parse(value, kind, place)
 
 
