@@ -135,7 +135,7 @@ def test_a_report_of_a_broken_environment_is_one_line(
     assert (code, out) == (2, "")
     error = one_error(errors)
     assert error.startswith(f"Error: {folder / store.ENVIRONMENT} is damaged (")
-    assert error.endswith("). Move it away to go on without it")
+    assert error.endswith("). Move it away to continue without it")
     assert said in error
     assert not (folder / "report.md").exists()
 

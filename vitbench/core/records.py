@@ -9,6 +9,7 @@ Schema history of a record line:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,10 +17,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from vitbench.core.validation import Count, Flag, Number, Positive, Share, Whole, parse
+from vitbench.core.validation import Count, Flag, Number, Positive, Share, Whole, adapter, parse
 
 SCHEMA = 3
 
@@ -258,7 +259,11 @@ class NoiseCheck:
 
 
 def _parse(line: str | bytes, kind: type[T]) -> T:
-    # json, not pydantic's own parser, which refuses escaped surrogates: they stand for bytes that are not text
+    with contextlib.suppress(ValidationError):
+        fast: T = adapter(kind).validate_json(line)  # type: ignore[arg-type]
+        if getattr(fast, "schema", 0) <= SCHEMA:
+            return fast
+    # pydantic's parser refuses escaped surrogates, which stand for bytes that are not text
     try:
         content = json.loads(line)
     except RecursionError:
