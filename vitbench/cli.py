@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vitbench.commands import (
-    ab,
-    attention,
-    check,
-    claims,
-    compare,
-    doctor,
-    evaluate,
-    flops,
-    frontier,
-    history,
-    listing,
-    predict,
-    report,
-    run,
-    show,
-    snapshot,
-    sweep,
-    train,
-)
 from vitbench.commands.output import INTERRUPTED, complain, interruptible, show_warning
 from vitbench.core.errors import UsageError, VitbenchError
 
-_PANELS: dict[str, tuple[Callable[..., int], ...]] = {
-    "Measure": (run.run, frontier.frontier, report.report, doctor.doctor),
-    "Inspect": (listing.list_, show.show, flops.flops, claims.claims),
-    "Train": (train.train, sweep.sweep, evaluate.evaluate, predict.predict, attention.attention),
-    "Compare": (compare.compare, ab.ab, history.history),
-    "Guard": (snapshot.snapshot, check.check),
+#: The commands by panel of the help: each is the function of its name in the module of that name in ``commands/``.
+_PANELS = {
+    "Measure": ("run", "frontier", "report", "doctor"),
+    "Inspect": ("list_", "show", "flops", "claims"),
+    "Train": ("train", "sweep", "evaluate", "predict", "attention"),
+    "Compare": ("compare", "ab", "history"),
+    "Guard": ("snapshot", "check"),
 }
 _EXAMPLES = "\b\nExamples:\n  "
 
@@ -143,8 +124,8 @@ def _global_options(
         print(context.get_help())
 
 
-for _panel, _commands in _PANELS.items():
-    for _command in _commands:
-        _lines = sys.modules[_command.__module__].EXAMPLES.strip().replace("\n", "\n  ")
-        _name = _command.__name__.rstrip("_")
-        app.command(_name, epilog=_EXAMPLES + _lines, rich_help_panel=_panel)(interruptible(_command))
+for _panel, _names in _PANELS.items():
+    for _name in _names:
+        _module = importlib.import_module(f"vitbench.commands.{_name}")
+        _epilog = _EXAMPLES + _module.EXAMPLES.strip().replace("\n", "\n  ")
+        app.command(_name.rstrip("_"), epilog=_epilog, rich_help_panel=_panel)(interruptible(getattr(_module, _name)))

@@ -170,7 +170,7 @@ MISTAKES = [
     (["run", "--threads", "0"], "Option --threads"),
     (["run", "--dtypes", "fp23"], "Option --dtypes: 'fp23' is not allowed. Did you mean 'fp32'?"),
     (["run", "--modes", "inference"], "Option --modes: 'inference' is not allowed. Did you mean 'infer'?"),
-    (["run", "--compile", "yes"], "Option --compile: 'yes' is neither on nor off"),
+    (["run", "--compile", "yes"], "Option --compile: 'yes' is not allowed. Allowed: on, off"),
     (["run", "--memory-limit", "much"], "'much' is not a valid memory size"),
     (["run", "--models", ","], "A list is empty"),
     (["run", "--modles", "vit_basic"], "--modles"),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from vitbench.cli import run_command
-from vitbench.commands import listing
+from vitbench.commands import list_
 from vitbench.core.errors import UnknownNameError
 from vitbench.models.cards import model_registry
 
@@ -175,4 +175,4 @@ def test_modules_of_ones_own_cannot_be_listed(capsys: pytest.CaptureFixture[str]
 
 def test_an_unknown_list_is_refused_by_the_library_too() -> None:
     with pytest.raises(UnknownNameError, match="Unknown list 'modles'"):
-        listing.things("modles")
+        list_.things("modles")

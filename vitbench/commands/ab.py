@@ -28,20 +28,17 @@ _LONGEST = 100
 Base = Annotated[str, Option(metavar="REF", help="The git ref to compare with.")]
 Head = Annotated[str, Option(metavar="REF", help="The git ref that is judged; a dot is the working tree as it stands.")]
 OptionalSuite = Annotated[
-    str | None, Option(metavar="NAME", help="A built-in suite or a .toml file, of which the timed cells are compared.")
+    str | None, Option(metavar="NAME", help="A suite (built-in, .toml); its timed cells compare.")
 ]
-Install = Annotated[
-    bool, Option("--install", help="Install each side with its own dependencies (pip) into its own environment.")
-]
+Install = Annotated[bool, Option("--install", help="Install each side and its dependencies into its own environment.")]
 Margin = Annotated[
-    str | None, Option(metavar="5%", help="A slowdown beyond this counts. [default: the suite's thresholds, or 2%]")
+    str | None, Option(metavar="5%", help="A slowdown beyond this counts. [default: the suite's, or 2%]")
 ]
-MaxSeconds = Annotated[
-    float | None, Option(metavar="SECONDS", min=1, help="Start no pair after this time; what is open is inconclusive.")
-]
+MaxSeconds = Annotated[float | None, Option(metavar="SECONDS", min=1, help="Start no pair after this time.")]
 Seed = Annotated[int, Option(metavar="N", help="Of the weights, the inputs and the order of turns.")]
 
 
+@guarded
 def ab(
     context: Context,
     base: Base = "HEAD",
@@ -76,14 +73,11 @@ def ab(
     output = choose_output(markdown, json, junit, everything=everything, inconclusive=inconclusive)
     keys = {**options.suite_keys(context), "seeds": [seed]}
 
-    def gate() -> int:
-        from vitbench.regression.ab.cells import prepare_trials
+    from vitbench.regression.ab.cells import prepare_trials
 
-        trials = prepare_trials(suite, keys, thresholds=threshold or [], margin=margin, allow_import=allow_import)
-        comparison = _measure(trials, base, head, out, install=install, max_seconds=max_seconds, seed=seed)
-        return _publish(comparison, output)
-
-    return guarded(gate)
+    trials = prepare_trials(suite, keys, thresholds=threshold or [], margin=margin, allow_import=allow_import)
+    comparison = _measure(trials, base, head, out, install=install, max_seconds=max_seconds, seed=seed)
+    return _publish(comparison, output)
 
 
 def _measure(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from vitbench.commands import options
 from vitbench.commands.output import print_json
@@ -19,6 +19,7 @@ vitbench attention cifar_dynamic_vit_learned --weights best.safetensors --data d
 
 
 def attention(
+    context: Context,
     model: options.Model,
     image: Annotated[Path | None, Argument(help="An image file; or else --data NAME --index N.")] = None,
     weights: options.Weights = None,
@@ -60,10 +61,7 @@ def attention(
     from vitbench.experiments.attention import Choice, draw_attention, to_dict, to_text
     from vitbench.experiments.request import DataRequest, ModelRequest
 
-    request = ModelRequest(
-        model=model, weights=weights, pretrained=pretrained, replace_head=replace_head,
-        device=device, image_size=image_size, num_classes=num_classes,
-    )  # fmt: skip
+    request = ModelRequest(**options.given(context, *ModelRequest.__dataclass_fields__))
     choice = Choice.parse(layer, head, rollout=rollout, gif=gif, save_maps=save_maps)
     source = None if data is None else DataRequest(data=data, data_dir=data_dir, download=download)
     report = draw_attention(request, choice, image=image, data=source, index=index or 0, out=out)

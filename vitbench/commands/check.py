@@ -54,7 +54,7 @@ def check(
         if file is not None and file.absolute() == path.absolute():
             raise UsageError(f"{str(file)!r} is the baseline file itself: give the output another name")
     base = read_lock(path)
-    return guarded(lambda: _check(base, path, rules, output, allow_import=allow_import))
+    return guarded(_check)(base, path, rules, output, allow_import=allow_import)
 
 
 def _check(base: Lock, path: Path, rules: list[Rule], output: GateOutput, *, allow_import: bool) -> int:

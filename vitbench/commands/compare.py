@@ -23,6 +23,7 @@ vitbench compare runs/main runs/branch --threshold 'relative_latency=40%' --mark
 """
 
 
+@guarded
 def compare(
     base: Annotated[Path, Argument(help="The run folder to compare with.")],
     head: Annotated[Path, Argument(help="The run folder that is judged.")],
@@ -44,25 +45,16 @@ def compare(
     output = choose_output(markdown, json, junit, everything=everything, inconclusive=inconclusive)
     tables = [_table(option) for option in threshold or []]
 
-    def gate() -> int:
-        from vitbench.regression.compare import compare_runs, read_thresholds
-        from vitbench.reports.model.runs import read_runs
+    from vitbench.regression.compare import compare_runs, read_thresholds
+    from vitbench.reports.model.runs import read_runs
 
-        own = read_thresholds(head)
-        before, after = read_runs([base, head])
-        rules = [*own, *_rules(tables, [*before.records, *after.records])]
-        found = compare_runs(before, after, rules, allow_different_machines=allow_different_machines)
-        return publish(
-            found.changes,
-            output,
-            title=f"vitbench compare: {before.name} -> {after.name}",
-            notes=found.notes,
-            advice="These runs do not show whether they got worse. Try more processes (vitbench run --processes 15), "
-            "or vitbench ab",
-            **found.facts,
-        )
-
-    return guarded(gate)
+    own = read_thresholds(head)
+    before, after = read_runs([base, head])
+    rules = [*own, *_rules(tables, [*before.records, *after.records])]
+    found = compare_runs(before, after, rules, allow_different_machines=allow_different_machines)
+    title = f"vitbench compare: {before.name} -> {after.name}"
+    advice = "Add processes (vitbench run --processes 15), or use vitbench ab"
+    return publish(found.changes, output, title=title, notes=found.notes, advice=advice, **found.facts)
 
 
 def _table(option: str) -> dict[str, Any]:

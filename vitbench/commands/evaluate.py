@@ -56,17 +56,13 @@ def evaluate(
         data=data, data_dir=data_dir, download=download, split=split, test_images=test_images,
         image_size=image_size, device=device, amp=amp, batch_size=batch_size, bins=bins, note=note,
     )  # fmt: skip
-    unprinted: OSError | None = None
     try:
         if json:
             print_json(result)
         else:
             print(evaluation_text(result))
-        sys.stdout.flush()  # first, so that a full disk loses none of it
-    except OSError as error:  # the files are written although stdout is full or closed
-        unprinted = error
-    for path in write_evaluation(result, out) if out is not None else []:
-        note(f"Wrote {path}")
-    if unprinted is not None:
-        raise unprinted
+        sys.stdout.flush()
+    finally:  # the files are written although stdout is full or closed
+        for path in write_evaluation(result, out) if out is not None else []:
+            note(f"Wrote {path}")
     return 0

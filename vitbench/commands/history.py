@@ -80,19 +80,15 @@ def history(
 
 def _export(found: Found, models: list[str] | None, place: Path) -> list[Path]:
     """Write the run folders as pytest-benchmark would have; returns the new files."""
-    import fnmatch
+    from fnmatch import fnmatchcase
 
     from vitbench.regression.pytest_benchmark_json import to_benchmarks, write_file, write_storage
 
     patterns = models or ["*"]
-    runs = [
-        (
-            one.name,
-            [record for record in one.records if any(fnmatch.fnmatchcase(record.cell.model, p) for p in patterns)],
-            one.environment,
-        )
-        for one in found.folders
-    ]
+    runs = []
+    for run in found.folders:
+        chosen = [one for one in run.records if any(fnmatchcase(one.cell.model, pattern) for pattern in patterns)]
+        runs.append((run.name, chosen, run.environment))
     if not runs:
         raise UsageError(
             "--pytest-benchmark: there is no run folder here to write. Give one that vitbench run has made"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,110 +13,101 @@ from vitbench.core.errors import UsageError
 
 _DATA_SETS = "digits, cifar10, cifar100, fashion-mnist, or an image folder"
 _MODEL = "A model's name: vitbench list models, timm:NAME or torchvision:NAME."
+_DEFAULT = "[default: from the weights, the data, or the model]"
 _MODELS = "Names of models: vitbench list models, timm:NAME or torchvision:NAME."
+
+Text = str | None
+Count = int | None
 
 # Models and their weights
 Model = Annotated[str, Argument(help=_MODEL)]
-OptionalModel = Annotated[str | None, Argument(help=_MODEL)]
+OptionalModel = Annotated[Text, Argument(help=_MODEL)]
 Models = Annotated[list[str], Argument(help=_MODELS)]
 OptionalModels = Annotated[list[str] | None, Argument(help=_MODELS)]
 ModelNames = Annotated[
-    str | None, Option(metavar="NAME,...", help="Names or patterns (cifar_*) of models, timm:NAME, torchvision:NAME.")
+    Text, Option(metavar="NAME,...", help="Names or patterns: cifar_*, timm:NAME, torchvision:NAME.")
 ]
-Weights = Annotated[str | None, Option(metavar="FILE", help="A checkpoint of the model.")]
+Weights = Annotated[Text, Option(metavar="FILE", help="A checkpoint of the model.")]
 Pretrained = Annotated[bool, Option("--pretrained", help="Load the weights that timm or torchvision publishes.")]
-ReplaceHead = Annotated[
-    bool, Option("--replace-head", help="Use a random head if that of the weights has other classes.")
-]
-ImageSize = Annotated[
-    str | None,
-    Option(
-        metavar="SIZE",
-        help="Pixels: 224, or 231x240 (height x width). [default: that of the weights, else of the model]",
-    ),
-]
-NumClasses = Annotated[
-    int | None,
-    Option(metavar="N", min=1, help="Classes of the head. [default: those of the weights or data, else of the model]"),
-]
-AllowImport = Annotated[
-    bool, Option("--allow-import", help="Let names like module:package.module:function import your own code.")
-]
+ReplaceHead = Annotated[bool, Option("--replace-head", help="Use a random head if the weights have other classes.")]
+ImageSize = Annotated[Text, Option(metavar="SIZE", help=f"Pixels: 224, or 231x240 (height x width). {_DEFAULT}")]
+NumClasses = Annotated[Count, Option(metavar="N", min=1, help=f"Classes of the head. {_DEFAULT}")]
+AllowImport = Annotated[bool, Option("--allow-import", help="Let module:PACKAGE.MODULE:FUNCTION import your own code.")]
 
 # Data
 Data = Annotated[str, Option(metavar="NAME", help=f"Data set: {_DATA_SETS}.")]
-OptionalData = Annotated[str | None, Option(metavar="NAME", help=f"Take images of this data set: {_DATA_SETS}.")]
-DataDir = Annotated[
-    Path | None, Option(metavar="DIR", help="Where cifar10, cifar100 and fashion-mnist are, or go (--download).")
-]
+OptionalData = Annotated[Text, Option(metavar="NAME", help=f"Take images of this data set: {_DATA_SETS}.")]
+DataDir = Annotated[Path | None, Option(metavar="DIR", help="The folder of cifar10, cifar100 and fashion-mnist.")]
 Download = Annotated[bool, Option("--download", help="Download the data set if it is not there.")]
 Split = Annotated[str, Option(help="Which images of the data set: test or train.")]
 
 # Where and how models run
 Device = Annotated[str, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one.")]
 Amp = Annotated[bool, Option("--amp", help="Mixed precision: autocast, and a loss scaler for fp16.")]
-ThreadCount = Annotated[int | None, Option(metavar="N", min=1, help="Threads on the CPU.")]
+ThreadCount = Annotated[Count, Option(metavar="N", min=1, help="Threads on the CPU.")]
 
 # What a suite has, replaced for one run: ``suite_keys`` reads them
 Suite = Annotated[str, Option(metavar="NAME", help="A built-in suite (vitbench list suites) or a .toml file.")]
-ImageSizes = Annotated[str | None, Option(metavar="SIZE,...", help="Pixels: 224, 231x240, or native.")]
-BatchSizes = Annotated[str | None, Option(metavar="N,...", help="Images in a batch.")]
+ImageSizes = Annotated[Text, Option(metavar="SIZE,...", help="Pixels: 224, 231x240, or native.")]
+BatchSizes = Annotated[Text, Option(metavar="N,...", help="Images in a batch.")]
 Devices = Annotated[
-    str | None,
-    Option("--devices", "--device", metavar="NAME,...", help="cpu, cuda, cuda:1, mps, or auto: all that are found."),
+    Text, Option("--devices", "--device", metavar="NAME,...", help="cpu, cuda, cuda:1, mps, or auto (all).")
 ]
-Dtypes = Annotated[str | None, Option("--dtypes", "--dtype", metavar="NAME,...", help="fp32, bf16, fp16, amp.")]
-Attentions = Annotated[str | None, Option(metavar="NAME,...", help="fused, explicit.")]
-Modes = Annotated[str | None, Option(metavar="NAME,...", help="infer, train.")]
-Mode = Annotated[str | None, Option(metavar="NAME", help="infer, train, or both.")]
-MemoryLimit = Annotated[
-    str | None, Option(metavar="SIZE", help="Memory a process may take beyond its libraries: 2GiB.")
-]
+Dtypes = Annotated[Text, Option("--dtypes", "--dtype", metavar="NAME,...", help="fp32, bf16, fp16, amp.")]
+Attentions = Annotated[Text, Option(metavar="NAME,...", help="fused, explicit.")]
+Modes = Annotated[Text, Option(metavar="NAME,...", help="infer, train.")]
+Mode = Annotated[Text, Option(metavar="NAME", help="infer, train, or both.")]
+MemoryLimit = Annotated[Text, Option(metavar="2GiB", help="Memory that a process may take beyond its libraries.")]
 
 # Trainings
 Recipe = Annotated[str, Option(metavar="NAME", help="A built-in recipe (vitbench list recipes) or a .toml file.")]
-TrainImages = Annotated[int | None, Option(metavar="N", min=1, help="Train on this many images, chosen by the seed.")]
-TestImages = Annotated[int | None, Option(metavar="N", min=1, help="Test on this many images, a stratified sample.")]
+TrainImages = Annotated[Count, Option(metavar="N", min=1, help="Train on this many images, chosen by the seed.")]
+TestImages = Annotated[Count, Option(metavar="N", min=1, help="Test on this many images, a stratified sample.")]
 Validation = Annotated[
-    float | None, Option(metavar="FRACTION", min=0, max=0.99, help="Hold out this fraction of the training images.")
+    float | None, Option(metavar="0.1", min=0, max=0.99, help="Fraction of training images held out.")
 ]
 Imbalance = Annotated[
-    str | None,
-    Option(
-        metavar="KIND:RATIO", help="Reduce classes: linear:10, exponential:100 (largest to smallest), or an index file."
-    ),
+    Text, Option(metavar="RULE", help="linear:10, exponential:100 (largest to smallest class), or an index file.")
 ]
-Freeze = Annotated[
-    str, Option(metavar="PART", help="none, backbone (train the head only), blocks:N (embedding and first N blocks).")
-]
+Freeze = Annotated[str, Option(metavar="PART", help="none, backbone (all but the head), or blocks:N (the first N).")]
 
 # Outputs
 JsonObject = Annotated[bool, Option("--json", help="Print a JSON object.")]
 JsonArray = Annotated[bool, Option("--json", help="Print a JSON array.")]
-RunFolder = Annotated[
-    Path | None, Option(metavar="DIR", help="The folder to write, new or empty. [default: runs/NAME-TIME]")
-]
+RunFolder = Annotated[Path | None, Option(metavar="DIR", help="A new or empty folder. [default: runs/NAME-TIME]")]
 
 # Gates
 Thresholds = Annotated[
-    list[str] | None,
-    Option(
-        metavar="RULE", help="METRIC=TOLERANCE or METRIC@MODELS=TOLERANCE: latency@vit_*=5%, or off, or on. Repeatable."
-    ),
+    list[str] | None, Option(metavar="METRIC=5%", help="Tolerance, off or on; METRIC@MODELS=5% for some. Repeatable.")
 ]
 Everything = Annotated[bool, Option("--all", help="List all values, also those that are the same.")]
 Inconclusive = Annotated[str, Option(help="What an inconclusive gated value does: pass, warn, or fail (exit code 3).")]
-Markdown = Annotated[str | None, Option(metavar="FILE", help="Write a page for a pull request's comment; - prints it.")]
-JsonFile = Annotated[str | None, Option(metavar="FILE", help="Write a JSON object; - prints it.")]
-Junit = Annotated[str | None, Option(metavar="FILE", help="Write JUnit XML.")]
+Markdown = Annotated[Text, Option(metavar="FILE", help="Write a page for a pull request's comment; - prints it.")]
+JsonFile = Annotated[Text, Option(metavar="FILE", help="Write a JSON object; - prints it.")]
+Junit = Annotated[Text, Option(metavar="FILE", help="Write JUnit XML.")]
+
+#: Options whose value is that of the suite's key of the same name.
+_KEYS = {
+    "num_classes",
+    "processes",
+    "memory_limit",
+    "weights",
+    "replace_head",
+    "budget",
+    "data",
+    "data_dir",
+    "download",
+}
+_SWITCHES = {"on": True, "off": False, "true": True, "false": False}
+_MODES = {"infer": ["infer"], "train": ["train"], "both": ["infer", "train"]}
 
 
-def given(context: Context) -> dict[str, Any]:
-    """The arguments and options that stand on the command line, paths as texts; defaults are left out."""
+def given(context: Context, *names: str) -> dict[str, Any]:
+    """What the command line gives of ``names`` (of all parameters, without), paths as texts; defaults are left out."""
     values = {}
     for name, value in context.params.items():
         source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if source is not None and source.name == "COMMANDLINE" and (not names or name in names):
             values[name] = str(value) if isinstance(value, Path) else value
     return values
 
@@ -134,15 +126,31 @@ def suite_keys(context: Context) -> dict[str, Any]:
 
     Raises UsageError for a list or a value that cannot be read.
     """
-    options = given(context)
-    if options.get("weights") and options.get("pretrained"):
+    values = given(context)
+    if values.get("weights") and values.get("pretrained"):
         raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        if name in _READERS:
-            key, read = _READERS[name]
-            found[key] = read(value, f"--{name.replace('_', '-')}")
-    return found
+    keys: dict[str, Any] = {name: value for name, value in values.items() if name in _KEYS}
+    for name, value in values.items():
+        match name:
+            case "models" | "image_sizes" | "devices" | "dtypes" | "attention" | "modes" | "metrics" | "recipe":
+                keys[name] = split_words(value)
+            case "batch_sizes" | "threads":
+                keys[name] = _integers(value, name)
+            case "seed":
+                keys["seeds"] = _integers(value, name)
+            case "compile":
+                keys[name] = [_choose(word.lower(), name, _SWITCHES) for word in split_words(value) or ()]
+            case "mode":
+                keys["modes"] = _choose(value, name, _MODES)
+            case "precision":
+                keys[name] = _fraction(value, name)
+            case "pretrained":
+                keys["weights"] = "pretrained"
+            case "timeout":
+                keys["timeout_s"] = value
+            case "max_batch":
+                keys["frontier"] = {"max_batch": value}
+    return keys
 
 
 def split_words(text: str | Sequence[str] | None) -> list[str] | None:
@@ -156,10 +164,10 @@ def split_words(text: str | Sequence[str] | None) -> list[str] | None:
     return words
 
 
-def refuse_twice(options: Mapping[str, Any], keys: Container[str]) -> None:
-    """Raises UsageError for an option that is given and whose name is among ``keys``, which ``--set`` gives."""
-    for name, value in options.items():
-        if value is not None and name in keys:
+def refuse_twice(options: Iterable[str], keys: Container[str]) -> None:
+    """Raises UsageError for one of the ``options`` that is also among ``keys``, which ``--set`` gives."""
+    for name in options:
+        if name in keys:
             raise UsageError(f"The {name} is given twice, by --{name} and as a key: leave out one of them")
 
 
@@ -173,83 +181,32 @@ def allow_imports() -> None:
     allow_imports()
 
 
-def _as_is(value: Any, option: str) -> Any:
-    return value
-
-
-def _words(text: str | Sequence[str], option: str) -> list[str] | None:
-    return split_words(text)
-
-
-def _integers(text: str | int, option: str) -> list[int | str]:
-    """``1, 8`` -> [1, 8]; the word ``auto`` stays, which a suite takes for threads alone."""
-    values: list[int | str] = []
-    for word in split_words(str(text)) or ():
-        if word == "auto" and option == "--threads":
-            values.append(word)
-            continue
-        try:
-            values.append(int(word))
-        except ValueError:
-            also = " or auto" if option == "--threads" else ""
-            raise UsageError(f"Option {option}: {word!r} is not a whole number{also}") from None
-    return values
-
-
-def _switches(text: str, option: str) -> list[bool]:
-    known = {"on": True, "off": False, "true": True, "false": False}
-    words = split_words(text) or []
+def _integers(text: str | int, name: str) -> list[int | str]:
+    """``1, 8`` -> [1, 8]; the word ``auto`` stays for threads."""
+    also = ["auto"] if name == "threads" else []
+    words = split_words(str(text)) or []
     for word in words:
-        if word.lower() not in known:
-            raise UsageError(f"Option {option}: {word!r} is neither on nor off")
-    return [known[word.lower()] for word in words]
+        if word not in also and not re.fullmatch(r"[+-]?\d+", word):
+            raise UsageError(f"Option {_option(name)}: {' or '.join([f'{word!r} is not a whole number', *also])}")
+    return [word if word in also else int(word) for word in words]
 
 
-def _modes(text: str, option: str) -> list[str]:
-    known = {"infer": ["infer"], "train": ["train"], "both": ["infer", "train"]}
-    if text not in known:
-        raise UsageError(f"Option {option}: {text!r} is not allowed. Allowed: {', '.join(known)}")
-    return known[text]
+def _choose(word: str, name: str, known: Mapping[str, Any]) -> Any:
+    if word not in known:
+        raise UsageError(f"Option {_option(name)}: {word!r} is not allowed. Allowed: {', '.join(known)}")
+    return known[word]
 
 
-def _fraction(text: str, option: str) -> float:
+def _fraction(text: str, name: str) -> float:
     """``5%`` or ``0.05``; a bare 5 could mean either."""
-    number = text.strip().removesuffix("%")
     try:
-        value = float(number) / (100 if text.strip().endswith("%") else 1)
+        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise UsageError(f"Option {option}: {text!r} is not a fraction of the time, such as 5% or 0.05")
+        raise UsageError(f"Option {_option(name)}: {text!r} is not a fraction of the time, such as 5% or 0.05")
     return value
 
 
-def _published(wanted: bool, option: str) -> str:
-    from vitbench.models.cards import PRETRAINED
-
-    return PRETRAINED
-
-
-#: Options of a suite's keys: the key, and how the option's value is read.
-_READERS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
-    **{
-        name: (name, _words)
-        for name in ("models", "image_sizes", "devices", "dtypes", "attention", "modes", "metrics", "recipe")
-    },
-    **{
-        name: (name, _as_is)
-        for name in (
-            "num_classes", "processes", "memory_limit", "weights", "replace_head", "data", "data_dir", "download",
-            "budget",
-        )
-    },
-    "batch_sizes": ("batch_sizes", _integers),
-    "threads": ("threads", _integers),
-    "seed": ("seeds", _integers),
-    "compile": ("compile", _switches),
-    "mode": ("modes", _modes),
-    "precision": ("precision", _fraction),
-    "pretrained": ("weights", _published),
-    "timeout": ("timeout_s", _as_is),
-    "max_batch": ("frontier", lambda number, option: {"max_batch": number}),
-}  # fmt: skip
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vitbench.runner.run import RunSummary
 
 INTERRUPTED = 130
+MACHINE_TROUBLE = 4
 #: What --markdown and --json take for the standard output.
 STDOUT = Path("-")
 _SHOW_WARNING = warnings.showwarning
@@ -163,27 +165,27 @@ def publish(
     return code
 
 
-def guarded(gate: Callable[[], int]) -> int:
-    """The exit code of ``gate``; 4 where anything but the code under test ended it, since 1 means a regression.
-
-    UsageError and KeyboardInterrupt are passed on.
+def guarded(gate: Callable[..., int]) -> Callable[..., int]:
+    """Exit with 4 where anything but the code under test ends ``gate``, since 1 means a regression. UsageError and
+    KeyboardInterrupt are passed on.
     """
-    from vitbench.regression.change import INFRASTRUCTURE
 
-    try:
-        return gate()
-    except UsageError:
-        raise
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        complain(f"{error.strerror or error}{where}. Nothing was judged", INFRASTRUCTURE)
-    except VitbenchError as error:
-        complain(str(error), INFRASTRUCTURE)
-    except Exception:  # a bug of ours: Python would exit with 1, which means a regression
-        import traceback
+    @functools.wraps(gate)
+    def wrapped(*arguments: Any, **options: Any) -> int:
+        try:
+            return gate(*arguments, **options)
+        except UsageError:
+            raise
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            return complain(f"{error.strerror or error}{where}. Nothing was judged", MACHINE_TROUBLE)
+        except VitbenchError as error:
+            return complain(str(error), MACHINE_TROUBLE)
+        except Exception:  # a bug of ours: Python would exit with 1, which means a regression
+            traceback.print_exc()
+            return MACHINE_TROUBLE
 
-        traceback.print_exc()
-    return INFRASTRUCTURE
+    return wrapped
 
 
 def _print(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from vitbench.commands import options
 from vitbench.commands.output import note, print_json
@@ -19,6 +19,7 @@ vitbench predict vit_layer6_32 --weights best.safetensors --data cifar10 --data-
 
 
 def predict(
+    context: Context,
     model: options.Model,
     images: Annotated[list[Path] | None, Argument(help="Image files; or --data NAME --index N, or both.")] = None,
     weights: options.Weights = None,
@@ -64,10 +65,7 @@ def predict(
 
     if out is not None:
         make_folder(out)  # before the work: a folder that cannot be written is an error at once
-    request = ModelRequest(
-        model=model, weights=weights, pretrained=pretrained, replace_head=replace_head,
-        device=device, image_size=image_size, num_classes=num_classes,
-    )  # fmt: skip
+    request = ModelRequest(**options.given(context, *ModelRequest.__dataclass_fields__))
     source = DataRequest(data=data, data_dir=data_dir, download=download, split=split) if data is not None else None
     names = prediction.read_class_names(classes) if classes is not None else None
     found = prediction.predict_images(

@@ -23,36 +23,21 @@ vitbench run --resume runs/lightweight-20260101-120000 --retry timeout,killed
 """
 
 Compile = Annotated[str | None, Option(metavar="off,on", help="torch.compile.")]
-Threads = Annotated[
-    str | None, Option(metavar="N,...", help="Threads on the CPU: numbers, or auto (the physical cores).")
-]
+Threads = Annotated[str | None, Option(metavar="N,...", help="Threads on the CPU, or auto: the physical cores.")]
 Metrics = Annotated[str | None, Option(metavar="NAME,...", help="What to measure (vitbench list metrics).")]
 Processes = Annotated[int | None, Option(metavar="N", min=1, help="Fresh processes for each timed cell.")]
-Precision = Annotated[
-    str | None,
-    Option(
-        metavar="5%", help="From 5 processes on, add more until the interval of a time is this narrow; 0 adds none."
-    ),
-]
+Precision = Annotated[str | None, Option(metavar="5%", help="Add processes until intervals are this narrow; 0: none.")]
 DataSet = Annotated[
-    str | None,
-    Option(metavar="NAME", help="Train on digits, cifar10, cifar100, fashion-mnist, an image folder, or none."),
+    str | None, Option(metavar="NAME", help="digits, cifar10, cifar100, fashion-mnist, an image folder, or none.")
 ]
-Recipes = Annotated[
-    str | None, Option(metavar="NAME,...", help="Train by these recipes (vitbench list recipes) or .toml files.")
-]
-Budget = Annotated[
-    str | None, Option(metavar="images=N", help="How long each recipe trains: images=, steps=, epochs= or seconds=.")
-]
+Recipes = Annotated[str | None, Option(metavar="NAME,...", help="Recipes (vitbench list recipes) or .toml files.")]
+Budget = Annotated[str | None, Option(metavar="images=N", help="Of each recipe; or steps=, epochs=, seconds=.")]
 Seeds = Annotated[str | None, Option(metavar="N,...", help="Seeds of the weights, the images and the training.")]
 Timeout = Annotated[float | None, Option(metavar="SECONDS", help="Time limit of each process of a cell.")]
 Quick = Annotated[bool, Option("--quick", help="Fewer samples and a quarter of the training, to try things out.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the cells and a time estimate; measure and download nothing.")]
 Resume = Annotated[Path | None, Option(metavar="DIR", help="Measure the cells of this run folder that have no record.")]
-Retry = Annotated[
-    str | None,
-    Option(metavar="STATUS,...", help="With --resume: repeat cells of these statuses (timeout, killed, ...)."),
-]
+Retry = Annotated[str | None, Option(metavar="STATUS,...", help="With --resume: repeat cells of these statuses.")]
 AllowChangedEnvironment = Annotated[
     bool, Option("--allow-changed-environment", help="With --resume: accept an environment that has changed.")
 ]
@@ -111,11 +96,9 @@ def run(
     allowed: dict[str, Any] = {"allow_import": allow_import, "allow_many_cells": yes}
     with terminate_like_interrupt():
         if resume is not None:
+            allowed["allow_changed_environment"] = allow_changed_environment
             again = options.split_words(retry) or ()
-            changed = allow_changed_environment
-            summary = resume_run(
-                resume, retry=again, allow_changed_environment=changed, progress=make_progress(), **allowed
-            )
+            summary = resume_run(resume, retry=again, progress=make_progress(), **allowed)
         elif dry_run:
             _print_plan(plan_suite(suite, quick=quick, note=note, **allowed, **keys))
             return 0

@@ -19,21 +19,11 @@ vitbench sweep --resume runs/sweep-vit_basic-20260101-120000
 
 Products = Annotated[
     list[str] | None,
-    Option(
-        "--set",
-        metavar="KEY=A,B",
-        help="Each value with each value of the other keys; + joins lists (augment=crop+flip). Repeatable.",
-    ),
+    Option("--set", metavar="KEY=A,B", help="Each value with those of other keys; lists as crop+flip. Repeatable."),
 ]
-Tries = Annotated[
-    list[str] | None, Option("--try", metavar="'KEY=A KEY=B'", help="One setting of several keys. Repeatable.")
-]
+Tries = Annotated[list[str] | None, Option("--try", metavar="'KEY=A KEY=B'", help="One setting. Repeatable.")]
 Seeds = Annotated[str | None, Option(metavar="N,...", help="Train each setting with each of these seeds.")]
-Resume = Annotated[
-    Path | None, Option(metavar="DIR", help="Train what this sweep still lacks. Allowed beside it: --allow-import.")
-]
-#: Options that are no field of a TrainingRequest, or need more than being passed on.
-_OWN = ("model", "data", "recipe", "products", "tries", "seeds", "amp", "validation", "imbalance", "out")
+Resume = Annotated[Path | None, Option(metavar="DIR", help="Train what this sweep still lacks.")]
 
 
 def sweep(
@@ -81,17 +71,12 @@ def sweep(
         summary = sweeps.resume_sweep(Path(resume or ""), make_training_progress, note, allow_import=allow_import)
     else:
         changes = sweeps.expand_settings(products or [], tries or [], _seeds(seeds))
-        fixed = {
-            name: value
-            for name, value in {"validation": validation, "imbalance": imbalance}.items()
-            if value is not None
-        }
+        fixed = options.given(context, "validation", "imbalance")
         for one in changes:
             options.refuse_twice(fixed, one)
-        fields = {name: value for name, value in options.given(context).items() if name not in _OWN}
-        if amp:
-            fields["amp"] = find_device(device).amp_dtype
-        request = TrainingRequest(model=model, data=data, recipe={}, **fields)
+        fields = options.given(context, *TrainingRequest.__dataclass_fields__)
+        fields |= {"data": data, "recipe": {}, "amp": find_device(device).amp_dtype if amp else "off"}
+        request = TrainingRequest(**fields)
         settings = sweeps.plan_sweep(request, recipe, changes, fixed)
         note(f"{len(settings)} trainings")
         summary = sweeps.start_sweep(settings, out, make_training_progress, note)
@@ -102,10 +87,7 @@ def sweep(
 
 
 def _seeds(text: str | None) -> list[int]:
-    try:
-        found = [int(word) for word in (text or "").split(",") if word.strip()]
-    except ValueError:
-        found = [-1]
-    if any(seed < 0 for seed in found):
+    words = options.split_words(text) or []
+    if not all(word.isdecimal() for word in words):
         raise UsageError(f"--seeds {text!r}: give whole numbers from 0, separated by commas")
-    return found
+    return [int(word) for word in words]

@@ -22,34 +22,18 @@ torchrun --nproc-per-node 2 -m vitbench train vit_basic --data digits
 """
 
 Settings = Annotated[
-    list[str] | None,
-    Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe: lr=1e-3, epochs=20. Repeatable."),
+    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Replace a recipe's key: epochs=20. Repeatable.")
 ]
-AmpDtype = Annotated[
-    str | None, Option(metavar="NAME", help="bf16 or fp16 for --amp. [default: fp16 on GPUs, bf16 on the CPU]")
-]
-Seed = Annotated[
-    int | None, Option(metavar="N", min=0, help="Of weights, images and training. [default: the recipe's, else 0]")
-]
-Deterministic = Annotated[
-    bool, Option("--deterministic", help="Only operators that repeat their results exactly (slower on GPUs).")
-]
+AmpDtype = Annotated[str | None, Option(metavar="NAME", help="bf16 or fp16. [default: fp16 on GPUs, bf16 on the CPU]")]
+Seed = Annotated[int | None, Option(metavar="N", min=0, help="Of everything random. [default: the recipe's, else 0]")]
+Deterministic = Annotated[bool, Option("--deterministic", help="Only operators that repeat their results exactly.")]
 Compile = Annotated[bool, Option("--compile", help="torch.compile the model.")]
 ChannelsLast = Annotated[bool, Option("--channels-last", help="Channels-last memory format.")]
-SaveEvery = Annotated[
-    int, Option(metavar="N", min=0, help="Also keep a checkpoint every N epochs, beside last and best.")
-]
+SaveEvery = Annotated[int, Option(metavar="N", min=0, help="Also keep a checkpoint every N epochs.")]
 NoTensorboard = Annotated[bool, Option("--no-tensorboard", help="Write no TensorBoard logs.")]
 Resume = Annotated[
-    Path | None,
-    Option(
-        metavar="DIR",
-        help="Resume the training in this folder. Allowed beside it: --allow-import, and --data or --data-dir if the "
-        "same images have moved.",
-    ),
+    Path | None, Option(metavar="DIR", help="Resume this training; --data and --data-dir say where its images are now.")
 ]
-#: Options that are no field of a TrainingRequest, or need more than being passed on.
-_OWN = ("model", "recipe", "settings", "amp", "amp_dtype", "validation", "imbalance", "no_tensorboard", "out")
 
 
 def train(
@@ -88,49 +72,37 @@ def train(
 
     It starts from random weights, or from those of --weights or --pretrained.
     """
-    if allow_import:
-        options.allow_imports()
     if resume is not None:
-        return _resume(context, resume, allow_import)
-    if model is None:
+        options.refuse_beside_resume(context, "allow_import", "data", "data_dir")
+    elif model is None:
         raise UsageError("Which model? vitbench train MODEL (vitbench list models), or --resume DIR")
     if amp_dtype is not None and (not amp or amp_dtype not in ("bf16", "fp16")):
         raise UsageError(f"--amp-dtype {amp_dtype}: give bf16 or fp16, together with --amp")
+    if allow_import:
+        options.allow_imports()
 
     from vitbench.devices import find_device
     from vitbench.experiments import training
     from vitbench.experiments.training.progress import make_training_progress
     from vitbench.training.recipes import parse_settings
 
+    if resume is not None:
+        moved = options.given(context, "allow_import", "data", "data_dir")
+        return _print_summary(training.resume_training(resume, make_training_progress(), **moved))
     changes = parse_settings(settings or [])
-    held = {
-        name: value for name, value in {"validation": validation, "imbalance": imbalance}.items() if value is not None
-    }
-    options.refuse_twice({**held, "seed": seed}, changes)
-    fields = {name: value for name, value in options.given(context).items() if name not in _OWN}
-    if amp:
-        fields["amp"] = amp_dtype or find_device(device).amp_dtype
-    summary = training.train(
-        model, recipe=recipe, settings={**changes, **held}, tensorboard=not no_tensorboard, out=out,
-        progress=make_training_progress(), **fields,
-    )  # fmt: skip
-    return _print_summary(summary)
-
-
-def _resume(context: Context, folder: Path, allow_import: bool) -> int:
-    from vitbench.experiments.training import resume_training
-    from vitbench.experiments.training.progress import make_training_progress
-
-    options.refuse_beside_resume(context, "allow_import", "data", "data_dir")
-    moved = {name: value for name, value in options.given(context).items() if name in ("data", "data_dir")}
-    return _print_summary(resume_training(folder, make_training_progress(), allow_import=allow_import, **moved))
+    held = options.given(context, "validation", "imbalance")
+    options.refuse_twice([*held, *options.given(context, "seed")], changes)
+    fields = options.given(context, *training.TrainingRequest.__dataclass_fields__)
+    fields |= {"recipe": recipe, "tensorboard": not no_tensorboard}
+    fields["amp"] = (amp_dtype or find_device(device).amp_dtype) if amp else "off"
+    progress = make_training_progress()
+    return _print_summary(training.train(settings={**changes, **held}, out=out, progress=progress, **fields))
 
 
 def _print_summary(summary: TrainingSummary) -> int:
     from vitbench.core.text import one_line
 
-    figures = summary.figures
-    if not figures:
+    if not (figures := summary.figures):
         return 0  # not the first of several processes
 
     def correct(scores: dict[str, float]) -> str:

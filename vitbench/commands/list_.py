@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
+from textwrap import indent
 from typing import Annotated, Any
 
 from typer import Argument
@@ -39,45 +40,42 @@ def list_(
     return 0
 
 
-def list_models() -> list[dict[str, Any]]:
-    """Our own models, by family, with their parameters by the closed form (no torch)."""
-    return [
-        {
-            "model": card.name,
-            "family": card.family,
-            "image_size": format_image_size(card.image_size),
-            "patch": card.patch,
-            "num_classes": card.num_classes,
-            "params": _params(card),
-            "summary": card.summary,
-        }
-        for _, card in model_registry().items()
-    ]
+def _model_row(card: ModelCard, name: str, patch: int | None, params: int | None) -> dict[str, Any]:
+    return {
+        "model": name,
+        "family": card.family,
+        "image_size": format_image_size(card.image_size),
+        "patch": patch,
+        "num_classes": card.num_classes,
+        "params": params,
+        "summary": card.summary,
+    }
 
 
-def _params(card: ModelCard) -> int | None:
-    """By the closed form; None for a model that has none."""
+def _models() -> list[dict[str, Any]]:
+    """Our own models, with their parameters by the closed form where there is one; loads no torch."""
     from vitbench.analysis.closed_form import closed_form
 
-    try:
-        return closed_form(card, card.image_size, card.num_classes).params
-    except Unsupported:
-        return None
+    rows = []
+    for _, card in model_registry().items():
+        try:
+            params = closed_form(card, card.image_size, card.num_classes).params
+        except Unsupported:
+            params = None
+        rows.append(_model_row(card, card.name, card.patch, params))
+    return rows
 
 
-def list_suites() -> list[dict[str, Any]]:
-    """The built-in suites."""
+def _suites() -> list[dict[str, Any]]:
     from vitbench.suites import list_suites, load_suite
 
     suites = [load_suite(name) for name in list_suites()]
     return [{"suite": suite.name, "models": len(suite.models), "description": suite.description} for suite in suites]
 
 
-def list_recipes() -> list[dict[str, Any]]:
-    """The built-in training recipes."""
+def _recipes() -> list[dict[str, Any]]:
     from vitbench.training.recipes import list_recipes, load_recipe
 
-    found = [load_recipe(name) for name in list_recipes()]
     return [
         {
             "recipe": one.name,
@@ -87,26 +85,23 @@ def list_recipes() -> list[dict[str, Any]]:
             "budget": f"{getattr(one, one.budget):g} {one.budget}",
             "description": one.description,
         }
-        for one in found
+        for one in map(load_recipe, list_recipes())
     ]
 
 
-def list_datasets() -> list[dict[str, Any]]:
-    """The data sets that models can be trained on."""
+def _datasets() -> list[dict[str, Any]]:
     from vitbench.training.data.datasets import list_datasets
 
     return [dict(entry) for entry in list_datasets()]
 
 
-def list_devices() -> list[dict[str, Any]]:
-    """The devices of this machine. Loads torch."""
+def _devices() -> list[dict[str, Any]]:
     from vitbench.devices import find_devices, open_device
 
     return [{"device": name, **open_device(name).describe()} for name in find_devices()]
 
 
-def list_metrics() -> list[dict[str, Any]]:
-    """The metrics, what each yields, and the modes of the cells that it applies to."""
+def _metrics() -> list[dict[str, Any]]:
     return [
         {
             "metric": metric.name,
@@ -119,18 +114,14 @@ def list_metrics() -> list[dict[str, Any]]:
 
 
 LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "models": list_models,
-    "suites": list_suites,
-    "recipes": list_recipes,
-    "datasets": list_datasets,
-    "devices": list_devices,
-    "metrics": list_metrics,
-}
+    "models": _models, "suites": _suites, "recipes": _recipes, "datasets": _datasets, "devices": _devices,
+    "metrics": _metrics,
+}  # fmt: skip
 
 
 def things(what: str, pattern: str | None = None) -> list[dict[str, Any]]:
-    """One of LISTS, those whose name matches ``pattern`` (a shell pattern); ``timm:*`` and ``torchvision:*`` patterns
-    list the models of these libraries.
+    """The rows of one of LISTS whose name matches a shell pattern; ``timm:*`` and ``torchvision:*`` list the models of
+    these libraries.
 
     Raises UnknownNameError for anything else, or if nothing matches.
     """
@@ -139,35 +130,17 @@ def things(what: str, pattern: str | None = None) -> list[dict[str, Any]]:
     if pattern is None:
         return LISTS[what]()
     if what == "models" and pattern.startswith(("timm:", "torchvision:")):
-        return _list_external(pattern)
+        from vitbench.models import describe_model
+        from vitbench.models.zoo import match_external
+
+        # without parameters, for which each would have to be built
+        return [_model_row(describe_model(name), name, None, None) for name in match_external(pattern)]
     rows = LISTS[what]()
     key = next(iter(rows[0]))
     found = [row for row in rows if fnmatch.fnmatchcase(row[key], pattern)]
     if not found:
         raise UnknownNameError(key, pattern, [row[key] for row in rows], f"vitbench list {what}")
     return found
-
-
-def _list_external(pattern: str) -> list[dict[str, Any]]:
-    """Names and native sizes only: parameters would take building each. Loads the library."""
-    from vitbench.models import describe_model
-    from vitbench.models.zoo import match_external
-
-    rows = []
-    for name in match_external(pattern):
-        card = describe_model(name)
-        rows.append(
-            {
-                "model": name,
-                "family": card.family,
-                "image_size": format_image_size(card.image_size),
-                "patch": None,
-                "num_classes": card.num_classes,
-                "params": None,
-                "summary": card.summary,
-            }
-        )
-    return rows
 
 
 def to_text(what: str, pattern: str | None = None) -> str:
@@ -178,7 +151,7 @@ def to_text(what: str, pattern: str | None = None) -> str:
     families: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         families.setdefault(row["family"], []).append(row)
-    parts = [f"{family}\n{_indented(_table(members))}" for family, members in families.items()]
+    parts = [f"{family}\n{indent(_table(members), '  ')}" for family, members in families.items()]
     if pattern is None:
         parts.append(
             "Any of timm (timm:vit_tiny_patch16_224) and torchvision (torchvision:vit_b_16), too: "
@@ -190,23 +163,13 @@ def to_text(what: str, pattern: str | None = None) -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
     from tabulate import tabulate
 
-    plain = [
-        {key.replace("_", " "): _plain(key, value) for key, value in row.items() if key != "family"} for row in rows
-    ]
-    return tabulate(plain, headers="keys", tablefmt="plain", disable_numparse=True)
+    texts = [{key.replace("_", " "): _text(key, row[key]) for key in row if key != "family"} for row in rows]
+    return tabulate(texts, headers="keys", tablefmt="plain", disable_numparse=True)
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
-
-
-def _plain(key: str, value: Any) -> str:
+def _text(key: str, value: Any) -> str:
     if value is None:
         return "see vitbench show"
     if key == "params":
         return f"{value / 1e6:.2f} M"
-    if isinstance(value, dict):
-        return ", ".join(value)
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value)
+    return ", ".join(map(str, value)) if isinstance(value, dict | list) else str(value)
