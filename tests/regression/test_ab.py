@@ -31,11 +31,10 @@ from vitbench.devices.cuda import CudaDevice
 from vitbench.devices.mps import MpsDevice
 from vitbench.regression.ab import processes, side
 from vitbench.regression.ab.cells import check_options, choose_cells, choose_suite, make_trials
-from vitbench.regression.ab.output import notes_on
 from vitbench.regression.ab.pairs import BASE, CONTROL, HEAD, Pair, measure_pair
 from vitbench.regression.ab.processes import Side, SideError
 from vitbench.regression.ab.sequential import Rule, weigh
-from vitbench.regression.ab.session import Comparison, _check_own
+from vitbench.regression.ab.session import Comparison, _check_own, notes_on
 from vitbench.regression.ab.verdicts import Trial, judge
 from vitbench.regression.ab.worktrees import InfrastructureError, State, check_out
 from vitbench.regression.change import exit_code

@@ -41,8 +41,8 @@ from vitbench.core.run_folder import read_records
 from vitbench.core.stats.comparisons import holm
 from vitbench.core.stats.intervals import RUN_TO_RUN
 from vitbench.core.stats.relative import Relative, processes_for
-from vitbench.regression.cell_names import cell_names
 from vitbench.regression.change import FINE, INCONCLUSIVE, INFRASTRUCTURE, REGRESSION, Change, exit_code
+from vitbench.regression.change_text import cell_names
 from vitbench.regression.compare import ERROR_RATE, Comparison, compare_runs
 from vitbench.regression.compare.evidence import STAGED, Fractions, LogRatio
 from vitbench.reports.model.runs import Run

@@ -83,8 +83,7 @@ def ab(
 def _measure(
     trials: list[Trial], base: str, head: str, out: Path | None, *, install: bool, max_seconds: float | None, seed: int
 ) -> Comparison:
-    from vitbench.regression.ab.output import write_facts
-    from vitbench.regression.ab.session import Comparison
+    from vitbench.regression.ab.session import Comparison, write_facts
     from vitbench.regression.ab.worktrees import check_out
     from vitbench.runner.folder import new_folder
     from vitbench.runner.run import terminate_like_interrupt
@@ -115,7 +114,7 @@ def _measure(
 
 
 def _publish(comparison: Comparison, output: GateOutput) -> int:
-    from vitbench.regression.ab.output import describe, notes_on, write_report
+    from vitbench.regression.ab.session import describe, notes_on, write_report
 
     changes = comparison.changes
     title = f"{comparison.base.label} → {comparison.head.label}"

@@ -1,14 +1,16 @@
-"""Put a list of changes into words: its headline, which changes a table lists, and the values as a reader sees them.
+"""Put changes into words: the headline, which changes a table lists, values as a reader sees them, names of cells.
 
 ``change_page`` renders these texts; ``history_page`` shows its values the same way.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from vitbench.core.records import Cell
 from vitbench.core.text import one_line
 from vitbench.regression.change import VERDICTS, Change
 from vitbench.reports.format import NOT_ASKED, number, percent
@@ -144,3 +146,29 @@ def _scale(size: float, unit: str) -> tuple[float, str]:
     if unit == "FLOP":
         return (1e-9, "GFLOP") if size >= 1e8 else (1e-6, "MFLOP")
     return 1.0, "" if unit in SILENT_UNITS else unit
+
+
+def cell_names(cells: Iterable[Cell]) -> dict[str, str]:
+    """The label of each cell by id. Cells that share a label also get the fields in which they differ:
+    ``vit_basic 32px b1 cpu fp32 infer threads=2``.
+    """
+    by_label: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        by_label.setdefault(cell.label, {})[cell.id] = cell
+    names = {}
+    for label, group in by_label.items():
+        different = [
+            f.name for f in dataclasses.fields(Cell) if len({str(getattr(cell, f.name)) for cell in group.values()}) > 1
+        ]
+        for cell_id, cell in group.items():
+            names[cell_id] = " ".join([label, *(f"{name}={field_text(cell, name)}" for name in different)])
+    return names
+
+
+def field_text(cell: Cell, name: str) -> str:
+    value = getattr(cell, name)
+    if name == "options":
+        return ",".join(f"{key}={text}" for key, text in value) or "none"
+    if name == "memory_limit" and value is not None:
+        return f"{round(value / 1e6, 1):.10g}MB"
+    return "none" if value is None else str(value)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -25,7 +25,7 @@ from vitbench.core.files import read_json
 from vitbench.core.records import Attention, Cell, Dtype, Mode, format_image_size, parse_image_size
 from vitbench.core.run_folder import write_atomically
 from vitbench.core.text import one_line
-from vitbench.core.validation import Count, Positive, check
+from vitbench.core.validation import Count, Positive, check, parse
 
 SCHEMA = 1
 FORMAT = "vitbench lock"
@@ -188,25 +188,15 @@ def lock_to_text(lock: Lock) -> str:
         "libraries": dict(lock.libraries),
         "models": {one.place.label: _written(one) for one in lock.entries if not one.place.is_run},
         "runs": {one.place.label: _written(one) for one in lock.entries if one.place.is_run},
-        "accepted": [
-            {"pattern": one.pattern, "reason": one.reason, "date": one.date, "changes": list(one.changes)}
-            for one in lock.accepted
-        ],
+        "accepted": [asdict(one) for one in lock.accepted],
     }
     # ASCII only: no character may change the direction of the text that a reviewer sees
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def _written(entry: Entry) -> dict[str, Any]:
-    place = entry.place
-    content: dict[str, Any] = {
-        "model": place.model,
-        "image_size": format_image_size(place.image_size),
-        "num_classes": place.num_classes,
-        "attention": place.attention,
-    }
-    if place.is_run:
-        content |= {"batch_size": place.batch_size, "dtype": place.dtype, "mode": place.mode}
+    content = {key: value for key, value in asdict(entry.place).items() if value}  # a model has no batch size
+    content["image_size"] = format_image_size(entry.place.image_size)
     if entry.failed:
         return {**content, "failed": entry.failed}
     figures = dict(entry.figures)
@@ -215,36 +205,26 @@ def _written(entry: Entry) -> dict[str, Any]:
     return {**content, "figures": figures, **({"absent": dict(entry.absent)} if entry.absent else {})}
 
 
-class _Model(TypedDict):
+class _Entry(TypedDict):
     model: str
     image_size: str
     num_classes: Positive
     attention: Attention
-    figures: NotRequired[dict[str, int | str | dict[str, Any]]]
+    batch_size: NotRequired[Positive]
+    dtype: NotRequired[Dtype]
+    mode: NotRequired[Mode]
+    figures: NotRequired[dict[str, Any]]
     absent: NotRequired[dict[str, str]]
     failed: NotRequired[str]
-
-
-class _Run(_Model):
-    batch_size: Positive
-    dtype: Dtype
-    mode: Mode
-
-
-class _Accepted(TypedDict):
-    pattern: str
-    reason: str
-    date: str
-    changes: list[str]
 
 
 class _Baseline(TypedDict):
     torch: str
     vitbench: str
     libraries: dict[str, str]
-    models: dict[str, _Model]
-    runs: dict[str, _Run]
-    accepted: list[_Accepted]
+    models: dict[str, _Entry]
+    runs: dict[str, _Entry]
+    accepted: list[Accepted]
 
 
 class _StateDict(TypedDict):
@@ -252,7 +232,7 @@ class _StateDict(TypedDict):
     tensors: dict[str, str]
 
 
-_KNOWN_KEYS = set(_Run.__annotations__) | set(_Model.__annotations__)
+_VALUES = {NUMBER: Count, WORDS: str, TABLE: dict[str, Count], STATE_DICT: _StateDict}
 
 
 def read_lock(path: Path) -> Lock:
@@ -266,8 +246,7 @@ def read_lock(path: Path) -> Lock:
         check(content.get("schema"), Count, "schema")
         if content["schema"] > SCHEMA:
             raise ValueError(f"schema {content['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade it")
-        check(content, _Baseline)
-        return _to_lock(content)
+        return _to_lock(parse(content, _Baseline))
     except OSError as error:
         raise LockError(
             f"Baseline {str(path)!r} cannot be read: {error.strerror}. Make one: vitbench snapshot"
@@ -279,74 +258,41 @@ def read_lock(path: Path) -> Lock:
         ) from error
 
 
-def _to_lock(content: Mapping[str, Any]) -> Lock:
-    tables = [(label, one, False) for label, one in content["models"].items()]
-    tables += [(label, one, True) for label, one in content["runs"].items()]
-    places = {label: _to_place(label, one, run) for label, one, run in tables}
-    models = {place for place in places.values() if not place.is_run}
-    for label, place in places.items():
-        if place.of_model not in models:
-            raise ValueError(f"{_quote(label)} is a run of a model that has no entry")
-    entries = [_to_entry(label, one, places[label]) for label, one, _ in tables]
+def _to_lock(content: _Baseline) -> Lock:
+    entries = [_to_entry(label, one) for label, one in {**content["models"], **content["runs"]}.items()]
+    models = {one.place for one in entries if not one.place.is_run}
+    for one in entries:
+        if one.place.of_model not in models:
+            raise ValueError(f"{_quote(one.place.label)} is a run of a model that has no entry")
     return Lock(
         torch=content["torch"],
         vitbench=content["vitbench"],
         libraries=content["libraries"],
         entries=tuple(sorted(entries, key=lambda one: one.place)),
-        accepted=tuple(Accepted(**{**one, "changes": tuple(one["changes"])}) for one in content["accepted"]),
+        accepted=tuple(content["accepted"]),
     )
 
 
-def _to_place(label: str, one: Mapping[str, Any], run: bool) -> Place:
-    unknown = sorted(set(one) - _KNOWN_KEYS)
-    if unknown:
-        raise ValueError(f"{_quote(label)} has {one_line(unknown[0], 80)!r}, which no entry has")
-    more = {key: one[key] for key in ("batch_size", "dtype", "mode")} if run else {}
-    place = Place(
-        model=one["model"],
-        image_size=parse_image_size(one["image_size"]),
-        num_classes=one["num_classes"],
-        attention=one["attention"],
-        **more,
-    )
+def _to_entry(label: str, one: Mapping[str, Any]) -> Entry:
+    names = ("model", "num_classes", "attention", "batch_size", "dtype", "mode")
+    size = parse_image_size(one["image_size"])
+    place = Place(image_size=size, **{name: one[name] for name in names if name in one})
     if place.label != label:
         raise ValueError(f"{_quote(label)} describes {_quote(place.label)}")
-    return place
-
-
-def _to_entry(label: str, one: Mapping[str, Any], place: Place) -> Entry:
-    figures, absent = dict(one.get("figures", {})), one.get("absent", {})
     if one.get("failed"):
-        if figures or absent:
-            raise ValueError(f"{_quote(label)} has both values and a failure")
         return Entry(place=place, failed=one["failed"])
-    metrics = metrics_of(place)
-    for name in (*figures, *absent):
-        if name not in metrics or (name in figures and name in absent):
-            raise ValueError(f"{_quote(label)} has {one_line(name, 80)!r}, which it cannot have")
-    for name, metric in metrics.items():
-        if name in figures:
-            figures[name] = _to_figure(figures[name], metric.kind, f"{_quote(label)}, {name}")
-        elif name not in absent:
-            raise ValueError(f"{_quote(label)} lacks {name}")
+    figures, absent, metrics = dict(one.get("figures", {})), one.get("absent", {}), metrics_of(place)
+    wrong = sorted({*figures, *absent} ^ set(metrics))
+    if wrong:
+        raise ValueError(f"{_quote(label)} {'lacks' if wrong[0] in metrics else 'cannot have'} {wrong[0]}")
+    for name, value in figures.items():
+        where = f"{_quote(label)}, {name}"
+        check(value, _VALUES[metrics[name].kind], where)
+        if metrics[name].kind == STATE_DICT:
+            figures[name] = value["tensors"]
+            if digest(value["tensors"]) != value["digest"]:
+                raise ValueError(f"{where}: the tensors do not match the digest, so one of them has been edited")
     return Entry(place=place, figures=figures, absent=absent)
-
-
-_FIGURES = {
-    NUMBER: Count,
-    WORDS: str,
-    TABLE: dict[str, Count],
-    STATE_DICT: _StateDict,
-}
-
-
-def _to_figure(value: Any, kind: str, where: str) -> Any:
-    check(value, _FIGURES[kind], where)
-    if kind != STATE_DICT:
-        return value
-    if digest(value["tensors"]) != value["digest"]:
-        raise ValueError(f"{where}: the tensors do not match the digest, so one of them has been edited")
-    return value["tensors"]
 
 
 def _quote(label: str) -> str:

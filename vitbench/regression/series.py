@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
-from vitbench.core.records import Cell, Measurement, Record
+from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.estimates import first_stage_of, measurement_estimate
 from vitbench.core.stats.intervals import MIN_PROCESSES, RUN_TO_RUN, Estimate, estimate
 from vitbench.core.stats.relative import estimate_relative, in_quiet_turns, relative_samples
-from vitbench.regression.cell_names import cell_names
+from vitbench.regression.change_text import cell_names
 from vitbench.regression.pytest_benchmark_json import StoredRun, parse_time
 from vitbench.regression.stored_runs import RunFolder, time_of
 from vitbench.suites.thresholds import RELATIVE, STATUS, yields_of
@@ -96,8 +96,9 @@ class Series:
 
 
 class _Reading(NamedTuple):
-    """One point and the series that it belongs to."""
+    """One point, and the series that it belongs to. ``reference``: the reference of a relative time."""
 
+    cell: str
     metric: str
     unit: str
     kind: Kind
@@ -106,27 +107,35 @@ class _Reading(NamedTuple):
     point: Point
 
 
+def _grouped(readings: Iterable[tuple[str, str, _Reading]]) -> list[Series]:
+    """The series of (cell name, model, reading), in order of first appearance."""
+    found: dict[tuple[str, ...], tuple[str, str, list[_Reading]]] = {}
+    for name, model, one in readings:
+        key = (one.cell, one.metric, one.kind, one.machine, one.reference)
+        found.setdefault(key, (name, model, []))[2].append(one)
+    return [
+        Series(
+            cell=name,
+            model=model,
+            metric=group[0].metric,
+            unit=group[0].unit,
+            kind=group[0].kind,
+            machine=group[0].machine,
+            points=tuple(one.point for one in group),
+        )
+        for name, model, group in found.values()
+    ]
+
+
 def series_of_folders(folders: Sequence[RunFolder]) -> list[Series]:
     """The series of run folders (by time), with cells in order of first appearance."""
     names = cell_names(record.cell for folder in folders for record in folder.records)
-    found: dict[tuple[str, str, Kind, str, str], tuple[Cell, str, list[Point]]] = {}
-    for folder in folders:
-        for record in folder.records:
-            for one in _readings(record, folder):
-                key = (record.cell.id, one.metric, one.kind, one.machine, one.reference)
-                found.setdefault(key, (record.cell, one.unit, []))[2].append(one.point)
-    return [
-        Series(
-            cell=names[cell.id],
-            model=cell.model,
-            metric=metric,
-            unit=unit,
-            kind=kind,
-            machine=machine,
-            points=tuple(points),
-        )
-        for (_, metric, kind, machine, _), (cell, unit, points) in found.items()
-    ]
+    return _grouped(
+        (names[record.cell.id], record.cell.model, one)
+        for folder in folders
+        for record in folder.records
+        for one in _readings(record, folder)
+    )
 
 
 def _readings(record: Record, folder: RunFolder) -> Iterator[_Reading]:
@@ -141,7 +150,7 @@ def _readings(record: Record, folder: RunFolder) -> Iterator[_Reading]:
     machine = machine_of(described, record.cell.device)
     status = record.status if record.status == "ok" or not record.cause else f"{record.status} ({record.cause})"
     # what fits into memory depends on the machine
-    yield _Reading(STATUS, "", "exact", machine, "", Point(moment=moment, value=status))
+    yield _Reading(record.cell.id, STATUS, "", "exact", machine, "", Point(moment=moment, value=status))
     for one in record.measurements:
         if one.status == "ok" and any(one.samples):
             yield from _readings_of(record, one, moment, machine)
@@ -161,7 +170,9 @@ def _readings_of(record: Record, one: Measurement, moment: Moment, machine: str)
                 deviation=_relative_deviation(relative),
             )
             # times over different references are different series, as in comparisons
-            yield _Reading(RELATIVE + one.metric, "× reference", "relative", machine, one.reference, point)
+            yield _Reading(
+                record.cell.id, RELATIVE + one.metric, "× reference", "relative", machine, one.reference, point
+            )
     value = measurement_estimate(record, one)
     if value is None:
         return
@@ -173,7 +184,7 @@ def _readings_of(record: Record, one: Measurement, moment: Moment, machine: str)
             kind = "shown"
     counted = kind == "exact" and not one.executed
     point = Point(moment=moment, value=value.value, low=value.low, high=value.high, deviation=deviation)
-    yield _Reading(one.metric, one.unit, kind, "" if counted else machine, "", point)
+    yield _Reading(record.cell.id, one.metric, one.unit, kind, "" if counted else machine, "", point)
 
 
 def kind_of(metric: str) -> Kind:
@@ -248,27 +259,17 @@ def _conditions(session: Mapping[str, Any], described: Mapping[str, Any]) -> dic
 
 def series_of_stored(runs: Sequence[StoredRun]) -> list[Series]:
     """The series of pytest-benchmark's files (by time): medians, and the exact values in ``extra_info``."""
-    found: dict[tuple[str, str, Kind, str], list[Point]] = {}
-    for run in runs:
-        moment = Moment(run=run.name, at=run.at, commit=run.commit, conditions=_stored_conditions(run.machine))
-        machine = _stored_machine(run.machine)
-        for one in run.benchmarks:
-            found.setdefault((one.name, "median", "shown", machine), []).append(Point(moment=moment, value=one.median))
-            for key, value in one.extra.items():
-                if kind_of(key) == "exact" or key in STORED_EXACT:
-                    found.setdefault((one.name, key, "exact", ""), []).append(Point(moment=moment, value=value))
-    return [
-        Series(
-            cell=name,
-            model=name,
-            metric=metric,
-            unit="s" if metric == "median" else "",
-            kind=kind,
-            machine=machine,
-            points=tuple(points),
-        )
-        for (name, metric, kind, machine), points in found.items()
-    ]
+    return _grouped((one.cell, one.cell, one) for run in runs for one in _stored_readings(run))
+
+
+def _stored_readings(run: StoredRun) -> Iterator[_Reading]:
+    moment = Moment(run=run.name, at=run.at, commit=run.commit, conditions=_stored_conditions(run.machine))
+    machine = _stored_machine(run.machine)
+    for one in run.benchmarks:
+        yield _Reading(one.name, "median", "s", "shown", machine, "", Point(moment=moment, value=one.median))
+        for key, value in one.extra.items():
+            if kind_of(key) == "exact" or key in STORED_EXACT:
+                yield _Reading(one.name, key, "", "exact", "", "", Point(moment=moment, value=value))
 
 
 def _stored_machine(machine: Mapping[str, Any]) -> str:

@@ -2,5 +2,5 @@
 
 From top to bottom: ``cells`` chooses what to compare, ``worktrees`` checks both commits out, ``session`` measures pair
 after pair (``pairs``) in processes of both sides (``processes`` starts them, ``side`` runs in them), ``verdicts``
-judges the pairs (``sequential`` holds the statistics), and ``output`` writes what was found.
+judges the pairs (``sequential`` holds the statistics), and ``session`` writes the files.
 """

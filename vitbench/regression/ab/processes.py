@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.executors.launcher import worker_environment
+from vitbench.regression.ab.side import Line
 from vitbench.regression.ab.worktrees import InfrastructureError, State
 
 SIDE = Path(__file__).with_name("side.py")
@@ -39,40 +40,6 @@ class SideError(Exception):
     def __init__(self, side: str, reason: str) -> None:
         super().__init__(f"{side}: {reason}")
         self.side = side
-
-
-class Line:
-    """A connection that carries one JSON object a line."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection = connection
-        self._left = b""  # received behind the last line
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Send a message. Raises OSError if the connection has ended."""
-        self._connection.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self, limit_s: float) -> dict[str, Any]:
-        """The next object. Raises TimeoutError after ``limit_s``, and ValueError for other content or the connection's
-        end.
-        """
-        deadline = time.monotonic() + limit_s
-        while b"\n" not in self._left:
-            self._connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            part = self._connection.recv(65536)
-            if not part:
-                raise ValueError("the connection ended")
-            self._left += part
-        text, _, self._left = self._left.partition(b"\n")
-        event = json.loads(text)
-        if not isinstance(event, dict):
-            raise ValueError("not an object")
-        return event
-
-    def close(self) -> None:
-        """End the connection."""
-        self._connection.close()
 
 
 class Side:
@@ -134,7 +101,7 @@ class Side:
                 continue
             line = Line(connection)
             try:
-                hello = line.receive(_HELLO_S)
+                hello = line.receive(_HELLO_S) or {}
             except (OSError, ValueError):
                 hello = {}
             if hello.get("token") in self._expected:  # any program on this machine may connect
@@ -207,7 +174,7 @@ class Process:
         """One turn of about ``seconds``. Raises SideError if it fails, dies or hangs."""
         assert self._line is not None
         try:
-            self._line.send({"turn": seconds})
+            self._line.send(turn=seconds)
         except OSError as error:
             raise SideError(self._side.state.name, f"the process died; {self._side.last_line()}") from error
         return self._event(max(TURN_LIMIT_S, SLOWER * self.seconds))
@@ -230,10 +197,12 @@ class Process:
             event = self._line.receive(limit_s)
         except TimeoutError:
             raise SideError(name, f"it hangs: no answer within {limit_s:.0f} s") from None
-        except (OSError, ValueError) as error:
-            raise SideError(name, f"the process died; {self._side.last_line()}") from error
+        except (OSError, ValueError):
+            event = None
+        if event is None:
+            raise SideError(name, f"the process died; {self._side.last_line()}")
         if event.get("event") == "failed":
             if event.get("infrastructure"):
                 raise InfrastructureError(f"{name}: {event.get('reason')} ({self._side.state.python})")
             raise SideError(name, str(event.get("reason")))
-        return event
+        return dict(event)

@@ -41,20 +41,32 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Line:
-    """A connection that carries one JSON object a line."""
+    """A connection that carries one JSON object a line. The runner uses it as well."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self._file = connection.makefile("r", encoding="utf-8")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection = connection
+        self._rest = b""  # received behind the last line
 
-    def send(self, **event: object) -> None:
-        """Send an event."""
-        self._socket.sendall(json.dumps(event).encode() + b"\n")
+    def send(self, **message: object) -> None:
+        """Send a message. Raises OSError if the connection has ended."""
+        self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self) -> Any:
-        """The next request; None after the runner has ended."""
-        line = self._file.readline()
-        return json.loads(line) if line else None
+    def receive(self, limit_s: float | None = None) -> Any:
+        """The next message; None at the end of the connection. Raises TimeoutError after ``limit_s``."""
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        while b"\n" not in self._rest:
+            self._connection.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+            part = self._connection.recv(65536)
+            if not part:
+                return None
+            self._rest += part
+        text, _, self._rest = self._rest.partition(b"\n")
+        return json.loads(text)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
 
 
 def build(cell: dict[str, Any]) -> Any:
@@ -244,8 +256,6 @@ def heads_of(output: Any) -> list[Any]:
 def run_request(request: dict[str, Any]) -> None:
     """Connect and do what the request asks; report a failure in one line."""
     with socket.create_connection(("127.0.0.1", request["port"]), timeout=CONNECT_S) as connection:
-        connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         line = Line(connection)
         line.send(event="hello", token=request["token"], pid=os.getpid())
         try:
