@@ -120,7 +120,7 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
 
 def _measure_module(model: torch.nn.Module, size: tuple[int, int], content: dict[str, Any]) -> Record:
     from vitbench.metrics import Budget
-    from vitbench.metrics.support.caller import caller_state_kept, subject_of
+    from vitbench.metrics.support.in_process import caller_state_kept, subject_of
     from vitbench.runner.outcomes import metrics_by_process
     from vitbench.suites import make_suite
 

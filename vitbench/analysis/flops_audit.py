@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitbench.analysis.closed_form import ClosedForm, closed_form
-from vitbench.analysis.inspection import check_request, expand_names, inspect_model
+from vitbench.analysis.model_summary import check_request, expand_names, inspect_model
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import ATTENTIONS
 from vitbench.metrics import Subject
-from vitbench.metrics.flops import Executed, execute, needs_values, real_model
+from vitbench.metrics.flops import execute, executed_method, needs_values, real_model
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
 from vitbench.models.cards import ModelCard
 
@@ -118,15 +118,16 @@ def _execute(subject: Subject, needed: str) -> dict[str, Any]:
     from vitbench.analysis.flops import OperatorCounter
 
     images = [counter.counts for counter in execute(subject, OperatorCounter)]
-    executed = Executed(flops=tuple(counts.flops for counts in images))
-    return _mean_counts(images) | {
-        "method": f"operators {executed.method}, torch {torch.__version__}",
+    flops = [counts.flops for counts in images]
+    found = _mean_counts(images)
+    return found | {
+        "method": f"operators {executed_method(flops)}, torch {torch.__version__}",
         "executed": {
             "pictures": len(images),
-            "min": min(executed.flops),
-            "mean": executed.mean,
-            "max": max(executed.flops),
-            "flops": list(executed.flops),
+            "min": min(flops),
+            "mean": found["flops"],
+            "max": max(flops),
+            "flops": flops,
             "reason": needed,
         },
         "fused_attention_flops": None,
@@ -135,7 +136,7 @@ def _execute(subject: Subject, needed: str) -> dict[str, Any]:
 
 
 def _mean_counts(images: Sequence[Counts]) -> dict[str, Any]:
-    flops = Executed(flops=tuple(counts.flops for counts in images)).mean
+    flops = round(sum(counts.flops for counts in images) / len(images))
     without = sum((Counter(counts.without_formula) for counts in images), Counter[str]())
     return {
         "flops": flops,

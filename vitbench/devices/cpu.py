@@ -13,7 +13,7 @@ from typing import Any
 from vitbench.core.errors import Unsupported
 from vitbench.core.registry import DEVICES
 from vitbench.devices.base import Device, parse_kibibytes
-from vitbench.devices.host.memory import PROC_SELF, available_memory
+from vitbench.devices.host.memory import PROC_SELF, available_memory, text_of
 
 POWERCAP = Path("/sys/class/powercap")
 
@@ -162,7 +162,7 @@ class RaplCounter:
     def __init__(self, root: Path) -> None:
         zones = [path for path in sorted(root.glob("intel-rapl:*")) if path.name.count(":") == 1]
         # psys counts the whole board, including the packages
-        self._packages = [path for path in zones if _zone_name(path) != "psys"]
+        self._packages = [path for path in zones if text_of(path / "name") != "psys"]
         if not self._packages:
             raise Unsupported("this system counts no energy (no RAPL under /sys/class/powercap)")
         self._last = [self._read(path, "energy_uj") for path in self._packages]
@@ -188,13 +188,6 @@ class RaplCounter:
             ) from None
         except (OSError, ValueError) as error:
             raise Unsupported(f"{path.name}/{name} cannot be read: {error}") from error
-
-
-def _zone_name(path: Path) -> str:
-    try:
-        return (path / "name").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _has_high_water_mark() -> bool:

@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitbench.core.errors import Unsupported
@@ -68,24 +67,11 @@ def _depends_on_data(library: str, name: str) -> bool:
     return bool(tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Executed:
-    """``flops``: of each image, in the order in which they were drawn."""
-
-    flops: tuple[int, ...]
-
-    @property
-    def mean(self) -> int:
-        """Of all images, rounded to a whole FLOP."""
-        return round(sum(self.flops) / len(self.flops))
-
-    @property
-    def method(self) -> str:
-        """How it was counted, with the minimum and maximum of the images."""
-        return (
-            f"executed on the CPU, mean of {len(self.flops)} pictures of random numbers, "
-            f"from {min(self.flops)} to {max(self.flops)} FLOPs"
-        )
+def executed_method(flops: Sequence[int]) -> str:
+    """How the FLOPs of several images were counted, with their minimum and maximum."""
+    return (
+        f"executed on the CPU, mean of {len(flops)} pictures of random numbers, from {min(flops)} to {max(flops)} FLOPs"
+    )
 
 
 def execute(subject: Subject, make_counter: Callable[[], Counter]) -> Sequence[Counter]:
@@ -171,9 +157,9 @@ def measure_flops(subject: Subject) -> Iterator[Measurement]:
             depends = True
     if depends:
         counters = execute(subject, lambda: FlopCounterMode(display=False))
-        executed = Executed(flops=tuple(counter.get_total_flops() for counter in counters))
-        flops, how = executed.mean, executed.method
-        detail = f"min {min(executed.flops)}, max {max(executed.flops)} FLOPs, {_weights_of(subject.cell)}"
+        each = [counter.get_total_flops() for counter in counters]
+        flops, how = round(sum(each) / len(each)), executed_method(each)
+        detail = f"min {min(each)}, max {max(each)} FLOPs, {_weights_of(subject.cell)}"
     else:
         flops, how, detail = on_meta.get_total_flops(), "on meta", ""
     method = f"FlopCounterMode {how}, batch of 1, torch {torch.__version__}"

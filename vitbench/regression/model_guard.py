@@ -53,7 +53,7 @@ def open_subject(model: torch.nn.Module | str, arguments: Mapping[str, Any]) -> 
     are then as before. Raises UsageError for a missing or wrong size, an unknown model or device.
     """
     from vitbench.devices import find_device
-    from vitbench.metrics.support.caller import caller_state_kept, subject_of
+    from vitbench.metrics.support.in_process import caller_state_kept, subject_of
     from vitbench.models import build_model
     from vitbench.models.cards import is_external, model_registry
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import vitbench
 from vitbench.devices.cpu import command_output, processor_name
-from vitbench.devices.host.memory import cgroup_folders, memory_limit_of_container
+from vitbench.devices.host.memory import cgroup_folders, memory_limit_of_container, text_of
 
 LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop", "numpy", "scikit-learn")
 #: Set by torch itself; a path, not a switch.
@@ -109,7 +109,7 @@ def instruction_sets() -> list[str]:
         text = command_output("sysctl", "-a")
         found = re.findall(r"^hw\.optional\.(?:arm\.)?(\w+): 1$", text, re.MULTILINE)
         return sorted(name.lower() for name in found if _VECTOR.match(name.lower()))
-    text = _text_of(Path("/proc/cpuinfo")) or ""
+    text = text_of(Path("/proc/cpuinfo")) or ""
     flags = re.search(r"^(flags|Features)\s*:(.*)$", text, re.MULTILINE)
     vectors = {flag for flag in (flags[2].split() if flags else []) if _VECTOR.match(flag)}
     # ARM's sme multiplies matrices, x86's encrypts memory
@@ -125,10 +125,10 @@ def describe_power() -> dict[str, Any]:
     if hasattr(psutil, "sensors_battery"):
         with contextlib.suppress(OSError, RuntimeError, AttributeError):
             battery = psutil.sensors_battery()
-    no_turbo, boost = _text_of(cpu / "intel_pstate" / "no_turbo"), _text_of(cpu / "cpufreq" / "boost")
+    no_turbo, boost = text_of(cpu / "intel_pstate" / "no_turbo"), text_of(cpu / "cpufreq" / "boost")
     return {
-        "governor": _text_of(cpu / "cpu0" / "cpufreq" / "scaling_governor"),
-        "energy_preference": _text_of(cpu / "cpu0" / "cpufreq" / "energy_performance_preference"),
+        "governor": text_of(cpu / "cpu0" / "cpufreq" / "scaling_governor"),
+        "energy_preference": text_of(cpu / "cpu0" / "cpufreq" / "energy_performance_preference"),
         "turbo": no_turbo == "0" if no_turbo else (boost == "1" if boost else None),
         "on_battery": None if battery is None or battery.power_plugged is None else not battery.power_plugged,
         "battery_saver": _battery_saver(),
@@ -216,7 +216,7 @@ _VECTOR = re.compile(r"(s?sse\d|avx|fma$|f16c|amx|neon|asimd|sve|sme(?!p)|bf16|f
 
 def _battery_saver() -> bool | None:
     """macOS' low power mode or Linux' power profile; None if neither is reported."""
-    profile = _text_of(Path("/sys/firmware/acpi/platform_profile"))
+    profile = text_of(Path("/sys/firmware/acpi/platform_profile"))
     if profile is not None:
         return profile in ("low-power", "quiet", "cool")
     if sys.platform != "darwin":
@@ -227,25 +227,18 @@ def _battery_saver() -> bool | None:
 
 def _is_virtual_machine() -> bool | None:
     """Whether the processor reports a hypervisor (Linux on x86); None if it does not report any flags."""
-    flags = re.search(r"^flags\s*:(.*)$", _text_of(Path("/proc/cpuinfo")) or "", re.MULTILINE)
+    flags = re.search(r"^flags\s*:(.*)$", text_of(Path("/proc/cpuinfo")) or "", re.MULTILINE)
     return "hypervisor" in flags[1].split() if flags else None
 
 
 def _hyperthreading() -> bool | None:
-    active = _text_of(Path("/sys/devices/system/cpu/smt/active"))
+    active = text_of(Path("/sys/devices/system/cpu/smt/active"))
     return None if active is None else active == "1"
 
 
 def _chosen(path: Path) -> str | None:
     """``always [madvise] never`` -> ``madvise``."""
-    return _found(r"\[(\w+)\]", _text_of(path) or "")
-
-
-def _text_of(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
+    return _found(r"\[(\w+)\]", text_of(path) or "")
 
 
 def _found(pattern: str, text: str) -> str | None:

@@ -68,7 +68,7 @@ class LoadWatch:
         wall = max(time.perf_counter() - self._begin, 1e-9)
         busy, steal = _system_seconds()
         own = _rise(self._own, _own_seconds())
-        gpu = _ask_gpu(gpu_state, self._device)
+        clock, temperature = _ask_gpu(gpu_state, self._device) or (None, None)
 
         def share(before: float | None, after: float | None) -> float | None:
             return None if before is None or after is None else round((after - before) / wall, 4)
@@ -78,8 +78,8 @@ class LoadWatch:
             cpu_steal=share(self._steal, steal),
             cpu_frequency=_frequency(),
             cpu_temperature=_temperature(),
-            gpu_clock=gpu.clock if gpu else None,
-            gpu_temperature=gpu.temperature if gpu else None,
+            gpu_clock=clock,
+            gpu_temperature=temperature,
             gpu_slowed=share(self._slowed, _ask_gpu(slowed_seconds, self._device)),
         )
 
@@ -141,22 +141,17 @@ def _ask_gpu(ask: Callable[[int], T], device: str) -> T | None:
 def _frequency() -> float | None:
     import psutil
 
-    try:
+    with contextlib.suppress(OSError, RuntimeError, NotImplementedError, AttributeError):
         found = psutil.cpu_freq()
-    except (OSError, RuntimeError, NotImplementedError, AttributeError):
-        return None
-    return float(found.current) * 1e6 if found and found.current else None
+        return float(found.current) * 1e6 if found and found.current else None
+    return None
 
 
 def _temperature() -> float | None:
     import psutil
 
-    read = getattr(psutil, "sensors_temperatures", None)
-    if read is None:
-        return None
-    try:
-        sensors = read()
-    except (OSError, RuntimeError):
-        return None
-    hottest = [entry.current for name in _PROCESSOR_SENSORS for entry in sensors.get(name, []) if entry.current]
-    return float(max(hottest)) if hottest else None
+    with contextlib.suppress(OSError, RuntimeError, AttributeError):  # not every system has sensors
+        sensors = psutil.sensors_temperatures()
+        hottest = [entry.current for name in _PROCESSOR_SENSORS for entry in sensors.get(name, []) if entry.current]
+        return float(max(hottest)) if hottest else None
+    return None

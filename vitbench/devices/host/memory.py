@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from pathlib import Path
 
@@ -19,10 +18,9 @@ def cgroup_folders(controller: str) -> list[Path]:
     groups above it, up to the mount (cgroup v2, then v1). In a container that is mostly its own.
     """
     groups = {"": "", controller: ""}
-    with contextlib.suppress(OSError):
-        for line in (PROC_SELF / "cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            groups |= {name: group for name in controllers.split(",") if name in groups}
+    for line in (text_of(PROC_SELF / "cgroup") or "").splitlines():
+        _, controllers, group = line.split(":", 2)
+        groups |= {name: group for name in controllers.split(",") if name in groups}
     found = []
     for name, group in groups.items():
         parts = [part for part in group.split("/") if part not in ("", "..")]
@@ -36,13 +34,18 @@ def memory_limit_of_container() -> int | None:
     return min((limit for limit in map(_limit_in, cgroup_folders("memory")) if limit is not None), default=None)
 
 
+def text_of(path: Path) -> str | None:
+    """A file of the kernel without surrounding space; None if it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def _limit_in(folder: Path) -> int | None:
     for name in ("memory.max", "memory.limit_in_bytes"):
-        try:
-            text = (folder / name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 1 << 60:  # v1 says "no limit" as a huge number
+        text = text_of(folder / name) or ""
+        if text.isdigit() and int(text) < 1 << 60:  # v1 states "no limit" as a huge number
             return int(text)
     return None
 
@@ -65,23 +68,12 @@ def _used_in(folder: Path) -> int:
     """
     # v1 counts child groups only with a prefix
     for name, prefix in (("memory.current", ""), ("memory.usage_in_bytes", "total_")):
-        try:
-            used = int((folder / name).read_text())
-        except (OSError, ValueError):
-            continue
-        return max(used - _file_cache(folder / "memory.stat", prefix), 0)
+        used = text_of(folder / name) or ""
+        if used.isdigit():
+            stat = text_of(folder / "memory.stat") or ""
+            cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", stat, re.MULTILINE)
+            return max(int(used) - sum(map(int, cached)), 0)
     return 0
-
-
-def _file_cache(path: Path, prefix: str) -> int:
-    """Bytes of file pages in a cgroup's memory.stat; 0 for what it does not report."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    wanted = {f"{prefix}active_file", f"{prefix}inactive_file"}
-    found = (line.split() for line in lines)
-    return sum(int(words[1]) for words in found if len(words) == 2 and words[0] in wanted and words[1].isdigit())
 
 
 def oom_kill_count() -> int | None:
@@ -91,8 +83,7 @@ def oom_kill_count() -> int | None:
     """
     for folder in cgroup_folders("memory"):
         for name in ("memory.events", "memory.oom_control"):
-            with contextlib.suppress(OSError):
-                found = re.search(r"^oom_kill (\d+)$", (folder / name).read_text(), re.MULTILINE)
-                if found:
-                    return int(found[1])
+            found = re.search(r"^oom_kill (\d+)$", text_of(folder / name) or "", re.MULTILINE)
+            if found:
+                return int(found[1])
     return None

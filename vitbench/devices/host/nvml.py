@@ -6,25 +6,18 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from vitbench.core.errors import Unsupported
 
 
-@dataclass(frozen=True)
-class GpuState:
-    """Clock of the multiprocessors in Hz, temperature in degrees Celsius."""
-
-    clock: float
-    temperature: float
-
-
-def gpu_state(index: int) -> GpuState:
-    """The state of the GPU that torch calls ``cuda:index``, now. Raises Unsupported if it cannot be read."""
+def gpu_state(index: int) -> tuple[float, float]:
+    """Clock (Hz) and temperature (degrees Celsius) now of the GPU that torch calls ``cuda:index``. Raises Unsupported
+    if they cannot be read.
+    """
     with _gpu(index, "does not report its state") as (nvml, handle):
         clock = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6
-        return GpuState(float(clock), float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)))
+        return float(clock), float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
 
 
 def slowed_seconds(index: int) -> float:

@@ -5,8 +5,9 @@ Loads torch only when it is called: the runner imports the types.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,12 @@ from vitbench.core.errors import Unsupported
 from vitbench.core.records import Cell, Measurement
 from vitbench.core.registry import METRICS
 from vitbench.devices import Failure, open_device
-from vitbench.metrics.support.subject import Subject
+from vitbench.metrics.support.subject import Budget, Subject
 from vitbench.models.cards import PRETRAINED, Claim, is_external
 from vitbench.models.tracebacks import model_places, with_places
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -56,7 +58,7 @@ def make_subject(cell: Cell, weights: WeightsFile | None = None) -> Subject:
     """The cell as its metrics see it. Building its model raises CheckpointError if ``weights`` do not fit it."""
     import torch
 
-    from vitbench.models import build_model, describe_model, use_attention
+    from vitbench.models import build_model, describe_model
 
     def build() -> torch.nn.Module:
         torch.manual_seed(cell.seed)  # the same weights in each process of a cell
@@ -71,13 +73,42 @@ def make_subject(cell: Cell, weights: WeightsFile | None = None) -> Subject:
             subject.weights_note = "its head left out, a random one in its place"
         return model
 
-    subject = Subject(
+    subject = subject_of(cell, build)
+    return subject
+
+
+def subject_of(cell: Cell, build: Callable[[], torch.nn.Module], budget: Budget | None = None) -> Subject:
+    """The subject of a cell. ``build`` makes the module to measure: a new one, or a copy of the caller's, as training
+    steps, casts and moves change it.
+    """
+    from vitbench.models import use_attention
+
+    return Subject(
         cell=cell,
         device=open_device(cell.device),
         build=build,
-        attention=lambda model: use_attention(model, cell.attention),
+        attention=lambda copied: use_attention(copied, cell.attention),
+        budget=budget or Budget(),
     )
-    return subject
+
+
+@contextlib.contextmanager
+def caller_state_kept(cell: Cell) -> Iterator[None]:
+    """Use ``cell``'s threads and seed inside; restore threads and random generators afterwards, also the device's."""
+    import torch
+
+    kind = cell.device.partition(":")[0]
+    threads = torch.get_num_threads()
+    on_mps = torch.mps.get_rng_state() if kind == "mps" else None
+    torch.set_num_threads(cell.threads)
+    try:
+        with torch.random.fork_rng(devices=[cell.device] if kind == "cuda" else []):
+            torch.manual_seed(cell.seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if on_mps is not None:
+            torch.mps.set_rng_state(on_mps)
 
 
 def run_metric(name: str, subject: Subject) -> Iterator[Measurement]:
