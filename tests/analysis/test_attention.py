@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from vitbench.analysis.attention import (
     AttentionMap,
     attention_maps,
-    capture_attention,
     kept_stages,
     rollout,
     rollout_over_patches,
@@ -23,6 +22,17 @@ from vitbench.analysis.attention import (
 )
 from vitbench.core.errors import Unsupported
 from vitbench.models import build_model, use_attention
+
+
+def capture_attention(model: nn.Module, images: Tensor) -> tuple[Any, list[AttentionMap]]:
+    """What the model returned in the pass that gave its maps, and the maps."""
+    outputs: list[Any] = []
+    hook = model.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        maps = attention_maps(model, images)
+    finally:
+        hook.remove()
+    return outputs[-1], maps
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

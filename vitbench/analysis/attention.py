@@ -105,20 +105,12 @@ def attention_maps(model: nn.Module, images: Tensor) -> list[AttentionMap]:
         Unsupported: the model has no attention between the patches of the whole image, but within windows, between
             channels, or from some tokens to others.
     """
-    return capture_attention(model, images)[1]
-
-
-def capture_attention(model: nn.Module, images: Tensor) -> tuple[Any, list[AttentionMap]]:
-    """What ``model(images)`` returns, and the maps; see ``attention_maps``.
-
-    Outputs are those of the ordinary pass, up to rounding where ``nn.MultiheadAttention`` would take its fast path.
-    """
     model = getattr(model, "_orig_mod", model)  # compiled code hides its calls
     recorder = _Recorder(model, images)
     # no_grad and not inference_mode: a tensor that a module caches must stay usable for training
     with evaluating(model), without_fast_path(), recorder.following(model), torch.no_grad(), recorder:
-        output = model(images)
-    return output, _locate(model, images, recorder.events)
+        model(images)
+    return _locate(model, images, recorder.events)
 
 
 def rollout(maps: Sequence[AttentionMap], *, heads: Literal["mean", "max"] = "mean") -> Tensor:

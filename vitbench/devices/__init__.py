@@ -10,18 +10,9 @@ import pkgutil
 
 from vitbench.core.errors import DeviceError
 from vitbench.core.registry import DEVICES
-from vitbench.devices.base import Device, Failure, split_name
-
-__all__ = [
-    "Device",
-    "Failure",
-    "canonical_device_name",
-    "check_device_name",
-    "find_device",
-    "find_devices",
-    "open_device",
-    "split_name",
-]
+from vitbench.devices.base import Device as Device
+from vitbench.devices.base import Failure as Failure
+from vitbench.devices.base import split_name as split_name
 
 for _module in pkgutil.iter_modules(__path__):  # a new file here is a new device, with nothing else to change
     importlib.import_module(f"{__name__}.{_module.name}")
