@@ -166,11 +166,6 @@ def _mean(total: int, count: int) -> float:
     return total / count if total % count else total // count
 
 
-def _no_comparison() -> dict[str, Any]:
-    reason = "not asked: it would trace another image, and this model's FLOPs depend on the image"
-    return {tool: {"reason": reason} for tool in ("fvcore", "thop")}
-
-
 def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
     """Forward and backward FLOPs of a training step, for one image of a batch of two; or why they are unavailable."""
     from vitbench.analysis.flops import count_training_step
@@ -196,7 +191,6 @@ def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any
 
 def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
     """fvcore and thop on a real model: what each counts, misses and adds, and the rest that this does not explain."""
-
     from vitbench.analysis.layers import describe_layers
 
     with subject.on_meta(1) as (model, images):

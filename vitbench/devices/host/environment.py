@@ -21,6 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import vitbench
 from vitbench.devices.cpu import command_output, processor_name
 from vitbench.devices.host.memory import cgroup_folders, memory_limit_of_container, text_of
@@ -46,8 +48,6 @@ _NAMES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"
 
 def describe_system() -> dict[str, Any]:
     """Machine and system without loading torch: processor, cores, memory in bytes, system, Python, variables."""
-    import psutil
-
     return {
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
@@ -118,8 +118,6 @@ def instruction_sets() -> list[str]:
 
 def describe_power() -> dict[str, Any]:
     """What changes the clock besides the work: governor, turbo, battery, battery saver; None if not reported."""
-    import psutil
-
     cpu = Path("/sys/devices/system/cpu")
     battery = None
     if hasattr(psutil, "sensors_battery"):
@@ -198,8 +196,6 @@ def usable_cores() -> int:
 
 def default_threads() -> int:
     """Threads of a cell without a setting: the usable physical cores, as torch itself chooses."""
-    import psutil
-
     return max(1, min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores()))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+import psutil
+
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Measurement
 from vitbench.devices import split_name
@@ -96,8 +98,6 @@ def load_measurements(loads: list[Load]) -> list[Measurement]:
 
 def _system_seconds() -> tuple[float, float | None]:
     """Seconds that all cores have been busy, and that were stolen (None if the system does not report them)."""
-    import psutil
-
     times = psutil.cpu_times()
     busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
     return busy, getattr(times, "steal", None)
@@ -107,8 +107,6 @@ def _own_seconds() -> dict[int, tuple[float, float]]:
     """CPU seconds of this process and each living descendant, by process id: its own, and those of its ended children
     (0 where the system does not report them).
     """
-    import psutil
-
     found = {}
     this = psutil.Process()
     for process in (this, *this.children(recursive=True)):
@@ -139,8 +137,6 @@ def _ask_gpu(ask: Callable[[int], T], device: str) -> T | None:
 
 
 def _frequency() -> float | None:
-    import psutil
-
     with contextlib.suppress(OSError, RuntimeError, NotImplementedError, AttributeError):
         found = psutil.cpu_freq()
         return float(found.current) * 1e6 if found and found.current else None
@@ -148,8 +144,6 @@ def _frequency() -> float | None:
 
 
 def _temperature() -> float | None:
-    import psutil
-
     with contextlib.suppress(OSError, RuntimeError, AttributeError):  # not every system has sensors
         sensors = psutil.sensors_temperatures()
         hottest = [entry.current for name in _PROCESSOR_SENSORS for entry in sensors.get(name, []) if entry.current]
