@@ -42,8 +42,7 @@ from vitbench.experiments.attention_figures import (
     scale_of,
 )
 from vitbench.experiments.images import images_of_data
-from vitbench.experiments.open_model import open_trained
-from vitbench.experiments.request import DataRequest, ModelRequest
+from vitbench.experiments.open_model import DataRequest, ModelRequest, open_trained
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.training.augmentation.augment import normalise
@@ -300,7 +299,7 @@ def test_text_and_json_say_the_same(weights: dict[str, str], picture: Path, tmp_
     ("options", "reason"),
     [
         ({"layer": "7"}, "--layer: vit_layer6_32 has no layer 7, only 6 that attend. Give 1 to 6, or all"),
-        ({"layer": "0"}, "Option --layer: '0' is not a number from 1 on. Give one, or all"),
+        ({"layer": "0"}, "Option --layer: '0' is not a number from 1 on. Give one, all"),
         ({"layer": "last"}, "Option --layer: 'last' is not a number"),
         ({"head": "99"}, "Option --head: layer 1 of vit_layer6_32 has no head 99"),
         ({"head": "-1"}, "Option --head: '-1' is not a number from 1 on. Give one, mean or all"),

@@ -26,7 +26,8 @@ from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.reports.evaluation import evaluation_page, evaluation_text, write_evaluation
 from vitbench.reports.plots.evaluation import confusion_png, reliability_png
-from vitbench.training.data.datasets import DataInfo, describe_data, load_images
+from vitbench.training.data.datasets import describe_data, load_images
+from vitbench.training.data.images import DataInfo
 from vitbench.training.evaluate import evaluate
 from vitbench.training.scores import score
 
@@ -463,8 +464,7 @@ def test_published_classes_in_another_order_are_warned_of(good: Path, folders: l
     import dataclasses
 
     from vitbench.experiments.evaluation import _warnings
-    from vitbench.experiments.open_model import open_trained
-    from vitbench.experiments.request import ModelRequest
+    from vitbench.experiments.open_model import ModelRequest, open_trained
 
     trained = dataclasses.replace(
         open_trained(ModelRequest(model=MODEL, weights=str(good), device="cpu")), facts={}, num_classes=3,

@@ -12,8 +12,7 @@ import torchvision
 from vitbench.core.errors import DataError, DeviceError, ImageSizeError, UnknownNameError, Unsupported, UsageError
 from vitbench.core.text import printable
 from vitbench.devices import find_device
-from vitbench.experiments.open_model import OutOfMemory, explain_oom, open_trained
-from vitbench.experiments.request import ModelRequest
+from vitbench.experiments.open_model import ModelRequest, OutOfMemory, explain_oom, open_trained
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import digest_of, save_checkpoint
 

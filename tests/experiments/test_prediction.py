@@ -19,11 +19,17 @@ from torch import Tensor
 from tests.experiments.test_images import damaged, noise
 from tests.training.data.folders import make_image_folder
 from vitbench.cli import run_command
-from vitbench.experiments.annotation import Guess, OutputNames, Prediction, annotate, fit_image
 from vitbench.experiments.images import ImageSource, images_of_files, read_image
-from vitbench.experiments.open_model import open_trained
-from vitbench.experiments.prediction import BATCH_SIZE, each_prediction
-from vitbench.experiments.request import ModelRequest
+from vitbench.experiments.open_model import ModelRequest, open_trained
+from vitbench.experiments.prediction import (
+    BATCH_SIZE,
+    Guess,
+    OutputNames,
+    Prediction,
+    annotate,
+    each_prediction,
+    fit_image,
+)
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint, save_checkpoint
 from vitbench.training.data.datasets import describe_data, load_images

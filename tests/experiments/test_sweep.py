@@ -44,7 +44,6 @@ def test_lists_are_joined_by_plus() -> None:
         (["lr="], [], "is not key=value,value"),
         (["lr=1,2"], ["lr=3"], "twice"),
         (["warmpu=1"], [], "Did you mean 'warmup'"),
-        (["lr=" + ",".join(["1"] * 600)], [], "600 trainings: at most 500"),
     ],
 )
 def test_wrong_settings_are_one_line(products: list[str], tries: list[str], message: str) -> None:
@@ -242,7 +241,7 @@ def test_a_sweep_starts_from_weights_of_other_classes_with_a_new_head(tmp_path: 
     path = tmp_path / "seven.safetensors"
     save_checkpoint(build_model("vit_basic_tutorial", image_size=8, num_classes=7), path, {})
     arguments = ["sweep", "vit_basic_tutorial", "--seeds", "0", "--set", "images=40", *QUICK, "--weights", str(path)]
-    assert run_command([*arguments, "--out", str(tmp_path / "without")]) == 2
+    assert run_command([*arguments, "--out", str(tmp_path / "without")]) == 1
     assert run_command([*arguments, "--replace-head", "--out", str(tmp_path / "with")]) == 0
     figures = json.loads((tmp_path / "with" / "001" / SUMMARY).read_text())["figures"]
     assert figures["origin"].endswith("its head left out")

@@ -22,8 +22,7 @@ from torch import nn
 from tests.hostile.asking import LONG, MODEL, SIZE, Executed, ask, one_error, within_memory
 from tests.launching import SharedLauncher
 from vitbench.core.errors import DataError
-from vitbench.experiments.open_model import open_trained
-from vitbench.experiments.request import ModelRequest
+from vitbench.experiments.open_model import ModelRequest, open_trained
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
 from vitbench.training.states import load_state
 

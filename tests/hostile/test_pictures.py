@@ -141,7 +141,7 @@ def test_every_command_refuses_a_bomb_in_a_folder(
 
 
 def test_large_pictures_are_decoded_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitbench.training.data import decoding
+    from vitbench.training.data import images
 
     root = make_image_folder(tmp_path / "pets", train=8, size=(40, 40))
     inside, most, lock = 0, 0, threading.Lock()
@@ -159,7 +159,7 @@ def test_large_pictures_are_decoded_one_after_the_other(tmp_path: Path, monkeypa
         return result
 
     monkeypatch.setattr(Image.Image, "convert", watched)
-    monkeypatch.setattr(decoding, "_LARGE_PIXELS", 1000)
+    monkeypatch.setattr(images, "_LARGE_PIXELS", 1000)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     pictures = load_images(describe_data(str(root)), "train", image_size=(8, 8))
     assert len(pictures) == 16

@@ -59,7 +59,7 @@ def attention(
     if allow_import:
         options.allow_imports()
     from vitbench.experiments.attention import Choice, draw_attention, to_dict, to_text
-    from vitbench.experiments.request import DataRequest, ModelRequest
+    from vitbench.experiments.open_model import DataRequest, ModelRequest
 
     request = ModelRequest(**options.given(context, *ModelRequest.__dataclass_fields__))
     choice = Choice.parse(layer, head, rollout=rollout, gif=gif, save_maps=save_maps)

@@ -60,7 +60,7 @@ def predict(
     if allow_import:
         options.allow_imports()
     from vitbench.experiments import prediction
-    from vitbench.experiments.request import DataRequest, ModelRequest
+    from vitbench.experiments.open_model import DataRequest, ModelRequest
     from vitbench.reports.files import make_folder
 
     if out is not None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vitbench.core.errors import DataError, Unsupported, UsageError
 from vitbench.core.records import format_image_size
@@ -26,8 +26,7 @@ from vitbench.experiments.attention_figures import (
     tokens_png,
 )
 from vitbench.experiments.images import images_of_data, read_image
-from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained
-from vitbench.experiments.request import DataRequest, ModelRequest
+from vitbench.experiments.open_model import DataRequest, ModelRequest, TrainedModel, explain_oom, open_trained
 
 if TYPE_CHECKING:
     import torch
@@ -37,14 +36,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What is drawn.
-
-    Args:
-        layer: from 1; None for all.
-        head: from 1, ``mean`` or ``all``.
-        rollout: draw the rollout; None draws it where the model allows it.
-        gif: draw the animation through all layers.
-        save_maps: save all weights.
+    """What is drawn: the maps of ``layer`` (from 1; None: all) and ``head`` (from 1, ``mean`` or ``all``), the rollout
+    (None: where the model allows it), the animation through all layers; ``save_maps`` saves all weights.
     """
 
     layer: int | None = None
@@ -56,14 +49,16 @@ class Choice:
     @classmethod
     def parse(cls, layer: str | None, head: str | None, *, rollout: bool, gif: bool, save_maps: bool) -> Choice:
         """From the options of the command line. Raises UsageError for a layer or head that is not a number from 1."""
-        chosen_layer = None if layer is None or _is_word(layer, "all") else _positive(layer, "--layer", "or all")
-        chosen_head: Head = "mean"
-        if head is not None and _is_word(head, "all"):
-            chosen_head = "all"
-        elif head is not None and not _is_word(head, "mean"):
-            chosen_head = _positive(head, "--head", "mean or all")
+        chosen_layer = _number_or_word(layer or "all", "--layer", "all")
+        chosen_head = _number_or_word(head or "mean", "--head", "mean", "all")
         by_default = None if layer is None and head is None else False
-        return cls(layer=chosen_layer, head=chosen_head, rollout=rollout or by_default, gif=gif, save_maps=save_maps)
+        return cls(
+            layer=None if chosen_layer == "all" else int(chosen_layer),
+            head=cast("Head", chosen_head),
+            rollout=rollout or by_default,
+            gif=gif,
+            save_maps=save_maps,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,18 +213,15 @@ def to_dict(report: AttentionReport) -> dict[str, Any]:
     return {**asdict(report), "written": [str(path) for path in report.written]}
 
 
-def _is_word(text: str, word: str) -> bool:
-    return text.strip().lower() == word
-
-
-def _positive(text: str, option: str, also: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise UsageError(f"Option {option}: {printable(text)!r} is not a number from 1 on. Give one, {also}")
-    return number
+def _number_or_word(text: str, option: str, *words: str) -> int | str:
+    word = text.strip().lower()
+    if word in words:
+        return word
+    if not word.isdecimal() or int(word) < 1:
+        raise UsageError(
+            f"Option {option}: {printable(text)!r} is not a number from 1 on. Give one, {' or '.join(words)}"
+        )
+    return int(word)
 
 
 def _check_choice(choice: Choice, model: str, maps: Sequence[AttentionMap]) -> None:

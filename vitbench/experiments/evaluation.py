@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitbench.core.errors import DataError, UsageError
 from vitbench.core.stats.intervals import wilson_interval
 from vitbench.core.text import printable
-from vitbench.experiments.open_model import TrainedModel, explain_oom, open_trained
-from vitbench.experiments.request import DataRequest, ModelRequest
+from vitbench.experiments.open_model import DataRequest, ModelRequest, TrainedModel, explain_oom, open_trained
 from vitbench.training.data.images import DataInfo, ImageSet, Split
 from vitbench.training.scores import Scores, score
 
@@ -68,7 +67,7 @@ def evaluate_model(
             raise UsageError(f"{option} {value} is not positive: give at least 1")
     root = None if data_dir is None else Path(data_dir)
     request = DataRequest(data=str(data), data_dir=root, download=download, split=split)
-    chosen, info = request.checked_split(), request.describe()
+    info, chosen = request.describe()
     trained = open_trained(
         ModelRequest(
             model=model,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError, UsageError
 from vitbench.core.text import printable
-from vitbench.experiments.request import DataRequest
+from vitbench.experiments.open_model import DataRequest
 from vitbench.training.data.images import DataInfo
 
 if TYPE_CHECKING:
@@ -27,14 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """Where an image comes from.
+    """Where an image comes from: its name for people, the ``stem`` of files that are written for it, its class
+    ``truth`` where the data set knows it, and its file, if it is one.
 
-    Args:
-        name: for people.
-        stem: of the files that are written for it.
-        read: takes (height, width) px and returns what ``read_image`` does.
-        truth: its class, where the data set knows it.
-        path: its file, if it is one.
+    ``read`` takes (height, width) px and returns what ``read_image`` does.
     """
 
     name: str
@@ -61,7 +57,7 @@ def images_of_data(request: DataRequest, indices: Sequence[int]) -> tuple[list[I
     from vitbench.training.data.downloads import DOWNLOADS, read_download
     from vitbench.training.data.folder import read_listing
 
-    info, split = request.describe(), request.checked_split()
+    info, split = request.describe()
     count = info.count(split)
     for index in indices:
         if not 0 <= index < count:
@@ -102,7 +98,7 @@ def read_image(path: Path, image_size: tuple[int, int]) -> ReadImage:
     """
     import torch
 
-    from vitbench.training.data.decoding import decode
+    from vitbench.training.data.images import decode
 
     shown = printable(str(path))
     _check_is_file(path, shown)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError, ModelFailed, Unsupported, UsageError, VitbenchError
 from vitbench.core.text import printable
+from vitbench.core.validation import Flag, Positive, Whole
 from vitbench.devices import Device, find_device
-from vitbench.experiments.request import ModelRequest
 from vitbench.models.cards import ModelCard
 from vitbench.models.normalisation import Channels, normalisation_of
 from vitbench.models.tracebacks import model_places, with_places
+from vitbench.training.data.datasets import describe_data
+from vitbench.training.data.images import SPLITS, DataInfo, Split
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +28,42 @@ if TYPE_CHECKING:
 
 _IMAGENET_CLASSES = 1000
 _RANDOM_HEAD = "its head left out, a random one in its place"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """A model with weights, as the user names it: those of the checkpoint ``weights``, or the ``pretrained`` ones that
+    its library publishes.
+
+    ``replace_head`` leaves out a head of other classes; a random one, the same each time, takes its place. ``device``:
+    ``auto`` is the first accelerator found, else the CPU. ``image_size`` (``224`` or ``231x240`` px) and
+    ``num_classes``: None takes those of the weights, else the model's own.
+    """
+
+    model: str
+    weights: str | None = None
+    pretrained: Flag = False
+    replace_head: Flag = False
+    device: str = "auto"
+    image_size: str | Positive | None = None
+    num_classes: Whole | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """A split of a data set, as the user names it; the arguments are those of ``describe_data``."""
+
+    data: str
+    data_dir: Path | None = None
+    download: bool = False
+    split: str = "test"
+
+    def describe(self) -> tuple[DataInfo, Split]:
+        """The data set and the split. Raises UsageError, DataError."""
+        for split in SPLITS:
+            if self.split == split:
+                return describe_data(self.data, root=self.data_dir, download=self.download), split
+        raise UsageError(f"Unknown split {self.split!r}: give {' or '.join(SPLITS)}")
 
 
 class OutOfMemory(VitbenchError):  # noqa: N818  (what happened, not what is wrong with the code)
@@ -37,20 +76,11 @@ class OutOfMemory(VitbenchError):  # noqa: N818  (what happened, not what is wro
 class TrainedModel:
     """A model with its weights on a device, and what its images must look like.
 
-    Args:
-        name: in the registry.
-        module: on ``device``, in eval mode.
-        device: where it is.
-        image_size: (height, width) px.
-        num_classes: of its head.
-        class_names: None if they are unknown.
-        mean: of each channel (0 to 1), to normalise images by.
-        std: of each channel.
-        weights: what they are, for people: ``best.safetensors (0123456789abcdef)`` or ``pretrained (timm TAG)``.
-        facts: what our training wrote into the checkpoint (model, image_size, num_classes, classes, data, recipe,
-            seed); empty for other files.
-        digest: the first 16 hexadecimal digits of the file's SHA-256; empty for published weights.
-        notes: what was not loaded as the file has it, such as ``its head left out, a random one in its place``.
+    ``module`` is on ``device``, in eval mode; ``image_size`` is (height, width) px; ``class_names`` is None if they are
+    unknown; ``mean`` and ``std`` normalise each channel (0 to 1). ``weights`` is for people: ``best.safetensors
+    (0123456789abcdef)`` or ``pretrained (timm TAG)``; ``digest``: the first 16 hex digits of the file's SHA-256.
+    ``facts`` is what our training wrote into the checkpoint (model, image_size, num_classes, classes, data, recipe,
+    seed), empty for other files; ``notes``: what was not loaded as the file has it.
     """
 
     name: str

@@ -19,17 +19,17 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from vitbench.core.errors import RunFolderError, StorageError, UnknownNameError, UsageError, VitbenchError
+from vitbench.core.errors import RunFolderError, StorageError, UsageError, VitbenchError
 from vitbench.core.files import read_json, refuse_links
 from vitbench.core.run_folder import cannot_write, write_atomically
 from vitbench.core.validation import Flag, Number
+from vitbench.devices import find_device
 from vitbench.experiments.training import (
     REQUEST,
     SUMMARY,
     TrainingInterrupted,
     TrainingOutOfMemory,
     TrainingRequest,
-    read_request,
     resume_training,
     start_training,
 )
@@ -37,12 +37,11 @@ from vitbench.experiments.training.folder import read_summary, request_from_dict
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import check_beginning
 from vitbench.models import describe_model
+from vitbench.training.data.datasets import describe_data
 
 PLAN = "sweep.json"
 FAILURE = "failure.json"
 SCHEMA = 1
-#: More are taken for a typing error.
-MOST_TRAININGS = 500
 
 
 #: What a key of a recipe can be set to.
@@ -90,8 +89,8 @@ def expand_settings(products: Sequence[str], tries: Sequence[str], seeds: Sequen
     """The changes of each training: the cross product of ``key=a,b`` in ``products``, for each of ``tries`` (``key=a
     key=b``), for each seed.
 
-    Items of lists are joined by ``+`` (``augment=crop+flip``). Raises UsageError for another form, for a key in both,
-    and for too many trainings.
+    Items of lists are joined by ``+`` (``augment=crop+flip``). Raises UsageError for another form, and for a key
+    in both.
     """
     from vitbench.training.recipes import ALIASES, LISTS, parse_settings
 
@@ -115,8 +114,6 @@ def expand_settings(products: Sequence[str], tries: Sequence[str], seeds: Sequen
             if seeds and "seed" in changes:
                 raise UsageError("Seeds are given twice, by --seeds and as a key: leave out one of them")
             found += [{**changes, "seed": seed} for seed in seeds] if seeds else [changes]
-    if len(found) > MOST_TRAININGS:
-        raise UsageError(f"This sweep has {len(found)} trainings: at most {MOST_TRAININGS}")
     return found
 
 
@@ -146,8 +143,16 @@ def plan_sweep(
 def start_sweep(
     settings: Sequence[Setting], out: Path | None, progress: Callable[[], TrainingProgress], say: Callable[[str], None]
 ) -> SweepSummary:
-    """Train each setting into ``out``, new or empty (by default ``runs/sweep-MODEL-TIME``)."""
-    model = settings[0].request.model
+    """Train each setting into ``out``, new or empty (by default ``runs/sweep-MODEL-TIME``). Raises UsageError for a
+    model, data set or device that does not exist.
+    """
+    request = settings[0].request
+    model = request.model
+    if not request.allow_import:
+        describe_model(model)
+    root = None if request.data_dir is None else Path(request.data_dir)
+    describe_data(request.data, root=root, download=request.download)
+    find_device(request.device)
     name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in model)
     folder = out or Path("runs") / f"sweep-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
@@ -160,13 +165,7 @@ def start_sweep(
         raise cannot_write(folder, error) from error
     plan = {"schema": SCHEMA, "settings": [asdict(one) for one in settings]}
     write_atomically(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())
-    try:
-        return _run(folder, settings, progress, say)
-    except UsageError:
-        if [path.name for path in folder.iterdir()] == [PLAN]:  # otherwise the next try would find it not empty
-            (folder / PLAN).unlink()
-            folder.rmdir()
-        raise
+    return _run(folder, settings, progress, say)
 
 
 def resume_sweep(
@@ -225,42 +224,27 @@ def _folder_name(name: Any) -> str:
 def _run(
     folder: Path, settings: Sequence[Setting], progress: Callable[[], TrainingProgress], say: Callable[[str], None]
 ) -> SweepSummary:
-    refused: UsageError | None = None  # the first training's error, which may be that of all trainings
     for number, one in enumerate(settings, 1):
-        place = folder / one.name
-        if (place / SUMMARY).is_file():
+        run = folder / one.name
+        if (run / SUMMARY).is_file():
             continue
         _release_memory()  # of the training before: models and errors are in reference cycles
         changes = ", ".join(f"{key} {'none' if value is None else value}" for key, value in one.changes.items())
         say(f"Training {number} of {len(settings)}: {changes}")
-        (place / FAILURE).unlink(missing_ok=True)
+        (run / FAILURE).unlink(missing_ok=True)
         try:
-            if (place / REQUEST).is_file():
-                read_request(place)
-                resume_training(place, progress(), allow_import=one.request.allow_import)
+            if (run / REQUEST).is_file():
+                resume_training(run, progress(), allow_import=one.request.allow_import)
             else:
-                start_training(one.request, place, progress())
+                start_training(one.request, run, progress())
         except TrainingInterrupted as interrupt:
             raise KeyboardInterrupt(f"Interrupted. Go on with: vitbench sweep --resume {folder}") from interrupt
         except StorageError:
             raise
         except VitbenchError as error:
-            if isinstance(error, UsageError) and number <= 2 and not (place / REQUEST).is_file():
-                again = refused is not None and str(error) == str(refused)
-                if len(settings) == 1 or again or isinstance(error, UnknownNameError):
-                    raise  # all trainings would fail
-                if number == 1:
-                    refused = error.with_traceback(None)
-                    say(f"Training 1 failed: {error}")
-                    continue
-            _write_failure(place, error)
+            _write_failure(run, error)
             say(f"Training {number} failed: {error}")
-        if refused is not None:
-            _write_failure(folder / settings[0].name, refused)
-            refused = None
         _report(folder, settings)
-    if refused is not None:  # all other trainings were finished before
-        _write_failure(folder / settings[0].name, refused)
     return SweepSummary(folder, tuple(_report(folder, settings)))
 
 

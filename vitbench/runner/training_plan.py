@@ -12,9 +12,10 @@ from vitbench.core.errors import DataError
 from vitbench.core.records import Cell
 from vitbench.core.registry import METRICS
 from vitbench.suites import RecipeFacts, Suite, Training, TrainingFacts
-from vitbench.training.data.datasets import DataInfo, describe_data
+from vitbench.training.data.datasets import describe_data
 from vitbench.training.data.downloads import DOWNLOADS
 from vitbench.training.data.folder import read_listing
+from vitbench.training.data.images import DataInfo
 from vitbench.training.data.subsets import choose_imbalanced, imbalanced_counts
 from vitbench.training.recipes import BUDGETS, Recipe, load_recipe
 

@@ -19,13 +19,8 @@ _BLOCKS = re.compile(r"^blocks:(?P<count>\d+)$")
 
 @dataclass(frozen=True)
 class Freezing:
-    """What is frozen.
-
-    Args:
-        frozen: modules that stay in eval mode while the rest trains.
-        heads: the submodules that turn features into classes, if only they are trained; else empty.
-        trainable: how many parameters are trained.
-        total: how many there are.
+    """``frozen`` modules stay in eval mode while the rest trains; ``heads`` are the submodules that turn features into
+    classes, if only they are trained, else empty; the counts are of parameters.
     """
 
     frozen: tuple[nn.Module, ...]

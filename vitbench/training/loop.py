@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -22,9 +22,8 @@ from vitbench.models.outputs import input_dtype
 from vitbench.training.augmentation.augment import AugmentSettings, augment, normalise
 from vitbench.training.augmentation.mixing import mix
 from vitbench.training.data.images import FeatureSet, ImageSet
-from vitbench.training.generators import random_state, seeded_generator, set_random_state
 from vitbench.training.optimizers import make_optimizers
-from vitbench.training.order import ImageOrder
+from vitbench.training.order import ImageOrder, random_state, seeded_generator, set_random_state
 from vitbench.training.recipes import Recipe
 from vitbench.training.step import Step, class_weights
 
@@ -159,7 +158,8 @@ class Trainer:
         self.elapsed_s = 0.0
         self.optimizers = make_optimizers(model, recipe, num_classes or dataset.num_classes)
         self.averaged = _make_average(model, recipe.ema) if recipe.ema else None
-        self.settings = _augment_settings(recipe)
+        names = {one.name for one in fields(AugmentSettings)} & Recipe.model_fields.keys()
+        self.settings = AugmentSettings(**{name: getattr(recipe, name) for name in names})
         self._synchronize = synchronize
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._order = ImageOrder(len(dataset), seed, dataset.labels if recipe.sampler == "weighted" else None)
@@ -327,17 +327,6 @@ class Trainer:
             assert self.recipe.seconds is not None
             return min(1.0, self.elapsed_s / self.recipe.seconds)
         return (self.seen + size / 2) / self._total
-
-
-def _augment_settings(recipe: Recipe) -> AugmentSettings:
-    return AugmentSettings(
-        rotation=recipe.rotation,
-        jitter=recipe.jitter,
-        jitter_hue=recipe.jitter_hue,
-        randaugment_ops=recipe.randaugment_ops,
-        randaugment_magnitude=recipe.randaugment_magnitude,
-        erasing=recipe.erasing,
-    )
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:

@@ -53,21 +53,11 @@ class ConfidenceBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores of N images of K classes.
-
-    Args:
-        total: N.
-        correct: how many images have their class first.
-        correct_in_5: how many have it among the first five; None for five classes or fewer.
-        loss: mean cross entropy, in nat.
-        macro: means over classes.
-        weighted: means over classes by their numbers of images.
-        classes: one a class.
-        confusion: K rows of K counts: row the true class, column the predicted one.
-        calibration_error: expected calibration error, see ``calibrate``.
-        largest_gap: the largest difference of confidence and accuracy in a bin.
-        confidence: the mean confidence.
-        bins: of confidence, ascending.
+    """The scores of N images of K classes: ``total`` is N, ``correct`` counts images whose class is first,
+    ``correct_in_5`` those whose class is among the first five (None for five classes or fewer). ``loss`` is the mean
+    cross entropy in nat. ``confusion``: a row for each true class, a column for each predicted one.
+    ``calibration_error`` is that of ``expected_calibration_error``, ``largest_gap`` the largest difference between
+    confidence and accuracy in a bin, ``confidence`` the mean one; ``bins`` are of confidence, ascending.
     """
 
     total: int

@@ -15,7 +15,8 @@ from tests.training.data.folders import make_image_folder
 from tests.training.tiny import random_pictures
 from vitbench.core.errors import DataError, UnknownNameError, UsageError
 from vitbench.training.data import images as images_module
-from vitbench.training.data.datasets import DATASETS, ImageSet, describe_data, list_datasets, load_images
+from vitbench.training.data.datasets import DATASETS, describe_data, list_datasets, load_images
+from vitbench.training.data.images import ImageSet
 from vitbench.training.data.subsets import choose_stratified
 
 

@@ -57,16 +57,8 @@ def train(
     progress: TrainingProgress | None = None,
     **options: Any,
 ) -> TrainingSummary:
-    """``vitbench train`` from Python.
-
-    Args:
-        model: a name of the registry, ``timm:NAME`` or ``torchvision:NAME``.
-        data: a data set, or the path of an image folder.
-        recipe: a built-in recipe, or the path of a file.
-        settings: replace keys of the recipe.
-        out: the run folder, new or empty (by default ``runs/train-MODEL-TIME``).
-        progress: what is shown meanwhile; nothing by default.
-        options: fields of TrainingRequest (``device``, ``image_size``, ``seed``, ``pretrained``, ``freeze``, ...).
+    """``vitbench train`` from Python: ``settings`` replace keys of ``recipe`` (a built-in one, or the path of a file),
+    ``out`` is the run folder, and ``options`` are fields of TrainingRequest (``device``, ``seed``, ...).
 
     Raises as ``start_training`` does, and RecipeError; UsageError for an unknown option.
     """

@@ -100,8 +100,9 @@ def step_text(state: Mapping[str, Any]) -> str:
         f"epoch {state['epoch']:.2f}" + (f"/{state['epochs']:g}" if state["epochs"] else ""),
         f"loss {state['loss']:.3f}",
     ]
-    if state["last"]:
-        parts.append(_held_out_text(state["last"]))
+    if last := state["last"]:
+        which = "validation" if "validation_loss" in last else "test"
+        parts.append(f"{which} {100 * last[f'{which}_accuracy']:.1f} %")
     parts.append(f"{state['images_per_s']:.0f} images/s")
     if state["left_s"] is not None:
         parts.append(f"{format_duration(state['left_s'])} left")
@@ -116,11 +117,6 @@ def epoch_text(row: Mapping[str, Any]) -> str:
         f"{which} loss {row[f'{which}_loss']:.3f}, {100 * row[f'{which}_accuracy']:.1f} %; {row['images_per_s']:.0f} "
         "images/s"
     )
-
-
-def _held_out_text(row: Mapping[str, Any]) -> str:
-    which = "validation" if "validation_loss" in row else "test"
-    return f"{which} {100 * row[f'{which}_accuracy']:.1f} %"
 
 
 def make_training_progress() -> TrainingProgress:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from vitbench.core.errors import UsageError, VitbenchError
 from vitbench.core.run_folder import TRAINING
 from vitbench.core.validation import Count, Flag, Whole
-from vitbench.experiments.request import ModelRequest
+from vitbench.experiments.open_model import ModelRequest
 
 #: Of training.json and last.pt.
 SCHEMA = 1
@@ -34,14 +34,9 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRequest(ModelRequest):
-    """A training: everything that a run folder needs to resume it. ``weights`` and ``pretrained`` are where it starts;
-    neither means random weights.
-
-    Args:
-        recipe: a Recipe's keys.
-        amp: ``off``, ``bf16`` or ``fp16``.
-        freeze: see training.freezing.
-        save_every: epochs between kept checkpoints, 0 for none.
+    """A training: everything that a run folder needs to resume it. Without ``weights`` or ``pretrained`` it starts
+    from random weights. ``recipe`` has a Recipe's keys; ``amp``: ``off``, ``bf16`` or ``fp16``; ``freeze``: see
+    training.freezing; ``save_every``: epochs between kept checkpoints, 0 for none.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")

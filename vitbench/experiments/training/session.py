@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import shlex
 import signal
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import torch
+from PIL import Image
 
 from vitbench.core.errors import RunFolderError, VitbenchError
 from vitbench.core.run_folder import LOCK, cannot_write, remove_leftovers, write_atomically
 from vitbench.experiments.attention import attention_png
 from vitbench.experiments.open_model import TrainedModel
 from vitbench.experiments.training.checkpoint import Saved, does_not_fit, read_last, save_last
-from vitbench.experiments.training.failures import explain_failure
 from vitbench.experiments.training.folder import (
     check_history,
     make_folder,
@@ -31,8 +33,7 @@ from vitbench.experiments.training.folder import (
     write_request,
 )
 from vitbench.experiments.training.request import INDICES, SCHEMA, SUMMARY, TrainingInterrupted, TrainingSummary
-from vitbench.experiments.training.setup import Setup
-from vitbench.experiments.training.tensorboard import Board, open_board
+from vitbench.experiments.training.setup import Setup, explain_failure
 from vitbench.experiments.training.testing import Tester
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.reports.evaluation import write_evaluation
@@ -41,7 +42,7 @@ from vitbench.reports.plots.evaluation import confusion_png
 from vitbench.reports.training import history_csv, training_markdown
 from vitbench.training.data.images import ImageSet
 from vitbench.training.data.subsets import is_rule
-from vitbench.training.generators import random_state
+from vitbench.training.order import random_state
 from vitbench.training.recipes import Recipe
 
 #: However long an epoch is, no more than this much work is lost to a crash.
@@ -60,7 +61,7 @@ class Session:
         self.progress = setup.progress
         self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self.board: Board | None = None
+        self.board: Any = None  # TensorBoard's writer
         self._interrupted = False
         self._recent_losses: list[float] = []
         self._rows_written = 0  # by this process, to history.csv and curves.png
@@ -180,7 +181,7 @@ class Session:
         steps = max(count // self.recipe.batch_size // 10, _STEPS_AT_ONCE) if self.ranks.count > 1 else count
         self._begin, self._begin_seen, self._saved_at = time.monotonic(), trainer.seen, time.monotonic()
         if self.request.tensorboard and self.ranks.first:
-            self.board = open_board(self.folder, trainer.seen, self.progress)
+            self._open_board()
         if trainer.seen == 0 and not self.rows:
             self._save()  # from here on the training can be resumed
         with self._signals():
@@ -193,6 +194,14 @@ class Session:
                     self._pause()
                 trainer.check_finite()
                 self._end_epoch()
+
+    def _open_board(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.progress.note("No TensorBoard logs: pip install 'vitbench[tensorboard]' for them")
+        else:  # what an earlier process logged after the checkpoint is dropped
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.trainer.seen + 1)
 
     def _pause(self) -> None:
         """Save, if it is time for it. Raises TrainingInterrupted after Ctrl-C."""
@@ -365,7 +374,9 @@ class Session:
             self.progress.warn(f"{error}. The training goes on; they are written after the next epoch")
         self.progress.epoch(row)
         if self.board is not None:
-            self.board.add_epoch(row)
+            for key in [key for key in row if key not in ("epoch", "step", "images")]:
+                self.board.add_scalar(key.replace("_", "/", 1), row[key], row["images"])
+            self.board.flush()
 
     def _title(self) -> str:
         return f"{self.request.model}, {self.setup.info.label}, recipe {self.recipe.name}"
@@ -396,7 +407,9 @@ class Session:
             result = self.tester.evaluate_last(trained, path)
             write_evaluation(result, self.folder)
             if self.board is not None:
-                self.board.add_figures(self._final_figures(trained, result), self.trainer.seen)
+                for name, content in self._final_figures(trained, result).items():
+                    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))  # (H, W, 3)
+                    self.board.add_image(name, pixels, self.trainer.seen, dataformats="HWC")
         return result
 
     def _final_figures(self, trained: TrainedModel, result: dict[str, Any]) -> dict[str, bytes]:

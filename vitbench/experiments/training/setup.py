@@ -1,9 +1,10 @@
-"""Prepare a training: the device, the model with its weights, the images, what is frozen. Loads torch."""
+"""Prepare a training: device, model with weights, images, frozen parts; explain its failures. Loads torch."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -14,26 +15,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from vitbench.core.errors import DataError, UsageError
+from vitbench.core.errors import DataError, ModelFailed, Unsupported, UsageError, VitbenchError
 from vitbench.core.records import format_image_size
 from vitbench.devices import find_device
 from vitbench.devices.host.memory import spare_memory
 from vitbench.experiments.training.checkpoint import Saved
 from vitbench.experiments.training.progress import TrainingProgress
-from vitbench.experiments.training.request import LAST, TrainingRequest
+from vitbench.experiments.training.request import LAST, TrainingOutOfMemory, TrainingRequest
 from vitbench.models import build_model, describe_model
 from vitbench.models.cards import ModelCard
 from vitbench.models.normalisation import HALVES, normalisation_of
 from vitbench.models.outputs import input_dtype, training_loss
+from vitbench.models.tracebacks import model_places, with_places
 from vitbench.models.weights.checkpoints import load_checkpoint
 from vitbench.models.weights.claimed import resolve
 from vitbench.training.augmentation.augment import normalise
 from vitbench.training.data.datasets import describe_data, load_images, load_training_images
 from vitbench.training.data.images import FeatureSet, ImageSet
 from vitbench.training.freezing import check_freeze, features_of, freeze_parameters
-from vitbench.training.generators import random_state, set_random_state
 from vitbench.training.loop import Trainer
 from vitbench.training.optimizers import regularise
+from vitbench.training.order import random_state, set_random_state
 from vitbench.training.ranks import Ranks, distributed, joined
 from vitbench.training.recipes import Recipe
 
@@ -350,6 +352,46 @@ def _check(request: TrainingRequest, recipe: Recipe, ranks: Ranks) -> None:
         raise UsageError("Several processes cannot agree on a budget in seconds: give epochs, images or steps")
     if recipe.batch_size % ranks.count:
         raise UsageError(f"batch_size {recipe.batch_size} cannot be shared by {ranks.count} processes equally")
+
+
+def explain_failure(error: Exception, setup: Setup) -> VitbenchError | None:
+    """The failure for the user who asked for the training; None if its reason is unknown."""
+    device, request = setup.device, setup.request
+    failure = device.classify(error)
+    if failure.status == "oom":
+        return _out_of_memory(setup)
+    reason = (failure.detail.splitlines() or [""])[0].rstrip(".")
+    if request.deterministic and "deterministic" in reason:
+        return UsageError(
+            f"Not every operator repeats its numbers on {device.name}: {reason}. Leave out --deterministic, or give "
+            "--device cpu"
+        )
+    if request.compile and failure.cause in ("compile", "compiler"):
+        return UsageError(f"torch.compile does not work here: {reason}. Leave out --compile")
+    if failure.status == "unsupported":
+        return Unsupported(f"{device.name} cannot train this model: {reason}. Give --device cpu")
+    if device.explain(error) is None and (places := model_places(error)):
+        recipe, ranks = setup.recipe, setup.ranks.count
+        way_out = "Mend it, or give another --image-size; vitbench.train in Python shows the traceback"
+        of_one = math.ceil(recipe.batch_size // ranks / recipe.accumulate) == 1
+        if of_one and "more than 1 value per channel" in str(error):
+            way_out = (
+                "Its batch normalisation needs two images at once: give a larger batch_size, fewer parts "
+                f"(accumulate is {recipe.accumulate}), fewer processes ({ranks}), or a larger --image-size"
+            )
+        return ModelFailed(f"The model failed: {with_places(reason, places)}. {way_out}")
+    return None
+
+
+def _out_of_memory(setup: Setup) -> TrainingOutOfMemory:
+    recipe = setup.recipe
+    in_parts = f" in {recipe.accumulate} parts" if recipe.accumulate > 1 else ""
+    parts = min(2 * recipe.accumulate, recipe.batch_size // setup.ranks.count)
+    more = f"Go through the model in more parts (--set accumulate={parts} gives the same steps), or take"
+    return TrainingOutOfMemory(
+        f"Out of memory on {setup.device.name} at batch_size {recipe.batch_size}{in_parts}. "
+        f"{more if parts > recipe.accumulate else 'Take'} --amp, a smaller --image-size or a smaller model"
+    )
 
 
 def _listed(channels: tuple[float, ...]) -> str:

@@ -30,11 +30,10 @@ _ERASING_TRIES = 10
 class AugmentSettings:
     """How strong each augmentation is, whether or not it is applied.
 
-    ``rotation``: degrees to either side. ``jitter``: brightness, contrast and saturation are each multiplied by
-    1 - jitter to 1 + jitter; ``jitter_hue``: the hue is turned by up to this part of its circle (0 to 0.5) to either
-    side. ``randaugment_ops``: operations an image; ``randaugment_magnitude``: theirs, 0 to 30. ``erasing``: a
-    image's probability; ``erasing_scale``: the part of the image that a rectangle takes, from and to;
-    ``erasing_ratio``: its height over its width, from and to.
+    ``rotation``: degrees to either side. ``jitter``: brightness, contrast and saturation are multiplied by 1 - jitter
+    to 1 + jitter; ``jitter_hue``: the largest turn of the hue (0 to 0.5 of its circle). ``randaugment_ops`` an image of
+    ``randaugment_magnitude`` (0 to 30). ``erasing``: the probability; ``erasing_scale``: the part of the image that a
+    rectangle takes, from and to; ``erasing_ratio``: its height over its width, from and to.
     """
 
     rotation: float = 15.0

@@ -22,16 +22,6 @@ from vitbench.training.data.subsets import choose_imbalanced, choose_stratified
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "DATASETS",
-    "DataInfo",
-    "ImageSet",
-    "describe_data",
-    "list_datasets",
-    "load_images",
-    "load_training_images",
-]
-
 _Decode = Callable[[Sequence[int], tuple[int, int]], "torch.Tensor"]
 
 DATASETS: tuple[str, ...] = (DIGITS, *DOWNLOADS)

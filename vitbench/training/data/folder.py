@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError
-from vitbench.training.data.decoding import check_header, decode
-from vitbench.training.data.images import SPLITS, DataInfo, Split
+from vitbench.training.data.images import SPLITS, DataInfo, Split, check_header, decode
 
 if TYPE_CHECKING:
     import numpy as np

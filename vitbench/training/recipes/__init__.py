@@ -48,37 +48,13 @@ class RecipeError(UsageError):
 
 
 class Recipe(BaseModel):
-    """How a model is trained. Frozen; unknown keys are refused.
+    """How a model is trained; docs/training.md describes the keys. Frozen; unknown keys are refused.
 
-    ``images`` (images seen, repeats counted), ``steps``, ``epochs`` (passes over the training images, also broken
-    ones) or ``seconds``: exactly one.
-
-    Optimizer: ``adamw``, ``adam``, ``sgd`` (with ``momentum``), or ``muon`` for the hidden matrices with AdamW for the
-    rest. ``weight_decay`` acts on every parameter: decoupled in adamw and muon, added to the gradient in adam and sgd,
-    as torch has it. ``batch_size`` images a step, which go through the model in ``accumulate`` parts. ``clip_norm``:
-    the largest norm of all gradients together, None for no clipping.
-
-    Learning rate: in the fraction ``warmup`` of the budget it rises linearly from ``warmup_start`` times
-    ``learning_rate``; then ``schedule`` takes it to ``min_learning_rate`` (cosine), leaves it, or multiplies it by
-    ``step_factor`` at each fraction of the budget in ``step_at`` (step). It changes with every step, not every epoch.
-
-    Images: ``augment`` is applied in this order, each image with its own draw: ``rotation`` in degrees to either
-    side, ``jitter`` of brightness, contrast and saturation and ``jitter_hue`` as torchvision's ColorJitter,
-    RandAugment's operations and magnitude, the probability of ``erasing``. ``mixup`` and ``cutmix``: the parameters of
-    their Beta distributions, 0 for neither; of both, each batch takes one; ``mix_probability``: that a batch is mixed
-    at all. ``mean`` and ``std`` normalise each channel (0 to 1).
-
-    Model: ``dropout`` and ``stochastic_depth`` (rate of the last block, rising linearly from 0) replace the model's
-    own, None leaves them. ``ema``: the decay of the moving average of the weights, which is then what is tested, 0 for
-    none.
-
-    Classes: ``imbalance`` thins out the training images' classes (``linear:R``, ``exponential:R`` or a file of
-    indices, see subsets.choose_imbalanced); ``sampler = "weighted"`` draws with replacement, each class as often as
-    any other; ``class_weights = "inverse"`` weighs the loss of each class by 1 over its share, normalised to a mean of
-    1 over classes.
-
-    ``validation``: the fraction of the training images that is held out. What only ``vitbench train`` looks at:
-    ``patience``, the epochs without a higher validation accuracy after which it stops; ``seed``, where none is given.
+    ``weight_decay`` acts on every parameter: decoupled in adamw and muon, added to the gradient in adam and sgd, like
+    torch's. ``clip_norm``: the largest norm of all gradients together. ``jitter`` and ``jitter_hue`` are torchvision's
+    ColorJitter, ``rotation`` is in degrees to either side. ``stochastic_depth`` is the rate of the last block, rising
+    linearly from 0. ``class_weights = "inverse"``: 1 over each class's share, normalised to a mean of 1 over classes.
+    None turns a key off, or leaves the model's own dropout and stochastic depth.
 
     Defaults never change, because ``hash`` leaves out what equals them.
     """
