@@ -18,8 +18,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vitbench.experiments.training import SUMMARY
 from vitbench.experiments.training.folder import read_summary
+from vitbench.experiments.training.request import SUMMARY
 
 RECIPES = "modern,vit-code-replication,vit-reproduction,vit-classification-cifar10,cifar-vit,paper-replicating"
 #: What each training leaves that says what came of it, and what the first seed's has beside that.

@@ -15,7 +15,7 @@ import pytest
 from vitbench.cli import run_command
 from vitbench.core.errors import UsageError
 from vitbench.experiments.sweep import expand_settings, plan_sweep
-from vitbench.experiments.training import SUMMARY, TrainingRequest
+from vitbench.experiments.training.request import SUMMARY, TrainingRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.reports.sweep import sweep_lines, sweep_markdown

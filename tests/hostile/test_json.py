@@ -22,9 +22,10 @@ from vitbench.core import run_folder as store
 from vitbench.core.records import Measurement, NoiseCheck, Record
 from vitbench.executors import worker
 from vitbench.executors.protocol import Event, Failed, Measure
-from vitbench.experiments.training import LAST, REQUEST, SUMMARY, TrainingRequest, train
+from vitbench.experiments.training import train
 from vitbench.experiments.training.folder import versions
 from vitbench.experiments.training.records import read_training
+from vitbench.experiments.training.request import LAST, REQUEST, SUMMARY, TrainingRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.reports.markdown.page import render_markdown, render_summary
@@ -359,9 +360,15 @@ SUMMED = {
     "figures": {
         "model": MODEL,
         "data": "digits",
+        "recipe": "brief",
+        "recipe_hash": "0123",
+        "seed": 3,
         **dict.fromkeys(("epochs", "training_duration_s"), 1.0),
         "test_images": 36,
-        "last": TESTED,
+        "image_size": [16, 16],
+        "num_classes": 10,
+        "class_sizes": [3, 3],
+        "last": {**TESTED, "macro_f1": 0.4},
         "best": {"epoch": 1.0, "accuracy": 0.5, "loss": 1.9, **TESTED},
     },
     "history": [ROW, {**ROW, "epoch": 2.0}],
@@ -470,35 +477,21 @@ def test_a_finished_training_whose_summary_is_whole_is_shown(
     assert "18 of 36 test images correct (50.00 %)" in out
 
 
-#: A summary that published figures are judged by.
-JUDGED = {
-    **SUMMED,
-    "figures": {
-        **SUMMED["figures"],
-        "recipe": "brief",
-        "recipe_hash": "0123",
-        "seed": 3,
-        "image_size": [16, 16],
-        "num_classes": 10,
-        "class_sizes": [3, 3],
-        "last": {**TESTED, "macro_f1": 0.4},
-    },
-}
 UNJUDGED: dict[str, tuple[Any, str]] = {
-    "no hash of its recipe": (changed(JUDGED, "figures", "recipe_hash"), "figures.recipe_hash is missing"),
+    "no hash of its recipe": (changed(SUMMED, "figures", "recipe_hash"), "figures.recipe_hash is missing"),
     "a seed below nothing": (
-        changed(JUDGED, "figures", "seed", value=-1),
+        changed(SUMMED, "figures", "seed", value=-1),
         "figures.seed is -1: it should be greater than or equal to 0",
     ),
-    "a size of one side": (changed(JUDGED, "figures", "image_size", value=[16]), "is not a height and a width"),
-    "a size of words": (changed(JUDGED, "figures", "image_size", value=["a", "b"]), "figures.image_size[0] is 'a'"),
-    "no classes": (changed(JUDGED, "figures", "num_classes", value=0), "figures.num_classes is 0"),
-    "F1 in per cent": (changed(JUDGED, "figures", "last", "macro_f1", value=40), "should be less than or equal to 1"),
+    "a size of one side": (changed(SUMMED, "figures", "image_size", value=[16]), "is not a height and a width"),
+    "a size of words": (changed(SUMMED, "figures", "image_size", value=["a", "b"]), "figures.image_size[0] is 'a'"),
+    "no classes": (changed(SUMMED, "figures", "num_classes", value=0), "figures.num_classes is 0"),
+    "F1 in per cent": (changed(SUMMED, "figures", "last", "macro_f1", value=40), "should be less than or equal to 1"),
     "half a picture right": (
-        changed(JUDGED, "figures", "last", "test_correct", value=1.5),
+        changed(SUMMED, "figures", "last", "test_correct", value=1.5),
         "is 1.5, not a whole number",
     ),
-    "more right than tested": (changed(JUDGED, "figures", "last", "test_correct", value=37), "is more than"),
+    "more right than tested": (changed(SUMMED, "figures", "last", "test_correct", value=37), "is more than"),
 }
 
 
@@ -515,7 +508,7 @@ def test_published_figures_are_not_judged_by_a_training_whose_summary_is_broken(
 
 
 def test_a_training_that_is_whole_is_read_with_its_figures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    folder = a_training(tmp_path / "training", summary=JUDGED)
+    folder = a_training(tmp_path / "training", summary=SUMMED)
     assert ask(capsys, "claims", folder, "--models", MODEL)[0] == 0
     record = read_training(folder)
     figures = json.loads((folder / SUMMARY).read_text())["figures"]

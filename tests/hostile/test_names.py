@@ -11,8 +11,8 @@ import pytest
 from tests.hostile.asking import BASIC, LONG, MODEL, ask, one_error
 from vitbench.core import run_folder as store
 from vitbench.experiments.prediction import OutputNames
-from vitbench.experiments.training import TrainingRequest
 from vitbench.experiments.training.folder import default_folder
+from vitbench.experiments.training.request import TrainingRequest
 from vitbench.training.recipes import load_recipe
 
 NAMES = [

@@ -64,8 +64,8 @@ def sweep(
 
     from vitbench.devices import find_device
     from vitbench.experiments import sweep as sweeps
-    from vitbench.experiments.training import TrainingRequest
     from vitbench.experiments.training.progress import make_training_progress
+    from vitbench.experiments.training.request import TrainingRequest
 
     if resume is not None or model is None:
         summary = sweeps.resume_sweep(Path(resume or ""), make_training_progress, note, allow_import=allow_import)

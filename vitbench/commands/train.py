@@ -11,7 +11,7 @@ from vitbench.commands import options
 from vitbench.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitbench.experiments.training import TrainingSummary
+    from vitbench.experiments.training.request import TrainingSummary
 
 EXAMPLES = """
 vitbench train vit_basic_tutorial

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
 import re
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,18 +22,17 @@ from vitbench.core.files import read_json, refuse_links
 from vitbench.core.run_folder import cannot_write, write_atomically
 from vitbench.core.validation import Flag, Number
 from vitbench.devices import find_device
-from vitbench.experiments.training import (
+from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.folder import default_folder, read_summary, request_from_dict, write_json
+from vitbench.experiments.training.progress import TrainingProgress
+from vitbench.experiments.training.request import (
     REQUEST,
     SUMMARY,
     TrainingInterrupted,
     TrainingOutOfMemory,
     TrainingRequest,
-    resume_training,
-    start_training,
+    check_beginning,
 )
-from vitbench.experiments.training.folder import read_summary, request_from_dict
-from vitbench.experiments.training.progress import TrainingProgress
-from vitbench.experiments.training.request import check_beginning
 from vitbench.models import describe_model
 from vitbench.training.data.datasets import describe_data
 
@@ -147,14 +144,12 @@ def start_sweep(
     model, data set or device that does not exist.
     """
     request = settings[0].request
-    model = request.model
     if not request.allow_import:
-        describe_model(model)
+        describe_model(request.model)
     root = None if request.data_dir is None else Path(request.data_dir)
     describe_data(request.data, root=root, download=request.download)
     find_device(request.device)
-    name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in model)
-    folder = out or Path("runs") / f"sweep-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or default_folder(request.model, "sweep")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -164,7 +159,7 @@ def start_sweep(
     except OSError as error:
         raise cannot_write(folder, error) from error
     plan = {"schema": SCHEMA, "settings": [asdict(one) for one in settings]}
-    write_atomically(folder / PLAN, (json.dumps(plan, indent=2) + "\n").encode())
+    write_json(folder / PLAN, plan)
     return _run(folder, settings, progress, say)
 
 
@@ -251,8 +246,7 @@ def _run(
 def _write_failure(place: Path, error: VitbenchError) -> None:
     status = "oom" if isinstance(error, TrainingOutOfMemory) else getattr(error, "cause", "error")
     place.mkdir(exist_ok=True)
-    failure = {"status": status, "detail": str(error)}
-    write_atomically(place / FAILURE, (json.dumps(failure, indent=2) + "\n").encode())
+    write_json(place / FAILURE, {"status": status, "detail": str(error)})
 
 
 def _release_memory() -> None:
@@ -262,11 +256,6 @@ def _release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _read_course(folder: Path) -> dict[str, Any]:
-    figures, history = read_summary(folder)
-    return {"status": "ok", "figures": figures, "history": history}
-
-
 def _read_failure(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path, _Failure)
@@ -274,7 +263,7 @@ def _read_failure(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}. Make it readable") from error
     except ValueError as error:
         raise RunFolderError(f"{path} is damaged ({error}). Remove it: its training is then repeated") from error
-    return {"status": found["status"], "detail": found["detail"]}
+    return dict(found)
 
 
 def _report(folder: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -284,10 +273,12 @@ def _report(folder: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     courses = []
     for one in settings:
         course: dict[str, Any] = {"name": one.name, "changes": one.changes, "status": "not trained", "detail": ""}
-        for file in (FAILURE, SUMMARY):
-            path = folder / one.name / file
-            if path.is_file():
-                course |= _read_failure(path) if file == FAILURE else _read_course(path.parent)
+        run = folder / one.name
+        if (run / FAILURE).is_file():
+            course |= _read_failure(run / FAILURE)
+        if (run / SUMMARY).is_file():
+            figures, history = read_summary(run)
+            course |= {"status": "ok", "figures": figures, "history": history}
         courses.append(course)
     lines = sweep_lines(courses)
     title = (

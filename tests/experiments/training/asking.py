@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vitbench.experiments.training import LAST, TrainingRequest
+from vitbench.experiments.training.request import LAST, TrainingRequest
 from vitbench.training.recipes import load_recipe
 from vitbench.training.states import load_state, save_state
 

@@ -18,7 +18,9 @@ from tests.experiments.training.asking import MODEL, KilledError, assert_same_we
 from vitbench.cli import run_command
 from vitbench.core.errors import ModelFailed, UsageError
 from vitbench.experiments.open_model import OutOfMemory
-from vitbench.experiments.training import LAST, TrainingProgress, resume_training, start_training
+from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.progress import TrainingProgress
+from vitbench.experiments.training.request import LAST
 from vitbench.models.weights.checkpoints import read_facts
 from vitbench.training.recipes import load_recipe
 from vitbench.training.states import load_state

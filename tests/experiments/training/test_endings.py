@@ -19,13 +19,9 @@ import torch
 from tests.experiments.training.asking import MODEL, request
 from vitbench.cli import run_command
 from vitbench.core.errors import ModelFailed, RunFolderError, StorageError, VitbenchError
-from vitbench.experiments.training import (
-    LAST,
-    TrainingOutOfMemory,
-    TrainingProgress,
-    resume_training,
-    start_training,
-)
+from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.progress import TrainingProgress
+from vitbench.experiments.training.request import LAST, TrainingOutOfMemory
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint
 from vitbench.training.loop import TrainingDiverged

@@ -27,7 +27,9 @@ from tests.experiments.training.asking import (
     without_times,
 )
 from vitbench.core.errors import DataError, RunFolderError, UsageError
-from vitbench.experiments.training import LAST, TrainingProgress, resume_training, start_training
+from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.progress import TrainingProgress
+from vitbench.experiments.training.request import LAST
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint
 from vitbench.training.states import load_state, save_state

@@ -13,7 +13,9 @@ import torch
 from tests.experiments.training.asking import MODEL, KilledError, die_after_saving, request, transfer, weights
 from vitbench.cli import run_command
 from vitbench.core.errors import UsageError
-from vitbench.experiments.training import LAST, TrainingProgress, resume_training, start_training
+from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.progress import TrainingProgress
+from vitbench.experiments.training.request import LAST
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint, read_facts
 from vitbench.training.states import load_state

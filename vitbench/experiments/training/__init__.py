@@ -17,34 +17,10 @@ from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.core.files import refuse_links
 from vitbench.experiments.training.folder import check_is_free, check_request, default_folder, read_request, versions
 from vitbench.experiments.training.progress import TrainingProgress
-from vitbench.experiments.training.request import (
-    LAST,
-    REQUEST,
-    SUMMARY,
-    TrainingInterrupted,
-    TrainingOutOfMemory,
-    TrainingRequest,
-    TrainingSummary,
-    check_beginning,
-)
+from vitbench.experiments.training.request import LAST, TrainingRequest, TrainingSummary, check_beginning
 
 if TYPE_CHECKING:
     from vitbench.experiments.training.session import Session
-
-__all__ = [
-    "LAST",
-    "REQUEST",
-    "SUMMARY",
-    "TrainingInterrupted",
-    "TrainingOutOfMemory",
-    "TrainingProgress",
-    "TrainingRequest",
-    "TrainingSummary",
-    "read_request",
-    "resume_training",
-    "start_training",
-    "train",
-]
 
 
 def train(
@@ -89,7 +65,7 @@ def start_training(
     """
     check_beginning(request)
     with _session(request, progress) as session:
-        folder = Path(session.ranks.share(str(out or default_folder(request))))
+        folder = Path(session.ranks.share(str(out or default_folder(request.model))))
         if session.ranks.first and out is not None:
             check_is_free(folder)
         return session.run(folder, named=out is not None)

@@ -29,13 +29,8 @@ class _Best(TypedDict):
     loss: Number
 
 
-class _Schema(TypedDict):
-    schema: Whole
-
-
 class _Header(TypedDict):
-    """What a checkpoint of a training states about it."""
-
+    schema: Whole
     facts: _Facts
     best: NotRequired[_Best | None]
     origin: NotRequired[str | None]
@@ -81,10 +76,9 @@ def read_last(folder: Path) -> Saved | None:
         return None
     try:
         check(state["vitbench"], str, "its header")
-        header = parse_json(state["vitbench"], _Schema)
+        header = parse_json(state["vitbench"], _Header)
         if header["schema"] != SCHEMA:
             raise ValueError(f"it is of schema {header['schema']}, not {SCHEMA}")
-        check(header, _Header)
         check(state, _State)
     except (ValueError, KeyError) as error:
         raise does_not_fit(folder, error) from error

@@ -36,15 +36,25 @@ class _Best(_Tested):
     epoch: Number
 
 
+class _Last(_Tested):
+    macro_f1: NotRequired[Share]
+
+
 class _Figures(TypedDict):
-    """Of summary.json, what is shown again."""
+    """The part of summary.json that is read again; earlier versions wrote no sizes."""
 
     model: str
     data: str
+    recipe: str
+    recipe_hash: str
+    seed: Count
     epochs: Number
     training_duration_s: Number
     test_images: Positive
-    last: _Tested
+    image_size: NotRequired[list[Positive]]
+    num_classes: NotRequired[Positive]
+    class_sizes: list[Any]
+    last: _Last
     best: NotRequired[_Best]
 
 
@@ -138,10 +148,10 @@ def check_request(request: TrainingRequest) -> None:
         raise UsageError(f"The options of the training are wrong: {error}") from error
 
 
-def default_folder(request: TrainingRequest) -> Path:
+def default_folder(model: str, kind: str = "train") -> Path:
     """``runs/train-MODEL-TIME``."""
-    name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in request.model)
-    return Path("runs") / f"train-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in model)
+    return Path("runs") / f"{kind}-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_is_free(folder: Path) -> None:

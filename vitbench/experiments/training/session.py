@@ -403,8 +403,7 @@ class Session:
         """Test the trained model, and write what ``vitbench evaluate`` would write."""
         path = self._weights_file("last")
         with self.tester.tested_weights():
-            trained = self.tester.describe(path, self._facts())
-            result = self.tester.evaluate_last(trained, path)
+            trained, result = self.tester.test_last(path, self._facts())
             write_evaluation(result, self.folder)
             if self.board is not None:
                 for name, content in self._final_figures(trained, result).items():

@@ -75,10 +75,10 @@ class Tester:
             "test_loss": result.loss,
         }
 
-    def describe(self, path: Path, facts: Mapping[str, Any]) -> TrainedModel:
-        """The trained model, whose weights are in ``path`` as well."""
+    def test_last(self, path: Path, facts: Mapping[str, Any]) -> tuple[TrainedModel, dict[str, Any]]:
+        """The trained model, whose weights are in ``path`` as well, and what ``vitbench evaluate`` reports of it."""
         setup, digest = self.setup, digest_of(path)[:16]
-        return TrainedModel(
+        trained = TrainedModel(
             name=setup.request.model,
             module=setup.model,
             device=setup.device,
@@ -91,18 +91,15 @@ class Tester:
             facts=facts,
             digest=digest,
         )
-
-    def evaluate_last(self, trained: TrainedModel, path: Path) -> dict[str, Any]:
-        """What ``vitbench evaluate`` reports of the trained model, which has the weights that are to be tested."""
-        batch_size = self.setup.recipe.test_batch_size
+        batch_size = setup.recipe.test_batch_size
         try:
-            return evaluate_trained(trained, self.setup.info, self.setup.test, batch_size=batch_size)
+            return trained, evaluate_trained(trained, setup.info, setup.test, batch_size=batch_size)
         except OutOfMemory as error:
             raise TrainingOutOfMemory(
-                f"Out of memory on {self.setup.device.name} when the trained model was tested, {batch_size} images at "
-                f"once. It is trained: vitbench evaluate {trained.name} --weights {shlex.quote(str(path))} with a "
-                "smaller --batch-size tests it; or train anew with a smaller batch_size or more parts (--set "
-                "accumulate=), by which so many were tested at once"
+                f"Out of memory on {setup.device.name} when the trained model was tested, {batch_size} images at once. "
+                f"It is trained: vitbench evaluate {trained.name} --weights {shlex.quote(str(path))} with a smaller "
+                "--batch-size tests it; or train anew with a smaller batch_size or more parts (--set accumulate=), by "
+                "which so many were tested at once"
             ) from error
 
     def _evaluate(
