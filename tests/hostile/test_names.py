@@ -34,7 +34,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_folders_and_files_named_after_things_stay_where_they_belong(tmp_path: Path, name: str) -> None:
     request = TrainingRequest(model=f"module:{name}:f", data="digits", recipe={})
-    folder = default_folder(request)
+    folder = default_folder(request.model)
     assert folder.parts[0] == "runs"
     assert len(folder.parts) == 2
     stem = OutputNames(tmp_path).take(name)
@@ -80,7 +80,7 @@ def test_a_sweep_from_elsewhere_does_not_train_outside_its_folder(
         (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(plan))
         code, _, errors = ask(capsys, "sweep", "--resume", tmp_path / "sweep")
         assert code == 2
-        assert "is no folder of a sweep" in one_error(errors)
+        assert "is not a folder of a sweep" in one_error(errors)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["sweep", "sweep.json"]
 
 

@@ -34,6 +34,7 @@ from vitbench.experiments.training.request import (
     check_beginning,
 )
 from vitbench.models import describe_model
+from vitbench.models.weights.claimed import resolve
 from vitbench.training.data.datasets import describe_data
 
 PLAN = "sweep.json"
@@ -141,11 +142,11 @@ def start_sweep(
     settings: Sequence[Setting], out: Path | None, progress: Callable[[], TrainingProgress], say: Callable[[str], None]
 ) -> SweepSummary:
     """Train each setting into ``out``, new or empty (by default ``runs/sweep-MODEL-TIME``). Raises UsageError for a
-    model, data set or device that does not exist.
+    model, data set, device, size or checkpoint that no training could use.
     """
     request = settings[0].request
     if not request.allow_import:
-        describe_model(request.model)
+        resolve(describe_model(request.model), request.weights, request.image_size)
     root = None if request.data_dir is None else Path(request.data_dir)
     describe_data(request.data, root=root, download=request.download)
     find_device(request.device)
