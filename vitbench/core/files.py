@@ -77,29 +77,18 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     """The content of a TOML file. Raises ValueError, in one line that begins with ``what`` (``Suite mine.toml``), if it
     is not valid or too large.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{what} is not a regular file: give a text in TOML")
     try:
-        text = _read_text(path, what)
+        with path.open("rb") as file:
+            content = file.read(LARGEST_TOML_BYTES + 1)
+        if len(content) <= LARGEST_TOML_BYTES:
+            return tomllib.loads(content.decode("utf-8"))
     except OSError as error:
         raise ValueError(f"{what} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, or int() on thousands of digits
         raise ValueError(f"{what} is not valid TOML: {error}") from error
-    try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{what} is nested too deeply. Its lists hold no lists of lists") from error
-    except ValueError as error:  # TOMLDecodeError, or int() on thousands of digits
-        raise ValueError(f"{what} is not valid TOML: {error}") from error
-
-
-def _read_text(path: Path, what: str) -> str:
-    if not path.is_file():
-        raise ValueError(f"{what} is not a regular file: give a text in TOML")
-    with path.open("rb") as file:
-        content = file.read(LARGEST_TOML_BYTES + 1)
-    if len(content) > LARGEST_TOML_BYTES:
-        size = max(path.stat().st_size, len(content))
-        raise ValueError(f"{what} is too large: {size:,} bytes, at most {LARGEST_TOML_BYTES:,} are read. Shorten it")
-    return content.decode("utf-8")
+    raise ValueError(f"{what} is too large: at most {LARGEST_TOML_BYTES:,} bytes are read. Shorten it")
 
 
 def read_json(path: Path, kind: Any) -> Any:

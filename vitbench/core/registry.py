@@ -57,10 +57,6 @@ class Registry(Generic[T]):
         self._load()
         return iter(self._items)
 
-    def __len__(self) -> int:
-        self._load()
-        return len(self._items)
-
     def items(self) -> list[tuple[str, T]]:
         """(name, thing) in the order of registration."""
         self._load()

@@ -145,18 +145,12 @@ class Ratio:
         return not self.low <= 1 <= self.high
 
 
-def compare(
-    one: Sequence[float],
-    other: Sequence[float],
-    *,
-    paired: bool = False,
-) -> Ratio | None:
+def compare(one: Sequence[float], other: Sequence[float], *, paired: bool = False) -> Ratio | None:
     """The ratio of two sets of process medians, ``one`` over ``other``.
 
-    ``paired``: the processes of the two took turns, the first of one with the first of the other and so on; then it is
-    the t interval of the pairs' log-ratios, which is narrower by what the two share. Otherwise Welch's t interval on
-    the difference of the mean logarithms (Welch 1947): the variances may differ. None with fewer than two processes
-    on either side, or medians that are not positive.
+    ``paired``: the processes of the two took turns, the first of one with the first of the other and so on: the t
+    interval of the pairs' log-ratios. Otherwise Welch's t interval on the difference of the mean logarithms (Welch
+    1947). None with fewer than two processes on either side, or medians that are not positive.
     """
     if paired:
         count = min(len(one), len(other))
