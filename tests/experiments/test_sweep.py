@@ -18,7 +18,7 @@ from vitbench.experiments.sweep import expand_settings, plan_sweep
 from vitbench.experiments.training.request import SUMMARY, TrainingRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
-from vitbench.reports.sweep import sweep_lines, sweep_markdown
+from vitbench.reports.training import sweep_lines, sweep_markdown
 from vitbench.training.loop import Trainer
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("undrawn")]

@@ -33,9 +33,8 @@ from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
 from vitbench.reports.plots.curves import write_curves
 from vitbench.reports.plots.tradeoffs import draw_plot, plan_plots
-from vitbench.reports.sweep import sweep_csv, sweep_markdown
 from vitbench.reports.table import render_csv
-from vitbench.reports.training import history_csv
+from vitbench.reports.training import history_csv, sweep_csv, sweep_markdown
 from vitbench.runner.progress import LiveProgress, PlainProgress
 
 pytestmark = pytest.mark.integration
@@ -239,7 +238,7 @@ def test_a_sweep_of_hostile_texts_is_harmless() -> None:
         {"name": HOSTILE, "changes": {HOSTILE: HOSTILE, "augment": ["=x"]}, "status": HOSTILE, "detail": HOSTILE},
         {"name": "=2", "changes": {HOSTILE: -3, "augment": None}, "status": "error", "detail": "-a"},
     ]
-    from vitbench.reports.sweep import sweep_lines
+    from vitbench.reports.training import sweep_lines
 
     assert_harmless_csv(sweep_csv(sweep_lines(courses)))
     assert_harmless_markdown(sweep_markdown(courses, HOSTILE))

@@ -16,12 +16,7 @@ from vitbench.core.records import Measurement, Record
 from vitbench.models.cards import Claim, load_model_cards
 from vitbench.reports import write_report
 from vitbench.reports.format import NOT_ASKED
-from vitbench.reports.markdown.claims import (
-    claims_page,
-    claims_text,
-    count_verdicts,
-    write_claims,
-)
+from vitbench.reports.markdown.claims import claims_page, claims_text, count_verdicts, write_claims
 from vitbench.reports.markdown.explanations import CLAIMS
 from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.markdown.tables import value_text

@@ -269,7 +269,7 @@ def _read_failure(path: Path) -> dict[str, Any]:
 
 def _report(folder: Path, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     from vitbench.reports.plots.curves import write_sweep_curves
-    from vitbench.reports.sweep import sweep_csv, sweep_lines, sweep_markdown
+    from vitbench.reports.training import sweep_csv, sweep_lines, sweep_markdown
 
     courses = []
     for one in settings:

@@ -1,4 +1,4 @@
-"""Numbers and texts as a reader sees them: few digits, no private paths, nothing that breaks a Markdown table."""
+"""Numbers and texts as a reader sees them: few digits, no private paths, Markdown escaped."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def telling_line(stderr_tail: str) -> str:
 
 
 def cell_text(text: str, limit: int = 200) -> str:
-    """A text as one cell of a Markdown table: one line of at most ``limit`` characters (and some signs more), in which
-    nothing is a column, a tag, a link, a formula or an order to a terminal.
-    """
+    """A text as one cell of a Markdown table: one line of about ``limit`` characters, all of them escaped."""
     line = printable(" ".join(without_paths(text[: 50 * limit]).split()))
     if len(line) > limit:
         line = line[: limit - 1].rstrip() + "…"
@@ -89,13 +87,8 @@ def cell_text(text: str, limit: int = 200) -> str:
 
 
 def table(headings: Sequence[str], lines: Sequence[Sequence[str]], texts: Sequence[str]) -> str:
-    """A Markdown table; the columns headed ``texts`` stand left, the others are figures. Cells are escaped already.
-
-    Raises ValueError without lines: an empty table says nothing.
-    """
+    """A Markdown table; the columns headed ``texts`` are left-aligned. Cells are escaped already."""
     from tabulate import tabulate
 
-    if not lines:
-        raise ValueError("a table without lines")
     align = ["left" if heading in texts else "right" for heading in headings]
     return tabulate(lines, headings, tablefmt="pipe", colalign=align, disable_numparse=True)

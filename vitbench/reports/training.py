@@ -1,4 +1,4 @@
-"""One training as people read it: its history as CSV, its report as Markdown. Loads no torch."""
+"""Trainings as people read them, one or several side by side: CSV and Markdown. Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ _SHOWN_EPOCHS = 12
 
 def history_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line an epoch; the columns are those of the first row (accuracies are fractions, losses in nat)."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: csv_value(value) for key, value in row.items()} for row in rows)
-    return text.getvalue()
+    return _csv_text(list(rows[0]), rows) if rows else ""
 
 
 def held_out_name(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -102,3 +97,85 @@ def setting_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "+".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def sweep_lines(courses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line a setting: what it changes, and its results (``epochs_done``; accuracies are fractions, losses in nat)."""
+    lines = []
+    for course in courses:
+        line: dict[str, Any] = {"name": course["name"], **course["changes"], "status": course["status"]}
+        figures, rows = course.get("figures"), course.get("history") or []
+        if figures:
+            last = figures["last"]
+            line |= {
+                "epochs_done": figures["epochs"],  # ``epochs`` may be what is varied
+                "train_loss": rows[-1]["train_loss"] if rows else None,
+                "train_accuracy": rows[-1]["train_accuracy"] if rows else None,
+                "test_loss": last["test_loss"],
+                "test_accuracy": last["test_accuracy"],
+                "test_images": figures["test_images"],
+                "best_epoch": figures.get("best", {}).get("epoch"),
+                "best_test_accuracy": figures.get("best", {}).get("test_accuracy"),
+                "training_duration_s": figures["training_duration_s"],
+            }
+        line["detail"] = course["detail"] if course["status"] != "ok" else ""
+        lines.append(line)
+    return lines
+
+
+def sweep_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The lines with all columns that any of them has."""
+    columns = [*dict.fromkeys(key for line in lines for key in line if key != "detail"), "detail"]
+    return _csv_text(columns, lines)
+
+
+def _csv_text(columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writerow({column: csv_value(column) for column in columns})
+    writer.writerows({key: csv_value(value) for key, value in line.items()} for line in lines)
+    return text.getvalue()
+
+
+def sweep_markdown(courses: Sequence[Mapping[str, Any]], title: str) -> str:
+    """The table, the best test accuracy first, and what its columns mean."""
+    lines = sorted(sweep_lines(courses), key=lambda line: -(line.get("test_accuracy") or -1.0))
+    varying = list(dict.fromkeys(key for course in courses for key in course["changes"]))
+    validated = any(line.get("best_epoch") is not None for line in lines)
+    cells = []
+    for line in lines:
+        cell = [cell_text(line["name"]), *(cell_text(setting_text(line.get(key))) for key in varying)]
+        if line["status"] != "ok":
+            cells.append([*cell, cell_text(str(line["status"])), *[""] * (3 + 2 * validated)])
+            continue
+        low, high = wilson_interval(round(line["test_accuracy"] * line["test_images"]), line["test_images"])
+        cell += [
+            f"{100 * line['test_accuracy']:.2f} [{100 * low:.2f}, {100 * high:.2f}]",
+            f"{100 * line['train_accuracy']:.2f}",
+            number(line["train_loss"]),
+            number(line["test_loss"]),
+        ]
+        if validated:
+            best = line["best_test_accuracy"]
+            cell += ["" if best is None else f"{100 * best:.2f}", "" if best is None else f"{line['best_epoch']:g}"]
+        cells.append(cell)
+    names = [cell_text(key) for key in varying]
+    headings = ["run", *names, "test accuracy % [95 %]", "train accuracy %", "train loss", "test loss"]
+    headings += ["test accuracy % at best validation", "of epoch"] if validated else []
+    failures = [f"- {cell_text(line['name'])}: {cell_text(line['detail'])}" for line in lines if line["detail"]]
+    return "\n".join(
+        [
+            f"# Sweep: {cell_text(title)}",
+            "",
+            table(headings, cells, ["run", *names]),
+            "",
+            "The test loss is a mean cross entropy in nat. Training accuracy and loss are of the last epoch, on images "
+            "as augmented, in training mode. The training loss is what the steps lowered: with the recipe's label "
+            "smoothing and class weights, and with the model's own auxiliary loss. Without any of these, a training "
+            "loss far below the test loss is overfitting. Intervals cover the choice of test images, not that of the "
+            "seed; settings chosen by their test accuracy look better than they are.",
+            "",
+            *(["![curves](sweep.png)", ""] if any(course.get("history") for course in courses) else []),
+            *failures,
+        ]
+    )

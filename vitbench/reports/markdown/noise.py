@@ -8,7 +8,7 @@ from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.core.stats.intervals import Estimate
 from vitbench.devices.host.load import OTHER_LOAD
 from vitbench.reports.format import cell_text, number, percent, table
-from vitbench.reports.model.noise import NoiseLevel, disturbances, noise_levels, shortfalls, timed_values
+from vitbench.reports.model.noise import NoiseLevel, disturbances, noise_levels, shortfall, timed_values
 from vitbench.reports.model.runs import Run
 
 
@@ -32,7 +32,7 @@ def noise_section(runs: Sequence[Run]) -> str:
         tail = "No cell was disturbed, as far as this machine reports."
     else:
         tail = "This machine does not report what else it did."
-    return "\n\n".join(["\n".join(lines), tail, *_shortfall_text(timed)])
+    return "\n\n".join(["\n".join(lines), tail, *_shortfalls(timed)])
 
 
 def disturbance_texts(record: Record) -> list[str]:
@@ -50,13 +50,14 @@ def _cell_name(cell: Cell) -> str:
     return f"{cell.device} {format_image_size(cell.image_size)} px b{cell.batch_size} {cell.mode}"
 
 
-def _shortfall_text(records: Sequence[Record]) -> list[str]:
+def _shortfalls(timed: Sequence[Record]) -> list[str]:
     """The cells that did not reach the precision that the run asked for, in one paragraph; [] if all did."""
-    found = [
-        f"{cell_text(f'{one.cell.model} b{one.cell.batch_size} {one.cell.mode}')} (within "
-        f"{percent(one.reached).lstrip('+')} %: {cell_text(one.reason)})"
-        for one in shortfalls(records)
-    ]
+    found = []
+    for record, one in ((each, one) for each in timed for one in timed_values(each)):
+        reached = shortfall(one)
+        if reached is not None and one.measurement:
+            cell = cell_text(f"{record.cell.model} b{record.cell.batch_size} {record.cell.mode}")
+            found.append(f"{cell} (within {percent(reached).lstrip('+')} %: {cell_text(one.measurement.detail)})")
     return [f"Less precise than asked for: {'; '.join(found)}."] if found else []
 
 

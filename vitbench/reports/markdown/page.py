@@ -9,25 +9,14 @@ from vitbench.analysis.claims import judge_runs
 from vitbench.core.records import STATUSES
 from vitbench.core.text import one_line
 from vitbench.reports.format import cell_text, without_paths
+from vitbench.reports.markdown import explanations
 from vitbench.reports.markdown.claims import claims_text, count_verdicts
-from vitbench.reports.markdown.explanations import (
-    CLAIMS,
-    COUNTER_REASONS,
-    COUNTERS,
-    MEMORY,
-    NOISE,
-    PERCENTILES,
-    PUBLISHED_TRAININGS,
-    SEARCHES,
-    TRAININGS,
-    how_to_read,
-)
 from vitbench.reports.markdown.noise import noise_section
 from vitbench.reports.markdown.tables import table_text
+from vitbench.reports.model import trainings as training
 from vitbench.reports.model.columns import Floors, detail_table, main_table, memory_table
 from vitbench.reports.model.counters import compare_counters
 from vitbench.reports.model.failures import failures_table, methods
-from vitbench.reports.model.machine import machine_of, planned_cells
 from vitbench.reports.model.noise import noise_floors
 from vitbench.reports.model.rows import (
     Row,
@@ -38,18 +27,8 @@ from vitbench.reports.model.rows import (
     sort_key,
     varying_axes,
 )
-from vitbench.reports.model.runs import Run
+from vitbench.reports.model.runs import Run, machine_of, planned_cells
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
-from vitbench.reports.model.trainings import (
-    BY_CLASS,
-    MOST_TRAININGS,
-    are_compared,
-    class_tables,
-    comparison_table,
-    is_published,
-    trainings_of,
-    with_classes,
-)
 from vitbench.reports.plots.tradeoffs import plan_plots, why_no_plots
 
 #: Values that are not worth a word where all rows share them.
@@ -65,21 +44,21 @@ def render_markdown(runs: Sequence[Run]) -> str:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
     axes = varying_axes(rows)
     parts += [_conditions(rows), *search_section(runs), *_sections(rows, axes, noise_floors(runs))]
-    parts += [*training_section(runs), "## How to read the tables", _as_list(how_to_read(rows))]
+    parts += [*training_section(runs), "## How to read the tables", _as_list(explanations.how_to_read(rows))]
     details = detail_table(rows, axes)
     if details:
-        parts += ["## Details", PERCENTILES, table_text(details)]
+        parts += ["## Details", explanations.PERCENTILES, table_text(details)]
     noise = noise_section(runs)
     if noise:
         paired = any(one.reference_samples for run in runs for record in run.records for one in record.measurements)
-        parts += ["## Noise", *([NOISE] if paired else []), noise]
+        parts += ["## Noise", *([explanations.NOISE] if paired else []), noise]
     memory = memory_table(rows, axes)
     if memory:
-        parts += ["## Memory at the peak", MEMORY, table_text(memory)]
+        parts += ["## Memory at the peak", explanations.MEMORY, table_text(memory)]
     parts += _counters(rows)
     judged = judge_runs([record for run in runs for record in run.records])
     if judged:
-        parts += ["## Published values", f"{count_verdicts(judged)}. {CLAIMS}", claims_text(judged)]
+        parts += ["## Published values", f"{count_verdicts(judged)}. {explanations.CLAIMS}", claims_text(judged)]
     failures = failures_table(rows, axes)
     parts += ["## Failures", table_text(failures) if failures else "None."]
     parts += ["## Plots", _plots(rows), "## Methods", _methods(rows)]
@@ -101,7 +80,7 @@ def search_section(runs: Sequence[Run]) -> list[str]:
     found = search_tables(runs)
     if found is None:
         return []
-    parts = ["## Largest batch that fits", SEARCHES]
+    parts = ["## Largest batch that fits", explanations.SEARCHES]
     largest, ends = found
     for (device, mode, dtype), shown in largest.items():
         parts += [f"### {cell_text(device)}, {CALLS[mode]}, {cell_text(dtype)}", table_text(shown)]
@@ -113,21 +92,21 @@ def training_section(runs: Sequence[Run]) -> list[str]:
 
     That is: unless the trainings are by several recipes, something was published of them, or they have values by class.
     """
-    trainings = trainings_of(runs)
-    by_class = with_classes(trainings)
-    if not (by_class or are_compared(trainings)):
+    trainings = training.trainings_of(runs)
+    by_class = training.with_classes(trainings)
+    if not (by_class or training.are_compared(trainings)):
         return []
-    text = TRAININGS + (PUBLISHED_TRAININGS if is_published(trainings) else "")
-    parts = ["## Training", text, table_text(comparison_table(trainings))]
-    if by_class > MOST_TRAININGS:
-        names = ", ".join(f"`{metric}`" for metric in BY_CLASS)
+    text = explanations.TRAININGS + (explanations.PUBLISHED_TRAININGS if training.is_published(trainings) else "")
+    parts = ["## Training", text, table_text(training.comparison_table(trainings))]
+    if by_class > training.MOST_TRAININGS:
+        names = ", ".join(f"`{metric}`" for metric in training.BY_CLASS)
         return [*parts, f"F1, precision and recall by class of {by_class} trainings are in the records ({names})."]
-    for metric, what in BY_CLASS.items():
+    for metric, what in training.BY_CLASS.items():
         tables = [
             f"{what} of each of the {one} classes is in the records (`{metric}`), not in a table here."
             if isinstance(one, int)
             else table_text(one)
-            for one in class_tables(trainings, metric)
+            for one in training.class_tables(trainings, metric)
         ]
         parts += [f"### {what} by class", *tables] if tables else []
     return parts
@@ -135,8 +114,8 @@ def training_section(runs: Sequence[Run]) -> list[str]:
 
 def training_summary(runs: Sequence[Run]) -> list[str]:
     """Heading and first table alone, for a terminal, where the main tables do not show as much."""
-    trainings = trainings_of(runs)
-    return ["## Training", table_text(comparison_table(trainings))] if are_compared(trainings) else []
+    trainings = training.trainings_of(runs)
+    return ["## Training", table_text(training.comparison_table(trainings))] if training.are_compared(trainings) else []
 
 
 def _what_was_run(run: Run) -> str:
@@ -193,9 +172,9 @@ def _counters(rows: Sequence[Row]) -> list[str]:
     if compared is None:
         return []
     shown, reasons = compared
-    texts = [COUNTER_REASONS.get(one.name) or cell_text(one.printed).rstrip(".") for one in reasons]
+    texts = [explanations.COUNTER_REASONS.get(one.name) or cell_text(one.printed).rstrip(".") for one in reasons]
     notes = "  \n".join(f"({mark}) {text}." for mark, text in enumerate(texts, 1))
-    return ["## FLOPs by other counters", COUNTERS, table_text(shown), *([notes] if notes else [])]
+    return ["## FLOPs by other counters", explanations.COUNTERS, table_text(shown), *([notes] if notes else [])]
 
 
 def _plots(rows: Sequence[Row]) -> str:

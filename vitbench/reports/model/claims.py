@@ -11,11 +11,7 @@ from vitbench.reports.model.tables import Column, Display, Table, Value, number_
 
 _NAMES = {"params": "parameters", "flops": "FLOPs", "top1": "top-1", "macro_f1": "macro F1"}
 #: How the computed value of each quantity is shown; all others are numbers without a unit.
-_DISPLAYS = {
-    "flops": Display("GFLOPs", 1e-9),
-    "latency": Display("ms", 1e3),
-    "top1": Display("%", 100, "tenths"),
-}
+_DISPLAYS = {"flops": Display("GFLOPs", 1e-9), "latency": Display("ms", 1e3), "top1": Display("%", 100, "tenths")}
 _CHANGE = Display("%", 100, "change")
 
 

@@ -28,6 +28,8 @@ from vitbench.reports.model.values import MetricValue, value_of
 
 #: (run, device, threads) -> the noise floor there, as a fraction.
 Floors = Mapping[tuple[str, str, int], float]
+#: How a row gives a metric.
+Getter = Callable[[Row, str], MetricValue]
 
 #: The order of columns; those of other metrics follow.
 _ORDER = (
@@ -38,7 +40,7 @@ _ORDER = (
 )
 MB = Display("MB", 1e-6)
 _RELATIVE = Display("× reference")
-_TENSORS = Display("MB", 1e-6, "counted")
+_TENSORS, _BEYOND = Display("MB", 1e-6, "counted"), Display("MB", 1e-6, "rough")
 _PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
 
 
@@ -100,7 +102,7 @@ def main_table(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> Tabl
 def detail_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
     """What is looked up rather than compared, for all devices and sizes; None without any number."""
     columns = _metric_columns(rows, main=False)
-    filled = [one for one in columns if any(_is_filled(one.value(row)) for row in rows)]
+    filled = [one for one in columns if any(one.value(row).is_filled for row in rows)]
     if not filled:
         return None
     return table_of([model_column(), *place_columns(), *axis_columns(axes), *filled], sorted(rows, key=sort_key))
@@ -117,7 +119,7 @@ def _metric_columns(rows: Sequence[Row], *, main: bool, floors: Floors | None = 
         if value.name == "latency" and batch is not None:
             infer += _speed_columns(rows, value, batch, floors or {}) if main else _sample_columns(value, batch)
         elif value.name == "training_step" and step_batch is not None and not main:
-            step.append(_relative_column(value, Row.at_training_batch, step_batch))
+            step.append(_metric_column(value, column.heading, Row.at_training_batch, step_batch, relative=True))
         elif column.main is not main:
             continue
         elif metric.process == "training":
@@ -167,7 +169,7 @@ def memory_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
                     metric_value(seen, MB),
                     metric_value(tensors, _TENSORS),
                     *(metric_value(value_of(record, f"tensor_peak_{part}"), _TENSORS) for part in _PARTS),
-                    number_value(_beyond(seen, tensors), Display("MB", 1e-6, "rough")),
+                    number_value(None if seen.value is None else seen.value - tensors.value, _BEYOND),
                 )
                 lines.append(line)
     if not lines:
@@ -175,13 +177,7 @@ def memory_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
     columns = [one.column for one in names]
     columns += [Column(name="call"), Column(name="system", display=MB), Column(name="tensors", display=_TENSORS)]
     columns += [Column(name=part, display=_TENSORS) for part in _PARTS]
-    return Table((*columns, Column(name="beyond tensors", display=Display("MB", 1e-6, "rough"))), tuple(lines))
-
-
-def _beyond(system: MetricValue, tensors: MetricValue) -> float | None:
-    if system.value is None or tensors.value is None:
-        return None
-    return system.value - tensors.value
+    return Table((*columns, Column(name="beyond tensors", display=_BEYOND)), tuple(lines))
 
 
 def smallest_batch(rows: Sequence[Row]) -> int | None:
@@ -194,19 +190,13 @@ def largest_training_batch(rows: Sequence[Row]) -> int | None:
     return max((row.train[-1].cell.batch_size for row in rows if row.train), default=None)
 
 
-def percentile_value(found: MetricValue, q: float, display: Display, *, note: Note | None = None) -> Value:
+def percentile_value(found: MetricValue, q: float, display: Display, note: Note | None = None) -> Value:
     """A quantile of all samples, or that there are too few of them."""
-    if found.value is None:
-        return metric_value(found, display, note=note)
     quantile = found.percentile(q)
-    if quantile is None:
-        reason = f"n too small (< {samples_for_percentile(q)})"
-        return Value(status="too few samples", reason=reason, display=display, note=note)
-    return number_value(quantile, display, note=note)
-
-
-def _is_filled(value: Value) -> bool:
-    return value.number is not None or value.status == "too few samples"
+    if found.value is None or quantile is not None:
+        return number_value(quantile, display, note) if quantile is not None else metric_value(found, display, note)
+    reason = f"n too small (< {samples_for_percentile(q)})"
+    return Value(status="too few samples", reason=reason, display=display, note=note)
 
 
 def _was_asked(value: registry.Yields, cells: Iterable[Sequence[Record]]) -> bool:
@@ -215,33 +205,32 @@ def _was_asked(value: registry.Yields, cells: Iterable[Sequence[Record]]) -> boo
 
 
 def _metric_column(
-    value: registry.Yields, heading: str, get: Callable[[Row, str], MetricValue], batch: int | None = None
+    value: registry.Yields, heading: str, get: Getter, batch: int | None = None, *, relative: bool = False
 ) -> RowColumn:
-    display = display_of(value)
+    display = _RELATIVE if relative else display_of(value)
 
     def shown(row: Row) -> Value:
         found = get(row, value.name)
-        return metric_value(found, display, note=_other_batch(found, batch))
+        note = _other_batch(found, batch)
+        if relative:
+            return estimate_value(found.relative_between_runs, display, note)
+        return metric_value(found, display, note)
 
     return RowColumn(Column(name=heading, display=display, batch=batch), shown)
 
 
-def _relative_column(value: registry.Yields, get: Callable[[Row, str], MetricValue], batch: int) -> RowColumn:
-    def shown(row: Row) -> Value:
-        found = get(row, value.name)
-        return estimate_value(found.relative_between_runs, _RELATIVE, note=_other_batch(found, batch))
-
-    heading = value.column.heading if value.column else value.name
-    return RowColumn(Column(name=heading, display=_RELATIVE, batch=batch), shown)
-
-
 def _speed_columns(rows: Sequence[Row], value: registry.Yields, batch: int, floors: Floors) -> list[RowColumn]:
-    throughput = Column(name="best throughput", display=Display("image/s"))
+    display = Display("image/s")
+
+    def best(row: Row) -> Value:
+        found = row.best_throughput()
+        note = None if found.value is None else Note("batch", found.batch_size or 0)
+        return metric_value(found, display) if note is None else number_value(found.value, display, note)
+
     return [
-        _metric_column(value, "latency", Row.at_smallest_batch, batch),
-        _relative_column(value, Row.at_smallest_batch, batch),
+        *(_metric_column(value, "latency", Row.at_smallest_batch, batch, relative=one) for one in (False, True)),
         _rank_column(rows, batch, floors),
-        RowColumn(throughput, lambda row: _best_throughput(row, throughput.display)),
+        RowColumn(Column(name="best throughput", display=display), best),
     ]
 
 
@@ -250,14 +239,13 @@ def _sample_columns(value: registry.Yields, batch: int) -> list[RowColumn]:
 
     def quantile(row: Row, q: float) -> Value:
         found = row.at_smallest_batch(value.name)
-        note = None if found.value is None else _other_batch(found, batch)
-        return percentile_value(found, q, display, note=note)
+        return percentile_value(found, q, display, None if found.value is None else _other_batch(found, batch))
 
     def count(row: Row) -> Value:
         found = row.at_smallest_batch(value.name)
         if found.estimate is None:
             return metric_value(found, samples)
-        return number_value(found.estimate.n_samples, samples, note=Note("processes", found.estimate.n_processes))
+        return number_value(found.estimate.n_samples, samples, Note("processes", found.estimate.n_processes))
 
     return [
         RowColumn(Column(name="p90", display=display, batch=batch), lambda row: quantile(row, 0.9)),
@@ -288,13 +276,6 @@ def _other_batch(found: MetricValue, batch: int | None) -> Note | None:
     if batch is None or found.status is None or found.batch_size in (None, batch):
         return None
     return Note("batch", found.batch_size or 0)
-
-
-def _best_throughput(row: Row, display: Display) -> Value:
-    found = row.best_throughput()
-    if found.value is None:
-        return metric_value(found, display)
-    return number_value(found.value, display, note=Note("batch", found.batch_size or 0))
 
 
 def _accuracy_column(rows: Sequence[Row]) -> RowColumn:

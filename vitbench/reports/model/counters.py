@@ -64,16 +64,11 @@ def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[Reason]] | None:
         lines.append(line)
     counted = replace(_GFLOPS, unit="GFLOPs")
     columns = (
-        Column(name="model"),
-        Column(name="image size", display=IMAGE_SIZE),
+        *(Column(name="model"), Column(name="image size", display=IMAGE_SIZE)),
         *([Column(name="classes")] if with_classes else []),
-        Column(name="attention"),
-        Column(name="GFLOPs", display=_GFLOPS),
-        Column(name="fvcore", display=counted),
-        Column(name="fvcore - ours", display=_CHANGE),
-        Column(name="thop", display=counted),
-        Column(name="thop - ours", display=_CHANGE),
-        Column(name="why"),
+        *(Column(name="attention"), Column(name="GFLOPs", display=_GFLOPS)),
+        *(Column(name="fvcore", display=counted), Column(name="fvcore - ours", display=_CHANGE)),
+        *(Column(name="thop", display=counted), Column(name="thop - ours", display=_CHANGE), Column(name="why")),
     )
     return Table(columns, tuple(lines)), list(reasons)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from vitbench.core.records import Cell, NoiseCheck, Record
+from vitbench.core.records import Record
 from vitbench.core.stats.comparisons import noise_floor
 from vitbench.core.stats.intervals import Estimate, estimate
 from vitbench.core.stats.warm_up import median, process_medians
@@ -16,11 +16,9 @@ from vitbench.reports.model.values import MetricValue, mean_of, value_of
 
 #: Metrics that take turns with the reference.
 TIMED = ("latency", "training_step")
-#: A cell counts as disturbed from these on: cores busy with other programs, cores' time taken by the host,
-DISTURBING_LOAD = 0.25
-DISTURBING_STEAL = 0.02
-#: the share of time in which heat or a power limit slowed a GPU,
-DISTURBING_SLOWDOWN = 0.01
+#: From when on a cell counts as disturbed: cores busy with other programs, the share of time in which heat or a power
+#: limit slowed a GPU, cores' time taken by the host,
+_DISTURBING = (("load", OTHER_LOAD, 0.25), ("slowed", GPU_SLOWED, 0.01), ("steal", STEAL, 0.02))
 #: and the reference's slowest tenth of turns over its fastest while the cell was measured.
 DISTURBING_DRIFT = 1.5
 
@@ -54,7 +52,8 @@ def noise_levels(run: Run) -> list[NoiseLevel]:
     found = []
     for (device, threads), values in groups.items():
         checks = [check for check in run.noise if (check.device, check.threads) == (device, threads)]
-        ratios = [_ratios(check) for check in checks]
+        pairs = [zip(check.samples, check.reference_samples, strict=True) for check in checks]
+        ratios = [[own / other for own, other in pair] for pair in pairs]
         processes = round(median([len(one.measurement.samples) for one in values if one.measurement]))
         medians = process_medians(ratios)
         floor = noise_floor(medians, processes) if len(medians) > 1 and min(medians) > 0 else None
@@ -73,45 +72,27 @@ def noise_floors(runs: Sequence[Run]) -> dict[tuple[str, str, int], float]:
 class Disturbance(NamedTuple):
     """What was in the way of a timed cell, and how much of it (cores, or a ratio of speeds)."""
 
-    cause: Literal["load", "slowed", "steal", "drift"]
+    cause: str  # load, slowed, steal, drift
     amount: float
 
 
 def disturbances(record: Record) -> list[Disturbance]:
     """Why a timed cell's values are doubtful; empty if nothing was in its way, or nothing is known."""
     found = []
-    load, steal, slowed = (mean_of(record, metric) or 0.0 for metric in (OTHER_LOAD, STEAL, GPU_SLOWED))
-    if load >= DISTURBING_LOAD:
-        found.append(Disturbance("load", load))
-    if slowed >= DISTURBING_SLOWDOWN:
-        found.append(Disturbance("slowed", slowed))
-    if steal >= DISTURBING_STEAL:
-        found.append(Disturbance("steal", steal))
-    for one in timed_values(record):
-        drift = _drift(_reference_turns(one))
-        if drift is not None and drift >= DISTURBING_DRIFT:
-            found.append(Disturbance("drift", drift))
-    return found
+    for cause, metric, least in _DISTURBING:
+        amount = mean_of(record, metric)
+        if amount is not None and amount >= least:
+            found.append(Disturbance(cause, amount))
+    drifts = [_drift(_reference_turns(one)) for one in timed_values(record)]
+    return found + [Disturbance("drift", drift) for drift in drifts if drift is not None and drift >= DISTURBING_DRIFT]
 
 
-class Shortfall(NamedTuple):
-    """A cell whose interval is wider than the run asked for: half its width (0.05: 5 %), and why."""
-
-    cell: Cell
-    reached: float
-    reason: str
-
-
-def shortfalls(records: Sequence[Record]) -> list[Shortfall]:
-    """The timed cells that did not reach the precision that the run asked for."""
-    found = []
-    for record in records:
-        for one in timed_values(record):
-            detail, relative = one.measurement.detail if one.measurement else "", one.relative
-            if detail and relative is not None and relative.low is not None and relative.high is not None:
-                reached = max(relative.high / relative.value, relative.value / relative.low) - 1
-                found.append(Shortfall(record.cell, reached, detail))
-    return found
+def shortfall(one: MetricValue) -> float | None:
+    """Half the width of an interval (0.05: 5 %) that is wider than the run asked for; None for any other."""
+    relative = one.relative
+    if not (one.measurement and one.measurement.detail) or not relative or not relative.low or not relative.high:
+        return None
+    return max(relative.high / relative.value, relative.value / relative.low) - 1
 
 
 def timed_values(record: Record) -> list[MetricValue]:
@@ -121,10 +102,6 @@ def timed_values(record: Record) -> list[MetricValue]:
 
 def _reference_turns(one: MetricValue) -> list[float]:
     return [x for process in one.measurement.reference_samples for x in process] if one.measurement else []
-
-
-def _ratios(check: NoiseCheck) -> list[float]:
-    return [own / other for own, other in zip(check.samples, check.reference_samples, strict=True)]
 
 
 def _drift(turns: Sequence[float]) -> float | None:

@@ -9,19 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from vitbench.core.records import Cell, Record, format_image_size
-from vitbench.reports.model.columns import MB, RowColumn, axis_columns
+from vitbench.reports.model.columns import MB, RowColumn, axis_columns, model_column, place_columns
 from vitbench.reports.model.rows import Row, shown_status, varying_axes
 from vitbench.reports.model.runs import Run
-from vitbench.reports.model.tables import (
-    IMAGE_SIZE,
-    Column,
-    Display,
-    Table,
-    Value,
-    metric_value,
-    number_value,
-    text_value,
-)
+from vitbench.reports.model.tables import Column, Display, Table, Value, metric_value, number_value, text_value
 from vitbench.reports.model.values import value_of
 from vitbench.suites.batch_search import (
     BOUND,
@@ -147,28 +138,22 @@ def _largest_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> T
 
 def _ends_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Table:
     """One line a search: the largest batch and its peak, the smallest that failed and how, and what the limit was."""
+    names = [model_column(), *reversed(place_columns())]
     columns = (
-        *(Column(name="model"), Column(name="image size", display=IMAGE_SIZE), Column(name="device")),
+        *(one.column for one in names),
         *(Column(name="call"), Column(name="dtype"), *(one.column for one in others)),
-        Column(name="largest batch", display=WHOLE),
-        Column(name="peak memory at it", display=MB),
-        Column(name="fails at", display=WHOLE),
-        *(Column(name="how it fails"), Column(name="limit"), Column(name="attempts", display=WHOLE)),
+        *(Column(name="largest batch", display=WHOLE), Column(name="peak memory at it", display=MB)),
+        *(Column(name="fails at", display=WHOLE), Column(name="how it fails"), Column(name="limit")),
+        Column(name="attempts", display=WHOLE),
     )
     lines = tuple(
         (
-            text_value(search.base.model),
-            text_value(format_image_size(search.base.image_size)),
-            text_value(search.base.device),
-            text_value(CALLS[search.base.mode]),
-            text_value(search.base.dtype),
+            *(one.value(search.row) for one in names),
+            *(text_value(CALLS[search.base.mode]), text_value(search.base.dtype)),
             *(one.value(search.row) for one in others),
-            number_value(_largest(search), WHOLE),
-            _peak(search),
+            *(number_value(_largest(search), WHOLE), _peak(search)),
             number_value(search.failed.cell.batch_size if search.failed else None, WHOLE),
-            _how_it_failed(search),
-            _limit(search),
-            number_value(len(search.records), WHOLE),
+            *(_how_it_failed(search), _limit(search), number_value(len(search.records), WHOLE)),
         )
         for search in searches
     )

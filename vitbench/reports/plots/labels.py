@@ -35,10 +35,7 @@ class Label:
 
 
 def place_labels(
-    axes: Axes,
-    labels: Sequence[Label],
-    points: Sequence[tuple[float, float]],
-    lines: Sequence[Box],
+    axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float]], lines: Sequence[Box]
 ) -> None:
     """Write ``labels`` beside their points, off all ``points`` and level or upright ``lines`` where there is room.
 
