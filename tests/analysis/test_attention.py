@@ -282,7 +282,7 @@ class UnfoldedViT(nn.Module):
         return self.layer(self.choose(x)).mean(1)
 
 
-def test_patches_without_a_convolution_are_found_by_filling_the_picture() -> None:
+def test_patches_without_a_convolution_are_found_by_filling_the_image() -> None:
     (one,) = attention_maps(UnfoldedViT(), torch.randn(2, 3, 16, 32))  # through the fast path, were it on
     assert (one.grid, one.extra, one.readout, one.name) == ((4, 8), 0, "mean", "layer.self_attn")
 
@@ -302,7 +302,7 @@ def test_tokens_that_are_no_grid_are_refused() -> None:
         ("timm:pvt_v2_b0", 64, "from 256 tokens to 4"),
     ],
 )
-def test_attention_that_is_no_map_over_the_picture_is_refused(name: str, size: int, reason: str) -> None:
+def test_attention_that_is_not_a_map_over_the_image_is_refused(name: str, size: int, reason: str) -> None:
     model = build_model(name, image_size=size, num_classes=10)
     with pytest.raises(Unsupported, match=reason):
         attention_maps(model, pictures(size, 1))
@@ -380,7 +380,7 @@ def test_stages_are_runs_of_layers_with_the_same_patches() -> None:
 def a_map(
     weights: Tensor, kept: list[int] | None = None, extra: int = 1, grid: tuple[int, int] = (1, 2)
 ) -> AttentionMap:
-    """One picture's layer."""
+    """A layer of one image."""
     return AttentionMap(
         name="layer",
         kind="softmax",

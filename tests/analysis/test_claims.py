@@ -1,4 +1,4 @@
-"""Published figures against hand arithmetic: how a printed number agrees, which verdict a claim gets, and by what."""
+"""Published values against hand arithmetic: how a printed number agrees, and which verdict a claim gets."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def claim(printed: str, value: float, quantity: str = "params", **more: Any) -> 
         ("-58 % FLOPs", -0.58, (-0.5751, -0.5899), (-0.57, -0.59, 0.58)),
     ],
 )
-def test_a_figure_agrees_if_rounded_or_cut_off_it_gives_what_was_printed(
+def test_a_value_agrees_if_rounded_or_truncated_it_equals_what_was_printed(
     printed: str, value: float, agreeing: tuple[float, ...], differing: tuple[float, ...]
 ) -> None:
     published = claim(printed, value)
@@ -214,7 +214,7 @@ def test_what_is_more_than_one_unit_of_the_last_digit_away_does_not_agree(
 # The claims that are packaged
 
 
-def test_the_cards_hold_every_figure_that_the_five_projects_print_and_no_other() -> None:
+def test_the_cards_hold_every_value_that_the_five_projects_print_and_no_other() -> None:
     held = sorted((card.name, one.quantity, one.value) for card, one in CLAIMS if card.name not in OF_PAPERS)
     assert held == sorted(PRINTED_BY_THE_PROJECTS)
 
@@ -257,7 +257,7 @@ def test_a_claim_names_its_source_and_what_it_compares_with(card: ModelCard, pub
         assert published.data
 
 
-def test_claims_of_one_model_and_quantity_are_told_apart_by_their_condition() -> None:
+def test_claims_of_one_model_and_quantity_differ_in_their_condition() -> None:
     for card in CARDS.values():
         keys = [(one.quantity, one.condition) for one in card.claims]
         assert len(keys) == len(set(keys)), card.name
@@ -370,7 +370,7 @@ def test_a_comparison_with_a_model_that_nothing_counted_is_not_checkable() -> No
     assert one.reason == "nothing has counted timm:deit_small_patch16_224"
 
 
-def test_a_comparison_with_a_model_that_is_not_there_says_so() -> None:
+def test_a_comparison_with_an_unknown_model_names_it() -> None:
     published = claim("-10 %", -0.1, "params_change_vs:vit_basik")
     one = judge("vit_basic", published, count_by_formula, [])
     assert one.verdict == "not checkable here"
@@ -413,7 +413,7 @@ BRIEF = load_recipe("brief")
 
 
 def card_with(*claims: Claim) -> ModelCard:
-    """A card under a name that fabricated records have, for pictures of 32 px."""
+    """A card for images of 32 px under the name of the fabricated records."""
     return dataclasses.replace(CARDS["vit_basic_tutorial"], name="vit_micro", claims=claims)
 
 
@@ -435,7 +435,7 @@ def test_an_accuracy_is_not_checkable_without_a_run() -> None:
     assert one.reason == "no completed run of the recipe brief on digits was given"
 
 
-def test_an_accuracy_of_an_untold_training_is_not_checkable() -> None:
+def test_an_accuracy_of_an_unknown_training_is_not_checkable() -> None:
     one = judge_by(claim("80.0 %", 0.80, "top1"), brief_run())
     assert (one.verdict, one.reason) == ("not checkable here", "the source does not say how it was trained")
 
@@ -464,7 +464,7 @@ def test_an_accuracy_is_not_judged_by_a_run_of_something_else(record: Record) ->
 
 
 def test_an_accuracy_is_not_judged_by_a_training_at_another_image_size() -> None:
-    """The figure is for the card's own size, as parameters and FLOPs are."""
+    """The value is for the card's own size, like parameters and FLOPs."""
     assert judge_by(brief_claim("80.0 %", 0.80), brief_run(image_size=(16, 16))).verdict == "not checkable here"
 
 
@@ -538,8 +538,8 @@ def test_from_three_seeds_on_the_prediction_of_one_more_training_decides(
     assert "mean of seeds 0, 1, 2" in one.reason
 
 
-def test_a_loss_is_not_judged_by_a_choice_of_test_pictures() -> None:
-    """The spread over seeds says nothing of the pictures, which are the same for each."""
+def test_a_loss_is_not_judged_by_a_choice_of_test_images() -> None:
+    """The spread over seeds does not cover the choice of images, which is the same for each."""
     claim = dataclasses.replace(brief_claim("0.6296", 0.6296, "loss"), data="cifar10")
     few = [with_loss(nats, seed, data="cifar10") for seed, nats in enumerate((0.51, 0.53, 0.55))]  # 360 of 10,000
     one = judge_by(claim, *few)
@@ -558,7 +558,7 @@ def test_a_loss_is_not_judged_by_a_choice_of_test_pictures() -> None:
     assert judge_by(claim, *whole).verdict == "contradicted"
 
 
-def test_an_accuracy_allows_for_the_seeds_as_well_as_for_the_choice_of_test_pictures() -> None:
+def test_an_accuracy_allows_for_the_seeds_and_the_choice_of_test_images() -> None:
     published = brief_claim("90.0 %", 0.900)
     apart = [brief_run(correct, seed=seed) for seed, correct in enumerate((270, 288, 306))]
     # 80 % -+ 4.3027 * 5 % * sqrt(1 + 1/3) = 55.2 to 104.8 %; Wilson's ends at 83.8 %
@@ -571,7 +571,7 @@ def test_an_accuracy_allows_for_the_seeds_as_well_as_for_the_choice_of_test_pict
     assert "95 % [75.6, 83.8] %" in one.reason  # never less than the pictures leave open
 
 
-def test_of_two_seeds_none_is_passed_over() -> None:
+def test_both_of_two_seeds_count() -> None:
     two = [brief_run(252, seed=4), brief_run(288, seed=7)]  # 70 % [65.1, 74.5], 80 % [75.6, 83.8]
     for records in (two, two[::-1]):
         one = judge_by(brief_claim("66.0 %", 0.66), *records)
@@ -590,7 +590,7 @@ def test_only_trainings_that_differ_in_nothing_but_the_seed_are_taken_together()
     assert (one.verdict, one.computed) == ("agrees", pytest.approx(0.53))
 
 
-def test_a_figure_of_several_numbers_or_none_to_reckon_with_judges_nothing() -> None:
+def test_a_measurement_without_one_finite_value_judges_nothing() -> None:
     record = brief_run()
     for samples in (((1.0, 2.0),), ((1.0,), (2.0,)), (), ((1e200,),)):
         strange = Measurement(metric="test_loss", unit="nat", samples=samples, method="")
@@ -636,7 +636,7 @@ def test_the_published_imbalance_is_not_judged_by_a_shortened_training() -> None
 
 
 def label_of_a_folder(folder: Path) -> str:
-    """What a record calls a picture folder of that name, by the code that names it."""
+    """A record's name for an image folder of that name, by the code that names it."""
     return describe_data(str(make_image_folder(folder))).label
 
 
@@ -894,7 +894,7 @@ def test_a_model_that_is_named_twice_is_judged_once(capsys: pytest.CaptureFixtur
     assert [row["model"] for row in rows] == ["vit_base16"]
 
 
-def test_models_without_published_figures_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_without_published_values_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, errors = ask(capsys, "claims", "--models", "vit_tiny16")
     assert (code, out) == (0, "These models have no published values.\n")
     assert errors.strip() == ""

@@ -43,7 +43,7 @@ SNAPSHOT = ("snapshot", "--models", NAME, "--image-sizes", "16", "--num-classes"
 
 
 def figures_of(subject: Subject, **run: Any) -> dict[str, Any]:
-    """The figures of one run."""
+    """The values of one run."""
     *_, answer = count_model(subject, [replace(subject.cell, **run)])
     assert "failed" not in answer, answer
     assert not answer["absent"]
@@ -293,7 +293,7 @@ OF_THE_MACHINE = {
 
 
 @pytest.mark.parametrize("edit", OF_THE_MACHINE)
-def test_what_the_machine_does_to_a_worker_says_nothing_of_the_code(
+def test_a_failure_of_the_machine_is_not_a_change_of_the_code(
     lock: Path, edit: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if edit == "a hang":
@@ -348,7 +348,7 @@ def test_the_same_code_gives_the_same_bytes(lock: Path) -> None:
     assert not re.search(r"20\d\d-\d\d", text)
 
 
-def test_accepting_writes_the_figures_the_reason_and_the_day(lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_accepting_writes_the_values_the_reason_and_the_date(lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = lock.with_name("mine.json")
     mine.write_bytes(lock.read_bytes())
     code, found = check(mine, "a wider head", more=["--accept", f"{LABEL}: twelve classes", "--markdown", "c.md"])
@@ -436,7 +436,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
     assert captured.out == ""
 
 
-def test_a_snapshot_of_a_model_that_fails_says_so(lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_snapshot_of_a_failing_model_has_the_failure(lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_package(lock.parent, "a builder that raises")
     assert run_command([*SNAPSHOT, "-o", "failing.json"]) == 1
     assert "IndexError: there is no block 13" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def measured(cell: Cell) -> dict[str, Measurement]:
 
 
 def by_closed_form(name: str, seed: int = 0) -> list[int]:
-    """FLOPs of each picture: the pictures and the weights are drawn here as they are said to be."""
+    """FLOPs of each image, with images and weights drawn as documented."""
     model = make_subject(make_cell(f"{HERE}:{name}", seed=seed)).build()
     assert isinstance(model, KeepsLongTokens)
     generator = torch.Generator().manual_seed(seed)
@@ -77,7 +77,7 @@ def test_audit_and_metric_equal_the_closed_form_to_the_unit(name: str, attention
     assert found["flops"].detail == f"min {min(exact)}, max {max(exact)} FLOPs, with the weights as built, seed 0"
 
 
-def test_pictures_and_weights_are_those_of_the_seed() -> None:
+def test_images_and_weights_are_those_of_the_seed() -> None:
     values = [measured(make_cell(f"{HERE}:keeps_long_tokens", seed=seed))["flops"].value for seed in (0, 1, 1)]
     assert values == [round(sum(by_closed_form("keeps_long_tokens", seed)) / 16) for seed in (0, 1, 1)]
     assert values[0] != values[1]
@@ -198,7 +198,7 @@ def test_other_failures_stay_failures(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().err.startswith("Error: RuntimeError: ")
 
 
-def test_the_command_asks_for_allow_import_and_tells_least_mean_and_most(
+def test_the_command_asks_for_allow_import_and_prints_minimum_mean_and_maximum(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(imported, "_allowed", False)

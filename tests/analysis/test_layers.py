@@ -90,7 +90,7 @@ def test_layers_and_parts_add_up_to_the_model(name: str) -> None:
             assert layer.kind == type(modules["" if path == "(model)" else path]).__name__
 
 
-def test_layers_stand_in_the_order_of_the_model() -> None:
+def test_layers_are_in_the_order_of_the_model() -> None:
     model, images = on_meta("vit_layer6_32")
     places = {path: place for place, (path, _) in enumerate(model.named_modules())}
     order = [places[layer.path] for layer in describe_layers(model, images) if layer.kind != "Parameter"]

@@ -140,7 +140,7 @@ def test_claims_of_torchvision_are_judged_at_the_own_size_too(capsys: pytest.Cap
 # As text
 
 
-def test_the_text_of_a_card_has_its_figures_in_units(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_of_a_card_has_its_values_with_units(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, errors = ask(capsys, "show", "vit_layer6_32")
     assert (code, errors) == (0, "")
     lines = out.splitlines()
@@ -176,7 +176,7 @@ def test_the_text_of_layers_has_a_line_a_layer(capsys: pytest.CaptureFixture[str
     assert all(len(line) == len(line.rstrip()) for line in table)
 
 
-def test_several_cards_are_told_apart_and_failures_are_left_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_cards_are_printed_and_failures_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, errors = ask(capsys, "show", "vit_layer6_32", "vit_basik", MODEL)
     assert code == 1
     heads = [line for line in out.splitlines() if line and not line.startswith(" ")]
@@ -184,7 +184,7 @@ def test_several_cards_are_told_apart_and_failures_are_left_to_stderr(capsys: py
     assert errors == "Error: Unknown model 'vit_basik'. Did you mean 'vit_basic'? See: vitbench list models\n"
 
 
-def test_a_card_without_parts_says_why() -> None:
+def test_a_card_without_parts_has_the_reason() -> None:
     (card,) = show_models(["vit_layer6_32"])
     text = cards_to_text([{**card, "parts": {}, "tokens_per_block": [], "parts_error": "RuntimeError: no hooks"}])
     assert "  parts         unavailable: RuntimeError: no hooks" in text.splitlines()
@@ -218,7 +218,7 @@ def test_show_describes_a_checkpoint_that_fits(capsys: pytest.CaptureFixture[str
     assert card["weights"]["digest"] in line
 
 
-def test_show_says_that_a_head_was_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_show_reports_a_head_that_was_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = str(saved(tmp_path / "hundred.safetensors", num_classes=100))
     code, out, errors = ask(capsys, "show", MODEL, "--weights", path, "--num-classes", "10")
     assert code == 2

@@ -106,7 +106,7 @@ class FakeMps:
         self.waits += 1
 
 
-def test_mps_without_a_peak_takes_the_largest_after_each_module_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_without_a_peak_takes_the_largest_after_each_module(monkeypatch: pytest.MonkeyPatch) -> None:
     live = [100]
     monkeypatch.setattr(torch, "mps", FakeMps(live))
     monkeypatch.setattr(torch, "accelerator", object())

@@ -108,7 +108,7 @@ def test_a_system_without_a_list_has_none(machine: Machine) -> None:
     assert instruction_sets() == []
 
 
-def test_macos_tells_its_extensions_by_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_macos_lists_its_extensions_by_sysctl(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = (
         "hw.optional.neon: 1\nhw.optional.arm.FEAT_BF16: 1\nhw.optional.arm.FEAT_I8MM: 0\nhw.optional.floatingpoint: 1\n"
         "hw.optional.avx2_0: 1\nhw.memsize: 1\n"
@@ -200,7 +200,7 @@ def test_a_battery(
     assert describe_power()["on_battery"] is on_battery
 
 
-def test_a_battery_that_cannot_be_read_is_not_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_battery_that_cannot_be_read_is_unknown(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError("no such sensor")
 
@@ -330,7 +330,7 @@ def test_a_containers_cache_of_files_is_available(machine: Machine, files: dict[
 
 
 def test_limits_of_the_groups_above_hold_too(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under a batch system or systemd the limit stands at the group of the job, not at what is mounted."""
+    """Under a batch system or systemd the limit is at the group of the job, not at the mount."""
     root = machine(
         {
             "/proc/self/cgroup": "3:cpu,cpuacct:/job\n2:memory:/old/job\n0::/slice/job.scope/step\n",
@@ -386,7 +386,9 @@ def test_a_limit_that_the_system_has_set_is_not_raised(
 
 
 @pytest.mark.parametrize(("kept", "said"), [(0, "returning blocks"), (1 << 24, "a lower bound")])
-def test_an_allocator_that_keeps_freed_memory_is_told_of(monkeypatch: pytest.MonkeyPatch, kept: int, said: str) -> None:
+def test_an_allocator_that_keeps_freed_memory_is_reported(
+    monkeypatch: pytest.MonkeyPatch, kept: int, said: str
+) -> None:
     sizes = iter((10**9, 10**9 + kept))
     monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(
@@ -426,7 +428,7 @@ def test_the_hash_depends_on_every_value() -> None:
     assert len(hashes) == 4
 
 
-def test_the_hash_is_that_of_the_place_and_not_of_the_moment_or_the_version(
+def test_the_hash_is_of_the_environment_and_not_of_the_time_or_the_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = hash_environment(capture_environment(LIBRARIES, DEVICES))
@@ -567,7 +569,7 @@ def test_sensors_are_read_in_base_units(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("error", [OSError, NotImplementedError, RuntimeError])
-def test_sensors_that_cannot_be_read_are_not_told(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+def test_sensors_that_cannot_be_read_are_unknown(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     def refuse() -> None:
         raise error("no")
 
@@ -577,7 +579,7 @@ def test_sensors_that_cannot_be_read_are_not_told(monkeypatch: pytest.MonkeyPatc
     assert (seen.cpu_frequency, seen.cpu_temperature) == (None, None)
 
 
-def test_systems_without_sensors_tell_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_without_sensors_have_no_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "cpu_freq", lambda: None, raising=False)
     monkeypatch.delattr(psutil, "sensors_temperatures", raising=False)
     seen = LoadWatch().stop()
@@ -606,7 +608,7 @@ def test_beside_a_gpu_its_state_is_read(monkeypatch: pytest.MonkeyPatch) -> None
     assert found[GPU_SLOWED] == (((seen.gpu_slowed,),), "1")
 
 
-def test_a_gpu_that_does_not_tell_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_gpu_leaves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(index: int) -> None:
         raise Unsupported("NVML is not installed")
 
@@ -616,7 +618,7 @@ def test_a_gpu_that_does_not_tell_leaves_the_rest(monkeypatch: pytest.MonkeyPatc
     assert seen.other_load is not None
 
 
-def test_what_is_not_told_is_left_out() -> None:
+def test_unknown_values_are_left_out() -> None:
     assert load_measurements([Load()]) == []
     (one,) = load_measurements([Load(other_load=0.0), Load(other_load=0.5)])
     assert (one.metric, one.samples, one.status) == (OTHER_LOAD, ((0.0,), (0.5,)), "ok")

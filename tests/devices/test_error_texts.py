@@ -90,7 +90,7 @@ def label(entry: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=label)
-def test_every_text_of_the_corpus_means_what_it_says_there(entry: dict[str, Any]) -> None:
+def test_every_text_of_the_corpus_has_its_status_and_cause(entry: dict[str, Any]) -> None:
     failure = failure_of_entry(entry, entry["device"])
     assert (failure.status, failure.cause) == (entry["status"], entry["cause"])
     assert failure.detail
@@ -245,7 +245,7 @@ def test_torchs_own_class_means_out_of_memory_whatever_its_text() -> None:
         ),  # ours, and not from a device
     ],
 )
-def test_classes_say_what_texts_need_not(error: Exception, status: str, cause: str) -> None:
+def test_some_classes_decide_without_their_text(error: Exception, status: str, cause: str) -> None:
     failure = open_device("cuda").classify(error)
     assert (failure.status, failure.cause) == (status, cause)
 
@@ -310,7 +310,7 @@ def test_exceptions_that_were_raised_from_each_other_in_a_circle_end() -> None:
         (0xC000012D, "oom", "out_of_memory", None),  # the commitment limit
     ],
 )
-def test_how_a_worker_ended_says_what_it_is(code: int | None, status: str, cause: str, number: int | None) -> None:
+def test_the_exit_of_a_worker_has_a_status(code: int | None, status: str, cause: str, number: int | None) -> None:
     failure, found = classify_death(code, "", "cpu", memory_evidence=False)
     assert (failure.status, failure.cause, found) == (status, cause, number)
 
@@ -328,7 +328,7 @@ def test_the_traceback_of_an_earlier_failure_does_not_explain_a_crash() -> None:
     ].cause == ("crash")
 
 
-def test_the_last_words_stand_in_the_detail() -> None:
+def test_the_end_of_stderr_is_in_the_detail() -> None:
     words = "terminate called after throwing an instance of 'c10::AcceleratorError'\n  what():  CUDA error: misaligned address"
     failure, _ = classify_death(-6, words, "cuda", memory_evidence=False)
     assert failure.detail == "the worker crashed with SIGABRT: AcceleratorError: CUDA error: misaligned address"
@@ -393,7 +393,7 @@ def test_known_texts_are_never_a_models_bug() -> None:
 
 
 @pytest.mark.parametrize("text", ["could not create a primitive", "CUDA error: invalid device ordinal", "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"])  # fmt: skip
-def test_a_library_that_does_not_say_why_is_not_a_models_bug(text: str) -> None:
+def test_a_library_that_fails_without_a_reason_is_not_a_models_bug(text: str) -> None:
     class Model(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError(text)
@@ -468,7 +468,7 @@ def test_a_bug_in_a_models_backward_is_the_models(server: None, tmp_path: Path) 
         ("module:tests.failing_models:raises_when_built", "model_bug", False),
     ],
 )
-def test_a_worker_that_counts_goes_on_after_a_bug_and_ends_where_nothing_it_says_can_be_trusted(
+def test_a_counting_worker_continues_after_a_bug_and_ends_after_a_lost_device(
     server: None, name: str, cause: str, ends: bool
 ) -> None:
     launcher = runner.make_launcher(allow_import=True)

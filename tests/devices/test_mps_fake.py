@@ -139,7 +139,7 @@ class WaitsOnlyBehind(MpsOnTheCpu):
         ("Intel(R) Core(TM) i9-9980HK CPU @ 2.40GHz", "Apple GPU (Metal)"),
     ],
 )
-def test_the_device_is_found_where_torch_says_so_and_tells_what_it_has(
+def test_the_device_is_found_by_torch_and_describes_itself(
     metal: FakeMetal, monkeypatch: pytest.MonkeyPatch, chip: str, name: str
 ) -> None:
     monkeypatch.setattr("vitbench.devices.mps.chip_name", lambda: chip)
@@ -148,7 +148,7 @@ def test_the_device_is_found_where_torch_says_so_and_tells_what_it_has(
     assert open_device("mps").asynchronous
 
 
-def test_there_is_none_where_torch_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mps_in_torch_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert "mps" not in find_devices()
 
@@ -253,7 +253,7 @@ def measured(metric: str, subject: Subject) -> dict[str, Measurement]:
 
 
 @pytest.mark.parametrize(("metric", "mode"), [("latency", "infer"), ("training_step", "train")])
-def test_the_metrics_themselves_wait_and_say_so(metal: FakeMetal, metric: str, mode: str) -> None:
+def test_the_metrics_synchronise_and_their_method_names_it(metal: FakeMetal, metric: str, mode: str) -> None:
     found = measured(metric, subject_of(metal, MpsOnTheCpu("mps"), Enqueues(metal), Enqueues(metal, 3), mode=mode))[
         metric
     ]
@@ -334,7 +334,7 @@ def test_an_abort_is_explained_by_what_it_printed(code: int, status: str, cause:
     assert (failure.status, failure.cause) == (status, cause)
 
 
-def test_one_process_that_is_not_to_be_trusted_spoils_the_figure_of_them_all() -> None:
+def test_one_invalid_process_invalidates_the_measurement() -> None:
     good = Measurement(metric="latency", unit="s", samples=((1.0,),), method="m")
     lost = Measurement(metric="latency", unit="s", samples=((0.1,),), method="m", status="error", detail="lost")
     assert side_by_side([good, good], None, "").status == "ok"
@@ -400,7 +400,7 @@ def test_each_ending_of_a_macs_worker_has_its_record(records: dict[str, Record],
 
 
 @pytest.mark.integration
-def test_a_fallback_stands_in_the_record(records: dict[str, Record]) -> None:
+def test_a_fallback_is_in_the_record(records: dict[str, Record]) -> None:
     assert records["falls_back"].detail == "ran on the CPU without an MPS kernel: aten::nonzero"
     latency = records["falls_back"].measurement("latency")
     assert latency is not None
@@ -408,7 +408,7 @@ def test_a_fallback_stands_in_the_record(records: dict[str, Record]) -> None:
 
 
 @pytest.mark.integration
-def test_what_a_worker_printed_before_it_died_stands_in_the_record(records: dict[str, Record]) -> None:
+def test_the_end_of_a_dead_workers_stderr_is_in_the_record(records: dict[str, Record]) -> None:
     detail = records["aborts_like_ndarray"].detail  # what follows on stderr is a long stack
     assert detail.startswith("the worker crashed with SIGABRT: ")
     assert "MPSNDArray.mm:724: failed assertion" in detail
@@ -417,7 +417,7 @@ def test_what_a_worker_printed_before_it_died_stands_in_the_record(records: dict
 
 
 @pytest.mark.integration
-def test_figures_of_work_that_the_device_did_not_do_are_under_its_status(records: dict[str, Record]) -> None:
+def test_values_of_work_that_the_device_did_not_do_are_errors(records: dict[str, Record]) -> None:
     record = records["goes_on_without_its_device"]
     assert "command buffer exited with error status" in record.stderr_tail
     assert "command buffer exited with error status" in record.detail

@@ -73,7 +73,7 @@ def test_a_counter_that_starts_again_goes_on(tmp_path: Path) -> None:
     assert counter.joules() == 2.5
 
 
-def test_without_counters_the_reason_is_said(tmp_path: Path) -> None:
+def test_without_counters_energy_has_a_reason(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(Unsupported, match=r"counts no energy \(no RAPL"):
             RaplCounter(root)
@@ -101,7 +101,7 @@ def test_a_file_without_permission_is_unsupported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "many\n"])
-def test_a_counter_that_says_nothing_is_unsupported(tmp_path: Path, content: str) -> None:
+def test_an_unreadable_counter_is_unsupported(tmp_path: Path, content: str) -> None:
     (write_zone(tmp_path / "intel-rapl:0", 1) / "energy_uj").write_text(content)
     with pytest.raises(Unsupported, match="intel-rapl:0/energy_uj cannot be read"):
         RaplCounter(tmp_path)
@@ -267,7 +267,7 @@ class Process:
 
 
 class FakeNvml(types.ModuleType):
-    """Three GPUs; handles are their names, each with figures of its own."""
+    """Three GPUs with values of their own; handles are their indices."""
 
     NVMLError = NVMLError
     NVML_CLOCK_SM = 1
@@ -389,7 +389,7 @@ def test_without_the_package_the_way_out_is_named(monkeypatch: pytest.MonkeyPatc
             ask(0)
 
 
-def test_the_memory_of_this_process_is_told(gpus: FakeNvml) -> None:
+def test_the_memory_of_this_process_is_found(gpus: FakeNvml) -> None:
     gpus.processes = [Process(1, 10), Process(os.getpid(), 2_000_000)]
     assert nvml.process_memory(0) == 2_000_000
 
@@ -404,7 +404,7 @@ def test_a_process_that_the_library_does_not_know_is_unsupported(gpus: FakeNvml,
 # memory that a device keeps beyond live tensors
 
 
-def test_cuda_tells_what_its_allocator_and_its_context_hold(gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_reports_what_its_allocator_and_its_context_hold(gpus: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def reserved(where: str) -> int:
@@ -423,7 +423,7 @@ def test_cuda_tells_what_its_allocator_and_its_context_hold(gpus: FakeNvml, monk
     assert set(open_device("cuda").reserved_memory()) == {"reserved_peak_memory"}
 
 
-def test_mps_tells_what_its_driver_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_reports_what_its_driver_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     class Mps:
         def driver_allocated_memory(self) -> int:
             return 7_000
@@ -438,7 +438,7 @@ def test_the_cpu_holds_nothing_beyond() -> None:
     assert open_device("cpu").reserved_memory() == {}
 
 
-def test_reserved_memory_stands_beside_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reserved_memory_is_measured_with_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     optional = {value.name: value.unit for value in METRICS.get("memory").yields if value.optional}
     names = ("reserved_peak_memory", "process_gpu_memory", "driver_memory", "memory_limit")
     assert optional == dict.fromkeys(names, "byte")

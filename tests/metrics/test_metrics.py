@@ -317,7 +317,7 @@ def small_recipe(**changes: Any) -> Recipe:
 
 
 def pictures_read(monkeypatch: pytest.MonkeyPatch, trainer: CellTrainer) -> list[int]:
-    """How many pictures of each class a training has before it, without training."""
+    """The images of each class of a training, without training."""
 
     class StopError(Exception):
         pass
@@ -347,13 +347,13 @@ def pictures_read(monkeypatch: pytest.MonkeyPatch, trainer: CellTrainer) -> list
         ({"epochs": 1.0, "validation": 0.1}, {"train_images": 2000}, 1437 - 144),
     ],
 )
-def test_a_training_reads_as_many_pictures_as_it_can_use(
+def test_a_training_reads_as_many_images_as_it_can_use(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], settings: dict[str, Any], count: int
 ) -> None:
     assert sum(pictures_read(monkeypatch, make_trainer(small_recipe(**changes), **settings))) == count
 
 
-def test_an_imbalanced_training_has_fewer_pictures_of_the_later_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_imbalanced_training_has_fewer_images_of_the_later_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pictures_read(monkeypatch, make_trainer(small_recipe(epochs=1.0)))
     sizes = pictures_read(monkeypatch, make_trainer(small_recipe(epochs=1.0, imbalance="linear:10")))
     wanted = imbalanced_counts("linear:10", max(whole), 10)

@@ -12,7 +12,7 @@ from vitbench.metrics.support.tensor_memory import KINDS, TensorAccount, gradien
 
 
 class Two(nn.Module):
-    """12 -> 8 -> 2 on pictures of 2x2 px."""
+    """12 -> 8 -> 2 on images of 2x2 px."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def test_what_torchs_fast_path_hides_counts_too() -> None:
     assert peaks[0] == peaks[1]
 
 
-def test_compiled_cells_say_that_they_cannot_be_followed() -> None:
+def test_compiled_cells_are_unsupported() -> None:
     subject = make_subject("vit_basic_tutorial", compile=True)
     found = measured("tensor_memory", subject)
     assert {one.status for one in found.values()} == {"unsupported"}

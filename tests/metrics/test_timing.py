@@ -36,7 +36,7 @@ TURN_S, CALL_S = 1 / 8, 1 / 64  # sums of these are exact
 
 
 class Clock:
-    """Time that passes only when it is told to: wall and CPU seconds."""
+    """A clock that a test moves: wall and CPU seconds."""
 
     def __init__(self) -> None:
         self.wall = 0.0
@@ -141,9 +141,7 @@ def test_the_reference_of_a_turn_is_the_geometric_mean_of_both_sides(clock: Cloc
 
 
 @pytest.mark.parametrize(("missing", "expected"), [(0, (4, 6)), (1, (1, 9)), (2, (2, 4))])
-def test_where_one_side_is_missing_the_other_stands_alone(
-    clock: Clock, missing: int, expected: tuple[float, ...]
-) -> None:
+def test_without_one_side_the_other_counts_alone(clock: Clock, missing: int, expected: tuple[float, ...]) -> None:
     reference: list[Mapping[str, Any] | None] = [steps(1.0, 1.0), steps(4.0, 4.0), steps(9.0, 9.0)]
     reference[missing] = None
     turns = ScriptedTurns(clock, reference)
@@ -219,7 +217,7 @@ def test_a_timing_becomes_two_measurements_that_come_back_from_json(clock: Clock
         assert measurement_from_dict(asdict(one)) == one
 
 
-def test_a_turn_of_the_reference_tells_its_steps_and_the_cpu_time_of_one(clock: Clock) -> None:
+def test_a_turn_of_the_reference_has_its_steps_and_the_cpu_time_of_one(clock: Clock) -> None:
     turn = step_durations(calling(clock, cpu=1 / 128), CPU, TURN_S)
     assert turn == {"samples": (CALL_S,) * 9, "cpu_seconds": 1 / 128}
 
@@ -327,7 +325,7 @@ def test_only_timed_processes_rotate() -> None:
         assert subject.turns is None
 
 
-def test_a_method_says_how_inputs_and_turns_were_taken() -> None:
+def test_a_method_describes_inputs_and_turns() -> None:
     subject = make_subject("vit_layer6_32")
     paired = Timing(samples=(1.0,), turns=(1,), cpu=(1.0,), reference=(0.5,), reference_cpu=(0.5,))
     alone = replace(paired, reference=(), reference_cpu=())
@@ -349,9 +347,7 @@ def test_a_method_says_how_inputs_and_turns_were_taken() -> None:
     ("metric", "mode"), [("latency", "infer"), ("throughput", "infer"), ("training_step", "train")]
 )
 @pytest.mark.parametrize("has_reference", [True, False])
-def test_only_what_had_the_reference_beside_it_says_so(
-    clock: Clock, metric: str, mode: str, has_reference: bool
-) -> None:
+def test_only_values_with_the_reference_name_it(clock: Clock, metric: str, mode: str, has_reference: bool) -> None:
     subject = make_subject("vit_layer6_32", mode=mode)
     subject.model.register_forward_hook(lambda *_: clock.pass_by(CALL_S, CALL_S))
     subject.budget = Budget(seconds=0, min_samples=3)
