@@ -56,11 +56,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the recorded values. If that fails, so does the session."""
     values = session.config.stash[_VALUES]
     values.write()
-    if values.problems and session.exitstatus == pytest.ExitCode.OK:
+    if values.report["problems"] and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     from_worker = getattr(session.config, "workeroutput", None)  # how workers of pytest-xdist report
     if from_worker is not None:
-        from_worker["vitbench"] = values.to_dict()
+        from_worker["vitbench"] = values.report
 
 
 @pytest.hookimpl(optionalhook=True)

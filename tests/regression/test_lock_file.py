@@ -17,7 +17,6 @@ from vitbench.regression.lock_file import (
     BOUND,
     Entry,
     Lock,
-    LockError,
     Place,
     digest,
     lock_to_text,
@@ -170,7 +169,7 @@ def test_what_is_no_lock_is_told_of_in_one_line(tmp_path: Path, name: str) -> No
     text, words = DAMAGED[name]
     path = tmp_path / "vitbench.lock.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(LockError) as caught:
+    with pytest.raises(UsageError) as caught:
         read_lock(path)
     assert words in str(caught.value)
     assert "vitbench snapshot" in str(caught.value)
@@ -178,9 +177,9 @@ def test_what_is_no_lock_is_told_of_in_one_line(tmp_path: Path, name: str) -> No
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LockError, match=r"No such file or directory. Make one: vitbench snapshot"):
+    with pytest.raises(UsageError, match=r"No such file or directory. Make one: vitbench snapshot"):
         read_lock(tmp_path / "none.json")
-    with pytest.raises(LockError, match="not a regular file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         read_lock(tmp_path)
 
 

@@ -29,14 +29,11 @@ class ExpectedValues:
 
     def __init__(self, *, update: bool) -> None:
         self.update = update
-        #: Why something could not be written, a line each.
-        self.problems: list[str] = []
-        #: What else a person has to know, a line each.
-        self.notes: dict[str, None] = {}
+        #: What a person has to know at the end. For each kind of line its texts, and how often each occurred:
+        #: ``problems`` (not written), ``notes``, ``written`` (paths), ``missing`` (tests without expected values).
+        self.report: dict[str, dict[str, int]] = {"problems": {}, "notes": {}, "written": {}, "missing": {}}
         self._read: dict[Path, _Tests] = {}
         self._new: dict[Path, _Tests] = {}
-        self._missing: dict[str, None] = {}
-        self._written: dict[Path, int] = {}
 
     def check(
         self, path: Path, key: str, values: Mapping[str, Any], names: Sequence[str], torch_version: str
@@ -55,23 +52,23 @@ class ExpectedValues:
             self._read[path] = read_expected(path)
         expected = self._read[path].get(key)
         if expected is None:
-            self._missing[key] = None
+            self.report["missing"][key] = 1
             return []
         wanted = {name: value for name, value in expected.items() if name in EXACT and name in names}
         if expected.get("torch") != minor:
             left_out = [name for name in BY_TORCH if wanted.pop(name, None) is not None]
             if left_out:
                 recorded = f"recorded under torch {expected.get('torch')}, this is {minor}"
-                self.notes[f"{', '.join(left_out)} not compared: {recorded}"] = None
+                self.report["notes"][f"{', '.join(left_out)} not compared: {recorded}"] = 1
         return differences(wanted, values)
 
     def mark_checked(self, key: str) -> None:
         """The test ``key`` has expected values of its own."""
-        self._missing.pop(key, None)
+        self.report["missing"].pop(key, None)
 
     def write(self) -> None:
         """Write the files with new values. Tests that did not run keep theirs; a damaged file is replaced. Processes of
-        pytest-xdist take turns. A failure to write is added to ``problems``.
+        pytest-xdist take turns. A failure to write is added to the report.
         """
         if not self._new:
             return
@@ -82,9 +79,9 @@ class ExpectedValues:
             try:
                 self._write(path, tests)
             except (VitbenchError, OSError) as error:
-                self.problems.append(one_line(f"{_values_of(len(tests))} could not be recorded: {error}", 500))
+                self.report["problems"][one_line(f"{_values_of(len(tests))} could not be recorded: {error}", 500)] = 1
             else:
-                self._written[path] = len(tests)
+                self.report["written"][str(path)] = len(tests)
 
     def _write(self, path: Path, tests: Mapping[str, dict[str, Any]]) -> None:
         import hashlib
@@ -106,31 +103,21 @@ class ExpectedValues:
             content = {"schema": SCHEMA, "tests": dict(sorted({**before, **tests}.items()))}
             write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         if damaged:
-            self.notes[f"{path.name} was damaged and is replaced: it lacks the tests that did not run"] = None
+            self.report["notes"][f"{path.name} was damaged and is replaced: it lacks the tests that did not run"] = 1
 
-    def to_dict(self) -> dict[str, Any]:
-        """What a worker of pytest-xdist sends to the main process: plain texts, lists and numbers."""
-        return {
-            "problems": self.problems,
-            "notes": list(self.notes),
-            "missing": list(self._missing),
-            "written": {str(path): count for path, count in self._written.items()},
-        }
-
-    def add(self, sent: Mapping[str, Any]) -> None:
-        """Add what a worker sent by ``to_dict``."""
-        self.problems += sent.get("problems", [])
-        self.notes.update(dict.fromkeys(sent.get("notes", [])))
-        self._missing.update(dict.fromkeys(sent.get("missing", [])))
-        for text, count in sent.get("written", {}).items():
-            self._written[Path(text)] = self._written.get(Path(text), 0) + count
+    def add(self, report: Mapping[str, Mapping[str, int]]) -> None:
+        """Add the report of a worker of pytest-xdist."""
+        for kind, lines in report.items():
+            for text, count in lines.items():
+                self.report[kind][text] = self.report[kind].get(text, 0) + count
 
     def summary(self) -> list[str]:
         """The lines for the end of a session."""
-        lines = [*self.problems, *self.notes]
-        lines += [f"recorded {_values_of(count)} in {path.name}: review it" for path, count in self._written.items()]
-        if self._missing:
-            names = list(self._missing)
+        lines = [*self.report["problems"], *self.report["notes"]]
+        for path, count in self.report["written"].items():
+            lines.append(f"recorded {_values_of(count)} in {Path(path).name}: review it")
+        names = list(self.report["missing"])
+        if names:
             more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
             listed = f"{', '.join(names[:_MOST_NAMED])}{more}"
             lines.append(f"no exact values are expected of {listed} yet: record them with --vitbench-update")

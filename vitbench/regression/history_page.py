@@ -7,7 +7,6 @@ import json as encoder
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +40,14 @@ _TEXTS = ("begins", "commit", "cell", "metric", "note")
 _MOST_CONDITIONS = 6
 
 
-@dataclass(frozen=True)
-class StepLine:
-    """Steps that are one change: the same value of one model in several cells."""
-
-    step: Step
-    cells: int
-
-
-def step_lines(steps: Sequence[Step]) -> list[StepLine]:
-    """One line a step; equal exact steps of a model's cells (its parameters at each batch size) share a line."""
+def step_lines(steps: Sequence[Step]) -> list[tuple[Step, int]]:
+    """The steps, and in how many cells. Equal exact steps of a model (its parameters at each batch size) are one."""
     found: dict[object, list[Step]] = {}
     for step in steps:
         one = step.series
         same: object = (one.model, one.metric, step.before, step.after, step.begins.run)
         found.setdefault(same if one.kind == "exact" else id(step), []).append(step)
-    return [StepLine(group[0], len({step.series.cell for step in group})) for group in found.values()]
+    return [(group[0], len({step.series.cell for step in group})) for group in found.values()]
 
 
 def headline(history: History) -> str:
@@ -83,7 +74,7 @@ def render_terminal(history: History) -> str:
     if lines:
         notes = Footnotes(lambda text: one_line(without_paths(text)))
         align = ["left" if heading in _TEXTS else "right" for heading in _HEADINGS]
-        rows = [_row(line, one_line, notes) for line in lines]
+        rows = [_row(*line, one_line, notes) for line in lines]
         parts.append(tabulate(rows, _HEADINGS, tablefmt="simple", colalign=align, disable_numparse=True))
         parts += notes.lines("[{}] {}")
     return "\n\n".join(parts)
@@ -95,7 +86,7 @@ def render_markdown(history: History, plots: Sequence[Plot]) -> str:
     lines = step_lines(history.steps)
     if lines:
         notes = Footnotes(lambda text: cell_text(without_paths(text), 1000))
-        rows = [_row(line, cell_text, notes) for line in lines]
+        rows = [_row(*line, cell_text, notes) for line in lines]
         parts += [table(_HEADINGS, rows, _TEXTS), *notes.lines("- \\[{}\\] {}")]
     else:
         parts.append("None.")
@@ -165,9 +156,9 @@ def write_history(history: History, out: Path) -> list[Path]:
     return [*(out / plot.file_name for plot in plots), out / MARKDOWN]
 
 
-def _row(line: StepLine, escape: Callable[[str], str], notes: Footnotes) -> list[str]:
-    step, series = line.step, line.step.series
-    cell = series.cell if line.cells == 1 else f"{series.model} ({line.cells} cells)"
+def _row(step: Step, cells: int, escape: Callable[[str], str], notes: Footnotes) -> list[str]:
+    series = step.series
+    cell = series.cell if cells == 1 else f"{series.model} ({cells} cells)"
     texts = (
         f"{day_of(step.begins)} {step.begins.run}",
         step.begins.short_commit or NOT_ASKED,
@@ -222,9 +213,7 @@ def _series_section(history: History) -> list[str]:
     """A row for each series; exact ones that never changed are counted."""
     still = [one for one in history.series if one.kind == "exact" and not history.steps_of(one)]
     rows = []
-    for one in history.series:
-        if one.kind == "exact" and not history.steps_of(one):
-            continue
+    for one in (one for one in history.series if one.kind != "exact" or history.steps_of(one)):
         scatter = run_to_run_variation(one)
         rows.append(
             [

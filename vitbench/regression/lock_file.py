@@ -65,10 +65,6 @@ RUN_METRICS: dict[str, Metric] = {
 BOUND = tuple(name for name, one in {**MODEL_METRICS, **RUN_METRICS}.items() if one.bound)
 
 
-class LockError(UsageError):
-    """A file that is not a valid baseline, or holds what no snapshot writes."""
-
-
 @dataclass(frozen=True, kw_only=True, order=True)
 class Place:
     """What an entry describes: a model, or with ``batch_size``, ``dtype`` and ``mode`` a run of it. ``image_size`` is
@@ -236,7 +232,7 @@ _VALUES = {NUMBER: Count, WORDS: str, TABLE: dict[str, Count], STATE_DICT: _Stat
 
 
 def read_lock(path: Path) -> Lock:
-    """Read a baseline file. Raises LockError for a missing file, and for one that is damaged, of a newer schema, or
+    """Read a baseline file. Raises UsageError for a missing file, and for one that is damaged, of a newer schema, or
     edited by hand so that it holds what no snapshot writes.
     """
     try:
@@ -248,11 +244,11 @@ def read_lock(path: Path) -> Lock:
             raise ValueError(f"schema {content['schema']} is newer than this vitbench reads ({SCHEMA}): upgrade it")
         return _to_lock(parse(content, _Baseline))
     except OSError as error:
-        raise LockError(
+        raise UsageError(
             f"Baseline {str(path)!r} cannot be read: {error.strerror}. Make one: vitbench snapshot"
         ) from error
     except ValueError as error:
-        raise LockError(
+        raise UsageError(
             f"Baseline {str(path)!r} cannot be used: {error}. Restore it from version control, or remove it and make "
             "another: vitbench snapshot"
         ) from error

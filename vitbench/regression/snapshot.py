@@ -16,7 +16,6 @@ from vitbench.core.errors import UNKNOWN_NAME, USAGE_CAUSES, UsageError, WorkerE
 from vitbench.core.records import Cell
 from vitbench.core.registry import METRICS
 from vitbench.core.text import one_line
-from vitbench.devices import Failure
 from vitbench.devices.failures import OF_THE_HOST
 from vitbench.executors.conversation import Outcome
 from vitbench.executors.launcher import Launcher, libraries_of, make_launcher
@@ -38,6 +37,10 @@ _MODELS_A_WORKER = 2
 _PRELOAD = ("vitbench.analysis.exact_counts",)
 #: Causes that say nothing about the model: counting allocates no tensors, so memory is the machine's problem.
 _OF_THE_MACHINE = OF_THE_HOST | {"probable_oom", "terminated", "timeout"}
+_WAYS_OUT = {
+    "timeout": "Try again on an idle machine; if it hangs there as well, the model hangs",
+    "disk_full": "Make room on the disk, and try again",
+}
 #: Seconds between two lines of progress.
 _PROGRESS_EVERY_S = 5.0
 
@@ -170,7 +173,8 @@ def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome) -> Iterat
     """The entries of one task: the model's and those of its runs."""
     failure = outcome.failure
     if failure is not None and failure.cause in _OF_THE_MACHINE:
-        raise WorkerError(f"{model.label} could not be counted: {failure.detail}. {_way_out(failure)}")
+        way_out = _WAYS_OUT.get(failure.cause, "Give it more memory, or try again")
+        raise WorkerError(f"{model.label} could not be counted: {failure.detail}. {way_out}")
     why = one_line((failure.detail or failure.cause).splitlines()[0], 500) if failure else ""
     gone = failure is not None and failure.cause == UNKNOWN_NAME
     for index, place in enumerate([model, *runs]):
@@ -178,14 +182,6 @@ def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome) -> Iterat
             yield Entry(place=place, failed=why, gone=gone)
         else:
             yield Entry(place=place, **outcome.answers[index].values)
-
-
-def _way_out(failure: Failure) -> str:
-    if failure.cause == "timeout":
-        return "Try again on an idle machine; if it hangs there as well, the model hangs"
-    if failure.cause == "disk_full":
-        return "Make room on the disk, and try again"
-    return "Give it more memory, or try again"
 
 
 def _lock(entries: Sequence[Entry], places: Sequence[Place]) -> Lock:

@@ -26,7 +26,6 @@ from vitbench.regression.pytest_benchmark_json import (
 
 #: Folders that hold no runs: version control, installed packages and caches.
 _SKIPPED = frozenset({".git", ".hg", ".venv", "venv", "node_modules", "__pycache__", ".tox", ".mypy_cache"})
-_DEEPEST = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,6 @@ def time_of(record: Record) -> datetime:
 
 def _walk(place: Path, problems: list[str]) -> Iterable[Path]:
     """Yield the run folders below ``place`` (or itself), and the files that may be pytest-benchmark's, by name."""
-    depth = len(place.parts)
 
     def note(error: OSError) -> None:
         problems.append(one_line(f"{error.filename} skipped: {error.strerror}"))
@@ -110,8 +108,7 @@ def _walk(place: Path, problems: list[str]) -> Iterable[Path]:
             below.clear()  # everything in a run folder belongs to that run
             yield path
             continue
-        deep = len(path.parts) - depth >= _DEEPEST
-        below[:] = [] if deep else sorted(one for one in below if one not in _SKIPPED)
+        below[:] = sorted(one for one in below if one not in _SKIPPED)
         yield from (path / file for file in sorted(files) if file.endswith(".json"))
 
 

@@ -158,14 +158,11 @@ class Process:
         self._child = child
         self._line: Line | None = None
 
-    def connect(self) -> None:
-        """Wait until it has started. Raises InfrastructureError if it does not."""
-        self._line = self._side.accept(self._token, time.monotonic() + START_S, self._child)
-
     def ready(self) -> dict[str, Any]:
-        """Wait until the model is built and warm, and return what the process reports. Raises SideError if it fails."""
-        if self._line is None:
-            self.connect()
+        """Wait until the model is built and warm; what the process reports. Raises SideError if it fails, and
+        InfrastructureError if it does not start.
+        """
+        self._line = self._side.accept(self._token, time.monotonic() + START_S, self._child)
         self.facts = self._event(BUILD_S)
         self.seconds = float(self.facts.get("seconds", 0.0))
         return self.facts

@@ -28,8 +28,6 @@ from vitbench.suites import Threshold, make_thresholds
 from vitbench.suites.batch_search import is_attempt, search_label
 from vitbench.suites.thresholds import CELL, LARGEST_BATCH, Rule, threshold_for, yields_of
 
-__all__ = ["ERROR_RATE", "Comparison", "compare_runs", "read_thresholds"]
-
 #: A line names this many and counts the rest.
 _NAMED = 4
 #: Failures of the code; a timeout or a kill may be the machine's.
