@@ -29,6 +29,7 @@ def test_code_is_formatted() -> None:
     run_tool("ruff", "format", "--check", ".")
 
 
+@pytest.mark.integration
 def test_types_hold() -> None:
     run_tool("mypy")
 

@@ -825,7 +825,7 @@ def test_inconclusive_figures_warn_pass_or_fail(tmp_path: Path, capsys: pytest.C
         (["--threshold", "params"], "METRIC=TOLERANCE"),
         (["--threshold", "params@vit_x*=5%"], "no model is called 'vit_x*' here: vit_micro"),
         (["--threshold", "latency=5%"], "give relative_latency"),
-        (["--threshold", "throughput=on"], "differs too much to be gated"),
+        (["--threshold", "throughput=on"], "differs too much between runs to gate"),
         (["--inconclusive", "maybe"], "pass, warn, fail"),
         (["--junit", "-"], "not a file that can be written"),
         (["--json", "x", "--junit", "x"], "name one file"),

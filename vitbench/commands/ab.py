@@ -27,13 +27,9 @@ _LONGEST = 100
 
 Base = Annotated[str, Option(metavar="REF", help="The git ref to compare with.")]
 Head = Annotated[str, Option(metavar="REF", help="The git ref that is judged; a dot is the working tree as it stands.")]
-OptionalSuite = Annotated[
-    str | None, Option(metavar="NAME", help="A suite (built-in, .toml); its timed cells compare.")
-]
+OptionalSuite = Annotated[str | None, Option(metavar="NAME", help="Compare the timed cells of this suite.")]
 Install = Annotated[bool, Option("--install", help="Install each side and its dependencies into its own environment.")]
-Margin = Annotated[
-    str | None, Option(metavar="5%", help="A slowdown beyond this counts. [default: the suite's, or 2%]")
-]
+Margin = Annotated[str | None, Option(metavar="5%", help="Allowed slowdown. [default: the suite's, or 2%]")]
 MaxSeconds = Annotated[float | None, Option(metavar="SECONDS", min=1, help="Start no pair after this time.")]
 Seed = Annotated[int, Option(metavar="N", help="Of the weights, the inputs and the order of turns.")]
 
@@ -76,8 +72,7 @@ def ab(
     from vitbench.regression.ab.cells import prepare_trials
 
     trials = prepare_trials(suite, keys, thresholds=threshold or [], margin=margin, allow_import=allow_import)
-    comparison = _measure(trials, base, head, out, install=install, max_seconds=max_seconds, seed=seed)
-    return _publish(comparison, output)
+    return _publish(_measure(trials, base, head, out, install=install, max_seconds=max_seconds, seed=seed), output)
 
 
 def _measure(

@@ -26,16 +26,12 @@ def attention(
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
     data: options.OptionalData = None,
-    index: Annotated[
-        int | None, Option(metavar="N", help="With --data: which test image, from 0. [default: 0]")
-    ] = None,
+    index: Annotated[int | None, Option(metavar="N", help="With --data: which test image, from 0.")] = None,
     data_dir: options.DataDir = None,
     download: options.Download = False,
     layer: Annotated[str | None, Option(metavar="N", help="A layer, from 1, or all. [default: all]")] = None,
     head: Annotated[str | None, Option(metavar="N", help="A head, from 1, mean or all. [default: mean]")] = None,
-    rollout: Annotated[
-        bool, Option("--rollout", help="Also draw the rollout, which is drawn anyway without --layer and --head.")
-    ] = False,
+    rollout: Annotated[bool, Option("--rollout", help="Draw the rollout also with --layer or --head.")] = False,
     gif: Annotated[bool, Option("--gif", help="Also write an animation through all layers.")] = False,
     save_maps: Annotated[bool, Option("--save-maps", help="Also save all attention weights as maps.npz.")] = False,
     out: Annotated[Path, Option(metavar="DIR", help="The folder to write.")] = Path("attention"),

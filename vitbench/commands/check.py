@@ -27,12 +27,7 @@ def check(
     lock: Annotated[Path | None, Argument(help="A file of vitbench snapshot. [default: vitbench.lock.json]")] = None,
     accepted: Annotated[
         list[str] | None,
-        Option(
-            "--accept",
-            metavar="RULE",
-            help="'PATTERN: reason' or 'PATTERN#METRIC: reason': write the changes of these cells, and why, into the "
-            "file. Repeatable.",
-        ),
+        Option("--accept", metavar="'PATTERN: WHY'", help="Write these changes into the file; also PATTERN#METRIC."),
     ] = None,
     everything: options.Everything = False,
     markdown: options.Markdown = None,

@@ -18,13 +18,9 @@ vitbench claims runs/seeds-20260101-120000 runs/train-vit_layer6_32-* --out resu
 
 
 def claims(
-    runs: Annotated[
-        list[Path] | None, Argument(help="Runs and trainings whose accuracies and times are compared.")
-    ] = None,
+    runs: Annotated[list[Path] | None, Argument(help="Folders of runs and trainings.")] = None,
     models: options.ModelNames = None,
-    out: Annotated[
-        Path | None, Option(metavar="DIR", help="Also write claims.md and claims.json into this folder.")
-    ] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Also write claims.md and claims.json.")] = None,
     json: options.JsonArray = False,
 ) -> int:
     """Compare published values with computed and measured ones.

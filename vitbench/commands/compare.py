@@ -62,13 +62,10 @@ def _table(option: str) -> dict[str, Any]:
     from vitbench.suites.thresholds import RELATIVE, parse_option, yields_of
 
     table = parse_option(option)
-    metric = table["metric"]
-    relative = f"{RELATIVE}{metric}"
+    metric, relative = table["metric"], f"{RELATIVE}{table['metric']}"
     if yields_of(metric).kind in ("shown", "time") and table.get("gate", True):
         way_out = f": give {relative}" if yields_of(relative).kind == "relative" else ""
-        raise UsageError(
-            f"Option --threshold: {option!r}: {metric} of different runs differs too much to be gated{way_out}"
-        )
+        raise UsageError(f"Option --threshold: {option!r}: {metric} differs too much between runs to gate{way_out}")
     return table
 
 

@@ -33,9 +33,7 @@ def evaluate(
     amp: Annotated[bool, Option("--amp", help="Mixed precision (autocast).")] = False,
     batch_size: Annotated[int, Option(metavar="N", min=1, help="Images in a batch.")] = 128,
     bins: Annotated[int, Option(metavar="N", min=1, help="Bins of the calibration error.")] = 15,
-    out: Annotated[
-        Path | None, Option(metavar="DIR", help="Write evaluation.json, evaluation.md and two plots there.")
-    ] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Write a report and two plots.")] = None,
     allow_import: options.AllowImport = False,
     json: options.JsonObject = False,
 ) -> int:

@@ -21,9 +21,7 @@ def flops(
     image_size: options.ImageSize = None,
     num_classes: options.NumClasses = None,
     attention: Annotated[str, Option(help="fused or explicit: what fvcore and thop count.")] = "fused",
-    no_others: Annotated[
-        bool, Option("--no-others", help="Leave out fvcore and thop, which need memory and a real run.")
-    ] = False,
+    no_others: Annotated[bool, Option("--no-others", help="Leave out fvcore and thop.")] = False,
     allow_import: options.AllowImport = False,
     json: options.JsonArray = False,
 ) -> int:

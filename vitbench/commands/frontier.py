@@ -26,16 +26,14 @@ def frontier(
     image_sizes: options.ImageSizes = None,
     mode: options.Mode = None,
     max_batch: Annotated[
-        int | None, Option(metavar="N", min=1, help="Search no further than this many images. [default: 1024]")
+        int | None, Option(metavar="N", min=1, help="The largest batch to try. [default: 1024]")
     ] = None,
     memory_limit: options.MemoryLimit = None,
     devices: options.Devices = None,
     dtypes: options.Dtypes = None,
     threads: options.ThreadCount = None,
     num_classes: options.NumClasses = None,
-    timeout: Annotated[
-        float | None, Option(metavar="SECONDS", help="Time limit of an attempt; it ends the search. [default: 600]")
-    ] = None,
+    timeout: Annotated[float | None, Option(metavar="SECONDS", help="Of each attempt. [default: 600]")] = None,
     allow_import: options.AllowImport = False,
     yes: Annotated[bool, Option("--yes", help="Allow more than 10,000 attempts.")] = False,
     out: options.RunFolder = None,

@@ -23,28 +23,16 @@ vitbench history .benchmarks
 
 
 def history(
-    folders: Annotated[
-        list[Path], Argument(help="Folders with runs at any depth, or with JSON files of pytest-benchmark.")
-    ],
+    folders: Annotated[list[Path], Argument(help="Folders with runs, or JSON of pytest-benchmark.")],
     metric: Annotated[
-        str | None,
-        Option(
-            "--metric",
-            "--metrics",
-            metavar="NAME,...",
-            help="Names or patterns: params, 'relative_*', latency. [default: all that are judged]",
-        ),
+        str | None, Option("--metric", "--metrics", metavar="NAME,...", help="Names or patterns: params, 'relative_*'.")
     ] = None,
     models: options.ModelNames = None,
     out: Annotated[Path | None, Option(metavar="DIR", help="Also write history.md and a plot of each series.")] = None,
     json: Annotated[Path | None, Option(metavar="FILE", help="Also write everything as JSON; - prints it.")] = None,
     pytest_benchmark: Annotated[
         Path | None,
-        Option(
-            metavar="PATH",
-            help="Also write the times for pytest-benchmark: into a storage folder (.benchmarks), or one run into a "
-            ".json file.",
-        ),
+        Option(metavar="PATH", help="Also write the times into .benchmarks, or of one run into a .json file."),
     ] = None,
 ) -> int:
     """Show when values changed over many runs, and at which commit. The exit code is 0 whatever it finds."""
@@ -90,9 +78,7 @@ def _export(found: Found, models: list[str] | None, place: Path) -> list[Path]:
         chosen = [one for one in run.records if any(fnmatchcase(one.cell.model, pattern) for pattern in patterns)]
         runs.append((run.name, chosen, run.environment))
     if not runs:
-        raise UsageError(
-            "--pytest-benchmark: there is no run folder here to write. Give one that vitbench run has made"
-        )
+        raise UsageError("--pytest-benchmark: there is no run folder here. Give one of vitbench run")
     if place.suffix != ".json":
         written = write_storage(place, runs)
         if not written:

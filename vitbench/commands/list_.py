@@ -25,9 +25,7 @@ vitbench list suites --json
 
 def list_(
     what: Annotated[str, Argument(help="models, suites, recipes, datasets, devices or metrics.")],
-    pattern: Annotated[
-        str | None, Argument(help="Only names that match: cifar_*, timm:vit_tiny*, torchvision:swin*.")
-    ] = None,
+    pattern: Annotated[str | None, Argument(help="Only names that match: cifar_*, timm:vit_tiny*.")] = None,
     json: options.JsonArray = False,
 ) -> int:
     """List models, suites, recipes, data sets, devices or metrics."""

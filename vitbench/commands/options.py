@@ -11,7 +11,7 @@ from typer import Argument, Context, Option
 
 from vitbench.core.errors import UsageError
 
-_DATA_SETS = "digits, cifar10, cifar100, fashion-mnist, or an image folder"
+DATA_SETS = "digits, cifar10, cifar100, fashion-mnist, or an image folder"
 _MODEL = "A model's name: vitbench list models, timm:NAME or torchvision:NAME."
 _DEFAULT = "[default: from the weights, the data, or the model]"
 _MODELS = "Names of models: vitbench list models, timm:NAME or torchvision:NAME."
@@ -24,9 +24,7 @@ Model = Annotated[str, Argument(help=_MODEL)]
 OptionalModel = Annotated[Text, Argument(help=_MODEL)]
 Models = Annotated[list[str], Argument(help=_MODELS)]
 OptionalModels = Annotated[list[str] | None, Argument(help=_MODELS)]
-ModelNames = Annotated[
-    Text, Option(metavar="NAME,...", help="Names or patterns: cifar_*, timm:NAME, torchvision:NAME.")
-]
+ModelNames = Annotated[Text, Option(metavar="NAME,...", help="Names or patterns: cifar_*, timm:NAME, ...")]
 Weights = Annotated[Text, Option(metavar="FILE", help="A checkpoint of the model.")]
 Pretrained = Annotated[bool, Option("--pretrained", help="Load the weights that timm or torchvision publishes.")]
 ReplaceHead = Annotated[bool, Option("--replace-head", help="Use a random head if the weights have other classes.")]
@@ -35,8 +33,8 @@ NumClasses = Annotated[Count, Option(metavar="N", min=1, help=f"Classes of the h
 AllowImport = Annotated[bool, Option("--allow-import", help="Let module:PACKAGE.MODULE:FUNCTION import your own code.")]
 
 # Data
-Data = Annotated[str, Option(metavar="NAME", help=f"Data set: {_DATA_SETS}.")]
-OptionalData = Annotated[Text, Option(metavar="NAME", help=f"Take images of this data set: {_DATA_SETS}.")]
+Data = Annotated[str, Option(metavar="NAME", help=f"Data set: {DATA_SETS}.")]
+OptionalData = Annotated[Text, Option(metavar="NAME", help=f"Take images of this data set: {DATA_SETS}.")]
 DataDir = Annotated[Path | None, Option(metavar="DIR", help="The folder of cifar10, cifar100 and fashion-mnist.")]
 Download = Annotated[bool, Option("--download", help="Download the data set if it is not there.")]
 Split = Annotated[str, Option(help="Which images of the data set: test or train.")]
@@ -50,9 +48,7 @@ ThreadCount = Annotated[Count, Option(metavar="N", min=1, help="Threads on the C
 Suite = Annotated[str, Option(metavar="NAME", help="A built-in suite (vitbench list suites) or a .toml file.")]
 ImageSizes = Annotated[Text, Option(metavar="SIZE,...", help="Pixels: 224, 231x240, or native.")]
 BatchSizes = Annotated[Text, Option(metavar="N,...", help="Images in a batch.")]
-Devices = Annotated[
-    Text, Option("--devices", "--device", metavar="NAME,...", help="cpu, cuda, cuda:1, mps, or auto (all).")
-]
+Devices = Annotated[Text, Option("--devices", "--device", metavar="NAME,...", help="cpu, cuda:1, mps, or auto (all).")]
 Dtypes = Annotated[Text, Option("--dtypes", "--dtype", metavar="NAME,...", help="fp32, bf16, fp16, amp.")]
 Attentions = Annotated[Text, Option(metavar="NAME,...", help="fused, explicit.")]
 Modes = Annotated[Text, Option(metavar="NAME,...", help="infer, train.")]
@@ -63,11 +59,9 @@ MemoryLimit = Annotated[Text, Option(metavar="2GiB", help="Memory that a process
 Recipe = Annotated[str, Option(metavar="NAME", help="A built-in recipe (vitbench list recipes) or a .toml file.")]
 TrainImages = Annotated[Count, Option(metavar="N", min=1, help="Train on this many images, chosen by the seed.")]
 TestImages = Annotated[Count, Option(metavar="N", min=1, help="Test on this many images, a stratified sample.")]
-Validation = Annotated[
-    float | None, Option(metavar="0.1", min=0, max=0.99, help="Fraction of training images held out.")
-]
+Validation = Annotated[float | None, Option(metavar="0.1", min=0, max=0.99, help="Fraction of the images held out.")]
 Imbalance = Annotated[
-    Text, Option(metavar="RULE", help="linear:10, exponential:100 (largest to smallest class), or an index file.")
+    Text, Option(metavar="RULE", help="linear:10, exponential:100 (largest/smallest class) or an index file.")
 ]
 Freeze = Annotated[str, Option(metavar="PART", help="none, backbone (all but the head), or blocks:N (the first N).")]
 

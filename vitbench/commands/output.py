@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vitbench.runner.run import RunSummary
 
 INTERRUPTED = 130
-MACHINE_TROUBLE = 4
 #: What --markdown and --json take for the standard output.
 STDOUT = Path("-")
 _SHOW_WARNING = warnings.showwarning
@@ -172,18 +171,20 @@ def guarded(gate: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(gate)
     def wrapped(*arguments: Any, **options: Any) -> int:
+        from vitbench.regression.change import INFRASTRUCTURE
+
         try:
             return gate(*arguments, **options)
         except UsageError:
             raise
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            return complain(f"{error.strerror or error}{where}. Nothing was judged", MACHINE_TROUBLE)
+            return complain(f"{error.strerror or error}{where}. Nothing was judged", INFRASTRUCTURE)
         except VitbenchError as error:
-            return complain(str(error), MACHINE_TROUBLE)
+            return complain(str(error), INFRASTRUCTURE)
         except Exception:  # a bug of ours: Python would exit with 1, which means a regression
             traceback.print_exc()
-            return MACHINE_TROUBLE
+            return INFRASTRUCTURE
 
     return wrapped
 

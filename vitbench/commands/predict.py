@@ -33,13 +33,8 @@ def predict(
     data_dir: options.DataDir = None,
     download: options.Download = False,
     top: Annotated[int, Option(metavar="N", min=1, help="How many classes of each image.")] = 5,
-    classes: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="A text file with a class's name on each line. [default: those of the weights]"),
-    ] = None,
-    out: Annotated[
-        Path | None, Option(metavar="DIR", help="Write each image with its classes drawn on it into this folder.")
-    ] = None,
+    classes: Annotated[Path | None, Option(metavar="FILE", help="Names of the classes, one on each line.")] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Write the images with their classes drawn on.")] = None,
     image_size: options.ImageSize = None,
     num_classes: options.NumClasses = None,
     device: options.Device = "auto",

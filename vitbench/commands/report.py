@@ -17,9 +17,7 @@ vitbench report runs/laptop runs/server --out both
 
 def report(
     runs: Annotated[list[Path], Argument(help="Run folders.")],
-    out: Annotated[
-        Path | None, Option(metavar="DIR", help="Where to write. [default: the run folder; of several: nowhere]")
-    ] = None,
+    out: Annotated[Path | None, Option(metavar="DIR", help="Where to write, else into the one run.")] = None,
 ) -> int:
     """Rebuild the report of one or several runs from their records, without torch."""
     from vitbench.reports import summary_tables, write_report

@@ -27,9 +27,7 @@ Threads = Annotated[str | None, Option(metavar="N,...", help="Threads on the CPU
 Metrics = Annotated[str | None, Option(metavar="NAME,...", help="What to measure (vitbench list metrics).")]
 Processes = Annotated[int | None, Option(metavar="N", min=1, help="Fresh processes for each timed cell.")]
 Precision = Annotated[str | None, Option(metavar="5%", help="Add processes until intervals are this narrow; 0: none.")]
-DataSet = Annotated[
-    str | None, Option(metavar="NAME", help="digits, cifar10, cifar100, fashion-mnist, an image folder, or none.")
-]
+DataSet = Annotated[str | None, Option(metavar="NAME", help=f"Train on {options.DATA_SETS}, or none.")]
 Recipes = Annotated[str | None, Option(metavar="NAME,...", help="Recipes (vitbench list recipes) or .toml files.")]
 Budget = Annotated[str | None, Option(metavar="images=N", help="Of each recipe; or steps=, epochs=, seconds=.")]
 Seeds = Annotated[str | None, Option(metavar="N,...", help="Seeds of the weights, the images and the training.")]
@@ -38,9 +36,7 @@ Quick = Annotated[bool, Option("--quick", help="Fewer samples and a quarter of t
 DryRun = Annotated[bool, Option("--dry-run", help="Print the cells and a time estimate; measure and download nothing.")]
 Resume = Annotated[Path | None, Option(metavar="DIR", help="Measure the cells of this run folder that have no record.")]
 Retry = Annotated[str | None, Option(metavar="STATUS,...", help="With --resume: repeat cells of these statuses.")]
-AllowChangedEnvironment = Annotated[
-    bool, Option("--allow-changed-environment", help="With --resume: accept an environment that has changed.")
-]
+AllowChangedEnvironment = Annotated[bool, Option("--allow-changed-environment", help="Resume in another environment.")]
 Yes = Annotated[bool, Option("--yes", help="Allow suites of more than 10,000 cells.")]
 
 

@@ -18,10 +18,11 @@ vitbench sweep --resume runs/sweep-vit_basic-20260101-120000
 """
 
 Products = Annotated[
-    list[str] | None,
-    Option("--set", metavar="KEY=A,B", help="Each value with those of other keys; lists as crop+flip. Repeatable."),
+    list[str] | None, Option("--set", metavar="KEY=A,B", help="All combinations of the values. Repeatable.")
 ]
-Tries = Annotated[list[str] | None, Option("--try", metavar="'KEY=A KEY=B'", help="One setting. Repeatable.")]
+Tries = Annotated[
+    list[str] | None, Option("--try", metavar="'KEY=A KEY=B'", help="One setting of several keys. Repeatable.")
+]
 Seeds = Annotated[str | None, Option(metavar="N,...", help="Train each setting with each of these seeds.")]
 Resume = Annotated[Path | None, Option(metavar="DIR", help="Train what this sweep still lacks.")]
 

@@ -22,7 +22,7 @@ torchrun --nproc-per-node 2 -m vitbench train vit_basic --data digits
 """
 
 Settings = Annotated[
-    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Replace a recipe's key: epochs=20. Repeatable.")
+    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe: epochs=20. Repeatable.")
 ]
 AmpDtype = Annotated[str | None, Option(metavar="NAME", help="bf16 or fp16. [default: fp16 on GPUs, bf16 on the CPU]")]
 Seed = Annotated[int | None, Option(metavar="N", min=0, help="Of everything random. [default: the recipe's, else 0]")]
@@ -31,9 +31,7 @@ Compile = Annotated[bool, Option("--compile", help="torch.compile the model.")]
 ChannelsLast = Annotated[bool, Option("--channels-last", help="Channels-last memory format.")]
 SaveEvery = Annotated[int, Option(metavar="N", min=0, help="Also keep a checkpoint every N epochs.")]
 NoTensorboard = Annotated[bool, Option("--no-tensorboard", help="Write no TensorBoard logs.")]
-Resume = Annotated[
-    Path | None, Option(metavar="DIR", help="Resume this training; --data and --data-dir say where its images are now.")
-]
+Resume = Annotated[Path | None, Option(metavar="DIR", help="Resume this training; --data: where images are now.")]
 
 
 def train(
