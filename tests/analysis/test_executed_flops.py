@@ -18,7 +18,7 @@ from vitbench.analysis.flops import OperatorCounter, count_forward
 from vitbench.analysis.flops_audit import audit_flops
 from vitbench.cli import run_command
 from vitbench.core.records import Cell, Measurement
-from vitbench.executors.protocol import Event, Measure, MeasurementTaken, event_of, to_line
+from vitbench.executors.protocol import Event, Measure, MeasurementTaken, from_line, to_line
 from vitbench.executors.worker import handle
 from vitbench.metrics.flops import PICTURES, _countable_operators, execute, needs_values
 from vitbench.metrics.support.in_process import make_subject, run_metric
@@ -237,7 +237,7 @@ def test_a_static_worker_answers_with_one_sample_that_json_carries() -> None:
     found = {event.measurement.metric: event.measurement for event in events if isinstance(event, MeasurementTaken)}
     assert found["flops"].samples == ((round(sum(by_closed_form("leaves_early")) / 16),),)
     assert found["flops"].status == "ok"
-    assert [event_of(json.loads(to_line(event))) for event in events] == events
+    assert [from_line(to_line(event)) for event in events] == events
 
 
 META = torch.device("meta")

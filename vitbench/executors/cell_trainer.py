@@ -144,6 +144,7 @@ class CellTrainer:
 
         cell = self.subject.cell
         path = Path(folder) / f"{cell.id}.safetensors"
+        path.parent.mkdir(exist_ok=True)
         facts = {
             "model": cell.model,
             "image_size": list(cell.image_size),

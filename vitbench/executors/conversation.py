@@ -15,19 +15,9 @@ from vitbench.core.registry import DEVICES
 from vitbench.devices import Device, Failure, split_name
 from vitbench.devices.failures import OUT_OF_MEMORY
 from vitbench.devices.host.memory import oom_kill_count
-from vitbench.executors import stacks
+from vitbench.executors import protocol, stacks
 from vitbench.executors.launcher import Launcher, Worker, WorkerTimeoutError
-from vitbench.executors.protocol import (
-    Answer,
-    Done,
-    Failed,
-    Measure,
-    MeasurementTaken,
-    Task,
-    TrainingStep,
-    Turn,
-    Waiting,
-)
+from vitbench.executors.protocol import Task, TrainingStep, Turn, Waiting
 
 #: How many lines of a failed worker's stderr a record keeps.
 STDERR_LINES = 20
@@ -45,7 +35,7 @@ class Outcome:
     """The result of a task."""
 
     measurements: list[Measurement] = field(default_factory=list)
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[protocol.Answer] = field(default_factory=list)
     failure: Failure | None = None
     signal: int | None = None
     stderr_tail: str = ""
@@ -103,16 +93,16 @@ class Conversation:
             match event:
                 case Waiting():
                     return event
-                case MeasurementTaken():
+                case protocol.MeasurementTaken():
                     self.outcome.measurements.append(event.measurement)
-                case Answer():
+                case protocol.Answer():
                     self.outcome.answers.append(event)
-                case Failed():
+                case protocol.Failed():
                     self.outcome.failure = event.failure
                 case TrainingStep():
                     if self._on_progress is not None:
                         self._on_progress(event)
-                case Done():
+                case protocol.Done():
                     self.outcome.seconds = event.seconds
                     break
                 case None:
@@ -122,13 +112,13 @@ class Conversation:
         return None
 
     def _end_late_worker(self, limit_s: float) -> None:
-        where = _where_it_hangs(self.worker)
+        call = stacks.last_call(self.worker.ask_for_stack())
+        where = f"last in {call}" if call else "where it hung is not known: it printed no stack when asked"
         self.worker.kill()
         self.worker.wait(10)
-        what = self._task.process if isinstance(self._task, Measure) else type(self._task).__name__
-        self.outcome.failure = Failure(
-            "timeout", "timeout", f"the {what} process took longer than {limit_s:g} s; {where}"
-        )
+        what = self._task.process if isinstance(self._task, protocol.Measure) else type(self._task).__name__
+        detail = f"the {what} process took longer than {limit_s:g} s; {where}"
+        self.outcome.failure = Failure("timeout", "timeout", detail)
 
 
 def converse(
@@ -174,7 +164,7 @@ def finish(worker: Worker, outcome: Outcome, device: str) -> Outcome:
         ]
     outcome.note = _device_class(device).stderr_note(text)
     if outcome.failure is not None:
-        outcome.stderr_tail = last_lines(text)
+        outcome.stderr_tail = stacks.shorten(text, STDERR_LINES)
     return outcome
 
 
@@ -221,23 +211,10 @@ def _signal_of(code: int | None) -> int | None:
     return code - 128 if hasattr(signal, "SIGKILL") and code - 128 in _CRASHES_THROUGH_A_SHELL else None
 
 
-def last_lines(text: str) -> str:
-    """The end of a worker's stderr as a record keeps it; of a stack, the innermost calls."""
-    return stacks.shorten(text, STDERR_LINES)
-
-
-def _where_it_hangs(worker: Worker) -> str:
-    """Where a late worker is, as text."""
-    if stacks.ASK is None:
-        return "where it hung is not known: this system has no signal that asks for a stack"
-    call = stacks.last_call(worker.ask_for_stack())
-    return f"last in {call}" if call else "where it hung is not known: it printed no stack when asked"
-
-
 def _worker_died(worker: Worker, outcome: Outcome, device: str, kills_before: int | None) -> None:
     code = worker.wait(10)
     text = worker.stderr_tail()
-    outcome.stderr_tail = last_lines(text)
+    outcome.stderr_tail = stacks.shorten(text, STDERR_LINES)
     if outcome.failure is None:  # else it reported its failure and then died
         kills = oom_kill_count()
         evidence = kills is not None and kills_before is not None and kills > kills_before

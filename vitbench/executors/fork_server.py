@@ -128,11 +128,13 @@ class ForkServer:
             os._exit(code)  # the server's own clean-up must not run in its copy
 
     def _report_deaths(self) -> None:
-        while (ended := _next_death()) is not None:
-            pid, code = ended
-            if pid in self.workers:
-                self._send({"event": "ended", "worker": self.workers.pop(pid), "code": code})
-            self._end_orphans()  # before the next worker is asked for
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = ended
+                if pid in self.workers:
+                    code = os.waitstatus_to_exitcode(status)
+                    self._send({"event": "ended", "worker": self.workers.pop(pid), "code": code})
+                self._end_orphans()  # before the next worker is asked for
 
     def _end_orphans(self) -> None:
         """Kill what a worker has left behind. The children of what is killed become the server's own, and their turn
@@ -163,15 +165,6 @@ class ForkServer:
 def _adopt_orphans() -> None:
     """Make this process the parent of whatever below it loses its own (a grandchild whose parent has ended)."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _next_death() -> tuple[int, int] | None:
-    """The next child that has ended, with its exit code (minus the signal), or None."""
-    try:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return (pid, os.waitstatus_to_exitcode(status)) if pid else None
 
 
 def _children() -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import io
+import itertools
 import json
 import os
 import queue
@@ -15,11 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from concurrent.futures import Future
+from typing import IO, TYPE_CHECKING
 
 from vitbench.core.errors import WorkerError
 from vitbench.executors import lifeline, stacks
-from vitbench.executors.protocol import Event, Task, Turn, event_of, to_line
+from vitbench.executors.protocol import Event, Task, Turn, from_line, to_line
 from vitbench.models.cards import model_registry
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Worker:
     def __init__(self, pid: int, tasks: IO[str], events: IO[str], errors: IO[bytes]) -> None:
         self.pid = pid
         self._tasks = tasks
-        self._events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stderr = bytearray()
         self._heard = 0  # bytes of stderr, of which the end is kept
         self._readers = [
@@ -77,14 +79,18 @@ class Worker:
         while True:
             was_alive = self.alive()
             try:
-                content = self._events.get(timeout=min(max(deadline - time.monotonic(), 0), LOOK_S))
+                line = self._events.get(timeout=min(max(deadline - time.monotonic(), 0), LOOK_S))
             except queue.Empty:
                 if not was_alive:
                     return None  # dead, although a child of its own may still hold its end of the pipe
                 if time.monotonic() >= deadline:
                     raise WorkerTimeoutError from None
             else:
-                return None if content is None else event_of(content)
+                try:
+                    event: Event | None = from_line(line) if line else None
+                except json.JSONDecodeError:
+                    event = None  # cut off by the worker's death
+                return event
 
     def stderr_tail(self) -> str:
         """The end of what the worker printed."""
@@ -159,10 +165,7 @@ class Worker:
     def _read_events(self, events: IO[str]) -> None:
         with events:
             for line in events:
-                try:
-                    self._events.put(json.loads(line))
-                except ValueError:
-                    break  # cut off by the worker's death
+                self._events.put(line)
         self._events.put(None)
 
     def _read_errors(self, errors: IO[bytes]) -> None:
@@ -224,19 +227,20 @@ class SpawnedWorker(Worker):
 
 
 class ForkedWorker(Worker):
-    """A worker that the fork server forked; how it ended comes through the server."""
+    """A worker that the fork server forked; its exit ``code`` comes through the server."""
 
-    def __init__(self, pid: int, tasks: IO[str], events: IO[str], errors: IO[bytes]) -> None:
+    def __init__(self, pid: int, tasks: IO[str], events: IO[str], errors: IO[bytes], code: Future[int]) -> None:
         super().__init__(pid, tasks, events, errors)
-        self.code: int | None = None
-        self.ended = threading.Event()
+        self._code = code
 
     def alive(self) -> bool:
-        return not self.ended.is_set()
+        return not self._code.done()
 
     def wait(self, timeout: float) -> int | None:
-        self.ended.wait(timeout)
-        return self.code
+        try:
+            return self._code.result(timeout)
+        except TimeoutError:
+            return None
 
 
 class Launcher:
@@ -287,37 +291,31 @@ class ForkLauncher(Launcher):
 
     def __init__(self, preload: Iterable[str] = (), arguments: Sequence[str] = ()) -> None:
         self._arguments = (*arguments, *preload)
-        self._workers: dict[int, ForkedWorker] = {}
-        self._next_number = 0
+        self._codes: dict[int, Future[int]] = {}  # of the workers that have not ended, by their number
+        self._numbers = itertools.count()
         self._start_server()
 
     def _start_server(self) -> None:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._errors = open(os.memfd_create("errors"), "w+b")  # noqa: SIM115
+        module = ("-m", "vitbench.executors.fork_server", str(theirs.fileno()))
         self._server = subprocess.Popen(
-            [
-                *_interpreter(self._arguments),
-                "-m",
-                "vitbench.executors.fork_server",
-                str(theirs.fileno()),
-                *self._arguments,
-            ],
+            [*_interpreter(self._arguments), *module, *self._arguments],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            # NumPy's OpenBLAS starts threads when it is imported; torch does not use it, and a server that forks wants
-            # none
+            stderr=self._errors,
+            # NumPy's OpenBLAS starts threads when it is imported; torch does not use it, and a server that forks must
+            # have none
             env={**worker_environment(), "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,
         )
         theirs.close()
         self._ready = threading.Event()
         self._dead = threading.Event()
-        self._stderr = bytearray()
         self._started_pids: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         channels = (self._connection, self._ready, self._dead, self._started_pids)
         threading.Thread(target=self._read_server, args=channels, daemon=True).start()
-        threading.Thread(target=self._read_server_errors, args=(self._server,), daemon=True).start()
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + SERVER_START_S
@@ -325,8 +323,8 @@ class ForkLauncher(Launcher):
             if self._dead.is_set() or time.monotonic() > deadline:
                 self._server.kill()
                 self._server.wait()
-                time.sleep(0.1)  # its stderr may still be on the way
-                reason = self._stderr.decode("utf-8", errors="replace").strip().splitlines()
+                self._errors.seek(0)
+                reason = self._errors.read().decode("utf-8", errors="replace").strip().splitlines()
                 raise WorkerError(f"The worker server did not start: {reason[-1] if reason else 'it printed nothing'}")
 
     def start(self) -> Worker:
@@ -337,9 +335,9 @@ class ForkLauncher(Launcher):
         task_read, task_write = os.pipe()
         event_read, event_write = os.pipe()
         error_read, error_write = os.pipe()
-        number = self._next_number
-        self._next_number += 1
         theirs = [task_read, event_write, error_write]
+        number = next(self._numbers)
+        code = self._codes[number] = Future()
         try:
             socket.send_fds(self._connection, [json.dumps({"worker": number}).encode()], theirs)
             pid = self._started_pids.get(timeout=SERVER_START_S)
@@ -352,14 +350,9 @@ class ForkLauncher(Launcher):
             raise WorkerError("The worker server died while it started a worker")
         tasks = open(task_write, "w", encoding="utf-8")  # noqa: SIM115
         events = open(event_read, encoding="utf-8")  # noqa: SIM115
-        worker = ForkedWorker(pid, tasks, events, open(error_read, "rb"))  # noqa: SIM115
-        self._workers[number] = worker
-        return worker
+        return ForkedWorker(pid, tasks, events, open(error_read, "rb"), code)
 
     def close(self) -> None:
-        for worker in list(self._workers.values()):
-            if worker.alive():
-                worker.kill()
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)  # the server ends, and its workers with it
         try:
@@ -389,28 +382,11 @@ class ForkLauncher(Launcher):
             elif event["event"] == "started":
                 started_pids.put(event["pid"])
             elif event["event"] == "ended":
-                self._worker_ended(event["worker"], event["code"])
+                self._codes.pop(event["worker"]).set_result(event["code"])
+        for number in list(self._codes):
+            self._codes.pop(number).set_result(-signal.SIGKILL)  # a server's death takes its workers along
         dead.set()
-        for number in list(self._workers):
-            self._worker_ended(number, -signal.SIGKILL)  # a server's death takes its workers along
         started_pids.put(None)
-
-    def _worker_ended(self, number: int, code: int) -> None:
-        # the number is known before the worker can end: the server reports its start first
-        for _ in range(200):
-            worker = self._workers.pop(number, None)
-            if worker is not None:
-                worker.code = code
-                worker.ended.set()
-                return
-            time.sleep(0.01)  # start() is about to enter it
-
-    def _read_server_errors(self, server: subprocess.Popen[bytes]) -> None:
-        assert server.stderr is not None
-        with server.stderr as errors:
-            while chunk := errors.read1(4096):  # type: ignore[attr-defined]
-                self._stderr += chunk
-                del self._stderr[:-STDERR_TAIL_BYTES]
 
 
 def _kill_each(processes: Iterable[psutil.Process]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from vitbench.core.records import Cell, Measurement, cell_from_dict, measurement_from_dict
 from vitbench.devices import Failure
@@ -33,7 +33,7 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """What does expansion need to know of models of other libraries? An answer each, see ``questions.inspect``."""
+    """What does expansion need to know of models of other libraries? An answer each, see ``worker.inspect``."""
 
     models: tuple[str, ...]
 
@@ -154,8 +154,6 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementTaken:
-    """A measurement, sent as soon as it is complete."""
-
     measurement: Measurement
 
 
@@ -182,15 +180,11 @@ class TrainingStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The task failed; the worker has turned the exception into a status."""
-
     failure: Failure
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """The task is over, after ``seconds``."""
-
     seconds: float
 
 
@@ -215,26 +209,13 @@ def to_line(message: Task | Turn | Event) -> str:
     return json.dumps({"kind": type(message).__name__, **asdict(message)}, allow_nan=False) + "\n"
 
 
-def read_task(line: str) -> Task:
-    """The task in a line of JSON."""
-    return cast(Task, _read(json.loads(line)))
-
-
-def read_turn(line: str) -> Turn:
-    """The turn in a line of JSON."""
-    return cast(Turn, _read(json.loads(line)))
-
-
-def event_of(content: dict[str, Any]) -> Event:
-    """The event of a JSON object."""
-    return cast(Event, _read(content))
-
-
-def _read(content: dict[str, Any]) -> Any:
-    return _KINDS[content.pop("kind")](**{name: _read_field(name, value) for name, value in content.items()})
-
-
-def _read_field(name: str, value: Any) -> Any:
-    if value is not None and name in _FIELDS:
-        return _FIELDS[name](value)
-    return tuple(value) if isinstance(value, list) else value
+def from_line(line: str) -> Any:
+    """The task, turn or event in a line. Raises JSONDecodeError for half a line."""
+    values = json.loads(line)
+    kind = _KINDS[values.pop("kind")]
+    for name, value in values.items():
+        if value is not None and name in _FIELDS:
+            values[name] = _FIELDS[name](value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+    return kind(**values)

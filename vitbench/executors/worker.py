@@ -12,34 +12,18 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from vitbench.core.errors import Unsupported
+from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import Cell, measurement_from_dict
-from vitbench.devices import open_device
-from vitbench.executors import lifeline, stacks
+from vitbench.devices import find_devices, open_device
+from vitbench.executors import lifeline, protocol, stacks
 from vitbench.executors.cell_trainer import CellTrainer
 from vitbench.executors.faults import load_injector
-from vitbench.executors.protocol import (
-    Answer,
-    CountExact,
-    Done,
-    Emit,
-    Event,
-    Failed,
-    Measure,
-    MeasurementTaken,
-    RunReference,
-    Task,
-    Turn,
-    Waiting,
-    read_task,
-    read_turn,
-    to_line,
-)
-from vitbench.executors.questions import ANSWERS, answer
+from vitbench.executors.protocol import Emit, Event, Measure, Task, Turn, Waiting, from_line, to_line
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import failure_of, library_claims, make_subject, prepare_process, run_metric
 
@@ -49,6 +33,8 @@ ALLOW_IMPORT = "--allow-import"
 #: How long idle threads of OpenMP may spin: GNU's some 3 ms (libgomp, GOMP_SPINCOUNT unset), LLVM's and Intel's as
 #: KMP_BLOCKTIME says, which is set to 1 ms for workers that are spawned.
 _SPINNING_S = 0.006
+
+Answers = Iterator[dict[str, Any]]
 
 
 def main() -> None:
@@ -65,8 +51,8 @@ def main() -> None:
 
     while line := sys.stdin.readline():  # not an iterator, which would read ahead: turns are taken through it as well
         begin = time.perf_counter()
-        usable = handle(read_task(line), emit)
-        emit(Done(seconds=time.perf_counter() - begin))
+        usable = handle(from_line(line), emit)
+        emit(protocol.Done(seconds=time.perf_counter() - begin))
         if not usable:
             return
 
@@ -94,26 +80,26 @@ def measure(task: Measure, emit: Emit) -> bool:
             for measurement in run_metric(name, subject):
                 # a metric may be anybody's: a measurement that cannot be read again is this cell's failure
                 measurement_from_dict(asdict(measurement))
-                emit(MeasurementTaken(measurement=measurement))
+                emit(protocol.MeasurementTaken(measurement=measurement))
     except Exception as error:  # the edge: every failure of a model becomes a status
         return _report_failure(error, cell, emit) and task.process == "static"
     return True
 
 
-def count_exact(task: CountExact, emit: Emit) -> bool:
+def count_exact(task: protocol.CountExact, emit: Emit) -> bool:
     """What a baseline file holds of one model, an answer each for the model and its runs; a failure as for a cell."""
     from vitbench.analysis.exact_counts import count_model
 
     try:
         prepare_process(task.cell, "static")
         for values in count_model(make_subject(task.cell), task.runs, bound=task.bound):
-            emit(Answer(values=values))
+            emit(protocol.Answer(values=values))
     except Exception as error:  # the edge, as for a cell
         return _report_failure(error, task.cell, emit)
     return True
 
 
-def run_reference(task: RunReference, emit: Emit) -> bool:
+def run_reference(task: protocol.RunReference, emit: Emit) -> bool:
     """Run the reference for as many seconds as each turn has, until there are no more turns."""
     import torch
 
@@ -133,17 +119,9 @@ def run_reference(task: RunReference, emit: Emit) -> bool:
             _let_threads_sleep(task.threads)
             emit(Waiting(**durations))
     except Exception as error:  # the edge, as for a cell
-        emit(Failed(failure=open_device(task.device).classify(error)))
+        emit(protocol.Failed(failure=open_device(task.device).classify(error)))
         traceback.print_exc()
     return False
-
-
-_HANDLERS: dict[type, Callable[[Any, Emit], bool]] = {
-    **dict.fromkeys(ANSWERS, answer),
-    CountExact: count_exact,
-    RunReference: run_reference,
-    Measure: measure,
-}
 
 
 class PipeTurns:
@@ -202,7 +180,7 @@ def subject_of(task: Measure, emit: Emit) -> Subject:
 def _report_failure(error: Exception, cell: Cell, emit: Emit) -> bool:
     """Emit what an exception means; returns whether this process may go on to count."""
     failure = failure_of(error, cell)
-    emit(Failed(failure=failure))
+    emit(protocol.Failed(failure=failure))
     traceback.print_exception(error)
     return failure.status != "oom" and failure.cause != "device_lost"
 
@@ -217,7 +195,113 @@ def _let_threads_sleep(threads: int) -> None:
 
 def _next_turn() -> Turn | None:
     line = sys.stdin.readline()
-    return read_turn(line) if line else None
+    return from_line(line) if line else None
+
+
+# Questions before anything is measured.
+
+
+def describe(question: protocol.Describe) -> Answers:
+    from vitbench.devices.host.environment import describe_libraries
+
+    devices = {name: open_device(name).describe() for name in find_devices()}
+    yield {"devices": devices, "libraries": describe_libraries()}
+
+
+def match(question: protocol.Match) -> Answers:
+    from vitbench.models.zoo import match_external
+
+    for pattern in question.patterns:
+        yield {"pattern": pattern, "models": match_external(pattern)}
+
+
+def inspect(question: protocol.Inspect) -> Answers:
+    from vitbench.models import describe_model
+
+    for name in question.models:
+        card = describe_model(name)
+        yield {
+            "model": name,
+            "image_size": list(card.image_size),
+            "num_classes": card.num_classes,
+            "published_weights": card.published_weights,
+            "published_classes": card.published_classes,
+        }
+
+
+def digest(question: protocol.Digest) -> Answers:
+    from vitbench.models.weights.checkpoints import digest_of
+    from vitbench.models.weights.claimed import size_in_file
+
+    path = question.weights.path
+    size = {"image_size": list(size_in_file(question.model, path))} if question.model else {}
+    yield {"digest": digest_of(path)[:16], **size}
+
+
+def try_weights(question: protocol.TryWeights) -> Answers:
+    make_subject(question.cell, question.weights).build()
+    yield {}
+
+
+def fetch(question: protocol.Fetch) -> Answers:
+    from vitbench.training.data.datasets import describe_data, load_images
+
+    info = describe_data(question.data, root=Path(question.data_dir) if question.data_dir else None, download=True)
+    load_images(info, "test", image_size=(8, 8), images=info.num_classes, download=True)
+    yield {}
+
+
+def calibrate(question: protocol.Calibrate) -> Answers:
+    """On a small transformer encoder layer."""
+    import torch
+
+    torch.set_num_threads(question.threads)
+    device = open_device(question.device)
+    batch, tokens, width, hidden = 8, 65, 256, 1024
+    layer = torch.nn.TransformerEncoderLayer(width, 4, hidden, batch_first=True, norm_first=True).to(
+        device.torch_device
+    )
+    inputs = torch.randn(batch, tokens, width, device=device.torch_device)
+    flops = 2 * batch * (tokens * (4 * width**2 + 2 * width * hidden) + 2 * tokens**2 * width)
+    with torch.no_grad():
+        for _ in range(5):  # the first calls prepare kernels
+            layer(inputs)
+        device.synchronize()
+        begin, calls = time.perf_counter(), 0
+        while calls < 3 or time.perf_counter() - begin < 0.2:
+            layer(inputs)
+            device.synchronize()
+            calls += 1
+        yield {"flops_per_s": flops * calls / (time.perf_counter() - begin)}
+
+
+_ANSWERS: dict[type, Callable[[Any], Answers]] = {
+    protocol.Describe: describe,
+    protocol.Match: match,
+    protocol.Inspect: inspect,
+    protocol.Digest: digest,
+    protocol.TryWeights: try_weights,
+    protocol.Fetch: fetch,
+    protocol.Calibrate: calibrate,
+}
+
+
+def answer(question: Any, emit: Emit) -> bool:
+    """Emit the answers to a question; a UsageError becomes the last one. The process may take another task."""
+    try:
+        for values in _ANSWERS[type(question)](question):
+            emit(protocol.Answer(values=values))
+    except UsageError as error:
+        emit(protocol.Answer(error=str(error)))
+    return True
+
+
+_HANDLERS: dict[type, Callable[[Any, Emit], bool]] = {
+    **dict.fromkeys(_ANSWERS, answer),
+    protocol.CountExact: count_exact,
+    protocol.RunReference: run_reference,
+    Measure: measure,
+}
 
 
 if __name__ == "__main__":

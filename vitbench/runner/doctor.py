@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -131,7 +132,7 @@ def advise(environment: Mapping[str, Any], other_load: float, steal: float) -> l
         found.append(
             "torch is built for CUDA and finds no GPU: without one this is as it should be; with one, see nvidia-smi"
         )
-    if any(name.startswith("cuda") for name in devices) and not _has_nvml():
+    if any(name.startswith("cuda") for name in devices) and importlib.util.find_spec("pynvml") is None:
         found.append("NVML is not installed, which reports a GPU's clock, heat and energy: pip install 'vitbench[gpu]'")
     memory = min(x for x in (system.get("memory_bytes"), system.get("container_memory_bytes"), float("inf")) if x)
     if memory < LITTLE_MEMORY:
@@ -197,9 +198,3 @@ def _facts(environment: Mapping[str, Any]) -> list[str]:
 
 def _badness(status: str) -> int:
     return {"ok": 0, "unsupported": 1}.get(status, 2)
-
-
-def _has_nvml() -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec("pynvml") is not None

@@ -93,7 +93,8 @@ class CellMeasurer:
         now = datetime.now().astimezone().isoformat(timespec="milliseconds")
         job = Job(cell, metrics_by_process(cell, self._names), now, time.perf_counter())
         if "static" in job.groups:
-            outcome = self._static(cell)
+            key = static_key(cell)  # a plan of counts alone leaves them to the run
+            outcome = self.plan.static[key] if key in self.plan.static else self._counter.outcome(cell)
             job.measurements += complete(cell, job.groups["static"], outcome)
             if outcome.failure and not any(process in job.groups for process in ESSENTIAL):
                 job.ending = outcome
@@ -156,11 +157,6 @@ class CellMeasurer:
         outcome = self._run(job.cell, process, metrics)
         job.measurements += complete(job.cell, metrics, outcome)
         job.take(outcome)
-
-    def _static(self, cell: Cell) -> Outcome:
-        """What the plan counted; a plan of counts alone leaves them to the run."""
-        key = static_key(cell)
-        return self.plan.static[key] if key in self.plan.static else self._counter.outcome(cell)
 
     def _count_otherwise(self, cell: Cell, metrics: Sequence[Metric]) -> list[Measurement]:
         """The values of other counters, each in a process of its own: if one dies, only its own column is lost."""

@@ -145,7 +145,7 @@ def plan_suite(
 ) -> Plan:
     """What ``run_suite`` would measure, without measuring it or downloading anything. Raises UsageError like it."""
     chosen = check_before_loading(prepare_suite(suite, overrides, quick=quick), allow_many_cells=allow_many_cells)
-    with make_launcher(counting_modules(chosen), allow_import=allow_import) as launcher:
+    with make_launcher(modules_of(chosen, measures=False), allow_import=allow_import) as launcher:
         return make_plan(chosen, launcher, note, allow_many_cells=allow_many_cells, allow_downloads=False)
 
 
@@ -159,9 +159,8 @@ def _run(
 ) -> RunSummary:
     """Measure ``cells`` into ``folder``, which holds the records ``kept``; then write the report of all its records."""
     _note_session(plan, folder, progress)
-    checkpoints = _make_checkpoint_folder(folder, cells)
     _warn_of_too_many_threads(plan, cells, progress)
-    with CellMeasurer(plan, launcher, checkpoints, progress) as measurer:
+    with CellMeasurer(plan, launcher, folder / store.CHECKPOINTS, progress) as measurer:
         _write_records(plan, cells, kept, folder, measurer, progress)
     return _write_report(plan, folder, progress)
 
@@ -223,16 +222,6 @@ def _note_session(plan: Plan, folder: Path, progress: Progress) -> None:
     store.add_session(folder, plan.environment_hash, plan.environment, {**describe_session(), **planned, **injected})
 
 
-def _make_checkpoint_folder(folder: Path, cells: Sequence[Cell]) -> Path:
-    checkpoints = folder / store.CHECKPOINTS
-    if any(cell.trains for cell in cells):
-        try:
-            checkpoints.mkdir(exist_ok=True)
-        except OSError as error:
-            raise store.cannot_write(checkpoints, error) from error
-    return checkpoints
-
-
 def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progress) -> None:
     """More threads than free cores can multiply a time by tens."""
     kinds = {METRICS.get(name).process for name in plan.suite.metrics}
@@ -251,9 +240,15 @@ def _warn_of_too_many_threads(plan: Plan, cells: Sequence[Cell], progress: Progr
         )
 
 
-def modules_of(suite: Suite) -> list[str]:
-    """What the suite's workers need beside the usual modules; each takes a second, so that it is loaded once."""
-    modules = counting_modules(suite)
+def modules_of(suite: Suite, *, measures: bool = True) -> list[str]:
+    """What the suite's workers need beside the usual modules; each takes a second, so that it is loaded once.
+
+    Without ``measures`` what a plan needs, which builds and counts, and trains nothing.
+    """
+    # torch's compiler comes in with the first sum of two tensors on meta, and with the first optimizer
+    modules = ["torch._dynamo", *libraries_of(suite.models)]
+    if not measures:
+        return modules
     kinds = {METRICS.get(name).process for name in suite.metrics}
     if suite.memory_limit is not None and any(map(is_imported, suite.models)):
         # the limit counts what comes after the libraries, any of which a user's builder may import
@@ -263,12 +258,6 @@ def modules_of(suite: Suite) -> list[str]:
     if "counters" in kinds:
         modules += ["fvcore.nn", "thop"]
     return modules
-
-
-def counting_modules(suite: Suite) -> list[str]:
-    """Those of ``modules_of`` that a plan needs: it builds and counts, and trains nothing."""
-    # torch's compiler comes in with the first sum of two tensors on meta, and with the first optimizer
-    return ["torch._dynamo", *libraries_of(suite.models)]
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ class TrainingPlan:
         count -= round(recipe.validation * count)
         if recipe.imbalance is not None:
             try:
-                if _is_file(recipe.imbalance):
+                if Path(recipe.imbalance).expanduser().is_file():
                     count = min(count, len(_chosen(recipe.imbalance, self.info)))
                 else:
                     classes = self.info.num_classes
@@ -102,7 +102,7 @@ def resolve_training(suite: Suite) -> TrainingPlan | None:
     for recipe in recipes:
         if recipe.imbalance is None:
             continue
-        if _is_file(recipe.imbalance):
+        if Path(recipe.imbalance).expanduser().is_file():
             _chosen(recipe.imbalance, info)
         else:
             imbalanced_counts(recipe.imbalance, _largest_class(recipe, info), info.num_classes)
@@ -132,10 +132,6 @@ def _largest_class(recipe: Recipe, info: DataInfo) -> int:
     if info.path is not None and info.spec not in DOWNLOADS:
         largest = max(Counter(file.label for file in read_listing(info).files["train"]).values())
     return largest - round(recipe.validation * largest)
-
-
-def _is_file(imbalance: str) -> bool:
-    return Path(imbalance).expanduser().is_file()
 
 
 def _chosen(file: str, info: DataInfo) -> list[int]:

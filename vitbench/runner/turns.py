@@ -11,13 +11,12 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
 
 from vitbench.executors.conversation import Conversation, Outcome, finish
 from vitbench.executors.launcher import Launcher, Worker
-from vitbench.executors.protocol import Measure, RunReference, Turn, Waiting
+from vitbench.executors.protocol import Measure, RunReference, Turn
 
 #: How long a turn is: long against a switch of processes (some 0.1 ms), short against the drift of a machine. A call
 #: that takes longer is not cut.
@@ -36,10 +35,6 @@ class ReferenceTurn:
     samples: tuple[float, ...]
     cpu_seconds: float
     ended: float
-
-    def facts(self) -> dict[str, Any]:
-        """What a cell's process needs to know of it."""
-        return {"samples": self.samples, "cpu_seconds": self.cpu_seconds}
 
 
 class Participant:
@@ -69,25 +64,23 @@ class Participant:
 
     def prepare(self) -> None:
         """Build what is to be measured; nothing of this is timed."""
-        self._note(self._conversation.go_on())
+        self._conversation.go_on()
 
     def take_turn(self, before: ReferenceTurn | None) -> None:
         """Run for one turn; ``before`` is the reference's last one."""
         turn = Turn(
             seconds=TURN_S,
-            before=before.facts() if before else None,
-            after_last=self._since.facts() if self._since else None,
+            before=asdict(before) if before else None,
+            after_last=asdict(self._since) if self._since else None,
         )
         self._since = None
-        self._note(self._conversation.go_on(turn))
+        event = self._conversation.go_on(turn)
+        self._has_sampled_enough = event is not None and event.last
 
     def reference_ran(self, turn: ReferenceTurn) -> None:
         """Note the reference's turn for the samples before it."""
         if self._since is None:
             self._since = turn
-
-    def _note(self, event: Waiting | None) -> None:
-        self._has_sampled_enough = event is not None and event.last
 
     def finish(self) -> Outcome:
         """End the process; returns the outcome of its task."""
