@@ -43,31 +43,23 @@ class Outcome:
     seconds: float = 0.0
 
 
+@dataclass
 class Conversation:
     """A worker that carries out one task, in pieces where it takes turns with others.
 
     Between two pieces the worker waits and does nothing; ``timeout_s`` bounds the sum of the pieces.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        task: Task,
-        *,
-        timeout_s: float,
-        device: str = "cpu",
-        on_progress: Callable[[TrainingStep], None] | None = None,
-    ) -> None:
-        self.worker = worker
-        self.outcome = Outcome()
-        self.over = False
-        self.spent_s = 0.0
-        self._task = task
-        self._started = False
-        self._timeout_s = timeout_s
-        self._device = device
-        self._on_progress = on_progress
-        self._kills_before = oom_kill_count()  # it may be killed while it waits, too
+    worker: Worker
+    task: Task
+    timeout_s: float
+    device: str = "cpu"
+    on_progress: Callable[[TrainingStep], None] | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    over: bool = False
+    started: bool = False
+    spent_s: float = 0.0
+    kills_before: int | None = field(default_factory=oom_kill_count)  # it may be killed while it waits, too
 
     def go_on(self, turn: Turn | None = None, *, limit_s: float = math.inf) -> Waiting | None:
         """Send the task, or later a ``turn``, and listen until the worker waits for its next turn.
@@ -75,11 +67,11 @@ class Conversation:
         Returns None once it is ``over``: done, dead, or late (then it is killed). ``limit_s`` bounds this piece.
         """
         begin = time.monotonic()
-        self.worker.send(turn if self._started and turn is not None else self._task)
-        self._started = True
+        self.worker.send(turn if self.started and turn is not None else self.task)
+        self.started = True
         try:
-            left = max(self._timeout_s - self.spent_s, 0.0)
-            return self._listen(begin + min(left, limit_s), limit_s if limit_s < left else self._timeout_s)
+            left = max(self.timeout_s - self.spent_s, 0.0)
+            return self._listen(begin + min(left, limit_s), limit_s if limit_s < left else self.timeout_s)
         finally:
             self.spent_s += time.monotonic() - begin
 
@@ -99,14 +91,13 @@ class Conversation:
                     self.outcome.answers.append(event)
                 case protocol.Failed():
                     self.outcome.failure = event.failure
-                case TrainingStep():
-                    if self._on_progress is not None:
-                        self._on_progress(event)
+                case TrainingStep() if self.on_progress is not None:
+                    self.on_progress(event)
                 case protocol.Done():
                     self.outcome.seconds = event.seconds
                     break
                 case None:
-                    _worker_died(self.worker, self.outcome, self._device, self._kills_before)
+                    _worker_died(self.worker, self.outcome, self.device, self.kills_before)
                     break
         self.over = True
         return None
@@ -116,7 +107,7 @@ class Conversation:
         where = f"last in {call}" if call else "where it hung is not known: it printed no stack when asked"
         self.worker.kill()
         self.worker.wait(10)
-        what = self._task.process if isinstance(self._task, protocol.Measure) else type(self._task).__name__
+        what = self.task.process if isinstance(self.task, protocol.Measure) else type(self.task).__name__
         detail = f"the {what} process took longer than {limit_s:g} s; {where}"
         self.outcome.failure = Failure("timeout", "timeout", detail)
 

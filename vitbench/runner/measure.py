@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.core.errors import StorageError, VitbenchError
-from vitbench.core.records import Cell, Measurement, NoiseCheck, Record
+from vitbench.core.records import Cell, Measurement, Record
 from vitbench.core.registry import METRICS, Metric
 from vitbench.devices.host.environment import shorten_home
 from vitbench.executors.conversation import Outcome, converse, finish
@@ -41,20 +41,15 @@ class CellMeasurer:
         self.progress = progress
         self._names = tuple(plan.suite.metrics)
         self._counter = StaticCounter(launcher, static_metrics(plan.suite), plan.suite.timeout_s)
-        self._timer = Timer(plan, launcher, progress)
+        self.timer = Timer(plan, launcher, progress)
         self._other_counters: dict[StaticKey, list[Measurement]] = {}
-
-    @property
-    def noise(self) -> list[NoiseCheck]:
-        """What the reference differed from itself so far."""
-        return self._timer.noise
 
     def __enter__(self) -> CellMeasurer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._counter.close()
-        self._timer.close()
+        self.timer.close()
 
     def measure(self, cells: Sequence[Cell]) -> Iterator[Record]:
         """The record of each cell, whatever happens to it, as soon as it is complete.
@@ -80,9 +75,9 @@ class CellMeasurer:
                 waiting.append(job)
             else:
                 yield self._end(job)
-        for alive in self._timer.alive_at_once(waiting):
+        for alive in self.timer.alive_at_once(waiting):
             self.progress.group_started([job.cell for job in alive])
-            self._timer.time(alive, is_last=is_last and alive[-1] is waiting[-1])
+            self.timer.time(alive, is_last=is_last and alive[-1] is waiting[-1])
             yield from self._end_each(alive)
 
     def _begin(self, cell: Cell, *, has_company: bool) -> Job:

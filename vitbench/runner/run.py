@@ -181,8 +181,8 @@ def _write_records(
         with progress.running(folder, list(cells), dict(plan.estimates), already=len(plan.cells) - len(cells)):
             for record in records:
                 writer.append(record)
-                store.add_noise(folder, measurer.noise[written:])
-                written = len(measurer.noise)
+                store.add_noise(folder, measurer.timer.noise[written:])
+                written = len(measurer.timer.noise)
                 progress.cell_done(record)
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted. Resume with: vitbench run --resume {folder}") from None

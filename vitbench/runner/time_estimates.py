@@ -46,7 +46,6 @@ def estimate_seconds(
     """Seconds by id of each cell, or of the batch search that it is the base of. ``devices``: the facts of each."""
     rates = {device: _flops_per_s(device, cells, launcher) for device in {cell.device for cell in cells}}
     estimates: dict[str, float] = {}
-    counted: set[StaticKey] = set()
     for cell in cells:
         counts = {
             one.metric: one.value
@@ -64,9 +63,6 @@ def estimate_seconds(
             memory = _memory_bytes(suite, cell.device, devices[cell.device])
             largest = guess_largest(counts.get("params", 1e7), flops, cell.mode, memory)
             total = _search_seconds(suite, cell, one_image, largest)
-        if static_key(cell) not in counted:
-            counted.add(static_key(cell))
-            total += 2 * _PROCESS_S * _kinds_of_processes(suite, cell).count("counters")
         estimates[cell.id] = total
     return estimates
 
@@ -91,11 +87,6 @@ def _training_seconds(suite: Suite, cell: Cell, training: TrainingPlan, one_imag
     return _PROCESS_S + seconds + one_image * (trained * _STEP_IN_FORWARDS + tested)
 
 
-def _kinds_of_processes(suite: Suite, cell: Cell) -> list[str]:
-    """The kind of process of each metric that applies to the cell."""
-    return [metric.process for metric in map(METRICS.get, suite.metrics) if cell.mode in metric.modes]
-
-
 def _call_seconds(cell: Cell, one_image: float) -> float:
     """One forward pass or training step."""
     return one_image * cell.batch_size * (_STEP_IN_FORWARDS if cell.mode == "train" else 1)
@@ -104,7 +95,7 @@ def _call_seconds(cell: Cell, one_image: float) -> float:
 def _cell_seconds(suite: Suite, cell: Cell, one_image: float) -> float:
     """The processes of a cell on its device."""
     call = _call_seconds(cell, one_image)
-    kinds = _kinds_of_processes(suite, cell)
+    kinds = {metric.process for metric in map(METRICS.get, suite.metrics) if cell.mode in metric.modes}
     total = 0.0
     if "time" in kinds:
         sampling = max(suite.measure.seconds, suite.measure.min_samples * call)
