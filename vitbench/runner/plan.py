@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -58,9 +59,6 @@ class Plan:
         return hash_environment(self.environment)
 
 
-# without torch
-
-
 def check_before_loading(suite: Suite, *, allow_many_cells: bool = False) -> Suite:
     """Check all that can be checked without torch, so that a typo fails in the first second.
 
@@ -68,35 +66,25 @@ def check_before_loading(suite: Suite, *, allow_many_cells: bool = False) -> Sui
     unknown devices, illegal image sizes of our own models, missing data.
     """
     check_count(suite, allow_many=allow_many_cells)
-    devices = tuple(dict.fromkeys(canonical_device_name(name) for name in suite.devices))
-    rules = tuple(
-        rule.model_copy(update={"devices": tuple(canonical_device_name(name) for name in rule.devices)})
-        if rule.devices
-        else rule
+    devices = tuple(dict.fromkeys(map(canonical_device_name, suite.devices)))
+    rules = [
+        rule.model_copy(update={"devices": tuple(map(canonical_device_name, rule.devices))}) if rule.devices else rule
         for rule in suite.exclude
-    )
-    suite = suite.model_copy(update={"devices": devices, "exclude": rules})
+    ]
+    suite = suite.model_copy(update={"devices": devices, "exclude": tuple(rules)})
     if suite.training is not None and suite.training.devices is not None:
-        suite = _train_on(suite, [canonical_device_name(name) for name in suite.training.devices])
+        suite = _train_on(suite, list(map(canonical_device_name, suite.training.devices)))
     _check_weights_option(suite)
     _check_cores(suite)
     training = resolve_training(suite)
+    facts = training.facts() if training else None
+    # devices and threads are not known yet: a rule that names them may drop a cell, so here it does
+    loose = tuple(rule.model_copy(update={"devices": None, "threads": None}) for rule in suite.exclude)
     for name in suite.models:
-        if is_external(name):
-            continue
-        # devices and threads are not known yet: a rule that names them may drop a cell, so here it does
-        rules = tuple(rule.model_copy(update={"devices": None, "threads": None}) for rule in suite.exclude)
-        one = suite.model_copy(update={"models": (name,), "exclude": rules})
-        try:
-            expand(
-                one,
-                devices=("cpu",),
-                threads=1,
-                models={name: own_facts(name)},
-                training=training.facts() if training else None,
-            )
-        except NoCellsLeftError:
-            continue
+        if not is_external(name):
+            one = suite.model_copy(update={"models": (name,), "exclude": loose})
+            with contextlib.suppress(NoCellsLeftError):
+                expand(one, devices=("cpu",), threads=1, models={name: own_facts(name)}, training=facts)
     return suite
 
 
@@ -155,9 +143,6 @@ def _check_weights_option(suite: Suite) -> None:
             f"Checkpoint {suite.weights!r} is not there, or no file (seen from {Path.cwd()}). Give the path of one to "
             "--weights"
         )
-
-
-# with workers, which load torch
 
 
 def make_plan(
