@@ -37,32 +37,27 @@ LOCK = ".lock"
 TRAINING = "training.json"
 
 
-class _System(TypedDict, total=False):
+class _Facts(TypedDict, total=False):
+    """Of a system, its libraries, or a device."""
+
     os: str | None
     machine: str | None
     python: str | None
     cpu: str | None
+    name: str | None
     physical_cores: Number | None
     logical_cores: Number | None
     usable_cores: Number | None
     memory_bytes: Count | None
     container_memory_bytes: Count | None
-
-
-class _Libraries(TypedDict, total=False):
     versions: dict[str, str | None]
     debug_build: Flag | None
 
 
-class _Device(TypedDict, total=False):
-    name: str | None
-    memory_bytes: Count | None
-
-
 class _Environment(TypedDict, total=False):
-    system: _System
-    libraries: _Libraries
-    devices: dict[str, _Device]
+    system: _Facts
+    libraries: _Facts
+    devices: dict[str, _Facts]
 
 
 class _Session(TypedDict, total=False):
