@@ -226,12 +226,12 @@ def cells(line: str) -> list[str]:
 
 
 def test_a_run_that_is_not_whole_says_how_much_of_it_is_there() -> None:
-    def told(*planned: int | None) -> str:
+    def extent(*planned: int | None) -> str:
         sessions = [{} if count is None else {"planned_cells": count} for count in planned]
         run = Run(name="cut", records=[infer(cell("vit_nano")), infer(cell("vit_nano", 8))])
         page = render_markdown([dataclasses.replace(run, environment={**ENVIRONMENT, "sessions": sessions})])
         return page.split("**cut**: ")[1].split(",")[0]
 
-    assert told(8) == "2 of 8 cells (2 ok)"
-    assert told(8, 3) == told(8, 3, None) == "2 of 3 cells (2 ok)"  # the last session that knows
-    assert told(2) == told(None) == told() == "2 cells (2 ok)"
+    assert extent(8) == "2 of 8 cells (2 ok)"
+    assert extent(8, 3) == extent(8, 3, None) == "2 of 3 cells (2 ok)"  # the last session that knows
+    assert extent(2) == extent(None) == extent() == "2 cells (2 ok)"

@@ -28,7 +28,7 @@ def run_of(*records: Record, ratios: tuple[float, ...] = (), name: str = "run") 
     return Run(name=name, records=records, environment=ENVIRONMENT, noise=[check(ratio) for ratio in ratios])
 
 
-# the certificate
+# noise levels
 
 
 def test_the_floor_is_the_half_width_of_as_many_checks_as_a_cell_has_processes() -> None:
@@ -54,7 +54,7 @@ def test_cells_of_more_processes_have_a_lower_floor() -> None:
     ]
 
 
-def test_the_certificate_says_what_is_a_tie() -> None:
+def test_the_noise_level_states_what_is_a_tie() -> None:
     text = noise_section([run_of(paired(cell(), EXACT), ratios=(1 / 1.01, 1.0, 1.01))])
     assert text == (
         "- **cpu, 2 threads**: the reference against itself, 3 processes: 1.000 [0.976, 1.025]; differences under "
@@ -63,7 +63,7 @@ def test_the_certificate_says_what_is_a_tie() -> None:
     )
 
 
-def test_an_interval_that_leaves_1_out_is_said() -> None:
+def test_an_interval_that_excludes_1_is_reported() -> None:
     text = noise_section([run_of(paired(cell(), EXACT), ratios=(1.1, 1.1, 1.1))])
     assert "3 processes: 1.100 [1.100, 1.100] (it should contain 1, and does not); differences under **0.0 %**" in text
     assert "does not" not in noise_section([run_of(paired(cell(), EXACT), ratios=(0.9, 1.0, 1.1))]).partition(";")[0]
@@ -190,7 +190,7 @@ def test_disturbed_cells_are_a_table() -> None:
     ]
 
 
-def test_a_quiet_machine_that_tells_is_said_to_be_quiet() -> None:
+def test_a_quiet_machine_is_reported_as_quiet() -> None:
     text = noise_section([run_of(paired(cell(), EXACT, extra=loads(0.0, 0.0)))])
     assert text.endswith("\n\nNo cell was disturbed, as far as this machine reports.")
 
@@ -270,6 +270,6 @@ def test_every_figure_of_the_page_follows_from_the_runs_round_numbers() -> None:
     assert "A fixed piece of work, the reference, took turns with every timed cell" in noise
 
 
-def test_the_terminal_shows_the_same_places() -> None:
+def test_the_terminal_shows_the_same_ranks() -> None:
     (main,) = tables(render_summary([noisy_run()]))
     assert [row["rank b1"] for row in main] == ["1", "2"]

@@ -1,4 +1,4 @@
-"""The Pareto front against brute force; the pictures by what is in them."""
+"""The Pareto front against brute force; the plots by what is in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitbench.reports.plots.tradeoffs import Plot, Point, draw_plot, plan_plots,
 small_numbers = st.integers(0, 6).map(float)
 
 
-def pictures_of(*records: Record) -> list[Plot]:
+def plots_of(*records: Record) -> list[Plot]:
     return plan_plots(build_rows([Run(name="run", records=records, environment=ENVIRONMENT)]))
 
 
@@ -48,8 +48,8 @@ def test_devices_sizes_and_data_have_fronts_of_their_own() -> None:
     for change in ({}, {"device": "cuda:0"}, {"image_size": (64, 64)}):
         records += [infer(cell(**change)), trained(training_cell("vit_micro", **change), 200)]
     records.append(trained(training_cell("vit_micro", data="cifar10"), 150))
-    picture = pictures_of(*records)[0]
-    assert picture.groups == [
+    plot = plots_of(*records)[0]
+    assert plot.groups == [
         "cpu, 32 px, digits",
         "cpu, 32 px, cifar10",
         "cuda:0, 32 px, digits",
@@ -61,18 +61,18 @@ def test_what_varies_is_in_the_label() -> None:
     records = []
     for dtype in ("fp32", "bf16"):
         records += [infer(cell(dtype=dtype)), trained(training_cell("vit_micro", dtype=dtype), 200)]
-    assert [point.label for point in pictures_of(*records)[0].points] == ["vit_micro fp32", "vit_micro bf16"]
+    assert [point.label for point in plots_of(*records)[0].points] == ["vit_micro fp32", "vit_micro bf16"]
 
 
 def test_a_latency_of_another_batch_is_no_point() -> None:
     records = [infer(cell("vit_nano")), trained(training_cell("vit_nano"), 200)]
     records += [infer(cell("vit_micro", 8)), trained(training_cell("vit_micro"), 200)]
-    by_latency, by_params = pictures_of(*records)
+    by_latency, by_params = plots_of(*records)
     assert len(by_latency.points) == 1
     assert len(by_params.points) == 2
 
 
-def test_why_there_is_no_picture() -> None:
+def test_why_there_is_no_plot() -> None:
     rows = build_rows([Run(name="r", records=[infer(cell())])])
     assert plan_plots(rows) == []
     assert "no training cell" in why_no_plots(rows)
@@ -80,14 +80,15 @@ def test_why_there_is_no_picture() -> None:
     assert plan_plots(rows) == []
     assert "see Failures" in why_no_plots(rows)
     rows = build_rows([Run(name="r", records=[trained(training_cell("vit_micro"), 200)])])
-    assert [picture.file_name for picture in plan_plots(rows)] == ["accuracy-params.png"]
+    assert [plot.file_name for plot in plan_plots(rows)] == ["accuracy-params.png"]
     assert "against latency" in why_no_plots(rows)
     assert why_no_plots(build_rows([full_run()])) == ""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("points", [1, 30])
-def test_a_picture_is_drawn_and_repeats_to_the_byte(points: int) -> None:
-    picture = Plot(
+def test_a_plot_is_drawn_and_repeats_to_the_byte(points: int) -> None:
+    plot = Plot(
         "x.png",
         "accuracy against latency",
         "latency (ms)",
@@ -96,7 +97,17 @@ def test_a_picture_is_drawn_and_repeats_to_the_byte(points: int) -> None:
         ),
         chance=10.0,
     )
-    drawn = draw_plot(picture)
+    drawn = draw_plot(plot)
     assert drawn.startswith(b"\x89PNG")
-    assert drawn == draw_plot(picture)
-    assert draw_plot(dataclasses.replace(picture, chance=None, log_x=False)) != drawn
+    assert drawn == draw_plot(plot)
+    assert draw_plot(dataclasses.replace(plot, chance=None, log_x=False)) != drawn
+
+
+def test_of_very_many_points_the_fronts_and_the_most_accurate_have_names() -> None:
+    points = tuple(Point(f"m{i}", "group", float(i), None, None, float(i % 40), None, None) for i in range(200))
+    plot = Plot("x.png", "title", "x", points, chance=None)
+    named = plot.labelled
+    assert len(named) == 60
+    assert set(plot.front("group")) <= set(named)
+    assert min(point.y for point in named if point not in plot.front("group")) >= 30
+    assert dataclasses.replace(plot, points=points[:60]).labelled == list(points[:60])

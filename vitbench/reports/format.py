@@ -82,7 +82,7 @@ def cell_text(text: str, limit: int = 200) -> str:
     if len(line) > limit:
         line = line[: limit - 1].rstrip() + "…"
     line = line.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = line.replace("](", "]\\(")  # no link, no picture from elsewhere
+    line = line.replace("](", "]\\(")  # no link, no image from elsewhere
     return re.sub(r"([|`*$])", r"\\\1", line)
 
 

@@ -28,7 +28,7 @@ class Run:
 def read_runs(folders: Iterable[Path | str]) -> list[Run]:
     """One Run a folder, named like the folder; of equal names the later ones get a number.
 
-    Raises RunFolderError for a folder that is none.
+    Raises RunFolderError for a folder without a run.
     """
     paths = [Path(folder) for folder in folders]
     return [

@@ -11,7 +11,7 @@ from vitbench.core.text import one_line
 from vitbench.reports.plots.style import new_figure, open_frame, render_png
 from vitbench.reports.training import held_out_name, setting_text
 
-#: More curves than these cannot be told apart.
+#: More curves than these cannot be distinguished.
 _MOST_CURVES = 10
 #: Up to so many epochs each has a marker.
 _MARKED = 30

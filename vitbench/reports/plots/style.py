@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Okabe and Ito's colours without the yellow, which people with colour vision deficiency can tell apart.
+#: Okabe and Ito's colours without the yellow, which people with colour vision deficiency can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 #: A marker for each of them.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -109,9 +109,9 @@ def plan_plots(rows: Sequence[Row]) -> list[Plot]:
         found = row.at_smallest_batch("latency")
         return found if found.batch_size == batch else MetricValue()
 
-    figures = [at_batch(row) for row in rows if row.trained("accuracy").value is not None]
+    latencies = [at_batch(row) for row in rows if row.trained("accuracy").value is not None]
     # times of different minutes are not compared where they can be set against the reference's
-    paired = all(figure.relative for figure in figures if figure.value is not None)
+    paired = all(one.relative for one in latencies if one.value is not None)
 
     def latency(row: Row) -> Estimate | None:
         return at_batch(row).relative_between_runs if paired else at_batch(row).estimate
@@ -169,7 +169,7 @@ def draw_plot(plot: Plot) -> bytes:
 
 
 def _points(rows: Sequence[Row], get: Callable[[Row], Estimate | None], scale: float) -> tuple[Point, ...]:
-    """The rows that have both figures. What varies between them, and is no group, is part of the label."""
+    """The rows that have both values. What varies between them, and makes no group, is part of the label."""
     usable = [
         (row, x, y)
         for row in rows

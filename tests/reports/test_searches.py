@@ -25,7 +25,7 @@ LIMIT = 512 * 2**20
 def attempt(
     of: Cell, status: str = "ok", cause: str = "", *, bound: int = 1024, cap: str = CAP, **changes: Any
 ) -> Record:
-    """An attempt whose peak is 100 MB and 7 MB a picture."""
+    """An attempt whose peak is 100 MB and 7 MB an image."""
     peak = "training_peak_memory" if of.mode == "train" else "inference_peak_memory"
     found = [Measurement.single(BOUND, "image", bound, "doubling, then bisection")]
     if of.memory_limit is not None and cap:
@@ -47,7 +47,7 @@ def search(
     model: str = "vit_micro",
     **fields: Any,
 ) -> list[Record]:
-    """All attempts of a search where ``limit`` pictures fit; ``ending`` is what becomes of larger ones."""
+    """All attempts of a search where ``limit`` images fit; ``ending`` is what becomes of larger ones."""
     fields = {"memory_limit": LIMIT, "image_size": (224, 224), **fields}
     records = []
     for batch in expected_attempts(limit, bound):
@@ -243,8 +243,8 @@ def test_the_csv_has_a_line_for_every_attempt() -> None:
     assert found["3"]["training_step_cell_status"] == "oom"
     assert {line["memory_limit_bytes"] for line in lines} == {str(LIMIT)}
     for call, attempt in (("inference", "inference_cell_status"), ("training", "training_step_cell_status")):
-        told = {(bool(line[attempt]), line[f"{call}_frontier_bound_image"]) for line in lines}
-        assert told == {(True, "1024"), (False, "")}
+        bounds = {(bool(line[attempt]), line[f"{call}_frontier_bound_image"]) for line in lines}
+        assert bounds == {(True, "1024"), (False, "")}
     assert not [name for name in lines[0] if name.startswith("memory_limit") and name != "memory_limit_bytes"]
 
 

@@ -85,7 +85,7 @@ def test_one_training_stands_beside_what_was_published_of_it() -> None:
     assert "85.2 %" in training_section([Run(name="r", records=[failing])])[2]
 
 
-def test_nothing_is_said_of_published_figures_where_there_are_none() -> None:
+def test_published_values_are_not_mentioned_where_there_are_none() -> None:
     run = Run(name="r", records=[trained(training_cell("vit_micro"), 180, f1=(0.5, 0.6))])
     assert "*Published*" not in training_section([run])[1]
     assert "*Published*" in training_section([imbalance_run()])[1]
@@ -203,7 +203,7 @@ def test_macro_f1_is_a_column_of_the_csv_and_of_the_details() -> None:
     assert line_of(details, "cifar")[line_of(details, "model").index("macro F1")] == "0.567"
 
 
-def test_a_training_on_fewer_pictures_joins_the_timed_row_and_says_so() -> None:
+def test_a_training_on_fewer_images_joins_the_timed_row_and_says_so() -> None:
     timed = [infer(cell("vit_micro")), infer(cell("vit_micro", attention="explicit"))]
     test = trained(training_cell("vit_micro", options=(("train_images", "100"),)), 180)
     rows = build_rows([Run(name="r", records=[*timed, test])])
