@@ -205,15 +205,11 @@ def _run(metric: Metric, subject: Subject) -> Outcome:
     outcome = Outcome()
     try:
         for measurement in run_metric(metric.name, subject):
-            outcome.measurements.append(_in_this_process(measurement))
+            method = "; ".join(filter(None, (measurement.method, "in the calling process")))
+            outcome.measurements.append(replace(measurement, method=method))
     except Exception as error:  # the edge, as in a worker: a failure of the model is a status
         outcome.failure = failure_of(error, subject.cell)
     return outcome
-
-
-def _in_this_process(measurement: Measurement) -> Measurement:
-    method = "; ".join(filter(None, (measurement.method, "in the calling process")))
-    return replace(measurement, method=method)
 
 
 def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:

@@ -45,10 +45,11 @@ def plan_plots(history: History) -> list[Plot]:
     """
     wanted = [one for one in history.series if _is_drawn(history, one)]
     wanted.sort(key=lambda one: not history.steps_of(one))
-    return [
-        Plot(f"history-{count:03}-{_slug(one)}.png", one, history.steps_of(one))
-        for count, one in enumerate(wanted[:MOST_PLOTS], start=1)
-    ]
+    plots = []
+    for count, one in enumerate(wanted[:MOST_PLOTS], start=1):
+        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{one.metric}-{one.cell}")[:100].strip("-.")
+        plots.append(Plot(f"history-{count:03}-{slug}.png", one, history.steps_of(one)))
+    return plots
 
 
 def count_plots(history: History) -> int:
@@ -59,11 +60,6 @@ def count_plots(history: History) -> int:
 def _is_drawn(history: History, series: Series) -> bool:
     moves = series.kind != "exact" or bool(history.steps_of(series))
     return moves and len(series.numbers) == len(series.points) > 1
-
-
-def _slug(series: Series) -> str:
-    text = f"{series.metric}-{series.cell}"
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", text)[:100].strip("-.")
 
 
 def day_of(moment: Moment) -> str:

@@ -255,8 +255,12 @@ def accept(base: Lock, head: Lock, changes: Sequence[Change], rules: Sequence[Ru
                     "Make the baseline again: vitbench snapshot"
                 )
             _take(entries, found, change)
-        texts = tuple(one_line(f"{one.cell}: {one.metric} {_states(one)}") for one in taken)
-        accepted.append(Accepted(pattern=rule.pattern, reason=rule.reason, date=date, changes=texts))
+        texts = []
+        for one in taken:
+            before, after = (f"{state:,}" if isinstance(state, int) else str(state) for state in (one.base, one.head))
+            detail = f" ({one.detail})" if one.detail else ""
+            texts.append(one_line(f"{one.cell}: {one.metric} {before} -> {after}{detail}"))
+        accepted.append(Accepted(pattern=rule.pattern, reason=rule.reason, date=date, changes=tuple(texts)))
     return replace(
         base,
         entries=tuple(sorted(entries.values(), key=lambda one: one.place)),
@@ -291,11 +295,6 @@ def _take(entries: dict[str, Entry], found: Mapping[str, Entry], change: Change)
             del entries[one.place.label]
         else:
             entries[one.place.label] = found[one.place.label]
-
-
-def _states(change: Change) -> str:
-    before, after = (f"{one:,}" if isinstance(one, int) else str(one) for one in (change.base, change.head))
-    return f"{before} -> {after}" + (f" ({change.detail})" if change.detail else "")
 
 
 def _no_match(rule: Rule, changes: Sequence[Change]) -> str:

@@ -175,7 +175,8 @@ def _timed(record: Record) -> Measurement | None:
 
 
 def _benchmark(record: Record, one: Measurement) -> dict[str, Any]:
-    label = _words(record.cell)
+    cell = record.cell
+    label = f"{cell.label.replace(' ', '-')}-t{cell.threads}-{cell.id[:6]}"  # the hash keeps different cells apart
     samples = sorted(x for process in one.samples for x in steady(process))
     return {
         "group": one.metric,
@@ -246,11 +247,6 @@ def _params(cell: Cell) -> dict[str, Any]:
     names = ("model", "image_size", "batch_size", "num_classes", "device", "threads", "dtype", "mode", "attention")
     values = {name: getattr(cell, name) for name in (*names, "compile", "memory_limit", "weights", "seed")}
     return {**values, "image_size": format_image_size(cell.image_size), **dict(cell.options)}
-
-
-def _words(cell: Cell) -> str:
-    """One word for a cell. Its hash keeps words of different cells different."""
-    return f"{cell.label.replace(' ', '-')}-t{cell.threads}-{cell.id[:6]}"
 
 
 def _extra(record: Record, timed: Measurement) -> dict[str, Any]:

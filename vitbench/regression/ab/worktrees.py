@@ -13,6 +13,7 @@ import venv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitbench.core.errors import UsageError, VitbenchError
 from vitbench.devices.host.environment import environment_for_git
@@ -139,14 +140,17 @@ def _git(top: Path, *arguments: str, check: bool = True) -> str:
 
 
 def _run_git(top: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["git", "-C", str(top), *arguments]
+    return _run(command, f"git {arguments[0]}", timeout=_GIT_S, env=environment_for_git())
+
+
+def _run(command: Sequence[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            ["git", "-C", str(top), *arguments],
-            capture_output=True, text=True, errors="replace", timeout=_GIT_S, check=False, stdin=subprocess.DEVNULL,
-            env=environment_for_git(),
-        )  # fmt: skip
+            command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL, **options
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InfrastructureError(f"git {arguments[0]}: {error}") from error
+        raise InfrastructureError(f"{what}: {error}") from error
 
 
 def _install(folder: Path, root: Path) -> Path:
@@ -163,13 +167,7 @@ def _install(folder: Path, root: Path) -> Path:
 
 
 def _run_installer(command: Sequence[str]) -> str:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_INSTALL_S, check=False,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise InfrastructureError(f"--install: {error}") from error
+    done = _run(command, "--install", timeout=_INSTALL_S)
     if done.returncode != 0:
         errors = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if "error:" in line.lower()]
         # pip wraps a build's own message in names such as metadata-generation-failed

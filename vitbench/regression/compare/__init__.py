@@ -196,9 +196,10 @@ def _compare_searches(base: Run, head: Run, rules: Sequence[Rule], places: Envir
         if other is None and threshold_for(rules, cell, CELL).gate:  # as for any other cell
             verdict, gates = "worse", True
         states = [_search_state(search) for search in (one, other)]
+        limits = [f" {name}={field_text(cell, name)}" for name in ("memory_limit", "threads") if getattr(cell, name)]
         found.append(
             Change(
-                cell=search_label(cell) + _limit_text(cell),
+                cell="".join([search_label(cell), *limits]),
                 metric=LARGEST_BATCH,
                 unit="image",
                 base=states[0],
@@ -242,8 +243,3 @@ def _search_state(search: Search | None) -> float | str | None:
         return None
     over = search.standing.stopped_at is None and search.standing.next_batch is None
     return search.standing.largest if over and not search.standing.reached_bound else search.found
-
-
-def _limit_text(cell: Cell) -> str:
-    parts = [f" {name}={field_text(cell, name)}" for name in ("memory_limit", "threads") if getattr(cell, name)]
-    return "".join(parts)
