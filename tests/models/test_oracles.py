@@ -19,7 +19,7 @@ from torchvision.models.vision_transformer import VisionTransformer as Torchvisi
 
 from vitbench.models import build_model, describe_model
 from vitbench.models.architectures.blocks import QuickGELU
-from vitbench.models.weights.checkpoints import rename_torchvision_vit
+from vitbench.models.weights.layouts import TORCHVISION
 
 DEPTH = 3
 ACTIVATIONS = {"gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "quick_gelu": QuickGELU}
@@ -142,7 +142,7 @@ def test_vit_b16_scratch_is_torchvisions_vit_with_unused_norms(side: int) -> Non
     mine = ours("vit_b16_scratch", side)
     state = {
         key.replace(".attn.qkv.", ".attn.attention.in_proj_").replace(".attn.proj.", ".attn.attention.out_proj."): value
-        for key, value in rename_torchvision_vit(theirs.state_dict()).items()
+        for key, value in ((TORCHVISION.our_name(key) or key, value) for key, value in theirs.state_dict().items())
     }
     missing, unexpected = mine.load_state_dict(state, strict=False)
     assert not unexpected

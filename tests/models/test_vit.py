@@ -13,7 +13,7 @@ from vitbench.core.errors import ImageSizeError
 from vitbench.models import build_model, describe_model, use_attention
 from vitbench.models.architectures.blocks import Attention, QuickGELU, StochasticDepth, resize_position_grid
 from vitbench.models.architectures.vit import VisionTransformer
-from vitbench.models.weights.checkpoints import rename_torchvision_vit
+from vitbench.models.weights.layouts import TORCHVISION
 
 
 @pytest.mark.parametrize("side", [224, 96])
@@ -26,7 +26,8 @@ def test_weights_of_torchvisions_vit_give_the_same_logits(side: int) -> None:
         ours = VisionTransformer(
             image_size=(side, side), num_classes=1000, patch=16, width=48, depth=3, heads=3, mlp_width=192
         )
-    ours.load_state_dict(rename_torchvision_vit(theirs.state_dict()), strict=True, assign=True)
+    state = {TORCHVISION.our_name(key) or key: value for key, value in theirs.state_dict().items()}
+    ours.load_state_dict(state, strict=True, assign=True)
     images = torch.randn(1, 3, side, side, dtype=torch.float64)
     with torch.no_grad():
         expected = theirs(images)

@@ -258,11 +258,10 @@ def test_smoke_trains_measures_and_draws(fork_server: Launcher, tmp_path: Path) 
     assert {one.status for one in training.measurements} == {"ok"}
     assert training.measurement("test_images").value == 100
     checkpoint = folder / "checkpoints" / f"{training.cell.id}.safetensors"
-    from vitbench.models.weights.checkpoints import read_checkpoint
+    from vitbench.models.weights.checkpoints import load_checkpoint, read_facts
 
-    state, facts = read_checkpoint(checkpoint)
-    model = vitbench.build_model("vit_layer6_32", image_size=facts["image_size"][0])
-    model.load_state_dict(state)
+    facts = read_facts(checkpoint)
+    load_checkpoint(vitbench.build_model("vit_layer6_32", image_size=facts["image_size"][0]), checkpoint)
     assert facts["data"] == "digits"
     assert (folder / "accuracy-latency.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "accuracy-params.png").exists()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitbench.core.errors import Unsupported
-from vitbench.models.fast_path import without_fast_path
+from vitbench.models import without_fast_path
 
 #: The most tokens in front of the patches: CLS, one for distillation, registers.
 MOST_EXTRA_TOKENS = 16

@@ -24,7 +24,7 @@ from vitbench.analysis.operator_formulas import (
     is_floating,
     numel,
 )
-from vitbench.models.fast_path import without_fast_path
+from vitbench.models import without_fast_path
 from vitbench.models.outputs import training_loss
 
 

@@ -124,8 +124,8 @@ class CellTrainer:
     def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
         """The mean and standard deviation of each channel that the weights were trained with."""
         from vitbench.models import describe_model
-        from vitbench.models.normalisation import normalisation_of
         from vitbench.models.weights.checkpoints import read_facts
+        from vitbench.models.weights.claimed import normalisation_of
 
         cell = self.subject.cell
         if cell.trains:

@@ -15,9 +15,9 @@ from vitbench.core.errors import DataError, ModelFailed, Unsupported, UsageError
 from vitbench.core.text import printable
 from vitbench.core.validation import Flag, Positive, Whole
 from vitbench.devices import Device, find_device
-from vitbench.models.cards import ModelCard
-from vitbench.models.normalisation import Channels, normalisation_of
+from vitbench.models.cards import Channels, ModelCard
 from vitbench.models.tracebacks import model_places, with_places
+from vitbench.models.weights.claimed import normalisation_of
 from vitbench.training.data.datasets import describe_data
 from vitbench.training.data.images import SPLITS, DataInfo, Split
 

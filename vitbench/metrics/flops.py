@@ -107,7 +107,7 @@ def _countable_operators() -> Iterator[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    from vitbench.models.fast_path import without_fast_path
+    from vitbench.models import without_fast_path
 
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if kernel not in flop_registry:

@@ -165,7 +165,7 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
 def account_call(subject: Subject) -> TensorPeak:
     """The tensor bytes of one forward pass or training step, by the cell's mode, after the first one."""
     from vitbench.metrics.support.tensor_memory import TensorAccount, gradients_of, state_of
-    from vitbench.models.fast_path import without_fast_path
+    from vitbench.models import without_fast_path
 
     training = subject.cell.mode == "train"
     if training:

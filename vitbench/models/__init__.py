@@ -1,6 +1,7 @@
-"""Models by name: our own, timm's and torchvision's. Importing this module does not load torch.
+"""Models: architectures, the models of timm and torchvision, and weights from files. Loads no torch by itself.
 
-A model of our own is a builder in a module here and a row in a ``.toml`` beside it (see cards.py).
+May import devices and core. Start with ``build_model`` here and with cards.py, which says what is known of a model
+without building it; architectures/ has one file a family beside its ``.toml``, weights/ loads checkpoints.
 """
 
 from __future__ import annotations
@@ -63,16 +64,17 @@ def build_model(
     build = getattr(importlib.import_module(module), function)
     model = _call(name, build, image_size=size, num_classes=classes, **card.config, **weights)
     if card.family == "imported":
-        from vitbench.models.imported import check_built
+        from torch import nn
 
-        return check_built(name, model)
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
 def describe_model(name: str) -> ModelCard:
     """What is known of a model without building it, at its own image size and number of classes.
 
-    A name of our own is answered without torch; ``timm:`` and ``torchvision:`` names load their library.
+    Our own names need no torch; ``timm:`` and ``torchvision:`` names load their library.
     Raises UnknownNameError if there is no such model.
     """
     if not is_external(name):
@@ -90,32 +92,40 @@ def describe_model(name: str) -> ModelCard:
 def use_attention(model: nn.Module, kind: str) -> Iterator[None]:
     """Run ``model`` with ``fused`` attention (its default) or ``explicit`` (matrix product, softmax, matrix product).
 
-    Explicit attention goes through the ``fused_attn`` attribute of our blocks and of timm's; whatever else calls
-    torch's fused attention (torchvision's models, ``nn.MultiheadAttention``) gets its MATH backend and no fast path.
-    All is put back at the end. An attention that has no fused form (linear attention, torchvision's Swin) is the same
-    under both.
-    Raises UsageError for any other ``kind``.
+    Explicit attention goes through the ``fused_attn`` attribute of our blocks and of timm's; other callers of torch's
+    fused attention (torchvision's models, ``nn.MultiheadAttention``) get its MATH backend and no fast path. An
+    attention without a fused form (linear attention, torchvision's Swin) is the same under both. Everything is restored
+    at the end. Raises UsageError for any other ``kind``.
     """
     if kind not in ATTENTIONS:
         raise UsageError(f"Unknown attention {kind!r}: give {' or '.join(ATTENTIONS)}")
     if kind == "fused":
         yield
         return
-    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     switched: list[Any] = [module for module in model.modules() if getattr(module, "fused_attn", False)]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
         for module in switched:
             module.fused_attn = False
-        torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH):
+        with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for module in switched:
             module.fused_attn = True
+
+
+@contextlib.contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Switch off torch's fast path, which runs an attention or a whole layer as one opaque operator."""
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -130,7 +140,7 @@ def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _call(name: str, build: Callable[..., nn.Module], **options: Any) -> nn.Module:
-    """What a builder makes. Raises UsageError if it cannot be called with these options."""
+    """Call a builder. Raises UsageError if it does not take these options."""
     try:
         return build(**options)
     except TypeError as error:

@@ -34,6 +34,11 @@ PRETRAINED = "pretrained"
 #: The group of entry points by which other packages offer models.
 ENTRY_POINTS = "vitbench.models"
 
+#: Red, green and blue.
+Channels = tuple[float, float, float]
+#: The mean and standard deviation of cards and recipes that state no other.
+HALVES: Channels = (0.5, 0.5, 0.5)
+
 #: How an architecture treats image sizes, see ModelCard.
 SizeRule = Literal["divisible", "floors", "fixed", "any"]
 
@@ -108,8 +113,8 @@ class ModelCard:
     max_size: int | None = None
     published_weights: str = ""
     published_classes: int | None = None
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = HALVES
+    std: tuple[float, ...] = HALVES
     config: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     claims: tuple[Claim, ...] = ()
 

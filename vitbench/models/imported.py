@@ -1,19 +1,17 @@
-"""A builder of one's own: ``module:package.module:function``, imported only where the user has said so.
+"""A user's own builder, ``module:package.module:function``, imported only if the user has allowed it.
 
-Naming a module runs its code. A suite file from elsewhere must not be able to do that, so that nothing here is imported
-until ``allow_imports`` has been called, which the command line does for ``--allow-import``.
+Importing a module runs its code, which a suite file from elsewhere must not be able to do: nothing is imported until
+``allow_imports`` has been called, which the command line does for ``--allow-import``.
 """
 
 from __future__ import annotations
 
 import importlib
 
-from torch import nn
-
 from vitbench.core.errors import UnknownModuleError, UnknownNameError, UsageError
 from vitbench.models.cards import MODULE, ModelCard
 
-#: What such a model is built for unless told otherwise: nobody has written a card for it.
+#: The size and classes of such a model by default: it has no card.
 DEFAULT_SIZE = (224, 224)
 DEFAULT_CLASSES = 1000
 
@@ -21,7 +19,7 @@ _allowed = False
 
 
 def allow_imports() -> None:
-    """Let this process import modules that model names ask for."""
+    """Let this process import the modules in model names."""
     global _allowed
     _allowed = True
 
@@ -61,10 +59,3 @@ def describe_imported(name: str) -> ModelCard:
         patch=1,
         size_rule="any",
     )
-
-
-def check_built(name: str, model: object) -> nn.Module:
-    """What a user's builder returned, if it is a model. Raises UsageError otherwise."""
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{name} returned {type(model).__name__}, not a torch.nn.Module")
-    return model

@@ -16,8 +16,7 @@ from torch import nn
 
 from vitbench.core.errors import ImageSizeError, UnknownNameError, UsageError
 from vitbench.core.records import format_image_size
-from vitbench.models.cards import Claim, ModelCard
-from vitbench.models.normalisation import HALVES
+from vitbench.models.cards import HALVES, Claim, ModelCard
 
 #: What constructors raise for a size that they cannot take. Not RuntimeError: memory that runs out is one.
 SIZE_ERRORS = (AssertionError, ValueError, ZeroDivisionError, IndexError)

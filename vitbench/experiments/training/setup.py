@@ -23,12 +23,11 @@ from vitbench.experiments.training.checkpoint import Saved
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import LAST, TrainingOutOfMemory, TrainingRequest
 from vitbench.models import build_model, describe_model
-from vitbench.models.cards import ModelCard
-from vitbench.models.normalisation import HALVES, normalisation_of
+from vitbench.models.cards import HALVES, ModelCard
 from vitbench.models.outputs import input_dtype, training_loss
 from vitbench.models.tracebacks import model_places, with_places
 from vitbench.models.weights.checkpoints import load_checkpoint
-from vitbench.models.weights.claimed import resolve
+from vitbench.models.weights.claimed import normalisation_of, resolve
 from vitbench.training.augmentation.augment import normalise
 from vitbench.training.data.datasets import describe_data, load_images, load_training_images
 from vitbench.training.data.images import FeatureSet, ImageSet

@@ -1,6 +1,6 @@
-"""Checkpoints: saving our own, and loading weights from files that nobody vouches for into a model.
+"""Save checkpoints, and load weights from untrusted files into a model.
 
-No file runs code here, none makes us allocate more than the model has, and a model takes all of its weights or none.
+No file runs code or makes us allocate more memory than the model takes, and a model takes all of its weights or none.
 The names of other libraries are in layouts.py.
 """
 
@@ -33,7 +33,7 @@ from vitbench.core.files import (
     check_zip,
 )
 from vitbench.devices.host.memory import spare_memory
-from vitbench.models.weights.layouts import TORCHVISION, Grid, Weight, common_prefix, fit_tokens, layout_of, match_qkv
+from vitbench.models.weights.layouts import Grid, Weight, common_prefix, fit_tokens, layout_of, match_qkv
 
 #: Where training scripts put the state dict in what they save.
 WRAPPERS = ("state_dict", "model", "model_state_dict")
@@ -67,16 +67,11 @@ class CheckpointError(DataError):
 class CheckpointReport:
     """What load_checkpoint has done.
 
-    Args:
-        path: the file's name, without its folder.
-        layout: whose names the file has, for people: ``vitbench``, ``torchvision``, ``timm or vitbench``,
-            ``ViT-Classification-CIFAR10``, ``Hugging Face ViT``, or ``as in the model`` for any other architecture.
-        digest: the first 16 hexadecimal digits of the file's SHA-256.
-        tensors: how many the file holds.
-        dtype: of the file's numbers; several are named in alphabetical order.
-        resampled: (old, new) grid of the position embedding, each (height, width) in patches, if it was resampled.
-        replaced_head: whether the model kept its own head.
-        facts: what save_checkpoint was given; empty for other files.
+    ``path``: the file's name. ``layout``: the library whose names the file has, or ``as in the model``. ``digest``: the
+    first 16 hexadecimal digits of the file's SHA-256. ``tensors``: how many the file holds. ``dtype``: of the file's
+    numbers; several in alphabetical order. ``resampled``: (old, new) grid of the position embedding, each (height,
+    width) in patches, if it was resampled. ``replaced_head``: whether the model kept its own head. ``facts``: those
+    given to save_checkpoint; empty for other files.
     """
 
     path: str
@@ -98,11 +93,11 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = 
     model's dtypes. Pickled code is never run.
 
     Args:
-        model: of the architecture that was saved; not on meta. What DataParallel or torch.compile made of one is
-            loaded like the model inside, by whose keys errors name its weights.
+        model: of the architecture that was saved; not on meta. A model wrapped by DataParallel or torch.compile is
+            loaded like the model inside, whose keys stand in errors.
         path: the file.
-        replace_head: where the file's head has another number of classes, or is missing, keep the model's own, which is
-            random in a fresh model. A head that fits is loaded all the same.
+        replace_head: keep the model's own head (random in a fresh model) if the file's has another number of classes or
+            is missing. A head that fits is loaded all the same.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape.
@@ -168,8 +163,7 @@ def digest_of(path: str | Path) -> str:
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """The facts that save_checkpoint was given, from the file's header, or those in the ``last.pt`` of a training;
-    empty for any file that is not our own.
+    """The facts given to save_checkpoint, or those in the ``last.pt`` of a training; empty for any other file.
 
     Raises DataError if there is no such file.
     """
@@ -180,7 +174,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     if kind == "zip":
         try:
             return _facts_of_training(_load_torch(path, kind))
-        except DataError:  # told of where its weights are loaded
+        except DataError:  # reported when its weights are loaded
             return {}
     if kind != "safetensors":
         return {}
@@ -191,24 +185,10 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         return {}
 
 
-def rename_torchvision_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a torchvision ``vit_*`` under our names (fused qkv, learned positions for all tokens).
-
-    Raises DataError for a key that torchvision's ViTs do not have.
-    """
-    renamed = {}
-    for key, value in state.items():
-        name = TORCHVISION.our_name(key)
-        if name is None:
-            raise DataError(f"Unknown key {key!r} in the state dict")
-        renamed[name] = value
-    return renamed
-
-
 def save_checkpoint(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write the state dict as safetensors, whole or not at all; its header holds ``facts`` as JSON (``vitbench``).
+    """Write the state dict as safetensors, atomically, with ``facts`` as JSON in its header (``vitbench``).
 
-    Raises StorageError if the disk does not take it.
+    Raises StorageError if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -225,18 +205,6 @@ def save_checkpoint(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> N
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise StorageError(f"Could not write the checkpoint {path.name}: {error}") from error
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict (on the CPU) and the facts of a checkpoint of save_checkpoint. Raises DataError if it is none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["vitbench"])
-            return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118  (no mapping)
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no checkpoint of vitbench: {error}") from error
 
 
 # --- what is in the file
@@ -279,7 +247,7 @@ def _no_format(path: Path) -> DataError:
 
 @contextmanager
 def _weights_in(path: Path) -> Iterator[tuple[dict[str, Weight], dict[str, Any]]]:
-    """What the file claims to hold, with nothing read, and the facts of our own files. Prefixes of all keys are off."""
+    """What the file claims to hold, without reading it, and the facts of our own files. Common prefixes are removed."""
     kind = _format_of(path)
     if not kind:
         raise _no_format(path)
@@ -326,13 +294,13 @@ def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 def _facts_of_training(state: object) -> dict[str, Any]:
-    """What the ``last.pt`` of a training says of its weights; empty for any other content."""
+    """The facts in the ``last.pt`` of a training; empty for any other content."""
     header = state.get("vitbench") if isinstance(state, Mapping) else None
     try:
-        told = json.loads(header) if isinstance(header, str) else None
+        content = json.loads(header) if isinstance(header, str) else None
     except (ValueError, RecursionError):
         return {}
-    facts = told.get("facts") if isinstance(told, dict) else None
+    facts = content.get("facts") if isinstance(content, dict) else None
     return facts if isinstance(facts, dict) else {}
 
 
@@ -347,7 +315,6 @@ def _torch_weights(path: Path, state: object) -> dict[str, Weight]:
 
 
 def _check_count(path: Path, count: int) -> None:
-    """Raises DataError for a file of so many tensors that looking at each takes long."""
     if count > MOST_TENSORS:
         raise DataError(f"Checkpoint {path.name!r} holds {count:,} tensors, more than any model has ({MOST_TENSORS:,})")
 
@@ -367,7 +334,7 @@ def _torch_weight(path: Path, key: object, value: object) -> Weight:
 
 
 def _load_torch(path: Path, kind: str) -> Any:
-    """What torch.save wrote, without running any code of it. Tensors of a zip file are mapped, not read."""
+    """The content of a file of torch.save, without running its code. Tensors of a zip file are mapped, not read."""
     try:
         # torch takes any path that ends so for safetensors, but not an open file, which it cannot map
         mapped = kind == "zip" and not path.name.endswith(".safetensors")
@@ -402,10 +369,10 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of DataParallel and torch.compile, whose prefixes are off the keys of files as well."""
+    """The model inside of DataParallel and torch.compile, whose prefixes are removed from the keys of files as well."""
     try:
         return model.get_submodule(common_prefix(model.state_dict()).removesuffix("."))
-    except AttributeError:  # keys of a state_dict() of somebody's own
+    except AttributeError:  # a state_dict() that a user has overridden
         return model
 
 

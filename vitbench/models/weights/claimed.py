@@ -1,4 +1,4 @@
-"""What a checkpoint claims of its pictures and its classes, taken where the file itself bears it out.
+"""What a checkpoint claims of its images and its classes, accepted only if the weights in the file agree.
 
 Importing this module loads no torch, its functions do.
 """
@@ -13,11 +13,12 @@ from typing import Any, TypeGuard
 
 from vitbench.core.errors import UsageError
 from vitbench.core.records import parse_image_size
-from vitbench.models.cards import ModelCard
+from vitbench.core.validation import is_number
+from vitbench.models.cards import HALVES, Channels, ModelCard
 
-#: Names under which layers that give the classes stand in files, ours first (see models/layouts.py).
+#: Names under which layers that give the classes stand in files, ours first (see layouts.py).
 _HEADS = ("head.weight", "head.fc2.weight", "head.fc.weight", "heads.head.weight", "classifier.weight", "fc.weight")
-#: What a file may claim of its pictures and classes before the claim is passed over: building for it takes memory.
+#: Larger claims are ignored: building a model for them would take memory.
 _LARGEST_SIDE = 8192
 _MOST_CLASSES = 1_000_000
 #: Tokens beside those of patches, such as CLS.
@@ -26,8 +27,8 @@ _MOST_EXTRA_TOKENS = 16
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a model is built for: ``image_size`` is (height, width) px; ``facts`` is what the checkpoint says of its
-    training, empty for files that ``vitbench train`` did not write.
+    """What a model is built for: (height, width) px, classes, and the checkpoint's facts of its training (empty for
+    files that ``vitbench train`` did not write).
     """
 
     image_size: tuple[int, int]
@@ -53,31 +54,19 @@ def resolve(
     if facts is None:
         facts = {} if weights is None else read_facts(weights)
     shapes = {} if weights is None else shapes_in_file(Path(weights))
-    size = chosen_size(card, image_size, facts, shapes)
+    size = _chosen_size(card, image_size, facts, shapes)
     return Resolved(size, num_classes or classes_of(card, shapes, facts), facts)
 
 
-def size_in_file(model: str, weights: str) -> tuple[int, int]:
-    """(height, width) px that our training wrote into the checkpoint, or the model's own where it says nothing (or
-    contradicts itself). Raises UsageError, among them DataError for a file that is no checkpoint.
-    """
-    from vitbench.models import describe_model
-
-    return resolve(describe_model(model), weights).image_size
-
-
-def chosen_size(
+def _chosen_size(
     card: ModelCard, option: str | int | None, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[int, int]:
-    """(height, width) px: the option's, that of the training, or the model's own. Raises UsageError, ImageSizeError.
-
-    ``shapes``: of the weights in the file, which a claim must not contradict.
-    """
+    """The option's size, that of the training unless the ``shapes`` in the file contradict it, or the model's own."""
     size = card.image_size
-    told = facts.get("image_size")
-    if isinstance(told, list) and len(told) == 2 and all(_is_count(side, _LARGEST_SIDE) for side in told):
-        told_size = (told[0], told[1])
-        size = told_size if _has_positions_for(card, told_size, shapes.get("pos_embed", ())) else size
+    claimed = facts.get("image_size")
+    if isinstance(claimed, list) and len(claimed) == 2 and all(_is_count(side, _LARGEST_SIDE) for side in claimed):
+        pair = (claimed[0], claimed[1])
+        size = pair if _has_positions_for(card, pair, shapes.get("pos_embed", ())) else size
     if option is not None:
         try:
             size = parse_image_size(option)
@@ -88,20 +77,38 @@ def chosen_size(
 
 
 def classes_of(card: ModelCard, shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any]) -> int:
-    """Those of the head in the file (``shapes``: of its weights), as the file says, or the card's own."""
+    """The classes of the head in the file (``shapes``: of its weights), as the file claims, or the card's own."""
     found = next((shapes[name] for name in _HEADS if len(shapes.get(name, ())) >= 2), None)
     in_file = found[0] if found is not None and _is_count(found[0], _MOST_CLASSES) else None
-    told = facts.get("num_classes")
-    # a head of another name cannot be looked at, but one for a million classes is no small file
+    claimed = facts.get("num_classes")
+    # a head of another name cannot be checked, but one for a million classes makes a large file
     most = sum(math.prod(shape) for shape in shapes.values())
-    if _is_count(told, _MOST_CLASSES) and (told == in_file or (found is None and told <= most)):
-        return told
+    if _is_count(claimed, _MOST_CLASSES) and (claimed == in_file or (found is None and claimed <= most)):
+        return claimed
     # a card of our own may be built on weights of other classes: its own number is what it is for
     return in_file or (_classes_of_other_heads(card, shapes) if shapes else None) or card.num_classes
 
 
+def normalisation_of(card: ModelCard, facts: Mapping[str, Any]) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel (images from 0 to 1): of the recipe in a checkpoint's ``facts``, else
+    of the card.
+    """
+    if not facts:
+        return _channels(card.mean) or HALVES, _channels(card.std) or HALVES
+    recipe = facts.get("recipe")
+    claimed = recipe if isinstance(recipe, Mapping) else {}
+    std = _channels(claimed.get("std"))
+    return _channels(claimed.get("mean")) or HALVES, std if std and min(std) > 0 else HALVES
+
+
+def _channels(values: Any) -> Channels | None:
+    if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(is_number, values)):
+        return None
+    return float(values[0]), float(values[1]), float(values[2])
+
+
 def shapes_in_file(path: Path) -> dict[str, tuple[int, ...]]:
-    """What a checkpoint claims of its weights, in our names."""
+    """The shapes that a checkpoint claims, by our names."""
     from vitbench.models.weights.checkpoints import _weights_in
     from vitbench.models.weights.layouts import layout_of
 
@@ -111,8 +118,8 @@ def shapes_in_file(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _has_positions_for(card: ModelCard, size: tuple[int, int], positions: tuple[int, ...]) -> bool:
-    """Whether as many positions are in a file as a model for pictures of ``size`` has learned: building one for a size
-    that is made up would take any amount of memory. True where that cannot be told.
+    """Whether a file has the positions of a model for images of ``size``: building one for an invented size could take
+    any amount of memory. True if that cannot be checked.
     """
     if len(positions) < 2 or card.patch <= 1 or max(size) <= max(card.image_size):
         return True
@@ -123,8 +130,8 @@ def _has_positions_for(card: ModelCard, size: tuple[int, int], positions: tuple[
 
 
 def _classes_of_other_heads(card: ModelCard, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The classes of a head that has another name in the file: of the weight whose size changes with the classes. None
-    where the model cannot be built without memory, or the file has no such weight.
+    """The classes of a head with another name: of the weight whose size changes with the classes. None if the model
+    cannot be built on meta, or the file has no such weight.
     """
     import torch
 
@@ -136,7 +143,7 @@ def _classes_of_other_heads(card: ModelCard, shapes: Mapping[str, tuple[int, ...
                 dict(build_model(card.name, num_classes=count).named_parameters())
                 for count in (card.num_classes, card.num_classes + 1)
             )
-    except Exception:  # builders of one's own may raise anything without memory
+    except Exception:  # a user's own builder may raise anything on meta
         return None
     for name, parameter in own.items():
         found = shapes.get(name, ())
