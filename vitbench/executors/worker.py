@@ -226,11 +226,12 @@ def inspect(question: protocol.Inspect) -> Answers:
 
 
 def digest(question: protocol.Digest) -> Answers:
+    from vitbench.models import describe_model
     from vitbench.models.weights.checkpoints import digest_of
-    from vitbench.models.weights.claimed import size_in_file
+    from vitbench.models.weights.claimed import resolve
 
     path = question.weights.path
-    size = {"image_size": list(size_in_file(question.model, path))} if question.model else {}
+    size = {"image_size": list(resolve(describe_model(question.model), path).image_size)} if question.model else {}
     yield {"digest": digest_of(path)[:16], **size}
 
 
