@@ -6,11 +6,11 @@ nobody gives back, or computes in native code without end.
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import sysconfig
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 
 #: What makes a process print its stack; None where the system has no such signal (Windows).
@@ -39,29 +39,18 @@ def print_stack_when_asked() -> None:
 _LIBRARIES = tuple({sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
-@dataclass(frozen=True)
-class _Dump:
-    """A printed stack among the lines of a text: where the whole print begins and ends, and the calls of the thread
-    that counts, the innermost first.
-    """
-
-    begin: int
-    end: int
-    calls: tuple[str, ...]
-
-
 def is_whole(text: str) -> bool:
     """Whether ``text`` holds calls of the thread that the signal reached: as a rule the one that is printed last."""
-    dump = _last_dump(text.splitlines())
-    return dump is not None and bool(dump.calls) and "Current thread 0x" in text
+    _, _, calls = _last_stack(text.splitlines())
+    return bool(calls) and "Current thread 0x" in text
 
 
 def last_call(text: str) -> str:
     """The innermost call of the last stack in ``text``: ``model.py:12 in forward``; of a call in a library also who
     called it: ``threading.py:320 in wait, from model.py:12 in forward``. Empty if there is no stack.
     """
-    dump = _last_dump(text.splitlines())
-    calls = [match for line in dump.calls if (match := _FRAME.fullmatch(line))] if dump else []
+    _, _, printed = _last_stack(text.splitlines())
+    calls = [match for line in printed if (match := _FRAME.fullmatch(line))]
     if not calls:
         return ""
     inner = _place_of(calls[0])
@@ -78,22 +67,22 @@ def shorten(text: str, lines: int) -> str:
     innermost calls are kept, with a little of what was printed before and after it.
     """
     every = text.splitlines()
-    dump = _last_dump(every)
-    if dump is None or not dump.calls:
+    begin, end, calls = _last_stack(every)
+    if not calls:
         return "\n".join(every[-lines:])
-    before = [line for line in every[: dump.begin] if line.strip()][-_KEPT_AROUND:]
-    after = [line for line in every[dump.end :] if line.strip() and not _NOISE.match(line)][-_KEPT_AROUND:]
-    calls = list(dump.calls)
+    before = [line for line in every[:begin] if line.strip()][-_KEPT_AROUND:]
+    after = [line for line in every[end:] if line.strip() and not _NOISE.match(line)][-_KEPT_AROUND:]
     room = lines - len(before) - len(after) - 1
     if len(calls) > room:
         calls = [*calls[: room - 1], f"  ... and {len(calls) - room + 1} calls further out"]
     return "\n".join([*before, f"Stack, the innermost call first: {last_call(text)}", *calls, *after])
 
 
-def _last_dump(lines: Sequence[str]) -> _Dump | None:
+def _last_stack(lines: Sequence[str]) -> tuple[int, int, list[str]]:
+    """Where the last printed stack begins and ends, and the calls of the thread that counts, the innermost first."""
     headings = [number for number, line in enumerate(lines) if _HEADING.fullmatch(line)]
     if not headings:
-        return None
+        return 0, 0, []
     end = headings[-1] + 1
     while end < len(lines) and _belongs(lines[end]):
         end += 1
@@ -103,12 +92,7 @@ def _last_dump(lines: Sequence[str]) -> _Dump | None:
     within = [number for number in headings if number >= begin]
     current = [number for number in within if lines[number].startswith("Current")]
     chosen = (current or within)[-1] + 1  # the main thread is printed last
-    calls = []
-    for line in lines[chosen:end]:
-        if not _belongs(line):
-            break
-        calls.append(line)
-    return _Dump(begin, end, tuple(calls))
+    return begin, end, list(itertools.takewhile(_belongs, lines[chosen:end]))
 
 
 def _belongs(line: str) -> bool:
