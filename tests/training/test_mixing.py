@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 
-from vitbench.training.augmentation.mixing import draw_box, draw_share, mix
+from vitbench.training.augmentation.augment import draw_box, draw_share, mix
 
 CLASSES = 10
 

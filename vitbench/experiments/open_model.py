@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import DataError, ModelFailed, Unsupported, UsageError, VitbenchError
-from vitbench.core.text import printable
+from vitbench.core.text import one_line, printable
 from vitbench.core.validation import Flag, Positive, Whole
 from vitbench.devices import Device, find_device
 from vitbench.models.cards import Channels, ModelCard
@@ -134,7 +134,8 @@ def open_trained(request: ModelRequest, *, class_names: Sequence[str] | None = N
             torch.manual_seed(0)  # a head that is not loaded is the same each time
             module = build_model(request.model, image_size=size, num_classes=classes, pretrained=request.pretrained)
         if request.weights is None:
-            text, digest = f"pretrained ({_publisher(card)})", ""
+            library, colon, _ = card.name.partition(":")
+            text, digest = f"pretrained ({f'{library} ' if colon else ''}{card.published_weights})", ""
             notes = [_RANDOM_HEAD] if random_head else []
         else:
             report = _load(module, request, resolved.facts)
@@ -202,7 +203,7 @@ def explain_oom(device: Device, way_out: str) -> Iterator[None]:
         raise
     except Exception as error:
         failure = device.classify(error)
-        detail = _first_line(failure.detail)
+        detail = one_line((failure.detail.splitlines() or [""])[0].strip(), 200)
         if failure.status == "oom":
             raise OutOfMemory(f"Out of memory on {device.name}. {way_out}. The library says: {detail}") from error
         if failure.status == "unsupported":
@@ -213,20 +214,10 @@ def explain_oom(device: Device, way_out: str) -> Iterator[None]:
         raise
 
 
-def _first_line(text: str) -> str:
-    line = printable((text.splitlines() or [""])[0].strip())
-    return line if len(line) <= 200 else f"{line[:199]}…"
-
-
 def _has_random_head(card: ModelCard, classes: int) -> bool:
     """Whether published weights leave the head random: it has other classes, or the model always gets a new one."""
     published = card.published_classes
     return published is not None and (classes != published or card.num_classes != published)
-
-
-def _publisher(card: ModelCard) -> str:
-    library, colon, _ = card.name.partition(":")
-    return f"{library} {card.published_weights}" if colon else card.published_weights
 
 
 def _names(classes: int, given: Sequence[str] | None, facts: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -224,7 +224,10 @@ def _run(
         run = folder / one.name
         if (run / SUMMARY).is_file():
             continue
-        _release_memory()  # of the training before: models and errors are in reference cycles
+        gc.collect()  # the training before: models and errors are in reference cycles
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         changes = ", ".join(f"{key} {'none' if value is None else value}" for key, value in one.changes.items())
         say(f"Training {number} of {len(settings)}: {changes}")
         (run / FAILURE).unlink(missing_ok=True)
@@ -238,23 +241,12 @@ def _run(
         except StorageError:
             raise
         except VitbenchError as error:
-            _write_failure(run, error)
+            status = "oom" if isinstance(error, TrainingOutOfMemory) else getattr(error, "cause", "error")
+            run.mkdir(exist_ok=True)
+            write_json(run / FAILURE, {"status": status, "detail": str(error)})
             say(f"Training {number} failed: {error}")
         _report(folder, settings)
     return SweepSummary(folder, tuple(_report(folder, settings)))
-
-
-def _write_failure(place: Path, error: VitbenchError) -> None:
-    status = "oom" if isinstance(error, TrainingOutOfMemory) else getattr(error, "cause", "error")
-    place.mkdir(exist_ok=True)
-    write_json(place / FAILURE, {"status": status, "detail": str(error)})
-
-
-def _release_memory() -> None:
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 def _read_failure(path: Path) -> dict[str, Any]:

@@ -149,8 +149,7 @@ def test_patience_ends_a_training_that_gets_no_better(tmp_path: Path) -> None:
 def test_patience_counts_from_the_last_higher_accuracy_though_the_loss_falls(
     pauses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitbench.experiments.training.session import Session
-    from vitbench.experiments.training.testing import Tester
+    from vitbench.experiments.training.session import Session, Tester
 
     results = iter([(0.3, 2.0), (0.5, 1.9), (0.5, 1.8), (0.4, 1.7), (0.5, 1.6), (0.6, 1.5)])
 

@@ -56,7 +56,10 @@ class Setup:
         self.recipe = Recipe(**request.recipe)
         _check(request, self.recipe, ranks)
         if request.deterministic:
-            _be_deterministic()
+            # operators that do not repeat their numbers raise an error
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
         self.device = find_device(request.device)
         if ranks.count > 1 and self.device.kind == "cuda":
             self.device = find_device(f"cuda:{ranks.local}")
@@ -409,10 +412,3 @@ def restored_settings() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = benchmark
         torch.use_deterministic_algorithms(deterministic, warn_only=warns)
-
-
-def _be_deterministic() -> None:
-    """Allow only operators that repeat their numbers; the others raise an error that says so."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
