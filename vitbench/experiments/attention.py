@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from vitbench.core.errors import DataError, Unsupported, UsageError
 from vitbench.core.records import format_image_size
 from vitbench.core.run_folder import cannot_write, write_atomically
@@ -287,8 +289,6 @@ def _notes_on(maps: Sequence[AttentionMap]) -> list[str]:
 
 
 def _maps_npz(maps: Sequence[AttentionMap]) -> bytes:
-    import numpy as np
-
     arrays = {f"layer_{number:02}": one.weights[0].numpy() for number, one in enumerate(maps, start=1)}
     if drops(maps):
         arrays |= {f"kept_{number:02}": one.kept[0].numpy() for number, one in enumerate(maps, start=1)}

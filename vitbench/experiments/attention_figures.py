@@ -12,16 +12,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from vitbench.core.text import one_line
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from matplotlib.figure import Figure
 
     from vitbench.analysis.attention import AttentionMap
 
-    Array = np.ndarray[Any, Any]
+
+Array = np.ndarray[Any, Any]
 
 #: How much of a drawn pixel is the colour of its weight; the rest is the image in gray.
 OPACITY = 0.7
@@ -186,8 +188,6 @@ def scale_of(tiles: Iterable[Tile], even: float) -> Scale:
     """One scale for all tiles: from 0 to the 99th percentile of their weights (of fewer than 100 to the largest),
     and to at least twice ``even``: attention that is nearly even has a colour from the middle.
     """
-    import numpy as np
-
     values = np.concatenate([tile.values.ravel() for tile in tiles if tile.values is not None])
     values = values[np.isfinite(values)]
     largest = float(values.max())
@@ -196,8 +196,6 @@ def scale_of(tiles: Iterable[Tile], even: float) -> Scale:
 
 def paint(image: Array, tile: Tile, top: float) -> Array:
     """The image (H, W, 3), 0 to 1, with the tile over it: each patch has one colour, what no patch covers is gray."""
-    import numpy as np
-
     height, width = image.shape[:2]
     gray = np.repeat((image @ np.array([0.299, 0.587, 0.114]))[..., None], 3, axis=2)
     grid = tile.values if tile.values is not None else tile.dropped
@@ -219,7 +217,6 @@ def paint(image: Array, tile: Tile, top: float) -> Array:
 
 def _colours(levels: Array) -> Array:
     """Weights from 0 to 1 to RGB, 0 to 1."""
-    import numpy as np
     from matplotlib import colormaps
 
     return np.asarray(colormaps["inferno"](levels))[..., :3]
@@ -238,7 +235,6 @@ def draw_tiles(
     """The tiles (None: a gap) in rows under their titles, the colour scale under its ``label`` beside them, ``caption``
     below. ``inches``: the longer side of a tile.
     """
-    import numpy as np
     from matplotlib.figure import Figure
 
     columns = min(len(tiles), columns)
@@ -273,7 +269,6 @@ def draw_tiles(
 
 def _draw_scale(drawing: Figure, axes: Any, scale: Scale, label: str, rows: int) -> None:
     """The colours as they look over a middle gray."""
-    import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
@@ -291,7 +286,9 @@ def _caption(maps: Sequence[AttentionMap], head: Head) -> str:
     which = {"mean": ", mean of the heads", "all": ""}.get(str(head), f", head {head}")
     kind = "effective weights of linear attention" if maps[0].kind == "effective" else "softmax weights"
     dropped = " White: dropped patches." if drops(maps) else ""
-    return f"What {who} from each patch ({kind}{which}).{dropped} {_even_text(maps)}"
+    tokens = sorted({one.tokens for one in maps})
+    even = f"{100 / tokens[-1]:.3g} to {100 / tokens[0]:.3g}" if len(tokens) > 1 else f"{100 / tokens[0]:.3g}"
+    return f"What {who} from each patch ({kind}{which}).{dropped} Even attention: {even} % a token."
 
 
 def _scale_text(scale: Scale, what: str = "One colour scale for all") -> str:
@@ -304,18 +301,10 @@ def _even(maps: Sequence[AttentionMap]) -> float:
     return 1 / min(one.tokens for one in maps)
 
 
-def _even_text(maps: Sequence[AttentionMap]) -> str:
-    tokens = sorted({one.tokens for one in maps})
-    if len(tokens) > 1:
-        return f"Even attention: {100 / tokens[-1]:.3g} to {100 / tokens[0]:.3g} % a token."
-    return f"Even attention: {100 / tokens[0]:.3g} % a token."
-
-
 def encode_gif(frames: Sequence[Array]) -> bytes:
     """Frames (H, W, 3) uint8 of one size as an endless GIF. They share one palette, or colours would flicker; rare
     colours have their place in it, or the scale would lose some of its own.
     """
-    import numpy as np
     from PIL import Image
 
     pixels = np.concatenate(frames).reshape(-1, 3)
@@ -338,7 +327,6 @@ def _png(drawing: Figure) -> bytes:
 
 
 def _frame(drawing: Figure) -> Array:
-    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     drawing.set_dpi(110)

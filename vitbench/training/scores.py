@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-    Array = np.ndarray[Any, Any]
-
+Array = np.ndarray[Any, Any]
 #: Images whose probabilities are computed at once: in double precision, all of many classes would take gigabytes.
 _AT_ONCE = 4096
 #: With no more classes than this, every answer is among the best five.
@@ -82,7 +80,6 @@ def score(logits: Array, labels: Array, *, bins: int = 15, classes: int | None =
     fraction without a denominator (nothing predicted, no images) is 0. Raises ValueError for shapes that do not fit
     each other, labels that are not classes, and logits that are not finite.
     """
-    import numpy as np
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
@@ -130,8 +127,6 @@ def _score_images(logits: Array, labels: Array) -> tuple[Array, Array, Array, Ar
     """Of each image: the predicted class, how many classes come before the true one, the loss in nat, the confidence:
     (N,) each.
     """
-    import numpy as np
-
     total, count = logits.shape
     predicted, rank = np.empty(total, np.int64), np.empty(total, np.int64)
     loss, confidence = np.empty(total), np.empty(total)
@@ -155,8 +150,6 @@ def calibrate(confidence: Array, right: Array, bins: int) -> tuple[ConfidenceBin
     Bin m of M is the interval ((m - 1)/M, m/M] (Guo et al., 2017, arXiv:1706.04599, section 2). Raises ValueError for
     less than one bin.
     """
-    import numpy as np
-
     if bins < 1:
         raise ValueError(f"{bins} bins: at least one is needed")
     edges = np.linspace(0.0, 1.0, bins + 1)
