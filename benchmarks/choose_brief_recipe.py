@@ -1,7 +1,7 @@
-"""What the recipe ``brief`` was chosen by: candidates trained and compared on the training digits alone.
+"""The choice of the recipe ``brief``: candidates trained and compared on the training digits alone.
 
-A fifth of the training pictures (stratified, always the same) is held out for the choice; the test pictures that a
-suite reports on are never touched. ``python benchmarks/choose_brief_recipe.py`` prints one line of JSON a training.
+A fifth of the training images (stratified, always the same) is held out for the choice; the test images that a
+suite reports on are never touched. ``python benchmarks/choose_brief_recipe.py`` prints a line of JSON per training.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def say() -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.section("figures")
+    terminalreporter.section("values")
     for line in LINES:
         terminalreporter.write_line(line)
 

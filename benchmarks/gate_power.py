@@ -1,14 +1,14 @@
-"""How often ``vitbench ab`` cries wolf, and what it finds, on the machine that this runs on; beside it common gates.
+"""False alarms and detections of ``vitbench ab`` on this machine, beside those of common gates.
 
-Three steps, each of which keeps what it has, into one folder::
+Three steps, each of which can be interrupted and resumed, into one folder::
 
     python benchmarks/gate_power.py record FOLDER --pairs 320   # real pairs, half of them beside a busy neighbour
     python benchmarks/gate_power.py live FOLDER --runs 20       # whole runs of vitbench ab in a git repository
     python benchmarks/gate_power.py table FOLDER                # gate_power.md from what is there
 
 Every recorded pair has five processes that take turns: base, its control, a head of the same code, and heads whose
-forward pass has real work added, calibrated to 5 and 10 % of its CPU time. A draw is a contiguous stretch of pairs,
-which is judged by the rule of ``vitbench ab`` as a run would. Nothing else should run on the machine meanwhile.
+forward pass has real work added, calibrated to 5 and 10 % of its CPU time. A draw is a contiguous sequence of pairs,
+which the rule of ``vitbench ab`` judges like a run. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations

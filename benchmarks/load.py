@@ -1,4 +1,4 @@
-"""Other load, in a process of its own until it is killed: ``python benchmarks/load.py busy|bursts|memory``."""
+"""Artificial load in its own process, until it is killed: ``python benchmarks/load.py busy|bursts|memory``."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """Train by ``modern`` and by each project's own recipe at equal numbers of images: results/amd-epyc-2-cores/recipes.
 
 ``python benchmarks/recipes_at_equal_pictures.py PICTURES WORK`` trains ``vit_layer6_32`` by each recipe, for each
-number of pictures and each seed, as many at a time as there are cores, one thread each, through ``vitbench train``.
-What is finished in the folder WORK is not trained again, and what was begun is gone on with: Ctrl-C loses nothing.
-With ``--results results/NAME`` reports, curves and figures (no weights) are copied there, and what lies there already
-is not trained again either.
+number of images and each seed, as many at a time as there are cores, one thread each, through ``vitbench train``.
+Finished trainings in the folder WORK are kept and started ones are resumed: Ctrl-C loses nothing.
+``--results results/NAME`` copies reports, curves and values (no weights) there, and skips what it already holds.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MORE = ("evaluation.md", "evaluation.json", "confusion.png")
 
 
 def accuracy(folder: Path) -> float | None:
-    """The share of test pictures that the trained model has right, or None if the training is not finished."""
+    """The test accuracy, or None if the training is not finished."""
     if not (folder / SUMMARY).is_file():  # the last file that a training writes
         return None
     return float(read_summary(folder)[0]["last"]["test_accuracy"])

@@ -1,4 +1,4 @@
-"""What ``vitbench compare`` and ``vitbench history`` say of stored runs of one code.
+"""False alarms and detections of ``vitbench compare`` and ``vitbench history`` on stored runs of the same code.
 
 ``python -m benchmarks.stored_runs FOLDER``, where ``FOLDER`` has a folder (or a ``.tar.xz``) for each set of runs that
 ``test_relative_latency.py`` made with ``--basetemp``: ten runs of the same code, other load beside some. Every run of

@@ -1,6 +1,6 @@
-"""Pictures a second of the data path, from uint8 in memory to a normalised batch, against a pipeline of single ones.
+"""Images per second of the data path, from uint8 in memory to a normalised batch, against a pipeline of single images.
 
-Other load beside it makes two threads wait for each other, and the figures for two worthless.
+Other load makes two threads wait for each other, and the values for two worthless.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PICTURES, BATCH, WORKERS = 5120, 128, 2
 #: Our passes for one of theirs, so that both take long enough to be compared.
 PASSES, PAIRS = 8, 15
 
-#: Our augmentations and the same by torchvision on PIL pictures.
+#: Our augmentations and the same by torchvision on PIL images.
 CHOICES = {
     "crop, flip, jitter": [transforms.ColorJitter(0.2, 0.2, 0.2)],
     "crop, flip, rotation": [transforms.RandomRotation(15)],
@@ -32,7 +32,7 @@ GOAL = "crop, flip, jitter"
 
 
 class Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """As torchvision's CIFAR10: an array in memory, of which each picture becomes a PIL picture first."""
+    """As torchvision's CIFAR10: an array in memory, of which each image becomes a PIL image first."""
 
     def __init__(self, pixels: np.ndarray, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self.pixels = pixels  # (N, 32, 32, 3) uint8
@@ -47,7 +47,7 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    """Smooth pictures: noise would make no pipeline slower or faster, but it is not what is trained on."""
+    """Smooth images: noise would make no pipeline slower or faster, but nobody trains on it."""
     draw = torch.Generator().manual_seed(0)
     coarse = torch.rand(PICTURES, 3, 8, 8, generator=draw)
     images = torch.nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1)
@@ -56,7 +56,7 @@ def pixels() -> np.ndarray:
 
 @pytest.fixture
 def by_picture(pixels: np.ndarray) -> Iterator[Callable[[Sequence[object]], Callable[[], None]]]:
-    """Makes a pass over all pictures by a DataLoader whose workers are there already."""
+    """Makes a pass over all images by a DataLoader with running workers."""
     loaders = []
 
     def make(own: Sequence[object]) -> Callable[[], None]:

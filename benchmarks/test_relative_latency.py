@@ -1,4 +1,4 @@
-"""The same cells in ten separate runs, other load beside some: what stays, milliseconds or relative latency."""
+"""The same cells in ten separate runs, some under load: which is repeatable, milliseconds or relative latency?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop against one written by hand over the same model, pictures and optimizer: ``pytest benchmarks``."""
+"""The training loop against one written by hand over the same model, images and optimizer: ``pytest benchmarks``."""
 
 from __future__ import annotations
 

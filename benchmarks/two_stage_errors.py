@@ -1,4 +1,4 @@
-"""How often two-stage comparisons of equal programs err, simulated: the figures of docs/measuring.md and evidence.py.
+"""Error rates of two-stage comparisons of equal programs, simulated, for ``measuring-experiments.md`` in results/.
 
 ``python -m benchmarks.two_stage_errors`` prints two tables in some minutes on one core. Logarithms of process medians
 are normal; the first five processes decide how many there are, by ``statistics.processes_for``'s rule.
