@@ -5,16 +5,16 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable
 from textwrap import indent
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument
 
 from vitbench.commands import options
 from vitbench.commands.output import print_json
 from vitbench.core.errors import UnknownNameError, Unsupported
-from vitbench.core.records import format_image_size
-from vitbench.core.registry import METRICS
-from vitbench.models.cards import ModelCard, model_registry
+
+if TYPE_CHECKING:
+    from vitbench.models.cards import ModelCard
 
 EXAMPLES = """
 vitbench list models
@@ -39,6 +39,8 @@ def list_(
 
 
 def _model_row(card: ModelCard, name: str, patch: int | None, params: int | None) -> dict[str, Any]:
+    from vitbench.core.records import format_image_size
+
     return {
         "model": name,
         "family": card.family,
@@ -53,6 +55,7 @@ def _model_row(card: ModelCard, name: str, patch: int | None, params: int | None
 def _models() -> list[dict[str, Any]]:
     """Our own models, with their parameters by the closed form where there is one; loads no torch."""
     from vitbench.analysis.closed_form import closed_form
+    from vitbench.models.cards import model_registry
 
     rows = []
     for _, card in model_registry().items():
@@ -100,6 +103,8 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _metrics() -> list[dict[str, Any]]:
+    from vitbench.core.registry import METRICS
+
     return [
         {
             "metric": metric.name,
