@@ -60,7 +60,10 @@ def _summarise(card: ModelCard, subject: Subject, layers: bool) -> dict[str, Any
     names = ("params", "trainable_params", "macs", "flops", "params_bytes", "buffers", "buffers_bytes")
     counts = {name: int(found[name].value) for name in names}
     dead = found["params_without_gradient"]
-    judged = _judge_shown(card, subject.cell, Counts(counts["params"], counts["flops"], "counted on meta"))
+    own = (card.image_size, card.num_classes) == (subject.cell.image_size, subject.cell.num_classes)
+    counted = Counts(counts["params"], counts["flops"], "counted on meta")
+    # claims are for the card's own image size and classes
+    judged = judge_card(card, lambda name: counted if own and name == card.name else count_model(name))
     return {
         **counts,
         "params_without_gradient": int(dead.value) if dead.status == "ok" else None,
@@ -91,18 +94,6 @@ def _inside(subject: Subject, layers: bool) -> dict[str, Any]:
     if layers:
         inside["layers"] = [{**asdict(layer), "output_shape": list(layer.output_shape)} for layer in found]
     return inside
-
-
-def _judge_shown(card: ModelCard, cell: Cell, counts: Counts) -> list[Judgement]:
-    """The card's claims by ``counts`` if the cell has the card's image size and classes, else by counting again."""
-    own = (card.image_size, card.num_classes) == (cell.image_size, cell.num_classes)
-
-    def count(name: str) -> Counts:
-        if name == card.name and own:
-            return counts
-        return count_model(name)
-
-    return judge_card(card, count)
 
 
 def _check_weights(card: dict[str, Any], path: str, replace_head: bool) -> dict[str, Any]:
