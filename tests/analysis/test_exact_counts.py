@@ -286,7 +286,7 @@ ALONE = ("an injected parameter", "a graph break", "a renamed key", "a builder t
 #: Edits that stand for what a machine does to a worker, and what is said.
 OF_THE_MACHINE = {
     "a kill": "killed by SIGKILL",
-    "a hang": "the exact process took longer than 0.5 s",
+    "a hang": "the worker process took longer than 0.5 s",
     "no memory": "MemoryError. Give it more memory, or try again",
     "a full disk": "No space left on device. Make room on the disk, and try again",
 }

@@ -31,8 +31,9 @@ def test_docs_say_how_many_claims_hold() -> None:
     verdicts = Counter(one["verdict"] for one in COMMITTED)
     text = " ".join((ROOT / "docs" / "claims.md").read_text().split())
     assert (
-        f"Of {len(COMMITTED)} figures, {verdicts['agrees']} agree, {verdicts['agrees as multiply-adds']} agree as "
+        f"Of {len(COMMITTED)} values, {verdicts['agrees']} agree, {verdicts['agrees as multiply-adds']} agree as "
         f"multiply-adds, {verdicts['contradicted']} are contradicted and {verdicts['not checkable here']} cannot be"
     ) in text
     readme = (ROOT / "README.md").read_text()
-    assert f"Of {len(COMMITTED)}, {verdicts['contradicted']} are contradicted by counting" in readme
+    assert f"{len(COMMITTED)} published values" in readme
+    assert f"counting contradicts {verdicts['contradicted']}" in readme

@@ -107,7 +107,7 @@ class Conversation:
         where = f"last in {call}" if call else "where it hung is not known: it printed no stack when asked"
         self.worker.kill()
         self.worker.wait(10)
-        what = self.task.process if isinstance(self.task, protocol.Measure) else type(self.task).__name__
+        what = self.task.process if isinstance(self.task, protocol.Measure) else "worker"
         detail = f"the {what} process took longer than {limit_s:g} s; {where}"
         self.outcome.failure = Failure("timeout", "timeout", detail)
 
