@@ -39,7 +39,7 @@ def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[Reason]] | None:
 
     Beside the table the reasons that its last column refers to by number, from 1.
     """
-    compared = _distinct([row for row in rows if _was_asked(row)])
+    compared = _distinct(rows)
     if not compared:
         return None
     reasons: dict[Reason, int] = {}
@@ -73,15 +73,13 @@ def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[Reason]] | None:
     return Table(columns, tuple(lines)), list(reasons)
 
 
-def _was_asked(row: Row) -> bool:
-    return any(record.measurement(metric) for record in row.records for metric in ("flops_fvcore", "flops_thop"))
-
-
 def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """One row of those that must have the same counts, in order of model and image size."""
+    """One row of those with counts that must be the same, in order of model and image size."""
     found: dict[tuple[object, ...], Row] = {}
     for row in rows:
         cell = row.cell
+        if not any(record.measurement(f"flops_{tool}") for record in row.records for tool in ("fvcore", "thop")):
+            continue
         values = tuple(row.fact(metric).value for metric in ("flops", "flops_fvcore", "flops_thop"))
         found.setdefault((cell.model, cell.image_size, cell.num_classes, cell.attention, cell.options, values), row)
     return sorted(found.values(), key=lambda row: (row.cell.image_size, row.cell.model, row.cell.attention))

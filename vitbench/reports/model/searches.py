@@ -151,19 +151,15 @@ def _ends_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Tabl
             *(one.value(search.row) for one in names),
             *(text_value(CALLS[search.base.mode]), text_value(search.base.dtype)),
             *(one.value(search.row) for one in others),
-            *(number_value(_largest(search), WHOLE), _peak(search)),
+            # 0 only where there was not enough memory for one image
+            number_value(search.standing.largest or (0 if search.standing.too_large == 1 else None), WHOLE),
+            _peak(search),
             number_value(search.failed.cell.batch_size if search.failed else None, WHOLE),
             *(_how_it_failed(search), _limit(search), number_value(len(search.records), WHOLE)),
         )
         for search in searches
     )
     return Table(columns, lines)
-
-
-def _largest(search: Search) -> int | None:
-    """0 only where there was not enough memory for one image."""
-    known = search.standing.largest or search.standing.too_large == 1
-    return search.standing.largest if known else None
 
 
 def _peak(search: Search) -> Value:
