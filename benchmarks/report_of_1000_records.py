@@ -3,7 +3,7 @@
 ``python -m benchmarks.report_of_1000_records [--against CHECKOUT] [--rounds 3] [--run FOLDER] [--profile]``
 
 An older checkout may not read records as they are written now: ``--run`` reports a run that it wrote. Against the code
-that labelled every point and estimated values anew for each table, both on a loaded machine: 21 s to 183 s, ratio 0.116.
+that labelled every point and estimated values for each table anew: 21 s to 183 s on a loaded machine, ratio 0.116.
 """
 
 from __future__ import annotations
