@@ -1,9 +1,8 @@
-"""Find the largest batch that fits: what was tried so far says what to try next. Loads no torch.
+"""Find the largest batch that fits. Loads no torch.
 
-A search belongs to a base cell (a cell of batch 1) and tries it at one batch size after the other: 1, 2, 4, ... up to a
-bound, then halfway between the largest that fits and the smallest that did not, to exactly one image. Each attempt is
-a cell and a record of its own. What comes next follows from the records alone, so that a search that was stopped goes
-on where it was.
+A search belongs to a base cell (of batch 1) and tries batches of 1, 2, 4, ... up to a bound, then bisects between the
+largest that fits and the smallest that did not, to exactly one image. Each attempt is a cell and a record. The next one
+follows from the records alone, so that a stopped search can be resumed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Protocol
 
 from vitbench.core.records import Cell, Measurement, Record
 
-#: What a search knows: batch size -> (status, cause) of its attempt.
+#: Batch size -> (status, cause) of its attempt.
 Attempts = Mapping[int, tuple[str, str]]
 
 #: The measurement that marks a record as an attempt; its value is the search's bound, in images.
@@ -24,8 +23,7 @@ _METHOD = "batches of 1, 2, 4, ... images up to this bound, then bisection to on
 
 #: Causes that mean memory whatever the status.
 _FOR_MEMORY = ("probable_oom", "oom_kill")
-#: (status, cause) of what libraries do that find no memory for something small: they crash, end the process, or tell of
-#: another trouble.
+#: (status, cause) of libraries that get no memory for something small: they crash, exit, or report another error.
 _AMBIGUOUS = (("killed", "crash"), ("error", "exit"), ("error", "exception"))
 
 #: Bytes of live tensors at the peak of a plain ViT's call, over those of one layer's input (B, N, D): in inference what
@@ -36,22 +34,17 @@ _COPIES_OF_WEIGHTS = {"infer": 1, "train": 4}
 _FP32_BYTES = 4
 
 
-def fits(status: str) -> bool:
-    """Whether an attempt that ended so shows that its batch fits."""
-    return status == "ok"
-
-
 def is_too_large(status: str, cause: str) -> bool:
-    """Whether an attempt that ended so shows that its batch is too large, rather than that something else is wrong."""
+    """Whether an attempt failed for memory rather than for another reason."""
     return status == "oom" or cause in _FOR_MEMORY
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What attempts say together, in images a batch.
+    """The result of all attempts so far, in images a batch.
 
-    ``largest``: the largest that fits, 0 while none is known to. ``too_large``: the smallest beyond it that did not
-    fit. ``stopped_at``: the one that ended the search for another reason than memory.
+    ``largest``: the largest that fits, 0 if none is known. ``too_large``: the smallest beyond it that did not fit.
+    ``stopped_at``: the one that ended the search for another reason than memory.
     """
 
     largest: int
@@ -76,12 +69,12 @@ class Standing:
 
 
 def stand(attempts: Attempts, max_batch: int) -> Standing:
-    """Where a search up to ``max_batch`` images stands after ``attempts``; larger ones do not count."""
+    """The standing of a search up to ``max_batch`` images; larger attempts do not count."""
     known = {batch: ending for batch, ending in attempts.items() if batch <= max_batch}
-    largest = max((batch for batch, (status, _) in known.items() if fits(status)), default=0)
-    # one that was too large for a smaller machine (a retried search) says nothing beside a larger one that fits
+    largest = max((batch for batch, (status, _) in known.items() if status == "ok"), default=0)
+    # in a retried search a larger batch may fit now: then a smaller one that did not no longer counts
     beyond = [batch for batch, ending in known.items() if is_too_large(*ending) and batch > largest]
-    other = [batch for batch, ending in known.items() if not fits(ending[0]) and not is_too_large(*ending)]
+    other = [batch for batch, ending in known.items() if ending[0] != "ok" and not is_too_large(*ending)]
     return Standing(largest, min(beyond, default=None), min(other, default=None), max_batch)
 
 
@@ -96,8 +89,8 @@ def most_attempts(max_batch: int) -> int:
 
 
 def spell(attempts: Attempts, max_batch: int) -> str:
-    """What a search found: ``>=1024`` (the bound fits), ``12``, ``OOM@1``, ``8 (timeout@16)``, ``unsupported@1``; of
-    one that is not over ``8 to 15 (unfinished)``, or ``8 or more (unfinished)``.
+    """The result of a search in words: ``>=1024`` (the bound fits), ``12``, ``OOM@1``, ``8 (timeout@16)``,
+    ``8 to 15 (unfinished)``, ``8 or more (unfinished)``.
     """
     found = stand(attempts, max_batch)
     if found.stopped_at is not None:
@@ -121,10 +114,10 @@ def _shown(status: str) -> str:
 
 
 class SearchWatcher(Protocol):
-    """Who is told of a search's end."""
+    """Receives the result of each search."""
 
     def search_done(self, cell: Cell, found: str) -> None:
-        """The search of base cell ``cell`` is over; ``found`` is what it found, in words."""
+        """``found``: the result of ``spell``."""
 
 
 def base_of(cell: Cell) -> Cell:
@@ -144,7 +137,7 @@ def is_attempt(record: Record) -> bool:
 
 
 def bounds_a_search(record: Record) -> bool:
-    """Whether a record is an attempt that did not fit: what a search looks for, no failure."""
+    """Whether a record is an attempt that did not fit, which is not a failure."""
     return is_attempt(record) and is_too_large(record.status, record.cause)
 
 
@@ -170,8 +163,8 @@ def search(
     measure: Callable[[Sequence[Cell]], Iterable[Record]],
     watcher: SearchWatcher,
 ) -> Iterator[Record]:
-    """Search each base cell's largest batch, one after the other, from what ``records`` tell already; yields the record
-    of each new attempt before the next one is made.
+    """Search each base cell's largest batch, starting from ``records``; yields the record of each new attempt before
+    the next one is made.
     """
     known = attempts_by_base(records)
     bound = Measurement.single(BOUND, "image", max_batch, _METHOD)
@@ -187,14 +180,12 @@ def search(
 
 
 def _compared(record: Record, measure: Callable[[Sequence[Cell]], Iterable[Record]]) -> Record:
-    """An attempt that failed under a memory limit, in a way that want of memory can have, beside the same cell without
-    the limit: if that does not fail so, it was memory.
-    """
+    """Repeat an ambiguous failure without the memory limit: if that ends in another way, memory was the cause."""
     (without,) = measure([replace(record.cell, memory_limit=None)])
-    if not fits(without.status) and not is_too_large(without.status, without.cause):
+    if without.status != "ok" and not is_too_large(without.status, without.cause):
         return replace(record, detail=f"{record.detail}; without the memory limit also {without.status}")
-    told = f"{record.detail}; without the memory limit {_shown(without.status)}, so probably for memory"
-    return replace(record, cause="probable_oom", detail=told)
+    detail = f"{record.detail}; without the memory limit {_shown(without.status)}, so probably for memory"
+    return replace(record, cause="probable_oom", detail=detail)
 
 
 # how long it will take
