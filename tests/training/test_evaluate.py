@@ -117,7 +117,7 @@ def test_low_precision_model_is_given_its_own_type() -> None:
 
 
 def test_model_with_too_few_classes_is_refused() -> None:
-    with pytest.raises(DataError, match="tells 4 classes apart, but the data set has 10. Build it with num_classes=10"):
+    with pytest.raises(DataError, match="has 4 classes, but the data set has 10. Build it with num_classes=10"):
         _test(PatchClassifier(classes=4), random_pictures())
 
 
@@ -159,5 +159,5 @@ def test_answers_are_in_float32_whatever_the_model_is() -> None:
 
 
 def test_answers_of_too_few_classes_are_refused() -> None:
-    with pytest.raises(DataError, match="tells 4 classes apart"):
+    with pytest.raises(DataError, match="has 4 classes"):
         _answers(PatchClassifier(classes=4), random_pictures())

@@ -301,7 +301,7 @@ def test_autocast_surrounds_the_forward_pass_and_the_device_is_waited_for() -> N
 
 
 def test_model_with_too_few_classes_is_refused() -> None:
-    with pytest.raises(DataError, match="tells 4 classes apart, but the data set has 10"):
+    with pytest.raises(DataError, match="has 4 classes, but the data set has 10"):
         _train(_model(classes=4), random_pictures(), _recipe())
 
 

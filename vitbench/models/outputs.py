@@ -29,7 +29,7 @@ def check_classes(output: Any, num_classes: int) -> None:
     for logits in heads_of(output):
         if logits.shape[-1] < num_classes:
             raise DataError(
-                f"The model tells {logits.shape[-1]} classes apart, but the data set has {num_classes}. "
+                f"The model has {logits.shape[-1]} classes, but the data set has {num_classes}. "
                 f"Build it with num_classes={num_classes}"
             )
 

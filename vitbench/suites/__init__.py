@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Suites: TOML files that say what to measure, validated before anything runs, and expanded to cells.
 
 May import training, models, devices and core. Importing this loads no torch. Start with schema.py (what a file may
@@ -24,28 +25,3 @@ from vitbench.suites.loading import (
     to_toml,
 )
 from vitbench.suites.schema import NATIVE, RANDOM, TRAIN_IMAGES, Suite, Threshold, Training, default_metrics
-
-__all__ = [
-    "DEFAULT_SUITE",
-    "NATIVE",
-    "OPTIONS",
-    "RANDOM",
-    "TRAIN_IMAGES",
-    "ModelFacts",
-    "NoCellsLeftError",
-    "RecipeFacts",
-    "Suite",
-    "Threshold",
-    "Training",
-    "TrainingFacts",
-    "check_count",
-    "check_thresholds",
-    "default_metrics",
-    "expand",
-    "list_suites",
-    "load_suite",
-    "make_suite",
-    "make_thresholds",
-    "to_toml",
-    "with_training_size",
-]

@@ -1,7 +1,7 @@
-"""How libraries lay out the weights of a ViT: their names to ours (which are timm's), their shapes to the model's.
+"""How libraries name and shape the weights of a ViT, and how to map them to our names (timm's) and the model's shapes.
 
-A layout is one entry of LAYOUTS. Both the names in a file and those of a model are brought to our names, and there they
-meet: so any layout loads into a model of any other. Nothing here reads a file: a Weight says how.
+A layout is one entry of LAYOUTS. The names in a file and those of a model are both mapped to our names, so that any
+layout loads into a model of any other. Nothing here reads a file.
 """
 
 from __future__ import annotations
@@ -23,12 +23,8 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The names of one library.
-
-    Args:
-        name: for people.
-        marks: keys of this layout that no other has: one of them tells it.
-        names: (theirs, ours), where ``{i}`` is a block's index and ``{p}`` weight or bias.
+    """The names of one library: ``marks`` are keys that no other layout has, ``names`` pairs of (theirs, ours), where
+    ``{i}`` is a block's index and ``{p}`` weight or bias.
     """
 
     name: str
@@ -135,7 +131,7 @@ HUGGING_FACE = Layout(
 #: To add a layout, add it here.
 LAYOUTS = (TORCHVISION, CIFAR10_VIT, HUGGING_FACE, OURS)
 
-#: Of models that are no ViT known here: a state dict of theirs fits without renaming, or not at all.
+#: For other models, whose state dicts are not renamed.
 UNKNOWN = Layout("as in the model", frozenset())
 
 #: What may lack leading dimensions of 1, or have more of them, in our names.
@@ -151,7 +147,7 @@ def layout_of(keys: Iterable[str]) -> Layout:
 
 
 def common_prefix(keys: Collection[str], prefixes: tuple[str, ...] = ("module.", "_orig_mod.")) -> str:
-    """What DataParallel and torch.compile put in front of all keys, however nested: ``module._orig_mod.`` or ``""``."""
+    """The prefix that DataParallel and torch.compile give all keys: ``module._orig_mod.`` or ``""``."""
     found = ""
     while keys and (more := next((one for one in prefixes if all(key.startswith(found + one) for key in keys)), "")):
         found += more
@@ -160,13 +156,8 @@ def common_prefix(keys: Collection[str], prefixes: tuple[str, ...] = ("module.",
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor in a file, not read yet.
-
-    Args:
-        keys: its keys in the file, more than one where it is put together of several.
-        shape: as claimed by the file.
-        dtype: torch's name of it, such as ``float32``.
-        read: reads it, to the CPU.
+    """A tensor in a file, not read yet: its keys (several if it joins them), the shape that the file claims,
+    torch's name of the dtype, and ``read``, which reads it to the CPU.
     """
 
     keys: tuple[str, ...]
