@@ -172,7 +172,7 @@ def describe_torchvision(name: str) -> ModelCard:
 
 
 def _published(weights: Any, source: str) -> tuple[Claim, ...]:
-    """The figures in torchvision's metadata. What it prints as GFLOPs are multiply-adds / 1e9."""
+    """The values in torchvision's metadata. What it prints as GFLOPs are multiply-adds / 1e9."""
     params, giga = weights.meta["num_params"], weights.meta["_ops"]
     claims = [
         Claim(quantity="params", value=params, printed=f"{params:,} params", source=source),

@@ -192,7 +192,7 @@ def _compared(record: Record, measure: Callable[[Sequence[Cell]], Iterable[Recor
 
 
 def guess_largest(params: float, flops: float, mode: str, memory_bytes: float) -> int:
-    """About the largest batch of a plain ViT of 12 layers with so many parameters and FLOPs (of one picture) that fits
+    """About the largest batch of a plain ViT of 12 layers with so many parameters and FLOPs (of one image) that fits
     into ``memory_bytes``: for estimates of time, never for results.
 
     D is the width that gives 12 such layers (12 D^2 weights each) their parameters, N = FLOPs / (2 parameters).

@@ -2,7 +2,7 @@
 
 Both are for small data sets: a patch sees half of its neighbours, and attention is made sharper. What differs:
 
-- The paper (``vit_small_spt_lsa_paper``): the picture and its four diagonal shifts by half a patch, in patches through
+- The paper (``vit_small_spt_lsa_paper``): the image and its four diagonal shifts by half a patch, in patches through
   LayerNorm(5 C P^2) and Linear; a learned scale a head, and no token attends to itself, CLS included.
 - ViT_Code_Replication's small one (``vit_small_spt_lsa``): the same shifts through one convolution without LayerNorm;
   a learned scale a head that starts at d^-1/2; only a patch is kept from attending to itself.
@@ -10,7 +10,7 @@ Both are for small data sets: a patch sees half of its neighbours, and attention
   ``(q d^-1/2 k^T + bias) / softplus(t)`` with ``t`` a head that starts at 0 and a table of 2D relative positions
   between patches ((2 G - 1)^2 entries a head for a G x G grid, 0 where CLS is part), then the mask of the small one.
 
-The replication does not say how the tables start (here: truncated normal of std 0.02), what comes in where a picture
+The replication does not say how the tables start (here: truncated normal of std 0.02), what comes in where an image
 is shifted out (here zeros, as in the paper's code), or in which order the shifts stand (here the paper's). The paper's
 form keeps the biases of q, k and v that the replication has.
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vitbench.models.architectures.blocks import PatchEmbedding
 from vitbench.models.architectures.vit import VisionTransformer
 
-#: The picture itself and four shifts.
+#: The image itself and four shifts.
 COPIES = 5
 
 Tokenisation = Literal["patches", "shifted", "shifted_norm"]
@@ -36,7 +36,7 @@ Locality = Literal["none", "scale", "scale_all", "temperature"]
 
 
 class ShiftedPatchEmbedding(PatchEmbedding):
-    """(B, C, H, W) -> (B, N, D): one convolution over the picture and its shifts, which are channels."""
+    """(B, C, H, W) -> (B, N, D): one convolution over the image and its shifts, which are channels."""
 
     def __init__(self, patch: int, width: int, channels: int = 3, norm_eps: float | None = None) -> None:
         super().__init__(patch, width, COPIES * channels, norm_eps)
@@ -67,7 +67,7 @@ class NormedShiftedPatchEmbedding(nn.Module):
 
 
 def with_diagonal_shifts(images: Tensor, shift: int) -> Tensor:
-    """The pictures, then moved left-up, right-up, left-down, right-down by ``shift`` px, zeros behind (B, 5C, H, W)."""
+    """The images, then moved left-up, right-up, left-down, right-down by ``shift`` px, zeros behind (B, 5C, H, W)."""
     H, W = images.shape[-2:]
     padded = F.pad(images, (shift, shift, shift, shift))
     corners = ((2 * shift, 2 * shift), (2 * shift, 0), (0, 2 * shift), (0, 0))  # (top, left) of what is cut out

@@ -11,8 +11,8 @@ would notice:
   outputs in fewer kernels. Its dropout of 0.1 is published without places; here it follows the embedding, the attention
   weights, the projection and the MLP. CLS and positions start from a normal of std 1, all layers from torch's default.
 - ViT_Code_Replication (``vit_base16``, ``vit_smaller``): the positions are always those of a 14 x 14 grid and CLS, and
-  are interpolated to the picture's grid (bicubic, no antialiasing, ``align_corners=False``) in every forward pass. A
-  picture that 16 px do not divide loses the rest. Its initialisation is not published in detail: here truncated normal.
+  are interpolated to the image's grid (bicubic, no antialiasing, ``align_corners=False``) in every forward pass. A
+  side that 16 px do not divide loses the rest. Its initialisation is not published in detail: here truncated normal.
 - ViT_Code_Replication (``vit_tiny16*``): a LayerNorm follows the patch convolution; positions are learned for one size
   and never interpolated. The distilled one (Touvron et al., 2021, arXiv:2012.12877) has a second token with a head of
   its own: both logits in training, their mean in evaluation. No dropout is published for these: here none.

@@ -87,14 +87,11 @@ class CheckpointReport:
 def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = False) -> CheckpointReport:
     """Load the weights in a file into ``model``, in place, all of them or none.
 
-    The file is safetensors or of ``torch.save``, whatever its name: a state dict, or a dict that has it under
-    ``state_dict``, ``model`` or ``model_state_dict``. Its names may be ours, timm's, torchvision's, Hugging Face's or
-    those of ViT-Classification-CIFAR10; a position embedding of another grid is resampled; numbers are cast to the
-    model's dtypes. Pickled code is never run.
+    The file is safetensors or of ``torch.save``: a state dict, or a dict with one under a key of WRAPPERS, by the names
+    of any of layouts.LAYOUTS. Positions of another grid are resampled, numbers are cast to the model's dtypes.
 
     Args:
-        model: of the architecture that was saved; not on meta. A model wrapped by DataParallel or torch.compile is
-            loaded like the model inside, whose keys stand in errors.
+        model: of the architecture that was saved, not on meta; wrapped by DataParallel or torch.compile or not.
         path: the file.
         replace_head: keep the model's own head (random in a fresh model) if the file's has another number of classes or
             is missing. A head that fits is loaded all the same.

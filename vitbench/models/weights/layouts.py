@@ -136,7 +136,7 @@ UNKNOWN = Layout("as in the model", frozenset())
 
 #: What may lack leading dimensions of 1, or have more of them, in our names.
 _TOKENS = ("cls_token", "dist_token", "pos_embed")
-#: A side of a grid of positions beyond this is a damaged file rather than a picture of 4096 px in patches of 16.
+#: A side of a grid of positions beyond this is a damaged file rather than an image of 4096 px in patches of 16.
 _LARGEST_GRID_SIDE = 256
 
 
@@ -253,7 +253,7 @@ def fit_tokens(
 
 
 def grid_of(model: nn.Module) -> Grid | None:
-    """(height, width), in patches, of the grid that a model has positions for; None where it cannot be told."""
+    """(height, width), in patches, of the grid that a model has positions for; None if that is unknown."""
     embedding = getattr(model, "patch_embed", None)  # timm's
     grid = _pair(getattr(model, "grid", None)) or _pair(getattr(embedding, "grid_size", None))
     size, patch = _pair(getattr(model, "image_size", None)), _patch_of(model)  # torchvision's
