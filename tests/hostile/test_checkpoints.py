@@ -23,8 +23,8 @@ from tests.hostile.asking import LONG, MODEL, SIZE, Executed, ask, one_error, wi
 from tests.launching import SharedLauncher
 from vitbench.core.errors import DataError
 from vitbench.experiments.open_model import ModelRequest, open_trained
+from vitbench.experiments.training.checkpoint import load_state
 from vitbench.models.weights.checkpoints import digest_of, load_checkpoint, save_checkpoint
-from vitbench.training.states import load_state
 
 pytestmark = pytest.mark.integration
 

@@ -23,6 +23,7 @@ from vitbench.core.records import Measurement, NoiseCheck, Record
 from vitbench.executors import worker
 from vitbench.executors.protocol import Event, Failed, Measure
 from vitbench.experiments.training import train
+from vitbench.experiments.training.checkpoint import load_state, save_state
 from vitbench.experiments.training.folder import versions
 from vitbench.experiments.training.records import read_training
 from vitbench.experiments.training.request import LAST, REQUEST, SUMMARY, TrainingRequest
@@ -34,7 +35,6 @@ from vitbench.reports.model.runs import Run
 from vitbench.reports.plots.tradeoffs import plan_plots
 from vitbench.reports.table import render_csv, tidy_frame
 from vitbench.training.recipes import load_recipe
-from vitbench.training.states import load_state, save_state
 
 #: Of every kind that JSON has.
 ANYTHING: list[Any] = [None, True, -1, 0.5, 10**400, "", "x", [], ["a"], {}, {"a": [1]}]

@@ -53,8 +53,7 @@ def images_of_data(request: DataRequest, indices: Sequence[int]) -> tuple[list[I
 
     Raises UsageError for a split or index that does not exist, and what ``describe_data`` raises.
     """
-    from vitbench.training.data.digits import NAME, read_digits
-    from vitbench.training.data.downloads import DOWNLOADS, read_download
+    from vitbench.training.data.datasets import DATASETS, read_arrays
     from vitbench.training.data.folder import read_listing
 
     info, split = request.describe()
@@ -65,7 +64,7 @@ def images_of_data(request: DataRequest, indices: Sequence[int]) -> tuple[list[I
                 f"{printable(info.label)} has {count:,} {split} images, and none has --index {index}. "
                 f"Give 0 to {count - 1}"
             )
-    if info.spec != NAME and info.spec not in DOWNLOADS:
+    if info.spec not in DATASETS:
         listing = read_listing(info)
         files = [listing.files[split][index] for index in indices]
         return [
@@ -78,7 +77,7 @@ def images_of_data(request: DataRequest, indices: Sequence[int]) -> tuple[list[I
             )
             for file in files
         ], info
-    pixels, labels = read_digits(split) if info.spec == NAME else read_download(info, split, download=request.download)
+    pixels, labels = read_arrays(info, split, download=request.download)
     return [
         ImageSource(
             name=f"{info.label} {split} {index}",

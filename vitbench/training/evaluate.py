@@ -55,11 +55,10 @@ def evaluate(
     mode meanwhile, and afterwards in its mode of before. ``mean`` and ``std`` of each channel (0 to 1) are those of the
     weights' training. Raises DataError if it has fewer classes than the data.
     """
-    answer = _Answer(model, dataset.num_classes, device, autocast, mean, std)
     # Sums stay on the device: reading them after every batch would make it wait.
     correct = torch.zeros((), dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float32, device=device)
-    with _testing(model):
+    with _answering(model, dataset.num_classes, device, autocast, mean, std) as answer:
         for some, classes in zip(dataset.images.split(batch_size), dataset.labels.split(batch_size), strict=True):
             logits, labels = answer(some), classes.to(device)
             correct += (logits.argmax(-1) == labels).sum()
@@ -84,8 +83,7 @@ def collect_answers(
     ``synchronize`` waits for the device, before and after the timed pass. One untimed batch goes before it: the first
     one prepares kernels. Images on disk are timed batch by batch, without their decoding.
     """
-    answer = _Answer(model, dataset.num_classes, device, autocast, mean, std)
-    with _testing(model):
+    with _answering(model, dataset.num_classes, device, autocast, mean, std) as answer:
         answer(dataset.images[:batch_size])
         found, duration_s = [], 0.0
         in_memory = isinstance(dataset.images, torch.Tensor)
@@ -101,32 +99,30 @@ def collect_answers(
     return Answers(logits=logits, duration_s=duration_s)
 
 
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """The logits (B, K) of images (B, 3, H, W) uint8, in float32 on the device."""
+@contextlib.contextmanager
+def _answering(
+    model: torch.nn.Module,
+    num_classes: int,
+    device: str,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """Inside, in eval mode and without gradients, a function from images (B, 3, H, W) uint8 to logits (B, K), in
+    float32 on the device; afterwards the mode of before.
+    """
 
-    model: torch.nn.Module
-    num_classes: int
-    device: str
-    autocast: Callable[[], AbstractContextManager[Any]]
-    mean: Sequence[float]
-    std: Sequence[float]
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        inputs = normalise(images.to(self.device), input_dtype(self.model), self.mean, self.std)
-        with self.autocast():
-            output = self.model(inputs)
-        check_classes(output, self.num_classes)
+    def answer(images: torch.Tensor) -> torch.Tensor:
+        inputs = normalise(images.to(device), input_dtype(model), mean, std)
+        with autocast():
+            output = model(inputs)
+        check_classes(output, num_classes)
         return mean_logits(output)
 
-
-@contextlib.contextmanager
-def _testing(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards the mode of before."""
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            yield
+            yield answer
     finally:
         model.train(was_training)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from vitbench.experiments.training.checkpoint import load_state, save_state
 from vitbench.experiments.training.request import LAST, TrainingRequest
 from vitbench.training.recipes import load_recipe
-from vitbench.training.states import load_state, save_state
 
 MODEL = "vit_basic_tutorial"  # 48 wide, with dropout: what it draws has to be restored, too
 

@@ -19,11 +19,11 @@ from vitbench.cli import run_command
 from vitbench.core.errors import ModelFailed, UsageError
 from vitbench.experiments.open_model import OutOfMemory
 from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.checkpoint import load_state
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import LAST
 from vitbench.models.weights.checkpoints import read_facts
 from vitbench.training.recipes import load_recipe
-from vitbench.training.states import load_state
 
 
 def test_a_training_leaves_all_that_it_promises(whole: Path) -> None:

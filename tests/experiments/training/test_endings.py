@@ -20,12 +20,12 @@ from tests.experiments.training.asking import MODEL, request
 from vitbench.cli import run_command
 from vitbench.core.errors import ModelFailed, RunFolderError, StorageError, VitbenchError
 from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.checkpoint import load_state, save_state
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import LAST, TrainingOutOfMemory
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint
 from vitbench.training.loop import TrainingDiverged
-from vitbench.training.states import load_state, save_state
 
 
 def test_weights_that_are_not_finite_do_not_replace_a_checkpoint_in_the_middle_of_an_epoch(

@@ -28,11 +28,11 @@ from tests.experiments.training.asking import (
 )
 from vitbench.core.errors import DataError, RunFolderError, UsageError
 from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.checkpoint import load_state, save_state
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import LAST
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint
-from vitbench.training.states import load_state, save_state
 
 
 @pytest.mark.parametrize("steps", [1, 7])

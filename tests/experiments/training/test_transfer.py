@@ -14,11 +14,11 @@ from tests.experiments.training.asking import MODEL, KilledError, die_after_savi
 from vitbench.cli import run_command
 from vitbench.core.errors import UsageError
 from vitbench.experiments.training import resume_training, start_training
+from vitbench.experiments.training.checkpoint import load_state
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import LAST
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint, read_facts
-from vitbench.training.states import load_state
 
 
 def test_weights_of_another_normalisation_are_warned_of(whole: Path, tmp_path: Path) -> None:

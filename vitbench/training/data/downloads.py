@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,33 +42,15 @@ _LEGACY = "FashionMNIST/processed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Download:
-    """A data set of torchvision: its class there, the files below its folder, what it holds.
+class Download(DataInfo):
+    """A data set of torchvision: its class there, and the files below its folder.
 
     ``folders``: where the files may lie below the folder that the user names; torchvision's own place comes first.
     """
 
-    name: str
     torchvision_class: str
     folders: tuple[str, ...]
     files: tuple[str, ...]
-    class_names: tuple[str, ...]
-    train_images: int
-    test_images: int
-    summary: str
-
-    def describe(self, root: Path | None) -> DataInfo:
-        """The data set, which is to be read from ``root``."""
-        return DataInfo(
-            spec=self.name,
-            label=self.name,
-            num_classes=len(self.class_names),
-            class_names=self.class_names,
-            train_images=self.train_images,
-            test_images=self.test_images,
-            summary=self.summary,
-            path=root,
-        )
 
     def find(self, root: Path) -> Path | None:
         """The folder below ``root`` that holds all files (packed with gzip or not), or None."""
@@ -79,10 +61,11 @@ class Download:
 
 
 DOWNLOADS: dict[str, Download] = {
-    one.name: one
+    one.spec: one
     for one in (
         Download(
-            name="cifar10",
+            spec="cifar10",
+            label="cifar10",
             torchvision_class="CIFAR10",
             folders=("cifar-10-batches-py",),
             files=(*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"),
@@ -92,7 +75,8 @@ DOWNLOADS: dict[str, Download] = {
             summary="CIFAR-10, 32x32 px in colour (--data-dir, --download: 170 MB)",
         ),
         Download(
-            name="cifar100",
+            spec="cifar100",
+            label="cifar100",
             torchvision_class="CIFAR100",
             folders=("cifar-100-python",),
             files=("train", "test", "meta"),
@@ -102,7 +86,8 @@ DOWNLOADS: dict[str, Download] = {
             summary="CIFAR-100, 32x32 px in colour (--data-dir, --download: 169 MB)",
         ),
         Download(
-            name="fashion-mnist",
+            spec="fashion-mnist",
+            label="fashion-mnist",
             torchvision_class="FashionMNIST",
             folders=("FashionMNIST/raw", "."),
             files=tuple(
@@ -133,7 +118,7 @@ def describe_download(name: str, root: Path | None, *, download: bool) -> DataIn
             f"Data set {name!r} is not in {str(root)!r}: {missing[0]} is missing or empty. "
             "Give the folder above it with --data-dir, or fetch it with --download"
         )
-    return known.describe(root)
+    return replace(known, path=root)
 
 
 def read_download(info: DataInfo, split: Split, *, download: bool) -> tuple[np.ndarray[Any, Any], list[int]]:
@@ -149,7 +134,7 @@ def read_download(info: DataInfo, split: Split, *, download: bool) -> tuple[np.n
             describe_download(info.spec, info.path, download=False)  # says what is missing
         _through_torchvision(known, info.path, split, download=True)
     folder = known.find(info.path)
-    if known.name == "fashion-mnist" and folder is not None:
+    if known.spec == "fashion-mnist" and folder is not None:
         part = "train" if split == "train" else "t10k"
         pixels = read_idx(folder / f"{part}-images-idx3-ubyte", (info.count(split), 28, 28))
         labels = read_idx(folder / f"{part}-labels-idx1-ubyte", (info.count(split),))
@@ -199,13 +184,13 @@ def _through_torchvision(known: Download, root: Path, split: Split, *, download:
     from torchvision import datasets
 
     kind = getattr(datasets, known.torchvision_class)
-    if known.name == "fashion-mnist" and (root / _LEGACY).exists():
+    if known.spec == "fashion-mnist" and (root / _LEGACY).exists():
         raise DataError(f"{str(root / _LEGACY)!r} holds other images, which torchvision would read: remove it")
     archives = [root / kind.filename] if hasattr(kind, "filename") else []
     for path in (*archives, *(root / known.folders[0] / name for name in known.files)):
         if path.is_file() and path.stat().st_size > LARGEST_FILE_BYTES:
             raise DataError(
-                f"{path.name} of {known.name} is damaged: {path.stat().st_size:,} bytes, more than any file of it has "
+                f"{path.name} of {known.spec} is damaged: {path.stat().st_size:,} bytes, more than any file of it has "
                 f"({LARGEST_FILE_BYTES:,}). Remove it and use --download"
             )
     try:
@@ -214,7 +199,7 @@ def _through_torchvision(known: Download, root: Path, split: Split, *, download:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = "could not be downloaded" if download else "is damaged"
         way_out = "Is there a network?" if download else f"Remove {known.folders[0]} and use --download"
-        raise DataError(f"Data set {known.name!r} {what}: {reason}. {way_out}") from error
+        raise DataError(f"Data set {known.spec!r} {what}: {reason}. {way_out}") from error
 
 
 def _packed_or_not(path: Path) -> bool:

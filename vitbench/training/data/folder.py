@@ -69,7 +69,6 @@ def describe_folder(spec: str) -> DataInfo:
     return DataInfo(
         spec=spec,
         label=listing.label,
-        num_classes=len(listing.class_names),
         class_names=listing.class_names,
         train_images=train,
         test_images=test,

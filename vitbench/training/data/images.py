@@ -42,12 +42,16 @@ class DataInfo:
 
     spec: str
     label: str
-    num_classes: int
     class_names: tuple[str, ...]
     train_images: int
     test_images: int
     summary: str
     path: Path | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes it has."""
+        return len(self.class_names)
 
     def count(self, split: Split) -> int:
         """How many images ``split`` has."""
