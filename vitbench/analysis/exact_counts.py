@@ -93,7 +93,7 @@ def exact_values(subject: Subject) -> dict[str, Any]:
     values["state_dict"] = f"{len(values['state_dict'])} entries, digest {digest}"
     subject.run_once()  # some models cache tensors in their first call; this also checks that the output is finite
     if not subject.cell.compile:
-        values["tensor_peak"] = account_call(subject).total
+        values["tensor_peak"] = sum(account_call(subject).values())
     return values
 
 
@@ -171,7 +171,7 @@ def _count_calls(subject: Subject, bound: bool) -> dict[str, Any]:
         # a call of its own: in inference mode composite operators hide their parts
         with tally, torch.no_grad(), subject.device.autocast(subject.cell.dtype):
             subject.model(subject.images)
-    return {**figures, "operators": dict(sorted(tally.counts.items())), "tensor_peak": peak.total}
+    return {**figures, "operators": dict(sorted(tally.counts.items())), "tensor_peak": sum(peak.values())}
 
 
 class LargestAdamW(torch.optim.AdamW):

@@ -69,83 +69,76 @@ def _batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> 
     return (8 if training else 4) * int(args[0].numel())
 
 
-_ONE_AN_OUTPUT = (
-    "add sub rsub mul div neg abs exp log log1p sqrt rsqrt reciprocal erf sin cos tanh relu maximum "
-    "minimum clamp_min clamp_max square pow fmod cumsum threshold"
-)
-
-#: Operator (without overload and in-place mark) to its formula, in words and as a function.
-ELEMENTWISE: Mapping[str, tuple[str, Formula]] = {
-    **{name: ("1 an output", _per_output(1)) for name in _ONE_AN_OUTPUT.split()},
-    "native_layer_norm": ("5 an element (mean, subtract, square, sum, scale), 1 each for weight and bias", _norm),
-    "native_group_norm": ("5 an element, 1 each for weight and bias", _norm),
-    "native_batch_norm": ("4 an element (subtract, scale, weight, bias), 4 more for statistics", _batch_norm),
-    "_native_batch_norm_legit_no_training": ("4 an element (subtract, scale, weight, bias)", _per_input(4)),
-    "cudnn_batch_norm": ("4 an element (subtract, scale, weight, bias)", _per_input(4)),
-    "_fused_rms_norm": ("4 an element (square, sum, scale, weight)", _per_input(4)),
-    "_softmax": ("5 an element (maximum, subtract, exp, sum, divide)", _per_output(5)),
-    "_safe_softmax": ("5 an element (maximum, subtract, exp, sum, divide)", _per_output(5)),
-    "_log_softmax": ("5 an element (maximum, subtract, exp, sum, subtract)", _per_output(5)),
-    "gelu": ("5 an element (divide, erf, add, 2 multiply); its tanh form 9", _gelu),
-    "sigmoid": ("4 an element (negate, exp, add, divide)", _per_output(4)),
-    "silu": ("4 an element (negate, exp, add, divide)", _per_output(4)),
-    "softplus": ("3 an element (exp, add, log)", _per_output(3)),
-    "mish": ("5 an element (softplus, tanh, multiply)", _per_output(5)),
-    "hardswish": ("5 an element (add, 2 clamp, multiply, divide)", _per_output(5)),
-    "hardsigmoid": ("4 an element (add, 2 clamp, divide)", _per_output(4)),
-    "hardtanh": ("2 an element (clamp)", _per_output(2)),
-    "clamp": ("2 an element", _per_output(2)),
-    "leaky_relu": ("2 an element", _per_output(2)),
-    "elu": ("3 an element", _per_output(3)),
-    "addcmul": ("3 an output", _per_output(3)),
-    "lerp": ("3 an output", _per_output(3)),
-    "sum": ("1 an input", _per_input(1)),
-    "mean": ("1 an input, 1 an output", lambda args, kwargs, output: args[0].numel() + numel(output)),
-    "amax": ("1 an input", _per_input(1)),
-    "amin": ("1 an input", _per_input(1)),
-    "var_mean": ("4 an input (mean, subtract, square, sum)", _per_input(4)),
-    "var": ("4 an input (mean, subtract, square, sum)", _per_input(4)),
-    "std": ("4 an input (mean, subtract, square, sum)", _per_input(4)),
-    "linalg_vector_norm": ("2 an input (square, sum)", _per_input(2)),
-    "avg_pool2d": ("the window's size an output", lambda args, kwargs, output: _window(args[1]) * numel(output)),
-    "max_pool2d_with_indices": (
+#: Operators (without overload and in-place mark), their formula in words, and as a function.
+_FORMULAS: Sequence[tuple[str, str, Formula]] = (
+    (
+        "add sub rsub mul div neg abs exp log log1p sqrt rsqrt reciprocal erf sin cos tanh relu maximum "
+        "minimum clamp_min clamp_max square pow fmod cumsum threshold native_dropout scatter_add "
+        "_adaptive_avg_pool2d_backward",
+        "1 an output",
+        _per_output(1),
+    ),
+    ("native_layer_norm", "5 an element (mean, subtract, square, sum, scale), 1 each for weight and bias", _norm),
+    ("native_group_norm", "5 an element, 1 each for weight and bias", _norm),
+    ("native_batch_norm", "4 an element (subtract, scale, weight, bias), 4 more for statistics", _batch_norm),
+    (
+        "_native_batch_norm_legit_no_training cudnn_batch_norm",
+        "4 an element (subtract, scale, weight, bias)",
+        _per_input(4),
+    ),
+    ("_fused_rms_norm", "4 an element (square, sum, scale, weight)", _per_input(4)),
+    ("_softmax _safe_softmax", "5 an element (maximum, subtract, exp, sum, divide)", _per_output(5)),
+    ("_log_softmax", "5 an element (maximum, subtract, exp, sum, subtract)", _per_output(5)),
+    ("gelu", "5 an element (divide, erf, add, 2 multiply); its tanh form 9", _gelu),
+    ("sigmoid silu", "4 an element (negate, exp, add, divide)", _per_output(4)),
+    ("softplus", "3 an element (exp, add, log)", _per_output(3)),
+    ("mish", "5 an element (softplus, tanh, multiply)", _per_output(5)),
+    ("hardswish", "5 an element (add, 2 clamp, multiply, divide)", _per_output(5)),
+    ("hardsigmoid", "4 an element (add, 2 clamp, divide)", _per_output(4)),
+    ("hardtanh", "2 an element (clamp)", _per_output(2)),
+    ("clamp leaky_relu", "2 an element", _per_output(2)),
+    ("elu", "3 an element", _per_output(3)),
+    ("addcmul lerp", "3 an output", _per_output(3)),
+    ("sum amax amin _adaptive_avg_pool2d embedding_dense_backward col2im", "1 an input", _per_input(1)),
+    ("mean", "1 an input, 1 an output", lambda args, kwargs, output: args[0].numel() + numel(output)),
+    ("var_mean var std", "4 an input (mean, subtract, square, sum)", _per_input(4)),
+    ("linalg_vector_norm", "2 an input (square, sum)", _per_input(2)),
+    (
+        "avg_pool2d max_pool2d_with_indices",
         "the window's size an output",
         lambda args, kwargs, output: _window(args[1]) * numel(output),
     ),
-    "_adaptive_avg_pool2d": ("1 an input", _per_input(1)),
-    "upsample_bicubic2d": ("31 an output (16 taps)", _per_output(31)),
-    "upsample_bilinear2d": ("7 an output (4 taps)", _per_output(7)),
-    "_upsample_bicubic2d_aa": ("31 an output (16 taps; more where it shrinks)", _per_output(31)),
-    "_upsample_bilinear2d_aa": ("7 an output (4 taps; more where it shrinks)", _per_output(7)),
-    "native_dropout": ("1 an output", _per_output(1)),
+    ("upsample_bicubic2d", "31 an output (16 taps)", _per_output(31)),
+    ("upsample_bilinear2d", "7 an output (4 taps)", _per_output(7)),
+    ("_upsample_bicubic2d_aa", "31 an output (16 taps; more where it shrinks)", _per_output(31)),
+    ("_upsample_bilinear2d_aa", "7 an output (4 taps; more where it shrinks)", _per_output(7)),
+    ("nll_loss_forward", "2 an image", lambda args, kwargs, output: 2 * args[0].shape[0]),
     # backward
-    "native_layer_norm_backward": ("9 an element", _per_input(9)),
-    "native_group_norm_backward": ("9 an element", _per_input(9)),
-    "native_batch_norm_backward": ("9 an element", _per_input(9)),
-    "_softmax_backward_data": ("4 an element", _per_input(4)),
-    "_log_softmax_backward_data": ("4 an element", _per_input(4)),
-    "gelu_backward": ("9 an element", _per_input(9)),
-    "silu_backward": ("6 an element", _per_input(6)),
-    "sigmoid_backward": ("3 an element", _per_input(3)),
-    "tanh_backward": ("3 an element", _per_input(3)),
-    "softplus_backward": ("4 an element", _per_input(4)),
-    "threshold_backward": ("1 an element", _per_input(1)),
-    "hardtanh_backward": ("1 an element", _per_input(1)),
-    "hardswish_backward": ("4 an element", _per_input(4)),
-    "hardsigmoid_backward": ("1 an element", _per_input(1)),
-    "native_dropout_backward": ("2 an element", _per_input(2)),
-    "avg_pool2d_backward": (
+    (
+        "native_layer_norm_backward native_group_norm_backward native_batch_norm_backward gelu_backward",
+        "9 an element",
+        _per_input(9),
+    ),
+    ("silu_backward", "6 an element", _per_input(6)),
+    (
+        "_softmax_backward_data _log_softmax_backward_data softplus_backward hardswish_backward",
+        "4 an element",
+        _per_input(4),
+    ),
+    ("sigmoid_backward tanh_backward", "3 an element", _per_input(3)),
+    ("native_dropout_backward", "2 an element", _per_input(2)),
+    ("threshold_backward hardtanh_backward hardsigmoid_backward", "1 an element", _per_input(1)),
+    (
+        "avg_pool2d_backward",
         "the window's size an element",
         lambda args, kwargs, output: _window(args[2]) * args[0].numel(),
     ),
-    "_adaptive_avg_pool2d_backward": ("1 an output", _per_output(1)),
-    "embedding_dense_backward": ("1 an input", _per_input(1)),
-    "scatter_add": ("1 an output", _per_output(1)),
-    "col2im": ("1 an input", _per_input(1)),
-    "nll_loss_forward": ("2 an image", lambda args, kwargs, output: 2 * args[0].shape[0]),
-    "upsample_bicubic2d_backward": ("31 an element of the larger grid", _per_input(31)),
-    "upsample_bilinear2d_backward": ("7 an element of the larger grid", _per_input(7)),
-}
+    ("upsample_bicubic2d_backward", "31 an element of the larger grid", _per_input(31)),
+    ("upsample_bilinear2d_backward", "7 an element of the larger grid", _per_input(7)),
+)
+
+#: Each of these operators to its formula, in words and as a function.
+ELEMENTWISE = {name: (words, formula) for names, words, formula in _FORMULAS for name in names.split()}
 
 _MOVING = (
     "view _unsafe_view _reshape_alias reshape transpose t permute expand slice select unbind split "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS, Column, Yields
@@ -13,25 +14,23 @@ from vitbench.metrics.support.subject import Subject
 IDLE_S = 1.0
 LOADED_S = 2.0
 
+_shown = partial(Yields, kind="shown", better="less")
+
 
 @METRICS.measured(
     "energy",
     process="energy",
     modes=("infer", "train"),
     yields=[
-        Yields(
+        _shown(
             "energy_per_image",
             "J/image",
-            "shown",
-            "less",
             column=Column("energy", "J/image", training_heading="training energy", main=True),
         ),
-        Yields("power", "W", "shown", "less", column=Column("power", "W", training_heading="training power")),
-        Yields(
+        _shown("power", "W", column=Column("power", "W", training_heading="training power")),
+        _shown(
             "idle_power",
             "W",
-            "shown",
-            "less",
             column=Column("power at rest before", "W", training_heading="power at rest before training"),
         ),
     ],

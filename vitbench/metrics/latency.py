@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vitbench.core.records import Measurement
-from vitbench.core.registry import METRICS, Column, Yields
+from vitbench.core.registry import METRICS, Column
 from vitbench.metrics.support.subject import Subject
-from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, forward_durations, timing_method
+from vitbench.metrics.support.timing import duration, forward_durations, timing_method
 
 
 @METRICS.measured(
@@ -15,16 +15,8 @@ from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, forward_duration
     process="time",
     modes=("infer",),
     yields=[
-        Yields(
-            "latency",
-            "s",
-            "time",
-            "less",
-            gates=True,
-            tolerance=RELATIVE_TOLERANCE,
-            column=Column("latency", "ms", 1e3, main=True),
-        ),
-        Yields("latency_cpu_time", "s", "time", "less", tolerance=RELATIVE_TOLERANCE),
+        duration("latency", gates=True, column=Column("latency", "ms", 1e3, main=True)),
+        duration("latency_cpu_time"),
     ],
     summary="seconds of one forward pass of one batch, every sample kept",
 )

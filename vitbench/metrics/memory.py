@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Literal
 
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import Subject, without_garbage_collection
 
-if TYPE_CHECKING:
-    from vitbench.metrics.support.tensor_memory import TensorPeak
-
 #: Tensors at the peak by category, as in support/tensor_memory.py, which loads torch.
 PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
+#: The parts that only a training step has.
+_MODE_OF: dict[str, Literal["train"]] = {"gradients": "train", "optimizer": "train"}
 
 #: Resident memory repeats within 3 % at worst on one machine, and within 1 % from 20 MB on.
 TOLERANCE = 0.05
 
 #: Calls whose peaks are read; the largest counts. The second catches libraries that allocate late.
 LOOKS = 2
+
+_measured = partial(Yields, unit="byte", kind="measured", better="less", tolerance=TOLERANCE)
 
 
 @METRICS.measured(
@@ -30,40 +32,16 @@ LOOKS = 2
     modes=("infer", "train"),
     yields=[
         Yields("weights_memory", "byte", "exact", "less", gates=True, column=Column("weights", "MB", 1e-6)),
-        Yields(
-            "inference_peak_memory",
-            "byte",
-            "measured",
-            "less",
-            gates=True,
-            tolerance=TOLERANCE,
-            mode="infer",
-            column=Column("peak memory", "MB", 1e-6, main=True),
+        _measured(
+            "inference_peak_memory", gates=True, mode="infer", column=Column("peak memory", "MB", 1e-6, main=True)
         ),
-        Yields(
-            "training_peak_memory",
-            "byte",
-            "measured",
-            "less",
-            gates=True,
-            tolerance=TOLERANCE,
-            mode="train",
-            column=Column("training peak", "MB", 1e-6),
-        ),
+        _measured("training_peak_memory", gates=True, mode="train", column=Column("training peak", "MB", 1e-6)),
         # most of it is libraries and caches
-        Yields(
-            "process_peak_memory",
-            "byte",
-            "measured",
-            "less",
-            tolerance=TOLERANCE,
-            column=Column("process peak", "MB", 1e-6),
-        ),
+        _measured("process_peak_memory", column=Column("process peak", "MB", 1e-6)),
         Yields("memory_limit", "byte", "condition", optional=True),
-        *(
-            Yields(name, "byte", "measured", "less", tolerance=TOLERANCE, optional=True)
-            for name in ("reserved_peak_memory", "process_gpu_memory", "driver_memory")
-        ),
+        _measured("reserved_peak_memory", optional=True),
+        _measured("process_gpu_memory", optional=True),
+        _measured("driver_memory", optional=True),
     ],
     summary="bytes of the weights, and the peak of a forward pass (infer) or of a training step (train)",
 )
@@ -128,14 +106,7 @@ def _held_by_others(subject: Subject) -> int:
     yields=[
         Yields("tensor_peak", "byte", "torch", "less", gates=True),
         *(
-            Yields(
-                f"tensor_peak_{part}",
-                "byte",
-                "torch",
-                "less",
-                gates=True,
-                mode="train" if part in ("gradients", "optimizer") else None,
-            )
+            Yields(f"tensor_peak_{part}", "byte", "torch", "less", gates=True, mode=_MODE_OF.get(part))
             for part in PARTS
         ),
     ],
@@ -156,14 +127,16 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
     call = "training step" if training else "forward pass"
     method = f"bytes of live storages at their most during one {call}, by dispatch"
     method += f" (nn.MultiheadAttention's fast path off), torch {torch.__version__}"
-    yield Measurement.single("tensor_peak", "byte", peak.total, method)
-    for kind, size in peak.parts.items():
-        if training or kind not in ("gradients", "optimizer"):
+    yield Measurement.single("tensor_peak", "byte", sum(peak.values()), method)
+    for kind, size in peak.items():
+        if training or kind not in _MODE_OF:
             yield Measurement.single(f"tensor_peak_{kind}", "byte", size, f"{method}; of these, {kind}")
 
 
-def account_call(subject: Subject) -> TensorPeak:
-    """The tensor bytes of one forward pass or training step, by the cell's mode, after the first one."""
+def account_call(subject: Subject) -> dict[str, int]:
+    """The peak bytes of live tensors, by PARTS, of one forward pass or training step, by the cell's mode, after the
+    first one.
+    """
     from vitbench.metrics.support.tensor_memory import TensorAccount, gradients_of, state_of
     from vitbench.models import without_fast_path
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import Subject
-from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, sample_durations, timing_method
+from vitbench.metrics.support.timing import duration, sample_durations, timing_method
 
 
 @METRICS.measured(
@@ -15,16 +15,8 @@ from vitbench.metrics.support.timing import RELATIVE_TOLERANCE, sample_durations
     process="time",
     modes=("train",),
     yields=[
-        Yields(
-            "training_step",
-            "s",
-            "time",
-            "less",
-            gates=True,
-            tolerance=RELATIVE_TOLERANCE,
-            column=Column("training step", "ms", 1e3, main=True),
-        ),
-        Yields("training_step_cpu_time", "s", "time", "less", tolerance=RELATIVE_TOLERANCE),
+        duration("training_step", gates=True, column=Column("training step", "ms", 1e3, main=True)),
+        duration("training_step_cpu_time"),
         Yields("training_throughput", "image/s", "shown", "more", column=Column("training", "image/s")),
     ],
     summary="seconds of one training step (forward, backward, AdamW) of one batch, and its images a second",

@@ -158,10 +158,8 @@ class Subject:
         """``model``, compiled if the cell asks for it."""
         import torch
 
-        if not self.cell.compile:
-            return self.model
-        compiled: Callable[[torch.Tensor], Any] = torch.compile(self.model)
-        return compiled
+        runner: Callable[[torch.Tensor], Any] = torch.compile(self.model) if self.cell.compile else self.model
+        return runner
 
     @property
     def images(self) -> torch.Tensor:

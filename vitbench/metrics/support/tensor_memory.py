@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,16 +17,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 #: Categories of tensors; a storage of several categories counts for the first.
 KINDS = ("weights", "batch", "gradients", "optimizer", "activations")
-
-
-@dataclass(frozen=True)
-class TensorPeak:
-    """The peak bytes of live tensors, by KINDS; ``activations`` is all the rest, including temporary results of the
-    backward pass and of the optimizer.
-    """
-
-    total: int
-    parts: Mapping[str, int]
 
 
 class TensorAccount(TorchDispatchMode):
@@ -58,8 +47,10 @@ class TensorAccount(TorchDispatchMode):
         self._note_peak()
         return output
 
-    def peak(self, after: Mapping[str, Iterable[Tensor]] | None = None) -> TensorPeak:
-        """The peak so far. ``after``: the kinds of tensors made inside (gradients, optimizer state)."""
+    def peak(self, after: Mapping[str, Iterable[Tensor]] | None = None) -> dict[str, int]:
+        """The bytes at the peak so far, by KINDS; ``activations`` is all the rest, including temporary results of the
+        backward pass and of the optimizer. ``after``: the kinds of tensors made inside (gradients, optimizer state).
+        """
         kinds = dict(self._kinds)
         for kind, tensors in (after or {}).items():
             for tensor in tensors:
@@ -69,7 +60,7 @@ class TensorAccount(TorchDispatchMode):
         parts = dict.fromkeys(KINDS, 0)
         for number, size in self._at_peak.items():
             parts[kinds.get(number, "activations")] += size
-        return TensorPeak(self._peak, parts)
+        return parts
 
     def _see(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()

@@ -8,9 +8,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vitbench.core.records import Measurement
+from vitbench.core.registry import Yields
 from vitbench.devices import Device
 from vitbench.metrics.support.subject import Budget, Subject, Turns, without_garbage_collection
 
@@ -18,6 +20,9 @@ from vitbench.metrics.support.subject import Budget, Subject, Turns, without_gar
 #: three of four where something else runs beside them (225 pairs of runs of four models, no false alarm among them). At
 #: 20 % it is three of four and half of them, at 10 % none: runs of the same code differ by 11 % to either side.
 RELATIVE_TOLERANCE = 0.25
+
+#: A duration among a metric's yields.
+duration = partial(Yields, unit="s", kind="time", better="less", tolerance=RELATIVE_TOLERANCE)
 
 #: ``samples`` and ``cpu_seconds`` of a step, or None where there is no reference.
 ReferenceTurn = Mapping[str, Any] | None
