@@ -349,7 +349,7 @@ def test_two_turns_of_the_control_within_one_pause_of_the_reference_pair_with_th
 def test_a_control_that_hangs_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     control = control_of(1.0, 2.0)
     limits = []
-    monkeypatch.setattr(control._conversation, "go_on", lambda request, limit_s=math.inf: limits.append(limit_s))
+    monkeypatch.setattr(control, "go_on", lambda request, limit_s=math.inf: limits.append(limit_s))
     control.take_turn(turn_of(1.0))
     assert limits == [turns._TURN_LIMIT_S]
 
@@ -435,7 +435,7 @@ def test_never_two_run_at_once(launcher: Launcher, calls: Path) -> None:
     for participant in participants:
         latency_of(participant)
     reference.close()
-    control.kill()
+    control.worker.kill()
     lines = [line.split() for line in calls.read_text().splitlines()]
     assert {line[0] for line in lines} == {"2", "3", "4"}
     spans = [(float(begin), float(end)) for _, begin, end in lines] + reference.intervals
@@ -525,7 +525,7 @@ def test_processes_end_when_their_turns_do(launcher: Launcher) -> None:
     """A run that is given up closes the pipe: a process that waits for its turn must not stay."""
     participant = participant_of(launcher, "works_slowly")
     participant.prepare()
-    worker = participant._worker
+    worker = participant.worker
     assert worker.alive()
     worker.close_input()
     assert worker.wait(20) is not None
@@ -539,7 +539,7 @@ def test_cells_and_reference_are_bound_to_the_cores_that_are_asked_for(launcher:
     participant.prepare()
     assert reference.turn() is not None
     assert reference._process is not None
-    for worker in (participant._worker, reference._process.worker):
+    for worker in (participant.worker, reference._process.worker):
         assert psutil.Process(worker.pid).cpu_affinity() == [core]
-    participant.kill()
+    participant.worker.kill()
     reference.close()

@@ -75,6 +75,10 @@ class Conversation:
         finally:
             self.spent_s += time.monotonic() - begin
 
+    def finish(self) -> Outcome:
+        """End the worker, which serves no other task (see ``finish``)."""
+        return finish(self.worker, self.outcome, self.device)
+
     def _listen(self, deadline: float, limit_s: float) -> Waiting | None:
         while True:
             try:

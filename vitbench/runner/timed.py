@@ -178,7 +178,8 @@ class Timer:
         finally:
             reference.close()  # on a GPU even an idle process holds memory
             for one in (*participants, *([control] if control else [])):
-                one.kill()
+                if one.worker.alive():
+                    one.worker.kill()
         if control is not None and control.reference_samples:
             self._noise_at[reference.device, reference.threads] = time.monotonic()
             check = NoiseCheck(

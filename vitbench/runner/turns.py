@@ -11,12 +11,12 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 
-from vitbench.executors.conversation import Conversation, Outcome, finish
-from vitbench.executors.launcher import Launcher, Worker
-from vitbench.executors.protocol import Measure, RunReference, Turn
+from vitbench.executors.conversation import Conversation
+from vitbench.executors.launcher import Launcher
+from vitbench.executors.protocol import RunReference, Turn
 
 #: How long a turn is: long against a switch of processes (some 0.1 ms), short against the drift of a machine. A call
 #: that takes longer is not cut.
@@ -37,25 +37,12 @@ class ReferenceTurn:
     ended: float
 
 
-class Participant:
+@dataclass
+class Participant(Conversation):
     """A process that takes turns: granted one, it runs until it waits for the next, or is over."""
 
-    def __init__(self, worker: Worker, task: Measure | RunReference, *, timeout_s: float, device: str) -> None:
-        self._conversation = Conversation(worker, task, timeout_s=timeout_s, device=device)
-        self._worker = worker
-        self._device = device
-        self._since: ReferenceTurn | None = None  # the reference's first turn after this process's last one
-        self._has_sampled_enough = False
-
-    @property
-    def over(self) -> bool:
-        """Whether it wants no more turns: done, dead or late."""
-        return self._conversation.over
-
-    @property
-    def spent_s(self) -> float:
-        """Seconds for which it ran."""
-        return self._conversation.spent_s
+    _since: ReferenceTurn | None = field(default=None, init=False)  # the reference's first turn after this one's last
+    _has_sampled_enough: bool = field(default=False, init=False)
 
     @property
     def needs_reference(self) -> bool:
@@ -64,7 +51,7 @@ class Participant:
 
     def prepare(self) -> None:
         """Build what is to be measured; nothing of this is timed."""
-        self._conversation.go_on()
+        self.go_on()
 
     def take_turn(self, before: ReferenceTurn | None) -> None:
         """Run for one turn; ``before`` is the reference's last one."""
@@ -74,7 +61,7 @@ class Participant:
             after_last=asdict(self._since) if self._since else None,
         )
         self._since = None
-        event = self._conversation.go_on(turn)
+        event = self.go_on(turn)
         self._has_sampled_enough = event is not None and event.last
 
     def reference_ran(self, turn: ReferenceTurn) -> None:
@@ -82,38 +69,26 @@ class Participant:
         if self._since is None:
             self._since = turn
 
-    def finish(self) -> Outcome:
-        """End the process; returns the outcome of its task."""
-        try:
-            return finish(self._worker, self._conversation.outcome, self._device)
-        finally:
-            self.kill()
 
-    def kill(self) -> None:
-        """End it at once, if it still runs."""
-        if self._worker.alive():
-            self._worker.kill()
-
-
+@dataclass
 class Control(Participant):
     """The reference as if it were a cell: how much it differs from the reference is noise.
 
     ``samples`` and ``reference_samples`` are seconds of a step, one a turn.
     """
 
-    def __init__(self, worker: Worker, task: RunReference, *, device: str) -> None:
-        super().__init__(worker, task, timeout_s=math.inf, device=device)
-        self.samples: list[float] = []
-        self.reference_samples: list[float] = []
-        self._waiting: list[tuple[float, ReferenceTurn]] = []  # samples that lack the reference's turn after them
+    timeout_s: float = math.inf
+    samples: list[float] = field(default_factory=list)
+    reference_samples: list[float] = field(default_factory=list)
+    _waiting: list[tuple[float, ReferenceTurn]] = field(default_factory=list)  # samples without the turn after them
 
     def prepare(self) -> None:
         for _ in range(2):  # loads, and warms up
             if not self.over:
-                self._conversation.go_on(Turn(seconds=TURN_S), limit_s=_LOADING_LIMIT_S)
+                self.go_on(Turn(seconds=TURN_S), limit_s=_LOADING_LIMIT_S)
 
     def take_turn(self, before: ReferenceTurn | None) -> None:
-        event = self._conversation.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
+        event = self.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
         if event is not None and before is not None:
             self._waiting.append((median(event.samples), before))
 
@@ -154,7 +129,11 @@ class Reference:
             if event is not None:
                 self._deaths = 0
                 return ReferenceTurn(event.samples, event.cpu_seconds, time.monotonic())
-            self._bury()
+            failure = self._process.finish().failure
+            self._process = None
+            self._deaths += 1
+            if self._deaths >= self._MOST_DEATHS:
+                self.problem = failure.detail if failure else "it ended by itself"
         return None
 
     def start_control(self) -> Control:
@@ -178,14 +157,6 @@ class Reference:
         if process.go_on(limit_s=_LOADING_LIMIT_S) is not None:  # it has loaded: an event without samples
             process.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)  # the warm-up does not count
         return process
-
-    def _bury(self) -> None:
-        assert self._process is not None
-        outcome = finish(self._process.worker, self._process.outcome, self.device)
-        self._process = None
-        self._deaths += 1
-        if self._deaths >= self._MOST_DEATHS:
-            self.problem = outcome.failure.detail if outcome.failure else "it ended by itself"
 
 
 def take_turns(
