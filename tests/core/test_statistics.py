@@ -23,14 +23,16 @@ from vitbench.core.stats.intervals import (
     WITHIN_PROCESS,
     allow_for_runs,
     estimate,
+    median,
     median_interval,
     percentile,
     prediction_interval,
+    process_medians,
     samples_for_percentile,
+    warmup_length,
     wilson_interval,
 )
 from vitbench.core.stats.relative import Relative, estimate_relative, in_quiet_turns, processes_for, relative_samples
-from vitbench.core.stats.warm_up import median, process_medians, warmup_length
 
 positive = st.floats(1e-6, 1e6)
 UP = [float(x) for x in range(100, 140)]

@@ -212,7 +212,7 @@ def test_on_windows_a_worker_waits_for_its_runner_and_not_for_what_launched_it()
             "import sys, time, psutil; from vitbench.executors import lifeline; sys.platform = 'win32'; "
             "lifeline.end_with_runner(); print(1, flush=True); time.sleep(60)"
         )
-        environment = {**os.environ, lifeline.RUNNER: str(runner.pid)}
+        environment = {**os.environ, lifeline.VARIABLE: str(runner.pid)}
         with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) as worker:
             assert worker.stdout is not None
             assert worker.stdout.readline() == b"1\n"

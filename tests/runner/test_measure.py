@@ -20,9 +20,8 @@ from vitbench.core import run_folder as store
 from vitbench.core.errors import StorageError
 from vitbench.core.records import SCHEMA, Cell, Measurement, NoiseCheck, Record, measurement_from_dict
 from vitbench.core.registry import METRICS
-from vitbench.core.stats.intervals import estimate
+from vitbench.core.stats.intervals import estimate, process_medians
 from vitbench.core.stats.relative import in_quiet_turns, processes_for, relative_samples
-from vitbench.core.stats.warm_up import process_medians
 from vitbench.devices import Failure
 from vitbench.devices.host import load
 from vitbench.devices.host.load import OTHER_LOAD, STEAL, Load, LoadWatch, load_measurements

@@ -79,6 +79,7 @@ class _Environments(TypedDict):
 
 #: The end of the name of a file that is being written.
 PART = ".part"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 #: Names here are devices and open files, which must be written into, never replaced.
 _DEVICES = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
@@ -161,20 +162,14 @@ class RecordWriter:
         is no longer there.
         """
         line = (record.to_json() + "\n").encode("utf-8")
-        size_before = None
         try:
-            size_before = os.fstat(self._file).st_size
-            if self._before_write is not None:
-                self._before_write(record.cell, line, self._file)
-            written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
-            _flush_to_disk(self._file)
+            with _whole_or_not_at_all(self._file):
+                if self._before_write is not None:
+                    self._before_write(record.cell, line, self._file)
+                written = 0
+                while written < len(line):
+                    written += os.write(self._file, line[written:])
         except OSError as error:
-            if size_before is not None:
-                # half a line would damage the next one; where it has to stay, it is set aside on resume
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._file, size_before)
             raise StorageError(
                 f"Cannot write to {self.path}: {error.strerror}. The records before it are safe"
             ) from error
@@ -215,7 +210,7 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        if isinstance(cannot_write(folder, error), StorageError):
+        if error.errno in _DISK_FULL:
             raise cannot_write(folder, error) from error
         raise RunFolderError(
             f"{folder} cannot be resumed: it cannot be written ({error.strerror}). Make it writable, or resume a copy"
@@ -267,17 +262,11 @@ def add_noise(folder: Path, checks: Sequence[NoiseCheck]) -> None:
     if not checks:
         return
     path = folder / NOISE
-    with _reporting(path), path.open("ab") as file:
-        before = file.tell()
-        try:
-            whole = before == 0 or path.read_bytes()[-1:] == b"\n"  # else a crash left half a line
-            text = ("" if whole else "\n") + "".join(check.to_json() + "\n" for check in checks)
-            file.write(text.encode("utf-8"))
-            file.flush()
-            _flush_to_disk(file.fileno())
-        except OSError:
-            os.ftruncate(file.fileno(), before)  # half a line would damage the next one
-            raise
+    with _reporting(path), path.open("ab") as file, _whole_or_not_at_all(file.fileno()):
+        whole = file.tell() == 0 or path.read_bytes()[-1:] == b"\n"  # else a crash left half a line
+        text = ("" if whole else "\n") + "".join(check.to_json() + "\n" for check in checks)
+        file.write(text.encode("utf-8"))
+        file.flush()
 
 
 def read_noise(folder: Path) -> list[NoiseCheck]:
@@ -295,7 +284,7 @@ def read_noise(folder: Path) -> list[NoiseCheck]:
 
 def cannot_write(path: Path, error: OSError) -> VitbenchError:
     """The error for a failed write: StorageError for a full disk, else RunFolderError."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+    if error.errno in _DISK_FULL:
         return StorageError(f"Cannot write {path}: {error.strerror}")
     # Windows does not replace a file that a program has open
     close = "Close the program that has it open, or choose" if sys.platform == "win32" and path.is_file() else "Choose"
@@ -309,6 +298,20 @@ def _reporting(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(descriptor: int) -> Iterator[None]:
+    """What is appended in this context is on the disk after it; if that fails, the file ends as it did before."""
+    size_before = os.fstat(descriptor).st_size
+    try:
+        yield
+        _flush_to_disk(descriptor)
+    except OSError:
+        # half a line would damage the next one; where it has to stay, it is set aside on resume
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size_before)
+        raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:

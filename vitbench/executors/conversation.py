@@ -101,10 +101,18 @@ class Conversation:
                     self.outcome.seconds = event.seconds
                     break
                 case None:
-                    _worker_died(self.worker, self.outcome, self.device, self.kills_before)
+                    self._note_death()
                     break
         self.over = True
         return None
+
+    def _note_death(self) -> None:
+        code, text, outcome = self.worker.wait(10), self.worker.stderr_tail(), self.outcome
+        outcome.stderr_tail = stacks.shorten(text, STDERR_LINES)
+        if outcome.failure is None:  # else it reported its failure and then died
+            kills = oom_kill_count()
+            evidence = kills is not None and self.kills_before is not None and kills > self.kills_before
+            outcome.failure, outcome.signal = classify_death(code, text, self.device, memory_evidence=evidence)
 
     def _end_late_worker(self, limit_s: float) -> None:
         call = stacks.last_call(self.worker.ask_for_stack())
@@ -204,16 +212,6 @@ def _signal_of(code: int | None) -> int | None:
     if code < 0:
         return -code
     return code - 128 if hasattr(signal, "SIGKILL") and code - 128 in _CRASHES_THROUGH_A_SHELL else None
-
-
-def _worker_died(worker: Worker, outcome: Outcome, device: str, kills_before: int | None) -> None:
-    code = worker.wait(10)
-    text = worker.stderr_tail()
-    outcome.stderr_tail = stacks.shorten(text, STDERR_LINES)
-    if outcome.failure is None:  # else it reported its failure and then died
-        kills = oom_kill_count()
-        evidence = kills is not None and kills_before is not None and kills > kills_before
-        outcome.failure, outcome.signal = classify_death(code, text, device, memory_evidence=evidence)
 
 
 def _device_class(device: str) -> type[Device]:

@@ -114,17 +114,13 @@ class Worker:
         stack, printed = "", ""
         while time.monotonic() < deadline and not (stack == printed and stacks.is_whole(stack)):
             time.sleep(_STACK_SILENCE_S)
-            printed, stack = stack, self._heard_since(before)
+            kept, new = bytes(self._stderr), self._heard - before
+            printed, stack = stack, kept[-new:].decode("utf-8", errors="replace") if new > 0 else ""
         return stack
-
-    def _heard_since(self, before: int) -> str:
-        """What of stderr came after its first ``before`` bytes, as far as it is kept."""
-        kept, new = bytes(self._stderr), self._heard - before
-        return kept[-new:].decode("utf-8", errors="replace") if new > 0 else ""
 
     def alive(self) -> bool:
         """Whether the process still runs."""
-        raise NotImplementedError
+        return self.wait(0) is None
 
     def wait(self, timeout: float) -> int | None:
         """The exit code (minus the signal that ended it), or None if it still runs after ``timeout`` seconds."""
@@ -188,7 +184,7 @@ class SpawnedWorker(Worker):
             theirs = (end,)
             environment[lifeline.VARIABLE] = str(end)
         else:
-            environment[lifeline.RUNNER] = str(os.getpid())
+            environment[lifeline.VARIABLE] = str(os.getpid())
         try:
             self._process = subprocess.Popen(
                 [*_interpreter(arguments), "-m", "vitbench.executors.worker", *arguments],
@@ -208,9 +204,6 @@ class SpawnedWorker(Worker):
         assert stderr is not None
         tasks, events = io.TextIOWrapper(stdin, encoding="utf-8"), io.TextIOWrapper(stdout, encoding="utf-8")
         super().__init__(self._process.pid, tasks, events, stderr)
-
-    def alive(self) -> bool:
-        return self._process.poll() is None
 
     def wait(self, timeout: float) -> int | None:
         try:
@@ -232,9 +225,6 @@ class ForkedWorker(Worker):
     def __init__(self, pid: int, tasks: IO[str], events: IO[str], errors: IO[bytes], code: Future[int]) -> None:
         super().__init__(pid, tasks, events, errors)
         self._code = code
-
-    def alive(self) -> bool:
-        return not self._code.done()
 
     def wait(self, timeout: float) -> int | None:
         try:

@@ -12,11 +12,10 @@ import signal
 import sys
 import threading
 
-#: The environment variable that holds the pipe's file descriptor.
+#: The environment variable that holds the pipe's file descriptor; on Windows, which has no such pipes, the runner's
+#: process id. The parent's id does not help: the interpreter of a virtual environment there is a launcher, which starts
+#: the real one and waits for it.
 VARIABLE = "VITBENCH_LIFELINE"
-#: On Windows, which has no such pipes, the variable with the runner's process id. The parent's id does not help: the
-#: interpreter of a virtual environment there is a launcher, which starts the real one and waits for it.
-RUNNER = "VITBENCH_RUNNER"
 
 
 def end_with_runner() -> None:
@@ -24,12 +23,10 @@ def end_with_runner() -> None:
 
     Does nothing for a process that was given no lifeline.
     """
-    given, runner = os.environ.pop(VARIABLE, None), os.environ.pop(RUNNER, None)  # what a worker starts has another
+    given = os.environ.pop(VARIABLE, None)  # what a worker starts has another
     if given is not None:
-        threading.Thread(target=_wait_on_pipe, args=(int(given),), name="lifeline", daemon=True).start()
-    elif sys.platform == "win32":
-        pid = int(runner) if runner else os.getppid()
-        threading.Thread(target=_wait_for_process, args=(pid,), name="lifeline", daemon=True).start()
+        wait = _wait_for_process if sys.platform == "win32" else _wait_on_pipe
+        threading.Thread(target=wait, args=(int(given),), name="lifeline", daemon=True).start()
 
 
 def _wait_on_pipe(descriptor: int) -> None:

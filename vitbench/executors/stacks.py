@@ -16,7 +16,6 @@ from pathlib import PurePath
 #: What makes a process print its stack; None where the system has no such signal (Windows).
 ASK: signal.Signals | None = getattr(signal, "SIGUSR1", None)
 
-_STDERR = 2
 #: The heading of a thread's stack.
 _HEADING = re.compile(r"(?P<current>Current thread|Thread) 0x[0-9a-f]+.*\(most recent call first\):")
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.+)')
@@ -33,7 +32,7 @@ def print_stack_when_asked() -> None:
     import faulthandler
 
     if ASK is not None and hasattr(faulthandler, "register"):
-        faulthandler.register(ASK, file=_STDERR, all_threads=True, chain=False)
+        faulthandler.register(ASK, file=2, all_threads=True, chain=False)
 
 
 _LIBRARIES = tuple({sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")})

@@ -27,9 +27,6 @@ from vitbench.executors.protocol import Emit, Event, Measure, Task, Turn, Waitin
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import failure_of, library_claims, make_subject, prepare_process, run_metric
 
-#: The argument that lets workers import the builders that ``module:`` names ask for.
-ALLOW_IMPORT = "--allow-import"
-
 #: How long idle threads of OpenMP may spin: GNU's some 3 ms (libgomp, GOMP_SPINCOUNT unset), LLVM's and Intel's as
 #: KMP_BLOCKTIME says, which is set to 1 ms for workers that are spawned.
 _SPINNING_S = 0.006
@@ -59,7 +56,19 @@ def main() -> None:
 
 def handle(task: Task, emit: Emit) -> bool:
     """Carry out one task; returns whether this process may take another one."""
-    return _HANDLERS[type(task)](task, emit)
+    match task:
+        case Measure():
+            return measure(task, emit)
+        case protocol.CountExact():
+            return count_exact(task, emit)
+        case protocol.RunReference():
+            return run_reference(task, emit)
+    try:
+        for values in _ANSWERS[type(task)](task):
+            emit(protocol.Answer(values=values))
+    except UsageError as error:
+        emit(protocol.Answer(error=str(error)))
+    return True
 
 
 def measure(task: Measure, emit: Emit) -> bool:
@@ -283,29 +292,11 @@ _ANSWERS: dict[type, Callable[[Any], Answers]] = {
 }
 
 
-def answer(question: Any, emit: Emit) -> bool:
-    """Emit the answers to a question; a UsageError becomes the last one. The process may take another task."""
-    try:
-        for values in _ANSWERS[type(question)](question):
-            emit(protocol.Answer(values=values))
-    except UsageError as error:
-        emit(protocol.Answer(error=str(error)))
-    return True
-
-
-_HANDLERS: dict[type, Callable[[Any, Emit], bool]] = {
-    **dict.fromkeys(_ANSWERS, answer),
-    protocol.CountExact: count_exact,
-    protocol.RunReference: run_reference,
-    Measure: measure,
-}
-
-
 if __name__ == "__main__":
     import faulthandler
 
     faulthandler.enable()  # a crash in native code leaves a Python traceback on stderr
-    if ALLOW_IMPORT in sys.argv[1:]:
+    if "--allow-import" in sys.argv[1:]:
         from vitbench.models.imported import allow_imports
 
         allow_imports()

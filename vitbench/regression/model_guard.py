@@ -123,7 +123,7 @@ def warm_up(call: Callable[[], Any], seconds: float) -> int:
 
     A fixed number cannot be trusted: the times of the calls show when they are steady (``statistics.warmup_length``).
     """
-    from vitbench.core.stats.warm_up import MIN_SAMPLES_FOR_WARMUP, warmup_length
+    from vitbench.core.stats.intervals import MIN_SAMPLES_FOR_WARMUP, warmup_length
 
     samples: list[float] = []
     begin = time.perf_counter()

@@ -26,8 +26,8 @@ from vitbench.core.files import read_json
 from vitbench.core.records import Cell, Measurement, Record, format_image_size
 from vitbench.core.run_folder import cannot_write, write_atomically
 from vitbench.core.stats.estimates import first_stage_of
+from vitbench.core.stats.intervals import steady
 from vitbench.core.stats.relative import estimate_relative, in_quiet_turns
-from vitbench.core.stats.warm_up import steady
 from vitbench.core.validation import Flag, Number, is_number
 
 #: The version of pytest-benchmark whose format this is.

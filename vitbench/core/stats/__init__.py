@@ -1,1 +1,1 @@
-"""Statistics on plain numbers: warm_up, intervals, relative, comparisons. Start with intervals.estimate."""
+"""Statistics on plain numbers: intervals, relative, comparisons. Start with intervals.estimate."""

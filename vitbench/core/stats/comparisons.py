@@ -163,12 +163,8 @@ def compare(one: Sequence[float], other: Sequence[float], *, paired: bool = Fals
         return Ratio(value, *log_t_interval(ratios, value, len(ratios)))
     logs = [np.log(np.asarray(medians, dtype=float)) for medians in (one, other)]
     difference = float(np.mean(logs[0]) - np.mean(logs[1]))
-    parts = [float(np.var(values, ddof=1)) / len(values) for values in logs]
-    variance = sum(parts)
-    if variance == 0:
-        return Ratio(math.exp(difference), math.exp(difference), math.exp(difference))
-    freedom = variance**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, logs, strict=True))
-    half = t_quantile(freedom, 0.5 + CONFIDENCE / 2) * math.sqrt(variance)
+    error = ErrorOfSum(tuple((float(np.var(values, ddof=1)) / len(values), len(values) - 1) for values in logs))
+    half = error.quantile(0.5 + CONFIDENCE / 2) * math.sqrt(error.variance)
     return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half))
 
 

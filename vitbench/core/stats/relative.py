@@ -8,8 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vitbench.core.stats.intervals import BETWEEN_PROCESSES, MIN_PROCESSES, Estimate, t_of_processes
-from vitbench.core.stats.warm_up import median, warmup_length
+from vitbench.core.stats.intervals import (
+    BETWEEN_PROCESSES,
+    MIN_PROCESSES,
+    Estimate,
+    median,
+    t_of_processes,
+    warmup_length,
+)
 
 #: A turn is quiet if the reference took at most ``QUIET`` times, and the cell at most ``QUIET_CELL`` times, what it
 #: took in the share ``FASTEST`` of fastest turns. Processes differ by a few percent, so the cell may vary more.

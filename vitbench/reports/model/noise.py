@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from vitbench.core.records import Record
 from vitbench.core.stats.comparisons import noise_floor
-from vitbench.core.stats.intervals import Estimate, estimate
-from vitbench.core.stats.warm_up import median, process_medians
+from vitbench.core.stats.intervals import Estimate, estimate, median, process_medians
 from vitbench.devices.host.load import GPU_SLOWED, OTHER_LOAD, STEAL
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.values import MetricValue, mean_of, value_of

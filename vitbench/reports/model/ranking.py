@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitbench.core.stats.comparisons import Ratio, compare, compare_relative
-from vitbench.core.stats.warm_up import process_medians
+from vitbench.core.stats.intervals import process_medians
 from vitbench.reports.model.values import MetricValue
 
 

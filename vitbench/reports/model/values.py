@@ -9,9 +9,8 @@ from functools import cached_property
 
 from vitbench.core.records import Measurement, Record, Status
 from vitbench.core.stats.estimates import first_stage_of, measurement_estimate
-from vitbench.core.stats.intervals import Estimate, allow_for_runs, estimate, percentile
+from vitbench.core.stats.intervals import Estimate, allow_for_runs, estimate, percentile, steady
 from vitbench.core.stats.relative import Relative, estimate_relative, in_quiet_turns, relative_samples
-from vitbench.core.stats.warm_up import steady
 
 
 @dataclass(frozen=True)
