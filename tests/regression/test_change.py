@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.reports.paired import tables
-from vitbench.commands.output import choose_output
+from vitbench.commands.output import GateOutput, choose_output, publish
 from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.regression.change import FINE, INCONCLUSIVE, REGRESSION, Change, exit_code
 from vitbench.regression.change_page import (
@@ -20,7 +20,6 @@ from vitbench.regression.change_page import (
     changes_junit,
     changes_markdown,
     changes_table,
-    write_changes,
 )
 from vitbench.regression.change_text import difference, headline
 
@@ -242,15 +241,17 @@ def test_junit_is_xml_whatever_the_texts() -> None:
 
 def test_outputs_are_written_where_they_are_wanted(tmp_path: Path) -> None:
     markdown, junit = tmp_path / "a.md", tmp_path / "a.xml"
-    assert write_changes([change()], title="t", notes=["n"], markdown=markdown, junit=junit) == [markdown, junit]
+    output = GateOutput({"markdown": markdown, "json": None, "junit": junit})
+    publish([change()], output, title="t", notes=["n"])
     assert "- n" in markdown.read_text(encoding="utf-8")
     assert ET.parse(junit).getroot()[0].get("tests") == "1"
     target = tmp_path / "a.json"
-    write_changes([change()], title="t", notes=["n"], json=target, exit_code=1)
+    publish([change()], GateOutput({"markdown": None, "json": target, "junit": None}), title="t", notes=["n"])
     content = json.loads(target.read_text(encoding="utf-8"))
     assert (content["title"], content["notes"], content["exit_code"]) == ("t", ["n"], 1)
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    output = GateOutput({"markdown": tmp_path / "no" / "such" / "folder.md"})
     with pytest.raises(RunFolderError, match="Cannot write"):
-        write_changes([change()], title="t", notes=[], markdown=tmp_path / "no" / "such" / "folder.md")
+        publish([change()], output, title="t", notes=[])

@@ -140,22 +140,26 @@ def publish(
     """Print the table (or the Markdown or JSON that goes to stdout), write the files, and report what is inconclusive,
     with ``advice`` on how to decide it; returns the exit code.
     """
+    from vitbench.core.run_folder import write_atomically
     from vitbench.regression.change import exit_code
-    from vitbench.regression.change_page import changes_json, changes_markdown, changes_table, write_changes
+    from vitbench.regression.change_page import changes_json, changes_junit, changes_markdown, changes_table
 
     code = exit_code(changes, inconclusive_fails=output.inconclusive == "fail")
-    page: dict[str, Any] = {"title": title, "notes": list(notes)}
-    facts = {**facts, "exit_code": code}
-    files: dict[str, Any] = {name: None if path == STDOUT else path for name, path in output.files.items()}
-    written = write_changes(changes, everything=output.everything, **page, **files, **facts)
-    if output.files["markdown"] == STDOUT:
-        _print(changes_markdown(changes, everything=output.everything, **page))
-    elif output.files["json"] == STDOUT:
-        _print(changes_json(changes, **page, **facts))
+    renderers = {
+        "markdown": lambda: changes_markdown(changes, title=title, notes=notes, everything=output.everything),
+        "json": lambda: changes_json(changes, title=title, notes=list(notes), **facts, exit_code=code),
+        "junit": lambda: changes_junit(changes, name=title),
+    }
+    pages = {path: renderers[name]() for name, path in output.files.items() if path is not None}
+    printed = pages.pop(STDOUT, None)
+    for path, page in pages.items():
+        write_atomically(path, page.encode())
+    if printed is not None:
+        _print(printed)
     else:
         lines = "".join(f"- {one_line(text)}\n" for text in notes)
         _print(f"{printable_lines(changes_table(changes, everything=output.everything))}\n{lines}")
-    for path in written:
+    for path in pages:
         note(f"Wrote {path}")
     unclear = [change for change in changes if change.gates and change.verdict == "inconclusive"]
     if unclear and output.inconclusive != "pass":

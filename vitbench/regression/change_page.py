@@ -7,15 +7,13 @@ control sequence.
 from __future__ import annotations
 
 import dataclasses
-import json as encoder
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from vitbench.core.run_folder import write_atomically
 from vitbench.core.text import one_line
 from vitbench.regression.change import Change
 from vitbench.regression.change_text import (
@@ -100,7 +98,7 @@ def changes_json(changes: Sequence[Change], **facts: Any) -> str:
         "counts": count_verdicts(changes),
         "changes": [{key: _finite(value) for key, value in dataclasses.asdict(change).items()} for change in changes],
     }
-    return encoder.dumps(content, indent=2, allow_nan=False) + "\n"
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def changes_junit(changes: Sequence[Change], *, name: str) -> str:
@@ -129,32 +127,6 @@ def changes_junit(changes: Sequence[Change], *, name: str) -> str:
             ET.SubElement(case, "skipped", message=text)
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
-
-
-def write_changes(
-    changes: Sequence[Change],
-    *,
-    title: str,
-    notes: Sequence[str] = (),
-    markdown: Path | None = None,
-    json: Path | None = None,
-    junit: Path | None = None,
-    everything: bool = False,
-    **facts: Any,
-) -> list[Path]:
-    """Write the outputs that have a path, and return the paths. ``facts`` go into the JSON.
-
-    Raises RunFolderError for a path that cannot be written, StorageError if the disk does not take a file.
-    """
-    outputs: list[tuple[Path | None, Callable[[], str]]] = [
-        (markdown, lambda: changes_markdown(changes, title=title, notes=notes, everything=everything)),
-        (json, lambda: changes_json(changes, title=title, notes=list(notes), **facts)),
-        (junit, lambda: changes_junit(changes, name=title)),
-    ]
-    wanted = [(path, render) for path, render in outputs if path is not None]
-    for path, render in wanted:
-        write_atomically(path, render().encode("utf-8"))
-    return [path for path, _ in wanted]
 
 
 def _row(change: Change, escape: Callable[[str], str], notes: Footnotes) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,22 +70,19 @@ class History:
     false_alarms: float = FALSE_ALARMS
 
     @cached_property
-    def steps(self) -> tuple[Step, ...]:
-        """The steps of all series by time; within one run exact ones come first."""
+    def _by_series(self) -> dict[int, list[Step]]:
         rows = sum(is_searched(one) for one in self.series)
-        found = [step for one in self.series for step in find_steps(one, rows=rows, false_alarms=self.false_alarms)]
-        return tuple(sorted(found, key=lambda step: (step.begins.at, KINDS.index(step.series.kind), step.series.name)))
+        return {id(one): find_steps(one, rows=rows, false_alarms=self.false_alarms) for one in self.series}
 
     @cached_property
-    def _by_series(self) -> dict[int, tuple[Step, ...]]:
-        found: dict[int, tuple[Step, ...]] = {}
-        for step in self.steps:
-            found[id(step.series)] = (*found.get(id(step.series), ()), step)
-        return found
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of all series by time; within one run exact ones come first."""
+        found = itertools.chain.from_iterable(self._by_series.values())
+        return tuple(sorted(found, key=lambda step: (step.begins.at, KINDS.index(step.series.kind), step.series.name)))
 
-    def steps_of(self, series: Series) -> tuple[Step, ...]:
+    def steps_of(self, series: Series) -> list[Step]:
         """The steps of one of its series, by time."""
-        return self._by_series.get(id(series), ())
+        return self._by_series[id(series)]
 
 
 def make_history(found: Found, *, metrics: Sequence[str] | None = None, models: Sequence[str] | None = None) -> History:
@@ -177,8 +175,9 @@ def _noisy_steps(series: Series, rows: int, false_alarms: float) -> list[Step]:
     deviations = [float(point.deviation or 0) for point in series.points]
     breaks = find_breaks(logs, deviations, rows=rows, false_alarms=false_alarms)
     ends = [0, *(one.index for one in breaks), len(logs)]
+    weights = [1 / one**2 for one in deviations]
     levels = [
-        math.exp(_weighted_mean(logs[start:end], deviations[start:end])) for start, end in itertools.pairwise(ends)
+        math.exp(statistics.fmean(logs[start:end], weights[start:end])) for start, end in itertools.pairwise(ends)
     ]
     return [
         Step(
@@ -195,8 +194,3 @@ def _noisy_steps(series: Series, rows: int, false_alarms: float) -> list[Step]:
         )
         for number, one in enumerate(breaks)
     ]
-
-
-def _weighted_mean(values: Sequence[float], deviations: Sequence[float]) -> float:
-    weights = [1 / one**2 for one in deviations]
-    return math.fsum(w * x for w, x in zip(weights, values, strict=True)) / math.fsum(weights)

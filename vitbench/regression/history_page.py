@@ -8,15 +8,14 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from vitbench.core.errors import RunFolderError
 from vitbench.core.run_folder import write_atomically
 from vitbench.core.text import one_line
 from vitbench.regression.change_text import Footnotes, shown_value
 from vitbench.regression.history import History, Step
-from vitbench.regression.history_plots import Plot, count_plots, day_of, plan_plots, ratio_text, render_png
-from vitbench.regression.series import Moment, Series
+from vitbench.regression.history_plots import Plot, day_of, plan_plots, ratio_text, render_png
+from vitbench.regression.series import Series
 from vitbench.reports.format import NOT_ASKED, cell_text, number, table, without_paths
 
 MARKDOWN = "history.md"
@@ -38,6 +37,8 @@ HOW_TO_READ = (
 _HEADINGS = ("begins", "commit", "cell", "metric", "before", "after", "change", "runs", "false alarm", "note")
 _TEXTS = ("begins", "commit", "cell", "metric", "note")
 _MOST_CONDITIONS = 6
+#: At most this many plots are drawn; series with steps come first.
+_MOST_PLOTS = 200
 
 
 def step_lines(steps: Sequence[Step]) -> list[tuple[Step, int]]:
@@ -81,7 +82,7 @@ def render_terminal(history: History) -> str:
 
 
 def render_markdown(history: History, plots: Sequence[Plot]) -> str:
-    """The whole page; it links the plots by their file names."""
+    """The whole page; it links the first of ``plots`` by their file names, and counts the others."""
     parts = ["# vitbench history", headline(history), _runs_table(history), "## Steps"]
     lines = step_lines(history.steps)
     if lines:
@@ -95,15 +96,15 @@ def render_markdown(history: History, plots: Sequence[Plot]) -> str:
         parts += ["## Skipped", "\n".join(f"- {cell_text(text, 500)}" for text in history.problems)]
     if plots:
         parts.append("## Plots")
-        parts += [f"![{cell_text(one.series.name)}]({one.file_name})" for one in plots]
-        missing = count_plots(history) - len(plots)
-        if missing > 0:
-            parts.append(f"{missing} more series have no plot: choose with --metric and --models.")
+        parts += [f"![{cell_text(one.series.name)}]({one.file_name})" for one in plots[:_MOST_PLOTS]]
+        if len(plots) > _MOST_PLOTS:
+            parts.append(f"{len(plots) - _MOST_PLOTS} more series have no plot: choose with --metric and --models.")
     return "\n\n".join(parts) + "\n"
 
 
 def history_json(history: History) -> str:
     """One JSON object: ``schema``, ``runs`` by time, ``series`` with their points and steps in base units."""
+    step_keys = ("index", "before", "after", "ratio", "low", "high", "chance", "runs_before", "runs_after")
     content = {
         "schema": SCHEMA,
         "false_alarms": history.false_alarms,
@@ -118,7 +119,16 @@ def history_json(history: History) -> str:
                     {"run": point.moment.run, "value": point.value, "low": point.low, "high": point.high}
                     for point in one.points
                 ],
-                "steps": [_step_json(step) for step in history.steps_of(one)],
+                "steps": [
+                    {
+                        "run": step.begins.run,
+                        "commit": step.begins.commit,
+                        "last_before": step.last_before.run,
+                        **{key: getattr(step, key) for key in step_keys},
+                        "also_changed": list(step.also_changed),
+                    }
+                    for step in history.steps_of(one)
+                ],
             }
             for one in history.series
         ],
@@ -126,17 +136,6 @@ def history_json(history: History) -> str:
     }
     # ASCII only, as file names with bytes that are not text become lone surrogates
     return encoder.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def _step_json(step: Step) -> dict[str, Any]:
-    keys = ("index", "before", "after", "ratio", "low", "high", "chance", "runs_before", "runs_after")
-    return {
-        "run": step.begins.run,
-        "commit": step.begins.commit,
-        "last_before": step.last_before.run,
-        **{key: getattr(step, key) for key in keys},
-        "also_changed": list(step.also_changed),
-    }
 
 
 def write_history(history: History, out: Path) -> list[Path]:
@@ -149,11 +148,12 @@ def write_history(history: History, out: Path) -> list[Path]:
     except OSError as error:
         raise RunFolderError(f"Cannot write into {out}: {error.strerror}. Choose another folder with --out") from error
     plots = plan_plots(history)
-    for plot in plots:
+    drawn = plots[:_MOST_PLOTS]
+    for plot in drawn:
         write_atomically(out / plot.file_name, render_png(plot))
     page = render_markdown(history, plots).encode("utf-8", errors="backslashreplace")
     write_atomically(out / MARKDOWN, page)  # last, as it links the others
-    return [*(out / plot.file_name for plot in plots), out / MARKDOWN]
+    return [*(out / plot.file_name for plot in drawn), out / MARKDOWN]
 
 
 def _row(step: Step, cells: int, escape: Callable[[str], str], notes: Footnotes) -> list[str]:
@@ -168,17 +168,14 @@ def _row(step: Step, cells: int, escape: Callable[[str], str], notes: Footnotes)
         ratio_text(step),
     )
     runs = f"{step.runs_before} + {step.runs_after}"
-    return [*map(escape, texts), runs, _chance(step), notes.reference(_note(step))]
+    chance = "< 0.01 %" if step.chance < 1e-4 else f"{number(100 * step.chance, 2)} %"
+    if series.kind == "exact":
+        chance = "none: exact"
+    return [*map(escape, texts), runs, chance, notes.reference(_note(step))]
 
 
 def _shown(value: float | str, series: Series) -> str:
     return shown_value(value, series.unit, exact=series.kind == "exact")
-
-
-def _chance(step: Step) -> str:
-    if step.series.kind == "exact":
-        return "none: exact"
-    return "< 0.01 %" if step.chance < 1e-4 else f"{number(100 * step.chance, 2)} %"
 
 
 def _note(step: Step) -> str:
@@ -196,17 +193,14 @@ def _note(step: Step) -> str:
 
 
 def _runs_table(history: History) -> str:
-    rows = [
-        [day_of(one), cell_text(one.run), cell_text(one.short_commit or NOT_ASKED), cell_text(_versions(one))]
-        for one in history.moments
-    ]
+    names = ("torch", "timm", "python", "vitbench")
+    rows = []
+    for one in history.moments:
+        versions = ", ".join(f"{name} {one.conditions[name]}" for name in names if one.conditions.get(name))
+        texts = (one.run, one.short_commit or NOT_ASKED, versions)
+        rows.append([day_of(one), *map(cell_text, texts)])
     headings = ("date", "run", "commit", "versions")
     return f"<details><summary>{_count(len(rows), 'run')}</summary>\n\n{table(headings, rows, headings)}\n\n</details>"
-
-
-def _versions(moment: Moment) -> str:
-    names = ("torch", "timm", "python", "vitbench")
-    return ", ".join(f"{name} {moment.conditions[name]}" for name in names if moment.conditions.get(name))
 
 
 def _series_section(history: History) -> list[str]:

@@ -21,8 +21,6 @@ from vitbench.reports.plots.style import COLOURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: At most this many plots are drawn; series with steps come first.
-MOST_PLOTS = 200
 #: An axis names this many runs; of more runs every second, third, ... one.
 _MOST_TICKS = 14
 _LONGEST_LABEL = 70
@@ -36,30 +34,24 @@ class Plot:
 
     file_name: str
     series: Series
-    steps: tuple[Step, ...]
+    steps: list[Step]
 
 
 def plan_plots(history: History) -> list[Plot]:
     """A plot for each series of two numbers or more, those with steps first. An exact series without a step would be a
     level line and has none.
     """
-    wanted = [one for one in history.series if _is_drawn(history, one)]
+    wanted = [
+        one
+        for one in history.series
+        if len(one.numbers) == len(one.points) > 1 and (one.kind != "exact" or history.steps_of(one))
+    ]
     wanted.sort(key=lambda one: not history.steps_of(one))
     plots = []
-    for count, one in enumerate(wanted[:MOST_PLOTS], start=1):
+    for count, one in enumerate(wanted, start=1):
         slug = re.sub(r"[^A-Za-z0-9_.]+", "-", f"{one.metric}-{one.cell}")[:100].strip("-.")
         plots.append(Plot(f"history-{count:03}-{slug}.png", one, history.steps_of(one)))
     return plots
-
-
-def count_plots(history: History) -> int:
-    """How many plots there would be without a limit."""
-    return sum(_is_drawn(history, one) for one in history.series)
-
-
-def _is_drawn(history: History, series: Series) -> bool:
-    moves = series.kind != "exact" or bool(history.steps_of(series))
-    return moves and len(series.numbers) == len(series.points) > 1
 
 
 def day_of(moment: Moment) -> str:

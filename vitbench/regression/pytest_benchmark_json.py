@@ -141,7 +141,11 @@ def write_storage(folder: Path, runs: Sequence[tuple[str, Sequence[Record], Mapp
     Skips runs that the folder holds already, and those without any time. Raises RunFolderError for a folder that cannot
     be written, StorageError if the disk does not take a file.
     """
-    there = _read_storage(folder)
+    there = []
+    for path in folder.glob("*/*.json"):
+        if _STORED.fullmatch(path.name):
+            with contextlib.suppress(UsageError):
+                there.append(read_stored_run(path))
     known = {run.digest for run in there}
     contents = [to_benchmarks(*run) for run in runs]
     written = []
@@ -150,7 +154,11 @@ def write_storage(folder: Path, runs: Sequence[tuple[str, Sequence[Record], Mapp
         if not content["benchmarks"] or content[OURS]["digest"] in known or any(times <= run.times for run in there):
             continue
         known.add(content[OURS]["digest"])
-        place = folder / _machine_id(content["machine_info"])
+        machine = content["machine_info"]
+        python = ".".join(str(machine["python_version"]).split(".")[:2]) or "unknown"
+        # pytest-benchmark's folder for a kind of machine: Linux-CPython-3.11-64bit
+        parts = [machine["system"] or "unknown", machine["python_implementation"], python, "64bit"]
+        place = folder / _plain("-".join(parts))
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -306,13 +314,6 @@ def _commit_info(environment: Mapping[str, Any], at: datetime | None) -> dict[st
     }
 
 
-def _machine_id(machine: Mapping[str, Any]) -> str:
-    """``Linux-CPython-3.11-64bit``: pytest-benchmark's folder for a kind of machine."""
-    python = ".".join(str(machine["python_version"]).split(".")[:2]) or "unknown"
-    parts = [machine["system"] or "unknown", machine["python_implementation"], python, "64bit"]
-    return _plain("-".join(parts))
-
-
 def _file_name(content: Mapping[str, Any]) -> str:
     commit = content["commit_info"]["id"][:12]
     at = datetime.fromisoformat(content["datetime"]).astimezone(UTC).strftime("%Y%m%d_%H%M%S")
@@ -369,23 +370,14 @@ def read_stored_run(path: Path) -> StoredRun:
             StoredBenchmark(
                 name=str(one.get("fullname") or one["name"]),
                 median=float(one["stats"]["median"]),
-                extra=_flat(one.get("extra_info") or {}),
+                # without lists, objects and truth values
+                extra={k: x for k, x in (one.get("extra_info") or {}).items() if isinstance(x, str) or is_number(x)},
             )
             for one in content["benchmarks"]
         ),
         digest=str(ours.get("digest") or ""),
         times=frozenset(ours.get("times") or ()),
     )
-
-
-def _read_storage(folder: Path) -> list[StoredRun]:
-    """The readable runs of a storage folder."""
-    found = []
-    for path in folder.glob("*/*.json"):
-        if _STORED.fullmatch(path.name):
-            with contextlib.suppress(UsageError):
-                found.append(read_stored_run(path))
-    return found
 
 
 def parse_time(text: str) -> datetime | None:
@@ -395,13 +387,3 @@ def parse_time(text: str) -> datetime | None:
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-
-
-def _flat(extra: Mapping[str, Any]) -> dict[str, float | str]:
-    """The numbers and texts of an ``extra_info``, without lists, objects and truth values."""
-    figures = {
-        str(key): value
-        for key, value in extra.items()
-        if isinstance(value, int | float | str) and not isinstance(value, bool)
-    }
-    return {key: value for key, value in figures.items() if isinstance(value, str) or is_number(value)}

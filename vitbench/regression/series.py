@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.estimates import first_stage_of, measurement_estimate
@@ -35,9 +35,6 @@ MEMORY_SCATTER_BYTES = 100_000
 #: How much the processes of one run differ in a relative time (standard deviation of the logarithm), for runs with too
 #: few processes to estimate it.
 PROCESS_SPREAD = 0.1
-
-#: What the pytest plugin stores beside a time, apart from the exact metrics of records.
-STORED_EXACT = frozenset({"output", "state_dict"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,50 +92,32 @@ class Series:
         return f"{self.cell}: {self.metric}"
 
 
-class _Reading(NamedTuple):
-    """One point, and the series that it belongs to. ``reference``: the reference of a relative time."""
-
-    cell: str
-    metric: str
-    unit: str
-    kind: Kind
-    machine: str
-    reference: str
-    point: Point
-
-
-def _grouped(readings: Iterable[tuple[str, str, _Reading]]) -> list[Series]:
-    """The series of (cell name, model, reading), in order of first appearance."""
-    found: dict[tuple[str, ...], tuple[str, str, list[_Reading]]] = {}
-    for name, model, one in readings:
-        key = (one.cell, one.metric, one.kind, one.machine, one.reference)
-        found.setdefault(key, (name, model, []))[2].append(one)
-    return [
-        Series(
-            cell=name,
-            model=model,
-            metric=group[0].metric,
-            unit=group[0].unit,
-            kind=group[0].kind,
-            machine=group[0].machine,
-            points=tuple(one.point for one in group),
-        )
-        for name, model, group in found.values()
-    ]
-
-
 def series_of_folders(folders: Sequence[RunFolder]) -> list[Series]:
     """The series of run folders (by time), with cells in order of first appearance."""
     names = cell_names(record.cell for folder in folders for record in folder.records)
-    return _grouped(
-        (names[record.cell.id], record.cell.model, one)
+    return _join(
+        one
         for folder in folders
         for record in folder.records
-        for one in _readings(record, folder)
+        for one in _values_of(record, folder, names[record.cell.id])
     )
 
 
-def _readings(record: Record, folder: RunFolder) -> Iterator[_Reading]:
+def _join(values: Iterable[tuple[str, Series]]) -> list[Series]:
+    """Join series of one point, in order of first appearance. Each comes with the reference of a relative time: times
+    over different references are different series, as in comparisons.
+    """
+    found: dict[tuple[str, ...], list[Series]] = {}
+    for reference, one in values:
+        found.setdefault((one.cell, one.metric, one.kind, one.machine, reference), []).append(one)
+    return [
+        dataclasses.replace(group[0], points=tuple(point for one in group for point in one.points))
+        for group in found.values()
+    ]
+
+
+def _values_of(record: Record, folder: RunFolder, name: str) -> Iterator[tuple[str, Series]]:
+    """The status of a record and the values of its measurements, as ``_join`` takes them. ``name``: the cell's."""
     described = (folder.environment.get("environments") or {}).get(record.environment) or {}
     session = _session_of(record, folder.environment)
     moment = Moment(
@@ -150,28 +129,28 @@ def _readings(record: Record, folder: RunFolder) -> Iterator[_Reading]:
     machine = machine_of(described, record.cell.device)
     status = record.status if record.status == "ok" or not record.cause else f"{record.status} ({record.cause})"
     # what fits into memory depends on the machine
-    yield _Reading(record.cell.id, STATUS, "", "exact", machine, "", Point(moment=moment, value=status))
+    point = Point(moment=moment, value=status)
+    whole = Series(
+        cell=name, model=record.cell.model, metric=STATUS, unit="", kind="exact", machine=machine, points=(point,)
+    )
+    yield "", whole
     for one in record.measurements:
         if one.status == "ok" and any(one.samples):
-            yield from _readings_of(record, one, moment, machine)
+            yield from _measured(record, one, whole, moment)
 
 
-def _readings_of(record: Record, one: Measurement, moment: Moment, machine: str) -> Iterator[_Reading]:
-    """The value of a measurement, and for a time also its ratio to the reference's."""
+def _measured(record: Record, one: Measurement, whole: Series, moment: Moment) -> Iterator[tuple[str, Series]]:
+    """The value of a measurement, and for a time also its ratio to the reference's. ``whole``: the cell's status."""
     kind = kind_of(one.metric)
     if one.reference_samples and kind == "shown" and not one.metric.endswith("_cpu_time"):
         relative = _relative(one)
         if relative is not None:
-            point = Point(
-                moment=moment,
-                value=relative.value,
-                low=relative.low,
-                high=relative.high,
-                deviation=_relative_deviation(relative),
-            )
-            # times over different references are different series, as in comparisons
-            yield _Reading(
-                record.cell.id, RELATIVE + one.metric, "× reference", "relative", machine, one.reference, point
+            expected = _relative_deviation(relative)
+            point = Point(moment=moment, value=relative.value, low=relative.low, high=relative.high, deviation=expected)
+            metric = RELATIVE + one.metric
+            yield (
+                one.reference,
+                dataclasses.replace(whole, metric=metric, unit="× reference", kind="relative", points=(point,)),
             )
     value = measurement_estimate(record, one)
     if value is None:
@@ -182,9 +161,9 @@ def _readings_of(record: Record, one: Measurement, moment: Moment, machine: str)
             deviation = math.hypot(MEMORY_RUN_TO_RUN, MEMORY_SCATTER_BYTES / value.value)
         else:
             kind = "shown"
-    counted = kind == "exact" and not one.executed
+    machine = "" if kind == "exact" and not one.executed else whole.machine
     point = Point(moment=moment, value=value.value, low=value.low, high=value.high, deviation=deviation)
-    yield _Reading(record.cell.id, one.metric, one.unit, kind, "" if counted else machine, "", point)
+    yield "", dataclasses.replace(whole, metric=one.metric, unit=one.unit, kind=kind, machine=machine, points=(point,))
 
 
 def kind_of(metric: str) -> Kind:
@@ -259,24 +238,25 @@ def _conditions(session: Mapping[str, Any], described: Mapping[str, Any]) -> dic
 
 def series_of_stored(runs: Sequence[StoredRun]) -> list[Series]:
     """The series of pytest-benchmark's files (by time): medians, and the exact values in ``extra_info``."""
-    return _grouped((one.cell, one.cell, one) for run in runs for one in _stored_readings(run))
+    return _join(one for run in runs for one in _stored_values(run))
 
 
-def _stored_readings(run: StoredRun) -> Iterator[_Reading]:
-    moment = Moment(run=run.name, at=run.at, commit=run.commit, conditions=_stored_conditions(run.machine))
-    machine = _stored_machine(run.machine)
-    for one in run.benchmarks:
-        yield _Reading(one.name, "median", "s", "shown", machine, "", Point(moment=moment, value=one.median))
-        for key, value in one.extra.items():
-            if kind_of(key) == "exact" or key in STORED_EXACT:
-                yield _Reading(one.name, key, "", "exact", "", "", Point(moment=moment, value=value))
-
-
-def _stored_machine(machine: Mapping[str, Any]) -> str:
-    cpu = machine.get("cpu")
+def _stored_values(run: StoredRun) -> Iterator[tuple[str, Series]]:
+    cpu = run.machine.get("cpu")
     facts = cpu if isinstance(cpu, Mapping) else {}
     count = facts.get("usable_cores") or facts.get("count")
-    return ", ".join(filter(None, [str(facts.get("brand_raw") or ""), f"{count} cores" if count else ""]))
+    machine = ", ".join(filter(None, [str(facts.get("brand_raw") or ""), f"{count} cores" if count else ""]))
+    moment = Moment(run=run.name, at=run.at, commit=run.commit, conditions=_stored_conditions(run.machine))
+    for one in run.benchmarks:
+        point = Point(moment=moment, value=one.median)
+        whole = Series(
+            cell=one.name, model=one.name, metric="median", unit="s", kind="shown", machine=machine, points=(point,)
+        )
+        yield "", whole
+        for key, value in one.extra.items():
+            if kind_of(key) == "exact" or key in ("output", "state_dict"):  # the pytest plugin stores these two as well
+                point = Point(moment=moment, value=value)
+                yield "", dataclasses.replace(whole, metric=key, unit="", kind="exact", machine="", points=(point,))
 
 
 def _stored_conditions(machine: Mapping[str, Any]) -> dict[str, str]:

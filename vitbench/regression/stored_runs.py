@@ -118,7 +118,11 @@ def _read_folder(path: Path, place: Path, problems: list[str]) -> list[RunFolder
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DamagedRecordWarning)
             records = read_records(path)
-        environment = _read_environment(path, problems)
+        environment: Mapping[str, Any] = {}
+        try:
+            environment = read_environment(path)
+        except RunFolderError as error:  # costs the commits, not the run
+            problems.append(one_line(f"Commits and machine of this run are unknown: {error}"))
     except (VitbenchError, OSError, ValueError) as error:
         problems.append(one_line(f"{path} skipped: {error}"))
         return []
@@ -132,15 +136,6 @@ def _read_folder(path: Path, place: Path, problems: list[str]) -> list[RunFolder
         return []
     relative = path.relative_to(place) if path != place else Path(path.resolve().name)
     return [RunFolder(path=path, name=relative.as_posix(), records=dated, environment=environment)]
-
-
-def _read_environment(path: Path, problems: list[str]) -> Mapping[str, Any]:
-    """The environment of a run. A damaged file costs the commits, not the run."""
-    try:
-        return read_environment(path)
-    except RunFolderError as error:
-        problems.append(one_line(f"Commits and machine of this run are unknown: {error}"))
-        return {}
 
 
 def _without_copies(folders: Sequence[RunFolder], problems: list[str]) -> list[RunFolder]:
