@@ -35,10 +35,7 @@ def run_of(*records: Record, name: str = "run") -> Run:
 
 
 def texts(values: list[MetricValue], floor: float = 0.0) -> list[str | None]:
-    return [
-        rank and (f"{rank.best}-{rank.worst}" if rank.best < rank.worst else f"{rank.best}")
-        for rank in ranks(values, floor)
-    ]
+    return [rank and (f"{rank[0]}-{rank[1]}" if rank[0] < rank[1] else f"{rank[0]}") for rank in ranks(values, floor)]
 
 
 # ranks

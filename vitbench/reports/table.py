@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vitbench.analysis.claims import PUBLISHED
 from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.core.stats.estimates import BY_CLASS, measurement_estimate
+from vitbench.core.stats.intervals import Estimate
 from vitbench.core.text import csv_text
 from vitbench.reports.format import without_paths
-from vitbench.reports.model.columns import percentile_value
 from vitbench.reports.model.rows import Row, build_rows, sort_key
 from vitbench.reports.model.runs import Run
-from vitbench.reports.model.tables import Display, Value, estimate_value, metric_value
 from vitbench.reports.model.values import MetricValue, value_of
 from vitbench.suites.thresholds import yields_of
 
@@ -126,11 +125,7 @@ def report_table(rows: Sequence[Row]) -> pd.DataFrame:
 
     extra = _extra_columns(rows)
     lines = [line for row in rows for line in _report_lines(row, extra)]
-    frame = (
-        pd.DataFrame(lines, columns=list(lines[0]))
-        if lines
-        else pd.DataFrame(columns=["run", "device", "image_size", "model"])
-    )
+    frame = pd.DataFrame(lines) if lines else pd.DataFrame(columns=["run", "device", "image_size", "model"])
     whole = [name for name in frame if name in _WHOLE_NUMBERS]
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
@@ -190,8 +185,7 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
                 **{name: getattr(result, name, None) for name in ("value", "low", "high")},
                 "interval_kind": result.kind if result else "",
                 "relative": relative.value if relative else None,
-                "relative_low": relative.low if relative else None,
-                "relative_high": relative.high if relative else None,
+                **{f"relative_{name}": getattr(relative, name, None) for name in ("low", "high")},
                 "relative_interval_kind": relative.kind if relative else "",
                 "n_samples": result.n_samples if result else 0,
                 "n_processes": result.n_processes if result else 0,
@@ -251,13 +245,13 @@ def _at_batch(infer: Record | None, train: Record | None) -> dict[str, Field]:
         texts = (record.status, record.cause, without_paths(record.detail)) if record else ("", "", "")
         line |= zip((f"{name}_cell_{what}" for what in ("status", "cause", "detail")), texts, strict=True)
     for metric in INFERENCE:
-        line |= _columns(metric, _of(infer, metric))
+        line |= _columns(metric, value_of(infer, metric))
         if metric == "inference_peak_memory":
             line |= _process_peak("inference", infer)
         if metric == "latency":
-            line |= _latency_extras(_of(infer, metric))
+            line |= _latency_extras(value_of(infer, metric))
     for metric in TRAINING_STEP:
-        line |= _columns(metric, _of(train, metric))
+        line |= _columns(metric, value_of(train, metric))
         if metric == "training_peak_memory":
             line |= _process_peak("training", train)
     return line
@@ -265,14 +259,13 @@ def _at_batch(infer: Record | None, train: Record | None) -> dict[str, Field]:
 
 def _process_peak(where: str, record: Record | None) -> dict[str, Field]:
     name = f"{where}_{IN_BOTH}"
-    return _column(f"{name}_mb", 1e-6, _of(record, IN_BOTH), f"{name}_status")
+    return _column(f"{name}_mb", 1e-6, value_of(record, IN_BOTH), f"{name}_status")
 
 
 def _latency_extras(found: MetricValue) -> dict[str, Field]:
-    display = Display("ms", 1e3)
-    quantiles = {f"latency_p{100 * q:.0f}_ms": percentile_value(found, q, display) for q in (0.9, 0.99)}
+    quantiles = {f"latency_p{100 * q:.0f}_ms": found.percentile(q) for q in (0.9, 0.99)}
     return {
-        **{name: _number(value) for name, value in quantiles.items()},
+        **{name: None if value is None else _rounded(1e3 * value) for name, value in quantiles.items()},
         "latency_samples": found.estimate.n_samples if found.estimate else None,
         "latency_processes": found.estimate.n_processes if found.estimate else None,
     }
@@ -305,12 +298,8 @@ def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequen
     line: dict[str, Field] = {}
     for one in columns:
         found = [record for record in records[one.where] if record and record.measurement(one.metric)]
-        line |= _column(one.column, 1, value_of(found[0], one.metric) if found else MetricValue(), f"{one.name}_status")
+        line |= _column(one.column, 1, value_of(found[0] if found else None, one.metric), f"{one.name}_status")
     return line
-
-
-def _of(record: Record | None, metric: str) -> MetricValue:
-    return value_of(record, metric) if record else MetricValue()
 
 
 def _columns(metric: str, found: MetricValue) -> dict[str, Field]:
@@ -318,37 +307,29 @@ def _columns(metric: str, found: MetricValue) -> dict[str, Field]:
     line = _column(name, scale, found, f"{metric}_status")
     is_time = yields_of(metric).kind == "time"
     if is_time or metric in SAMPLED:
-        value = metric_value(found, Display(scale=scale))
-        unit = name.removeprefix(metric)  # the unit stays last: latency_low_ms
-        line |= _interval(value, f"{metric}_low{unit}", f"{metric}_high{unit}")
-        line[f"{metric}_interval"] = found.estimate.kind if found.estimate else ""
+        line |= _interval(found.estimate, scale, metric, name.removeprefix(metric))
     if is_time:
-        value = estimate_value(found.relative_between_runs, Display())
-        line[f"relative_{metric}"] = _number(value)
-        line |= _interval(value, f"relative_{metric}_low", f"relative_{metric}_high")
-        line[f"relative_{metric}_interval"] = found.relative_between_runs.kind if found.relative_between_runs else ""
+        relative = found.relative_between_runs
+        line[f"relative_{metric}"] = _rounded(relative.value) if relative else None
+        line |= _interval(relative, 1, f"relative_{metric}")
     return line
 
 
 def _column(name: str, scale: float, found: MetricValue, status_name: str) -> dict[str, Field]:
+    value = None if found.value is None else found.value * scale
     counted = found.measurement is not None and found.measurement.unit in COUNTED
-    value = metric_value(found, Display(scale=scale, precision="counted" if counted else "measured"))
-    return {name: _number(value), status_name: value.status or ""}
+    return {name: value if counted else _rounded(value), status_name: found.status or ""}
 
 
-def _interval(value: Value, low: str, high: str) -> dict[str, Field]:
-    if value.interval is None:
-        return {low: None, high: None}
-    ends = {low: value.interval.low, high: value.interval.high}
-    return {name: _rounded(end * value.display.scale) for name, end in ends.items()}
+def _interval(found: Estimate | None, scale: float, name: str, unit: str = "") -> dict[str, Field]:
+    """The unit stays last: ``latency_low_ms``."""
+    low, high = (found.low, found.high) if found else (None, None)
+    return {
+        f"{name}_low{unit}": None if low is None else _rounded(low * scale),
+        f"{name}_high{unit}": None if high is None else _rounded(high * scale),
+        f"{name}_interval": found.kind if found else "",
+    }
 
 
-def _number(value: Value) -> float | None:
-    if value.number is None:
-        return None
-    scaled = value.number * value.display.scale
-    return scaled if value.display.precision == "counted" else _rounded(scaled)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{MEASURED_DIGITS}g}")
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{MEASURED_DIGITS}g}")

@@ -172,7 +172,7 @@ def _counters(rows: Sequence[Row]) -> list[str]:
     if compared is None:
         return []
     shown, reasons = compared
-    texts = [explanations.COUNTER_REASONS.get(one.name) or cell_text(one.printed).rstrip(".") for one in reasons]
+    texts = [explanations.COUNTER_REASONS.get(one) or cell_text(one).rstrip(".") for one in reasons]
     notes = "  \n".join(f"({mark}) {text}." for mark, text in enumerate(texts, 1))
     return ["## FLOPs by other counters", explanations.COUNTERS, table_text(shown), *([notes] if notes else [])]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitbench.reports.format import NOT_ASKED, cell_text, percent, table, with_interval
 from vitbench.reports.model.rows import shown_status
-from vitbench.reports.model.tables import Column, Display, Interval, Table, Value
+from vitbench.reports.model.tables import Column, Display, Table, Value
 
 #: Significant digits by precision; then those with a fixed number of decimals.
 _DIGITS = {"counted": 4, "measured": 3, "rough": 2}
@@ -34,9 +34,9 @@ def value_text(value: Value, column: Column) -> str:
     if value.text is not None:
         return cell_text(value.text) if column.is_text else value.text
     if value.number is not None:
-        text = number_text(value.number, value.interval, value.display)
-        unit = value.display.unit
-        text += f" {unit}" if unit not in ("", column.display.unit) else ""
+        display = value.display or column.display
+        text = number_text(value.number, value.interval, display)
+        text += f" {display.unit}" if display.unit not in ("", column.display.unit) else ""
     elif value.status is None:
         text = NOT_ASKED
     else:
@@ -47,14 +47,13 @@ def value_text(value: Value, column: Column) -> str:
     return text + {"batch": f" (b{count})", "processes": f" ({count})", "images": f" (n = {count})"}[kind]
 
 
-def number_text(value: float, interval: Interval | None, display: Display) -> str:
+def number_text(value: float, interval: tuple[float, float] | None, display: Display) -> str:
     """``12.3 [12.1, 12.6]`` in the display's unit, which is left out."""
     if display.precision == "change":
         return percent(value)
     if display.precision == "rank" and interval is not None:
-        return f"{interval.low}" if interval.low == interval.high else f"{interval.low}-{interval.high}"
-    ends = [interval.low, interval.high] if interval else []
-    shown, *between = (one * display.scale for one in (value, *ends))
+        return "-".join(f"{rank}" for rank in dict.fromkeys(interval))
+    shown, *between = (one * display.scale for one in (value, *(interval or ())))
     if display.precision == "grouped":
         return f"{round(shown):,}"
     if display.precision in _DECIMALS:

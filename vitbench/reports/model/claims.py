@@ -65,4 +65,4 @@ def computed_value(judgement: Judgement) -> Value:
 
 def _difference(one: Judgement) -> Value:
     points = CHANGE.match(one.claim.quantity)
-    return number_value(one.difference, replace(_CHANGE, unit="points") if points else _CHANGE)
+    return number_value(one.difference, replace(_CHANGE, unit="points") if points else None)

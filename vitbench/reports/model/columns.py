@@ -15,7 +15,6 @@ from vitbench.reports.model.tables import (
     IMAGE_SIZE,
     Column,
     Display,
-    Interval,
     Note,
     Table,
     Value,
@@ -39,7 +38,8 @@ _ORDER = (
     *("macro_f1", "test_loss", "training_images", "training_duration"),
 )
 MB = Display("MB", 1e-6)
-_RELATIVE = Display("× reference")
+WHOLE = Display(precision="whole")
+PERCENT = Display("%", 100, "tenths")
 _TENSORS, _BEYOND = Display("MB", 1e-6, "counted"), Display("MB", 1e-6, "rough")
 _PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
 
@@ -166,10 +166,10 @@ def memory_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
                 line = (
                     *(one.value(row) for one in names),
                     text_value(f"{call} b{record.cell.batch_size}"),
-                    metric_value(seen, MB),
-                    metric_value(tensors, _TENSORS),
-                    *(metric_value(value_of(record, f"tensor_peak_{part}"), _TENSORS) for part in _PARTS),
-                    number_value(None if seen.value is None else seen.value - tensors.value, _BEYOND),
+                    metric_value(seen),
+                    metric_value(tensors),
+                    *(metric_value(value_of(record, f"tensor_peak_{part}")) for part in _PARTS),
+                    number_value(None if seen.value is None else seen.value - tensors.value),
                 )
                 lines.append(line)
     if not lines:
@@ -190,15 +190,6 @@ def largest_training_batch(rows: Sequence[Row]) -> int | None:
     return max((row.train[-1].cell.batch_size for row in rows if row.train), default=None)
 
 
-def percentile_value(found: MetricValue, q: float, display: Display, note: Note | None = None) -> Value:
-    """A quantile of all samples, or that there are too few of them."""
-    quantile = found.percentile(q)
-    if found.value is None or quantile is not None:
-        return number_value(quantile, display, note) if quantile is not None else metric_value(found, display, note)
-    reason = f"n too small (< {samples_for_percentile(q)})"
-    return Value(status="too few samples", reason=reason, display=display, note=note)
-
-
 def _was_asked(value: registry.Yields, cells: Iterable[Sequence[Record]]) -> bool:
     """Whether some cell has it or says why not: a cell that failed whole does not show what it was asked for."""
     return any(record.measurement(value.name) for records in cells for record in records)
@@ -207,56 +198,57 @@ def _was_asked(value: registry.Yields, cells: Iterable[Sequence[Record]]) -> boo
 def _metric_column(
     value: registry.Yields, heading: str, get: Getter, batch: int | None = None, *, relative: bool = False
 ) -> RowColumn:
-    display = _RELATIVE if relative else display_of(value)
-
     def shown(row: Row) -> Value:
         found = get(row, value.name)
         note = _other_batch(found, batch)
-        if relative:
-            return estimate_value(found.relative_between_runs, display, note)
-        return metric_value(found, display, note)
+        return estimate_value(found.relative_between_runs, note) if relative else metric_value(found, note)
 
+    display = Display("× reference") if relative else display_of(value)
     return RowColumn(Column(name=heading, display=display, batch=batch), shown)
 
 
 def _speed_columns(rows: Sequence[Row], value: registry.Yields, batch: int, floors: Floors) -> list[RowColumn]:
-    display = Display("image/s")
-
     def best(row: Row) -> Value:
         found = row.best_throughput()
-        note = None if found.value is None else Note("batch", found.batch_size or 0)
-        return metric_value(found, display) if note is None else number_value(found.value, display, note)
+        if found.value is None:
+            return metric_value(found)
+        return number_value(found.value, note=Note("batch", found.batch_size or 0))
 
     return [
         *(_metric_column(value, "latency", Row.at_smallest_batch, batch, relative=one) for one in (False, True)),
         _rank_column(rows, batch, floors),
-        RowColumn(Column(name="best throughput", display=display), best),
+        RowColumn(Column(name="best throughput", display=Display("image/s")), best),
     ]
 
 
 def _sample_columns(value: registry.Yields, batch: int) -> list[RowColumn]:
-    display, samples = display_of(value), Display(precision="whole")
+    display = display_of(value)
 
     def quantile(row: Row, q: float) -> Value:
         found = row.at_smallest_batch(value.name)
-        return percentile_value(found, q, display, None if found.value is None else _other_batch(found, batch))
+        if found.value is None:
+            return metric_value(found)
+        number, note = found.percentile(q), _other_batch(found, batch)
+        if number is None:
+            reason = f"n too small (< {samples_for_percentile(q)})"
+            return Value(status="too few samples", reason=reason, note=note)
+        return number_value(number, note=note)
 
     def count(row: Row) -> Value:
         found = row.at_smallest_batch(value.name)
         if found.estimate is None:
-            return metric_value(found, samples)
-        return number_value(found.estimate.n_samples, samples, Note("processes", found.estimate.n_processes))
+            return metric_value(found)
+        return number_value(found.estimate.n_samples, note=Note("processes", found.estimate.n_processes))
 
     return [
         RowColumn(Column(name="p90", display=display, batch=batch), lambda row: quantile(row, 0.9)),
         RowColumn(Column(name="p99", display=display, batch=batch), lambda row: quantile(row, 0.99)),
-        RowColumn(Column(name="samples", display=samples, batch=batch, brackets="processes"), count),
+        RowColumn(Column(name="samples", display=WHOLE, batch=batch, brackets="processes"), count),
     ]
 
 
 def _rank_column(rows: Sequence[Row], batch: int, floors: Floors) -> RowColumn:
     """The rank by relative latency among ``rows``, those of another thread count or run apart."""
-    display = Display(precision="rank")
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         if row.at_smallest_batch("latency").batch_size == batch:
@@ -266,9 +258,9 @@ def _rank_column(rows: Sequence[Row], batch: int, floors: Floors) -> RowColumn:
         values = [row.at_smallest_batch("latency") for row in group]
         for row, rank in zip(group, ranks(values, floors.get(key, 0.0)), strict=True):
             if rank is not None:
-                interval = Interval(rank.best, rank.worst)
-                found[id(row)] = Value(number=rank.best, interval=interval, status="ok", display=display)
-    return RowColumn(Column(name="rank", display=display, batch=batch), lambda row: found.get(id(row), Value()))
+                found[id(row)] = Value(number=rank[0], interval=rank, status="ok")
+    column = Column(name="rank", display=Display(precision="rank"), batch=batch)
+    return RowColumn(column, lambda row: found.get(id(row), Value()))
 
 
 def _other_batch(found: MetricValue, batch: int | None) -> Note | None:
@@ -280,13 +272,13 @@ def _other_batch(found: MetricValue, batch: int | None) -> Note | None:
 
 def _accuracy_column(rows: Sequence[Row]) -> RowColumn:
     """Data and the number of test images go into the heading if all rows have the same."""
-    display = Display("%", 100, "tenths")
     tested = {found.value for row in rows if (found := row.trained("test_images")).value is not None}
     same = round(next(iter(tested))) if len(tested) == 1 else None
 
     def value(row: Row) -> Value:
         images = row.trained("test_images").value
         note = None if same or images is None else Note("images", round(images))
-        return metric_value(row.trained("accuracy"), display, note=note)
+        return metric_value(row.trained("accuracy"), note)
 
-    return RowColumn(Column(name="accuracy", display=display, data=shared_test_data(rows), images=same), value)
+    column = Column(name="accuracy", display=PERCENT, data=shared_test_data(rows), images=same)
+    return RowColumn(column, value)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal, NamedTuple
 
 from vitbench.reports.model.rows import Row, image_size_text
 from vitbench.reports.model.tables import (
@@ -22,27 +20,20 @@ from vitbench.reports.model.values import MetricValue
 #: Differences below this share are rounding.
 SAME = 5e-5
 
-#: Without a unit where the heading has it.
-_GFLOPS = Display("", 1e-9, "counted")
+_GFLOPS = Display("GFLOPs", 1e-9, "counted")
 _CHANGE = Display("%", 100, "change")
 
 
-class Reason(NamedTuple):
-    """Why a count differs: a known reason by its name, or what the tool ``printed`` when it failed."""
-
-    name: Literal["fvcore_fused", "fvcore_other", "fvcore_extra", "thop_modules", "thop_extra", "failed"]
-    printed: str = ""
-
-
-def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[Reason]] | None:
+def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[str]] | None:
     """One line a model, image size, number of classes and attention implementation; None without counts.
 
-    Beside the table the reasons that its last column refers to by number, from 1.
+    Beside the table the reasons that its last column refers to by number, from 1: the names of known ones, and what a
+    tool printed when it failed.
     """
     compared = _distinct(rows)
     if not compared:
         return None
-    reasons: dict[Reason, int] = {}
+    reasons: dict[str, int] = {}
     lines = []
     with_classes = len({row.cell.num_classes for row in compared}) > 1
     for row in compared:
@@ -54,21 +45,20 @@ def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[Reason]] | None:
             text_value(image_size_text(row)),
             *([text_value(str(row.cell.num_classes))] if with_classes else []),
             text_value(row.cell.attention),
-            metric_value(ours, _GFLOPS),
-            metric_value(fvcore, _GFLOPS),
-            number_value(_difference(fvcore, ours), _CHANGE),
-            metric_value(thop, _GFLOPS),
-            number_value(_difference(thop, ours), _CHANGE),
+            metric_value(ours),
+            metric_value(fvcore),
+            number_value(_difference(fvcore, ours)),
+            metric_value(thop),
+            number_value(_difference(thop, ours)),
             text_value(", ".join(f"({mark})" for mark in sorted(marks))) if marks else Value(),
         )
         lines.append(line)
-    counted = replace(_GFLOPS, unit="GFLOPs")
     columns = (
         *(Column(name="model"), Column(name="image size", display=IMAGE_SIZE)),
         *([Column(name="classes")] if with_classes else []),
-        *(Column(name="attention"), Column(name="GFLOPs", display=_GFLOPS)),
-        *(Column(name="fvcore", display=counted), Column(name="fvcore - ours", display=_CHANGE)),
-        *(Column(name="thop", display=counted), Column(name="thop - ours", display=_CHANGE), Column(name="why")),
+        *(Column(name="attention"), Column(name="GFLOPs", display=Display("", 1e-9, "counted"))),
+        *(Column(name="fvcore", display=_GFLOPS), Column(name="fvcore - ours", display=_CHANGE)),
+        *(Column(name="thop", display=_GFLOPS), Column(name="thop - ours", display=_CHANGE), Column(name="why")),
     )
     return Table(columns, tuple(lines)), list(reasons)
 
@@ -89,17 +79,17 @@ def _difference(other: MetricValue, ours: MetricValue) -> float | None:
     return None if other.value is None or not ours.value else other.value / ours.value - 1
 
 
-def _reasons(ours: MetricValue, fvcore: MetricValue, thop: MetricValue, attention: str) -> list[Reason]:
+def _reasons(ours: MetricValue, fvcore: MetricValue, thop: MetricValue, attention: str) -> list[str]:
     """The known reasons that can explain each difference, and what each tool printed when it failed."""
     reasons = []
     listed = fvcore.detail.startswith("operators without a formula")
     fused = attention == "fused" and ("scaled_dot_product_attention" in fvcore.detail or not listed)
     for other, less, more in (
-        (fvcore, Reason("fvcore_fused" if fused else "fvcore_other"), Reason("fvcore_extra")),
-        (thop, Reason("thop_modules"), Reason("thop_extra")),
+        (fvcore, "fvcore_fused" if fused else "fvcore_other", "fvcore_extra"),
+        (thop, "thop_modules", "thop_extra"),
     ):
         if other.measurement is not None and other.value is None and other.detail:
-            reasons.append(Reason("failed", other.detail))
+            reasons.append(other.detail)
         elif other.value is not None and ours.value and abs(other.value / ours.value - 1) > SAME:
             reasons.append(less if other.value < ours.value else more)
     return reasons

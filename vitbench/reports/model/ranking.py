@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vitbench.core.stats.comparisons import Ratio, compare, compare_relative
 from vitbench.core.stats.intervals import process_medians
 from vitbench.reports.model.values import MetricValue
-
-
-@dataclass(frozen=True)
-class Rank:
-    """The best and the worst rank (from 1) that the values leave open; equal without a tie."""
-
-    best: int
-    worst: int
 
 
 def ratio_of(one: MetricValue, other: MetricValue) -> Ratio | None:
@@ -41,8 +32,9 @@ def differ(ratio: Ratio | None, floor: float) -> bool:
     return ratio is not None and ratio.tells_apart and max(ratio.value, 1 / ratio.value) > 1 + floor
 
 
-def ranks(values: Sequence[MetricValue], floor: float = 0.0) -> list[Rank | None]:
-    """The rank of each value; values that this run cannot distinguish share their ranks.
+def ranks(values: Sequence[MetricValue], floor: float = 0.0) -> list[tuple[int, int] | None]:
+    """The best and the worst rank (from 1) that each value can have: equal without a tie, shared where this run cannot
+    distinguish values.
 
     None for a value without a reference, and for all if two of those that have one cannot be compared. Values of one
     record (a row that is repeated) count once.
@@ -51,7 +43,7 @@ def ranks(values: Sequence[MetricValue], floor: float = 0.0) -> list[Rank | None
     distinct = list({id(values[index].record): index for index in known}.values())
     if len({_reference(values[index]) for index in known}) > 1 or len(distinct) < 2:
         return [None] * len(values)
-    found: dict[int, Rank] = {}
+    found: dict[int, tuple[int, int]] = {}
     for index in distinct:
         ratios = [ratio_of(values[index], values[other]) for other in distinct if other != index]
         if any(ratio is None for ratio in ratios):
@@ -59,7 +51,7 @@ def ranks(values: Sequence[MetricValue], floor: float = 0.0) -> list[Rank | None
         apart = [ratio for ratio in ratios if ratio and differ(ratio, floor)]
         faster = sum(ratio.value > 1 for ratio in apart)
         slower = sum(ratio.value < 1 for ratio in apart)
-        found[id(values[index].record)] = Rank(faster + 1, len(distinct) - slower)
+        found[id(values[index].record)] = faster + 1, len(distinct) - slower
     return [found[id(value.record)] if value.relative else None for value in values]
 
 

@@ -78,11 +78,11 @@ class Row:
 
     def at_smallest_batch(self, metric: str) -> MetricValue:
         """An inference value at the smallest batch that was asked for, a failure included."""
-        return value_of(self.infer[0], metric) if self.infer else MetricValue()
+        return value_of(self.infer[0] if self.infer else None, metric)
 
     def at_training_batch(self, metric: str) -> MetricValue:
         """A training step's value at the largest batch that was asked for, a failure included."""
-        return value_of(self.train[-1], metric) if self.train else MetricValue()
+        return value_of(self.train[-1] if self.train else None, metric)
 
     def best_throughput(self) -> MetricValue:
         """The highest throughput of all batches; if none has one, why the smallest has none."""
@@ -94,7 +94,7 @@ class Row:
 
     def trained(self, metric: str) -> MetricValue:
         """A value of the training cell."""
-        return value_of(self.training, metric) if self.training else MetricValue()
+        return value_of(self.training, metric)
 
     @property
     def status(self) -> str:

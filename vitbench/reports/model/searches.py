@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from vitbench.core.records import Cell, Record, format_image_size
-from vitbench.reports.model.columns import MB, RowColumn, axis_columns, model_column, place_columns
+from vitbench.reports.model.columns import MB, WHOLE, RowColumn, axis_columns, model_column, place_columns
 from vitbench.reports.model.rows import Row, shown_status, varying_axes
 from vitbench.reports.model.runs import Run
-from vitbench.reports.model.tables import Column, Display, Table, Value, metric_value, number_value, text_value
+from vitbench.reports.model.tables import Column, Table, Value, metric_value, number_value, text_value
 from vitbench.reports.model.values import value_of
 from vitbench.suites.batch_search import (
     BOUND,
@@ -27,7 +27,6 @@ from vitbench.suites.batch_search import (
 
 #: Modes as a reader calls them.
 CALLS = {"infer": "inference", "train": "training step"}
-WHOLE = Display(precision="whole")
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,10 @@ def _ends_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Tabl
             *(text_value(CALLS[search.base.mode]), text_value(search.base.dtype)),
             *(one.value(search.row) for one in others),
             # 0 only where there was not enough memory for one image
-            number_value(search.standing.largest or (0 if search.standing.too_large == 1 else None), WHOLE),
+            number_value(search.standing.largest or (0 if search.standing.too_large == 1 else None)),
             _peak(search),
-            number_value(search.failed.cell.batch_size if search.failed else None, WHOLE),
-            *(_how_it_failed(search), _limit(search), number_value(len(search.records), WHOLE)),
+            number_value(search.failed.cell.batch_size if search.failed else None),
+            *(_how_it_failed(search), _limit(search), number_value(len(search.records))),
         )
         for search in searches
     )
@@ -165,7 +164,7 @@ def _peak(search: Search) -> Value:
     if search.largest is None:
         return Value()
     name = "training_peak_memory" if search.base.mode == "train" else "inference_peak_memory"
-    return metric_value(value_of(search.largest, name), MB)
+    return metric_value(value_of(search.largest, name))
 
 
 def _how_it_failed(search: Search) -> Value:

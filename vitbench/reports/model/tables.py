@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vitbench.core.records import Status
-from vitbench.core.stats.intervals import CONFIDENCE, Estimate
+from vitbench.core.stats.intervals import Estimate
 from vitbench.reports.model.values import MetricValue
 
 #: How many digits of a number mean something:
@@ -37,16 +37,6 @@ TEXT = Display(precision="text")
 IMAGE_SIZE = Display("px", precision="text")
 
 
-@dataclass(frozen=True)
-class Interval:
-    """The ends of a confidence interval in base units. ``kind``: what it covers, as in ``Estimate.kind``."""
-
-    low: float
-    high: float
-    kind: str = ""
-    level: float = CONFIDENCE
-
-
 class Note(NamedTuple):
     """What qualifies a value: a ``batch`` other than the column's, a number of ``processes`` or of test ``images``."""
 
@@ -58,17 +48,18 @@ class Note(NamedTuple):
 class Value:
     """What one column says of one line: a ``number`` in base units, a ``text``, or a ``status`` in its place.
 
-    ``status`` is None where nothing was asked for; ``reason`` says why there is no number. A ``display`` in another
-    unit than the column's puts the unit beside the number.
+    ``interval`` holds the ends of the 95 % interval, of a rank the best and the worst. ``status`` is None where nothing
+    was asked for; ``reason`` says why there is no number. A value with a ``display`` of its own is not shown as its
+    column says; a unit that is not the column's stands beside the number.
     """
 
     number: float | None = None
-    interval: Interval | None = None
+    interval: tuple[float, float] | None = None
     text: str | None = None
     status: Status | Literal["too few samples"] | None = None
     reason: str = ""
     note: Note | None = None
-    display: Display = TEXT
+    display: Display | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -115,21 +106,20 @@ def text_value(text: str) -> Value:
     return Value(text=text, status="ok")
 
 
-def number_value(number: float | None, display: Display, note: Note | None = None) -> Value:
+def number_value(number: float | None, display: Display | None = None, note: Note | None = None) -> Value:
     """An exact number; an empty value for None."""
     return Value(number=number, status=None if number is None else "ok", display=display, note=note)
 
 
-def estimate_value(estimate: Estimate | None, display: Display, note: Note | None = None) -> Value:
+def estimate_value(estimate: Estimate | None, note: Note | None = None) -> Value:
     """A number with its interval; an empty value for None."""
     if estimate is None or estimate.low is None or estimate.high is None:
-        return number_value(estimate.value if estimate else None, display, note)
-    interval = Interval(estimate.low, estimate.high, estimate.kind)
-    return Value(number=estimate.value, interval=interval, status="ok", display=display, note=note)
+        return number_value(estimate.value if estimate else None, note=note)
+    return Value(number=estimate.value, interval=(estimate.low, estimate.high), status="ok", note=note)
 
 
-def metric_value(found: MetricValue, display: Display, note: Note | None = None) -> Value:
+def metric_value(found: MetricValue, note: Note | None = None) -> Value:
     """A metric of a record: its estimate, or its status with the reason."""
     if found.estimate is None:
-        return Value(status=found.status, reason=found.detail, display=display, note=note)
-    return estimate_value(found.estimate, display, note)
+        return Value(status=found.status, reason=found.detail, note=note)
+    return estimate_value(found.estimate, note)

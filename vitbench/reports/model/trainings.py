@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vitbench.analysis.claims import is_data_of
 from vitbench.core.records import Record, format_image_size
 from vitbench.models.cards import Claim, model_registry
+from vitbench.reports.model.columns import PERCENT, WHOLE
 from vitbench.reports.model.rows import DEFAULT_OPTION
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.tables import Column, Display, Table, Value, metric_value, number_value, text_value
@@ -21,9 +22,7 @@ _TRAINED = ("top1", "macro_f1", "loss")
 #: Metrics with a table of a column a class.
 BY_CLASS = {"class_f1": "F1", "class_precision": "Precision", "class_recall": "Recall"}
 
-_PERCENT = Display("%", 100, "tenths")
 _SHARE = Display(precision="thousandths")
-_WHOLE = Display(precision="whole")
 
 Training = tuple[Run, Record]
 
@@ -55,17 +54,17 @@ def comparison_table(trainings: Sequence[Training]) -> Table:
     tested = {n for _, record in trainings if (n := value_of(record, "test_images").value) is not None}
     images = round(tested.pop()) if len(tested) == 1 else None
     metrics = [
-        (Column(name="accuracy", display=_PERCENT, images=images), "accuracy"),
+        (Column(name="accuracy", display=PERCENT, images=images), "accuracy"),
         (Column(name="macro F1", display=_SHARE), "macro_f1"),
         (Column(name="test loss", display=Display("nat")), "test_loss"),
-        (Column(name="images seen", display=_WHOLE), "training_images"),
-        (Column(name="steps", display=_WHOLE), "training_steps"),
+        (Column(name="images seen", display=WHOLE), "training_images"),
+        (Column(name="steps", display=WHOLE), "training_steps"),
         (Column(name="duration", display=Display("s")), "training_duration"),
     ]
     lines = tuple(
         (
             *_names(record, varying, index),
-            *(metric_value(value_of(record, metric), column.display) for column, metric in metrics),
+            *(metric_value(value_of(record, metric)) for _, metric in metrics),
             *(text_value(text) if text else Value() for text in (_published(record), _budget(record))),
         )
         for index, (_, record) in enumerate(trainings)
@@ -95,7 +94,7 @@ def class_tables(trainings: Sequence[Training], metric: str) -> list[Table | int
         lines = []
         for index in indices:
             record = trainings[index][1]
-            values = [number_value(value, _SHARE) for value in _values(value_of(record, metric))]
+            values = [number_value(value) for value in _values(value_of(record, metric))]
             lines.append((*_names(record, varying, index), *values))
         columns = [*_name_columns(varying), *(Column(name=name, display=_SHARE) for name in names)]
         tables.append(len(names) if len(names) > MOST_CLASSES else Table(tuple(columns), tuple(lines)))

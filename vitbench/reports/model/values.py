@@ -92,11 +92,13 @@ class MetricValue:
         return percentile(samples, q)
 
 
-def value_of(record: Record, metric: str) -> MetricValue:
-    """The value of one metric of one record.
+def value_of(record: Record | None, metric: str) -> MetricValue:
+    """The value of one metric of one record; without a record it was not asked for.
 
     Kept beside the record's fields, as ``cached_property`` does: tables, plots and files ask for the same estimates.
     """
+    if record is None:
+        return MetricValue()
     known: dict[str, MetricValue] = vars(record).setdefault("_values", {})
     if metric not in known:
         known[metric] = _find_value(record, metric)
