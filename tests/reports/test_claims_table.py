@@ -14,11 +14,17 @@ from vitbench.core.records import Measurement, Record
 from vitbench.models.cards import Claim, load_model_cards
 from vitbench.reports import write_report
 from vitbench.reports.format import NOT_ASKED
-from vitbench.reports.markdown.claims import claims_page, claims_text, count_verdicts, write_claims
+from vitbench.reports.markdown.claims import (
+    claims_page,
+    claims_text,
+    computed_value,
+    count_verdicts,
+    quantity_text,
+    write_claims,
+)
 from vitbench.reports.markdown.explanations import CLAIMS
 from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.markdown.tables import value_text
-from vitbench.reports.model.claims import computed_value, quantity_text
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.tables import Column, Display
 

@@ -26,9 +26,9 @@ from tests.reports.paired import tables
 from vitbench.core.records import STATUSES, Measurement
 from vitbench.reports.markdown.page import render_markdown, render_summary
 from vitbench.reports.model.failures import merge_numbers
-from vitbench.reports.model.rows import SHOWN
 from vitbench.reports.model.runs import Run
 from vitbench.reports.table import render_csv
+from vitbench.suites.batch_search import shown_status
 
 Golden = Callable[[str, str], None]
 
@@ -135,7 +135,7 @@ def test_a_run_without_records(golden: Golden) -> None:
 def test_a_status_stands_where_the_number_would_be(status: str) -> None:
     record = failed(cell(), status, "a cause", "a detail", stderr_tail="printed last")
     page = render_markdown([Run(name="r", records=[record])])
-    shown = SHOWN.get(status, status)
+    shown = shown_status(status)
     headings, _, line = [cells(text) for text in page.splitlines() if text.startswith("|")][:3]
     row = dict(zip(headings, line, strict=True))
     for heading in ("latency b1 (ms)", "peak memory b1 (MB)", "best throughput (image/s)"):

@@ -11,9 +11,9 @@ from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size
 from tests.reports.paired import REFERENCE_S, TURNS, check, loads, paired, tables, timed
 from vitbench.core.records import Measurement, Record
 from vitbench.devices.host.load import GPU_SLOWED
-from vitbench.reports.markdown.noise import disturbance_texts, noise_section
+from vitbench.reports.markdown.noise import noise_section
 from vitbench.reports.markdown.page import render_markdown, render_summary
-from vitbench.reports.model.noise import noise_floors, noise_levels
+from vitbench.reports.model.noise import disturbances, noise_floors, noise_levels
 from vitbench.reports.model.runs import Run
 
 Golden = Callable[[str, str], None]
@@ -154,14 +154,14 @@ def test_nothing_timed_gives_no_section() -> None:
     ids=["quiet", "load", "steal", "drift", "all of them", "nothing known", "failed"],
 )
 def test_why_a_cell_is_disturbed(record: Record, reasons: list[str]) -> None:
-    assert disturbance_texts(record) == reasons
+    assert disturbances(record) == reasons
 
 
 def test_the_load_is_the_mean_over_a_cells_processes() -> None:
     (measurement,) = loads(0.0)
     for last, count in ((0.9, 1), (0.6, 0)):
         mixed = Measurement(metric=measurement.metric, unit="core", samples=((0.0,), (0.0,), (last,)), method="")
-        assert len(disturbance_texts(paired(cell(), EXACT, extra=[mixed]))) == count
+        assert len(disturbances(paired(cell(), EXACT, extra=[mixed]))) == count
 
 
 def test_a_gpu_that_was_slowed_down_at_any_time_is_disturbed() -> None:
@@ -170,7 +170,7 @@ def test_a_gpu_that_was_slowed_down_at_any_time_is_disturbed() -> None:
         (((0.0,), (0.0,)), []),
     ):
         slowed = Measurement(metric=GPU_SLOWED, unit="1", samples=samples, method="NVML")
-        assert disturbance_texts(paired(cell(device="cuda"), EXACT, extra=[slowed])) == reasons
+        assert disturbances(paired(cell(device="cuda"), EXACT, extra=[slowed])) == reasons
 
 
 def test_disturbed_cells_are_a_table() -> None:

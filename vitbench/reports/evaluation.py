@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vitbench.core.text import printable
 from vitbench.reports.files import write_files
-from vitbench.reports.format import NOT_ASKED, cell_text, number, table
-from vitbench.reports.plots.evaluation import confusion_png, reliability_png
+from vitbench.reports.format import NOT_ASKED, cell_text, number, share, table
+from vitbench.reports.plots.evaluation import Result, confusion_png, reliability_png
 
 JSON = "evaluation.json"
 MARKDOWN = "evaluation.md"
@@ -20,8 +19,6 @@ RELIABILITY = "reliability.png"
 #: Up to so many classes a terminal shows each, and the page shows the confusion matrix as a table.
 _FEW = 20
 _MOST_CONFUSED = 10
-
-Result = Mapping[str, Any]
 
 
 def write_evaluation(result: Result, folder: Path) -> list[Path]:
@@ -48,10 +45,7 @@ def evaluation_text(result: Result) -> str:
         parts += [f"{which} (all of them: --out or --json):", classes_table(worst)]
     else:
         parts += [classes_table(classes)]
-    confused = confused_table(result)
-    if confused:
-        parts += ["What is confused most:", confused]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *confused_section(result)])
 
 
 def evaluation_page(result: Result) -> str:
@@ -68,10 +62,8 @@ def evaluation_page(result: Result) -> str:
     ]
     if len(result["classes"]) <= _FEW:
         parts += [confusion_table(result)]
-    confused = confused_table(result)
-    if confused:
-        parts += ["What is confused most:", confused]
     parts += [
+        *confused_section(result),
         "## Calibration",
         f"![Accuracy by confidence]({RELIABILITY})",
         bins_table(result),
@@ -100,8 +92,8 @@ def metrics_table(result: Result) -> str:
         ["loss", f"{number(result['loss']['value'], 4)} nat"],
         ["precision, recall, F1: macro", _three_text(macro)],
         ["precision, recall, F1: weighted", _three_text(weighted)],
-        ["expected calibration error", f"{_percent(calibration['error'])} ({len(calibration['bins'])} bins)"],
-        ["mean confidence", _percent(calibration["confidence"])],
+        ["expected calibration error", f"{share(calibration['error'])} ({len(calibration['bins'])} bins)"],
+        ["mean confidence", share(calibration["confidence"])],
         ["throughput", f"{number(result['throughput']['value'])} images/s (one pass; vitbench run measures)"],
     ]
     return table(["metric", "value"], lines, ["metric", "value"])
@@ -128,8 +120,8 @@ def confusion_table(result: Result) -> str:
     return table(["true \\ predicted", *names], lines, ["true \\ predicted"])
 
 
-def confused_table(result: Result) -> str:
-    """The largest counts off the diagonal; empty if nothing is wrong."""
+def confused_section(result: Result) -> list[str]:
+    """The largest counts off the diagonal, under a line of text; [] if nothing is wrong."""
     pairs = [
         (-count, true, predicted)
         for true, row in enumerate(result["confusion"]["counts"])
@@ -138,11 +130,11 @@ def confused_table(result: Result) -> str:
     ]
     names, sizes = ([one[key] for one in result["classes"]] for key in ("name", "images"))
     lines = [
-        [_name(names[true]), _name(names[predicted]), str(-count), _percent(-count / sizes[true])]
+        [_name(names[true]), _name(names[predicted]), str(-count), share(-count / sizes[true])]
         for count, true, predicted in sorted(pairs)[:_MOST_CONFUSED]
     ]
     headings = ["true class", "taken for", "images", "of its class"]
-    return table(headings, lines, headings[:2]) if lines else ""
+    return ["What is confused most:", table(headings, lines, headings[:2])] if lines else []
 
 
 def bins_table(result: Result) -> str:
@@ -151,8 +143,8 @@ def bins_table(result: Result) -> str:
         [
             f"{100 * one['low']:.1f} to {100 * one['high']:.1f} %",
             str(one["images"]),
-            NOT_ASKED if one["confidence"] is None else _percent(one["confidence"]),
-            NOT_ASKED if one["accuracy"] is None else _percent(one["accuracy"]),
+            NOT_ASKED if one["confidence"] is None else share(one["confidence"]),
+            NOT_ASKED if one["accuracy"] is None else share(one["accuracy"]),
         ]
         for one in result["calibration"]["bins"]
     ]
@@ -178,10 +170,6 @@ def _fraction_text(one: Result) -> str:
 
 def _three_text(one: Result) -> str:
     return ", ".join(f"{one[key]:.4f}" for key in ("precision", "recall", "f1"))
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"
 
 
 def _name(name: str) -> str:

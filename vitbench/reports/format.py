@@ -55,6 +55,11 @@ def percent(fraction: float) -> str:
     return text[1:] if float(text) == 0 else text
 
 
+def share(fraction: float) -> str:
+    """A fraction in per cent: ``98.61 %``."""
+    return f"{100 * fraction:.2f} %"
+
+
 def without_paths(text: str) -> str:
     """Absolute paths cut down to what they name (``…/report.py``): a report may be published, a home folder not."""
     text = _HOME.sub("~", text)

@@ -94,7 +94,7 @@ def spell(attempts: Attempts, max_batch: int) -> str:
     """
     found = stand(attempts, max_batch)
     if found.stopped_at is not None:
-        ending = f"{_shown(attempts[found.stopped_at][0])}@{found.stopped_at}"
+        ending = f"{shown_status(attempts[found.stopped_at][0])}@{found.stopped_at}"
         return f"{found.largest} ({ending})" if found.largest else ending
     if found.next_batch is not None:
         most = "or more" if found.too_large is None else f"to {found.too_large - 1}"
@@ -102,11 +102,12 @@ def spell(attempts: Attempts, max_batch: int) -> str:
     if found.reached_bound:
         return f">={found.largest}"
     if found.too_large is not None and not found.largest:
-        return f"{_shown(attempts[found.too_large][0])}@{found.too_large}"
+        return f"{shown_status(attempts[found.too_large][0])}@{found.too_large}"
     return str(found.largest)
 
 
-def _shown(status: str) -> str:
+def shown_status(status: str) -> str:
+    """``oom`` -> ``OOM``; the others as they are."""
     return "OOM" if status == "oom" else status
 
 
@@ -184,7 +185,7 @@ def _compared(record: Record, measure: Callable[[Sequence[Cell]], Iterable[Recor
     (without,) = measure([replace(record.cell, memory_limit=None)])
     if without.status != "ok" and not is_too_large(without.status, without.cause):
         return replace(record, detail=f"{record.detail}; without the memory limit also {without.status}")
-    detail = f"{record.detail}; without the memory limit {_shown(without.status)}, so probably for memory"
+    detail = f"{record.detail}; without the memory limit {shown_status(without.status)}, so probably for memory"
     return replace(record, cause="probable_oom", detail=detail)
 
 

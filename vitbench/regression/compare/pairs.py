@@ -14,10 +14,9 @@ from vitbench.core.stats.intervals import CONFIDENCE, MIN_PROCESSES
 from vitbench.regression.change import Change, Verdict
 from vitbench.regression.compare.environments import Apart
 from vitbench.regression.compare.evidence import Fractions, LogRatio, Pending
-from vitbench.reports.markdown.noise import disturbance_texts
-from vitbench.reports.model.rows import shown_status
+from vitbench.reports.model.noise import disturbances
 from vitbench.reports.model.values import MetricValue, value_of
-from vitbench.suites.batch_search import is_attempt
+from vitbench.suites.batch_search import is_attempt, shown_status
 from vitbench.suites.thresholds import RELATIVE, SMALLEST_BYTES, STATUS, Rule, threshold_for, yields_of
 
 #: How bad a status is; a less bad one is better.
@@ -235,7 +234,7 @@ class Pair:
         )
 
     def _disturbed(self) -> str:
-        both = (("BASE", disturbance_texts(self.base)), ("HEAD", disturbance_texts(self.head)))
+        both = (("BASE", disturbances(self.base)), ("HEAD", disturbances(self.head)))
         return "".join(f"; {name} was disturbed ({reasons[0]})" for name, reasons in both if reasons)
 
     def _change(

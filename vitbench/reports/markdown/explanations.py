@@ -70,12 +70,20 @@ _QUIET = (
     f"{100 * RUN_TO_RUN:g} %), which one run cannot see; that of fewer processes does not. Only ratios of the same "
     "reference, build of torch, machine and number of threads are comparable."
 )
+_KINDS = {
+    BETWEEN_PROCESSES: "A time from three or more fresh processes is the geometric mean of their medians. Its interval "
+    "(t, of the medians' logarithms) shows how processes differ; where the first five decided how many there would be, "
+    "it takes their spread.",
+    WITHIN_PROCESS: "The interval of a time from fewer processes shows how well its median is known within them. It "
+    "understates how much another process, or another hour, would differ.",
+}
 
 
 def how_to_read(rows: Sequence[Row]) -> list[str]:
     """What units, brackets and words of the main tables mean."""
     latencies = [row.at_smallest_batch("latency") for row in rows]
     kinds = {found.estimate.kind for found in latencies if found.estimate}
+    intervals = [text for kind, text in _KINDS.items() if kind in kinds]
     paired = any(found.relative for found in latencies)
     lines = [
         f"Sorted by latency{' over that of the reference' if paired else ''}, then by parameters."
@@ -85,7 +93,7 @@ def how_to_read(rows: Sequence[Row]) -> list[str]:
         "Latency is the time of one batch: the median of the samples after the warm-up, which is found from the "
         "samples. Peak memory is that of inference. Throughput is the best of all batches, with its batch behind it.",
         *([_RELATIVE + _QUIET] if paired else []),
-        " ".join(["Brackets are 95 % confidence intervals.", *_intervals(kinds)]),
+        " ".join(["Brackets are 95 % confidence intervals.", *intervals]),
     ]
     tests = [row.training.cell for row in rows if row.training]
     if tests:
@@ -93,20 +101,4 @@ def how_to_read(rows: Sequence[Row]) -> list[str]:
         lines.append(f"Accuracy is top-1 on held-out images {how}, with its Wilson interval.")
     lines.append(f"`{NOT_ASKED}`: not asked for. A word in place of a number is the status; see Failures.")
     lines.append("`report.csv` beside this page has all batches: one line a row of these tables and batch size.")
-    return lines
-
-
-def _intervals(kinds: set[str]) -> list[str]:
-    lines = []
-    if BETWEEN_PROCESSES in kinds:
-        lines.append(
-            "A time from three or more fresh processes is the geometric mean of their medians. Its interval (t, of the "
-            "medians' logarithms) shows how processes differ; where the first five decided how many there would be, it "
-            "takes their spread."
-        )
-    if WITHIN_PROCESS in kinds:
-        lines.append(
-            "The interval of a time from fewer processes shows how well its median is known within them. It "
-            "understates how much another process, or another hour, would differ."
-        )
     return lines

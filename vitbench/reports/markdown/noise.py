@@ -22,7 +22,7 @@ def noise_section(runs: Sequence[Run]) -> str:
         for run in runs
         for names in [[run.name] if len(runs) > 1 else []]
         for record in run.records
-        if (reasons := disturbance_texts(record))
+        if (reasons := disturbances(record))
     ]
     timed = [record for run in runs for record in run.records if timed_values(record)]
     if disturbed:
@@ -33,17 +33,6 @@ def noise_section(runs: Sequence[Run]) -> str:
     else:
         tail = "This machine does not report what else it did."
     return "\n\n".join(["\n".join(lines), tail, *_shortfalls(timed)])
-
-
-def disturbance_texts(record: Record) -> list[str]:
-    """Why a timed cell's values are doubtful, one text a reason."""
-    texts = {
-        "load": "{} cores busy with other programs",
-        "slowed": "heat or a power limit held the GPU's clock down",
-        "steal": "{} cores' time taken by the host",
-        "drift": "the machine's own speed changed {}-fold",
-    }
-    return [texts[one.cause].format(number(one.amount, 2)) for one in disturbances(record)]
 
 
 def _cell_name(cell: Cell) -> str:

@@ -22,14 +22,13 @@ from vitbench.reports.model.rows import (
     Row,
     axis_values,
     build_rows,
-    image_size_text,
-    shown_status,
     sort_key,
     varying_axes,
 )
 from vitbench.reports.model.runs import Run, machine_of, planned_cells
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
 from vitbench.reports.plots.tradeoffs import plan_plots, why_no_plots
+from vitbench.suites.batch_search import shown_status
 
 #: Values that are not worth a word where all rows share them.
 DULL = {"compile": ("no",), "memory limit": ("none",), "weights": ("random",)}
@@ -161,7 +160,7 @@ def _sections(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> list[
     for device, size in sorted(groups):
         group = sorted(groups[device, size], key=sort_key)
         parts += [
-            f"## {cell_text(device)}, {image_size_text(group[0])} px",
+            f"## {cell_text(device)}, {group[0].image_size} px",
             table_text(main_table(group, axes, floors)),
         ]
     return parts

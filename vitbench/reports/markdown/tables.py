@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vitbench.reports.format import NOT_ASKED, cell_text, percent, table, with_interval
-from vitbench.reports.model.rows import shown_status
 from vitbench.reports.model.tables import Column, Display, Table, Value
+from vitbench.suites.batch_search import shown_status
 
 #: Significant digits by precision; then those with a fixed number of decimals.
 _DIGITS = {"counted": 4, "measured": 3, "rough": 2}

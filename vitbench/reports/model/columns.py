@@ -10,7 +10,7 @@ from vitbench.core.records import Record
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import samples_for_percentile
 from vitbench.reports.model.ranking import ranks
-from vitbench.reports.model.rows import DEFAULT_OPTION, Row, image_size_text, shared_test_data, sort_key
+from vitbench.reports.model.rows import DEFAULT_OPTION, Row, shared_test_data, sort_key
 from vitbench.reports.model.tables import (
     IMAGE_SIZE,
     Column,
@@ -66,7 +66,7 @@ def place_columns() -> list[RowColumn]:
     """Device and image size, for tables with rows of several."""
     return [
         RowColumn(Column(name="device"), lambda row: text_value(row.cell.device)),
-        RowColumn(Column(name="image size", display=IMAGE_SIZE), lambda r: text_value(image_size_text(r))),
+        RowColumn(Column(name="image size", display=IMAGE_SIZE), lambda r: text_value(r.image_size)),
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitbench.reports.model.rows import Row, image_size_text
+from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import (
     IMAGE_SIZE,
     Column,
@@ -42,7 +42,7 @@ def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[str]] | None:
         marks = [reasons.setdefault(reason, len(reasons) + 1) for reason in why]
         line = (
             text_value(row.cell.model),
-            text_value(image_size_text(row)),
+            text_value(row.image_size),
             *([text_value(str(row.cell.num_classes))] if with_classes else []),
             text_value(row.cell.attention),
             metric_value(ours),

@@ -9,8 +9,9 @@ from vitbench.analysis.claims import PUBLISHED
 from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.reports.format import telling_line, without_paths
 from vitbench.reports.model.columns import axis_value
-from vitbench.reports.model.rows import Row, shown_status
+from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import IMAGE_SIZE, Column, Table, Value, text_value
+from vitbench.suites.batch_search import shown_status
 
 
 def failures_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from vitbench.core.records import Record
 from vitbench.core.stats.comparisons import noise_floor
 from vitbench.core.stats.intervals import Estimate, estimate, median, process_medians
 from vitbench.devices.host.load import GPU_SLOWED, OTHER_LOAD, STEAL
+from vitbench.reports.format import number
 from vitbench.reports.model.runs import Run
-from vitbench.reports.model.values import MetricValue, mean_of, value_of
+from vitbench.reports.model.values import MetricValue, value_of
 
 #: Metrics that take turns with the reference.
 TIMED = ("latency", "training_step")
-#: From when on a cell counts as disturbed: cores busy with other programs, the share of time in which heat or a power
-#: limit slowed a GPU, cores' time taken by the host,
-_DISTURBING = (("load", OTHER_LOAD, 0.25), ("slowed", GPU_SLOWED, 0.01), ("steal", STEAL, 0.02))
+#: From when on a cell counts as disturbed (cores, or of a slowed GPU a share of the time),
+_DISTURBING = (
+    (OTHER_LOAD, "{} cores busy with other programs", 0.25),
+    (GPU_SLOWED, "heat or a power limit held the GPU's clock down", 0.01),
+    (STEAL, "{} cores' time taken by the host", 0.02),
+)
 #: and the reference's slowest tenth of turns over its fastest while the cell was measured.
 DISTURBING_DRIFT = 1.5
 
@@ -68,22 +72,19 @@ def noise_floors(runs: Sequence[Run]) -> dict[tuple[str, str, int], float]:
     return {(one.run, one.device, one.threads): one.floor for one in levels if one.floor is not None}
 
 
-class Disturbance(NamedTuple):
-    """What was in the way of a timed cell, and how much of it (cores, or a ratio of speeds)."""
+def disturbances(record: Record) -> list[str]:
+    """Why a timed cell's values are doubtful, in words; empty if nothing was in its way, or nothing is known."""
+    found = [(text, _mean_of(record, metric), least) for metric, text, least in _DISTURBING]
+    for one in timed_values(record):
+        found.append(("the machine's own speed changed {}-fold", _drift(_reference_turns(one)), DISTURBING_DRIFT))
+    return [text.format(number(amount, 2)) for text, amount, least in found if amount is not None and amount >= least]
 
-    cause: str  # load, slowed, steal, drift
-    amount: float
 
-
-def disturbances(record: Record) -> list[Disturbance]:
-    """Why a timed cell's values are doubtful; empty if nothing was in its way, or nothing is known."""
-    found = []
-    for cause, metric, least in _DISTURBING:
-        amount = mean_of(record, metric)
-        if amount is not None and amount >= least:
-            found.append(Disturbance(cause, amount))
-    drifts = [_drift(_reference_turns(one)) for one in timed_values(record)]
-    return found + [Disturbance("drift", drift) for drift in drifts if drift is not None and drift >= DISTURBING_DRIFT]
+def _mean_of(record: Record, metric: str) -> float | None:
+    """The mean of all samples; None without any."""
+    one = record.measurement(metric)
+    samples = [x for process in one.samples for x in process] if one else []
+    return math.fsum(samples) / len(samples) if samples else None
 
 
 def shortfall(one: MetricValue) -> float | None:

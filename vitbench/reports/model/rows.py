@@ -12,12 +12,10 @@ from functools import cached_property
 
 from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.reports.model.runs import Run
-from vitbench.reports.model.values import MetricValue, first_value, value_of
+from vitbench.reports.model.values import MetricValue, value_of
 from vitbench.suites import TRAIN_IMAGES
+from vitbench.suites.batch_search import shown_status
 from vitbench.suites.thresholds import yields_of
-
-#: How a status reads where a number would be.
-SHOWN: dict[str, str] = {"oom": "OOM"}
 
 #: The value of an option that other rows set and a row does not.
 DEFAULT_OPTION = "default"
@@ -37,6 +35,11 @@ class Row:
     infer: tuple[Record, ...] = ()
     train: tuple[Record, ...] = ()
     training: Record | None = None
+
+    @property
+    def image_size(self) -> str:
+        """``32`` or ``231x240``, in px."""
+        return format_image_size(self.cell.image_size)
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -73,8 +76,15 @@ class Row:
         return {**dict(self.cell.options), **(dict(self.training.cell.options) if self.training else {})}
 
     def fact(self, metric: str) -> MetricValue:
-        """A value that does not depend on the batch (parameters, FLOPs), from the first cell that has it."""
-        return first_value(self.records, metric)
+        """A value that does not depend on the batch (parameters, FLOPs), from the first cell that has it.
+
+        Without one the first failure; an empty value if a cell that went well has none.
+        """
+        values = [value_of(record, metric) for record in self.records]
+        good = (one for one in values if one.status == "ok")
+        measured = (one for one in values if one.measurement is not None)
+        asked = values if all(one.status is not None for one in values) else []
+        return next(good, next(measured, next(iter(asked), MetricValue())))
 
     def at_smallest_batch(self, metric: str) -> MetricValue:
         """An inference value at the smallest batch that was asked for, a failure included."""
@@ -105,11 +115,6 @@ class Row:
             parts.append(f"{what} {shown_status(self.training.status)}")
         parts += _partial_failures(self.records)
         return "; ".join(parts) or "ok"
-
-
-def shown_status(status: str) -> str:
-    """``oom`` -> ``OOM``; the others as they are."""
-    return SHOWN.get(status, status)
 
 
 def build_rows(runs: Sequence[Run]) -> list[Row]:
@@ -203,11 +208,6 @@ def shared_test_data(rows: Sequence[Row]) -> str:
         return ""
     at = len(sizes) == 1 and any(row.axes["training size"] for row in rows)
     return str(next(iter(data))) + (f" at {format_image_size(next(iter(sizes)))} px" if at else "")
-
-
-def image_size_text(row: Row) -> str:
-    """``32`` or ``231x240``, in px."""
-    return format_image_size(row.cell.image_size)
 
 
 def _row_cell(cell: Cell) -> Cell:

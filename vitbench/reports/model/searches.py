@@ -10,7 +10,7 @@ from typing import Any
 
 from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.reports.model.columns import MB, WHOLE, RowColumn, axis_columns, model_column, place_columns
-from vitbench.reports.model.rows import Row, shown_status, varying_axes
+from vitbench.reports.model.rows import Row, varying_axes
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.tables import Column, Table, Value, metric_value, number_value, text_value
 from vitbench.reports.model.values import value_of
@@ -21,6 +21,7 @@ from vitbench.suites.batch_search import (
     base_of,
     is_attempt,
     is_too_large,
+    shown_status,
     spell,
     stand,
 )

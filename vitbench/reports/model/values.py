@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -116,19 +114,3 @@ def _find_value(record: Record, metric: str) -> MetricValue:
     if record.status != "ok" and not names_what_it_lacks:
         return MetricValue(record, None, record.status, record.detail or record.cause)
     return MetricValue(record)
-
-
-def first_value(records: Iterable[Record], metric: str) -> MetricValue:
-    """The first good value of the records, else the first failure; an empty one if a cell that went well has none."""
-    values = [value_of(record, metric) for record in records]
-    good = (one for one in values if one.status == "ok")
-    measured = (one for one in values if one.measurement is not None)
-    asked = values if all(one.status is not None for one in values) else []
-    return next(good, next(measured, next(iter(asked), MetricValue())))
-
-
-def mean_of(record: Record, metric: str) -> float | None:
-    """The mean of all samples of a metric; None if it has none."""
-    one = value_of(record, metric)
-    samples = [x for process in one.measurement.samples for x in process] if one.measurement else []
-    return math.fsum(samples) / len(samples) if samples else None

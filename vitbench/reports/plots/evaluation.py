@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.core.stats.intervals import wilson_interval
 from vitbench.core.text import printable
+from vitbench.reports.format import share
 from vitbench.reports.plots.style import COLOURS, new_figure, open_frame, render_png
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def confusion_png(result: Result) -> bytes:
     _name_axes(axes, [one["name"] for one in result["classes"]])
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(_title(result, f"accuracy {_percent(result['accuracy']['value'])}"), fontsize=10, parse_math=False)
+    axes.set_title(_title(result, f"accuracy {share(result['accuracy']['value'])}"), fontsize=10, parse_math=False)
     bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels([f"{100 * value:g} %" for value in bar.get_ticks()], fontsize=8)
     bar.set_label("share of the true class (square-root scale)", fontsize=8)
@@ -60,14 +61,14 @@ def reliability_png(result: Result) -> bytes:
     width = calibration["bins"][0]["high"]
     middles = [(one["low"] + one["high"]) / 2 for one in bins]
     _draw_accuracies(upper, bins, middles, width)
-    summary = f"ECE {_percent(calibration['error'])}, {len(calibration['bins'])} bins"
+    summary = f"ECE {share(calibration['error'])}, {len(calibration['bins'])} bins"
     upper.set_title(_title(result, summary), fontsize=10, parse_math=False)
     shares = [one["images"] / total for one in bins]
     lower.bar(middles, shares, width, color="0.6", edgecolor="white", lw=0.6)
     confidence = calibration["confidence"]
-    lower.axvline(confidence, color=COLOURS[1], lw=1.3, label=f"mean confidence {_percent(confidence)}")
+    lower.axvline(confidence, color=COLOURS[1], lw=1.3, label=f"mean confidence {share(confidence)}")
     accuracy = result["accuracy"]["value"]
-    lower.axvline(accuracy, color=COLOURS[2], lw=1.3, ls=(0, (4, 2)), label=f"accuracy {_percent(accuracy)}")
+    lower.axvline(accuracy, color=COLOURS[2], lw=1.3, ls=(0, (4, 2)), label=f"accuracy {share(accuracy)}")
     lower.set_xlabel("confidence (largest probability)")
     lower.set_ylabel("share of images")
     # below the axes, where it covers no bar
@@ -99,7 +100,7 @@ def _draw_accuracies(upper: Axes, bins: Sequence[Result], middles: Sequence[floa
 
 def _title(result: Result, summary: str) -> str:
     what = printable(f"{result['model']} on {result['data']} ({result['split']}, {result['images']} images)")
-    return f"{_shortened(what, 80)}\n{summary}"
+    return f"{what if len(what) <= 80 else what[:79].rstrip() + '…'}\n{summary}"
 
 
 def _name_axes(axes: Axes, names: Sequence[str]) -> None:
@@ -120,15 +121,7 @@ def _name_axes(axes: Axes, names: Sequence[str]) -> None:
         label.set_parse_math(False)  # a class may be called $5
 
 
-def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
-
-
 def _without_middle(text: str, limit: int) -> str:
     """At most ``limit`` characters: names that begin alike often end differently."""
     half = limit // 2
     return text if len(text) <= limit else f"{text[: limit - half - 1].rstrip()}…{text[-half:].lstrip()}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"

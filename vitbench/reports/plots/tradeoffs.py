@@ -13,7 +13,7 @@ from vitbench.core.text import one_line
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.model.columns import smallest_batch
 from vitbench.reports.model.ranking import pareto_front
-from vitbench.reports.model.rows import DEFAULT_OPTION, Row, image_size_text, shared_test_data, varying_axes
+from vitbench.reports.model.rows import DEFAULT_OPTION, Row, shared_test_data, varying_axes
 from vitbench.reports.model.values import MetricValue
 from vitbench.reports.plots.style import COLOURS, MARKERS, new_figure, open_frame, render_png
 
@@ -179,7 +179,7 @@ def _points(rows: Sequence[Row], get: Callable[[Row], Estimate | None], scale: f
     points = []
     for row, x, y in usable:
         values = [(axis, row.axes.get(axis, DEFAULT_OPTION)) for axis in varying]
-        group = [row.cell.device, f"{image_size_text(row)} px"]
+        group = [row.cell.device, f"{row.image_size} px"]
         group += [value for axis, value in values if axis in GROUPING]
         label = [row.cell.model, *(_short(axis, value) for axis, value in values if axis not in GROUPING)]
         points.append(Point(" ".join(filter(None, label)), ", ".join(group), *_scaled(x, scale), *_scaled(y, 100)))
