@@ -19,11 +19,18 @@ from typing_extensions import TypedDict
 
 from vitbench.core.errors import RunFolderError, StorageError, UsageError, VitbenchError
 from vitbench.core.files import read_json, refuse_links
-from vitbench.core.run_folder import cannot_write, write_atomically
+from vitbench.core.run_folder import write_atomically
 from vitbench.core.validation import Flag, Number
 from vitbench.devices import find_device
 from vitbench.experiments.training import resume_training, start_training
-from vitbench.experiments.training.folder import default_folder, read_summary, request_from_dict, write_json
+from vitbench.experiments.training.folder import (
+    check_is_free,
+    default_folder,
+    make_folder,
+    read_summary,
+    request_from_dict,
+    write_json,
+)
 from vitbench.experiments.training.progress import TrainingProgress
 from vitbench.experiments.training.request import (
     REQUEST,
@@ -151,14 +158,8 @@ def start_sweep(
     describe_data(request.data, root=root, download=request.download)
     find_device(request.device)
     folder = out or default_folder(request.model, "sweep")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise RunFolderError(
-                f"{str(folder)!r} is not empty: choose another folder, or resume it with --resume {folder}"
-            )
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+    make_folder(folder, named=True)
+    check_is_free(folder)
     plan = {"schema": SCHEMA, "settings": [asdict(one) for one in settings]}
     write_json(folder / PLAN, plan)
     return _run(folder, settings, progress, say)

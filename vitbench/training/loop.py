@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -113,6 +113,7 @@ def train(
     )
 
 
+@dataclass(eq=False, repr=False)
 class Trainer:
     """A training between two steps. ``seen`` images (repeats counted) and ``steps`` are done; ``averaged`` holds the
     moving average of the weights, if the recipe has one.
@@ -123,63 +124,51 @@ class Trainer:
     ``rank``: each takes its share of every batch, and ``forward`` averages their gradients.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        dataset: ImageSet | FeatureSet,
-        recipe: Recipe,
-        *,
-        device: str,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        scaler: torch.amp.GradScaler | None = None,
-        synchronize: Callable[[], None],
-        seed: int,
-        on_step: OnStep | None = None,
-        forward: torch.nn.Module | None = None,
-        num_classes: int | None = None,
-        frozen: tuple[torch.nn.Module, ...] = (),
-        heads: tuple[str, ...] = (),
-        rank: int = 0,
-        ranks: int = 1,
-        channels_last: bool = False,
-    ) -> None:
-        self.model = model
-        self.dataset = dataset
-        self.recipe = recipe
-        self.device = device
-        self.seed = seed
-        self.rank = rank
-        self.ranks = ranks
-        self.frozen = frozen
-        self.heads = heads
+    model: torch.nn.Module
+    dataset: ImageSet | FeatureSet
+    recipe: Recipe
+    _: KW_ONLY
+    device: str
+    autocast: Callable[[], AbstractContextManager[Any]]
+    scaler: torch.amp.GradScaler | None = None
+    synchronize: Callable[[], None]
+    seed: int
+    on_step: OnStep | None = None
+    forward: torch.nn.Module | None = None
+    num_classes: int | None = None
+    frozen: tuple[torch.nn.Module, ...] = ()
+    heads: tuple[str, ...] = ()
+    rank: int = 0
+    ranks: int = 1
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        model, dataset, recipe = self.model, self.dataset, self.recipe
         self.seen = 0
         self.steps = 0
         self.elapsed_s = 0.0
-        self.optimizers = make_optimizers(model, recipe, num_classes or dataset.num_classes)
+        self.optimizers = make_optimizers(model, recipe, self.num_classes or dataset.num_classes)
         self.averaged = _make_average(model, recipe.ema) if recipe.ema else None
-        names = {one.name for one in fields(AugmentSettings)} & Recipe.model_fields.keys()
-        self.settings = AugmentSettings(**{name: getattr(recipe, name) for name in names})
-        self._synchronize = synchronize
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._order = ImageOrder(len(dataset), seed, dataset.labels if recipe.sampler == "weighted" else None)
+        self._settings = AugmentSettings(**{one.name: getattr(recipe, one.name) for one in fields(AugmentSettings)})
+        self._format = torch.channels_last if self.channels_last else torch.contiguous_format
+        self._order = ImageOrder(len(dataset), self.seed, dataset.labels if recipe.sampler == "weighted" else None)
         self._dtype = input_dtype(model)
         self._total = recipe.total_images(len(dataset))
-        self._statistics = _Statistics(recipe, recipe.total_steps(len(dataset)), on_step, device)
+        self._statistics = _Statistics(recipe, recipe.total_steps(len(dataset)), self.on_step, self.device)
         weights = None
         if recipe.class_weights == "inverse":
-            weights = class_weights(dataset.labels, dataset.num_classes).to(device)
+            weights = class_weights(dataset.labels, dataset.num_classes).to(self.device)
         self._step = Step(
             model,
-            model if forward is None else forward,
+            model if self.forward is None else self.forward,
             self.optimizers,
             recipe,
-            autocast,
-            scaler,
+            self.autocast,
+            self.scaler,
             dataset.num_classes,
             weights,
-            ranks,
+            self.ranks,
         )
-        self.scaler = scaler
 
     @property
     def done(self) -> bool:
@@ -200,7 +189,7 @@ class Trainer:
             self.model.get_submodule(path).train()
         for module in self.frozen:
             module.eval()
-        self._synchronize()
+        self.synchronize()
         begin, before = time.perf_counter(), self.elapsed_s
         try:
             while not self.done and (until is None or self.seen < until):
@@ -209,7 +198,7 @@ class Trainer:
                 if is_to_pause is not None and is_to_pause():
                     break
             self._statistics.read()
-            self._synchronize()
+            self.synchronize()
         finally:
             self.elapsed_s = before + time.perf_counter() - begin
 
@@ -239,7 +228,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that ``load_state`` needs to resume from here: tensors, numbers and texts only."""
-        found: dict[str, Any] = {
+        return {
             "seen": self.seen,
             "steps": self.steps,
             "elapsed_s": self.elapsed_s,
@@ -250,7 +239,6 @@ class Trainer:
             "rng": random_state(),
             "stretch": self._statistics.state(),
         }
-        return found
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Resume from ``state``. Raises KeyError, ValueError or RuntimeError if it is of another training."""
@@ -300,7 +288,7 @@ class Trainer:
         images = self._to_device(dataset.images.index_select(0, indices.to(dataset.images.device)))
         if recipe.augment:
             generator = seeded_generator(self.seed, "augmentation", place)
-            images = augment(images, recipe.augment, generator, self.settings)
+            images = augment(images, recipe.augment, generator, self._settings)
         inputs = normalise(images, self._dtype, recipe.mean, recipe.std)
         targets = labels
         if recipe.mixup or recipe.cutmix:
@@ -430,8 +418,8 @@ class Step:
 
 @contextmanager
 def _without_statistics_of_one(norms: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Inside, a batch normalisation that gets one number a channel uses its running statistics and does not update
-    them; torch would raise an error.
+    """Inside, a batch normalisation that gets one number a channel, for which torch would raise an error, uses its
+    running statistics and does not update them.
     """
     turned: list[torch.nn.Module] = []
 
@@ -450,11 +438,11 @@ def _without_statistics_of_one(norms: Iterable[_BatchNorm]) -> Iterator[None]:
             module.training = True
 
 
+@dataclass(eq=False)
 class _Together:
     """Several optimizers as torch's GradScaler sees one."""
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self.optimizers = optimizers
+    optimizers: Sequence[torch.optim.Optimizer]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -479,7 +467,8 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[
     for old, new in zip(before, optimizer.param_groups, strict=True):
         for key, value in old.items():
             own, found = (one if isinstance(one, list | tuple) else (one,) for one in (value, new[key]))
-            if isinstance(own[0], int | float) and not (len(own) == len(found) and all(map(_is_number, found))):
+            numbers = all(isinstance(one, bool) or is_number(one) for one in found)
+            if isinstance(own[0], int | float) and not (numbers and len(own) == len(found)):
                 raise ValueError(f"its optimizers hold a {key} that is not a number")
     for parameter, kept in optimizer.state.items():
         for key, value in kept.items():
@@ -487,26 +476,20 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[
                 raise ValueError(f"its optimizers hold a {key} of the shape {tuple(value.shape)}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, bool) or is_number(value)
-
-
+@dataclass(eq=False)
 class _Statistics:
-    """The loss of each step, read while the device works on the next step: reading it at once would make the device
-    wait.
-    """
+    """The loss of each step, read while the device works on the next one: reading it at once would make it wait."""
 
-    def __init__(self, recipe: Recipe, total: int | None, on_step: OnStep | None, device: str) -> None:
-        self.recipe = recipe
-        self.total = total
-        self.device = device
-        self.on_step = on_step
-        self.losses: list[float] = []
-        self.images = 0
-        self._steps = 0
-        self._since_s = 0.0
-        self._correct: torch.Tensor | None = None
-        self._unread: torch.Tensor | None = None
+    recipe: Recipe
+    total: int | None
+    on_step: OnStep | None
+    device: str
+    losses: list[float] = field(default_factory=list)
+    images: int = 0
+    _steps: int = 0
+    _since_s: float = 0.0
+    _correct: torch.Tensor | None = None
+    _unread: torch.Tensor | None = None
 
     def state(self) -> dict[str, Any]:
         """The statistics so far; every loss has been read."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from vitbench.core.errors import UsageError
 
@@ -62,21 +61,15 @@ def ranks_from_environment() -> Ranks:
 
 
 @contextlib.contextmanager
-def joined(ranks: Ranks, kind: str) -> Iterator[None]:
+def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     """Join the other processes: by NCCL on ``cuda``, by gloo elsewhere."""
     if ranks.count == 1:
         yield
         return
-    torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=_PATIENCE)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield
     finally:
         torch.distributed.destroy_process_group()
-
-
-def distributed(model: nn.Module, ranks: Ranks, device: torch.device, unused: bool) -> nn.Module:
-    """``model`` with gradients averaged over the processes; ``unused``: some parameters get no gradient."""
-    if ranks.count == 1:
-        return model
-    on = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=on, find_unused_parameters=unused)

@@ -48,6 +48,11 @@ class ConfidenceBin:
     confidence: float | None
     accuracy: float | None
 
+    @property
+    def gap(self) -> float:
+        """|accuracy - confidence|; 0 where there are no images."""
+        return 0.0 if self.accuracy is None or self.confidence is None else abs(self.accuracy - self.confidence)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -100,9 +105,6 @@ def score(logits: Array, labels: Array, *, bins: int = 15, classes: int | None =
         for kind in ("macro", "weighted")
     }
     found = calibrate(confidence, rank == 0, bins)
-    gaps = [
-        abs(one.accuracy - one.confidence) for one in found if one.accuracy is not None and one.confidence is not None
-    ]
     return Scores(
         total=total,
         correct=int((rank == 0).sum()),
@@ -117,7 +119,7 @@ def score(logits: Array, labels: Array, *, bins: int = 15, classes: int | None =
         ),
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion),
         calibration_error=expected_calibration_error(found),
-        largest_gap=max(gaps),
+        largest_gap=max(one.gap for one in found),
         confidence=float(confidence.mean()),
         bins=found,
     )
@@ -174,11 +176,7 @@ def calibrate(confidence: Array, right: Array, bins: int) -> tuple[ConfidenceBin
 def expected_calibration_error(bins: Sequence[ConfidenceBin]) -> float:
     """``sum over bins of |B|/N * |accuracy(B) - confidence(B)|`` (Guo et al., 2017, arXiv:1706.04599, equation 3)."""
     total = sum(one.images for one in bins)
-    return sum(
-        one.images / total * abs(one.accuracy - one.confidence)
-        for one in bins
-        if one.accuracy is not None and one.confidence is not None
-    )
+    return sum(one.images / total * one.gap for one in bins)
 
 
 def _three(values: Sequence[Any]) -> dict[str, float]:

@@ -177,7 +177,7 @@ def test_a_training_resumes_with_as_many_processes_as_it_began_with(
 
     for key, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr("vitbench.experiments.training.setup.joined", lambda ranks, kind: contextlib.nullcontext())
+    monkeypatch.setattr("vitbench.training.ranks.joined", lambda ranks, device: contextlib.nullcontext())
     folder = _with_header(whole, tmp_path / "of one")
     with pytest.raises(RunFolderError, match=r"began with 1 process, and these are 2: .* Go on with: vitbench train"):
         resume_training(folder)

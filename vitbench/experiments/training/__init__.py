@@ -109,11 +109,11 @@ def _session(request: TrainingRequest, progress: TrainingProgress | None) -> Ite
     """This process's session, joined to those of the other processes; only the first one shows progress."""
     from vitbench.experiments.training.session import Session
     from vitbench.experiments.training.setup import Setup, restored_settings
-    from vitbench.training.ranks import ranks_from_environment
+    from vitbench.training.ranks import joined, ranks_from_environment
 
     ranks = ranks_from_environment()
     shown = progress if progress is not None and ranks.first else TrainingProgress()
     with restored_settings():
         session = Session(Setup(request, ranks, shown))
-        with session.setup.joined():
+        with joined(ranks, session.setup.device.torch_device):
             yield session

@@ -35,7 +35,7 @@ from vitbench.training.freezing import check_freeze, features_of, freeze_paramet
 from vitbench.training.loop import Trainer
 from vitbench.training.optimizers import regularise
 from vitbench.training.order import random_state, set_random_state
-from vitbench.training.ranks import Ranks, distributed, joined
+from vitbench.training.ranks import Ranks
 from vitbench.training.recipes import Recipe
 
 #: As in recipes; numpy takes twice as much, torch more.
@@ -70,12 +70,6 @@ class Setup:
         self.origin = "random weights"
         self.imbalance = self.recipe.imbalance
         self.features: tuple[FeatureSet, FeatureSet] | None = None
-
-    def joined(self) -> AbstractContextManager[None]:
-        """The other processes, if there are any."""
-        if self.device.kind == "cuda" and self.ranks.count > 1:
-            torch.cuda.set_device(self.device.torch_device)
-        return joined(self.ranks, self.device.kind)
 
     def prepare(self, saved: Saved | None = None) -> None:
         """Build, load, freeze, read. With a checkpoint the weights are its own: a file that the training began with
@@ -202,8 +196,10 @@ class Setup:
         if self.features is not None:
             model, dataset = self.model.get_submodule(self.freezing.heads[0]), self.features[0]
         forward: Any = torch.compile(model) if self.request.compile else model
-        unused = self.ranks.count > 1 and self._has_unused()
-        forward = distributed(forward, self.ranks, self.device.torch_device, unused)
+        if self.ranks.count > 1:  # the average of the gradients of all processes
+            on = [self.device.torch_device] if self.device.kind == "cuda" else None
+            unused = self._has_unused()
+            forward = torch.nn.parallel.DistributedDataParallel(forward, device_ids=on, find_unused_parameters=unused)
         # each process draws dropout of its own
         torch.manual_seed(self.request.seed + 1_000_003 * self.ranks.rank)
         return Trainer(

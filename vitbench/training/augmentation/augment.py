@@ -32,8 +32,7 @@ class AugmentSettings:
 
     ``rotation``: degrees to either side. ``jitter``: brightness, contrast and saturation are multiplied by 1 - jitter
     to 1 + jitter; ``jitter_hue``: the largest turn of the hue (0 to 0.5 of its circle). ``randaugment_ops`` an image of
-    ``randaugment_magnitude`` (0 to 30). ``erasing``: the probability; ``erasing_scale``: the part of the image that a
-    rectangle takes, from and to; ``erasing_ratio``: its height over its width, from and to.
+    ``randaugment_magnitude`` (0 to 30). ``erasing``: the probability.
     """
 
     rotation: float = 15.0
@@ -42,11 +41,6 @@ class AugmentSettings:
     randaugment_ops: int = 2
     randaugment_magnitude: int = 9
     erasing: float = 0.25
-    erasing_scale: tuple[float, float] = (0.02, 0.33)
-    erasing_ratio: tuple[float, float] = (0.3, 3.3)
-
-
-DEFAULT_SETTINGS = AugmentSettings()
 
 
 def shift_and_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -147,16 +141,12 @@ def adjust_colours(images: torch.Tensor, changes: Sequence[tuple[str, torch.Tens
     for name, factors in changes:
         factors = factors.float().to(images.device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
         values = _COLOURS[name](values, factors).clamp_(0, 255)
-    return _to_uint8(values.round_())
-
-
-def _brightness(values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blended with black. Changes ``values`` (B, 3, H, W), as the others below may."""
-    return values.mul_(factors)
+    # via int16: on a CPU the direct conversion takes several times as long
+    return values.round_().to(torch.int16).to(torch.uint8)
 
 
 def _contrast(values: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blended with the image's mean grey."""
+    """Blended with the image's mean grey. Changes ``values`` (B, 3, H, W), as the others may."""
     shares = torch.tensor(_GREY_SHARES, device=values.device).view(1, 3, 1, 1)
     grey = (values.mean((2, 3), keepdim=True) * shares).sum(1, keepdim=True)  # (B, 1, 1, 1)
     return values.mul_(factors).add_(grey.mul_(1 - factors))
@@ -187,7 +177,7 @@ def _hue(values: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 _COLOURS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "brightness": _brightness,
+    "brightness": lambda values, factors: values.mul_(factors),  # blended with black
     "contrast": _contrast,
     "saturation": _saturation,
     "hue": _hue,
@@ -198,8 +188,8 @@ def erase(
     images: torch.Tensor,
     generator: torch.Generator,
     probability: float,
-    scale: tuple[float, float] = DEFAULT_SETTINGS.erasing_scale,
-    ratio: tuple[float, float] = DEFAULT_SETTINGS.erasing_ratio,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
 ) -> torch.Tensor:
     """With ``probability``, fill a rectangle of an image with grey: (B, 3, H, W) uint8 -> the same.
 
@@ -235,11 +225,6 @@ def erase_at(
     return images * (1 - inside) + _ERASED * inside  # on a CPU much faster than masked_fill
 
 
-def _to_uint8(values: torch.Tensor) -> torch.Tensor:
-    # via int16: on a CPU the direct conversion takes several times as long
-    return values.to(torch.int16).to(torch.uint8)
-
-
 def _uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.rand(shape, dtype=torch.float64, generator=generator) * (high - low) + low
 
@@ -256,9 +241,7 @@ AUGMENTATIONS: dict[str, Callable[[torch.Tensor, torch.Generator, AugmentSetting
     "rotation": lambda images, generator, given: rotate(images, generator, given.rotation),
     "jitter": lambda images, generator, given: jitter(images, generator, given.jitter, given.jitter_hue),
     "randaugment": _randaugment,
-    "erasing": lambda images, generator, given: erase(
-        images, generator, given.erasing, given.erasing_scale, given.erasing_ratio
-    ),
+    "erasing": lambda images, generator, given: erase(images, generator, given.erasing),
 }
 
 
@@ -266,14 +249,14 @@ def augment(
     images: torch.Tensor,
     names: Sequence[str],
     generator: torch.Generator,
-    settings: AugmentSettings = DEFAULT_SETTINGS,
+    settings: AugmentSettings | None = None,
 ) -> torch.Tensor:
     """``images`` (B, 3, H, W) uint8 after each augmentation of AUGMENTATIONS, in the order given.
 
     ``images`` stay as they are. ``generator`` is on the CPU, wherever the images are.
     """
     for name in names:
-        images = AUGMENTATIONS[name](images, generator, settings)
+        images = AUGMENTATIONS[name](images, generator, settings or AugmentSettings())
     return images
 
 

@@ -7,6 +7,8 @@ or turned go through one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from vitbench.training.augmentation.augment import map_nearest, turning
@@ -87,26 +89,20 @@ def apply_operation(images: torch.Tensor, operation: str, strength: float) -> to
     if operation in GEOMETRIC:
         matrix = _matrix(operation, strength, *images.shape[-2:])
         return map_nearest(images, matrix.expand(len(images), -1, -1))
-    match operation:
-        case "Brightness":
-            return V.adjust_brightness(images, 1 + strength)
-        case "Color":
-            return V.adjust_saturation(images, 1 + strength)
-        case "Contrast":
-            return V.adjust_contrast(images, 1 + strength)
-        case "Sharpness":
-            return sharpen(images, 1 + strength)
-        case "Posterize":
-            return V.posterize(images, int(strength))
-        case "Solarize":
-            return V.solarize(images, strength)
-        case "AutoContrast":
-            return V.autocontrast(images)
-        case "Equalize":
-            return V.equalize(images)
-        case "Identity":
-            return images
-    raise ValueError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
+    kernels: dict[str, Callable[[], torch.Tensor]] = {
+        "Brightness": lambda: V.adjust_brightness(images, 1 + strength),
+        "Color": lambda: V.adjust_saturation(images, 1 + strength),
+        "Contrast": lambda: V.adjust_contrast(images, 1 + strength),
+        "Sharpness": lambda: sharpen(images, 1 + strength),
+        "Posterize": lambda: V.posterize(images, int(strength)),
+        "Solarize": lambda: V.solarize(images, strength),
+        "AutoContrast": lambda: V.autocontrast(images),
+        "Equalize": lambda: V.equalize(images),
+        "Identity": lambda: images,
+    }
+    if operation not in kernels:
+        raise ValueError(f"no operation {operation!r}; there are {', '.join(OPERATIONS)}")
+    return kernels[operation]()
 
 
 def _matrix(operation: str, strength: float, height: int, width: int) -> torch.Tensor:

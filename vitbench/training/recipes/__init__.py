@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,16 +17,8 @@ from vitbench.core.errors import UsageError
 from vitbench.core.files import read_toml
 from vitbench.training.data.subsets import digest_indices, is_rule
 
-BUILT_IN = Path(__file__).parent
-
 #: The keys that say how long a training is; a recipe has exactly one of them.
 BUDGETS = ("images", "steps", "epochs", "seconds")
-
-Optimizer = Literal["adamw", "adam", "sgd", "muon"]
-Schedule = Literal["cosine", "constant", "step"]
-Augmentation = Literal["crop", "flip", "rotation", "jitter", "randaugment", "erasing"]
-Sampler = Literal["shuffle", "weighted"]
-ClassWeights = Literal["none", "inverse"]
 
 #: Short names for ``--set``.
 ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wd": "weight_decay"}
@@ -63,7 +55,7 @@ class Recipe(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
-    optimizer: Optimizer = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     learning_rate: Positive
     weight_decay: NotNegative = 0.0
     batch_size: Count
@@ -71,9 +63,9 @@ class Recipe(BaseModel):
     steps: Count | None = None
     epochs: Positive | None = None
     seconds: Positive | None = None
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Fraction = 0.0
     warmup_start: Fraction = 0.0
-    schedule: Schedule = "cosine"
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
     min_learning_rate: NotNegative = 0.0
     step_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -81,7 +73,7 @@ class Recipe(BaseModel):
     accumulate: Count = 1
     clip_norm: Positive | None = None
     label_smoothing: Fraction = 0.0
-    augment: tuple[Augmentation, ...] = ()
+    augment: tuple[Literal["crop", "flip", "rotation", "jitter", "randaugment", "erasing"], ...] = ()
     rotation: Annotated[float, Field(gt=0, le=180)] = 15.0
     jitter: Fraction = 0.2
     jitter_hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -97,8 +89,8 @@ class Recipe(BaseModel):
     stochastic_depth: Fraction | None = None
     ema: Fraction = 0.0
     imbalance: Annotated[str, Field(min_length=1)] | None = None
-    sampler: Sampler = "shuffle"
-    class_weights: ClassWeights = "none"
+    sampler: Literal["shuffle", "weighted"] = "shuffle"
+    class_weights: Literal["none", "inverse"] = "none"
     validation: Fraction = 0.0
     patience: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
@@ -176,7 +168,7 @@ class Recipe(BaseModel):
 
 def list_recipes() -> dict[str, Path]:
     """The built-in recipes: name to file."""
-    return {path.stem: path for path in sorted(BUILT_IN.glob("*.toml"))}
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.toml"))}
 
 
 def load_recipe(name_or_path: str, **overrides: Any) -> Recipe:
@@ -307,14 +299,7 @@ def _first_problem(error: ValidationError, source: str, overrides: Mapping[str, 
     if problem["type"] == "value_error":
         return f"Recipe {source}: {message}"
     if problem["type"] == "literal_error":
-        kinds: dict[str, Any] = {
-            "optimizer": Optimizer,
-            "schedule": Schedule,
-            "augment": Augmentation,
-            "sampler": Sampler,
-            "class_weights": ClassWeights,
-        }
-        choices = list(get_args(kinds[key]))
+        choices = re.findall("'(.+?)'", problem["ctx"]["expected"])
         given = str(problem["input"])
         return f"{where}: {given!r} is not allowed.{_did_you_mean(given, choices)} Allowed: {', '.join(choices)}"
     return f"{where}: {message} (given: {problem['input']!r})"
