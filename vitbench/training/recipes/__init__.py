@@ -20,6 +20,8 @@ from vitbench.training.data.subsets import digest_indices, is_rule
 #: The keys that say how long a training is; a recipe has exactly one of them.
 BUDGETS = ("images", "steps", "epochs", "seconds")
 
+Augmentation = Literal["crop", "flip", "rotation", "jitter", "randaugment", "erasing"]
+
 #: Short names for ``--set``.
 ALIASES = {"lr": "learning_rate", "min_lr": "min_learning_rate", "wd": "weight_decay"}
 #: Keys that other keys depend on (see _need_of).
@@ -73,7 +75,7 @@ class Recipe(BaseModel):
     accumulate: Count = 1
     clip_norm: Positive | None = None
     label_smoothing: Fraction = 0.0
-    augment: tuple[Literal["crop", "flip", "rotation", "jitter", "randaugment", "erasing"], ...] = ()
+    augment: tuple[Augmentation, ...] = ()
     rotation: Annotated[float, Field(gt=0, le=180)] = 15.0
     jitter: Fraction = 0.2
     jitter_hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
