@@ -298,7 +298,7 @@ def _maps_npz(maps: Sequence[AttentionMap]) -> bytes:
 
 
 def _write(out: Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
-    """Each file whole or not at all. Raises RunFolderError, StorageError."""
+    """Raises RunFolderError, StorageError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -111,11 +111,13 @@ def evaluate_trained(
     described = _describe(trained, info, split, amp, batch_size, list(warnings))
     answers = _collect(trained, dataset, amp, batch_size)
     scores = score(answers.logits.numpy(), dataset.labels.numpy(), bins=bins, classes=info.num_classes)
+    # the head may have room for more classes than the data has
+    names = (*info.class_names, *(trained.class_name(k) for k in range(info.num_classes, trained.num_classes)))
     return {
         **described,
         "images": len(dataset),
         "chosen": _chosen(len(dataset), info.count(split), split),
-        **_score_values(scores, _class_names(trained, info), info.num_classes),
+        **_score_values(scores, names, info.num_classes),
         "throughput": {
             "value": len(dataset) / answers.duration_s,
             "unit": "image/s",
@@ -129,9 +131,7 @@ def evaluate_trained(
 
 
 def _check_classes(trained: TrainedModel, info: DataInfo) -> None:
-    """Raises DataError unless the head has the data's classes, or these first and then others (``vitbench train
-    --num-classes``).
-    """
+    """Raises DataError unless the head has the data's classes, or these first and then others (--num-classes)."""
     names, few = trained.facts.get("classes"), info.num_classes
     if trained.num_classes == few:
         return
@@ -140,11 +140,6 @@ def _check_classes(trained: TrainedModel, info: DataInfo) -> None:
             f"The weights {trained.weights} have {trained.num_classes} classes, but {info.label} has {few}. Give the "
             "data that they were trained for, or --replace-head for a random head"
         )
-
-
-def _class_names(trained: TrainedModel, info: DataInfo) -> tuple[str, ...]:
-    """One a class of the head: those of the data, and what else it has room for."""
-    return (*info.class_names, *(trained.class_name(k) for k in range(info.num_classes, trained.num_classes)))
 
 
 def _warnings(trained: TrainedModel, info: DataInfo) -> list[str]:

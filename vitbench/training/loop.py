@@ -155,20 +155,13 @@ class Trainer:
         self._dtype = input_dtype(model)
         self._total = recipe.total_images(len(dataset))
         self._statistics = _Statistics(recipe, recipe.total_steps(len(dataset)), self.on_step, self.device)
-        weights = None
+        self._forward = model if self.forward is None else self.forward
+        self._class_weights: torch.Tensor | None = None
         if recipe.class_weights == "inverse":
-            weights = class_weights(dataset.labels, dataset.num_classes).to(self.device)
-        self._step = Step(
-            model,
-            model if self.forward is None else self.forward,
-            self.optimizers,
-            recipe,
-            self.autocast,
-            self.scaler,
-            dataset.num_classes,
-            weights,
-            self.ranks,
-        )
+            self._class_weights = class_weights(dataset.labels, dataset.num_classes).to(self.device)
+        # where the recipe asks for parts of one image, a layer that needs more raises an error
+        usual = math.ceil(max(recipe.batch_size // self.ranks, 1) / recipe.accumulate)
+        self._norms = [one for one in model.modules() if isinstance(one, _BatchNorm)] if usual > 1 else []
 
     @property
     def done(self) -> bool:
@@ -271,7 +264,7 @@ class Trainer:
             if len(indices) == 0:
                 indices = self._order.at(self.seen, 1)
         inputs, labels, targets = self._batch(indices)
-        loss, correct = self._step(inputs, labels, targets)
+        loss, correct = self._optimise(inputs, labels, targets)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self._statistics.add(loss, correct, len(indices))
@@ -308,39 +301,10 @@ class Trainer:
         # Only CUDA need not wait: mps may read the memory after it has been freed.
         return values.to(self.device, non_blocking=self.device.startswith("cuda"))
 
-    def _progress(self, size: int) -> float:
-        """The part of the budget (0 to 1) that is reached in the middle of the next step."""
-        if self._total is None:
-            assert self.recipe.seconds is not None
-            return min(1.0, self.elapsed_s / self.recipe.seconds)
-        return (self.seen + size / 2) / self._total
-
-
-@dataclass(eq=False)
-class Step:
-    """One step of the optimizers on one batch; returns the loss and how many are right, still on the device.
-
-    ``forward`` is called in place of ``model`` (compiled, distributed); ``class_weights`` (K,) weight the loss.
-    """
-
-    model: torch.nn.Module
-    forward: torch.nn.Module
-    optimizers: list[torch.optim.Optimizer]
-    recipe: Recipe
-    autocast: Callable[[], AbstractContextManager[Any]]
-    scaler: torch.amp.GradScaler | None
-    num_classes: int
-    class_weights: torch.Tensor | None
-    ranks: int = 1
-
-    def __post_init__(self) -> None:
-        # where the recipe asks for parts of one image, a layer that needs more raises an error
-        usual = math.ceil(max(self.recipe.batch_size // self.ranks, 1) / self.recipe.accumulate)
-        self.norms = [one for one in self.model.modules() if isinstance(one, _BatchNorm)] if usual > 1 else []
-
-    def __call__(
+    def _optimise(
         self, inputs: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of the optimizers on one batch: the loss and how many are right, still on the device."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         parts = [(inputs, labels, targets)]
@@ -381,10 +345,10 @@ class Step:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward of a part of the batch; its loss is weighted by its ``share``, if it has one."""
         with self.autocast():
-            with _without_statistics_of_one(self.norms if len(inputs) == 1 else ()):
-                output = self.forward(inputs)
-            check_classes(output, self.num_classes)
-            loss = training_loss(self.model, output, targets, self.recipe.label_smoothing, self.class_weights)
+            with _without_statistics_of_one(self._norms if len(inputs) == 1 else ()):
+                output = self._forward(inputs)
+            check_classes(output, self.dataset.num_classes)
+            loss = training_loss(self.model, output, targets, self.recipe.label_smoothing, self._class_weights)
         if share is not None:
             loss = loss * share
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
@@ -395,25 +359,32 @@ class Step:
 
     def _share(self, part: torch.Tensor, whole: torch.Tensor) -> float | torch.Tensor:
         """The weight of a part's mean loss in the mean of the whole batch; ``part`` and ``whole`` are their targets."""
-        if self.class_weights is None or whole.dim() == 2:  # shares of classes: torch divides by the images
+        if self._class_weights is None or whole.dim() == 2:  # shares of classes: torch divides by the images
             return len(part) / len(whole)
-        return self.class_weights[part].sum() / self.class_weights[whole].sum()
+        return self._class_weights[part].sum() / self._class_weights[whole].sum()
 
     def _share_of_ranks(self, targets: torch.Tensor) -> torch.Tensor | None:
         """The weight of this process's mean loss in the mean of all processes, where classes have weights; the average
         of gradients takes all processes for equal.
         """
-        if self.ranks == 1 or self.class_weights is None or targets.dim() == 2:
+        if self.ranks == 1 or self._class_weights is None or targets.dim() == 2:
             return None
-        own = self.class_weights[targets].sum()
+        own = self._class_weights[targets].sum()
         together = own.clone()
         torch.distributed.all_reduce(together)
         return self.ranks * own / together
 
     def _together(self, last: bool) -> AbstractContextManager[Any]:
         """Average the gradients of several processes once a step, with the last part."""
-        no_sync = getattr(self.forward, "no_sync", None)
+        no_sync = getattr(self._forward, "no_sync", None)
         return nullcontext() if last or no_sync is None else no_sync()
+
+    def _progress(self, size: int) -> float:
+        """The part of the budget (0 to 1) that is reached in the middle of the next step."""
+        if self._total is None:
+            assert self.recipe.seconds is not None
+            return min(1.0, self.elapsed_s / self.recipe.seconds)
+        return (self.seen + size / 2) / self._total
 
 
 @contextmanager

@@ -126,9 +126,7 @@ def score(logits: Array, labels: Array, *, bins: int = 15, classes: int | None =
 
 
 def _score_images(logits: Array, labels: Array) -> tuple[Array, Array, Array, Array]:
-    """Of each image: the predicted class, how many classes come before the true one, the loss in nat, the confidence:
-    (N,) each.
-    """
+    """(N,) each: the predicted class, how many classes come before the true one, the loss in nat, the confidence."""
     total, count = logits.shape
     predicted, rank = np.empty(total, np.int64), np.empty(total, np.int64)
     loss, confidence = np.empty(total), np.empty(total)

@@ -72,9 +72,7 @@ class _Summary(TypedDict):
 
 
 def read_request(folder: Path) -> tuple[TrainingRequest, dict[str, Any]]:
-    """The request in a run folder, and the versions that it began with. Raises RunFolderError for a folder without a
-    training.
-    """
+    """The request in a run folder, and the versions that it began with. Raises RunFolderError if there is none."""
     path = folder / REQUEST
     try:
         content = read_json(path, _Versions)
@@ -166,9 +164,7 @@ def check_is_free(folder: Path) -> None:
 
 
 def make_folder(folder: Path, *, named: bool) -> Path:
-    """Make ``folder``, or one beside it if the user did not name it and it exists (another training began in the same
-    second). Returns the folder.
-    """
+    """Make ``folder``, or one beside it if it exists and the user did not name it. Returns the folder."""
     try:
         if not named:
             return make_new_folder(folder)
@@ -206,9 +202,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "vitbench": __version__}
 
 
-def take_lock(lock: filelock.BaseFileLock, folder: Path) -> None:
-    """Raises RunFolderError if another process trains in ``folder``."""
+def take_lock(folder: Path) -> filelock.BaseFileLock:
+    """The lock of ``folder``, held. Raises RunFolderError if another process trains in it."""
+    lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise RunFolderError(f"Another vitbench is training in {str(folder)!r} now: wait for it, or end it") from error
+    return lock

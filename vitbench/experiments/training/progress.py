@@ -72,26 +72,21 @@ class LiveTrainingProgress(PlainTrainingProgress):
         self._text = Text
         self._live = Live(Text(""), console=Console(stderr=True), auto_refresh=False, transient=True)
         self._shown = 0.0
-        self._started = False
 
     def note(self, text: str) -> None:
-        if self._started:
+        if self._live.is_started:
             self._live.console.print(one_line(text), markup=False, emoji=False, highlight=False)
         else:
             super().note(text)
 
     def step(self, state: Mapping[str, Any]) -> None:
-        if not self._started:
-            self._live.start()
-            self._started = True
+        self._live.start()  # nothing happens where it has started
         if time.monotonic() - self._shown >= _LIVE_EVERY_S:
             self._shown = time.monotonic()
             self._live.update(self._text(step_text(state)), refresh=True)
 
     def close(self) -> None:
-        if self._started:
-            self._live.stop()
-            self._started = False
+        self._live.stop()
 
 
 def step_text(state: Mapping[str, Any]) -> str:

@@ -17,9 +17,7 @@ from vitbench.suites import TRAIN_IMAGES
 
 
 def read_results(folders: Iterable[Path]) -> list[Record]:
-    """The records of runs, and one for each training. Raises RunFolderError for a folder with neither, or with an
-    unfinished training.
-    """
+    """The records of runs, and one a training. Raises RunFolderError for neither, or an unfinished training."""
     found: list[Record] = []
     for folder in folders:
         found += [read_training(folder)] if (folder / REQUEST).is_file() else read_runs([folder])[0].records

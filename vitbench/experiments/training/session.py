@@ -14,14 +14,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from vitbench.core.errors import RunFolderError, VitbenchError
-from vitbench.core.run_folder import LOCK, cannot_write, remove_leftovers, write_atomically
+from vitbench.core.run_folder import cannot_write, remove_leftovers, write_atomically
 from vitbench.experiments.attention import attention_png
 from vitbench.experiments.evaluation import evaluate_trained
 from vitbench.experiments.open_model import OutOfMemory, TrainedModel
@@ -222,14 +221,14 @@ class Session:
             return
         # only now: a request that cannot be trained leaves no folder behind
         self.folder = make_folder(self.folder, named=named)
-        self._lock(locks)
+        locks.callback(take_lock(self.folder).release)
         write_request(self.folder, self.request)
         if self._has_indices:  # resuming must not need the file where it was
             write_atomically(self.folder / INDICES, Path(str(self.recipe.imbalance)).expanduser().read_bytes())
 
     def _resume(self, locks: contextlib.ExitStack) -> None:
         if self.ranks.first:
-            self._lock(locks)
+            locks.callback(take_lock(self.folder).release)
             remove_leftovers(self.folder)
         saved = read_last(self.folder)
         if saved is not None:
@@ -244,11 +243,6 @@ class Session:
         if self.ranks.first:  # only now: the images are those that it began with
             write_data_paths(self.folder, self.request)
 
-    def _lock(self, locks: contextlib.ExitStack) -> None:
-        lock = filelock.FileLock(self.folder / LOCK)
-        take_lock(lock, self.folder)
-        locks.callback(lock.release)
-
     def _prepare(self, saved: Saved | None) -> None:
         self.setup.prepare(saved)
         self.trainer = self.setup.make_trainer(self._on_step)
@@ -260,9 +254,8 @@ class Session:
         return self.recipe.imbalance is not None and not is_rule(self.recipe.imbalance)
 
     def _check_surroundings(self, header: dict[str, Any]) -> None:
-        """Raises RunFolderError for another number of processes than the training began with; warns of another kind of
-        device. Old checkpoints do not name them.
-        """
+        """Raises RunFolderError for another number of processes than at the beginning; warns of another device."""
+        # old checkpoints do not name them
         before, now = header.get("processes") or self.ranks.count, self.ranks.count
         if before != now:
             torchrun = f"torchrun --nproc-per-node {before} -m " if before > 1 else ""

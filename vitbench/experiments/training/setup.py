@@ -105,9 +105,7 @@ class Setup:
         self.features = self._cache_features(saved)
 
     def _resolve(self, card: ModelCard, saved: Saved | None) -> Mapping[str, Any]:
-        """Set the image size and the classes. Returns what the checkpoint that the training resumes or starts from says
-        of itself.
-        """
+        """Set the image size and the classes. Returns what the checkpoint to begin from says of itself."""
         request, of_data = self.request, self.info.num_classes
         self.num_classes = request.num_classes or of_data
         if self.num_classes < of_data:

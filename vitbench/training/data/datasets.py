@@ -79,9 +79,7 @@ def describe_data(spec: str, *, root: Path | None = None, download: bool = False
 
 
 def options_of_data(spec: str, root: str | None, download: bool) -> tuple[str | None, bool]:
-    """``root`` and ``download`` where they apply to ``spec``, else None and False: earlier versions stored them for any
-    data.
-    """
+    """``root`` and ``download`` where they apply to ``spec``: earlier versions stored them for any data."""
     return (root, download) if spec in DOWNLOADS else (None, False)
 
 
@@ -171,9 +169,7 @@ def _open(info: DataInfo, split: Split, *, download: bool, processes: int = 1) -
 
 
 def read_arrays(info: DataInfo, split: Split, *, download: bool) -> tuple[np.ndarray[Any, Any], list[int]]:
-    """The images (N, h, w) or (N, h, w, 3) uint8 of a split of one of DATASETS, and their classes. Raises as
-    ``read_download`` does.
-    """
+    """Images (N, h, w) or (N, h, w, 3) uint8 of one of DATASETS, and their classes. Raises as ``read_download``."""
     if info.spec != _DIGITS.spec:
         return read_download(info, split, download=download)
     import numpy as np

@@ -103,9 +103,7 @@ DOWNLOADS: dict[str, Download] = {
 
 
 def describe_download(name: str, root: Path | None, *, download: bool) -> DataInfo:
-    """``root`` is torchvision's. Raises DataError if files are missing, unless ``download`` allows to fetch them when
-    they are needed.
-    """
+    """``root`` is torchvision's. Raises DataError if files are missing, unless ``download`` allows to fetch them."""
     known = DOWNLOADS[name]
     if root is None:
         raise DataError(f"Data set {name!r} needs the folder that it is in: give --data-dir DIR (data_dir in a suite)")

@@ -128,15 +128,9 @@ def read_images(root: Path, files: Sequence[ImageFile], image_size: tuple[int, i
     def read(place: int) -> None:
         images[place] = decode_image(root, files[place], image_size).transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
 
-    threads = min(len(files), os.cpu_count() or 1)
-    if threads <= 1:
-        for place in range(len(files)):
-            read(place)
-        return torch.from_numpy(images)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            for _ in pool.map(read, range(len(files))):
-                pass
+            list(pool.map(read, range(len(files))))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

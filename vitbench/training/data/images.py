@@ -32,8 +32,19 @@ _ONE_AT_A_TIME = threading.Lock()
 _RESIZED_AT_ONCE = 512
 
 
+class _OfClasses:
+    """What has the names of all classes of a data set, whether or not each is among its images."""
+
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the data set has."""
+        return len(self.class_names)
+
+
 @dataclass(frozen=True, kw_only=True)
-class DataInfo:
+class DataInfo(_OfClasses):
     """A data set as known without reading its images.
 
     ``spec`` is what the user wrote; ``label`` is its name in results, without a path. ``train_images`` and
@@ -48,18 +59,13 @@ class DataInfo:
     summary: str
     path: Path | None = None
 
-    @property
-    def num_classes(self) -> int:
-        """How many classes it has."""
-        return len(self.class_names)
-
     def count(self, split: Split) -> int:
         """How many images ``split`` has."""
         return self.train_images if split == "train" else self.test_images
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(_OfClasses):
     """Images in memory: ``images`` (N, 3, H, W) uint8, ``labels`` (N,) int64, indices into ``class_names``.
 
     Raises ValueError for tensors of another shape or dtype.
@@ -84,17 +90,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def num_classes(self) -> int:
-        """How many classes the data set has, whether or not each is among these images."""
-        return len(self.class_names)
-
 
 @dataclass(frozen=True, eq=False)
-class FeatureSet:
-    """The features of images by a frozen backbone: ``features`` (N, ...) float, ``labels`` (N,) int64, indices into
-    ``class_names``.
-    """
+class FeatureSet(_OfClasses):
+    """A frozen backbone's ``features`` (N, ...) float, ``labels`` (N,) int64, indices into ``class_names``."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -102,11 +101,6 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.features)
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the data set has."""
-        return len(self.class_names)
 
 
 def from_arrays(pixels: np.ndarray[Any, Any], image_size: tuple[int, int]) -> torch.Tensor:

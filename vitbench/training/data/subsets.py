@@ -41,9 +41,7 @@ def is_rule(imbalance: str) -> bool:
 
 
 def digest_indices(path: str) -> str | None:
-    """``indices:`` and 16 hex digits of a hash of the numbers in the file; None if it does not exist or holds something
-    else.
-    """
+    """``indices:`` and 16 hex digits of a hash of the numbers in the file; None if it holds none or does not exist."""
     try:
         numbers = _read_numbers(Path(path).expanduser())
     except (OSError, ValueError):
