@@ -14,14 +14,15 @@ from tests.reports.paired import tables
 from vitbench.commands.output import GateOutput, choose_output, publish
 from vitbench.core.errors import RunFolderError, UsageError
 from vitbench.regression.change import FINE, INCONCLUSIVE, REGRESSION, Change, exit_code
-from vitbench.regression.change_page import (
+from vitbench.regression.change_text import (
     LONGEST_COMMENT,
     changes_json,
     changes_junit,
     changes_markdown,
     changes_table,
+    difference,
+    headline,
 )
-from vitbench.regression.change_text import difference, headline
 
 CELL = "vit_basic 32px b1 cpu fp32 infer"
 

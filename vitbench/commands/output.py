@@ -142,7 +142,7 @@ def publish(
     """
     from vitbench.core.run_folder import write_atomically
     from vitbench.regression.change import exit_code
-    from vitbench.regression.change_page import changes_json, changes_junit, changes_markdown, changes_table
+    from vitbench.regression.change_text import changes_json, changes_junit, changes_markdown, changes_table
 
     code = exit_code(changes, inconclusive_fails=output.inconclusive == "fail")
     renderers = {

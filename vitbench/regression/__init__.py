@@ -10,7 +10,7 @@ Start with ``change.py``. Then, by command:
 - ``vitbench compare``: ``compare/`` compares two stored runs;
 - ``vitbench history``: ``stored_runs`` finds runs, ``series`` puts them in order, ``history`` finds steps with
   ``change_points``, ``history_page`` and ``history_plots`` render them;
-- ``change_text`` and ``change_page`` render the changes of all gates;
+- ``change_text`` renders the changes of all gates;
 - the pytest fixture (``vitbench.pytest_plugin``): ``model_guard`` measures a model, ``expected_values`` stores what a
   test expects of it;
 - ``pytest_benchmark_json`` reads and writes the files of pytest-benchmark.

@@ -89,8 +89,7 @@ def render_png(plot: Plot) -> bytes:
 
 
 def _scale(series: Series) -> tuple[float, str]:
-    scale, unit = _SCALES.get(series.unit, (1.0, "" if series.unit in SILENT_UNITS else series.unit))
-    return scale, unit
+    return _SCALES.get(series.unit, (1.0, "" if series.unit in SILENT_UNITS else series.unit))
 
 
 def _draw_points(axes: Axes, plot: Plot) -> None:

@@ -49,8 +49,12 @@ def compare_locks(base: Lock, head: Lock) -> list[Change]:
         if not (entry.place.is_run and entry.place.of_model in fallen):  # the model's own failure covers its runs
             changes += _compare(entry, found[entry.place], metrics_of(entry.place, bound=bound))
     if not bound:
-        counted = [name for name in BOUND if any(name in one.figures for one in base.entries)]
-        changes += [_not_comparable(name, base.torch, head.torch) for name in counted]
+        states = [f"torch {minor_version(one.torch)}" for one in (base, head)]
+        detail = f"checked only under {states[0]}, which the baseline was made with"
+        for name in BOUND:
+            if any(name in one.figures for one in base.entries):
+                change = _change(ALL_CELLS, name, states, True, detail)
+                changes.append(replace(change, verdict="not comparable", gates=False))
     return changes
 
 
@@ -92,12 +96,6 @@ def _change(
     return Change(
         cell=cell, metric=metric, unit=unit, base=states[0], head=states[1], verdict=verdict, exact=True, detail=detail
     )
-
-
-def _not_comparable(name: str, base: str, head: str) -> Change:
-    old, new = (f"torch {minor_version(one)}" for one in (base, head))
-    detail = f"checked only under {old}, which the baseline was made with"
-    return replace(_change(ALL_CELLS, name, [old, new], True, detail), verdict="not comparable", gates=False)
 
 
 def _shown(value: Any, kind: str) -> float | str:

@@ -44,15 +44,13 @@ _WAYS_OUT = {
 #: Seconds between two lines of progress.
 _PROGRESS_EVERY_S = 5.0
 
-Note = Callable[[str], None]
-
 
 def take_snapshot(
     suite: str,
     overrides: Mapping[str, Any],
     *,
     allow_import: bool = False,
-    note: Note = lambda text: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Lock:
     """Count the models, sizes, classes, attention implementations, dtypes, batch sizes and modes of ``suite`` (a name
     or the path of a TOML file), with ``overrides`` of its keys. A model that fails has an entry that says so. Raises
@@ -62,12 +60,16 @@ def take_snapshot(
     check_count(prepared)
     _refuse_imports(prepared.models, allow_import)
     with make_launcher((*_PRELOAD, *libraries_of(prepared.models)), allow_import=allow_import) as launcher:
-        places = _places_of(prepared, launcher)
+        known, facts = look_up_models(prepared, launcher)
+        check_count(known)
+        cells = expand(known, devices=("cpu",), threads=1, models=facts, training=None)
+        runs = {Place.of_cell(cell) for cell in cells}
+        places = sorted({*runs, *(run.of_model for run in runs)})
         entries = _count(places, launcher, note, refuse=True)
     return _lock(entries, places)
 
 
-def repeat_snapshot(lock: Lock, *, allow_import: bool = False, note: Note = lambda text: None) -> Lock:
+def repeat_snapshot(lock: Lock, *, allow_import: bool = False, note: Callable[[str], None] = lambda text: None) -> Lock:
     """Count the entries of ``lock`` again, except for values that depend on torch's minor version if that has changed.
     Raises UsageError if it names ``module:`` code without ``allow_import``.
     """
@@ -126,17 +128,13 @@ def _refuse_imports(models: Iterable[str], allow_import: bool) -> None:
         raise UsageError(f"{name} would import and run code: add --allow-import if you trust it")
 
 
-def _places_of(suite: Suite, launcher: Launcher) -> list[Place]:
-    """The models and runs of a suite."""
-    suite, facts = look_up_models(suite, launcher)
-    check_count(suite)
-    cells = expand(suite, devices=("cpu",), threads=1, models=facts, training=None)
-    runs = {Place.of_cell(cell) for cell in cells}
-    return sorted({*runs, *(run.of_model for run in runs)})
-
-
 def _count(
-    places: Sequence[Place], launcher: Launcher, note: Note, *, bound: bool = True, refuse: bool = False
+    places: Sequence[Place],
+    launcher: Launcher,
+    note: Callable[[str], None],
+    *,
+    bound: bool = True,
+    refuse: bool = False,
 ) -> list[Entry]:
     """An entry for each place, in their order. ``refuse``: raise UsageError for an unavailable model."""
     models = [place for place in places if not place.is_run]

@@ -18,7 +18,7 @@ from typing import Any
 
 from vitbench.executors.launcher import worker_environment
 from vitbench.regression.ab.side import Line
-from vitbench.regression.ab.worktrees import InfrastructureError, State
+from vitbench.regression.ab.worktrees import InfrastructureError, State, last_line
 
 SIDE = Path(__file__).with_name("side.py")
 #: Limits: for a process to connect, and to load torch from a slow disk, build a model and warm it up.
@@ -42,7 +42,7 @@ class SideError(Exception):
         self.side = side
 
 
-class Side:
+class Side(contextlib.AbstractContextManager["Side"]):
     """Starts and ends the processes of one side; a context manager."""
 
     def __init__(self, state: State) -> None:
@@ -54,9 +54,6 @@ class Side:
         self._started: list[Process] = []
         self._expected: set[str] = set()
         self._arrived: dict[str, Line] = {}
-
-    def __enter__(self) -> Side:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -119,9 +116,7 @@ class Side:
             text = self._errors.read()
         else:  # without moving the position at which the processes write
             text = os.pread(self._errors.fileno(), _TAIL_BYTES, max(size - _TAIL_BYTES, 0))
-        lines = text.decode("utf-8", errors="replace").split("\n")
-        printed = [line.strip() for line in lines if line.strip()]
-        return printed[-1] if printed else "it printed nothing"
+        return last_line(text.decode("utf-8", errors="replace"))
 
     def close(self) -> None:
         """End every process of this side."""

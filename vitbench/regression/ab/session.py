@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -22,7 +24,7 @@ from vitbench.regression.ab.sequential import Rule
 from vitbench.regression.ab.verdicts import Trial, count_tests, judge, signed_percent
 from vitbench.regression.ab.worktrees import InfrastructureError, State
 from vitbench.regression.change import Change
-from vitbench.regression.change_page import changes_markdown
+from vitbench.regression.change_text import changes_markdown
 from vitbench.runner.static_counts import StaticKey, static_key
 
 #: A pair that fails is measured once more: processes are also killed for reasons outside of the code.
@@ -32,8 +34,6 @@ PAIRS, FACTS, REPORT = "pairs.jsonl", "ab.json", "report.md"
 
 #: Reasons why cells were not compared, one a line.
 _MOST_REASONS = 5
-
-Note = Callable[[str], None]
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Comparison:
     alpha: float = Rule.alpha
     seed: int = 0
     max_seconds: float | None = None
-    note: Note = lambda text: None
-    tick: Note = lambda text: None
+    note: Callable[[str], None] = lambda text: None
+    tick: Callable[[str], None] = lambda text: None
     late: bool = False
     torch: dict[str, str] = field(default_factory=dict)  # version by side
 
@@ -64,15 +64,16 @@ class Comparison:
         Raises InfrastructureError if the processes of a side cannot be started at all, UsageError if a side would not
         run its own code.
         """
-        begun = time.monotonic()
+        deadline = time.monotonic() + (math.inf if self.max_seconds is None else self.max_seconds)
         shuffle = random.Random(self.seed)
         with Side(self.base) as base, Side(self.head) as head, _appending(self.folder / PAIRS) as file:
             self._build_models({BASE: base, HEAD: head})
-            runner = _PairRunner({BASE: base, CONTROL: base, HEAD: head}, shuffle, file, begun)
+            add_pair = functools.partial(_add_pair, {BASE: base, CONTROL: base, HEAD: head}, shuffle, file)
             for look in self.trials[0].rule.looks if self.trials else ():
                 for number, trial in enumerate(self.trials, 1):
                     if not trial.is_over(count_tests(self.trials)):
-                        self._reach_look(trial, look, f"[{number}/{len(self.trials)}] {trial.cell.label}", runner)
+                        label = f"[{number}/{len(self.trials)}] {trial.cell.label}"
+                        self._reach_look(trial, look, label, add_pair, deadline)
 
     def check_compared(self) -> None:
         """Raise InfrastructureError or UsageError if no cell was compared at all, as neither side or no pair runs."""
@@ -106,14 +107,16 @@ class Comparison:
             if trial.problem:
                 self.note(f"{trial.cell.label}: {trial.problem}")
 
-    def _reach_look(self, trial: Trial, look: int, label: str, runner: _PairRunner) -> None:
-        """Measure pairs of one cell up to its next look."""
+    def _reach_look(
+        self, trial: Trial, look: int, label: str, add_pair: Callable[[Trial], None], deadline: float
+    ) -> None:
+        """Measure pairs of one cell up to its next look. ``deadline``: a reading of the monotonic clock."""
         while len(trial.pairs) < look and not trial.problem:
-            if self.max_seconds is not None and time.monotonic() - runner.begun > self.max_seconds:
+            if time.monotonic() > deadline:
                 self.late = True
                 return
             self.tick(f"{label}: pair {len(trial.pairs) + 1} of {look}")
-            runner.add_pair(trial)
+            add_pair(trial)
         if trial.problem:
             self.note(f"{label}: {trial.problem}")
             return
@@ -126,45 +129,36 @@ class Comparison:
             self.note(f"{label}: {len(trial.pairs)} pairs, {signed_percent(found.value)} ({interval}), {state}")
 
 
-@dataclass
-class _PairRunner:
-    """Measures the pairs of one run and appends them to ``file``. ``begun`` is a reading of the monotonic clock."""
+def _add_pair(sides: Mapping[str, Side], shuffle: random.Random, file: TextIO, trial: Trial) -> None:
+    """Measure one more pair of a cell and append it to ``file``, or find out why that fails.
 
-    sides: Mapping[str, Side]
-    shuffle: random.Random
-    file: TextIO
-    begun: float
-
-    def add_pair(self, trial: Trial) -> None:
-        """Measure one more pair of a cell, or find out why that fails.
-
-        If three processes do not fit into memory, chance decides which one is killed, and which failure is seen first.
-        So a side is blamed only if it also fails alone.
-        """
-        problem = ""
-        for _ in range(TRIES):
-            try:
-                pair, trial.facts = measure_pair(
-                    self.sides,
-                    asdict(trial.cell),
-                    name=trial.cell.id,
-                    number=len(trial.pairs) + 1,
-                    shuffle=self.shuffle,
-                )
-            except SideError as error:
-                problem = str(error)
-                continue
-            trial.pairs.append(pair)
-            self.file.write(pair.to_json() + "\n")
-            self.file.flush()
-            return
-        alone = {name: _measure_alone(self.sides[name], trial.cell) for name in (BASE, HEAD)}
-        trial.failed = {name: why for name, why in alone.items() if why}
-        if not trial.failed:
-            trial.together = (
-                f"a pair failed {TRIES} times ({problem}), but each side runs alone: three processes at once do not "
-                "fit into memory (a smaller batch may), or something else ends them"
+    If three processes do not fit into memory, chance decides which one is killed, and which failure is seen first.
+    So a side is blamed only if it also fails alone.
+    """
+    problem = ""
+    for _ in range(TRIES):
+        try:
+            pair, trial.facts = measure_pair(
+                sides,
+                asdict(trial.cell),
+                name=trial.cell.id,
+                number=len(trial.pairs) + 1,
+                shuffle=shuffle,
             )
+        except SideError as error:
+            problem = str(error)
+            continue
+        trial.pairs.append(pair)
+        file.write(pair.to_json() + "\n")
+        file.flush()
+        return
+    alone = {name: _measure_alone(sides[name], trial.cell) for name in (BASE, HEAD)}
+    trial.failed = {name: why for name, why in alone.items() if why}
+    if not trial.failed:
+        trial.together = (
+            f"a pair failed {TRIES} times ({problem}), but each side runs alone: three processes at once do not "
+            "fit into memory (a smaller batch may), or something else ends them"
+        )
 
 
 def _probe(side: Side, cell: Cell) -> tuple[str, dict[str, Any]]:

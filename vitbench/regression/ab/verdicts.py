@@ -114,11 +114,21 @@ def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
             key = (index, clock)
             found = evidence.get(key)
             if found is None or found.visible is None or found.in_reach is None:
-                changes.append(_too_few(trial, clock))
+                detail = f"{len(trial.pairs)} pairs: too few to judge. Allow more time (--max-seconds)"
+                gates = trial.gates and clock == trial.clocks[0]
+                changes.append(_change(trial, clock, "inconclusive", detail, base=None, head=None, gates=gates))
                 continue
             verdict, why = _verdict(trial.rule, found, slower=key in slower, faster=key in faster)
             if doubts:
-                verdict, why = "inconclusive", _doubt(clock, *next(iter(doubts.items())), found.pairs)
+                doubted, control = next(iter(doubts.items()))
+                where = "" if doubted == clock else " on the other clock"
+                verdict, why = (
+                    "inconclusive",
+                    (
+                        f"base differs from itself by {signed_percent(control.value)}{where}: this machine is too noisy "
+                        f"now; {found.pairs} pairs"
+                    ),
+                )
             changes.append(_timed(trial, clock, found, verdict, why))
     return changes
 
@@ -136,12 +146,6 @@ def _failure(trial: Trial) -> Change:
     gates = trial.gates and verdict != "not comparable"
     change = _change(trial, "wall", verdict, trial.problem, base=states[BASE], head=states[HEAD], gates=gates)
     return replace(change, unit="", exact=True)
-
-
-def _too_few(trial: Trial, clock: str) -> Change:
-    detail = f"{len(trial.pairs)} pairs: too few to judge. Allow more time (--max-seconds)"
-    gates = trial.gates and clock == trial.clocks[0]
-    return _change(trial, clock, "inconclusive", detail, base=None, head=None, gates=gates)
 
 
 def _change(trial: Trial, clock: str, verdict: Verdict, detail: str, **fields: Any) -> Change:
@@ -163,14 +167,6 @@ def _verdict(rule: Rule, found: Evidence, *, slower: bool, faster: bool) -> tupl
     return "inconclusive", (
         f"neither slower nor clear of {_percent(rule.detect)}; {seen}, which would have found a slow-down of "
         f"{_percent(found.visible or 0.0)} 9 times in 10"
-    )
-
-
-def _doubt(clock: str, doubted: str, control: Evidence, pairs: int) -> str:
-    where = "" if doubted == clock else " on the other clock"
-    return (
-        f"base differs from itself by {signed_percent(control.value)}{where}: this machine is too noisy now; "
-        f"{pairs} pairs"
     )
 
 

@@ -122,12 +122,9 @@ def _commit(top: Path, ref: str) -> str:
     wanted = "HEAD" if ref == WORKING_TREE else ref
     found = _run_git(top, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{wanted}^{{commit}}")
     if found.returncode != 0:
-        shallow = _git(top, "rev-parse", "--is-shallow-repository", check=False) == "true"
-        hint = (
-            "The clone is shallow: git fetch --unshallow (actions/checkout: fetch-depth: 0)"
-            if shallow
-            else ("See: git branch --all, git log")
-        )
+        hint = "See: git branch --all, git log"
+        if _git(top, "rev-parse", "--is-shallow-repository", check=False) == "true":
+            hint = "The clone is shallow: git fetch --unshallow (actions/checkout: fetch-depth: 0)"
         raise UsageError(f"This repository has no commit {wanted!r}. {hint}")
     return found.stdout.strip()
 
@@ -135,7 +132,7 @@ def _commit(top: Path, ref: str) -> str:
 def _git(top: Path, *arguments: str, check: bool = True) -> str:
     done = _run_git(top, *arguments)
     if check and done.returncode != 0:
-        raise InfrastructureError(f"git {arguments[0]} failed: {_last_line(done.stderr)}")
+        raise InfrastructureError(f"git {arguments[0]} failed: {last_line(done.stderr)}")
     return done.stdout.strip()
 
 
@@ -172,11 +169,12 @@ def _run_installer(command: Sequence[str]) -> str:
         errors = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if "error:" in line.lower()]
         # pip wraps a build's own message in names such as metadata-generation-failed
         plain = [line for line in errors if not line.endswith(("-error", "-failed"))]
-        why = (plain or errors or [_last_line(done.stderr or done.stdout)])[-1]
+        why = (plain or errors or [last_line(done.stderr or done.stdout)])[-1]
         raise InfrastructureError(f"--install: pip failed: {why}")
     return done.stdout
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """The last line of what a process printed."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it printed nothing"

@@ -87,7 +87,10 @@ class Pair:
             return [self._fraction(metric, unit, one.value, other.value)]
         if value.kind == "unknown":
             return [self._unknown(metric, unit, one, other)]
-        shown = self._for_information(metric, unit, one, other, self._why_not_judged(metric))
+        reason = self.apart.times or "absolute values of different runs differ by 41 % and more on identical code"
+        if metric in ("macro_f1", "test_loss", "training_loss"):
+            reason = "its variation by chance is unknown"
+        shown = self._for_information(metric, unit, one, other, reason)
         relative = _gated_name(metric)
         if relative == metric or not (self._threshold(relative)[0] or yields_of(relative).gates):
             return [shown]  # CPU time is relative only where a threshold gates it
@@ -218,11 +221,6 @@ class Pair:
         verdict: Verdict = "same" if same else "not comparable"
         ratio, detail = _ratio_of(one.value, other.value), "" if same else reason
         return self._change(metric, (one.value, other.value), verdict, detail, unit=unit, gates=False, ratio=ratio)
-
-    def _why_not_judged(self, metric: str) -> str:
-        if metric in ("macro_f1", "test_loss", "training_loss"):
-            return "its variation by chance is unknown"
-        return self.apart.times or "absolute values of different runs differ by 41 % and more on identical code"
 
     def _threshold(self, metric: str) -> tuple[bool, float]:
         """Whether a value gates, and its tolerance."""
