@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitbench.core.errors import UsageError, VitbenchError
+from vitbench.core.text import one_line
+
 EXPECTED = "vitbench-expected.json"
 SCHEMA = 1
 
@@ -68,11 +71,6 @@ class ExpectedValues:
         """Write the files with new values. Tests that did not run keep theirs; a damaged file is replaced. Processes of
         pytest-xdist take turns. A failure to write is added to the report.
         """
-        if not self._new:
-            return
-        from vitbench.core.errors import VitbenchError
-        from vitbench.core.text import one_line
-
         for path, tests in self._new.items():
             try:
                 self._write(path, tests)
@@ -87,7 +85,6 @@ class ExpectedValues:
 
         from filelock import FileLock
 
-        from vitbench.core.errors import UsageError
         from vitbench.core.run_folder import write_atomically
 
         # not beside the tests, where it would be one more file to ignore
@@ -138,7 +135,6 @@ def differences(expected: Mapping[str, Any], values: Mapping[str, Any]) -> list[
 
 def read_expected(path: Path) -> _Tests:
     """The expected values in ``path`` by test; none without a file. Raises UsageError for a damaged file."""
-    from vitbench.core.errors import UsageError
     from vitbench.core.files import read_json
     from vitbench.core.validation import Count, check
 

@@ -101,7 +101,6 @@ def make_history(found: Found, *, metrics: Sequence[str] | None = None, models: 
 
 
 def _choose(series: Sequence[Series], metrics: Sequence[str] | None, models: Sequence[str] | None) -> list[Series]:
-    """The series of these models and metrics."""
     chosen = list(series)
     if models:
         _check_names("model", models, {one.model for one in series}, "vitbench history without --models")

@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 import vitbench
 from vitbench.core.errors import UsageError
 from vitbench.core.files import read_json
-from vitbench.core.records import Cell, Measurement, Record, format_image_size
+from vitbench.core.records import Measurement, Record, format_image_size
 from vitbench.core.run_folder import cannot_write, write_atomically
 from vitbench.core.stats.estimates import first_stage_of
 from vitbench.core.stats.intervals import steady
@@ -142,8 +142,10 @@ def write_storage(folder: Path, runs: Sequence[tuple[str, Sequence[Record], Mapp
     be written, StorageError if the disk does not take a file.
     """
     there = []
+    number = 0  # over all machines, so that 0002 is one run
     for path in folder.glob("*/*.json"):
-        if _STORED.fullmatch(path.name):
+        if found := _STORED.fullmatch(path.name):
+            number = max(number, int(found[1]))
             with contextlib.suppress(UsageError):
                 there.append(read_stored_run(path))
     known = {run.digest for run in there}
@@ -163,7 +165,8 @@ def write_storage(folder: Path, runs: Sequence[tuple[str, Sequence[Record], Mapp
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(place, error) from error
-        path = place / f"{_next_number(folder):04}_{_file_name(content)}.json"
+        number += 1
+        path = place / f"{number:04}_{_file_name(content)}.json"
         write_file(path, content)
         written.append(path)
     return written
@@ -184,13 +187,15 @@ def _timed(record: Record) -> Measurement | None:
 
 def _benchmark(record: Record, one: Measurement) -> dict[str, Any]:
     cell = record.cell
+    names = ("model", "image_size", "batch_size", "num_classes", "device", "threads", "dtype", "mode", "attention")
+    fields = {name: getattr(cell, name) for name in (*names, "compile", "memory_limit", "weights", "seed")}
     label = f"{cell.label.replace(' ', '-')}-t{cell.threads}-{cell.id[:6]}"  # the hash keeps different cells apart
     samples = sorted(x for process in one.samples for x in steady(process))
     return {
         "group": one.metric,
         "name": f"{one.metric}[{label}]",
         "fullname": f"vitbench::{one.metric}[{label}]",
-        "params": _params(record.cell),
+        "params": {**fields, "image_size": format_image_size(cell.image_size), **dict(cell.options)},
         "param": label,
         "extra_info": _extra(record, one),
         "options": {
@@ -248,13 +253,6 @@ def _quartiles(samples: Sequence[float]) -> tuple[float, float]:
         return low, 0.75 * samples[3 * quarter] + 0.25 * samples[3 * quarter + 1]
     low = 0.75 * samples[quarter] + 0.25 * samples[quarter + 1]
     return low, 0.25 * samples[3 * quarter + 1] + 0.75 * samples[3 * quarter + 2]
-
-
-def _params(cell: Cell) -> dict[str, Any]:
-    """The fields of the cell, in plain types."""
-    names = ("model", "image_size", "batch_size", "num_classes", "device", "threads", "dtype", "mode", "attention")
-    values = {name: getattr(cell, name) for name in (*names, "compile", "memory_limit", "weights", "seed")}
-    return {**values, "image_size": format_image_size(cell.image_size), **dict(cell.options)}
 
 
 def _extra(record: Record, timed: Measurement) -> dict[str, Any]:
@@ -324,12 +322,6 @@ def _file_name(content: Mapping[str, Any]) -> str:
 def _plain(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", text)[:_LONGEST_NAME].strip("-.") or "unknown"
-
-
-def _next_number(folder: Path) -> int:
-    """The next number over all machines, so that ``0002`` is one run."""
-    numbers = [int(found[1]) for path in folder.glob("*/*.json") if (found := _STORED.fullmatch(path.name))]
-    return max(numbers, default=0) + 1
 
 
 def is_stored_run(path: Path) -> bool:

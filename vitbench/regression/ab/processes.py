@@ -66,12 +66,18 @@ class Side(contextlib.AbstractContextManager["Side"]):
         port = self._listener.getsockname()[1]
         request = {"runner": os.getpid(), "port": port, "token": token, "role": role, "cell": dict(cell)}
         request["installed"] = self.state.installed
+        folders = [*self.state.path, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {
+            **worker_environment(),  # as in vitbench run
+            "PYTHONPATH": os.pathsep.join(folders),
+            "PYTHONHASHSEED": "0",  # sets have the same order on both sides
+        }
         # -P: its own folder does not come first on the path; -B: no bytecode is written beside the sources
         command = [str(self.state.python), "-P", "-B", str(SIDE)]
         try:
             child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors, text=True,
-                env=self._environment(), cwd=self.state.root, start_new_session=os.name != "nt",
+                env=environment, cwd=self.state.root, start_new_session=os.name != "nt",
             )  # fmt: skip
         except OSError as error:
             raise InfrastructureError(f"{self.state.name}: {self.state.python} cannot be run: {error}") from error
@@ -130,15 +136,6 @@ class Side(contextlib.AbstractContextManager["Side"]):
     def forget(self, process: Process) -> None:
         """Drop a process that has ended."""
         self._started = [one for one in self._started if one is not process]
-
-    def _environment(self) -> dict[str, str]:
-        path = os.pathsep.join(self.state.path)
-        before = os.environ.get("PYTHONPATH", "")
-        return {
-            **worker_environment(),  # as in vitbench run
-            "PYTHONPATH": path + (os.pathsep + before if before else ""),
-            "PYTHONHASHSEED": "0",  # sets have the same order on both sides
-        }
 
 
 class Process:

@@ -114,7 +114,6 @@ def _smallest(margin: float, error: float, pairs: int, alpha: float) -> float:
 
 
 def _mean_and_error(differences: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error."""
     count = len(differences)
     mean = math.fsum(differences) / count
     if count < 2:

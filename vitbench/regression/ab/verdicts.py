@@ -125,8 +125,8 @@ def judge(trials: Sequence[Trial], alpha: float) -> list[Change]:
                 verdict, why = (
                     "inconclusive",
                     (
-                        f"base differs from itself by {signed_percent(control.value)}{where}: this machine is too noisy "
-                        f"now; {found.pairs} pairs"
+                        f"base differs from itself by {signed_percent(control.value)}{where}: this machine is too "
+                        f"noisy now; {found.pairs} pairs"
                     ),
                 )
             changes.append(_timed(trial, clock, found, verdict, why))

@@ -181,7 +181,6 @@ def _about_missing(only: Sequence[Change]) -> list[str]:
 
 
 def _compare_searches(base: Run, head: Run, rules: Sequence[Rule], places: Environments) -> list[Change]:
-    """One change for each search of either run."""
     before = {search.base.id: search for search in find_searches([base])}
     after = {search.base.id: search for search in find_searches([head])}
     found = []

@@ -107,7 +107,6 @@ class Pair:
         return [self._change(name, (base, head), "not comparable", reason)]
 
     def _failed(self, metric: str, one: MetricValue, other: MetricValue) -> list[Change | Pending]:
-        """A metric that failed in one run."""
         if self.base.status != self.head.status or one.status == other.status:
             return []
         base, head = ("measured" if side.status == "ok" else shown_status(side.status or "") for side in (one, other))
