@@ -148,9 +148,7 @@ def rollout_over_patches(maps: Sequence[AttentionMap], *, heads: Literal["mean",
 
 
 def kept_stages(maps: Sequence[AttentionMap]) -> list[tuple[int, int, Tensor]]:
-    """Runs of layers with the same patches: (first layer, last layer, both from 0, kept (B, n)); one run if the model
-    drops nothing.
-    """
+    """Runs of layers with the same patches: (first layer, last layer, both from 0, kept (B, n))."""
     stages: list[tuple[int, int, Tensor]] = []
     for index, one in enumerate(maps):
         if stages and torch.equal(stages[-1][2], one.kept) and maps[index - 1].grid == one.grid:
@@ -204,15 +202,8 @@ class _Kept:
     count: int
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Attention weights on the CPU."""
-
-    name: str
-    kind: Literal["softmax", "effective"]
-    weights: Tensor
-
-
+#: The name and kind of an AttentionMap, and its weights on the CPU.
+_Weights = tuple[str, Literal["softmax", "effective"], Tensor]
 _Event = _Grid | _Kept | _Weights
 
 
@@ -259,7 +250,7 @@ class _Recorder(TorchFunctionMode):
 
     def look_at_convolution(self, args: Any, kwargs: Any, output: Tensor) -> None:
         """Its output may be a grid of patches."""
-        given = _bind(_CONVOLUTION, args, kwargs)
+        given = _bind(("input", "weight"), args, kwargs)
         if output.dim() != 4:
             return
         (rows, columns), kernel = output.shape[-2:], given["weight"].shape[-2:]
@@ -272,7 +263,7 @@ class _Recorder(TorchFunctionMode):
 
     def look_at_gather(self, args: Any, kwargs: Any, output: Tensor) -> None:
         """Whole tokens that are gathered, (B, n, D) -> (B, fewer, D), are the patches kept."""
-        given = _bind(_GATHER, args, kwargs)
+        given = _bind(("input", "dim", "index"), args, kwargs)
         tokens, indices = given["input"], given["index"]
         whole_tokens = indices.dim() == 3 and (indices.stride(-1) == 0 or indices.shape[-1] == 1)
         if tokens.dim() == 3 and given["dim"] in (1, -2) and whole_tokens and len(tokens) == len(self._images):
@@ -286,7 +277,7 @@ class _Recorder(TorchFunctionMode):
 
     def look_at_fused(self, args: Any, kwargs: Any, output: Tensor) -> None:
         """Its weights are computed again."""
-        self._note("softmax", softmax_weights(**_bind(_FUSED, args, kwargs)))
+        self._note("softmax", softmax_weights(*args, **kwargs))
 
     def look_at_multihead(self, args: Any, kwargs: Any, output: Any) -> None:
         """Called again for the weights of each head."""
@@ -311,7 +302,7 @@ class _Recorder(TorchFunctionMode):
             reason = f"between {shape[-1]} channels"
         if reason:
             raise Unsupported(f"it attends {reason}, in {name}: {_NO_MAP}")
-        self.events.append(_Weights(name, kind, weights.detach().to("cpu", torch.float32)))
+        self.events.append((name, kind, weights.detach().to("cpu", torch.float32)))
 
 
 _LOOKS: Mapping[str, Callable[[_Recorder, Any, Any, Any], None]] = {
@@ -323,9 +314,6 @@ _LOOKS: Mapping[str, Callable[[_Recorder, Any, Any, Any], None]] = {
     "multi_head_attention_forward": _Recorder.look_at_multihead,
 }
 
-_CONVOLUTION = ("input", "weight")
-_GATHER = ("input", "dim", "index")
-_FUSED = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 _MULTIHEAD = tuple(inspect.signature(F.multi_head_attention_forward).parameters)
 
 
@@ -381,7 +369,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _locate(model: nn.Module, images: Tensor, events: Sequence[_Event]) -> list[AttentionMap]:
     """The maps, each with its grid and remaining patches. Raises Unsupported where these are unknown."""
-    if not any(isinstance(event, _Weights) for event in events):
+    if not any(isinstance(event, tuple) for event in events):
         raise Unsupported("it has no attention over tokens: nothing computes a softmax over them, head by head")
     height, width = images.shape[-2:]
     grids = _own_grids(model, (height, width))
@@ -398,20 +386,21 @@ def _locate(model: nn.Module, images: Tensor, events: Sequence[_Event]) -> list[
                 kept = None if grid is None else torch.arange(event.count).expand(len(images), -1)
             if kept is not None and kept.shape[1] == event.count:
                 kept = kept.gather(1, event.indices)
-        elif isinstance(event, _Weights):
-            L = event.weights.shape[-1]
+        else:
+            name, kind, weights = event
+            L = weights.shape[-1]
             if grid is None or kept is None or not _is_extra(L - kept.shape[1], extra):
                 candidates = grids or _guessed_grids((height, width), L)
                 grid = next((one for one in reversed(candidates) if _is_extra(L - one.patches, extra)), None)
                 if grid is None:
-                    raise Unsupported(f"{event.name} has {L} tokens, which are not a grid of patches: {_NO_MAP}")
+                    raise Unsupported(f"{name} has {L} tokens, which are not a grid of patches: {_NO_MAP}")
                 kept = torch.arange(grid.patches).expand(len(images), -1)
             extra = L - kept.shape[1]
             maps.append(
                 AttentionMap(
-                    name=event.name,
-                    kind=event.kind,
-                    weights=event.weights,
+                    name=name,
+                    kind=kind,
+                    weights=weights,
                     extra=extra,
                     grid=grid.grid,
                     covered=grid.covered,

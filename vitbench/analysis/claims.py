@@ -132,10 +132,7 @@ def agrees_as_printed(claim: Claim, computed: float) -> bool:
 
 
 def printed_step(claim: Claim) -> float:
-    """One unit of the last printed digit in the claim's base unit: 0.1e6 for ``6.0M``.
-
-    Raises ValueError if ``printed`` holds no number.
-    """
+    """One unit of the last printed digit: 0.1e6 for ``6.0M``. Raises ValueError if ``printed`` holds no number."""
     found = re.search(r"\d[\d,]*(?:\.\d+)?|\.\d+", claim.printed)
     if found is None:
         raise ValueError(f"{claim.printed!r} holds no number")

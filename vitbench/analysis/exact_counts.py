@@ -274,9 +274,7 @@ def _first_words(text: str) -> str:
 
 
 def describe_state(model: nn.Module) -> dict[str, str]:
-    """The state dict without its data: key to ``float32 192x64``, followed by ``buffer`` or ``frozen`` for what is not
-    trained.
-    """
+    """The state dict without its data: ``float32 192x64`` by key, and ``buffer`` or ``frozen`` for untrained ones."""
     described = {}
     for key, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):

@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from vitbench.analysis.operator_formulas import (
-    ELEMENTWISE,
-    NO_ARITHMETIC,
-    convolution_backward,
-    has_bias,
-    is_floating,
-    numel,
-)
+from vitbench.analysis.operator_formulas import ELEMENTWISE, NO_ARITHMETIC, convolution_backward, is_floating, numel
 from vitbench.models import without_fast_path
 from vitbench.models.outputs import training_loss
 
@@ -73,7 +66,8 @@ class OperatorCounter(TorchDispatchMode):
             else:
                 flops = int(flop_registry[packet](*args, **(kwargs or {}), out_val=output))
             _add(self.counts.matrix, name, flops, "torch.utils.flop_counter")
-            if has_bias(name, args):
+            with_bias = name in ("convolution", "_convolution") and len(args) > 2 and args[2] is not None
+            if with_bias or name in ("addmm", "baddbmm"):  # ``addmm`` adds its first argument
                 _add(self.counts.elementwise, f"{name} (bias)", numel(output), "1 an output")
         elif name in ELEMENTWISE:
             if is_floating(output):
@@ -85,10 +79,7 @@ class OperatorCounter(TorchDispatchMode):
 
 
 def count_forward(model: nn.Module, images: Tensor, *, gradients: bool = False) -> Counts:
-    """One forward pass of ``model`` in its current mode on ``images`` (B, 3, H, W), both on ``meta``.
-
-    Raises whatever the model raises there.
-    """
+    """A forward pass of ``model`` as it is, on ``images`` (B, 3, H, W), both on ``meta``. Raises what it raises."""
     with torch.set_grad_enabled(gradients), OperatorCounter() as counter:
         model(images)
     return counter.counts

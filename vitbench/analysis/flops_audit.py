@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vitbench.analysis.closed_form import ClosedForm, closed_form
+from vitbench.analysis.flops import (
+    Counts,
+    OperatorCount,
+    OperatorCounter,
+    count_forward,
+    count_fused_attention,
+    count_training_step,
+)
+from vitbench.analysis.layers import describe_layers
 from vitbench.analysis.model_summary import check_request, expand_names, inspect_model
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import ATTENTIONS
 from vitbench.metrics import Subject
 from vitbench.metrics.flops import execute, executed_method, needs_values, real_model
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
+from vitbench.models import use_attention
 from vitbench.models.cards import ModelCard
-
-if TYPE_CHECKING:
-    from vitbench.analysis.flops import Counts, OperatorCount
 
 #: Differences below this share of the whole are rounding.
 SAME = 5e-5
@@ -47,9 +57,7 @@ def audit_flops(
         raise UsageError(f"--attention {attention!r} is not known: give {' or '.join(ATTENTIONS)}")
     check_request(image_size, num_classes)
 
-    def audit(card: ModelCard, subject: Subject) -> dict[str, Any]:
-        return _audit(card, subject, others)
-
+    audit = functools.partial(_audit, others=others)
     return [
         inspect_model(name, audit, image_size=image_size, num_classes=num_classes, attention=attention)
         for name in expand_names(names)
@@ -67,14 +75,11 @@ def _audit(card: ModelCard, subject: Subject, others: bool) -> dict[str, Any]:
         not_asked = "not asked: it would trace another image, and this model's FLOPs depend on the image"
         depends = {tool: {"reason": not_asked} for tool in ("fvcore", "thop")}
         found |= depends if "executed" in found else _compare(subject, found)
-    found["warnings"] = list(_warnings(found))
-    return found
+    return found | {"warnings": _warnings(found)}
 
 
 def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
     """The forward pass by operator and the FLOPs of a training step, on ``meta`` unless it must be executed."""
-    from vitbench.analysis.flops import count_forward
-
     try:
         with subject.on_meta(1) as (model, images):
             counts = count_forward(model, images)
@@ -92,11 +97,6 @@ def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
 
 def _other_ways(subject: Subject) -> dict[str, Any]:
     """The FLOPs on ``meta`` with each attention implementation, gradients on and off, and inside fused attention."""
-    import torch
-
-    from vitbench.analysis.flops import count_forward, count_fused_attention
-    from vitbench.models import use_attention
-
     with subject.on_meta(1) as (model, images):
         fused = count_fused_attention(model, images)
     ways = {}
@@ -113,10 +113,6 @@ def _other_ways(subject: Subject) -> dict[str, Any]:
 
 def _execute(subject: Subject, needed: str) -> dict[str, Any]:
     """Means of several images, for a model that reads the image's values; ``needed`` is torch's error."""
-    import torch
-
-    from vitbench.analysis.flops import OperatorCounter
-
     images = [counter.counts for counter in execute(subject, OperatorCounter)]
     flops = [counts.flops for counts in images]
     found = _mean_counts(images)
@@ -150,15 +146,13 @@ def _mean_counts(images: Sequence[Counts]) -> dict[str, Any]:
 
 def _mean_operators(images: Sequence[Mapping[str, OperatorCount]]) -> dict[str, dict[str, Any]]:
     """Each operator's mean calls and FLOPs an image; images without it count as 0."""
-    sums: dict[str, list[Any]] = {}
-    for operators in images:
-        for name, one in operators.items():
-            calls, flops, _ = sums.get(name, (0, 0, ""))
-            sums[name] = [calls + one.calls, flops + one.flops, one.formula]
-    return {
-        name: {"calls": _mean(calls, len(images)), "flops": _mean(flops, len(images)), "formula": formula}
-        for name, (calls, flops, formula) in sums.items()
-    }
+    count = len(images)
+    found = {}
+    for name in dict.fromkeys(name for operators in images for name in operators):
+        counted = [operators[name] for operators in images if name in operators]
+        calls, flops = sum(one.calls for one in counted), sum(one.flops for one in counted)
+        found[name] = {"calls": _mean(calls, count), "flops": _mean(flops, count), "formula": counted[0].formula}
+    return found
 
 
 def _mean(total: int, count: int) -> float:
@@ -168,8 +162,6 @@ def _mean(total: int, count: int) -> float:
 
 def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
     """Forward and backward FLOPs of a training step, for one image of a batch of two; or why they are unavailable."""
-    from vitbench.analysis.flops import count_training_step
-
     try:
         with subject.on_meta(TRAINING_BATCH, train=True) as (model, images):
             forward, backward = count_training_step(model, images)
@@ -191,8 +183,6 @@ def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any
 
 def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
     """fvcore and thop on a real model: what each counts, misses and adds, and the rest that this does not explain."""
-    from vitbench.analysis.layers import describe_layers
-
     with subject.on_meta(1) as (model, images):
         layers = describe_layers(model, images)
         parents = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
@@ -211,9 +201,8 @@ def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
             if tool == "fvcore":
                 missed, matrix = _missed_by_fvcore(other, found), _FVCORE_MATRIX
             else:
-                bare = found["flops"] - in_modules
                 why = "matrix work outside of modules (`@`, attention, F.linear, bare parameters)"
-                missed, matrix = ({why: bare} if bare else {}), _THOP_MATRIX
+                missed, matrix = {why: found["flops"] - in_modules}, _THOP_MATRIX
             counted = sum(flops for name, flops in other.by_operator.items() if name in matrix)
             added = {name: flops for name, flops in other.by_operator.items() if name not in matrix}
             if tool == "thop" and again:
@@ -224,7 +213,7 @@ def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
                 "flops": other.total,
                 "difference": other.total / found["flops"] - 1,
                 "by_operator": dict(other.by_operator),
-                "missed": missed,
+                "missed": {what: flops for what, flops in missed.items() if flops},
                 "added": added,
                 "unexplained": found["flops"] - sum(missed.values()) - counted,
             }
@@ -240,10 +229,10 @@ def _missed_by_fvcore(other: OtherCount, found: Mapping[str, Any]) -> dict[str, 
     for name in ("baddbmm", "mm"):
         if f"aten::{name}" in unknown and name in found["operators"]:
             missed[f"aten::{name}"] = found["operators"][name]["flops"]
-    return {name: flops for name, flops in missed.items() if flops}
+    return missed
 
 
-def _warnings(found: Mapping[str, Any]) -> Sequence[str]:
+def _warnings(found: Mapping[str, Any]) -> list[str]:
     """Differences without an explanation, one line each."""
     flops = found["flops"]
     texts = []

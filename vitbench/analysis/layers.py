@@ -48,10 +48,7 @@ class Layer:
 
 
 def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
-    """The layers of ``model`` (on meta, in eval mode, without gradients) that have parameters or FLOPs, in its order.
-
-    ``images``: (B, 3, H, W) on meta.
-    """
+    """The layers with parameters or FLOPs, in order. ``model`` in eval mode and ``images`` (B, 3, H, W) are on meta."""
     shapes, flops = _run(model, images)
     layers = []
     seen: set[int] = set()
@@ -84,9 +81,7 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
 
 
 def tokens_per_block(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
-    """The number of tokens into each transformer block, for models whose blocks are one list and take (B, L, D); empty
-    for any other model.
-    """
+    """The tokens (B, L, D) into each transformer block; empty for a model whose blocks are not one list."""
     blocks = _block_list(model)
     counts: list[int] = []
 

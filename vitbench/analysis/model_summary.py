@@ -43,9 +43,7 @@ def show_models(
     if weights is not None and len(names) > 1:
         raise UsageError(f"A checkpoint fits one model, not {len(names)}: give one name with --weights")
 
-    def summarise(card: ModelCard, subject: Subject) -> dict[str, Any]:
-        return _summarise(card, subject, layers)
-
+    summarise = functools.partial(_summarise, layers=layers)
     cards = []
     for name in names:
         card = inspect_model(name, summarise, image_size=image_size, num_classes=num_classes, weights=weights)
@@ -104,16 +102,8 @@ def _check_weights(card: dict[str, Any], path: str, replace_head: bool) -> dict[
     height, width = card["image_size"]
     model = build_model(card["model"], image_size=(height, width), num_classes=card["num_classes"])
     report = load_checkpoint(model, path, replace_head=replace_head)
-    return {
-        "file": report.path,
-        "layout": report.layout,
-        "digest": report.digest,
-        "tensors": report.tensors,
-        "dtype": report.dtype,
-        "resampled": report.resampled,
-        "replaced_head": report.replaced_head,
-        "facts": dict(report.facts),
-    }
+    shown = ("layout", "digest", "tensors", "dtype", "resampled", "replaced_head")
+    return {"file": report.path, **{name: getattr(report, name) for name in shown}, "facts": dict(report.facts)}
 
 
 def count_model(name: str) -> Counts:

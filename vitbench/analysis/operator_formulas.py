@@ -26,13 +26,6 @@ def convolution_backward(args: Sequence[Any]) -> int:
     return forward * sum(wanted[:2])
 
 
-def has_bias(name: str, args: Sequence[Any]) -> bool:
-    """Whether a matrix operator also adds a bias (``addmm`` adds its first argument)."""
-    return name in ("addmm", "baddbmm") or (
-        name in ("convolution", "_convolution") and len(args) > 2 and args[2] is not None
-    )
-
-
 def numel(output: Any) -> int:
     """Elements of the first tensor: norms return their statistics after it."""
     return next((tensor.numel() for tensor in tensors_in(output)), 0)

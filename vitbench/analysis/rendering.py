@@ -66,32 +66,20 @@ def _weights_text(weights: dict[str, Any]) -> str:
 def _parts_text(card: dict[str, Any]) -> str:
     if not card["parts"]:
         return f"\n  parts         unavailable: {card['parts_error']}" if card.get("parts_error") else ""
-    rows = [
-        [
-            part,
-            f"{sums['params']:,}",
-            f"{100 * sums['params'] / max(card['params'], 1):.1f}",
-            f"{sums['flops'] / 1e9:.4g}",
-            f"{100 * sums['flops'] / max(card['flops'], 1):.1f}",
-        ]
-        for part, sums in card["parts"].items()
-    ]
+    rows = []
+    for part, sums in card["parts"].items():
+        params, flops = (f"{100 * sums[key] / max(card[key], 1):.1f}" for key in ("params", "flops"))
+        rows.append([part, f"{sums['params']:,}", params, _giga(sums["flops"]), flops])
     headings = ["part", "parameters", "%", "GFLOPs", "%"]
     return "\n\n" + _indented(_table(rows, headings, stralign="right"), 4)
 
 
 def _layers_text(layers: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        [
-            layer["path"],
-            layer["kind"],
-            layer["part"],
-            "x".join(map(str, layer["output_shape"])),
-            f"{layer['params']:,}",
-            f"{layer['flops']:,}",
-        ]
-        for layer in layers
-    ]
+    rows = []
+    for layer in layers:
+        shape = "x".join(map(str, layer["output_shape"]))
+        counts = [f"{layer['params']:,}", f"{layer['flops']:,}"]
+        rows.append([layer["path"], layer["kind"], layer["part"], shape, *counts])
     headings = ["layer", "class", "part", "output", "parameters", "FLOPs"]
     align = ("left", "left", "left", "right", "right", "right")
     return _table(rows, headings, colalign=align)
@@ -160,9 +148,7 @@ def _operators_text(operators: Mapping[str, Mapping[str, Any]], *, formulas: boo
 def _training_text(training: Mapping[str, Any]) -> str:
     if "reason" in training:
         return f"  training step: unavailable, {training['reason']}"
-    exact = ""
-    if "difference" in training:
-        exact = f"; closed form {100 * training['difference']:+.3f} %"
+    exact = f"; closed form {100 * training['difference']:+.3f} %" if "difference" in training else ""
     return (
         f"  training step, an image of a batch of {training['batch_size']}: "
         f"forward {_giga(training['forward_flops'])} + backward {_giga(training['backward_flops'])} "

@@ -59,6 +59,13 @@ class Device:
 
         return torch.device(self.name)
 
+    @property
+    def _torch(self) -> Any:
+        """torch's module for this kind: ``torch.cuda``, ``torch.mps``."""
+        import torch
+
+        return getattr(torch, self.kind)
+
     def synchronize(self) -> None:
         """Wait until the device has finished all its work."""
 
@@ -88,9 +95,7 @@ class Device:
     memory_method: str = ""
 
     def steady_allocator(self) -> str:
-        """Make memory repeatable in this process at the cost of speed, before the first tensor. Returns a description
-        of the allocator.
-        """
+        """Make memory repeatable but slower, before the first tensor. Returns what the allocator is."""
         return "ordinary allocator"
 
     def memory_now(self) -> int:
@@ -140,9 +145,7 @@ class Device:
 
     @classmethod
     def explain_death(cls, stderr: str, *, by_signal: bool) -> Failure | None:
-        """The meaning of the stderr of a worker that ended itself, ``by_signal`` or with an exit code; None if it holds
-        no known text.
-        """
+        """What the stderr of a worker that ended itself, ``by_signal`` or not, means; None if unknown."""
         cause, line = cls.stderr_failure(stderr) if by_signal else ("", "")
         if cause:
             return Failure("oom" if cause in OUT_OF_MEMORY else "killed", cause, line)

@@ -127,7 +127,11 @@ class CpuDevice(Device):
             return ""
         import resource
 
-        _start_threads()
+        import torch
+
+        # torch starts its threads while there is memory for their stacks: OpenMP ends a process in which it cannot
+        # start one, which would be attributed to the model
+        torch.zeros(torch.get_num_threads() * _GRAIN).add_(1)
         data_size = parse_kibibytes((PROC_SELF / "status").read_text(), "VmData") or 0
         allowance = int(available_memory() * _SAFE_SHARE) if limit is None else limit
         most = data_size + allowance
@@ -140,17 +144,6 @@ class CpuDevice(Device):
             most = hard
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         return "" if limit is None else "RLIMIT_DATA beyond the worker's size after imports"
-
-
-def _start_threads() -> None:
-    """Make torch start its threads while there is memory for their stacks: OpenMP ends a process in which it cannot
-    start one, which would be attributed to the model.
-    """
-    import torch
-
-    count = torch.get_num_threads()
-    if count > 1:
-        torch.zeros(count * _GRAIN).add_(1)
 
 
 class RaplCounter:

@@ -78,11 +78,10 @@ class CudaDevice(Device):
     def describe(self) -> dict[str, Any]:
         import torch
 
-        _, index = split_name(self.name)
-        properties = torch.cuda.get_device_properties(index or 0)
+        properties = torch.cuda.get_device_properties(self._index)
         found: dict[str, Any] = {}
         with contextlib.suppress(Unsupported):
-            found = settings(index or 0)
+            found = settings(self._index)
         return {
             "name": properties.name,
             "memory_bytes": properties.total_memory,
@@ -100,34 +99,20 @@ class CudaDevice(Device):
         }
 
     def synchronize(self) -> None:
-        import torch
-
-        torch.cuda.synchronize(self.name)
+        self._torch.synchronize(self.name)
 
     def memory_now(self) -> int:
-        import torch
-
-        return torch.cuda.memory_allocated(self.name)
+        return int(self._torch.memory_allocated(self.name))
 
     def reset_peak(self) -> None:
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(self.name)
+        self._torch.reset_peak_memory_stats(self.name)
 
     def peak(self) -> int:
-        import torch
-
-        return torch.cuda.max_memory_allocated(self.name)
+        return int(self._torch.max_memory_allocated(self.name))
 
     def reserved_memory(self) -> dict[str, tuple[int, str]]:
-        import torch
-
-        found = {
-            "reserved_peak_memory": (
-                torch.cuda.max_memory_reserved(self.name),
-                "torch.cuda.max_memory_reserved: live tensors and what torch's allocator keeps for later",
-            )
-        }
+        how = "torch.cuda.max_memory_reserved: live tensors and what torch's allocator keeps for later"
+        found = {"reserved_peak_memory": (int(self._torch.max_memory_reserved(self.name)), how)}
         with contextlib.suppress(Unsupported):
             how = "NVML, memory of this process on the GPU after the call: with cache and CUDA context"
             found["process_gpu_memory"] = (process_memory(self._index), how)
@@ -143,13 +128,11 @@ class CudaDevice(Device):
         return split_name(self.name)[1] or 0
 
     def limit_memory(self, limit: int | None) -> str:
-        import torch
-
         if limit is None:
             return ""
-        total = torch.cuda.get_device_properties(self.name).total_memory
+        total = self._torch.get_device_properties(self.name).total_memory
         if limit > total:
             raise DeviceError(f"Memory limit of {limit} bytes is more than {self.name} has ({total}). Give less")
         # by index: this call does not take a plain "cuda" for the first GPU
-        torch.cuda.set_per_process_memory_fraction(limit / total, self._index)
+        self._torch.set_per_process_memory_fraction(limit / total, self._index)
         return f"per-process memory fraction (torch.cuda.set_per_process_memory_fraction) of {total} bytes"

@@ -65,16 +65,12 @@ class MpsDevice(Device):
         return ["mps"] if torch.backends.mps.is_available() else []
 
     def describe(self) -> dict[str, Any]:
-        import torch
-
         chip = chip_name()
         name = chip if chip.startswith("Apple ") else "Apple"  # an Intel Mac's GPU has another name
-        return {"name": f"{name} GPU (Metal)", "memory_bytes": int(torch.mps.recommended_max_memory())}
+        return {"name": f"{name} GPU (Metal)", "memory_bytes": int(self._torch.recommended_max_memory())}
 
     def synchronize(self) -> None:
-        import torch
-
-        torch.mps.synchronize()
+        self._torch.synchronize()
 
     def _peak_api(self) -> Any:
         """torch.accelerator if it keeps a high-water mark for MPS (recent releases), else None."""
@@ -96,9 +92,7 @@ class MpsDevice(Device):
         return "largest torch.mps.current_allocated_memory seen after each module (a lower bound: MPS keeps no peak)"
 
     def memory_now(self) -> int:
-        import torch
-
-        return int(torch.mps.current_allocated_memory())
+        return int(self._torch.current_allocated_memory())
 
     def reset_peak(self) -> None:
         api = self._peak_api()
@@ -114,10 +108,8 @@ class MpsDevice(Device):
         return max(self._watched_peak or 0, self.memory_now())
 
     def reserved_memory(self) -> dict[str, tuple[int, str]]:
-        import torch
-
         how = "torch.mps.driver_allocated_memory after the call: live tensors, cache and what Metal keeps"
-        return {"driver_memory": (int(torch.mps.driver_allocated_memory()), how)}
+        return {"driver_memory": (int(self._torch.driver_allocated_memory()), how)}
 
     def watch(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         if self._peak_api() is not None:
@@ -142,14 +134,12 @@ class MpsDevice(Device):
         return f"ran on the CPU without an MPS kernel: {', '.join(operators)}" if operators else ""
 
     def limit_memory(self, limit: int | None) -> str:
-        import torch
-
         if limit is None:
             return ""
-        total = int(torch.mps.recommended_max_memory())
+        total = int(self._torch.recommended_max_memory())
         if limit > total:
             raise DeviceError(f"Memory limit of {limit} bytes is more than MPS recommends ({total}). Give less")
-        torch.mps.set_per_process_memory_fraction(limit / total)
+        self._torch.set_per_process_memory_fraction(limit / total)
         return (
             "high watermark ratio (torch.mps.set_per_process_memory_fraction) of the recommended maximum of "
             f"{total} bytes"

@@ -21,9 +21,7 @@ _BY_CLASS = {"class_f1": "F1", "class_precision": "precision", "class_recall": "
     yields=[
         Yields("accuracy", "1", "fraction", "more"),  # its column states the test set and its size
         Yields("macro_f1", "1", "shown", "more", column=Column("macro F1")),
-        Yields("class_f1", "1", "condition"),
-        Yields("class_precision", "1", "condition"),
-        Yields("class_recall", "1", "condition"),
+        *(Yields(metric, "1", "condition") for metric in _BY_CLASS),
         Yields("test_loss", "nat", "shown", "less", column=Column("test loss", "nat")),
         Yields("test_images", "image", "condition"),
         Yields("training_images", "image", "condition", mode="train", column=Column("training images")),
@@ -34,9 +32,7 @@ _BY_CLASS = {"class_f1": "F1", "class_precision": "precision", "class_recall": "
     summary="top-1, F1, precision, recall, loss on held-out images, after the suite's training or with given weights",
 )
 def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
-    """Trains the cell's model by its recipe and keeps the checkpoint, unless it has weights; tests it on held-out
-    images.
-    """
+    """Trains by the recipe and keeps the checkpoint, unless the cell has weights; tests on held-out images."""
     import math
 
     import torch

@@ -38,10 +38,7 @@ _shown = partial(Yields, kind="shown", better="less")
     by_default=False,
 )
 def measure_energy(subject: Subject) -> Iterator[Measurement]:
-    """The counter's rise over calls back to back. The power at rest is included in it.
-
-    Raises Unsupported if the device counts no energy.
-    """
+    """The counter's rise over calls back to back, power at rest included. Raises Unsupported without a counter."""
     device = subject.device
     device.energy_joules()
     subject.run_once()

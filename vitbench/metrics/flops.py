@@ -47,9 +47,7 @@ Counter = TypeVar("Counter", bound=AbstractContextManager[Any])
 
 
 def needs_values(error: Exception) -> bool:
-    """Whether a forward pass on ``meta`` failed because it reads the image's values, or calls an operator whose result
-    or shape depends on data by torch's tags.
-    """
+    """Whether a forward pass on ``meta`` failed because it reads the image's values, or a shape that needs them."""
     if not isinstance(error, RuntimeError | TypeError):  # NotImplementedError is a RuntimeError
         return False
     text = str(error)

@@ -91,9 +91,7 @@ def measure_memory(subject: Subject) -> Iterator[Measurement]:
 
 
 def _held_by_others(subject: Subject) -> int:
-    """Bytes on the device before the subject allocated any: those of the caller of ``vitbench.measure``, which shares
-    its process; none in a worker.
-    """
+    """Bytes on the device that are not the subject's: of ``vitbench.measure``'s caller; none in a worker."""
     subject.device.synchronize()
     own = subject.resident_bytes() if "model" in vars(subject) else 0
     return max(subject.device.memory_now() - own, 0)
@@ -134,9 +132,7 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
 
 
 def account_call(subject: Subject) -> dict[str, int]:
-    """The peak bytes of live tensors, by PARTS, of one forward pass or training step, by the cell's mode, after the
-    first one.
-    """
+    """The peak bytes of live tensors, by PARTS, of one forward pass or training step after the first one."""
     from vitbench.metrics.support.tensor_memory import TensorAccount, gradients_of, state_of
     from vitbench.models import without_fast_path
 

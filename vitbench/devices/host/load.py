@@ -104,9 +104,7 @@ def _system_seconds() -> tuple[float, float | None]:
 
 
 def _own_seconds() -> dict[int, tuple[float, float]]:
-    """CPU seconds of this process and each living descendant, by process id: its own, and those of its ended children
-    (0 where the system does not report them).
-    """
+    """CPU seconds of this process and each living descendant by id: its own, those of its ended children (or 0)."""
     found = {}
     this = psutil.Process()
     for process in (this, *this.children(recursive=True)):

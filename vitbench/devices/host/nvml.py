@@ -12,18 +12,14 @@ from vitbench.core.errors import Unsupported
 
 
 def gpu_state(index: int) -> tuple[float, float]:
-    """Clock (Hz) and temperature (degrees Celsius) now of the GPU that torch calls ``cuda:index``. Raises Unsupported
-    if they cannot be read.
-    """
+    """Clock (Hz) and temperature (degrees Celsius) of the GPU ``cuda:index``. Raises Unsupported if unreadable."""
     with _gpu(index, "does not report its state") as (nvml, handle):
         clock = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6
         return float(clock), float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
 
 
 def slowed_seconds(index: int) -> float:
-    """Seconds so far in which heat or a power limit held the GPU's clock down. Raises Unsupported if they are not
-    counted.
-    """
+    """Seconds so far in which heat or a power limit held the clock down. Raises Unsupported if not counted."""
     with _gpu(index, "does not count its slowdowns") as (nvml, handle):
         policies = (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_PERF_POLICY_THERMAL)
         return sum(nvml.nvmlDeviceGetViolationStatus(handle, policy).violationTime for policy in policies) / 1e9
@@ -34,7 +30,7 @@ def settings(index: int) -> dict[str, Any]:
     nvml, handle = _open(index)
     found: dict[str, Any] = {}
     for name, read in (
-        ("driver", lambda: _text(nvml.nvmlSystemGetDriverVersion())),
+        ("driver", lambda: nvml.nvmlSystemGetDriverVersion()),
         ("power_limit_w", lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
         ("ecc", lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0])),
         ("compute_mode", lambda: nvml.nvmlDeviceGetComputeMode(handle)),
@@ -46,14 +42,8 @@ def settings(index: int) -> dict[str, Any]:
     return found
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
 def energy_joules(index: int) -> float:
-    """Joules of the whole board since its driver was loaded. Raises Unsupported if they are not counted (before
-    Volta).
-    """
+    """Joules of the board since its driver was loaded. Raises Unsupported if not counted (before Volta)."""
     with _gpu(index, "counts no energy") as (nvml, handle):
         return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000  # it counts millijoules
 
@@ -79,18 +69,6 @@ def _gpu(index: int, refusal: str) -> Iterator[tuple[Any, Any]]:
         raise Unsupported(f"this GPU {refusal} (NVML: {error})") from error
 
 
-def _uuid_in_torch(index: int) -> str:
-    """NVML's id of the GPU that torch calls ``cuda:index`` if this process uses CUDA already, else empty.
-
-    ``vitbench.measure`` runs in its caller's process, whose order of GPUs may differ.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return ""
-    uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
-    return f"GPU-{uuid}" if uuid else ""
-
-
 def _open(index: int) -> tuple[Any, Any]:
     """The library and a handle of the GPU that torch calls ``cuda:index``: CUDA_VISIBLE_DEVICES renumbers GPUs, and
     workers number them as NVML does.
@@ -101,9 +79,12 @@ def _open(index: int) -> tuple[Any, Any]:
         raise Unsupported("NVML is not installed: pip install nvidia-ml-py") from None
     try:
         nvml.nvmlInit()
-        if uuid := _uuid_in_torch(index):
-            with contextlib.suppress(nvml.NVMLError):
-                return nvml, nvml.nvmlDeviceGetHandleByUUID(uuid)
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            # the caller of ``vitbench.measure``, in whose process this runs, may order its GPUs in another way
+            with contextlib.suppress(nvml.NVMLError, AttributeError):  # older torch knows no uuid
+                uuid = torch.cuda.get_device_properties(index).uuid
+                return nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         if not visible:
             return nvml, nvml.nvmlDeviceGetHandleByIndex(index)

@@ -78,9 +78,7 @@ def make_subject(cell: Cell, weights: WeightsFile | None = None) -> Subject:
 
 
 def subject_of(cell: Cell, build: Callable[[], torch.nn.Module], budget: Budget | None = None) -> Subject:
-    """The subject of a cell. ``build`` makes the module to measure: a new one, or a copy of the caller's, as training
-    steps, casts and moves change it.
-    """
+    """The subject of a cell. ``build`` makes a new module or copies the caller's, as measuring changes it."""
     from vitbench.models import use_attention
 
     return Subject(

@@ -168,9 +168,7 @@ class Subject:
 
     @cached_property
     def batches(self) -> tuple[torch.Tensor, ...]:
-        """Batches (B, 3, H, W) of standard normal numbers on the device, drawn from the cell's seed: one, or several if
-        the subject rotates.
-        """
+        """Batches (B, 3, H, W) of normal numbers on the device by the cell's seed: several if it rotates."""
         import torch
 
         generator = torch.Generator().manual_seed(self.cell.seed)
@@ -195,9 +193,7 @@ class Subject:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with torch's defaults: two state tensors a parameter, as in most ViT recipes. Raises Unsupported for
-        weights in fp16.
-        """
+        """AdamW with torch's defaults, as in most ViT recipes. Raises Unsupported for weights in fp16."""
         import torch
 
         check_trains(self.cell.dtype)

@@ -20,10 +20,7 @@ KINDS = ("weights", "batch", "gradients", "optimizer", "activations")
 
 
 class TensorAccount(TorchDispatchMode):
-    """Follows the storages of the tensors in ``before`` (by kind) and all those made inside the context.
-
-    Other tensors that exist already do not count.
-    """
+    """Follows the storages of the tensors in ``before`` (by kind) and of those made inside; no others count."""
 
     def __init__(self, before: Mapping[str, Iterable[Tensor]]) -> None:
         super().__init__()

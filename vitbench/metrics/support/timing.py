@@ -195,9 +195,7 @@ def _steps_as_long_as(samples: Sequence[float], counts: Sequence[int]) -> Callab
 def _between(
     before: Sequence[ReferenceTurn], after: Sequence[ReferenceTurn], value: Callable[[Mapping[str, Any], int], float]
 ) -> tuple[float, ...]:
-    """The geometric mean of the reference's turns on both sides of each turn, or the only one; () if a turn has
-    neither.
-    """
+    """The geometric mean of the reference's turns around each turn, or the only one; () if a turn has neither."""
     values = []
     for number, pair in enumerate(zip(before, after, strict=False)):
         known = [value(side, number) for side in pair if side is not None]
