@@ -112,9 +112,8 @@ def judge(model: str, claim: Claim, count: Counter, records: Sequence[Record]) -
     if claim.quantity in ("top1", "macro_f1", "loss"):
         return _judge_training(undecided, records)
     kind = claim.quantity.replace("_", " ")
-    return dataclasses.replace(
-        undecided, reason=f"{kind}: says nothing without its device, which the source leaves out"
-    )
+    reason = f"{kind}: says nothing without its device, which the source leaves out"
+    return dataclasses.replace(undecided, reason=reason)
 
 
 def agrees_as_printed(claim: Claim, computed: float) -> bool:
@@ -362,9 +361,8 @@ def _judge_published(undecided: Judgement, records: Sequence[Record]) -> Judgeme
 
 def _data_note(claim: Claim, record: Record) -> str:
     """A note for data that only the name of its folder identifies."""
-    if record.cell.data == claim.data:
-        return ""
-    return f"; only the name of their folder says that the images are {claim.data}"
+    note = f"; only the name of their folder says that the images are {claim.data}"
+    return "" if record.cell.data == claim.data else note
 
 
 def _value(record: Record, metric: str) -> float | None:

@@ -189,16 +189,13 @@ def _params(config: Config, grid: Grid, classes: int) -> int:
     """Weights, biases, tokens and positions, without what attention variants or pruning add."""
     D, M = config["width"], config["mlp_width"]
     patches, first = grid[0] * grid[1], _first_tokens(config)
-    positions = {"tokens": patches + first, "patches": patches, "bicubic": BICUBIC_POSITIONS + first}[
-        config["positions"]
-    ]
-    embedding = _patch_numbers(config) * D + D + first * D + positions * D
+    positions = {"tokens": patches + first, "patches": patches, "bicubic": BICUBIC_POSITIONS + first}
+    embedding = _patch_numbers(config) * D + D + first * D + positions[config["positions"]] * D
     if config.get("tokenisation") == "shifted_norm":
         embedding += 2 * _patch_numbers(config)
     norm = 2 * D
-    embedding += norm if config.get("embedding_norm") else 0
+    norms = sum(norm for name in ("embedding_norm", "final_norm") if config.get(name))
     attention = 4 * (D * D + D)
     mlp = D * M + M + M * D + D
     head = first * ((D * D + D if config["head"] == "tanh" else 0) + D * classes + classes)
-    final = norm if config["final_norm"] else 0
-    return embedding + config["depth"] * (2 * norm + attention + mlp) + final + head
+    return embedding + config["depth"] * (2 * norm + attention + mlp) + norms + head

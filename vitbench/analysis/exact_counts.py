@@ -187,10 +187,8 @@ class LargestAdamW(torch.optim.AdamW):
         with_grad = [one for one in group["params"] if one.grad is not None]
         new = [one for one in with_grad if one not in self.state]
         for parameter in new:
-            self.state[parameter] = {
-                "step": torch.tensor(0.0),
-                **{name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")},
-            }
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[parameter] = {"step": torch.tensor(0.0), **moments}
         if new or not with_grad:
             return None
         everything = group["params"]
@@ -374,9 +372,7 @@ def _raise_if_of_the_host(error: Exception) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if _reads_data(error):
-        return _DEPENDS
-    return _shortened(describe_error(error).splitlines()[0])
+    return _DEPENDS if _reads_data(error) else _shortened(describe_error(error).splitlines()[0])
 
 
 def _shortened(text: str) -> str:

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 PARTS = ("embedding", "attention", "MLP", "norms", "pruning", "head", "other")
 
-_NORMS = re.compile(r"norm", re.IGNORECASE)
 #: The first pattern found in a layer's path decides; the path of a bare parameter ends with its own name.
 _PATHS = (
     ("pruning", re.compile(r"(^|\.)(scores|score_predictor)(\.|$)")),
@@ -59,24 +58,16 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 params.append((f"{path}.{name}" if path else name, parameter.numel()))
+        found: list[tuple[str, str, int, int, tuple[int, ...]]] = []
         if any(module.children()):  # bare parameters, such as position embeddings, are layers of their own
-            layers += [
-                Layer(path=name, kind="Parameter", part=part_of(name, module), params=n, flops=0, output_shape=())
-                for name, n in params
-            ]
+            found += [(name, "Parameter", count, 0, ()) for name, count in params]
             params = []
-        count = sum(n for _, n in params)
+        count = sum(count for _, count in params)
         if count or own:
-            layers.append(
-                Layer(
-                    path=path or "(model)",
-                    kind=type(module).__name__,
-                    part=part_of(path, module),
-                    params=count,
-                    flops=own,
-                    output_shape=shapes.get(path, ()),
-                )
-            )
+            found.append((path or "(model)", type(module).__name__, count, own, shapes.get(path, ())))
+        for name, kind, count, work, shape in found:
+            part = part_of(name, module)
+            layers.append(Layer(path=name, kind=kind, part=part, params=count, flops=work, output_shape=shape))
     return layers
 
 
@@ -111,16 +102,13 @@ def sum_parts(layers: Iterable[Layer]) -> dict[str, dict[str, int]]:
 
 def part_of(path: str, module: nn.Module) -> str:
     """Which of PARTS a layer (or a bare parameter of it) belongs to, by its class (norms) and then by its path."""
-    if _NORMS.search(type(module).__name__):
+    if "norm" in type(module).__name__.lower():
         return "norms"
     return next((part for part, pattern in _PATHS if pattern.search(path)), "other")
 
 
 def _run(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, tuple[int, ...]], Mapping[str, int]]:
-    """Output shapes and own FLOPs by module path, of one forward pass.
-
-    FLOPs belong to the module that runs them, whichever module holds it: some models share modules over depth.
-    """
+    """Output shapes and own FLOPs by module path. FLOPs belong to the module that runs them, whoever holds it."""
     shapes: dict[str, tuple[int, ...]] = {}
     flops: dict[str, int] = {}
     running: list[tuple[int, int]] = []  # for each running module: FLOPs at its start, FLOPs of the modules inside it

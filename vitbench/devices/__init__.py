@@ -21,8 +21,7 @@ for _module in pkgutil.iter_modules(__path__):  # a new file here is a new devic
 def check_device_name(name: str) -> None:
     """Raises UnknownNameError or DeviceError for a name that is not a device's; does not look for the device."""
     if name != "auto":
-        kind, _ = split_name(name)
-        DEVICES.get(kind)
+        DEVICES.get(split_name(name)[0])
 
 
 def canonical_device_name(name: str) -> str:
@@ -38,8 +37,7 @@ def canonical_device_name(name: str) -> str:
 
 def open_device(name: str) -> Device:
     """The device of that name, whether or not it is available. Raises UnknownNameError for an unknown kind."""
-    kind, _ = split_name(name)
-    device: Device = DEVICES.get(kind)(name)
+    device: Device = DEVICES.get(split_name(name)[0])(name)
     return device
 
 

@@ -176,8 +176,7 @@ def split_name(name: str) -> tuple[str, int | None]:
     match = _NAME.match(name)
     if match is None:
         raise DeviceError(f"{name!r} is not a device. Give cpu, cuda, cuda:1, mps or auto")
-    index = match["index"]
-    return match["kind"], None if index is None else int(index)
+    return match["kind"], int(match["index"]) if match["index"] else None
 
 
 def parse_kibibytes(status: str, key: str) -> int | None:

@@ -32,11 +32,7 @@ GENERAL_ERROR_TEXTS: ErrorTexts = (
     (AT_LINE + r"(?:std::bad_alloc|bad allocation)$", "oom", "out_of_memory"),
     (r"unable to \w+ [^\n]*: Cannot allocate memory \(12\)", "oom", "out_of_memory"),
     (r"Cannot allocate memory \(os error 12\)|\(os error 1455\)|\[WinError 1455\]", "oom", "out_of_memory"),
-    (
-        r"Could not allocate (?:bytes object|memory (?:for|to change) Tensor SizesAndStrides)!",
-        "oom",
-        "out_of_memory",
-    ),
+    (r"Could not allocate (?:bytes object|memory (?:for|to change) Tensor SizesAndStrides)!", "oom", "out_of_memory"),
     (r"not (?:current(?:ly)? )?implemented for the '?\w+'? device", "unsupported", "unsupported_operator"),
     (r"Could not run '\w+::[\w.]+' with arguments from the '\w+' backend", "unsupported", "unsupported_operator"),
     (
@@ -130,10 +126,8 @@ def explain_exception(error: BaseException, texts: ErrorTexts) -> Failure | None
     for one in _and_its_causes(error):
         known = _recognise(one, texts)
         if known is not None:
-            return Failure(
-                *known,
-                describe_error(error) if one is error else f"{describe_error(error)} (from {describe_error(one)})",
-            )
+            origin = "" if one is error else f" (from {describe_error(one)})"
+            return Failure(*known, describe_error(error) + origin)
     if any(base.__module__.startswith(_COMPILERS) for base in type(error).__mro__):
         return Failure("error", "compile", describe_error(error))
     return None

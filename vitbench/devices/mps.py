@@ -54,9 +54,7 @@ class MpsDevice(Device):
         (_METAL_FAILED, "device_lost"),
     )
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self._watched_peak: int | None = None
+    _watched_peak: int | None = None
 
     @classmethod
     def find(cls) -> list[str]:

@@ -19,8 +19,6 @@ T = TypeVar("T")
 
 OTHER_LOAD = "other_load"
 STEAL = "cpu_steal"
-FREQUENCY = "cpu_frequency"
-TEMPERATURE = "cpu_temperature"
 GPU_CLOCK = "gpu_clock"
 GPU_TEMPERATURE = "gpu_temperature"
 GPU_SLOWED = "gpu_slowed"
@@ -28,8 +26,8 @@ GPU_SLOWED = "gpu_slowed"
 _METHODS = {
     OTHER_LOAD: ("core", "busy time of all cores less that of this run's processes, over the wall time (psutil)"),
     STEAL: ("core", "time that the host took from this virtual machine, over the wall time (/proc/stat)"),
-    FREQUENCY: ("Hz", "mean clock of the cores as the system reports it, at the end (psutil)"),
-    TEMPERATURE: ("degC", "hottest sensor of the processor, at the end (psutil)"),
+    "cpu_frequency": ("Hz", "mean clock of the cores as the system reports it, at the end (psutil)"),
+    "cpu_temperature": ("degC", "hottest sensor of the processor, at the end (psutil)"),
     GPU_CLOCK: ("Hz", "clock of the multiprocessors, at the end (NVML)"),
     GPU_TEMPERATURE: ("degC", "the GPU's sensor, at the end (NVML)"),
     GPU_SLOWED: ("1", "share of the time in which heat or a power limit held the GPU's clock down (NVML's counters)"),

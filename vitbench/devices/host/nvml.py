@@ -35,10 +35,9 @@ def settings(index: int) -> dict[str, Any]:
         ("ecc", lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0])),
         ("compute_mode", lambda: nvml.nvmlDeviceGetComputeMode(handle)),
     ):
-        try:
+        found[name] = None
+        with contextlib.suppress(nvml.NVMLError, AttributeError):
             found[name] = read()
-        except (nvml.NVMLError, AttributeError):
-            found[name] = None
     return found
 
 

@@ -148,10 +148,7 @@ def library_claims(cell: Cell) -> tuple[Claim, ...]:
 
 
 def _load(model: nn.Module, cell: Cell, weights: WeightsFile) -> str:
-    """Load a checkpoint into ``model``; returns what was not loaded as it is in the file.
-
-    Raises CheckpointError if it does not fit, or is not the one of the plan.
-    """
+    """Returns how ``model`` differs from the file. Raises CheckpointError if it does not fit or has changed."""
     from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint
 
     report = load_checkpoint(model, weights.path, replace_head=weights.replace_head)

@@ -46,24 +46,20 @@ class Timing:
 
     def measurements(self, metric: str, method: str) -> Iterator[Measurement]:
         """The time itself, and ``<metric>_cpu_time``."""
-        yield Measurement(
-            metric=metric,
-            unit="s",
-            samples=(self.samples,),
-            turns=(self.turns,),
-            reference_samples=(self.reference,) if self.reference else (),
-            reference=self.reference_name,
-            method=method,
-        )
-        yield Measurement(
-            metric=f"{metric}_cpu_time",
-            unit="s",
-            samples=(self.cpu,),
-            turns=((1,) * len(self.cpu),),
-            reference_samples=(self.reference_cpu,) if self.reference_cpu else (),
-            reference=self.reference_name,
-            method="time.process_time (all threads of the process) over the calls of a turn, one value a turn",
-        )
+        cpu_method = "time.process_time (all threads of the process) over the calls of a turn, one value a turn"
+        for name, samples, turns, reference, how in (
+            (metric, self.samples, self.turns, self.reference, method),
+            (f"{metric}_cpu_time", self.cpu, (1,) * len(self.cpu), self.reference_cpu, cpu_method),
+        ):
+            yield Measurement(
+                metric=name,
+                unit="s",
+                samples=(samples,),
+                turns=(turns,),
+                reference_samples=(reference,) if reference else (),
+                reference=self.reference_name,
+                method=how,
+            )
 
 
 def sample_durations(call: Callable[[], object], device: Device, budget: Budget, turns: Turns | None = None) -> Timing:
