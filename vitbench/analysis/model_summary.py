@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from vitbench.analysis.claims import Counts, Judgement, count_by_formula, judge_card, to_dict
@@ -78,8 +79,6 @@ def _summarise(card: ModelCard, subject: Subject, layers: bool) -> dict[str, Any
 
 def _inside(subject: Subject, layers: bool) -> dict[str, Any]:
     """Parts, tokens and layers of a model, or why they are unavailable: hooks break some models."""
-    from dataclasses import asdict
-
     from vitbench.analysis.layers import describe_layers, sum_parts, tokens_per_block
 
     try:

@@ -141,11 +141,10 @@ def explain_last_words(stderr: str, texts: ErrorTexts) -> Failure | None:
     if without is not None:
         return Failure("oom", "out_of_memory", without[0])
     thrown = next((found for one in _UNCAUGHT_IN_C if (found := re.search(one, stderr, re.DOTALL))), None)
-    names = {"RuntimeError"}  # the only class of C++ for errors of torch and the system
+    names = {"RuntimeError"} if thrown else set()  # the only class of C++ for errors of torch and the system
     if thrown is None:
         last = stderr.rfind("Traceback (most recent call last):")
         thrown = re.search(_UNCAUGHT_IN_PYTHON, stderr[max(last, 0) :])
-        names = set()
     if thrown is None:
         return None
     name = re.split(r"::|\.", thrown["type"])[-1]

@@ -88,8 +88,7 @@ def _open(index: int) -> tuple[Any, Any]:
         if not visible:
             return nvml, nvml.nvmlDeviceGetHandleByIndex(index)
         name = visible[index]
-        return nvml, (
-            nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
-        )
+        handle = nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+        return nvml, handle
     except (nvml.NVMLError, IndexError) as error:
         raise Unsupported(f"NVML is unavailable ({error})") from error
