@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.analysis.kinds import smallest_of_each_kind
-from vitbench.analysis import flops as analysis
 from vitbench.analysis import flops_audit as audit
 from vitbench.analysis.closed_form import closed_form
 from vitbench.analysis.flops import (
@@ -187,7 +186,7 @@ def test_a_model_that_does_not_train_on_meta_keeps_its_forward_flops(
     def fail(*_: Any) -> Any:
         raise RuntimeError("no kernel\nand more")
 
-    monkeypatch.setattr(analysis, "count_training_step", fail)
+    monkeypatch.setattr(audit, "count_training_step", fail)
     assert run_command(["flops", "vit_basic_tutorial", "--no-others"]) == 0
     text = capsys.readouterr().out
     assert "training step: unavailable, a training step does not run on meta: RuntimeError: no kernel\n" in text
