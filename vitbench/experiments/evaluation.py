@@ -107,7 +107,9 @@ def evaluate_trained(
 
     ``dtype``: ``fp32`` or ``amp``. Raises OutOfMemory, and NotFiniteError if an output is not finite.
     """
-    amp = dtype == "amp"
+    amp, there = dtype == "amp", info.count(split)
+    some = f"a stratified choice (seed {SEED}) of {len(dataset)} of {there} images"
+    part = f"all {there} images" if len(dataset) == there else some
     described = _describe(trained, info, split, amp, batch_size, list(warnings))
     answers = _collect(trained, dataset, amp, batch_size)
     scores = score(answers.logits.numpy(), dataset.labels.numpy(), bins=bins, classes=info.num_classes)
@@ -116,7 +118,7 @@ def evaluate_trained(
     return {
         **described,
         "images": len(dataset),
-        "chosen": _chosen(len(dataset), info.count(split), split),
+        "chosen": f"{part} of the {split} split" + ("" if split == "test" else ", which is not held out"),
         **_score_values(scores, names, info.num_classes),
         "throughput": {
             "value": len(dataset) / answers.duration_s,
@@ -227,12 +229,6 @@ def _collect(trained: TrainedModel, dataset: ImageSet, amp: bool, batch_size: in
         way_out = "Leave out --amp" if amp else "The weights are damaged, or their training has diverged"
         raise NotFiniteError(f"The outputs for {bad} of {len(finite)} images are NaN or infinite. {way_out}")
     return answers
-
-
-def _chosen(images: int, there: int, split: Split) -> str:
-    some = f"a stratified choice (seed {SEED}) of {images} of {there} images"
-    part = f"all {there} images" if images == there else some
-    return f"{part} of the {split} split" + ("" if split == "test" else ", which is not held out")
 
 
 def _score_values(scores: Scores, class_names: Sequence[str], of_data: int) -> dict[str, Any]:

@@ -179,11 +179,7 @@ def resume_sweep(
     try:
         content = read_json(folder / PLAN, _Plan)
         settings = [
-            Setting(
-                _folder_name(one["name"]),
-                one["changes"],
-                request_from_dict({**one["request"], "allow_import": allow_import}),
-            )
+            Setting(one["name"], one["changes"], request_from_dict({**one["request"], "allow_import": allow_import}))
             for one in content["settings"]
         ]
         _check_settings(settings)
@@ -201,6 +197,9 @@ def _check_settings(settings: Sequence[Setting]) -> None:
     from vitbench.training.recipes import Recipe
 
     names = [one.name for one in settings]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch("[0-9]{3,}", name):  # it might lead elsewhere
+            raise ValueError(f"{str(name)[:80]!r} is not a folder of a sweep")
     if not names:
         raise ValueError("it has no settings")
     if len(set(names)) < len(names):
@@ -209,13 +208,6 @@ def _check_settings(settings: Sequence[Setting]) -> None:
     other = [key for one in settings for key in one.changes if key not in known]
     if other:
         raise ValueError(f"a recipe has no key {other[0][:80]!r}")
-
-
-def _folder_name(name: Any) -> str:
-    """The name of a training's folder. Raises ValueError for another form: it might lead elsewhere."""
-    if not isinstance(name, str) or not re.fullmatch("[0-9]{3,}", name):
-        raise ValueError(f"{str(name)[:80]!r} is not a folder of a sweep")
-    return name
 
 
 def _run(

@@ -22,10 +22,7 @@ class ImageOrder:
         """``labels`` (count,) int64 are given for the weighted order only."""
         self.count = count
         self.seed = seed
-        self.weights: torch.Tensor | None = None
-        if labels is not None:
-            sizes = torch.bincount(labels)
-            self.weights = 1.0 / sizes[labels].double()
+        self.weights = None if labels is None else 1.0 / torch.bincount(labels)[labels].double()
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 

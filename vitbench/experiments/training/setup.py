@@ -95,7 +95,11 @@ class Setup:
         self._set_normalisation(card, facts, saved)
         for lacking in regularise(self.model, self.recipe):
             self.progress.warn(f"{request.model} has no layers for the recipe's {lacking}: it trains without")
-        self._freeze()
+        self.freezing = freeze_parameters(self.model, request.freeze, self._build_for, self.num_classes)
+        trainable, total = self.freezing.trainable, self.freezing.total
+        if trainable < total:
+            share = 100 * trainable / total
+            self.progress.note(f"{trainable:,} of {total:,} parameters are trained ({share:.2f} %)")
         self._load_data()
         if saved is not None and saved.header.get("pictures") not in (None, self.images_digest()):
             raise self._other_images()
@@ -179,13 +183,6 @@ class Setup:
         if saved is None:
             whose = "the published weights were trained with" if request.pretrained else f"{card.name}'s card says"
             self.progress.note(f"Images are normalised as {whose}: mean {_listed(mean)}, std {_listed(std)}")
-
-    def _freeze(self) -> None:
-        self.freezing = freeze_parameters(self.model, self.request.freeze, self._build_for, self.num_classes)
-        trainable, total = self.freezing.trainable, self.freezing.total
-        if trainable < total:
-            share = 100 * trainable / total
-            self.progress.note(f"{trainable:,} of {total:,} parameters are trained ({share:.2f} %)")
 
     def make_trainer(self, on_step: Callable[[int, int | None, float], None]) -> Trainer:
         """The training, at its beginning."""

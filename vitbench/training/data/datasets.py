@@ -65,31 +65,25 @@ def describe_data(spec: str, *, root: Path | None = None, download: bool = False
     """
     if spec in DOWNLOADS:
         return describe_download(spec, root, download=download)
-    if spec == _DIGITS.spec:
-        _refuse_options_of_downloads(spec, root, download)
-        return _DIGITS
     path = Path(spec).expanduser()
     separators = tuple(sign for sign in (os.sep, os.altsep) if sign)
-    if path.exists() or spec.startswith(("~", ".")) or any(sign in spec for sign in separators):
-        _refuse_options_of_downloads(spec, root, download)
-        return describe_folder(spec)
-    raise UnknownNameError(
-        "data set", spec, DATASETS, "vitbench list datasets, or give the path of an image folder (train/<class>/*)"
-    )
-
-
-def options_of_data(spec: str, root: str | None, download: bool) -> tuple[str | None, bool]:
-    """``root`` and ``download`` where they apply to ``spec``: earlier versions stored them for any data."""
-    return (root, download) if spec in DOWNLOADS else (None, False)
-
-
-def _refuse_options_of_downloads(spec: str, root: Path | None, download: bool) -> None:
+    is_path = path.exists() or spec.startswith(("~", ".")) or any(sign in spec for sign in separators)
+    if spec != _DIGITS.spec and not is_path:
+        raise UnknownNameError(
+            "data set", spec, DATASETS, "vitbench list datasets, or give the path of an image folder (train/<class>/*)"
+        )
     if root is not None or download:
         option = "--data-dir" if root is not None else "--download"
         raise UsageError(
             f"{option} is for {', '.join(DOWNLOADS)}, not for {spec!r}: leave it out, or name one of them, such as "
             "--data cifar10"
         )
+    return _DIGITS if spec == _DIGITS.spec else describe_folder(spec)
+
+
+def options_of_data(spec: str, root: str | None, download: bool) -> tuple[str | None, bool]:
+    """``root`` and ``download`` where they apply to ``spec``: earlier versions stored them for any data."""
+    return (root, download) if spec in DOWNLOADS else (None, False)
 
 
 def load_images(

@@ -109,11 +109,10 @@ def describe_download(name: str, root: Path | None, *, download: bool) -> DataIn
         raise DataError(f"Data set {name!r} needs the folder that it is in: give --data-dir DIR (data_dir in a suite)")
     root = root.expanduser()
     if known.find(root) is None and not download:
-        missing = [
-            f"{known.folders[0]}/{file}" for file in known.files if not _packed_or_not(root / known.folders[0] / file)
-        ]
+        folder = known.folders[0]
+        missing = next(file for file in known.files if not _packed_or_not(root / folder / file))
         raise DataError(
-            f"Data set {name!r} is not in {str(root)!r}: {missing[0]} is missing or empty. "
+            f"Data set {name!r} is not in {str(root)!r}: {folder}/{missing} is missing or empty. "
             "Give the folder above it with --data-dir, or fetch it with --download"
         )
     return replace(known, path=root)
