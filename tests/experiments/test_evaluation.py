@@ -470,7 +470,7 @@ def test_published_classes_in_another_order_are_warned_of(good: Path, folders: l
         open_trained(ModelRequest(model=MODEL, weights=str(good), device="cpu")), facts={}, num_classes=3,
         class_names=("tench", "goldfish", "great white shark"),
     )  # fmt: skip
-    info = dataclasses.replace(describe_data("digits"), num_classes=3, class_names=tuple(folders))
+    info = dataclasses.replace(describe_data("digits"), class_names=tuple(folders))
     found = _warnings(trained, info)
     assert len(found) == (warned is not None)
     assert warned is None or warned in found[0]
@@ -490,7 +490,6 @@ def made_up(names: list[str], images: int = 4000, seed: int = 0) -> dict[str, An
     info = DataInfo(
         spec="x",
         label="made-up",
-        num_classes=count,
         class_names=tuple(names),
         train_images=1,
         test_images=images,
