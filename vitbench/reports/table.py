@@ -113,23 +113,6 @@ _DTYPES: dict[str, str] = {
 }
 
 
-def report_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """report.csv: one line for each row and batch size, with everything that is known at that batch.
-
-    What does not depend on the batch (parameters, FLOPs, accuracy) stands on each line of its row, so that the lines of
-    one batch size are a complete table. Every measured column ``x`` has ``x_status`` (empty: not asked for) and is
-    empty where the status is not ``ok``; sampled ones have ``x_low``, ``x_high``, ``x_interval``. Units are in the
-    names (1 MB is 10^6 bytes). Counts are exact.
-    """
-    import pandas as pd
-
-    extra = _extra_columns(rows)
-    lines = [line for row in rows for line in _report_lines(row, extra)]
-    frame = pd.DataFrame(lines) if lines else pd.DataFrame(columns=["run", "device", "image_size", "model"])
-    whole = [name for name in frame if name in _WHOLE_NUMBERS]
-    return frame.astype(dict.fromkeys(whole, "Int64"))
-
-
 _WHOLE_NUMBERS = frozenset(
     {
         *("batch_size", "threads", "memory_limit_bytes", "training_batch_size", "latency_samples", "latency_processes"),
@@ -140,11 +123,21 @@ _WHOLE_NUMBERS = frozenset(
 
 
 def render_csv(runs: Sequence[Run]) -> str:
-    """The text of report.csv, rows in the order of the Markdown tables. No text is a formula to a spreadsheet."""
+    """The text of report.csv: one line for each row and batch size, with everything that is known at that batch.
+
+    Rows have the order of the Markdown tables. What does not depend on the batch (parameters, FLOPs, accuracy) stands
+    on each line of its row, so that the lines of one batch size are a complete table. Every measured column ``x`` has
+    ``x_status`` (empty: not asked for) and is empty where the status is not ``ok``; sampled ones have ``x_low``,
+    ``x_high``, ``x_interval``. Units are in the names (1 MB is 10^6 bytes). Counts are exact. No text is a formula to a
+    spreadsheet.
+    """
     import pandas as pd
 
     rows = sorted(build_rows(runs), key=sort_key)
-    frame = report_table(rows)
+    extra = _extra_columns(rows)
+    lines = [line for row in rows for line in _report_lines(row, extra)]
+    frame = pd.DataFrame(lines) if lines else pd.DataFrame(columns=["run", "device", "image_size", "model"])
+    frame = frame.astype({name: "Int64" for name in frame if name in _WHOLE_NUMBERS})
     for name in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].map(lambda value: csv_text(value) if isinstance(value, str) else value)
@@ -198,12 +191,8 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
 def _report_lines(row: Row, extra: Sequence[Extra]) -> list[dict[str, Field]]:
     infer = {record.cell.batch_size: record for record in row.infer}
     train = {record.cell.batch_size: record for record in row.train}
-    facts: dict[str, Field] = {}
-    for metric in FACTS:
-        facts |= _columns(metric, row.fact(metric))
-    trained: dict[str, Field] = {}
-    for metric in TRAINING:
-        trained |= _columns(metric, row.trained(metric))
+    facts = {name: value for metric in FACTS for name, value in _columns(metric, row.fact(metric)).items()}
+    trained = {name: value for metric in TRAINING for name, value in _columns(metric, row.trained(metric)).items()}
     # A row of a training alone has no batch that was timed.
     batches: list[int | None] = [*sorted({*infer, *train})] or [None]
     return [

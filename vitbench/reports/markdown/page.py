@@ -31,7 +31,7 @@ from vitbench.reports.plots.tradeoffs import plan_plots, why_no_plots
 from vitbench.suites.batch_search import shown_status
 
 #: Values that are not worth a word where all rows share them.
-DULL = {"compile": ("no",), "memory limit": ("none",), "weights": ("random",)}
+DULL = {"compile": "no", "memory limit": "none", "weights": "random"}
 
 
 def render_markdown(runs: Sequence[Run]) -> str:
@@ -60,7 +60,9 @@ def render_markdown(runs: Sequence[Run]) -> str:
         parts += ["## Published values", f"{count_verdicts(judged)}. {explanations.CLAIMS}", claims_text(judged)]
     failures = failures_table(rows, axes)
     parts += ["## Failures", table_text(failures) if failures else "None."]
-    parts += ["## Plots", _plots(rows), "## Methods", _methods(rows)]
+    used = methods(rows).items()
+    how = [f"**{cell_text(', '.join(names), 1000)}**: {cell_text(text, 1000)}" for text, names in used]
+    parts += ["## Plots", _plots(rows), "## Methods", _as_list(how) or "None reported."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -140,9 +142,7 @@ def _conditions(rows: Sequence[Row]) -> str:
     """The axes that all rows share, in one sentence."""
     shared = []
     for axis, values in axis_values(rows).items():
-        if axis == "run":
-            continue
-        if len(values) == 1 and values[0] not in DULL.get(axis, ()):
+        if axis != "run" and len(values) == 1 and values[0] != DULL.get(axis):
             shared.append(f"{cell_text(axis)} {cell_text(values[0])}")
     return f"Shared by all rows: {', '.join(shared)}." if shared else "The conditions vary and are columns."
 
@@ -159,10 +159,7 @@ def _sections(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> list[
     parts = []
     for device, size in sorted(groups):
         group = sorted(groups[device, size], key=sort_key)
-        parts += [
-            f"## {cell_text(device)}, {group[0].image_size} px",
-            table_text(main_table(group, axes, floors)),
-        ]
+        parts += [f"## {cell_text(device)}, {group[0].image_size} px", table_text(main_table(group, axes, floors))]
     return parts
 
 
@@ -177,16 +174,5 @@ def _counters(rows: Sequence[Row]) -> list[str]:
 
 
 def _plots(rows: Sequence[Row]) -> str:
-    plots = plan_plots(rows)
-    parts = [f"![{cell_text(plot.title)}]({plot.file_name})\n\n{plot.caption}" for plot in plots]
-    reason = why_no_plots(rows)
-    return "\n\n".join([*parts, *([reason] if reason else [])])
-
-
-def _methods(rows: Sequence[Row]) -> str:
-    """Each method once, with the metrics that were measured by it."""
-    lines = [
-        f"**{cell_text(', '.join(names), 1000)}**: {cell_text(text, limit=1000)}"
-        for text, names in methods(rows).items()
-    ]
-    return _as_list(lines) or "None reported."
+    parts = [f"![{cell_text(plot.title)}]({plot.file_name})\n\n{plot.caption}" for plot in plan_plots(rows)]
+    return "\n\n".join(filter(None, [*parts, why_no_plots(rows)]))

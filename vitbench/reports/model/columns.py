@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from vitbench.core import registry
@@ -57,26 +58,14 @@ def table_of(columns: Sequence[RowColumn], rows: Iterable[Row]) -> Table:
     return Table(tuple(one.column for one in columns), lines)
 
 
-def model_column() -> RowColumn:
-    """The model's name."""
-    return RowColumn(Column(name="model"), lambda row: text_value(row.cell.model))
-
-
-def place_columns() -> list[RowColumn]:
-    """Device and image size, for tables with rows of several."""
-    return [
-        RowColumn(Column(name="device"), lambda row: text_value(row.cell.device)),
-        RowColumn(Column(name="image size", display=IMAGE_SIZE), lambda r: text_value(r.image_size)),
-    ]
+MODEL = RowColumn(Column(name="model"), lambda row: text_value(row.cell.model))
+DEVICE = RowColumn(Column(name="device"), lambda row: text_value(row.cell.device))
+SIZE = RowColumn(Column(name="image size", display=IMAGE_SIZE), lambda row: text_value(row.image_size))
 
 
 def axis_columns(axes: Sequence[str]) -> list[RowColumn]:
     """One column for each axis that varies."""
-
-    def column(axis: str) -> RowColumn:
-        return RowColumn(Column(name=axis), lambda row: axis_value(row, axis))
-
-    return [column(axis) for axis in axes]
+    return [RowColumn(Column(name=axis), partial(axis_value, axis=axis)) for axis in axes]
 
 
 def axis_value(row: Row, axis: str) -> Value:
@@ -94,18 +83,18 @@ def main_table(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> Tabl
     columns = _metric_columns(rows, main=True, floors=floors)
     if any(row.training for row in rows):
         columns.append(_accuracy_column(rows))
-    asked = [one for one in columns if not all(one.value(row).is_empty for row in rows)]
+    asked = [one for one in columns if any(one.value(row).status is not None for row in rows)]
     status = RowColumn(Column(name="status"), lambda row: text_value(row.status))
-    return table_of([model_column(), *axis_columns(axes), *asked, status], rows)
+    return table_of([MODEL, *axis_columns(axes), *asked, status], rows)
 
 
 def detail_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
     """What is looked up rather than compared, for all devices and sizes; None without any number."""
     columns = _metric_columns(rows, main=False)
-    filled = [one for one in columns if any(one.value(row).is_filled for row in rows)]
+    filled = [one for one in columns if any(one.value(row).status in ("ok", "too few samples") for row in rows)]
     if not filled:
         return None
-    return table_of([model_column(), *place_columns(), *axis_columns(axes), *filled], sorted(rows, key=sort_key))
+    return table_of([MODEL, DEVICE, SIZE, *axis_columns(axes), *filled], sorted(rows, key=sort_key))
 
 
 def _metric_columns(rows: Sequence[Row], *, main: bool, floors: Floors | None = None) -> list[RowColumn]:
@@ -152,7 +141,7 @@ def display_of(value: registry.Yields) -> Display:
 
 def memory_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
     """One line a call (inference at the smallest batch, a training step at the largest); None without values."""
-    names = [model_column(), *place_columns(), *axis_columns(axes)]
+    names = [MODEL, DEVICE, SIZE, *axis_columns(axes)]
     lines = []
     for row in sorted(rows, key=sort_key):
         for call, records, system in (

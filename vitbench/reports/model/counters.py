@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vitbench.reports.model.columns import MODEL, SIZE, RowColumn, axis_columns, table_of
 from vitbench.reports.model.rows import Row
-from vitbench.reports.model.tables import (
-    IMAGE_SIZE,
-    Column,
-    Display,
-    Table,
-    Value,
-    metric_value,
-    number_value,
-    text_value,
-)
+from vitbench.reports.model.tables import Column, Display, Table, Value, metric_value, number_value, text_value
 from vitbench.reports.model.values import MetricValue
 
 #: Differences below this share are rounding.
 SAME = 5e-5
 
 _GFLOPS = Display("GFLOPs", 1e-9, "counted")
-_CHANGE = Display("%", 100, "change")
 
 
 def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[str]] | None:
@@ -34,33 +25,29 @@ def compare_counters(rows: Sequence[Row]) -> tuple[Table, list[str]] | None:
     if not compared:
         return None
     reasons: dict[str, int] = {}
-    lines = []
+
+    def why(row: Row) -> Value:
+        marks = sorted(reasons.setdefault(reason, len(reasons) + 1) for reason in _reasons(row))
+        return text_value(", ".join(f"({mark})" for mark in marks)) if marks else Value()
+
     with_classes = len({row.cell.num_classes for row in compared}) > 1
-    for row in compared:
-        ours, fvcore, thop = row.fact("flops"), row.fact("flops_fvcore"), row.fact("flops_thop")
-        why = _reasons(ours, fvcore, thop, row.cell.attention)
-        marks = [reasons.setdefault(reason, len(reasons) + 1) for reason in why]
-        line = (
-            text_value(row.cell.model),
-            text_value(row.image_size),
-            *([text_value(str(row.cell.num_classes))] if with_classes else []),
-            text_value(row.cell.attention),
-            metric_value(ours),
-            metric_value(fvcore),
-            number_value(_difference(fvcore, ours)),
-            metric_value(thop),
-            number_value(_difference(thop, ours)),
-            text_value(", ".join(f"({mark})" for mark in sorted(marks))) if marks else Value(),
-        )
-        lines.append(line)
-    columns = (
-        *(Column(name="model"), Column(name="image size", display=IMAGE_SIZE)),
-        *([Column(name="classes")] if with_classes else []),
-        *(Column(name="attention"), Column(name="GFLOPs", display=Display("", 1e-9, "counted"))),
-        *(Column(name="fvcore", display=_GFLOPS), Column(name="fvcore - ours", display=_CHANGE)),
-        *(Column(name="thop", display=_GFLOPS), Column(name="thop - ours", display=_CHANGE), Column(name="why")),
-    )
-    return Table(columns, tuple(lines)), list(reasons)
+    columns = [
+        *(MODEL, SIZE, *axis_columns(["classes", "attention"] if with_classes else ["attention"])),
+        _count_column("GFLOPs", "flops", Display("", 1e-9, "counted")),
+        *(_count_column("fvcore", "flops_fvcore", _GFLOPS), _difference_column("fvcore")),
+        *(_count_column("thop", "flops_thop", _GFLOPS), _difference_column("thop")),
+        RowColumn(Column(name="why"), why),
+    ]
+    return table_of(columns, compared), list(reasons)
+
+
+def _count_column(name: str, metric: str, display: Display) -> RowColumn:
+    return RowColumn(Column(name=name, display=display), lambda row: metric_value(row.fact(metric)))
+
+
+def _difference_column(tool: str) -> RowColumn:
+    column = Column(name=f"{tool} - ours", display=Display("%", 100, "change"))
+    return RowColumn(column, lambda row: number_value(_difference(row.fact(f"flops_{tool}"), row.fact("flops"))))
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
@@ -79,17 +66,18 @@ def _difference(other: MetricValue, ours: MetricValue) -> float | None:
     return None if other.value is None or not ours.value else other.value / ours.value - 1
 
 
-def _reasons(ours: MetricValue, fvcore: MetricValue, thop: MetricValue, attention: str) -> list[str]:
+def _reasons(row: Row) -> list[str]:
     """The known reasons that can explain each difference, and what each tool printed when it failed."""
+    ours, fvcore, thop = row.fact("flops"), row.fact("flops_fvcore"), row.fact("flops_thop")
     reasons = []
     listed = fvcore.detail.startswith("operators without a formula")
-    fused = attention == "fused" and ("scaled_dot_product_attention" in fvcore.detail or not listed)
+    fused = row.cell.attention == "fused" and ("scaled_dot_product_attention" in fvcore.detail or not listed)
     for other, less, more in (
         (fvcore, "fvcore_fused" if fused else "fvcore_other", "fvcore_extra"),
         (thop, "thop_modules", "thop_extra"),
     ):
         if other.measurement is not None and other.value is None and other.detail:
             reasons.append(other.detail)
-        elif other.value is not None and ours.value and abs(other.value / ours.value - 1) > SAME:
-            reasons.append(less if other.value < ours.value else more)
+        elif (difference := _difference(other, ours)) is not None and abs(difference) > SAME:
+            reasons.append(less if difference < 0 else more)
     return reasons

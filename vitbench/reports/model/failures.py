@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from vitbench.analysis.claims import PUBLISHED
 from vitbench.core.records import Cell, Record, format_image_size
 from vitbench.reports.format import telling_line, without_paths
-from vitbench.reports.model.columns import axis_value
+from vitbench.reports.model.columns import DEVICE, MODEL, SIZE, axis_value
 from vitbench.reports.model.rows import Row
-from vitbench.reports.model.tables import IMAGE_SIZE, Column, Table, Value, text_value
+from vitbench.reports.model.tables import Column, Table, Value, text_value
 from vitbench.suites.batch_search import shown_status
 
 
@@ -35,8 +35,8 @@ def failures_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
         where = "; ".join(f"{call} {', '.join(batches)}" for call, batches in calls.items())
         lines.append((*before, text_value(where), metric, status, cause, detail, printed))
     names = ("cell", "metric", "status", "cause", "detail", "printed")
-    columns = [Column(name="model"), Column(name="device"), Column(name="image size", display=IMAGE_SIZE)]
-    return Table((*columns, *(Column(name=name) for name in (*axes, *names))), tuple(lines))
+    columns = (MODEL.column, DEVICE.column, SIZE.column, *(Column(name=name) for name in (*axes, *names)))
+    return Table(columns, tuple(lines))
 
 
 def methods(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from vitbench.core.records import Cell, Record, format_image_size
-from vitbench.reports.model.columns import MB, WHOLE, RowColumn, axis_columns, model_column, place_columns
+from vitbench.reports.model.columns import DEVICE, MB, MODEL, SIZE, WHOLE, RowColumn, axis_columns
 from vitbench.reports.model.rows import Row, varying_axes
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.tables import Column, Table, Value, metric_value, number_value, text_value
@@ -83,16 +83,14 @@ def without_bounds(runs: Sequence[Run]) -> list[Run]:
 
     Of a search in which nothing fits the smallest attempt stays.
     """
-    searches = find_searches(runs)
-    empty_handed = [search for search in searches if not any(one.status == "ok" for one in search.records.values())]
-    smallest = {(id(search.run), min(search.records), search.base) for search in empty_handed}
-
-    def shown(run: Run, record: Record) -> bool:
-        if not is_attempt(record) or not is_too_large(record.status, record.cause):
-            return True
-        return (id(run), record.cell.batch_size, base_of(record.cell)) in smallest
-
-    return [dataclasses.replace(run, records=[one for one in run.records if shown(run, one)]) for run in runs]
+    hidden: set[int] = set()
+    for search in find_searches(runs):
+        nothing_fits = all(one.status != "ok" for one in search.records.values())
+        kept = min(search.records) if nothing_fits else None
+        for batch, one in search.records.items():
+            if batch != kept and is_too_large(one.status, one.cause):
+                hidden.add(id(one))
+    return [dataclasses.replace(run, records=[one for one in run.records if id(one) not in hidden]) for run in runs]
 
 
 def without_searches(runs: Sequence[Run]) -> list[Run]:
@@ -137,7 +135,7 @@ def _largest_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> T
 
 def _ends_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Table:
     """One line a search: the largest batch and its peak, the smallest that failed and how, and what the limit was."""
-    names = [model_column(), *reversed(place_columns())]
+    names = [MODEL, SIZE, DEVICE]
     columns = (
         *(one.column for one in names),
         *(Column(name="call"), Column(name="dtype"), *(one.column for one in others)),

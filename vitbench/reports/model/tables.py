@@ -61,16 +61,6 @@ class Value:
     note: Note | None = None
     display: Display | None = None
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was asked for."""
-        return self.status is None
-
-    @property
-    def is_filled(self) -> bool:
-        """Whether it holds a number, or too few samples for one."""
-        return self.number is not None or self.status == "too few samples"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
