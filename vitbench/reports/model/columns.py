@@ -99,7 +99,8 @@ def detail_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
 
 def _metric_columns(rows: Sequence[Row], *, main: bool, floors: Floors | None = None) -> list[RowColumn]:
     """The columns that registered metrics declare, by what they are of: any batch, inference, a step, a training."""
-    batch, step_batch = smallest_batch(rows), largest_training_batch(rows)
+    batch = smallest_batch(rows)
+    step_batch = max((row.train[-1].cell.batch_size for row in rows if row.train), default=None)
     facts: list[RowColumn] = []
     infer: list[RowColumn] = []
     step: list[RowColumn] = []
@@ -174,18 +175,18 @@ def smallest_batch(rows: Sequence[Row]) -> int | None:
     return min((row.infer[0].cell.batch_size for row in rows if row.infer), default=None)
 
 
-def largest_training_batch(rows: Sequence[Row]) -> int | None:
-    """The largest batch of a training step that any of the rows was measured at."""
-    return max((row.train[-1].cell.batch_size for row in rows if row.train), default=None)
-
-
 def _was_asked(value: registry.Yields, cells: Iterable[Sequence[Record]]) -> bool:
     """Whether some cell has it or says why not: a cell that failed whole does not show what it was asked for."""
     return any(record.measurement(value.name) for records in cells for record in records)
 
 
 def _metric_column(
-    value: registry.Yields, heading: str, get: Getter, batch: int | None = None, *, relative: bool = False
+    value: registry.Yields,
+    heading: str,
+    get: Getter,
+    batch: int | None = None,
+    *,
+    relative: bool = False,
 ) -> RowColumn:
     def shown(row: Row) -> Value:
         found = get(row, value.name)

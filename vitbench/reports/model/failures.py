@@ -67,15 +67,11 @@ def merge_numbers(texts: Iterable[str]) -> list[str]:
                 numbers.append(digits)
     result = []
     for words_between, known in merged.items():
-        joined = ["/".join(sorted(numbers, key=_size_of)) for numbers in known] + [""]
+        # as the numbers would be sorted, of however many digits
+        ordered = [sorted(numbers, key=lambda one: (len(one.lstrip("0")), one.lstrip("0"))) for numbers in known]
+        joined = [*map("/".join, ordered), ""]
         result.append("".join(word + digits for word, digits in zip(words_between, joined, strict=True)))
     return result
-
-
-def _size_of(digits: str) -> tuple[int, str]:
-    """Sorts as the number would, of however many digits."""
-    bare = digits.lstrip("0")
-    return len(bare), bare
 
 
 def _call_of(cell: Cell) -> str:

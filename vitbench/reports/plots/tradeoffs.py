@@ -98,9 +98,9 @@ class Plot:
 def plan_plots(rows: Sequence[Row]) -> list[Plot]:
     """The plots that the rows suffice for: none without an accuracy. Draws nothing, loads no matplotlib."""
     batch = smallest_batch(rows)
-    chances = {100 / row.cell.num_classes for row in rows if row.trained("accuracy").value is not None}
+    tested = [row for row in rows if row.trained("accuracy").value is not None]
+    chances = {100 / row.cell.num_classes for row in tested}
     chance = chances.pop() if len(chances) == 1 else None
-
     data = shared_test_data(rows)
     y_label = f"accuracy on {data} (%)" if data else "accuracy (%)"
 
@@ -109,28 +109,25 @@ def plan_plots(rows: Sequence[Row]) -> list[Plot]:
         found = row.at_smallest_batch("latency")
         return found if found.batch_size == batch else MetricValue()
 
-    latencies = [at_batch(row) for row in rows if row.trained("accuracy").value is not None]
     # times of different minutes are not compared where they can be set against the reference's
-    paired = all(one.relative for one in latencies if one.value is not None)
+    paired = all(one.relative for one in map(at_batch, tested) if one.value is not None)
 
     def latency(row: Row) -> Estimate | None:
         return at_batch(row).relative_between_runs if paired else at_batch(row).estimate
 
-    def params(row: Row) -> Estimate | None:
-        return row.fact("params").estimate
-
     unit, scale = ("× reference", 1.0) if paired else ("ms", 1e3)
     plans: list[tuple[str, str, str, Callable[[Row], Estimate | None], float]] = [
-        ("accuracy-latency.png", "accuracy against latency", f"latency of a batch of {batch} ({unit})", latency, scale),
-        ("accuracy-params.png", "accuracy against parameters", "parameters (M)", params, 1e-6),
+        ("latency", "latency", f"latency of a batch of {batch} ({unit})", latency, scale),
+        ("params", "parameters", "parameters (M)", lambda row: row.fact("params").estimate, 1e-6),
     ]
     plots = []
-    for file_name, title, x_label, get, scale in plans:
+    for name, what, x_label, get, scale in plans:
         points = _points(rows, get, scale)
         if points:
             spread = max(point.x for point in points) / max(min(point.x for point in points), 1e-12)
             log_x = get is latency or spread > LOG_FROM
-            plots.append(Plot(file_name, title, x_label, points, chance, y_label, log_x))
+            title = f"accuracy against {what}"
+            plots.append(Plot(f"accuracy-{name}.png", title, x_label, points, chance, y_label, log_x))
     return plots
 
 
