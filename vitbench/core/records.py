@@ -275,12 +275,6 @@ def _parse(line: str | bytes, kind: type[T]) -> T:
     return found
 
 
-def cell_from_dict(data: Any) -> Cell:
-    """A Cell from its JSON object. Raises ValueError for a value of the wrong type and an unknown field."""
-    cell: Cell = parse(data, Cell, "cell")
-    return cell
-
-
 def measurement_from_dict(data: Any) -> Measurement:
     """A Measurement from its JSON object. Raises ValueError for a value of the wrong type, a sample that is not a
     finite number, or turns that do not add up to the samples.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import re
 
-#: Of a message of one line.
-_LONGEST_LINE = 2000
-
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 #: How a formula of a spreadsheet begins, full-width forms included.
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
@@ -26,13 +23,12 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def one_line(text: str, limit: int = _LONGEST_LINE) -> str:
+def one_line(text: str, limit: int = 2000) -> str:
     """``printable`` in at most ``limit`` characters. A longer text loses its middle: the beginning says what happened,
     the end what to do.
     """
     # only the characters that can remain are escaped
-    some = text if len(text) <= limit else f"{text[:limit]}{text[-limit:]}"
-    line = printable(some)
+    line = printable(text if len(text) <= limit else f"{text[:limit]}{text[-limit:]}")
     if len(text) <= limit and len(line) <= limit:
         return line
     half = (limit - 5) // 2

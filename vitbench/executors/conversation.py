@@ -124,16 +124,9 @@ class Conversation:
         self.outcome.failure = Failure("timeout", "timeout", detail)
 
 
-def converse(
-    worker: Worker,
-    task: Task,
-    *,
-    timeout_s: float,
-    device: str = "cpu",
-    on_progress: Callable[[TrainingStep], None] | None = None,
-) -> Outcome:
+def converse(worker: Worker, task: Task, *, timeout_s: float, device: str = "cpu") -> Outcome:
     """Give ``worker`` a task that takes no turns and listen until it is done, dead or late (then it is killed)."""
-    conversation = Conversation(worker, task, timeout_s=timeout_s, device=device, on_progress=on_progress)
+    conversation = Conversation(worker, task, timeout_s, device)
     conversation.go_on()
     return conversation.outcome
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from vitbench.core.errors import WorkerError
 from vitbench.executors import lifeline, stacks
@@ -198,10 +198,8 @@ class SpawnedWorker(Worker):
         finally:
             for file in theirs:
                 os.close(file)
-        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
-        assert stdin is not None
-        assert stdout is not None
-        assert stderr is not None
+        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        stdin, stdout, stderr = (cast("IO[bytes]", pipe) for pipe in pipes)
         tasks, events = io.TextIOWrapper(stdin, encoding="utf-8"), io.TextIOWrapper(stdout, encoding="utf-8")
         super().__init__(self._process.pid, tasks, events, stderr)
 

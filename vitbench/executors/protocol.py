@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from vitbench.core.records import Cell, Measurement, cell_from_dict, measurement_from_dict
+from vitbench.core.records import Cell, Measurement, measurement_from_dict
+from vitbench.core.validation import parse
 from vitbench.devices import Failure
 from vitbench.metrics.support.in_process import WeightsFile
 from vitbench.metrics.support.subject import Budget
@@ -194,8 +195,8 @@ Emit = Callable[[Event], None]
 _KINDS = {kind.__name__: kind for kind in (*get_args(Task), Turn, *get_args(Event))}
 #: How fields that are not plain JSON are read.
 _FIELDS: dict[str, Callable[[Any], Any]] = {
-    "cell": cell_from_dict,
-    "runs": lambda cells: tuple(map(cell_from_dict, cells)),
+    "cell": lambda values: parse(values, Cell, "cell"),
+    "runs": lambda values: parse(values, tuple[Cell, ...], "runs"),
     "budget": lambda values: Budget(**values),
     "weights": lambda values: WeightsFile(**values),
     "training": lambda values: TrainingSettings(**values),

@@ -32,6 +32,8 @@ TRIAL: Mapping[str, Any] = {
 LOOK_S = 1.0
 #: Cores that other programs may use without advice.
 QUIET_CORES = 0.15
+#: Of a status, the worst of which is shown; of any other 2.
+_BADNESS = {"ok": 0, "unsupported": 1}
 #: Bytes under which models of the usual sizes do not fit.
 LITTLE_MEMORY = 4e9
 
@@ -73,7 +75,7 @@ def check_metrics(records: Sequence[Record]) -> dict[str, dict[str, dict[str, st
                 if one.metric not in wanted:
                     continue
                 place = found.setdefault(name, {}).setdefault(record.cell.device, {"status": "ok", "detail": ""})
-                if _badness(one.status) > _badness(place["status"]):
+                if _BADNESS.get(one.status, 2) > _BADNESS.get(place["status"], 2):
                     place.update(status=one.status, detail=one.detail)
     return found
 
@@ -145,9 +147,8 @@ def to_text(result: Mapping[str, Any]) -> str:
     from vitbench.reports.format import table
 
     lines = [f"Environment {result['environment_hash']}", *_facts(result["environment"])]
+    lines += ["", "Advice", *([f"  - {text}" for text in result["advice"]] or ["  Nothing to improve."])]
     load = result.get("other_load_cores")
-    lines += ["", "Advice"]
-    lines += [f"  - {text}" for text in result["advice"]] or ["  Nothing to improve."]
     if load is not None:
         lines.append(f"  (Other programs used {load:.2f} cores while it was looked.)")
     devices = list(dict.fromkeys(device for places in result["checks"].values() for device in places))
@@ -171,7 +172,7 @@ def _facts(environment: Mapping[str, Any]) -> list[str]:
     memory = [f"{system['memory_bytes'] / 1e9:.1f} GB"]
     if system.get("container_memory_bytes"):
         memory.append(f"{system['container_memory_bytes'] / 1e9:.1f} GB allowed here")
-    kinds = [name for name, on in (("virtual machine", system.get("virtual_machine")),) if on]
+    kinds = ["virtual machine"] if system.get("virtual_machine") else []
     facts = {
         "processor": ", ".join(
             [system["cpu"], f"{system['usable_cores']} usable of {system['logical_cores']} logical cores", *kinds]
@@ -194,7 +195,3 @@ def _facts(environment: Mapping[str, Any]) -> list[str]:
             f"{key.replace('_', ' ')} {value}" for key, value in device.items() if value is not None
         )
     return [f"  {name:13s}{text}" for name, text in facts.items()]
-
-
-def _badness(status: str) -> int:
-    return {"ok": 0, "unsupported": 1}.get(status, 2)

@@ -15,7 +15,7 @@ from vitbench.core.errors import StorageError, VitbenchError
 from vitbench.core.records import Cell, Measurement, Record
 from vitbench.core.registry import METRICS, Metric
 from vitbench.devices.host.environment import shorten_home
-from vitbench.executors.conversation import Outcome, converse, finish
+from vitbench.executors.conversation import Conversation, Outcome
 from vitbench.executors.launcher import Launcher
 from vitbench.executors.protocol import Measure, TrainingSettings
 from vitbench.runner.outcomes import ESSENTIAL, complete, metrics_by_process, not_tried
@@ -176,15 +176,13 @@ class CellMeasurer:
             training=self._training_settings(cell) if training else None,
         )
         self.progress.doing(process)
-        worker = self.launcher.start()
+        talk = Conversation(self.launcher.start(), task, timeout_s, cell.device, self.progress.training_step)
         try:
-            outcome = converse(
-                worker, task, timeout_s=timeout_s, device=cell.device, on_progress=self.progress.training_step
-            )
-            return finish(worker, outcome, cell.device)
+            talk.go_on()
+            return talk.finish()
         finally:
-            if worker.alive():
-                worker.kill()
+            if talk.worker.alive():
+                talk.worker.kill()
 
     def _training_settings(self, cell: Cell) -> TrainingSettings:
         section, training = self.plan.suite.training, self.plan.training

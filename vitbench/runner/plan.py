@@ -109,11 +109,6 @@ def static_metrics(suite: Suite) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*_ALWAYS_COUNTED, *own]))
 
 
-def is_static(suite: Suite) -> bool:
-    """Whether all of a suite's metrics are counted on ``meta``."""
-    return all(METRICS.get(name).process == "static" for name in suite.metrics)
-
-
 def _check_cores(suite: Suite) -> None:
     cores = suite.measure.cores
     if cores is None:
@@ -160,9 +155,12 @@ def make_plan(
     suite, facts = look_up_models(suite, launcher)
     check_count(suite, allow_many=allow_many_cells)  # now that patterns and auto have been resolved
     training = resolve_training(suite)
-    digest, trained_at = _look_at_checkpoint(suite, launcher)
-    if trained_at is not None:
-        facts = {name: replace(one, image_size=trained_at) for name, one in facts.items()}
+    digest, weights = "", weights_of(suite)
+    if weights is not None:
+        (answer,) = ask(launcher, Digest(weights=weights, model=suite.models[0] if NATIVE in suite.image_sizes else ""))
+        digest = answer["digest"]
+        if "image_size" in answer:  # (height, width) in px: what ``native`` stands for with this checkpoint
+            facts = {name: replace(one, image_size=tuple(answer["image_size"])) for name, one in facts.items()}
     cells = expand(
         suite,
         devices=suite.devices,
@@ -178,7 +176,8 @@ def make_plan(
     environment = capture_environment(
         described["libraries"], {name: described["devices"][name] for name in {cell.device for cell in cells}}
     )
-    if is_static(suite) and suite.image_sizes == (NATIVE,):
+    is_static = all(METRICS.get(name).process == "static" for name in suite.metrics)
+    if is_static and suite.image_sizes == (NATIVE,):
         # no size can be refused, and no estimate is needed: counted cell by cell, each record written at once
         return Plan(suite, cells, training, {}, {cell.id: STATIC_S for cell in cells}, environment)
     static = count_static(suite, cells, launcher, note)
@@ -252,18 +251,6 @@ def _train_on(suite: Suite, devices: Sequence[str]) -> Suite:
 def _fastest_of(devices: Sequence[str]) -> str:
     """The first accelerator, else the first device: the same training on another one would show nothing new."""
     return next((name for name in devices if open_device(name).asynchronous), devices[0])
-
-
-def _look_at_checkpoint(suite: Suite, launcher: Launcher) -> tuple[str, tuple[int, int] | None]:
-    """The digest of a suite's checkpoint (empty without one), and the image size (height, width; px) that ``native``
-    stands for with it, if the suite asks for that. Raises UsageError.
-    """
-    weights = weights_of(suite)
-    if weights is None:
-        return "", None
-    (answer,) = ask(launcher, Digest(weights=weights, model=suite.models[0] if NATIVE in suite.image_sizes else ""))
-    size = answer.get("image_size")
-    return str(answer["digest"]), None if size is None else (size[0], size[1])
 
 
 def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher, note: Note, *, allow_downloads: bool) -> None:

@@ -137,11 +137,9 @@ class PlainProgress(Progress):
 class LiveProgress(PlainProgress):
     """One line that renews itself, with the current cell under way; failures stay above it."""
 
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-        self._bar: Any = None
-        self._task: Any = None
-        self._label = ""
+    _bar: Any = None
+    _task: Any = None
+    _label = ""
 
     def note(self, text: str) -> None:
         if self._bar is not None:
@@ -165,24 +163,19 @@ class LiveProgress(PlainProgress):
             TimeElapsedColumn(),
         )
         with super().running(folder, cells, estimates, already), Bar(*columns, console=Console(stderr=True)) as bar:
-            self._bar = bar
-            left = format_duration(self.seconds_left())
-            self._task = bar.add_task("", total=len(cells), left=left, failures=self.failures_text())
+            self._bar, self._task = bar, bar.add_task("", total=len(cells), left="", failures="")
+            self._renew()
             try:
                 yield
             finally:
                 self._bar = None
 
     def cell_started(self, cell: Cell) -> None:
-        super().cell_started(cell)
         self._label = cell.label
         self._show(self._label)
 
     def group_started(self, cells: Sequence[Cell]) -> None:
-        if len(cells) > 1:
-            self._label = f"{cells[0].conditions_label}: {len(cells)} in turns"
-        else:
-            self._label = cells[0].label
+        self._label = f"{cells[0].conditions_label}: {len(cells)} in turns" if len(cells) > 1 else cells[0].label
 
     def doing(self, what: str) -> None:
         self._show(f"{self._label}: {what}")

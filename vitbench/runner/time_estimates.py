@@ -56,14 +56,12 @@ def estimate_seconds(
         one_image = flops / rates[cell.device]
         if cell.tests and training is not None:
             estimates[cell.id] = _training_seconds(suite, cell, training, one_image)
-            continue
-        if suite.frontier is None:
-            total = _cell_seconds(suite, cell, one_image)
+        elif suite.frontier is None:
+            estimates[cell.id] = _cell_seconds(suite, cell, one_image)
         else:
             memory = _memory_bytes(suite, cell.device, devices[cell.device])
             largest = guess_largest(counts.get("params", 1e7), flops, cell.mode, memory)
-            total = _search_seconds(suite, cell, one_image, largest)
-        estimates[cell.id] = total
+            estimates[cell.id] = _search_seconds(suite, cell, one_image, largest)
     return estimates
 
 

@@ -83,8 +83,8 @@ class TrainingPlan:
 
     def _index(self, cell: Cell) -> int:
         known = [(f"train:{one.name}", digest) for one, digest in zip(self.recipes, self.hashes, strict=True)]
-        key = (cell.weights, cell.recipe_hash)
-        return known.index((cell.weights, cell.recipe_hash or "")) if key in known else 0
+        key = (cell.weights, cell.recipe_hash or "")
+        return known.index(key) if key in known else 0
 
 
 def resolve_training(suite: Suite) -> TrainingPlan | None:

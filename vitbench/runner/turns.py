@@ -123,7 +123,10 @@ class Reference:
         """One turn; None if there is no reference."""
         while not self.problem:
             if self._process is None:
-                self._process = self._load()
+                self._process = Conversation(self._launcher.start(), self._task, math.inf, self.device)
+                if self._process.go_on(limit_s=_LOADING_LIMIT_S) is not None:  # it has loaded: an event without samples
+                    # the warm-up does not count
+                    self._process.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
             over = self._process.over
             event = None if over else self._process.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
             if event is not None:
@@ -151,12 +154,6 @@ class Reference:
         if self._process is not None:
             self._process.worker.end()
             self._process = None
-
-    def _load(self) -> Conversation:
-        process = Conversation(self._launcher.start(), self._task, timeout_s=math.inf, device=self.device)
-        if process.go_on(limit_s=_LOADING_LIMIT_S) is not None:  # it has loaded: an event without samples
-            process.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)  # the warm-up does not count
-        return process
 
 
 def take_turns(
