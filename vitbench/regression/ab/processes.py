@@ -143,7 +143,6 @@ class Process:
 
     def __init__(self, side: Side, token: str, child: subprocess.Popen[str]) -> None:
         self.seconds = 0.0
-        self.facts: dict[str, Any] = {}
         self.pid = child.pid
         self._side = side
         self._token = token
@@ -155,9 +154,9 @@ class Process:
         InfrastructureError if it does not start.
         """
         self._line = self._side.accept(self._token, time.monotonic() + START_S, self._child)
-        self.facts = self._event(BUILD_S)
-        self.seconds = float(self.facts.get("seconds", 0.0))
-        return self.facts
+        facts = self._event(BUILD_S)
+        self.seconds = float(facts.get("seconds", 0.0))
+        return facts
 
     def turn(self, seconds: float) -> dict[str, Any]:
         """One turn of about ``seconds``. Raises SideError if it fails, dies or hangs."""

@@ -33,7 +33,7 @@ class Environments:
     """The environments of BASE and HEAD. Equal hashes mean comparable times (see ``environment.hash_environment``)."""
 
     def __init__(self, base: Run, head: Run, *, allow_different_machines: bool) -> None:
-        self._base, self._head = _known_environments(base), _known_environments(head)
+        self._base, self._head = (run.environment.get("environments") or {} for run in (base, head))
         self._allow = allow_different_machines
 
     def between(self, base: Record, head: Record) -> Apart:
@@ -63,11 +63,6 @@ class Environments:
             f"({_differences(self._base.get(base), self._head.get(head))}): {then}"
             for (base, head), count in unlike.items()
         ]
-
-
-def _known_environments(run: Run) -> Mapping[str, Any]:
-    found = run.environment.get("environments")
-    return found if isinstance(found, Mapping) else {}
 
 
 def _torch_of(environment: Any) -> str | None:
