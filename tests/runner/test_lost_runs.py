@@ -228,7 +228,7 @@ def test_a_clock_that_jumps_back_disturbs_neither_folders_nor_durations_nor_a_re
 
 def test_no_duration_or_deadline_comes_from_the_wall_clock() -> None:
     """``time.time`` is nowhere, and ``datetime.now`` only where a moment is written down."""
-    written_down = {"folder.py", "measure.py", "timed.py", "api.py", "environment.py", "check.py", "output.py"}
+    written_down = {"folder.py", "measure.py", "timed.py", "api.py", "environment.py", "check.py", "session.py"}
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):

@@ -386,7 +386,7 @@ def test_an_invalid_noise_check_is_skipped_with_a_warning(tmp_path: Path, damage
     path = tmp_path / store.NOISE
     good = noise_check().to_json()
     path.write_bytes(f"{good}\n{damaged}\n\n{good}\n".encode("utf-8", "surrogateescape"))
-    with pytest.warns(store.DamagedRecordWarning, match=r"noise.jsonl, line 2: .*passed over"):
+    with pytest.warns(store.DamagedRecordWarning, match=r"noise.jsonl, line 2: .*skipped"):
         assert store.read_noise(tmp_path) == [noise_check(), noise_check()]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
