@@ -98,6 +98,7 @@ def test_imports_point_down(module: str) -> None:
         assert here == there or LEVEL[there] > LEVEL[here], f"{module} imports {other}, which is not below it"
 
 
+@pytest.mark.integration
 def test_no_imports_go_in_circles() -> None:
     graph = {module: imported_by(module, at_start=True) & set(MODULES) - {module} for module in MODULES}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
@@ -107,6 +108,7 @@ def test_every_part_has_its_room() -> None:
     assert {module.split(".")[0] for module in MODULES} - {"__init__"} == set(LEVEL)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("part", TORCH_FREE)
 def test_importing_it_loads_no_torch(part: str) -> None:
     code = f"import sys, vitbench.{part}; sys.exit('torch' in sys.modules)"

@@ -183,6 +183,7 @@ NUMBERS = st.integers(1, 10**8 - 1).map(lambda millionths: Decimal(millionths) /
 ROUNDINGS = st.sampled_from([ROUND_HALF_EVEN, ROUND_HALF_UP, ROUND_DOWN])
 
 
+@pytest.mark.integration
 @given(NUMBERS, st.integers(0, 4), ROUNDINGS, st.sampled_from(MULTIPLES), st.sampled_from([1, -1]))
 def test_whatever_is_rounded_or_cut_off_agrees_with_what_is_printed_of_it(
     number: Decimal, decimals: int, rounding: str, multiple: float, sign: int
@@ -194,6 +195,7 @@ def test_whatever_is_rounded_or_cut_off_agrees_with_what_is_printed_of_it(
     assert not agrees_as_printed(published, -sign * float(number) * multiple)
 
 
+@pytest.mark.integration
 @given(
     NUMBERS,
     st.integers(0, 4),

@@ -139,6 +139,7 @@ def test_fused_attention_is_seen_inside_of_torchs_own_attention_layer() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+@pytest.mark.integration
 def test_what_fvcore_and_thop_miss_and_add_is_explained_to_the_flop() -> None:
     fused, explicit = (audit_flops(["vit_layer6_32"], attention=kind)[0] for kind in ("fused", "explicit"))
     attention = 6 * 2 * 2 * 65 * 65 * 128
@@ -161,6 +162,7 @@ def test_attention_inside_of_torchs_own_layer_is_explained_too() -> None:
     assert found["fvcore"]["missed"] == {"aten::scaled_dot_product_attention": 12 * 2 * 2 * 5 * 5 * 768}
 
 
+@pytest.mark.integration
 def test_a_difference_without_a_known_reason_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(model: nn.Module, images: torch.Tensor) -> OtherCount:
         return OtherCount(tool="forgetful 1.0", by_operator={"linear": 1000})
@@ -171,6 +173,7 @@ def test_a_difference_without_a_known_reason_is_warned_of(monkeypatch: pytest.Mo
     assert warning == f"{found['flops'] - 1000:,} FLOPs that fvcore does not count, without a known reason"
 
 
+@pytest.mark.integration
 def test_a_closed_form_that_is_off_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     def off(*args: Any) -> Any:
         return dataclasses.replace(closed_form(*args), macs=1)
@@ -180,6 +183,7 @@ def test_a_closed_form_that_is_off_is_warned_of(monkeypatch: pytest.MonkeyPatch)
     assert found["warnings"] == [f"the closed form gives 2 FLOPs, the dispatcher {found['flops']:,}"]
 
 
+@pytest.mark.integration
 def test_a_model_that_does_not_train_on_meta_keeps_its_forward_flops(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

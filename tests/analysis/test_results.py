@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from vitbench.analysis.claims import to_dict
 from vitbench.analysis.model_summary import judge_models
 from vitbench.models.cards import model_registry
@@ -14,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 COMMITTED = json.loads((ROOT / "results" / "claims" / "claims.json").read_text())
 
 
+@pytest.mark.integration
 def test_committed_claims_of_our_models_are_what_is_computed_now() -> None:
     ours = [one for one in COMMITTED if one["model"] in model_registry()]
     computed = [to_dict(one) for one in judge_models(list(model_registry()))]

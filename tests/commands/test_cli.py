@@ -73,6 +73,7 @@ def test_an_option_of_several_commands_has_one_help() -> None:
     assert {name for name, texts in helps.items() if name.startswith("-") and len(texts) > 1} <= OWN
 
 
+@pytest.mark.integration
 def test_what_resume_continues_takes_no_other_option(capsys: pytest.CaptureFixture[str]) -> None:
     """Of every option, also one that repeats its default."""
     for name in ("run", "frontier", "train", "sweep"):

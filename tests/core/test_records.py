@@ -63,6 +63,7 @@ def test_every_field_of_a_cell_is_part_of_its_id(change: dict[str, object]) -> N
     assert make_cell(**change).id != make_cell().id
 
 
+@pytest.mark.integration
 @given(
     st.lists(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4), max_size=3),
     st.text(max_size=20),

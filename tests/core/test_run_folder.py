@@ -90,6 +90,7 @@ def test_a_line_cut_off_at_the_end_does_not_spoil_the_next_record(tmp_path: Path
     assert [record.cell.batch_size for record in store.read_records(tmp_path)] == [1, 3]
 
 
+@pytest.mark.integration
 def test_a_file_that_may_not_grow_leaves_whole_records_and_says_how_to_go_on(tmp_path: Path) -> None:
     """A real write failure: the process may write no file beyond a size that falls into the third record."""
     script = """

@@ -203,6 +203,7 @@ def test_the_within_process_interval_covers_the_median() -> None:
     assert covered >= 0.93
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("processes", [3, 5, 10])
 def test_the_between_process_interval_covers_though_samples_depend_on_each_other(processes: int) -> None:
     rng = np.random.default_rng(processes)
@@ -428,6 +429,7 @@ def test_the_two_stage_interval_covers_whatever_the_spread(spread: float) -> Non
     assert is_about([covers_one([[m] for m in run[: stein(run)]], FIRST_STAGE) for run in medians], 0.95)
 
 
+@pytest.mark.integration
 def test_looking_after_each_process_covers_less() -> None:
     """What the two-stage procedure is there for: stopping once the interval is narrow stops too often by luck."""
     rng = np.random.default_rng(3)
@@ -493,6 +495,7 @@ class Machine:
         return relative_samples(samples, turns, reference)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("count", [500, pytest.param(2500, marks=SLOW)])
 def test_relative_values_of_a_drifting_machine_cover_the_truth(count: int) -> None:
     """From raw samples through every function that a run uses."""
@@ -596,6 +599,7 @@ def test_a_disturbed_turn_moves_the_figure_hardly() -> None:
     assert abs(disturbed.log_value - found.log_value) < 0.005
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("spread", "count"),
     [(0.05, 400), *(pytest.param(spread, 2000, marks=SLOW) for spread in (0.01, 0.03, 0.05))],
@@ -636,6 +640,7 @@ def test_a_comparison_in_quiet_turns_turned_round_is_the_inverse_and_pairing_tak
     assert there.tells_apart is paired
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("n", [5, 10])
 @pytest.mark.parametrize(("paired", "shared"), [(True, 0.0), (True, 0.05), (False, 0.0)])
 def test_comparisons_in_quiet_turns_cover_and_tell_equal_programs_apart_once_in_twenty(
@@ -675,6 +680,7 @@ def test_a_comparison_takes_the_first_stages_spread_and_degrees_of_freedom(paire
     assert compare_relative(one, other, paired=paired).high < found.high
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("paired", "shared", "own"), [(True, 0.05, 0.03), pytest.param(False, 0.0, 0.05, marks=SLOW), (False, 0.0, 0.08)]
 )
@@ -715,6 +721,7 @@ def test_the_tail_of_a_two_stage_error_is_its_quantile_turned_round() -> None:
     assert ErrorOfSum(((0.0, 4.0), (0.0, 4.0)), two_stage=True).quantile(0.975) == pytest.approx(t.ppf(0.975, 1))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("degrees", [(2, 2), (4, 4), (4, 20), (9, 3.5)])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.8])
 @pytest.mark.parametrize("p", [0.025, 1e-4])
@@ -742,6 +749,7 @@ def ratio_of(one: np.ndarray, other: np.ndarray, *, paired: bool) -> Ratio:
     return ratio
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("n", [5, 10])
 @pytest.mark.parametrize(("paired", "shared"), [(True, 0.0), (True, 0.05), (False, 0.0)])
 def test_comparisons_cover_and_tell_equal_programs_apart_once_in_twenty(paired: bool, shared: float, n: int) -> None:

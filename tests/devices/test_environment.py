@@ -516,6 +516,7 @@ def test_waiting_is_no_busy_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load._system_seconds() == (5.0, None)
 
 
+@pytest.mark.integration
 def test_a_childs_time_is_this_programs_own() -> None:
     """A child that used 0.3 s of a core at least: so much more is this program's own time with it than without."""
     without = load._own_seconds()

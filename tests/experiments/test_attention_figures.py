@@ -48,6 +48,8 @@ from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.training.augmentation.augment import normalise
 from vitbench.training.data.datasets import describe_data, load_images
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

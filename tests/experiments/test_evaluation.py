@@ -31,6 +31,8 @@ from vitbench.training.data.images import DataInfo
 from vitbench.training.evaluate import evaluate
 from vitbench.training.scores import score
 
+pytestmark = pytest.mark.integration
+
 MODEL = "vit_basic_tutorial"
 SIZE = 16
 DIGITS = [str(digit) for digit in range(10)]

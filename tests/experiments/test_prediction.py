@@ -34,6 +34,8 @@ from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import load_checkpoint, save_checkpoint
 from vitbench.training.data.datasets import describe_data, load_images
 
+pytestmark = pytest.mark.integration
+
 MODEL = "vit_basic_tutorial"
 SIZE = 16
 ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]

@@ -36,6 +36,8 @@ from vitbench.reports.plots.tradeoffs import plan_plots
 from vitbench.reports.table import render_csv, tidy_frame
 from vitbench.training.recipes import load_recipe
 
+pytestmark = pytest.mark.integration
+
 #: Of every kind that JSON has.
 ANYTHING: list[Any] = [None, True, -1, 0.5, 10**400, "", "x", [], ["a"], {}, {"a": [1]}]
 

@@ -54,6 +54,7 @@ def test_a_billion_cells_are_refused_with_their_count(
     assert [path.name for path in tmp_path.iterdir()] == ["huge.toml"]
 
 
+@pytest.mark.integration
 def test_they_are_refused_before_torch_loads_and_in_little_memory(tmp_path: Path) -> None:
     code = (
         "import pathlib, re, sys, time\n"
@@ -195,6 +196,7 @@ ABSURD = {
 }  # fmt: skip
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ABSURD)
 @pytest.mark.usefixtures("quickly")
 def test_an_absurd_suite_gets_one_line_at_once(

@@ -211,6 +211,7 @@ def test_latency_and_throughput_share_their_samples_on_a_synchronous_device() ->
     assert rates == tuple(round(4 / seconds, 6) for seconds in latency)
 
 
+@pytest.mark.integration
 def test_the_first_call_is_kept_but_not_paid_from_the_budget() -> None:
     """A first call that compiles for longer than the whole budget still leaves the budget's samples."""
     import time
@@ -368,6 +369,7 @@ def test_an_imbalanced_training_has_fewer_images_of_the_later_classes(monkeypatc
     assert fewer[0] / fewer[9] == pytest.approx(sizes[0] / sizes[9], rel=0.1)
 
 
+@pytest.mark.integration
 def test_a_trained_cell_is_scored_as_scikit_learn_scores_it() -> None:
     from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
@@ -564,6 +566,7 @@ class Scaler:
         pass
 
 
+@pytest.mark.integration
 def test_steps_that_a_loss_scaler_skips_are_no_warm_up() -> None:
     subject = make_subject("vit_basic_tutorial", mode="train", dtype="amp")
     vars(subject)["scaler"] = Scaler(5)

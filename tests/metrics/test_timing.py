@@ -194,6 +194,7 @@ def test_cpu_time_is_that_of_a_call_over_a_turn(clock: Clock) -> None:
     assert found.cpu == pytest.approx((0.25, 0.5, 1.0))
 
 
+@pytest.mark.integration
 def test_a_call_that_sleeps_takes_no_cpu_time_and_one_that_computes_does() -> None:
     def computes() -> None:
         end = time.process_time() + 0.02

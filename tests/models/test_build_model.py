@@ -133,6 +133,7 @@ def test_unknown_attention_is_refused() -> None:
         pass
 
 
+@pytest.mark.integration
 def test_a_finetuned_vit_starts_with_a_head_that_passes_gradients_on() -> None:
     torch.manual_seed(0)
     model = build_model("vit_b16_finetune", image_size=32)

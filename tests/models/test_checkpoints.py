@@ -367,6 +367,7 @@ WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_a_wrapped_model_takes_its_own_weights_and_those_of_the_model_inside(
     tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]

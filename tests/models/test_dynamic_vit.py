@@ -30,6 +30,7 @@ def test_64_patches_become_57_45_31_18() -> None:
     assert kept_patches(100, 9) == 50
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("size", [32, 48])
 def test_executed_tokens_match_the_closed_form(size: int) -> None:
     for name in ("cifar_dynamic_vit_dense", "cifar_dynamic_vit_pruned"):

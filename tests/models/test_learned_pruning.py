@@ -229,6 +229,7 @@ def counts_by_hand(config: Mapping[str, Any], size: tuple[int, int], classes: in
     return params, 2 * (products + sum(inputs * outputs * rows for inputs, outputs, rows in layers))
 
 
+@pytest.mark.integration
 @every_model
 @pytest.mark.parametrize("attention", ["fused", "explicit"])
 def test_parameters_and_flops_match_a_count_by_hand(name: str, attention: str) -> None:
@@ -433,6 +434,7 @@ def test_auxiliary_loss_is_none_before_training_and_in_evaluation() -> None:
     assert model.train().auxiliary_loss() is None
 
 
+@pytest.mark.integration
 def test_the_ratio_loss_alone_moves_the_kept_fraction_to_its_target() -> None:
     model = small(keep=0.5).train()
     with torch.no_grad():
@@ -476,6 +478,7 @@ def test_training_repeats_under_a_seed() -> None:
     assert not torch.equal(step()[0], model(pictures()))
 
 
+@pytest.mark.integration
 @every_model
 def test_training_runs_on_meta(name: str) -> None:
     card = describe_model(name)

@@ -100,6 +100,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, side: int, embedding: str) -
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "sides"),
     [
@@ -121,6 +122,7 @@ def test_timms_vit_with_our_weights_gives_our_logits_and_gradients(name: str, si
         assert_same(mine, theirs, side, "patch_embed.proj.weight")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["vit_base16", "vit_smaller"])
 @pytest.mark.parametrize("side", [224, 96])
 def test_interpolated_positions_give_timms_logits_and_gradients(name: str, side: int) -> None:
@@ -132,6 +134,7 @@ def test_interpolated_positions_give_timms_logits_and_gradients(name: str, side:
     assert_same(mine, theirs, side, "patch_embed.proj.weight")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("side", [224, 96])
 def test_vit_b16_scratch_is_torchvisions_vit_with_unused_norms(side: int) -> None:
     torch.manual_seed(0)

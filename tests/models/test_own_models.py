@@ -94,6 +94,7 @@ def test_logits_match_the_float64_reference(name: str) -> None:
             torch.testing.assert_close(model(images), torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.integration
 @adjustable
 def test_a_real_step_is_finite_and_repeats_under_a_seed(name: str) -> None:
     card = CARDS[name]

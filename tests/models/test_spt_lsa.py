@@ -82,6 +82,7 @@ def test_a_distilled_model_gives_two_logits_in_training_and_their_mean_in_evalua
     torch.testing.assert_close(mean, (first + second) / 2, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_unused_norms_and_untrained_scores_are_the_parameters_without_gradient() -> None:
     from vitbench.analysis.model_summary import show_models
 

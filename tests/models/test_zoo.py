@@ -23,6 +23,7 @@ from vitbench.models.zoo import match_external
 from vitbench.runner.run import plan_suite
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "size"),
     [

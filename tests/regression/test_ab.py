@@ -270,6 +270,7 @@ WRONG_USAGE = [
 ]
 
 
+@pytest.mark.integration
 def test_wrong_usage_is_one_line_and_exit_code_2(repository: Path, run_ab: Callable[..., Done]) -> None:
     (repository / "cores.toml").write_text('models = "vit_basic"\n[measure]\ncores = [0]\n')
     for arguments, words in WRONG_USAGE:
@@ -376,6 +377,7 @@ def run_fakes(repository: Path, run_ab: Callable[..., Done], tmp_path: Path, fak
     )
 
 
+@pytest.mark.integration
 def test_a_side_that_cannot_build_a_model(run_fakes: Callable[..., Done], tmp_path: Path) -> None:
     """A head that fails is a regression, a base that fails is not, and both failing is wrong usage."""
     FakeSide.unbuildable = (HEAD,)

@@ -79,6 +79,7 @@ def test_p_values_keep_the_rate_over_all_looks() -> None:
         assert np.mean(np.array(p_values) <= rate) <= rate + 3 * math.sqrt(rate / 3000)
 
 
+@pytest.mark.integration
 def test_holm_keeps_the_rate_of_a_suite() -> None:
     generator = np.random.default_rng(5)
     alarms = 0

@@ -199,6 +199,7 @@ def test_every_input_is_used() -> None:
 # what it does
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("check", "ab", "code", "verdict"),
     [

@@ -585,6 +585,7 @@ def test_json_on_the_standard_output_is_json_alone(tmp_path: Path, capsys: pytes
     assert len(list((tmp_path / "s").rglob("0001_*.json"))) == 1
 
 
+@pytest.mark.integration
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     folder = nights(tmp_path, 8, lambda day: 2.0 if day < 5 else 3.0)
     one, other = read_history([folder]), read_history([folder])

@@ -118,6 +118,7 @@ def expect(suite: pytest.Pytester, **tests: dict[str, Any]) -> None:
 # exact figures
 
 
+@pytest.mark.integration
 def test_figures_are_noted_then_compared_and_a_change_is_named(suite: pytest.Pytester) -> None:
     noted = run(suite, FIVE_LINES, "--vitbench-update")
     noted.assert_outcomes(passed=1)
@@ -274,6 +275,7 @@ def test_a_file_of_another_kind_is_refused(text: str, tmp_path: Path) -> None:
 # how it measures
 
 
+@pytest.mark.integration
 def test_the_forward_pass_is_timed_in_eval_without_gradients_on_one_thread_and_on_a_copy(
     suite: pytest.Pytester,
 ) -> None:

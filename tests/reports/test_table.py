@@ -145,6 +145,7 @@ def test_percentiles_need_samples() -> None:
     assert many.latency_ms < many.latency_p90_ms <= many.latency_p99_ms
 
 
+@pytest.mark.integration
 def test_the_report_is_written_whole(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", full_run())
     paths = write_report([folder], tmp_path / "made" / "out")

@@ -66,6 +66,7 @@ def test_real_digits_are_learned() -> None:
     assert tested.correct / tested.total > 0.8
 
 
+@pytest.mark.integration
 def test_brief_recipe_trains_a_vision_transformer_of_the_registry() -> None:
     info = describe_data("digits")
     pictures = load_images(info, "train", image_size=(32, 32), images=64)
@@ -98,6 +99,7 @@ def test_budget_is_kept_to_the_image(budget: dict[str, Any], seen: int, steps: i
     assert result.duration_s > 0
 
 
+@pytest.mark.integration
 def test_time_budget_stops_after_its_seconds() -> None:
     result = _train(_model(), random_pictures(), _recipe(seconds=0.3))
     assert result.stopped_because == "seconds"

@@ -279,6 +279,7 @@ def _ladder(model: nn.Module) -> dict[str, float]:
     }
 
 
+@pytest.mark.integration
 def test_the_ladder_of_stochastic_depth_is_that_of_the_models_themselves() -> None:
     import timm
     import torchvision
@@ -297,6 +298,7 @@ def test_the_ladder_of_stochastic_depth_is_that_of_the_models_themselves() -> No
         assert _ladder(model) == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.integration
 def test_stochastic_depth_reaches_timms_and_torchvisions_layers() -> None:
     import timm
     import torchvision

@@ -206,6 +206,7 @@ def _huge(path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [(_truncate, "."), (_sixteen_bits, "more than 8 bits"), (_huge, "too large: it claims 400,000,000 pixels")],
