@@ -163,7 +163,7 @@ def test_a_setting_that_cannot_be_is_a_line_wherever_it_stands(
         statuses = {line["validation"]: line["status"] for line in csv.DictReader(file)}
     assert (statuses["0.2"], statuses["0.0001"] != "ok") == ("ok", True)
     assert "sweep.png" in capsys.readouterr().out
-    # gone on with, it is still message of the one that fails again, though nothing else is left to train
+    # resumed, the sweep shows the message of the training that fails again, though no other is left to train
     assert run_command(["sweep", "--resume", str(folder)]) == 1
     with (folder / "sweep.csv").open() as file:
         assert {line["validation"]: line["status"] for line in csv.DictReader(file)} == statuses

@@ -258,7 +258,7 @@ def test_an_export_of_a_part_or_of_a_run_that_grew_counts_once(tmp_path: Path) -
     assert run_command([*words, "--models", one.cell.model]) == 0
     assert len(make_history(find_runs([tmp_path / "runs"])).moments) == 1
     shutil.rmtree(place)
-    write_run(place, [one, other])  # gone on with by --retry
+    write_run(place, [one, other])  # resumed with --retry
     assert len(make_history(find_runs([tmp_path / "runs"])).moments) == 1
     assert run_command(words) == 0
     shutil.rmtree(place)

@@ -131,7 +131,7 @@ def _nothing_in_common(base: Run, head: Run) -> str:
     for name, run in (("BASE", base), ("HEAD", head)):
         if not run.records:
             return f"{name} ({run.name}) holds no records: there is nothing to compare. Give folders of finished runs"
-    told = ""
+    example = ""
     by_model = {record.cell.model: record.cell for record in head.records}
     for record in base.records:
         other = by_model.get(record.cell.model)
@@ -142,11 +142,11 @@ def _nothing_in_common(base: Run, head: Run) -> str:
             unlike = ", ".join(
                 f"{name} {field_text(record.cell, name)} and {field_text(other, name)}" for name in fields[:_NAMED]
             )
-            told = f" Of {record.cell.model}, for one, they differ in {unlike}."
+            example = f" Of {record.cell.model}, for one, they differ in {unlike}."
             break
     return (
         f"{base.name} ({len(base.records)} cells) and {head.name} ({len(head.records)} cells) have no cell in "
-        f"common.{told} Give two runs of one suite"
+        f"common.{example} Give two runs of one suite"
     )
 
 
