@@ -326,7 +326,11 @@ def test_weights_that_are_nan_are_one_line(capsys: pytest.CaptureFixture[str], t
             2,
             r"module:.* cannot be called with image_size, num_classes: .* unexpected keyword argu.*",
         ),
-        ("logits_and_features", 1, r"the model returns tensors of different shapes \(\(128, 10\) and \(128, 64\)\), .*"),
+        (
+            "logits_and_features",
+            1,
+            r"the model returns tensors of different shapes \(\(128, 10\) and \(128, 64\)\), .*",
+        ),
     ],
 )
 def test_a_models_own_failures_are_one_line(

@@ -72,12 +72,12 @@ def training_loss(
 
 
 def mean_logits(output: Any) -> torch.Tensor:
-    """The logits (B, classes) in float32, averaged over the heads. Raises Unsupported for tensors of different shapes."""
+    """The logits (B, classes) in float32, averaged over the heads. Raises Unsupported for heads of different shapes."""
     heads = heads_of(output)
     shapes = list(dict.fromkeys(tuple(logits.shape) for logits in heads))
     if len(shapes) > 1:
         listed = " and ".join(map(str, shapes[:3]))
-        raise Unsupported(f"the model returns tensors of different shapes ({listed}), which are no heads of one classifier")
+        raise Unsupported(f"the model returns tensors of different shapes ({listed}), not heads of one classifier")
     return torch.stack([logits.float() for logits in heads]).mean(0)
 
 
