@@ -63,15 +63,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     soak.draw_faults(dict.fromkeys(KINDS, 1), random.Random(6))
     free = [cell.id for cell in soak.cells if cell.id not in soak.faults]
     soak.faults |= {free[6]: "disk_full", free[9]: "corrupt_record"}
-    told = Story(soak, [], [], [])
+    outcome = Story(soak, [], [], [])
     while True:
         with soak.session() as session:
-            told.codes.append(session.wait(120))
-            told.texts.append(session.log.read_text())
-            told.written.append((soak.folder / store.RECORDS).read_bytes())
-        if told.codes[-1] == 1 and "--resume" not in session.last_words:
-            return told
-        assert len(told.codes) < 6, told
+            outcome.codes.append(session.wait(120))
+            outcome.texts.append(session.log.read_text())
+            outcome.written.append((soak.folder / store.RECORDS).read_bytes())
+        if outcome.codes[-1] == 1 and "--resume" not in session.last_words:
+            return outcome
+        assert len(outcome.codes) < 6, outcome
 
 
 def test_cells_with_faults_in_a_run_that_is_killed_are_one_record_each_of_the_planned_status(story: Story) -> None:

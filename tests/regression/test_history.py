@@ -469,9 +469,9 @@ def test_a_broken_run_is_told_of_and_the_others_are_read(
     damage(write_run(tmp_path / "bad", [counted(6)], day=2))
     write_run(tmp_path / "late", [counted(5)], day=3)
     assert run_command(["history", str(tmp_path)]) == 0
-    told = capsys.readouterr()
-    assert "series of 2 runs" in told.out
-    lines = told.err.splitlines()
+    printed = capsys.readouterr()
+    assert "series of 2 runs" in printed.out
+    lines = printed.err.splitlines()
     assert any("bad skipped: it holds no record" in line for line in lines)
     assert all(line.startswith("Warning: ") for line in lines)
     assert len(lines) <= 2
