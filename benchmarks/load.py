@@ -1,4 +1,4 @@
-"""Artificial load in its own process, until it is killed: ``python benchmarks/load.py busy|bursts|memory``."""
+"""Artificial load in its own process, until it is killed: ``python benchmarks/load.py busy|bursts|half|memory``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def main(kind: str) -> None:
         elif kind == "bursts":
             spin(draw.uniform(0.2, 2.0))
             time.sleep(draw.uniform(0.2, 2.0))
+        elif kind == "half":
+            spin(10.0)
+            time.sleep(10.0)
         elif kind == "memory":
             large *= 1.0000001  # 240 MB: every cache and the bus
         else:

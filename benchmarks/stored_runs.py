@@ -1,9 +1,9 @@
 """False alarms and detections of ``vitbench compare`` and ``vitbench history`` on stored runs of the same code.
 
-``python -m benchmarks.stored_runs FOLDER``, where ``FOLDER`` has a folder (or a ``.tar.xz``) for each set of runs that
-``test_relative_latency.py`` made with ``--basetemp``: ten runs of the same code, other load beside some. Every run of
-a set is compared with every other, both ways, with several tolerances; and the runs of a set, in orders that are drawn,
-are read as a history in whose second half all times are longer by a known factor. Writes ``stored_runs.md`` there.
+``python -m benchmarks.stored_runs FOLDER``, where ``FOLDER`` has a folder (or a ``.tar.xz``) for each set of runs: ten
+of the same code, named by their number, with the loads of ``LOADS`` beside them. Every run of a set is compared with
+every other, both ways, with several tolerances; and the runs of a set, in orders that are drawn, are read as a history
+in whose second half all times are longer by a known factor. Writes ``stored_runs.md`` there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.test_relative_latency import LOADS
 from vitbench.core.run_folder import RECORDS
 from vitbench.regression.change import Change
 from vitbench.regression.compare import compare_runs
@@ -28,6 +27,19 @@ from vitbench.regression.stored_runs import find_runs
 from vitbench.reports.model.runs import Run, read_runs
 from vitbench.suites import make_thresholds
 
+#: The load (``load.py``) beside each run of a set.
+LOADS = (
+    (),
+    (),
+    ("busy",),
+    (),
+    ("bursts",),
+    ("memory",),
+    (),
+    ("busy", "busy"),
+    ("bursts", "bursts"),
+    ("busy", "memory"),
+)
 TOLERANCES = ("5%", "10%", "25%")
 FACTORS = (1.0, 1.05, 1.1, 1.2, 1.5)
 ORDERS = 50
