@@ -3,7 +3,8 @@
 ``python -m benchmarks.busy_and_quiet --out FOLDER`` runs ``busy_and_quiet.toml`` by the command line, each run in a
 process of its own: in each round once quiet and, right before or after it, once beside each load (``load.py``: ``half``
 keeps one core busy for 10 s of every 20, ``memory`` fills caches and memory bus). Finished runs in FOLDER are kept:
-stopped, it continues. Prints tables and writes ``busy_and_quiet.md`` there. Nothing else should run meanwhile.
+stopped, it continues. Prints tables, quiet runs against each other among them, and writes ``busy_and_quiet.md`` there.
+Nothing else should run meanwhile.
 
 The suite has the smallest models of ``lightweight`` and its first deep one: ``vit_basic_tutorial`` (about 1 ms, mostly
 dispatch: the least repeatable), ``vit_layer6_32`` (2 ms) and ``cifar_vit_tiny`` (10 ms, at batch 32 hundreds).
@@ -12,6 +13,7 @@ dispatch: the least repeatable), ``vit_layer6_32`` (2 ms) and ``cifar_vit_tiny``
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,12 +153,14 @@ def page(rounds: Sequence[Mapping[str, OneRun]]) -> str:
     kinds = [QUIETLY, *sorted(kind for kind in runs if kind != QUIETLY)]
     lines = ["# Quiet and busy", ""]
     for kind in kinds[1:]:
-        lines += [*ratio_table(kind, [(found[kind], found[QUIETLY]) for found in rounds]), ""]
+        lines += [*ratio_table(f"Beside `{kind}`", [(found[kind], found[QUIETLY]) for found in rounds]), ""]
+    if len(rounds) > 1:  # what the ratios come to without another program
+        lines += [*ratio_table("A quiet run over the one before", list(itertools.pairwise(runs[QUIETLY][::-1]))), ""]
     return "\n".join([*lines, *interval_table(runs, kinds), "", *run_table(runs, kinds)]) + "\n"
 
 
-def ratio_table(kind: str, pairs: Sequence[tuple[OneRun, OneRun]]) -> list[str]:
-    """Each value beside a load over that of the quiet run of its pair."""
+def ratio_table(heading: str, pairs: Sequence[tuple[OneRun, OneRun]]) -> list[str]:
+    """Each value of the first run of a pair over that of the second, which is quiet."""
     lines, inside, marked, total = [], 0, 0, 0
     for name in names_of(one for pair in pairs for one in pair):
         both = [(busy.readings[name], quiet.readings[name]) for busy, quiet in pairs if has(name, busy, quiet)]
@@ -172,12 +176,12 @@ def ratio_table(kind: str, pairs: Sequence[tuple[OneRun, OneRun]]) -> list[str]:
         counts = (f"{sum(within)} of {len(both)}", str(sum(busy_ones)), str(outside), str(len(pairs) - len(both)))
         lines.append([name, f"{middle:.3f}", f"{worst:.3f}", *counts])
     headings = [
-        *("value", "busy / quiet, median", "worst", f"{BOUNDS[0]} to {BOUNDS[1]}", "marked busy"),
+        *("value", "ratio, median", "worst", f"{BOUNDS[0]} to {BOUNDS[1]}", "marked busy"),
         *("outside and not marked", "missing"),
     ]
     share = f"{100 * inside / total:.1f} %" if total else "none"
     return [
-        f"## Beside `{kind}`",
+        f"## {heading}",
         "",
         f"{len(pairs)} pairs. {share} of {total} values are between {BOUNDS[0]} and {BOUNDS[1]} times the quiet one; "
         f"of the others {marked} are marked `busy` and {total - inside - marked} are not.",

@@ -84,7 +84,7 @@ def test_ratios_are_those_within_a_pair() -> None:
     (line,) = tables(page)[0]
     assert line == {
         "value": "a latency b1, ms",
-        "busy / quiet, median": "1.175",
+        "ratio, median": "1.175",
         "worst": "2.000",
         "0.9 to 1.1": "2 of 4",
         "marked busy": "2",
@@ -93,6 +93,9 @@ def test_ratios_are_those_within_a_pair() -> None:
     }
     assert "50.0 % of 4 values" in page
     assert "1 are marked `busy` and 1 are not" in page
+    # quiet over quiet: 2, 0.5 and 1
+    (control,) = tables(page.split("## A quiet run over the one before")[1])[0]
+    assert (control["ratio, median"], control["0.9 to 1.1"]) == ("1.000", "1 of 3")
 
 
 def test_intervals_are_held_against_the_median_of_their_kind() -> None:
