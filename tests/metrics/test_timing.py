@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -71,18 +71,37 @@ class ScriptedTurns:
     reference_name = "reference 1"
     method, method_without_reference = "in turns", "without the reference"
 
-    def __init__(self, clock: Clock, reference: Sequence[Mapping[str, Any] | None], seconds: float = TURN_S) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        reference: Sequence[Mapping[str, Any] | None],
+        seconds: float = TURN_S,
+        *,
+        calls: int = 1,
+        replayed: Collection[int] = (),
+    ) -> None:
         self.clock = clock
         self.reference = reference
         self.seconds = seconds
+        self.calls = calls
+        self.replayed = replayed  # the turns that are taken again, from 1 on
         self.waits: list[bool] = []
+        self.seen: list[tuple[float, ...]] = []
 
-    def wait(self, *, last: bool = False) -> Mapping[str, Any]:
-        turn = self.reference[len(self.waits)]
-        before_any = not self.waits
+    def wait(self, *, last: bool = False, samples: Sequence[float] = ()) -> Mapping[str, Any]:
+        number = len(self.waits)
+        turn = self.reference[number]
         self.waits.append(last)
+        self.seen += [tuple(samples)] if samples else []
         self.clock.pass_by(1000.0, cpu=77.0)  # others run; whatever this process does meanwhile is no sample either
-        return {"seconds": self.seconds, "before": turn, "after_last": None if before_any else turn}
+        return {
+            "seconds": self.seconds,
+            "calls": self.calls,
+            "before": turn,
+            "after_last": turn if number else None,
+            "replay": number in self.replayed,
+            "other_load": number / 8,
+        }
 
 
 def calling(clock: Clock, wall: float = CALL_S, cpu: float = CALL_S) -> Callable[[], None]:
@@ -92,44 +111,121 @@ def calling(clock: Clock, wall: float = CALL_S, cpu: float = CALL_S) -> Callable
 def test_a_turn_is_used_and_given_up_and_waiting_counts_for_nothing(clock: Clock) -> None:
     turns = ScriptedTurns(clock, [steps(1.0)] * 5)
     found = sample_durations(calling(clock), CPU, Budget(seconds=4 * TURN_S, min_samples=1), turns)
-    # the first call is not the budget's to pay, nor its turn's
-    assert found.turns == (9, 8, 8, 8)
-    assert found.samples == (CALL_S,) * 33
+    assert found.turns == (8, 8, 8, 8)
+    assert found.samples == (CALL_S,) * 32
     assert found.cpu == (CALL_S,) * 4
     assert turns.waits == [False] * 4 + [True]
+    assert turns.seen == [(CALL_S,) * 8] * 4
 
 
-def test_a_call_longer_than_a_turn_is_not_cut(clock: Clock) -> None:
-    turns = ScriptedTurns(clock, [steps(1.0)] * 5)
-    found = sample_durations(calling(clock, wall=1.0), CPU, Budget(seconds=1.5, min_samples=1), turns)
-    assert found.samples == (1.0,) * 3
-    assert found.turns == (2, 1)
+def test_the_first_call_of_a_process_is_a_value_of_its_own_and_nothing_pays_for_it(clock: Clock) -> None:
+    durations = iter([1000.0] + [CALL_S] * 99)
+    turns = ScriptedTurns(clock, [steps(1.0)] * 9)
+    budget = Budget(seconds=2 * TURN_S, min_samples=1)
+    found = sample_durations(lambda: clock.pass_by(next(durations), 1.0), CPU, budget, turns)
+    assert (found.first_s, found.samples, found.cpu) == (1000.0, (CALL_S,) * 16, (1.0, 1.0))
+    first = {one.metric: one for one in found.measurements("latency", "how")}["first_call"]
+    assert (first.samples, first.unit, first.method) == (((1000.0,),), "s", "first call: how")
+
+
+def test_a_turn_has_so_many_calls_however_long_they_are(clock: Clock) -> None:
+    turns = ScriptedTurns(clock, [steps(1.0)] * 5, calls=5)
+    found = sample_durations(calling(clock, wall=1.0), CPU, Budget(seconds=1.5, min_samples=10), turns)
+    assert found.turns == (5, 5, 3)  # of each all but the first are steady: 4, 4 and the 2 that lack
+
+
+def test_a_budget_of_seconds_ends_no_turn_that_has_nothing_steady_yet(clock: Clock) -> None:
+    turns = ScriptedTurns(clock, [steps(1.0)] * 5, calls=5)
+    budget = Budget(seconds=TURN_S + CALL_S, min_samples=1)
+    assert sample_durations(calling(clock), CPU, budget, turns).turns == (8, 3)
 
 
 def test_fewest_and_most_samples_hold_across_turns(clock: Clock) -> None:
     few = sample_durations(
         calling(clock), CPU, Budget(seconds=0, min_samples=20), ScriptedTurns(clock, [steps(1.0)] * 9)
     )
-    assert few.turns == (9, 8, 3)
+    assert few.turns == (8, 8, 7)  # 7, 7 and 6 steady ones
     most = Budget(seconds=1e9, min_samples=1, max_samples=12)
-    assert sample_durations(calling(clock), CPU, most, ScriptedTurns(clock, [steps(1.0)] * 9)).turns == (9, 3)
+    assert sample_durations(calling(clock), CPU, most, ScriptedTurns(clock, [steps(1.0)] * 9)).turns == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Budget(seconds=3 * TURN_S, min_samples=1),
+        Budget(seconds=0, min_samples=21),
+        Budget(seconds=1e9, min_samples=1, max_samples=24),
+    ],
+    ids=str,
+)
+def test_the_budget_does_not_pay_for_turns_that_are_taken_again(clock: Clock, budget: Budget) -> None:
+    """Each of these budgets is three turns; the reference runs after every turn that may be the last."""
+
+    def counts(replayed: Collection[int]) -> tuple[list[int], list[int]]:
+        turns = ScriptedTurns(clock, [steps(1.0)] * 99, replayed=replayed)
+        found = sample_durations(calling(clock), CPU, budget, turns)
+        assert len(found.turns) == len(found.reference) == len(found.other_load)
+        return list(found.turns), [number for number, last in enumerate(turns.waits) if last]
+
+    assert counts(()) == ([8] * 3, [3])
+    assert counts((1, 2)) == ([8] * 5, [5])
+    assert counts((3,)) == ([8] * 4, [3, 4])
+    assert counts((3, 4)) == ([8] * 5, [3, 4, 5])
+    assert counts(range(99)) == ([8] * 6, [6])  # at twice the budget it ends, whatever its turns were like
+
+
+def test_what_other_programs_used_goes_with_each_turn(clock: Clock) -> None:
+    turns = ScriptedTurns(clock, [steps(1.0)] * 9)
+    found = sample_durations(calling(clock), CPU, Budget(seconds=3 * TURN_S, min_samples=1), turns)
+    assert found.other_load == (1 / 8, 2 / 8, 3 / 8)
+    unknown = replace(found, other_load=())
+    for one in (*found.measurements("latency", "how"), found.rates("throughput", 2, "how")):
+        known = one.metric != "first_call"
+        assert one.other_load == ((found.other_load,) if known else ())
+        assert (len(one.turns), len(one.reference_samples)) == ((1, 1) if known else (0, 0))
+        assert measurement_from_dict(asdict(one)) == one
+    assert next(unknown.measurements("latency", "how")).other_load == ()
+
+
+def test_a_rate_is_that_of_the_same_turns(clock: Clock) -> None:
+    turns = ScriptedTurns(clock, [steps(2.0)] * 9)
+    found = sample_durations(calling(clock), CPU, Budget(seconds=TURN_S, min_samples=1), turns)
+    rate, time_ = found.rates("throughput", 2, "how"), next(found.measurements("latency", "how"))
+    assert rate.samples == (tuple(2 / CALL_S for _ in range(8)),)
+    assert (rate.turns, rate.reference_samples, rate.reference) == (
+        time_.turns,
+        time_.reference_samples,
+        "reference 1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("turns", "says"), [((3, 11), ""), ((11,), ""), ((5, 4, 4), ""), ((2, 9), ""), ((10,), "too few")]
+)
+def test_a_process_with_fewer_than_ten_steady_samples_says_so(turns: tuple[int, ...], says: str) -> None:
+    """The first of a turn of more than two is not steady."""
+    found = Timing(first_s=1.0, samples=(1.0,) * sum(turns), turns=turns, cpu=(1.0,) * len(turns))
+    time_, cpu, first = found.measurements("latency", "how")
+    for one in (time_, found.rates("throughput", 1, "how")):
+        assert one.detail.partition(":")[0] == says
+    assert (cpu.detail, first.detail) == ("", "")
 
 
 def test_every_sample_is_kept_in_its_order(clock: Clock) -> None:
-    durations = [(i + 1) / 1024 for i in range(100)]
+    durations = [(i + 1) / 1024 for i in range(101)]
     rest = iter(durations)
     turns = ScriptedTurns(clock, [steps(1.0)] * 99)
     found = sample_durations(
         lambda: clock.pass_by(next(rest)), CPU, Budget(seconds=1e9, min_samples=1, max_samples=100), turns
     )
-    assert found.samples == pytest.approx(durations, abs=1e-9)
+    assert (found.first_s, *found.samples) == pytest.approx(durations, abs=1e-9)
     assert sum(found.turns) == 100
     assert len(found.turns) == len(found.cpu) == len(found.reference) == len(found.reference_cpu) > 5
 
 
 def test_without_turns_everything_is_one_turn_without_a_reference(clock: Clock) -> None:
     found = sample_durations(calling(clock), CPU, Budget(seconds=TURN_S, min_samples=1))
-    assert (found.turns, found.reference, found.reference_cpu) == ((9,), (), ())
+    assert (found.turns, found.reference, found.reference_cpu, found.other_load) == ((8,), (), (), ())
 
 
 def test_the_reference_of_a_turn_is_the_geometric_mean_of_both_sides(clock: Clock) -> None:
@@ -153,7 +249,7 @@ def test_where_a_turn_has_no_reference_the_process_has_none(clock: Clock) -> Non
     turns = ScriptedTurns(clock, [None, None, steps(1.0)])
     found = sample_durations(calling(clock), CPU, Budget(seconds=2 * TURN_S, min_samples=1), turns)
     assert (found.reference, found.reference_cpu) == ((), ())
-    assert len(found.samples) == 17
+    assert len(found.samples) == 16
 
 
 def test_two_metrics_of_one_process_take_their_turns_one_after_the_other(clock: Clock) -> None:
@@ -184,13 +280,12 @@ def test_garbage_is_collected_before_and_not_during_even_if_a_call_fails() -> No
 
 
 def test_cpu_time_is_that_of_a_call_over_a_turn(clock: Clock) -> None:
-    cpu = iter([0.5, 0.25, 0.25, 0.0, 1.0, 1.0])
+    cpu = iter([5.0, 0.25, 0.25, 0.0, 1.0, 1.0])
     turns = ScriptedTurns(clock, [steps(1.0)] * 4, seconds=1.0)
     found = sample_durations(
-        lambda: clock.pass_by(0.5, next(cpu)), CPU, Budget(seconds=1e9, min_samples=1, max_samples=6), turns
+        lambda: clock.pass_by(0.5, next(cpu)), CPU, Budget(seconds=1e9, min_samples=1, max_samples=5), turns
     )
-    assert found.turns == (3, 2, 1)
-    # the first call's 0.5 s are its own: it may compile
+    assert found.turns == (2, 2, 1)
     assert found.cpu == pytest.approx((0.25, 0.5, 1.0))
 
 
@@ -206,21 +301,21 @@ def test_a_call_that_sleeps_takes_no_cpu_time_and_one_that_computes_does() -> No
     assert sample_durations(computes, CPU, Budget(seconds=0, min_samples=3)).cpu[0] >= 0.02
 
 
-def test_a_timing_becomes_two_measurements_that_come_back_from_json(clock: Clock) -> None:
+def test_a_timing_becomes_measurements_that_come_back_from_json(clock: Clock) -> None:
     turns = ScriptedTurns(clock, [steps(CALL_S, 0.5), steps(CALL_S, 0.5), steps(CALL_S, 2.0)])
     found = sample_durations(calling(clock), CPU, Budget(seconds=2 * TURN_S, min_samples=1), turns)
-    wall, cpu = found.measurements("latency", "how")
+    wall, cpu, first = found.measurements("latency", "how")
     assert (wall.metric, cpu.metric) == ("latency", "latency_cpu_time")
-    assert (wall.turns, cpu.turns) == (((9, 8),), ((1, 1),))
-    assert relative_samples(wall.samples, wall.turns, wall.reference_samples) == [[1.0] * 17]
+    assert (wall.turns, cpu.turns) == (((8, 8),), ((1, 1),))
+    assert relative_samples(wall.samples, wall.turns, wall.reference_samples) == [[1.0] * 16]
     assert relative_samples(cpu.samples, cpu.turns, cpu.reference_samples) == [[2 * CALL_S, CALL_S]]
-    for one in (wall, cpu):
+    for one in (wall, cpu, first):
         assert measurement_from_dict(asdict(one)) == one
 
 
 def test_a_turn_of_the_reference_has_its_steps_and_the_cpu_time_of_one(clock: Clock) -> None:
     turn = step_durations(calling(clock, cpu=1 / 128), CPU, TURN_S)
-    assert turn == {"samples": (CALL_S,) * 9, "cpu_seconds": 1 / 128}
+    assert turn == {"samples": (CALL_S,) * 8, "cpu_seconds": 1 / 128}
 
 
 # blocks of the reference as long as a call
@@ -254,7 +349,7 @@ def test_stolen_slices_lengthen_calls_and_matched_blocks_alike(clock: Clock, cal
     """A step of the reference takes 1 ms: whatever a call takes, its relative time is that without any theft."""
     rng = np.random.default_rng(0)
     count = max(round(2.0 / call_s), 40)
-    durations = iter(stolen(rng, call_s, count))
+    durations = iter(stolen(rng, call_s, count + 1))
     reference = [{"samples": stolen(rng, 0.001, 2000), "cpu_seconds": 0.001} for _ in range(200)]
     turns = ScriptedTurns(clock, reference, seconds=1.0)
     budget = Budget(seconds=1e9, min_samples=1, max_samples=count)
@@ -328,7 +423,7 @@ def test_only_timed_processes_rotate() -> None:
 
 def test_a_method_describes_inputs_and_turns() -> None:
     subject = make_subject("vit_layer6_32")
-    paired = Timing(samples=(1.0,), turns=(1,), cpu=(1.0,), reference=(0.5,), reference_cpu=(0.5,))
+    paired = Timing(first_s=1.0, samples=(1.0,), turns=(1,), cpu=(1.0,), reference=(0.5,), reference_cpu=(0.5,))
     alone = replace(paired, reference=(), reference_cpu=())
     assert "always the same input batch (cache-hot)" in timing_method(subject, "one forward pass", alone)
     rotating = make_subject("vit_layer6_32")
@@ -359,6 +454,6 @@ def test_only_values_with_the_reference_name_it(clock: Clock, metric: str, mode:
 
 def test_latency_and_throughput_are_made_of_one_timing() -> None:
     subject = make_subject("vit_layer6_32")
-    (latency, _), (throughput,) = (list(METRICS.get(name).measure(subject)) for name in ("latency", "throughput"))
+    (latency, *_), (throughput,) = (list(METRICS.get(name).measure(subject)) for name in ("latency", "throughput"))
     assert latency.samples[0] == forward_durations(subject).samples
     assert throughput.samples[0] == pytest.approx([2 / seconds for seconds in latency.samples[0]], rel=1e-5)

@@ -18,12 +18,14 @@ import pytest
 from vitbench.core.records import Cell, Measurement
 from vitbench.core.stats.relative import relative_samples
 from vitbench.devices import Failure
+from vitbench.devices.host.load import Use
 from vitbench.executors import conversation
 from vitbench.executors.conversation import Conversation
 from vitbench.executors.launcher import Launcher, Worker, make_launcher
 from vitbench.executors.protocol import Done, Event, Failed, Measure, RunReference, Task, Turn, Waiting
 from vitbench.metrics import Budget
 from vitbench.runner import turns
+from vitbench.runner.quiet import Judge
 from vitbench.runner.turns import (
     REFERENCE_EVERY_S,
     TURN_S,
@@ -35,6 +37,8 @@ from vitbench.runner.turns import (
 )
 
 ROOT = Path(__file__).parents[2]
+#: Does not mind what other programs do.
+JUDGE = Judge(1, on_host=False)
 SHORT = Budget(seconds=0.25, min_samples=60, max_samples=100_000)
 
 
@@ -90,17 +94,18 @@ class ScriptedParticipant(Participant):
     def prepare(self) -> None:
         self.log.append(f"prepare {self.name}")
 
-    def take_turn(self, before: ReferenceTurn | None) -> None:
+    def take_turn(self, before: ReferenceTurn | None, judge: Judge) -> Use | None:
         if self.befores:
             self.afters.append(self._since)
         self._since = None
         if len(self.befores) == self.wanted:
             self._is_over = True
-            return
+            return None
         self.log.append(self.name)
         self.befores.append(before)
         self.clock.now += self.seconds
         self._has_sampled_enough = len(self.befores) == self.wanted
+        return None
 
 
 @pytest.fixture
@@ -124,7 +129,7 @@ def rounds(log: Sequence[str]) -> list[list[str]]:
 def test_everyone_is_prepared_before_the_first_turn(clock: Clock) -> None:
     log: list[str] = []
     participants = [ScriptedParticipant(name, log, clock, wanted=2) for name in "abc"]
-    take_turns(participants, ScriptedReference(log, clock))
+    take_turns(participants, ScriptedReference(log, clock), JUDGE)
     assert log[:3] == ["prepare a", "prepare b", "prepare c"]
     assert log[3] == log[-1] == "reference"
 
@@ -134,7 +139,7 @@ def test_everyone_gets_the_turns_that_it_wants_one_in_each_round(clock: Clock) -
     participants = [
         ScriptedParticipant(name, log, clock, wanted=wanted) for name, wanted in (("a", 1), ("b", 5), ("c", 5))
     ]
-    take_turns(participants, ScriptedReference(log, clock))
+    take_turns(participants, ScriptedReference(log, clock), JUDGE)
     played = [name for name in log if name in "abc"]
     assert sorted(played[:3]) == ["a", "b", "c"]
     assert [sorted(played[i : i + 2]) for i in range(3, 11, 2)] == [["b", "c"]] * 4
@@ -146,7 +151,7 @@ def test_the_reference_runs_when_its_last_turn_is_stale(clock: Clock, count: int
     assert TURN_S < REFERENCE_EVERY_S < 2 * TURN_S
     log: list[str] = []
     take_turns(
-        [ScriptedParticipant(str(n), log, clock, wanted=20) for n in range(count)], ScriptedReference(log, clock)
+        [ScriptedParticipant(str(n), log, clock, wanted=20) for n in range(count)], ScriptedReference(log, clock), JUDGE
     )
     between = [len(names) for names in rounds(log)[1:]]
     assert max(between) == 2
@@ -156,7 +161,9 @@ def test_the_reference_runs_when_its_last_turn_is_stale(clock: Clock, count: int
 def test_the_reference_runs_less_often_than_it_is_stale_only_after_long_calls(clock: Clock) -> None:
     log: list[str] = []
     take_turns(
-        [ScriptedParticipant(name, log, clock, wanted=4, seconds=5.0) for name in "ab"], ScriptedReference(log, clock)
+        [ScriptedParticipant(name, log, clock, wanted=4, seconds=5.0) for name in "ab"],
+        ScriptedReference(log, clock),
+        JUDGE,
     )
     assert max(len(names) for names in rounds(log)) == 1
 
@@ -166,7 +173,7 @@ def test_the_reference_runs_less_often_than_it_is_stale_only_after_long_calls(cl
 def test_the_last_sample_of_each_has_the_reference_on_both_sides(clock: Clock, count: int, seconds: float) -> None:
     log: list[str] = []
     participants = [ScriptedParticipant(str(n), log, clock, wanted=n + 1, seconds=seconds) for n in range(count)]
-    take_turns(participants, ScriptedReference(log, clock))
+    take_turns(participants, ScriptedReference(log, clock), JUDGE)
     for participant in participants:
         assert len(participant.befores) == len(participant.afters) == participant.wanted
         assert None not in participant.befores
@@ -179,7 +186,7 @@ def test_the_last_sample_of_each_has_the_reference_on_both_sides(clock: Clock, c
 def test_without_a_reference_everyone_takes_turns(clock: Clock) -> None:
     log: list[str] = []
     participants = [ScriptedParticipant(name, log, clock, wanted=3) for name in "ab"]
-    take_turns(participants, ScriptedReference(log, clock, is_missing=True))
+    take_turns(participants, ScriptedReference(log, clock, is_missing=True), JUDGE)
     assert sorted(name for name in log if name in "ab") == ["a"] * 3 + ["b"] * 3
     assert participants[0].befores == participants[0].afters == [None] * 3
 
@@ -188,7 +195,7 @@ def test_the_order_is_drawn_anew_in_each_round_and_the_same_for_the_same_seed(cl
     def order(seed: int) -> list[tuple[str, ...]]:
         log: list[str] = []
         participants = [ScriptedParticipant(name, log, clock, wanted=30) for name in "abcd"]
-        take_turns(participants, ScriptedReference(log, clock), order=random.Random(seed))
+        take_turns(participants, ScriptedReference(log, clock), JUDGE, order=random.Random(seed))
         played = [name for name in log if name in "abcd"]
         return [tuple(played[i : i + 4]) for i in range(0, len(played), 4)]
 
@@ -325,10 +332,10 @@ def turn_of(seconds: float) -> ReferenceTurn:
 
 def test_the_control_pairs_its_samples_with_both_sides() -> None:
     participant = control_of(99.0, 10.0, 20.0)
-    participant.take_turn(turn_of(1.0))
+    participant.take_turn(turn_of(1.0), JUDGE)
     participant.reference_ran(turn_of(4.0))
     participant.reference_ran(turn_of(100.0))  # not the first one after it
-    participant.take_turn(turn_of(100.0))
+    participant.take_turn(turn_of(100.0), JUDGE)
     participant.reference_ran(turn_of(1.0))
     assert participant.samples == [10.0, 20.0]
     assert participant.reference_samples == pytest.approx([2.0, 10.0])
@@ -337,10 +344,10 @@ def test_the_control_pairs_its_samples_with_both_sides() -> None:
 def test_two_turns_of_the_control_within_one_pause_of_the_reference_pair_with_the_same_sides() -> None:
     """It happens when the others have short turns: each sample keeps its own pair."""
     participant = control_of(99.0, 10.0, 20.0, 30.0)
-    participant.take_turn(turn_of(1.0))
-    participant.take_turn(turn_of(1.0))
+    participant.take_turn(turn_of(1.0), JUDGE)
+    participant.take_turn(turn_of(1.0), JUDGE)
     participant.reference_ran(turn_of(4.0))
-    participant.take_turn(turn_of(9.0))
+    participant.take_turn(turn_of(9.0), JUDGE)
     participant.reference_ran(turn_of(9.0))
     assert participant.samples == [10.0, 20.0, 30.0]
     assert participant.reference_samples == pytest.approx([2.0, 2.0, 9.0])
@@ -350,17 +357,17 @@ def test_a_control_that_hangs_is_not_waited_for_without_end(monkeypatch: pytest.
     control = control_of(1.0, 2.0)
     limits = []
     monkeypatch.setattr(control, "go_on", lambda request, limit_s=math.inf: limits.append(limit_s))
-    control.take_turn(turn_of(1.0))
+    control.take_turn(turn_of(1.0), JUDGE)
     assert limits == [turns._TURN_LIMIT_S]
 
 
 def test_samples_of_the_reference_against_nothing_are_none() -> None:
     participant = control_of(99.0, 10.0, 20.0)
-    participant.take_turn(None)
+    participant.take_turn(None, JUDGE)
     participant.reference_ran(turn_of(4.0))
-    participant.take_turn(turn_of(4.0))
+    participant.take_turn(turn_of(4.0), JUDGE)
     assert participant.reference_samples == []
-    participant.take_turn(turn_of(4.0))  # it dies
+    participant.take_turn(turn_of(4.0), JUDGE)  # it dies
     assert participant.over
     participant.reference_ran(turn_of(4.0))
     assert len(participant.samples) == len(participant.reference_samples) == 1
@@ -431,7 +438,7 @@ def test_never_two_run_at_once(launcher: Launcher, calls: Path) -> None:
     reference = LoggedReference(launcher)
     control = reference.start_control()
     participants = [participant_of(launcher, "notes_its_calls", classes=classes) for classes in (2, 3, 4)]
-    take_turns(participants, reference, control=control)
+    take_turns(participants, reference, JUDGE, control=control)
     for participant in participants:
         latency_of(participant)
     reference.close()
@@ -451,7 +458,7 @@ def test_a_death_and_a_hang_in_the_middle_leave_the_others_whole(launcher: Launc
     reference = LoggedReference(launcher)
     names = ("works_slowly", "kills_itself_later", "hangs_later", "works_slowly")
     participants = [participant_of(launcher, name, timeout_s=2 if name == "hangs_later" else 60) for name in names]
-    take_turns(participants, reference)
+    take_turns(participants, reference, JUDGE)
     reference.close()
     killed, late = participants[1].finish(), participants[2].finish()
     assert killed.failure is not None
@@ -472,7 +479,7 @@ def test_the_time_of_a_process_is_that_of_its_own_turns(launcher: Launcher) -> N
     reference = LoggedReference(launcher)
     begin = time.monotonic()
     participants = [participant_of(launcher, "works_slowly") for _ in range(4)]
-    take_turns(participants, reference)
+    take_turns(participants, reference, JUDGE)
     wall = time.monotonic() - begin
     reference.close()
     for participant in participants:
@@ -484,7 +491,7 @@ def test_the_time_of_a_process_is_that_of_its_own_turns(launcher: Launcher) -> N
 def test_a_reference_that_dies_once_is_replaced_and_every_sample_keeps_its_relative(launcher: Launcher) -> None:
     reference = LoggedReference(launcher, deaths=2)
     participant = participant_of(launcher, "works_slowly")
-    take_turns([participant], reference)
+    take_turns([participant], reference, JUDGE)
     reference.close()
     assert reference.deaths == 0
     assert not reference.problem
@@ -512,7 +519,7 @@ def test_a_reference_that_cannot_live_is_given_up_and_cells_do_without(launcher:
     deadly = DeadlyLauncher(launcher)
     reference = Reference(deadly, "cpu", 1)
     participants = [participant_of(launcher, "works_slowly") for _ in range(2)]
-    take_turns(participants, reference)
+    take_turns(participants, reference, JUDGE)
     assert "SIGKILL" in reference.problem
     assert len(deadly.started) == 3
     for participant in participants:

@@ -159,6 +159,7 @@ class Measurement:
     reference_samples: Samples = ()
     turns: tuple[tuple[Count, ...], ...] = ()
     reference: str = ""
+    other_load: Samples = ()
     first_stage: Count | None = None
     group: str = ""
     executed: Flag = False
@@ -293,6 +294,8 @@ def _check_measurement(one: Measurement) -> None:
             raise ValueError(f"the reference samples of {one.metric} are not one a turn")
         if any(x <= 0 for process in one.reference_samples for x in process):
             raise ValueError(f"a reference sample of {one.metric} is not positive")
+    if one.other_load and [len(counts) for counts in one.turns] != [len(process) for process in one.other_load]:
+        raise ValueError(f"the other load of {one.metric} is not one a turn")
     if one.metric in _ONE_VALUE and one.status == "ok":
         value = one.value
         whole = int(value) if value == int(value) else value  # 10 may have been written as 10.0

@@ -173,8 +173,8 @@ class MetricRegistry(Registry[Metric]):
                 by_default=by_default,
             )
             for value in metric.yields:
-                if value.name in self._values:
-                    raise ValueError(f"two metrics yield {value.name!r}")
+                if self._values.get(value.name, value) != value:  # several may yield one value, such as first_call
+                    raise ValueError(f"two metrics yield different {value.name!r}")
                 self._values[value.name] = value
             self.add(name, metric)
             return measure

@@ -130,11 +130,17 @@ class RunReference:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """Leave to run for ``seconds``. ``before``: the reference's last turn; ``after_last``: its first one after this
-    worker's last turn; each with the ``samples`` (s) and the ``cpu_seconds`` of its steps.
+    """Leave to run for at least ``seconds`` and ``calls``. ``before``: the reference's last turn; ``after_last``: its
+    first one after this worker's last turn; each with the ``samples`` (s) and the ``cpu_seconds`` of its steps.
+
+    About the worker's last turn: ``replay``, whether it is taken again, so that it is not charged to the budget, and
+    ``other_load``, the cores that other programs used during it.
     """
 
     seconds: float
+    calls: int = 1
+    replay: bool = False
+    other_load: float | None = None
     before: Mapping[str, Any] | None = None
     after_last: Mapping[str, Any] | None = None
 
@@ -162,11 +168,13 @@ class MeasurementTaken:
 class Waiting:
     """The worker waits for its next turn. ``last``: it has its samples and lacks only the reference's turn after them.
 
-    The reference sends the ``samples`` (seconds a step) and ``cpu_seconds`` (a step) of the turn that it had.
+    ``samples`` are the seconds of each call of the turn that it had, ``turn_cpu_s`` the CPU seconds of all its threads
+    since that turn began. The reference also sends the CPU seconds of a step.
     """
 
     last: bool = False
     samples: tuple[float, ...] = ()
+    turn_cpu_s: float = 0.0
     cpu_seconds: float = 0.0
 
 

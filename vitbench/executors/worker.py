@@ -124,9 +124,10 @@ def run_reference(task: protocol.RunReference, emit: Emit) -> bool:
         gc.freeze()  # each turn collects: nothing that is here already need be looked at again
         emit(Waiting())
         while (turn := _next_turn()) is not None:
+            begin_s = time.process_time()
             durations = step_durations(step, device, turn.seconds)
             _let_threads_sleep(task.threads)
-            emit(Waiting(**durations))
+            emit(Waiting(**durations, turn_cpu_s=time.process_time() - begin_s))
     except Exception as error:  # the edge, as for a cell
         emit(protocol.Failed(failure=open_device(task.device).classify(error)))
         traceback.print_exc()
@@ -141,6 +142,7 @@ class PipeTurns:
 
         self._emit = emit
         self._threads = cell.threads
+        self._begin_s = time.process_time()
         batch = batch_of(open_device(cell.device).torch_device)
         count = f"batch {batch}, {cell.threads} thread{'s' if cell.threads > 1 else ''}"
         bound = f"bound to cores {', '.join(map(str, cores))}" if cores else ""
@@ -149,13 +151,15 @@ class PipeTurns:
         self.method = f"in turns with {self.reference_name}"
         self.method_without_reference = "without the reference" + (f", {bound}" if bound else "")
 
-    def wait(self, *, last: bool = False) -> Mapping[str, Any]:
+    def wait(self, *, last: bool = False, samples: Sequence[float] = ()) -> Mapping[str, Any]:
         """See metrics.subject.Turns; ends the process if there will be no more turns."""
         _let_threads_sleep(self._threads)
-        self._emit(Waiting(last=last))
+        turn_cpu_s = time.process_time() - self._begin_s
+        self._emit(Waiting(last=last, samples=tuple(samples), turn_cpu_s=turn_cpu_s))
         turn = _next_turn()
         if turn is None:
             raise SystemExit
+        self._begin_s = time.process_time()
         return vars(turn)
 
 

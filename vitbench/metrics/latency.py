@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS, Column
 from vitbench.metrics.support.subject import Subject
-from vitbench.metrics.support.timing import duration, forward_durations, timing_method
+from vitbench.metrics.support.timing import FIRST_CALL, duration, forward_durations, timing_method
 
 
 @METRICS.measured(
@@ -17,10 +17,11 @@ from vitbench.metrics.support.timing import duration, forward_durations, timing_
     yields=[
         duration("latency", gates=True, column=Column("latency", "ms", 1e3, main=True)),
         duration("latency_cpu_time"),
+        FIRST_CALL,
     ],
     summary="seconds of one forward pass of one batch, every sample kept",
 )
 def measure_latency(subject: Subject) -> Iterator[Measurement]:
-    """Every duration from the first call on; readers detect the warm-up from the samples."""
+    """Every duration; the first call is a value of its own, and readers detect the warm-up after it."""
     timing = forward_durations(subject)
     yield from timing.measurements("latency", timing_method(subject, "one forward pass", timing))

@@ -12,7 +12,7 @@ from vitbench.metrics.support.timing import forward_durations, sample_durations,
 
 #: Batches queued between two synchronisations: enough to hide each launch behind the batch before.
 QUEUED_BATCHES = 8
-#: The share of a process's time for throughput: it needs fewer samples than latency, each of several batches.
+#: The share of a process's time for throughput, whose samples are of several batches each.
 SHARE_OF_BUDGET = 0.5
 
 
@@ -32,11 +32,7 @@ def measure_throughput(subject: Subject) -> Iterator[Measurement]:
     size, device = subject.cell.batch_size, subject.device
     if device.asynchronous:
         images = QUEUED_BATCHES * size
-        budget = dataclasses.replace(
-            subject.budget,
-            seconds=subject.budget.seconds * SHARE_OF_BUDGET,
-            min_samples=max(subject.budget.min_samples // 2, 3),
-        )
+        budget = dataclasses.replace(subject.budget, seconds=subject.budget.seconds * SHARE_OF_BUDGET)
 
         def window() -> None:
             for _ in range(QUEUED_BATCHES):
@@ -50,5 +46,4 @@ def measure_throughput(subject: Subject) -> Iterator[Measurement]:
         images = size
         timing = forward_durations(subject)
         what = timing_method(subject, "each forward pass of the latency", timing)
-    rates = tuple(round(images / seconds, 6) for seconds in timing.samples)
-    yield Measurement(metric="throughput", unit="image/s", samples=(rates,), method=f"{images} images / {what}")
+    yield timing.rates("throughput", images, f"{images} images / {what}")

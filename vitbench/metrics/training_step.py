@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.subject import Subject
-from vitbench.metrics.support.timing import duration, sample_durations, timing_method
+from vitbench.metrics.support.timing import FIRST_CALL, duration, sample_durations, timing_method
 
 
 @METRICS.measured(
@@ -17,16 +17,16 @@ from vitbench.metrics.support.timing import duration, sample_durations, timing_m
     yields=[
         duration("training_step", gates=True, column=Column("training step", "ms", 1e3, main=True)),
         duration("training_step_cpu_time"),
+        FIRST_CALL,
         Yields("training_throughput", "image/s", "shown", "more", column=Column("training", "image/s")),
     ],
     summary="seconds of one training step (forward, backward, AdamW) of one batch, and its images a second",
 )
 def measure_training_step(subject: Subject) -> Iterator[Measurement]:
-    """Every duration from the first step on, without loading and augmenting images."""
+    """Every duration, without loading and augmenting images; the first step is a value of its own."""
     subject.prepare()
     timing = sample_durations(subject.step, subject.device, subject.budget, subject.turns)
     subject.run_once()
     method = timing_method(subject, "zero_grad, forward, cross entropy, backward and AdamW step", timing)
     yield from timing.measurements("training_step", method)
-    rates = tuple(round(subject.cell.batch_size / seconds, 6) for seconds in timing.samples)
-    yield Measurement(metric="training_throughput", unit="image/s", samples=(rates,), method=f"batch / {method}")
+    yield timing.rates("training_throughput", subject.cell.batch_size, f"batch / {method}")

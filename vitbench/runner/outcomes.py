@@ -70,13 +70,18 @@ def side_by_side(parts: Sequence[Measurement], first_stage: int | None, group: s
     some had the reference beside them, the method names both ways.
     """
     paired = all(part.reference_samples for part in parts)
+    loads_known = all(part.other_load for part in parts)
     methods = dict.fromkeys(part.method for part in parts if part.method)
+    failed = next((part for part in parts if part.status != "ok"), None)  # one bad process spoils the measurement
+    details = dict.fromkeys(part.detail for part in parts if part.detail)
     return replace(
-        next((part for part in parts if part.status != "ok"), parts[0]),  # one bad process spoils the measurement
+        failed or parts[0],
+        detail=failed.detail if failed else "; ".join(details),
         method="; in other processes: ".join(methods),
         samples=tuple(process for part in parts for process in part.samples),
         turns=tuple(process for part in parts for process in part.turns),
         reference_samples=tuple(process for part in parts for process in part.reference_samples) if paired else (),
+        other_load=tuple(process for part in parts for process in part.other_load) if loads_known else (),
         first_stage=first_stage,
         reference=parts[0].reference if paired else "",
         group=group if paired else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from vitbench.suites.batch_search import bounds_a_search, search_label
 
 #: The most characters of a cell's label in the live line.
 _LONGEST_LABEL = 200
+#: A log says again that the run waits only after so many seconds.
+_WAITING_AGAIN_S = 10.0
 
 
 def format_duration(seconds: float) -> str:
@@ -65,6 +68,11 @@ class Progress:
     def doing(self, what: str) -> None:
         """A process of the current cell begins."""
 
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Around a wait for a quiet moment; ``what`` is what disturbs."""
+        yield
+
     def training_step(self, event: TrainingStep) -> None:
         """A training cell has come further."""
 
@@ -100,6 +108,7 @@ class PlainProgress(Progress):
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__()
         self.stream = stream or sys.stderr
+        self._waited_at = -math.inf
 
     def note(self, text: str) -> None:
         print(one_line(text), file=self.stream, flush=True)
@@ -115,6 +124,13 @@ class PlainProgress(Progress):
             time_left = format_duration(self.seconds_left())
             self.note(f"{len(cells)} {one if len(cells) == 1 else many}{kept}, about {time_left}, into {folder}")
             yield
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        if time.monotonic() - self._waited_at > _WAITING_AGAIN_S:
+            self.note(what)
+        yield
+        self._waited_at = time.monotonic()
 
     def cell_done(self, record: Record) -> None:
         super().cell_done(record)
@@ -140,6 +156,7 @@ class LiveProgress(PlainProgress):
     _bar: Any = None
     _task: Any = None
     _label = ""
+    _shown = ""
 
     def note(self, text: str) -> None:
         if self._bar is not None:
@@ -180,6 +197,13 @@ class LiveProgress(PlainProgress):
     def doing(self, what: str) -> None:
         self._show(f"{self._label}: {what}")
 
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        before = self._shown
+        self._show(f"{self._label}: {what}")
+        yield
+        self._show(before)
+
     def training_step(self, event: TrainingStep) -> None:
         total = f"/{event.total}" if event.total else ""
         self._show(f"{self._label}: step {event.step}{total}, loss {event.loss:.3f}")
@@ -201,6 +225,7 @@ class LiveProgress(PlainProgress):
             self._bar.update(self._task, completed=self.done, left=left, failures=self.failures_text())
 
     def _show(self, text: str) -> None:
+        self._shown = text
         if self._bar is not None:
             self._bar.update(self._task, description=one_line(text, _LONGEST_LABEL))
 

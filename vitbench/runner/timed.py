@@ -22,6 +22,7 @@ from vitbench.metrics import Budget
 from vitbench.runner.outcomes import complete, merge
 from vitbench.runner.plan import Plan, weights_of
 from vitbench.runner.progress import Progress
+from vitbench.runner.quiet import Judge, Patience
 from vitbench.runner.turns import Control, Participant, Reference, take_turns
 
 #: The reference runs against a control (itself) in the first group, in the last, and after so many seconds.
@@ -84,6 +85,7 @@ class Timer:
         self.launcher = launcher
         self.progress = progress
         self.noise: list[NoiseCheck] = []
+        self._patience = Patience(plan.suite.measure.patience_s, progress.waiting, progress.warn)
         self._noise_at: dict[tuple[str, int], float] = {}
         self._references: dict[tuple[str, int], Reference] = {}
 
@@ -117,6 +119,7 @@ class Timer:
         if place not in self._references:
             self._references[place] = Reference(self.launcher, *place, cores=measure.cores)
         reference = self._references[place]
+        judge = self._judge(cell)
         problem = ""
         begin = time.perf_counter()
         for job in jobs:
@@ -126,7 +129,7 @@ class Timer:
             rounds += 1
             self.progress.doing(f"time {rounds}/{max(job.wanted for job in active)}")
             due = is_last or time.monotonic() - self._noise_at.get(place, float("-inf")) > NOISE_EVERY_S
-            self._round(active, reference, with_control=due, seed=rounds)
+            self._round(active, reference, judge, with_control=due, seed=rounds)
             problem = problem or reference.problem
             for job in active:
                 if job.lacked_memory and not job.retried and (len(active) > 1 or cell.device != "cpu"):
@@ -141,16 +144,27 @@ class Timer:
     def _retry_alone(self, job: Job) -> None:
         """Time once more, alone, a cell that found too little memory beside others: what it lacks then is its own."""
         job.retried, job.ending, job.timed, job.loads, job.first_stage = True, None, [], [], None
-        unused = Reference(self.launcher, job.cell.device, job.cell.threads)
+        unused, judge = Reference(self.launcher, job.cell.device, job.cell.threads), self._judge(job.cell)
         for number in range(self.plan.suite.measure.processes):
-            self._round([job], unused, with_control=False, seed=number, alone=True)
+            self._round([job], unused, judge, with_control=False, seed=number, alone=True)
             if job.failure is not None:
                 return
         job.wanted = len(job.timed)
         job.notes.append("timed by itself, without the reference: beside others its memory did not suffice")
 
+    def _judge(self, cell: Cell) -> Judge:
+        on_host = split_name(cell.device)[0] == "cpu"
+        return Judge(cell.threads, self.plan.suite.measure.cores, on_host=on_host)
+
     def _round(
-        self, jobs: Sequence[Job], reference: Reference, *, with_control: bool, seed: int, alone: bool = False
+        self,
+        jobs: Sequence[Job],
+        reference: Reference,
+        judge: Judge,
+        *,
+        with_control: bool,
+        seed: int,
+        alone: bool = False,
     ) -> None:
         """One fresh process of each job, in turns with the reference unless ``alone``."""
         started_at = datetime.now().astimezone().isoformat(timespec="milliseconds")
@@ -165,7 +179,9 @@ class Timer:
                 reference.renew()
             control = reference.start_control() if with_control and not reference.problem else None
             watch = LoadWatch(reference.device)
-            take_turns(participants, None if alone else reference, control=control, order=random.Random(seed))
+            beside = None if alone else reference
+            order = random.Random(seed)
+            take_turns(participants, beside, judge, patience=self._patience, control=control, order=order)
             load = watch.stop()
             for job, participant in zip(jobs, participants, strict=True):
                 job.timed.append(participant.finish())

@@ -2,7 +2,7 @@
 
 Speed drifts with the machine. What is to be compared is therefore measured within the same seconds: a cell gets a tenth
 of a second, then the next one, and the reference in between. A cell's samples go with what the reference took just
-before and just after them.
+before and just after them. A turn that was not quiet is taken again (``quiet``).
 """
 
 from __future__ import annotations
@@ -11,16 +11,22 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
+from vitbench.devices.host.load import Use, UseWatch
 from vitbench.executors.conversation import Conversation
 from vitbench.executors.launcher import Launcher
-from vitbench.executors.protocol import RunReference, Turn
+from vitbench.executors.protocol import Measure, RunReference, Turn
+from vitbench.metrics.support.timing import reference_seconds
+from vitbench.runner.quiet import Judge, Patience, Verdict
 
-#: How long a turn is: long against a switch of processes (some 0.1 ms), short against the drift of a machine. A call
-#: that takes longer is not cut.
+#: How long a turn is at least: long against a switch of processes (some 0.1 ms), short against the drift of a machine.
+#: A call that takes longer is not cut.
 TURN_S = 0.1
+#: A turn has so many calls at least: the first one meets caches that others emptied.
+TURN_CALLS = 5
 #: The reference has a turn when its last one is longer ago than this.
 REFERENCE_EVERY_S = 0.15
 #: How long the reference may take to load (where workers are spawned it imports torch), and for a turn.
@@ -30,11 +36,27 @@ _TURN_LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class ReferenceTurn:
-    """One turn of the reference: the seconds of each step, the CPU seconds of a step, and when it ended."""
+    """One turn of the reference: the seconds of each step, the CPU seconds of a step, when it ended, and what other
+    programs used meanwhile.
+    """
 
     samples: tuple[float, ...]
     cpu_seconds: float
     ended: float
+    use: Use | None = None
+
+    def to_worker(self) -> dict[str, Any]:
+        """What a worker learns of it."""
+        return {"samples": self.samples, "cpu_seconds": self.cpu_seconds}
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A turn of a cell: the seconds of each call, what other programs used, and the reference's turn before it."""
+
+    samples: tuple[float, ...]
+    use: Use
+    before: ReferenceTurn | None
 
 
 @dataclass
@@ -43,6 +65,8 @@ class Participant(Conversation):
 
     _since: ReferenceTurn | None = field(default=None, init=False)  # the reference's first turn after this one's last
     _has_sampled_enough: bool = field(default=False, init=False)
+    _taken: _Taken | None = field(default=None, init=False)  # its last turn
+    _series: int = field(default=0, init=False)  # of turns: a process may measure one thing after another
 
     @property
     def needs_reference(self) -> bool:
@@ -53,16 +77,41 @@ class Participant(Conversation):
         """Build what is to be measured; nothing of this is timed."""
         self.go_on()
 
-    def take_turn(self, before: ReferenceTurn | None) -> None:
-        """Run for one turn; ``before`` is the reference's last one."""
+    def take_turn(self, before: ReferenceTurn | None, judge: Judge) -> Use | None:
+        """Run for one turn; ``before`` is the reference's last one. Returns what other programs used meanwhile."""
+        verdict = self._verdict(judge)
         turn = Turn(
             seconds=TURN_S,
-            before=asdict(before) if before else None,
-            after_last=asdict(self._since) if self._since else None,
+            calls=TURN_CALLS,
+            # a slow cell must not run into its timeout because of turns that are taken again
+            replay=verdict is not None and not verdict.counts and self.spent_s < self.timeout_s / 2,
+            other_load=verdict.other_load if verdict else None,
+            before=before.to_worker() if before else None,
+            after_last=self._since.to_worker() if self._since else None,
         )
-        self._since = None
+        self._since = self._taken = None
+        watch = UseWatch(judge.cores)
         event = self.go_on(turn)
         self._has_sampled_enough = event is not None and event.last
+        if event is None:
+            return None
+        if not event.samples:
+            self._series += 1
+            return None
+        self._taken = _Taken(event.samples, watch.stop(event.turn_cpu_s), before)
+        return self._taken.use
+
+    def _verdict(self, judge: Judge) -> Verdict | None:
+        """What its last turn was like, by the reference's turns around it."""
+        if self._taken is None:
+            return None
+        assert isinstance(self.task, Measure)
+        samples = self._taken.samples
+        call_s = median(samples[1:] if len(samples) > 2 else samples)
+        sides = [side for side in (self._taken.before, self._since) if side]
+        uses = [self._taken.use, *(side.use for side in sides if side.use)]
+        step_s = reference_seconds([side.samples for side in sides], call_s)
+        return judge.judge((self.task.cell.id, self._series), call_s, step_s, uses)
 
     def reference_ran(self, turn: ReferenceTurn) -> None:
         """Note the reference's turn for the samples before it."""
@@ -87,10 +136,11 @@ class Control(Participant):
             if not self.over:
                 self.go_on(Turn(seconds=TURN_S), limit_s=_LOADING_LIMIT_S)
 
-    def take_turn(self, before: ReferenceTurn | None) -> None:
+    def take_turn(self, before: ReferenceTurn | None, judge: Judge) -> Use | None:
         event = self.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
         if event is not None and before is not None:
             self._waiting.append((median(event.samples), before))
+        return None
 
     def reference_ran(self, turn: ReferenceTurn) -> None:
         for sample, before in self._waiting:
@@ -115,6 +165,7 @@ class Reference:
         self.threads = threads
         self.problem = ""
         self._task = RunReference(device=device, threads=threads, cores=None if cores is None else tuple(cores))
+        self._cores = cores
         self._launcher = launcher
         self._process: Conversation | None = None
         self._deaths = 0
@@ -128,10 +179,12 @@ class Reference:
                     # the warm-up does not count
                     self._process.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
             over = self._process.over
+            watch = UseWatch(self._cores)
             event = None if over else self._process.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
             if event is not None:
                 self._deaths = 0
-                return ReferenceTurn(event.samples, event.cpu_seconds, time.monotonic())
+                use = watch.stop(event.turn_cpu_s)
+                return ReferenceTurn(event.samples, event.cpu_seconds, time.monotonic(), use)
             failure = self._process.finish().failure
             self._process = None
             self._deaths += 1
@@ -159,16 +212,19 @@ class Reference:
 def take_turns(
     participants: Sequence[Participant],
     reference: Reference | None,
+    judge: Judge,
     *,
+    patience: Patience | None = None,
     control: Control | None = None,
     order: random.Random | None = None,
 ) -> None:
     """Let ``participants`` run, one at a time, until all are over; the reference has a turn when its last one is stale.
 
     The order is drawn anew in each round, so that no cell always follows the same one. ``control`` takes part until the
-    others are over.
+    others are over. ``judge`` says which turns are taken again, ``patience`` waits while other programs disturb.
     """
     shuffle = (order or random.Random(0)).shuffle
+    patience = patience or Patience(0.0)
     everyone: list[Participant] = [*participants, *([control] if control else [])]
     for one in everyone:
         one.prepare()
@@ -177,10 +233,12 @@ def take_turns(
         active = [one for one in everyone if not one.over]
         shuffle(active)
         for one in active:
+            patience.wait_if_disturbed(judge)
             stale = last is None or time.monotonic() - last.ended > REFERENCE_EVERY_S
             if stale or one.needs_reference:
                 last = _reference_turn(reference, everyone)
-            one.take_turn(last)
+                patience.note(last.use if last else None, judge)
+            patience.note(one.take_turn(last, judge), judge)
     _reference_turn(reference, everyone)
 
 

@@ -101,7 +101,9 @@ class Table(BaseModel):
 
 
 class Measure(Table):
-    """How much is sampled: fresh processes per timed cell, and seconds and samples in each.
+    """How much is sampled: fresh processes per timed cell, and seconds and steady samples in each, without turns that
+    are taken again because the machine was not quiet. While other programs disturb, a run waits for at most
+    ``patience_s`` in all.
 
     ``precision``: from five processes on, their spread decides how many more follow, until the 95 % interval of the
     relative latency is at most this wide to either side (0.05: 5 %), ``max_processes`` have run, or the next one would
@@ -116,6 +118,7 @@ class Measure(Table):
     precision: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.05
     max_processes: Positive = 15
     max_seconds: Seconds = 60.0
+    patience_s: Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)] = 60.0
     cores: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
 
     @model_validator(mode="after")

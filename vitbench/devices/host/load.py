@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -84,6 +86,74 @@ class LoadWatch:
         )
 
 
+@dataclass(frozen=True)
+class Use:
+    """What other programs used: ``core_seconds`` within ``seconds``."""
+
+    seconds: float
+    core_seconds: float
+
+
+class UseWatch:
+    """How much of some cores other programs use, from its start to ``stop``; cheap enough for spans of 0.1 s.
+
+    The system counts busy time in ticks of up to 10 ms, so that the use of one such span is known to some 0.1 cores.
+    ``cores`` are the logical ones that count; by default those that this process may run on.
+    """
+
+    def __init__(self, cores: Collection[int] | None = None) -> None:
+        self._cores = shared_cores() if cores is None else frozenset(cores)
+        self._begin = time.perf_counter()
+        self._busy = self._busy_seconds()
+        self._own = time.process_time()
+
+    def stop(self, own_s: float = 0.0) -> Use:
+        """The use since the start, where this run's other processes used ``own_s`` CPU seconds."""
+        own = time.process_time() - self._own + own_s
+        seconds = max(time.perf_counter() - self._begin, 1e-9)
+        return Use(seconds, self._busy_seconds() - self._busy - own)
+
+    def _busy_seconds(self) -> float:
+        times = psutil.cpu_times(percpu=True)
+        # a system that has some of its cores offline lists fewer than it numbers
+        counted = [one for number, one in enumerate(times) if number in self._cores]
+        return sum(map(_busy, counted or times))
+
+
+def shared_cores() -> frozenset[int]:
+    """The logical cores that this process may run on, where it meets other programs. A container's quota does not bind
+    it to any: there it is all of them.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def cores_used(uses: Iterable[Use]) -> float:
+    """The mean number of cores that other programs used over all of ``uses``."""
+    known = list(uses)
+    seconds = math.fsum(one.seconds for one in known)
+    return max(math.fsum(one.core_seconds for one in known) / seconds, 0.0) if seconds > 0 else 0.0
+
+
+def busiest_programs(seconds: float, most: int = 3) -> list[tuple[str, float]]:
+    """The names of the programs that use the most CPU time during the next ``seconds``, with the cores that each uses;
+    at most ``most``, without this process and its children. Waits so long.
+    """
+    ours = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    processes = [one for one in psutil.process_iter(["name"]) if one.pid not in ours]
+    for one in processes:
+        with contextlib.suppress(psutil.Error):
+            one.cpu_percent()
+    time.sleep(seconds)
+    cores: dict[str, float] = {}
+    for one in processes:
+        with contextlib.suppress(psutil.Error):
+            name = one.info["name"] or "?"
+            cores[name] = cores.get(name, 0.0) + one.cpu_percent() / 100
+    return sorted(((name, used) for name, used in cores.items() if used >= 0.05), key=lambda pair: -pair[1])[:most]
+
+
 def load_measurements(loads: list[Load]) -> list[Measurement]:
     """One measurement for each value that all processes of the cell have, one sample a process."""
     found = []
@@ -97,8 +167,11 @@ def load_measurements(loads: list[Load]) -> list[Measurement]:
 def _system_seconds() -> tuple[float, float | None]:
     """Seconds that all cores have been busy, and that were stolen (None if the system does not report them)."""
     times = psutil.cpu_times()
-    busy = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
-    return busy, getattr(times, "steal", None)
+    return _busy(times), getattr(times, "steal", None)
+
+
+def _busy(times: Any) -> float:
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
 
 
 def _own_seconds() -> dict[int, tuple[float, float]]:

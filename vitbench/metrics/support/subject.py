@@ -7,7 +7,7 @@ import gc
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,7 +35,8 @@ class NotFiniteError(VitbenchError):
 class Budget:
     """How long one process of a timed metric samples.
 
-    It stops after ``seconds`` or ``max_samples``, whichever comes first, but not before ``min_samples``.
+    It stops after ``seconds`` or ``max_samples``, whichever comes first, but not before ``min_samples`` steady ones.
+    The first call of the process is none of the samples, and the first sample of a turn is not steady.
     """
 
     seconds: float = 1.0
@@ -69,11 +70,14 @@ class Turns(Protocol):
     method: str
     method_without_reference: str
 
-    def wait(self, *, last: bool = False) -> Mapping[str, Any]:
-        """Give the turn up and wait for the next; with ``last``, wait only for the reference's turn after it.
+    def wait(self, *, last: bool = False, samples: Sequence[float] = ()) -> Mapping[str, Any]:
+        """Give the turn up, in which ``samples`` (s) were taken, and wait for the next; with ``last``, wait only for
+        the reference's turn after it.
 
-        Returns ``seconds`` (the length of this turn), ``before`` (the reference's last turn) and ``after_last`` (its
-        first one after this process's last turn), each with ``samples`` and ``cpu_seconds`` of its steps, or None.
+        Returns what this turn lasts at least (``seconds`` and ``calls``), ``before`` (the reference's last turn) and
+        ``after_last`` (its first one after this process's last turn), each with ``samples`` and ``cpu_seconds`` of its
+        steps, or None. Of the turn that was given up: ``replay``, whether it is to be taken again, so that the budget
+        does not pay for it, and its ``other_load`` (cores that other programs used, None if unknown).
         """
 
 

@@ -6,8 +6,8 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,113 +24,173 @@ RELATIVE_TOLERANCE = 0.25
 #: A duration among a metric's yields.
 duration = partial(Yields, unit="s", kind="time", better="less", tolerance=RELATIVE_TOLERANCE)
 
+#: The first call of a process, which may choose kernels, make buffers or compile: a value of its own.
+FIRST_CALL = Yields("first_call", "s", "shown", "less")
+
+#: Steady samples that a process needs at least, or its measurement says so: a median of fewer is uncertain.
+MIN_STEADY = 10
+_TOO_FEW = f"too few: less than {MIN_STEADY} steady samples in a process"
+#: A turn is not ended by the budget before so many calls: of a turn of more than two, the first is not steady.
+_LEAST_IN_A_TURN = 3
+#: A process ends when it has used so many times its budget, whatever the turns that were taken again.
+_MOST_BUDGETS = 2
+
 #: ``samples`` and ``cpu_seconds`` of a step, or None where there is no reference.
 ReferenceTurn = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """The seconds of each call of a process, in order.
+    """The seconds of each call of a process, in order, without its first one (``first_s``).
 
     ``turns`` counts the samples of each turn. The others hold one value a turn: ``cpu`` is the CPU time of a call (all
     threads), ``reference`` and ``reference_cpu`` the wall and CPU time of a reference step, interpolated between its
-    turns before and after. These two and ``reference_name`` are empty without a reference.
+    turns before and after, ``other_load`` the cores that other programs used. These are empty where they are unknown,
+    as is ``reference_name`` without a reference.
     """
 
+    first_s: float
     samples: tuple[float, ...]
     turns: tuple[int, ...]
     cpu: tuple[float, ...]
     reference: tuple[float, ...] = ()
     reference_cpu: tuple[float, ...] = ()
     reference_name: str = ""
+    other_load: tuple[float, ...] = ()
 
     def measurements(self, metric: str, method: str) -> Iterator[Measurement]:
-        """The time itself, and ``<metric>_cpu_time``."""
+        """The time itself, ``<metric>_cpu_time`` and ``first_call``."""
+        yield self._in_turns(metric, "s", self.samples, method)
         cpu_method = "time.process_time (all threads of the process) over the calls of a turn, one value a turn"
-        for name, samples, turns, reference, how in (
-            (metric, self.samples, self.turns, self.reference, method),
-            (f"{metric}_cpu_time", self.cpu, (1,) * len(self.cpu), self.reference_cpu, cpu_method),
-        ):
-            yield Measurement(
-                metric=name,
-                unit="s",
-                samples=(samples,),
-                turns=(turns,),
-                reference_samples=(reference,) if reference else (),
-                reference=self.reference_name,
-                method=how,
-            )
+        cpu = replace(self, turns=(1,) * len(self.cpu), reference=self.reference_cpu)
+        yield replace(cpu._in_turns(f"{metric}_cpu_time", "s", self.cpu, cpu_method), detail="")
+        yield Measurement(metric=FIRST_CALL.name, unit="s", samples=((self.first_s,),), method=f"first call: {method}")
+
+    def rates(self, metric: str, images: int, method: str) -> Measurement:
+        """Images a second, of ``images`` a call."""
+        return self._in_turns(metric, "image/s", [round(images / seconds, 6) for seconds in self.samples], method)
+
+    def _in_turns(self, metric: str, unit: str, samples: Sequence[float], method: str) -> Measurement:
+        steady = sum(count - 1 if count > 2 else count for count in self.turns)
+        return Measurement(
+            metric=metric,
+            unit=unit,
+            samples=(tuple(samples),),
+            turns=(self.turns,),
+            reference_samples=(self.reference,) if self.reference else (),
+            reference=self.reference_name,
+            other_load=(self.other_load,) if self.other_load else (),
+            method=method,
+            detail=_TOO_FEW if steady < MIN_STEADY else "",
+        )
 
 
 def sample_durations(call: Callable[[], object], device: Device, budget: Budget, turns: Turns | None = None) -> Timing:
-    """Seconds of each call, including the first, with a device synchronisation on both sides of each sample.
+    """Seconds of each call, with a device synchronisation on both sides of each sample; the first call is kept apart.
 
-    With ``turns``, each turn is waited for, used and given up until the budget is spent; waiting does not count.
-    Durations are kept to the nanosecond, which is finer than the clock.
+    With ``turns``, each turn is waited for, used and given up until the budget is spent; waiting does not count, nor do
+    turns that are taken again, up to twice the budget in all. Durations are kept to the nanosecond, which is finer than
+    the clock.
     """
     samples: list[float] = []
     counts: list[int] = []
     cpu: list[float] = []
+    loads: list[float | None] = []
     before: list[ReferenceTurn] = []
     after: list[ReferenceTurn] = []
+    spent = _Spent(budget)
     with without_garbage_collection():
         device.synchronize()
-        spent, done = 0.0, False
+        alone = {"seconds": math.inf, "calls": 1, "before": None}
+        turn: Mapping[str, Any] = alone if turns is None else turns.wait()
+        begin = time.perf_counter()
+        first_s = round(_end_of(call, device) - begin, 9)  # neither the budget nor the turn pays for it
+        done = False
         while not done:
-            turn_s = math.inf
-            if turns is not None:
-                grant = turns.wait()
-                turn_s = grant["seconds"]
-                after += [grant["after_last"]] if before else []
-                before.append(grant["before"])
-            begun = len(samples)
-            cpu_s, wall_s, done = _sample_turn(call, device, budget, samples, spent, turn_s)
-            counts.append(len(samples) - begun)
+            taken, cpu_s, wall_s, done = _sample_turn(call, device, turn["seconds"], turn["calls"], spent)
+            before.append(turn["before"])
+            samples += taken
+            counts.append(len(taken))
             cpu.append(cpu_s)
-            spent += wall_s
-        if turns is not None:
-            after.append(turns.wait(last=True)["after_last"])
-    reference = _between(before, after, _steps_as_long_as(samples, counts))
+            replay = False
+            if turns is not None:
+                turn = turns.wait(last=done, samples=taken)
+                after.append(turn["after_last"])
+                loads.append(turn["other_load"])
+                replay = turn["replay"]
+            done = spent.add(len(taken), wall_s, replay=replay)
+    calls = _medians_of_turns(samples, counts)
+    steps = [_between(pair, _step_as_long_as(call_s)) for *pair, call_s in zip(before, after, calls, strict=False)]
+    steps_cpu = [_between(pair, lambda side: float(side["cpu_seconds"])) for pair in zip(before, after, strict=False)]
+    reference = _all_known(steps)
     return Timing(
+        first_s=first_s,
         samples=tuple(samples),
         turns=tuple(counts),
         cpu=tuple(cpu),
         reference=reference,
         reference_name=turns.reference_name if turns is not None and reference else "",
-        reference_cpu=_between(before, after, lambda turn, number: float(turn["cpu_seconds"])),
+        reference_cpu=_all_known(steps_cpu),
+        other_load=_all_known(loads),
     )
 
 
-def _sample_turn(
-    call: Callable[[], object], device: Device, budget: Budget, samples: list[float], spent: float, turn_s: float
-) -> tuple[float, float, bool]:
-    """Call until ``turn_s`` or the budget, of which ``spent`` seconds are used, is over; appends to ``samples``.
+class _Spent:
+    """What a process has used of its budget: in turns that it is charged for, and in all its turns."""
 
-    Returns the CPU seconds of a call, the wall seconds charged to the budget, and whether it is spent.
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._charged = self._all = (0, 0, 0.0)  # samples, steady ones of them, seconds
+
+    def is_enough(self, samples: int, seconds: float) -> bool:
+        """Whether the budget is spent if a turn of so many samples and seconds is charged to it."""
+        budget = self.budget
+        for used, share in ((self._charged, 1), (self._all, _MOST_BUDGETS)):
+            count, steady, spent = self._plus(used, samples, seconds)
+            if count >= share * budget.max_samples:
+                return True
+            has_steady = samples >= _LEAST_IN_A_TURN or samples == 0
+            if has_steady and steady >= share * budget.min_samples and spent >= share * budget.seconds:
+                return True
+        return False
+
+    def add(self, samples: int, seconds: float, *, replay: bool) -> bool:
+        """Note a turn, which is charged unless it is taken again; returns whether the budget is spent."""
+        self._all = self._plus(self._all, samples, seconds)
+        if not replay:
+            self._charged = self._plus(self._charged, samples, seconds)
+        return self.is_enough(0, 0.0)
+
+    @staticmethod
+    def _plus(used: tuple[int, int, float], samples: int, seconds: float) -> tuple[int, int, float]:
+        return used[0] + samples, used[1] + max(samples - 1, 0), used[2] + seconds
+
+
+def _end_of(call: Callable[[], object], device: Device) -> float:
+    """Make one call; returns when it ended."""
+    call()
+    device.synchronize()  # a GPU returns before its kernels have run
+    return time.perf_counter()
+
+
+def _sample_turn(
+    call: Callable[[], object], device: Device, least_s: float, least_calls: int, spent: _Spent
+) -> tuple[list[float], float, float, bool]:
+    """Call for ``least_s`` seconds and ``least_calls`` times, or until the budget is spent.
+
+    Returns the samples, the CPU seconds of a call, the wall seconds of the turn, and whether the budget is spent.
     """
-    count = skipped = 0
-    cpu_first = 0.0
+    samples: list[float] = []
     cpu_begin = time.process_time()
     begin = time.perf_counter()
     while True:
         start = time.perf_counter()
-        call()
-        device.synchronize()  # a GPU returns before its kernels have run
-        end = time.perf_counter()
+        end = _end_of(call, device)
         samples.append(round(end - start, 9))
-        count += 1
-        if len(samples) == 1:
-            # the first call may compile: neither the budget nor another call's CPU time pays for that
-            begin, skipped = end, 1
-            cpu_first, cpu_begin = time.process_time() - cpu_begin, time.process_time()
-        done = len(samples) >= budget.max_samples or (
-            len(samples) >= budget.min_samples and spent + end - begin >= budget.seconds
-        )
-        if done or end - begin >= turn_s:
+        done = spent.is_enough(len(samples), end - begin)
+        if done or (end - begin >= least_s and len(samples) >= least_calls):
             break
-    cpu_spent = time.process_time() - cpu_begin
-    cpu = cpu_spent / (count - skipped) if count > skipped else cpu_first
-    return round(cpu, 9), end - begin, done
+    return samples, round((time.process_time() - cpu_begin) / len(samples), 9), end - begin, done
 
 
 def forward_durations(subject: Subject) -> Timing:
@@ -176,26 +236,35 @@ def block_median(steps: Sequence[float], size: int) -> float:
     return statistics.median(statistics.fmean(steps[i * size : (i + 1) * size]) for i in range(whole))
 
 
-def _steps_as_long_as(samples: Sequence[float], counts: Sequence[int]) -> Callable[[Mapping[str, Any], int], float]:
-    """A function for the seconds of a step, from blocks of steps that last as long as a call of the cell's turn."""
-    ends = list(itertools.accumulate(counts))
-    calls = [statistics.median(samples[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+def reference_seconds(sides: Iterable[Sequence[float]], call_s: float) -> float | None:
+    """Seconds of a reference step beside a turn whose calls take ``call_s``, from its steps on the ``sides`` of it."""
+    return _between([{"samples": steps} for steps in sides], _step_as_long_as(call_s))
 
-    def seconds(turn: Mapping[str, Any], number: int) -> float:
+
+def _step_as_long_as(call_s: float) -> Callable[[Mapping[str, Any]], float]:
+    """A function for the seconds of a step, from blocks of steps that last as long as a call."""
+
+    def seconds(turn: Mapping[str, Any]) -> float:
         steps = turn["samples"]
-        return block_median(steps, max(round(calls[number] / max(statistics.median(steps), 1e-12)), 1))
+        return block_median(steps, max(round(call_s / max(statistics.median(steps), 1e-12)), 1))
 
     return seconds
 
 
-def _between(
-    before: Sequence[ReferenceTurn], after: Sequence[ReferenceTurn], value: Callable[[Mapping[str, Any], int], float]
-) -> tuple[float, ...]:
-    """The geometric mean of the reference's turns around each turn, or the only one; () if a turn has neither."""
-    values = []
-    for number, pair in enumerate(zip(before, after, strict=False)):
-        known = [value(side, number) for side in pair if side is not None]
-        if not known or min(known) <= 0:
-            return ()
-        values.append(round(math.prod(known) ** (1 / len(known)), 9))
-    return tuple(values)
+def _medians_of_turns(samples: Sequence[float], counts: Sequence[int]) -> list[float]:
+    ends = itertools.accumulate(counts)
+    return [statistics.median(samples[end - count : end]) for end, count in zip(ends, counts, strict=True)]
+
+
+def _between(sides: Iterable[ReferenceTurn], value: Callable[[Mapping[str, Any]], float]) -> float | None:
+    """The geometric mean of the reference's turns around a turn, or the only one; None if there is neither."""
+    known = [value(side) for side in sides if side is not None]
+    if not known or min(known) <= 0:
+        return None
+    return round(math.prod(known) ** (1 / len(known)), 9)
+
+
+def _all_known(values: Sequence[float | None]) -> tuple[float, ...]:
+    """The values, or none of them if one is unknown."""
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else ()
