@@ -118,5 +118,5 @@ def _print_plan(plan: Plan) -> None:
     what = f"{count} cells"
     if bound is not None:
         what = f"{count} search{'es' if count != 1 else ''} of at most {most_attempts(bound)} attempts"
-    total = format_duration(sum(plan.estimates.values()))
+    total = format_duration(plan.estimates.left())
     print(f"{what}, about {total}{part}: an estimate, right to a factor of 2 or 3")

@@ -21,7 +21,7 @@ from vitbench.executors.protocol import Describe, Digest, Fetch, Inspect, Match,
 from vitbench.metrics.support.in_process import WeightsFile
 from vitbench.models.cards import PRETRAINED, is_external, is_pattern, model_registry
 from vitbench.runner.static_counts import StaticCounter, StaticKey, static_key
-from vitbench.runner.time_estimates import STATIC_S, estimate_seconds
+from vitbench.runner.time_estimates import TimeEstimates, make_estimates
 from vitbench.runner.training_plan import TrainingPlan, resolve_training
 from vitbench.suites import (
     NATIVE,
@@ -44,13 +44,13 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. ``estimates`` are seconds by cell id; ``static`` the outcomes of parameters and FLOPs."""
+    """What a run will do. ``static`` holds the outcomes of parameters and FLOPs."""
 
     suite: Suite
     cells: list[Cell]
     training: TrainingPlan | None
     static: Mapping[StaticKey, Outcome]
-    estimates: Mapping[str, float]
+    estimates: TimeEstimates
     environment: Mapping[str, Any]
 
     @property
@@ -179,9 +179,9 @@ def make_plan(
     is_static = all(METRICS.get(name).process == "static" for name in suite.metrics)
     if is_static and suite.image_sizes == (NATIVE,):
         # no size can be refused, and no estimate is needed: counted cell by cell, each record written at once
-        return Plan(suite, cells, training, {}, {cell.id: STATIC_S for cell in cells}, environment)
+        return Plan(suite, cells, training, {}, TimeEstimates(suite, cells, training, {}), environment)
     static = count_static(suite, cells, launcher, note)
-    estimates = estimate_seconds(suite, cells, training, static, launcher, described["devices"])
+    estimates = make_estimates(suite, cells, training, static, launcher, described["devices"])
     return Plan(suite, cells, training, static, estimates, environment)
 
 

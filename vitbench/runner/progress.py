@@ -6,13 +6,15 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from vitbench.core.records import Cell, Record
 from vitbench.core.text import one_line
 from vitbench.executors.protocol import TrainingStep
+from vitbench.runner.time_estimates import TimeEstimates
 from vitbench.suites.batch_search import bounds_a_search, search_label
 
 #: The most characters of a cell's label in the live line.
@@ -36,13 +38,11 @@ class Progress:
 
     def __init__(self) -> None:
         self.cells: list[Cell] = []
-        self.estimates: dict[str, float] = {}
+        self.estimates: TimeEstimates | None = None
         self.done = 0
         self.failures: dict[str, int] = {}
         #: whether the cells are bases of batch searches, whose attempts come to ``cell_done``
         self.searches = False
-        self._expected = 0.0
-        self._begin = time.monotonic()
 
     def note(self, text: str) -> None:
         """A step of the run that is not a cell."""
@@ -51,19 +51,27 @@ class Progress:
         """Something that the user should know of and that stops nothing."""
 
     @contextlib.contextmanager
-    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
-        """Around the cells: ``estimates`` are seconds by cell id, ``already`` the number of cells that have a
-        record.
-        """
+    def running(self, folder: Path, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
+        """Around the cells; ``already``: the number of cells that have a record."""
         self.cells, self.estimates = cells, estimates
-        self._begin = time.monotonic()
         yield
 
     def cell_started(self, cell: Cell) -> None:
         """A cell begins: what it needs before its times."""
+        if self.estimates is not None:
+            self.estimates.cell_started(cell)
 
     def group_started(self, cells: Sequence[Cell]) -> None:
         """The times of cells that take turns begin."""
+        if self.estimates is not None:
+            self.estimates.group_started(cells)
+
+    def round_done(self, more: Mapping[str, int], calls: Mapping[str, float]) -> None:
+        """A process of each cell that takes turns has ended. By cell id: how many ``more`` follow, as far as that is
+        decided, and about the seconds of a call.
+        """
+        if self.estimates is not None:
+            self.estimates.round_done(more, calls)
 
     def doing(self, what: str) -> None:
         """A process of the current cell begins."""
@@ -75,26 +83,27 @@ class Progress:
 
     def training_step(self, event: TrainingStep) -> None:
         """A training cell has come further."""
+        if self.estimates is not None:
+            self.estimates.training_step(event)
 
     def cell_done(self, record: Record) -> None:
         """A cell has its record."""
         if not self.searches:
             self.done += 1
-            self._expected += self.estimates.get(record.cell.id, 1.0)
+        if self.estimates is not None:
+            self.estimates.record_done(record)
         if record.status != "ok" and not bounds_a_search(record):
             self.failures[record.status] = self.failures.get(record.status, 0) + 1
 
     def search_done(self, cell: Cell, found: str) -> None:
         """The search that starts from ``cell`` is over; ``found``: the largest batch, or what ended it."""
         self.done += 1
-        self._expected += self.estimates.get(cell.id, 1.0)
+        if self.estimates is not None:
+            self.estimates.search_done(cell)
 
     def seconds_left(self) -> float:
-        """The estimate of what is left, corrected by how long the cells so far took against theirs."""
-        left = sum(self.estimates.get(cell.id, 1.0) for cell in self.cells) - self._expected
-        # the correction counts more the more has been seen; before anything is done it is 1
-        spent = time.monotonic() - self._begin if self.done else 0.0
-        return max(left, 0.0) * (spent + 5.0) / (self._expected + 5.0)
+        """The estimate of what is left of the run, which counts down between these steps."""
+        return self.estimates.left() if self.estimates is not None else 0.0
 
     def failures_text(self) -> str:
         """``2 OOM, 1 timeout``, or ``no failures``."""
@@ -117,7 +126,7 @@ class PlainProgress(Progress):
         self.note(f"Warning: {text}")
 
     @contextlib.contextmanager
-    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
+    def running(self, folder: Path, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
         with super().running(folder, cells, estimates, already):
             one, many = ("search", "searches") if self.searches else ("cell", "cells")
             kept = f" ({already} already done)" if already else ""
@@ -150,6 +159,16 @@ class PlainProgress(Progress):
         return f"{self.failures_text()}, {format_duration(self.seconds_left())} left"
 
 
+@dataclass(frozen=True)
+class _Countdown:
+    """What is left until a time of the monotonic clock, by each time that it is written."""
+
+    end: float
+
+    def __str__(self) -> str:
+        return format_duration(self.end - time.monotonic())
+
+
 class LiveProgress(PlainProgress):
     """One line that renews itself, with the current cell under way; failures stay above it."""
 
@@ -166,7 +185,7 @@ class LiveProgress(PlainProgress):
             super().note(text)
 
     @contextlib.contextmanager
-    def running(self, folder: Path, cells: list[Cell], estimates: dict[str, float], already: int) -> Iterator[None]:
+    def running(self, folder: Path, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
@@ -188,11 +207,17 @@ class LiveProgress(PlainProgress):
                 self._bar = None
 
     def cell_started(self, cell: Cell) -> None:
+        super().cell_started(cell)
         self._label = cell.label
         self._show(self._label)
 
     def group_started(self, cells: Sequence[Cell]) -> None:
+        super().group_started(cells)
         self._label = f"{cells[0].conditions_label}: {len(cells)} in turns" if len(cells) > 1 else cells[0].label
+
+    def round_done(self, more: Mapping[str, int], calls: Mapping[str, float]) -> None:
+        super().round_done(more, calls)
+        self._renew()
 
     def doing(self, what: str) -> None:
         self._show(f"{self._label}: {what}")
@@ -205,6 +230,8 @@ class LiveProgress(PlainProgress):
         self._show(before)
 
     def training_step(self, event: TrainingStep) -> None:
+        super().training_step(event)
+        self._renew()
         total = f"/{event.total}" if event.total else ""
         self._show(f"{self._label}: step {event.step}{total}, loss {event.loss:.3f}")
 
@@ -221,7 +248,7 @@ class LiveProgress(PlainProgress):
 
     def _renew(self) -> None:
         if self._bar is not None:
-            left = format_duration(self.seconds_left())
+            left = _Countdown(time.monotonic() + self.seconds_left())
             self._bar.update(self._task, completed=self.done, left=left, failures=self.failures_text())
 
     def _show(self, text: str) -> None:

@@ -178,7 +178,8 @@ def _write_records(
         records = search(cells, kept, searches.max_batch, measurer.measure, progress)
     written = 0
     try:
-        with progress.running(folder, list(cells), dict(plan.estimates), already=len(plan.cells) - len(cells)):
+        plan.estimates.begin(cells, kept)
+        with progress.running(folder, list(cells), plan.estimates, already=len(plan.cells) - len(cells)):
             for record in records:
                 writer.append(record)
                 store.add_noise(folder, measurer.timer.noise[written:])

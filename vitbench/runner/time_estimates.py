@@ -1,68 +1,512 @@
-"""How long cells will take: from FLOPs and a device's speed on one small layer, right to a factor of 2 or 3.
+"""How long a run still takes: one model, which the plan's minutes and the progress line's "left" come from.
 
-For the progress display only; no result depends on it.
+A part of a cell takes ``fixed seconds + calls * seconds of a call``. Before anything is measured a call takes its FLOPs
+over a device's speed on one small layer, right to a factor of 2 or 3. What has been measured corrects that: every
+measured call says something of its device, its kind of process, its column of the table and its model (``_Speed``), and
+what processes take beside their calls is corrected by their kind (``_Overhead``). No result depends on any of it.
+
+The minutes cover the measuring and the report; a plan comes after loading the libraries and counting the models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, median
 from typing import Any
 
 from vitbench.core.errors import WorkerError
-from vitbench.core.records import Cell
-from vitbench.core.registry import METRICS
+from vitbench.core.records import Cell, Record
+from vitbench.core.stats.intervals import t_of_processes
+from vitbench.core.stats.relative import MIN_FIRST_STAGE
 from vitbench.devices import split_name
 from vitbench.devices.host.memory import available_memory
 from vitbench.executors.conversation import Outcome, ask
 from vitbench.executors.launcher import Launcher
-from vitbench.executors.protocol import Calibrate
+from vitbench.executors.protocol import Calibrate, TrainingStep
+from vitbench.runner.outcomes import metrics_by_process
 from vitbench.runner.static_counts import StaticKey, static_key
 from vitbench.runner.training_plan import TrainingPlan
 from vitbench.runner.turns import TURN_S
 from vitbench.suites import Suite
-from vitbench.suites.batch_search import expected_attempts, guess_largest
+from vitbench.suites.batch_search import base_of, expected_attempts, guess_largest, is_too_large
 
-#: Seconds to build a model, warm up and end a process, beside its sampling.
+#: Seconds to start, load and end a process, beside its calls.
 _PROCESS_S = 0.4
 #: Seconds to read an energy counter at rest and under load; nothing where there is none.
 _ENERGY_S = 3.5
 #: Seconds to count a model on ``meta``, by two workers.
-STATIC_S = 0.4
-#: A training step computes about three forward passes (forward, and twice that backward).
-_STEP_IN_FORWARDS = 3.0
+_STATIC_S = 0.4
+#: Seconds to write the report.
+REPORT_S = 3.0
+#: Calls of a process that times, beside its samples: the first one, and a last one whose numbers are looked at.
+_CALLS_BESIDE = 2
+#: Calls of a memory process, and of one whose batch does not fit.
+_MEMORY_CALLS, _FAILING_CALLS = 4.0, 1.0
+#: A training step takes about four forward passes: forward, twice that backward, and the optimizer (3.1 to 6.4 in
+#: recorded runs); an image of a training more, with data, augmentation and small batches.
+_STEP_IN_FORWARDS = 4.0
+_TRAINED_IN_FORWARDS = 6.0
 #: FLOP/s of a device that could not be asked: a modest CPU.
 _UNKNOWN_RATE = 2e10
+#: How much a cell's processes differ (standard deviation of logarithms), and how many degrees of freedom say so
+#: before any has run.
+_SPREAD, _SPREAD_FREEDOM = 0.06, 4
+#: By what factors the processes that are needed differ from what the spread so far says, equally likely.
+_FACTORS = (0.3, 0.6, 1.0, 1.7, 3.3)
+#: So many added processes count against what groups have shown.
+_ADDED_PRIOR = 3.0
+#: The kinds of processes of a cell, in the order in which they run.
+_IN_ORDER = ("static", "counters", "memory", "time", "energy", "training")
+_OF_MEMORY = ("memory", "too large")
+#: What is under way and overdue takes this share of its time so far, at least.
+_LEAST_LEFT = 0.1
 
 
-def estimate_seconds(
+@dataclass(frozen=True)
+class Rates:
+    """What is known of a cell before it runs: FLOPs of one image's forward pass, its device's FLOP/s, and the largest
+    batch that is likely to fit, where that is searched.
+    """
+
+    flops: float
+    flops_per_s: float
+    largest: int = 0
+
+
+class _Speed:
+    """Logarithms of measured over expected seconds of a call, explained by additive effects of what calls share.
+
+    Ridge regression by backfitting: an effect is the mean of its residuals, shrunk towards 0 the more, the fewer there
+    are. Keys are listed from the most general to the most special.
+    """
+
+    #: How much calls of one key differ in common (standard deviations of logarithms): device, kind of process, column,
+    #: model; and what is left.
+    _SPREADS = (1.0, 0.5, 0.4, 0.4)
+    _NOISE = 0.15
+    _SWEEPS = 8
+
+    def __init__(self) -> None:
+        self._seen: dict[Hashable, tuple[tuple[Hashable, ...], float]] = {}
+        self._effects: dict[Hashable, float] | None = {}
+
+    def observe(self, call: Hashable, keys: tuple[Hashable, ...], ratio: float) -> None:
+        """``call`` took ``ratio`` times what was expected; this replaces what was said of it before."""
+        self._seen[call] = (keys, math.log(max(ratio, 1e-9)))
+        self._effects = None
+
+    def ratio(self, call: Hashable, keys: tuple[Hashable, ...]) -> float:
+        """Measured over expected seconds: its own if it has been measured."""
+        if call in self._seen:
+            return math.exp(self._seen[call][1])
+        if self._effects is None:
+            self._effects = self._fit()
+        return math.exp(math.fsum(self._effects.get(key, 0.0) for key in keys))
+
+    def _fit(self) -> dict[Hashable, float]:
+        effects: dict[Hashable, float] = defaultdict(float)
+        for _ in range(self._SWEEPS):
+            for level, spread in enumerate(self._SPREADS):
+                residuals: dict[Hashable, list[float]] = defaultdict(list)
+                for keys, log in self._seen.values():
+                    others = math.fsum(effects[key] for key in keys) - effects[keys[level]]
+                    residuals[keys[level]].append(log - others)
+                for key, values in residuals.items():
+                    effects[key] = math.fsum(values) / (len(values) + (self._NOISE / spread) ** 2)
+        return dict(effects)
+
+
+class _Line:
+    """Seconds of processes over the expected seconds of their calls: a least-squares line of relative errors, which one
+    point moves little and two of different sizes define. Where memory is measured both parts are unlike those of times.
+    """
+
+    #: The intercept (s) and the slope before anything is seen, their standard deviations, and relative errors.
+    _INTERCEPT, _SLOPE = (_PROCESS_S, 8.0), (1.5, 1.0)
+    _NOISE = 0.3
+
+    def __init__(self) -> None:
+        (a, a_error), (b, b_error) = self._INTERCEPT, self._SLOPE
+        self._sums = [1 / a_error**2, 0.0, 1 / b_error**2, a / a_error**2, b / b_error**2]
+
+    def learn(self, expected: float, actual: float) -> None:
+        weight = (self._NOISE * max(actual, 0.1)) ** -2
+        terms = (1.0, expected, expected**2, actual, expected * actual)
+        self._sums = [one + weight * term for one, term in zip(self._sums, terms, strict=True)]
+
+    def seconds(self, expected: float) -> float:
+        n, x, xx, y, xy = self._sums
+        slope = max((n * xy - x * y) / (n * xx - x * x), 0.0)
+        return max((y - slope * x) / n, 0.0) + slope * expected
+
+
+class _Overhead:
+    """Actual over expected seconds of processes by kind, shrunk towards what all kinds together say."""
+
+    #: Seconds of expected time that count against what was seen.
+    _PRIOR_S = 4.0
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def learn(self, kind: str, actual: float, expected: float) -> None:
+        before = self._sums.get(kind, (0.0, 0.0))
+        self._sums[kind] = (before[0] + actual, before[1] + expected)
+
+    def factor(self, kind: str, actual: float = 0.0, expected: float = 0.0) -> float:
+        """The factor of ``kind``, as if that much more had been seen of it."""
+        one, other = self._sums.get(kind, (0.0, 0.0))
+        every = [math.fsum(sums[i] for sums in self._sums.values()) for i in (0, 1)]
+        in_all = (every[0] + actual + self._PRIOR_S) / (every[1] + expected + self._PRIOR_S)
+        return (one + actual + in_all * self._PRIOR_S) / (other + expected + self._PRIOR_S)
+
+
+class TimeEstimates:
+    """What is left of a run, told what happens in it.
+
+    ``known``: by id of each cell, or of the base cell of each search; a cell that is missing is only counted.
+    ``calls_a_turn``: the fewest calls of a turn, of which the first does not count if there are more than two.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        cells: Sequence[Cell],
+        training: TrainingPlan | None,
+        known: Mapping[str, Rates],
+        *,
+        calls_a_turn: int = 5,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.suite = suite
+        self._training = training
+        self._known = known
+        self._calls_a_turn = calls_a_turn
+        self._clock = clock
+        self._speed, self._overhead = _Speed(), _Overhead()
+        self._memory: dict[str, _Line] = defaultdict(_Line)
+        self._cells = {cell.id: cell for cell in cells}
+        self._todo = {cell.id: self._tasks(cell) for cell in cells}
+        self._ended: dict[str, int] = {}  # timed processes
+        self._decided: dict[str, int] = {}  # timed processes that follow, once that is known
+        self._added = 0.0, 0.0  # processes that were added and that were expected, a cell of each group
+        self._rounds: list[dict[str, float]] = []  # of the group under way: logarithms of a call's seconds, by cell id
+        self._attempts: dict[str, dict[int, tuple[str, str]]] = {}
+        self._fitted: dict[str, list[float]] = {}  # logarithms of found over guessed batches, by mode
+        self._now: list[tuple[Cell, str]] = []  # the parts under way: a process of each cell of a group, or one cell's
+        self._since = clock()
+
+    # What the plan asks
+
+    def __getitem__(self, cell_id: str) -> float:
+        """The seconds of a cell, or of the search that it is the base of, from its beginning."""
+        return self._seconds(self._cells[cell_id], self._tasks(self._cells[cell_id]))
+
+    def left(self) -> float:
+        """The seconds that are left; what is under way counts down between events."""
+        elapsed = max(self._clock() - self._since, 0.0)
+        kind = self._now[0][1] if self._now else ""
+        step = math.fsum(self._step_seconds(cell, part) for cell, part in self._now)
+        late = 1.0
+        if elapsed > step > 0:  # overdue: more of its kind will take longer, too
+            factor = self._overhead.factor(kind)
+            late = self._overhead.factor(kind, elapsed, step / factor) / factor
+        left = max(step * late - elapsed, _LEAST_LEFT * elapsed) - step * late if step else 0.0
+        for cell_id, parts in self._todo.items():
+            for part in parts:
+                left += self._seconds(self._cells[cell_id], [part]) * (late if part in (kind, "search") else 1.0)
+        return max(left, 0.0) + REPORT_S
+
+    # What happens
+
+    def begin(self, cells: Iterable[Cell], kept: Iterable[Record]) -> None:
+        """``cells`` are to be measured; ``kept`` are the records of earlier sessions, which teach."""
+        for record in kept:
+            self.record_done(record)
+        self._todo = {cell.id: self._tasks(cell) for cell in cells}
+        self._now, self._since = [], self._clock()
+
+    def cell_started(self, cell: Cell) -> None:
+        """A cell begins: what it needs before its times."""
+        if self._now and self._now[0][0] == cell:
+            return
+        self._end_parts()
+        parts = self._parts(cell)
+        before = [kind for kind in parts if kind not in ("time", "energy")] if "time" in parts else parts
+        self._now = [(cell, kind) for kind in before]
+
+    def group_started(self, cells: Iterable[Cell]) -> None:
+        """The times of cells that take turns begin."""
+        self._end_parts()
+        self._now, self._rounds = [(cell, "time") for cell in cells], []
+
+    def round_done(self, more: Mapping[str, int], calls: Mapping[str, float]) -> None:
+        """A process of each cell of the group has ended. By cell id: how many ``more`` follow, as far as that is
+        decided, and the seconds of a call.
+        """
+        elapsed, first_stage = self._clock() - self._since, self.suite.measure.processes
+        cells = [cell for cell, _ in self._now if cell.id in more]
+        self._rounds.append({cell_id: math.log(seconds) for cell_id, seconds in calls.items()})
+        for cell in cells:
+            if cell.id in calls:
+                self._observe(cell, "time", calls[cell.id])
+            count = self._ended[cell.id] = self._ended.get(cell.id, 0) + 1
+            if count == first_stage:
+                expected = self._added_processes(cell)
+                self._added = self._added[0] + more[cell.id] / len(cells), self._added[1] + expected / len(cells)
+            if count >= first_stage or not more[cell.id]:
+                self._decided[cell.id] = more[cell.id]
+        self._overhead.learn("time", elapsed, math.fsum(self._process_seconds(cell) for cell in cells))
+        self._now = [(cell, "time") for cell in cells if self._processes_left(cell)]
+        self._since = self._clock()
+
+    def training_step(self, event: TrainingStep) -> None:
+        """The training under way has come further."""
+        elapsed = self._clock() - self._since - _PROCESS_S
+        if self._now and event.total and event.step and elapsed > 1:
+            cell = self._now[0][0]
+            trained, _ = self._images(cell)
+            share = trained / event.total * event.step
+            self._observe(cell, "training", elapsed / share)
+
+    def record_done(self, record: Record) -> None:
+        """A cell, or an attempt of a search, has its record."""
+        cell = record.cell
+        parts = self._parts(cell)
+        if self.suite.frontier is None:
+            self._todo.pop(cell.id, None)
+        else:
+            self._attempts.setdefault(base_of(cell).id, {})[cell.batch_size] = (record.status, record.cause)
+            if is_too_large(record.status, record.cause):
+                self._learn_part(cell, "too large", record.duration_s)
+        if record.status == "ok" and parts and "time" not in parts:
+            self._learn_part(cell, parts[-1], record.duration_s)
+        elif record.status == "ok" and cell.id not in self._ended:  # of an earlier session
+            self._learn_times(record)
+        self._now = [(one, kind) for one, kind in self._now if one.id != cell.id]
+        self._since = self._clock()
+
+    def search_done(self, base: Cell) -> None:
+        """The search that starts from ``base`` is over."""
+        attempts = self._attempts.get(base.id, {})
+        if any(is_too_large(*ending) for ending in attempts.values()):
+            largest = max((batch for batch, ending in attempts.items() if ending[0] == "ok"), default=0)
+            log = math.log((largest + 0.5) / (self._known[base.id].largest + 0.5))
+            self._fitted.setdefault(base.mode, []).append(log)
+        self._todo.pop(base.id, None)
+        self._now, self._since = [], self._clock()
+
+    # What parts there are, and how long each takes
+
+    def _tasks(self, cell: Cell) -> list[str]:
+        return self._parts(cell) if self.suite.frontier is None else ["search"]
+
+    def _parts(self, cell: Cell) -> list[str]:
+        kinds = metrics_by_process(cell, self.suite.metrics)
+        unknown = not self._known
+        return [kind for kind in _IN_ORDER if kind in kinds and (kind != "static" or unknown)]
+
+    def _seconds(self, cell: Cell, parts: Iterable[str]) -> float:
+        """What parts of a cell, or a search, still take, from the beginning of what is under way."""
+        total = 0.0
+        for part in parts:
+            if part == "search":
+                total += self._search_seconds(cell)
+            else:
+                total += self._step_seconds(cell, part) * (self._processes_left(cell) if part == "time" else 1)
+        return total
+
+    def _step_seconds(self, cell: Cell, kind: str) -> float:
+        """A part, or one process that times."""
+        seconds = self._process_seconds(cell) if kind == "time" else self._plain_seconds(cell, kind)
+        return self._overhead.factor(kind) * seconds
+
+    def _plain_seconds(self, cell: Cell, kind: str) -> float:
+        """A part, without what was seen of its overhead."""
+        fixed, calls = self._calls(cell, kind)
+        if kind in _OF_MEMORY:
+            return self._memory[cell.device].seconds(calls * self._expected_call(cell, kind))
+        return fixed + (calls * self._call_seconds(cell, kind) if calls else 0.0)
+
+    def _calls(self, cell: Cell, kind: str) -> tuple[float, float]:
+        """The fixed seconds of a part, and how many calls it makes."""
+        if kind == "training":
+            trained, tested = self._images(cell)
+            recipe = self._training.recipe_of(cell) if self._training and cell.trains else None
+            return _PROCESS_S + (recipe.seconds or 0.0 if recipe else 0.0), trained + tested
+        if kind == "counters":  # a process each, of the first cell of a model
+            return _PROCESS_S * len(metrics_by_process(cell, self.suite.metrics)[kind]), 0
+        return {
+            "static": (_STATIC_S, 0),
+            "energy": (_ENERGY_S, 0),
+            "memory": (_PROCESS_S, _MEMORY_CALLS),
+            "too large": (_PROCESS_S, _FAILING_CALLS),
+        }[kind]
+
+    def _images(self, cell: Cell) -> tuple[float, float]:
+        """What a training computes: as many images' training steps, and the test in the same unit."""
+        assert self._training is not None
+        section = self.suite.training
+        tested = (section.test_images if section else None) or self._training.info.test_images
+        trained = 0
+        if cell.trains:
+            recipe = self._training.recipe_of(cell)
+            trained = recipe.total_images(self._training.count_training_images(recipe)) or 0
+        return trained, tested * self._rates(cell).flops / self._call_flops(cell, "training")
+
+    def _call_flops(self, cell: Cell, kind: str) -> float:
+        """The FLOPs of a call: of a batch, in a training of an image."""
+        known = self._rates(cell)
+        if kind != "training":
+            return known.flops * cell.batch_size * (_STEP_IN_FORWARDS if cell.mode == "train" else 1)
+        return known.flops * (_TRAINED_IN_FORWARDS if cell.trains else 1)
+
+    def _expected_call(self, cell: Cell, kind: str) -> float:
+        """The seconds of a call before anything was measured."""
+        return self._call_flops(cell, kind) / self._rates(cell).flops_per_s
+
+    def _call_seconds(self, cell: Cell, kind: str) -> float:
+        return self._expected_call(cell, kind) * self._speed.ratio((cell.id, kind), _keys(cell, kind))
+
+    def _process_seconds(self, cell: Cell) -> float:
+        """A process that times, with the reference's turns between its own, without what was seen of the overhead."""
+        call, measure = self._call_seconds(cell, "time"), self.suite.measure
+        cold = 1 if self._calls_a_turn > 2 else 0
+        calls = measure.min_samples * self._calls_a_turn / (self._calls_a_turn - cold)
+        sampling = min(max(measure.seconds, calls * call), measure.max_samples * call)
+        turn = max(TURN_S, self._calls_a_turn * call)
+        return _PROCESS_S + _CALLS_BESIDE * call + sampling * (1 + TURN_S / max(turn, 2 * TURN_S))
+
+    def _most_added(self, cell: Cell) -> int:
+        """How many processes precision may add."""
+        measure = self.suite.measure
+        if not measure.precision or measure.processes < MIN_FIRST_STAGE:
+            return 0
+        affordable = int(measure.max_seconds / self._step_seconds(cell, "time"))
+        return max(min(measure.max_processes, affordable) - measure.processes, 0)
+
+    def _processes_left(self, cell: Cell) -> float:
+        first_stage = self.suite.measure.processes
+        if cell.id in self._decided:
+            return self._decided[cell.id]
+        actual, expected = self._added
+        learned = (actual + _ADDED_PRIOR) / (expected + _ADDED_PRIOR)
+        return first_stage - self._ended.get(cell.id, 0) + learned * self._added_processes(cell)
+
+    def _added_processes(self, cell: Cell) -> float:
+        """How many processes precision adds if its rule is the only one: the mean over what the spread may be."""
+        if not (most := self._most_added(cell)):
+            return 0.0
+        needed, first_stage = self._processes_needed(cell), self.suite.measure.processes
+        return fmean(min(max(needed * factor - first_stage, 0.0), most) for factor in _FACTORS)
+
+    def _processes_needed(self, cell: Cell) -> float:
+        """How many processes the precision is likely to take, from the spread of those so far (``processes_for``).
+        What all cells of a round have in common is the machine's drift, which times over the reference's do not have.
+        """
+        measure = self.suite.measure
+        rounds = [one for one in self._rounds if cell.id in one]
+        variance, freedom = _SPREAD**2, max(len(rounds) - 1, 0)
+        if freedom:
+            mean = {one: fmean(each[one] for each in rounds) for one in set.intersection(*map(set, rounds))}
+            squares = dict.fromkeys(mean, 0.0)
+            for each in rounds:
+                drift = fmean(each[one] - mean[one] for one in mean) if len(mean) > 2 else 0.0
+                for one in mean:
+                    squares[one] += (each[one] - mean[one] - drift) ** 2
+            in_all = math.fsum(squares.values()) + _SPREAD_FREEDOM * variance
+            variance = in_all / (freedom * len(mean) + _SPREAD_FREEDOM)
+            variance = (squares[cell.id] + _SPREAD_FREEDOM * variance) / (freedom + _SPREAD_FREEDOM)
+        return t_of_processes(measure.processes) ** 2 * variance / math.log1p(measure.precision) ** 2
+
+    def _search_seconds(self, base: Cell) -> float:
+        """A batch search, or the rest of one: an attempt that takes longer than the timeout ends it."""
+        assert self.suite.frontier is not None
+        logs = self._fitted.get(base.mode, [])
+        largest = self._rates(base).largest * math.exp(math.fsum(logs) / (len(logs) + 1))
+        total = 0.0
+        for batch in expected_attempts(int(largest), self.suite.frontier.max_batch, self._attempts.get(base.id, {})):
+            cell = replace(base, batch_size=batch)
+            seconds = self._seconds(cell, self._parts(cell) if batch <= largest else ["too large"])
+            total += min(seconds, self.suite.timeout_s)
+            if seconds > self.suite.timeout_s:
+                break
+        return total
+
+    def _rates(self, cell: Cell) -> Rates:
+        if self.suite.frontier is not None:  # an attempt, perhaps one that is repeated without the limit
+            cell = replace(base_of(cell), memory_limit=self.suite.memory_limit)
+        return self._known[cell.id]
+
+    # What was seen
+
+    def _observe(self, cell: Cell, kind: str, call_s: float) -> None:
+        self._speed.observe((cell.id, kind), _keys(cell, kind), call_s / self._expected_call(cell, kind))
+
+    def _learn_part(self, cell: Cell, kind: str, seconds: float) -> None:
+        """A part took ``seconds``: of its calls if they take most of it, else of its overhead."""
+        fixed, calls = self._calls(cell, kind)
+        if kind == "memory":
+            self._memory[cell.device].learn(calls * self._expected_call(cell, kind), seconds)
+        elif calls and kind not in _OF_MEMORY and seconds > 2 * fixed:
+            self._observe(cell, kind, (seconds - fixed) / calls)
+        else:
+            self._overhead.learn(kind, seconds, self._plain_seconds(cell, kind))
+
+    def _learn_times(self, record: Record) -> None:
+        cell = record.cell
+        timed = next((m for m in record.measurements if m.metric in ("latency", "training_step") and m.samples), None)
+        if timed is None:
+            return
+        self._observe(cell, "time", median(sample for process in timed.samples for sample in process))
+        others = math.fsum(self._step_seconds(cell, part) for part in self._parts(cell) if part != "time")
+        seconds = max(record.duration_s - others, 0.0)
+        self._overhead.learn("time", seconds, len(timed.samples) * self._process_seconds(cell))
+
+    def _end_parts(self) -> None:
+        """What cells need before their times has ended."""
+        ended = [(cell, kind) for cell, kind in self._now if kind in self._todo.get(cell.id, []) and kind != "time"]
+        for cell, kind in ended:
+            self._todo[cell.id].remove(kind)
+        if ended:
+            others = math.fsum(self._step_seconds(cell, kind) for cell, kind in ended[:-1])
+            self._learn_part(*ended[-1], max(self._clock() - self._since - others, 0.0))
+        self._now, self._since = [], self._clock()
+
+
+def _keys(cell: Cell, kind: str) -> tuple[Hashable, ...]:
+    """What a call shares with others, from the most general to the most special."""
+    size = cell.batch_size, cell.image_size
+    column = (kind, cell.device, cell.threads, cell.mode, *size, cell.dtype, cell.attention, cell.compile)
+    return (cell.device, cell.threads), (kind, cell.device, cell.mode), column, cell.model
+
+
+def make_estimates(
     suite: Suite,
     cells: Sequence[Cell],
     training: TrainingPlan | None,
     static: Mapping[StaticKey, Outcome],
     launcher: Launcher,
     devices: Mapping[str, Mapping[str, Any]],
-) -> dict[str, float]:
-    """Seconds by id of each cell, or of the batch search that it is the base of. ``devices``: the facts of each."""
+) -> TimeEstimates:
+    """The estimates of a plan. ``devices``: the facts of each."""
     rates = {device: _flops_per_s(device, cells, launcher) for device in {cell.device for cell in cells}}
-    estimates: dict[str, float] = {}
+    known = {}
     for cell in cells:
         counts = {
             one.metric: one.value
             for one in static[static_key(cell)].measurements
             if one.metric in ("params", "flops") and one.status == "ok"
         }
-        flops = counts.get("flops", 1e9)
-        one_image = flops / rates[cell.device]
-        if cell.tests and training is not None:
-            estimates[cell.id] = _training_seconds(suite, cell, training, one_image)
-        elif suite.frontier is None:
-            estimates[cell.id] = _cell_seconds(suite, cell, one_image)
-        else:
-            memory = _memory_bytes(suite, cell.device, devices[cell.device])
-            largest = guess_largest(counts.get("params", 1e7), flops, cell.mode, memory)
-            estimates[cell.id] = _search_seconds(suite, cell, one_image, largest)
-    return estimates
+        params, flops = counts.get("params", 1e7), max(counts.get("flops", 1e9), 1.0)
+        memory = _memory_bytes(suite, cell.device, devices[cell.device])
+        largest = guess_largest(params, flops, cell.mode, memory, cell.attention)
+        known[cell.id] = Rates(flops, rates[cell.device], largest)
+    return TimeEstimates(suite, cells, training, known)
 
 
 def _flops_per_s(device: str, cells: Sequence[Cell], launcher: Launcher) -> float:
@@ -72,54 +516,6 @@ def _flops_per_s(device: str, cells: Sequence[Cell], launcher: Launcher) -> floa
     except WorkerError:  # a device that is full, or broken: its cells will report it, and an estimate stops nothing
         return _UNKNOWN_RATE
     return float(answer["flops_per_s"])
-
-
-def _training_seconds(suite: Suite, cell: Cell, training: TrainingPlan, one_image: float) -> float:
-    """A training (if the cell trains) and a test, where one image's forward pass takes ``one_image`` seconds."""
-    tested = (suite.training.test_images if suite.training else None) or training.info.test_images
-    seconds, trained = 0.0, 0
-    if cell.trains:
-        recipe = training.recipe_of(cell)
-        seconds = recipe.seconds or 0.0
-        trained = recipe.total_images(training.count_training_images(recipe)) or 0
-    return _PROCESS_S + seconds + one_image * (trained * _STEP_IN_FORWARDS + tested)
-
-
-def _call_seconds(cell: Cell, one_image: float) -> float:
-    """One forward pass or training step."""
-    return one_image * cell.batch_size * (_STEP_IN_FORWARDS if cell.mode == "train" else 1)
-
-
-def _cell_seconds(suite: Suite, cell: Cell, one_image: float) -> float:
-    """The processes of a cell on its device."""
-    call = _call_seconds(cell, one_image)
-    kinds = {metric.process for metric in map(METRICS.get, suite.metrics) if cell.mode in metric.modes}
-    total = 0.0
-    if "time" in kinds:
-        sampling = max(suite.measure.seconds, suite.measure.min_samples * call)
-        # with a turn of the reference after every one or two of the cell's
-        total += suite.measure.processes * (_PROCESS_S + sampling * (1 + TURN_S / max(call, 2 * TURN_S)))
-    if "energy" in kinds:
-        total += _ENERGY_S
-    if "memory" in kinds:
-        total += _PROCESS_S + 4 * call
-    return total
-
-
-def _search_seconds(suite: Suite, base: Cell, one_image: float, largest: int) -> float:
-    """A batch search: batches beyond ``largest`` fail in their first call, and one that takes longer than the timeout
-    ends the search.
-    """
-    assert suite.frontier is not None
-    total = 0.0
-    for batch in expected_attempts(largest, suite.frontier.max_batch):
-        cell = replace(base, batch_size=batch)
-        fits = batch <= largest
-        seconds = _cell_seconds(suite, cell, one_image) if fits else _PROCESS_S + _call_seconds(cell, one_image) / 2
-        total += min(seconds, suite.timeout_s)
-        if seconds > suite.timeout_s:
-            break
-    return total
 
 
 def _memory_bytes(suite: Suite, device: str, facts: Mapping[str, Any]) -> float:

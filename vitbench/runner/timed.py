@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from statistics import median
 
 from vitbench.core.records import Cell, Measurement, NoiseCheck
 from vitbench.core.registry import Metric
@@ -134,6 +135,10 @@ class Timer:
             for job in active:
                 if job.lacked_memory and not job.retried and (len(active) > 1 or cell.device != "cpu"):
                     self._retry_alone(job)
+            self.progress.round_done(
+                {job.cell.id: 0 if job.failure else job.wanted - len(job.timed) for job in active},
+                {job.cell.id: seconds for job in active if (seconds := call_seconds(job.timed))},
+            )
         shared = (time.perf_counter() - begin - sum(job.timed_s for job in jobs)) / len(jobs)
         # not the time of day: a clock that is put back would give two groups one name, and so would two machines
         group = secrets.token_hex(8) if len(jobs) > 1 else ""
@@ -245,6 +250,12 @@ class Timer:
             return float(available_memory())
         facts = self.plan.environment.get("devices", {}).get(device, {})
         return min(float(facts.get("memory_bytes") or 0), float(available_memory()))
+
+
+def call_seconds(timed: Sequence[Outcome]) -> float | None:
+    """About the seconds of a call in the last process of a cell; None if it has no samples."""
+    times = [m for outcome in timed[-1:] for m in outcome.measurements if m.metric in ("latency", "training_step")]
+    return median(times[0].samples[0]) if times and times[0].samples else None
 
 
 def peak_bytes(cell: Cell, measurements: Iterable[Measurement]) -> float | None:

@@ -29,6 +29,9 @@ _AMBIGUOUS = (("killed", "crash"), ("error", "exit"), ("error", "exception"))
 #: Bytes of live tensors at the peak of a plain ViT's call, over those of one layer's input (B, N, D): in inference what
 #: the widest layer holds, in training what all twelve keep for the backward pass. For estimates of time only.
 _LIVE = {"infer": 12.0, "train": 200.0}
+#: Matrices of N x N for each head that explicit attention holds then, and the usual width of a head.
+_LIVE_MATRICES = {"infer": 2.0, "train": 24.0}
+_HEAD_WIDTH = 64
 #: Weights, and in training their gradients and AdamW's two states.
 _COPIES_OF_WEIGHTS = {"infer": 1, "train": 4}
 _FP32_BYTES = 4
@@ -192,20 +195,27 @@ def _compared(record: Record, measure: Callable[[Sequence[Cell]], Iterable[Recor
 # how long it will take
 
 
-def guess_largest(params: float, flops: float, mode: str, memory_bytes: float) -> int:
+def guess_largest(params: float, flops: float, mode: str, memory_bytes: float, attention: str = "fused") -> int:
     """About the largest batch of a plain ViT of 12 layers with so many parameters and FLOPs (of one image) that fits
     into ``memory_bytes``: for estimates of time, never for results.
 
-    D is the width that gives 12 such layers (12 D^2 weights each) their parameters, N = FLOPs / (2 parameters).
+    D is the width that gives 12 such layers (12 D^2 weights each) their parameters, and N solves
+    FLOPs = 2 N parameters + 48 N^2 D.
     """
-    width, tokens = math.sqrt(max(params, 1.0) / 144), flops / (2 * max(params, 1.0))
+    params = max(params, 1.0)
+    width = math.sqrt(params / 144)
+    tokens = (math.sqrt(params**2 + 48 * width * flops) - params) / (48 * width)
+    numbers = _LIVE[mode] * tokens * width
+    if attention == "explicit":
+        numbers += _LIVE_MATRICES[mode] * tokens**2 * width / _HEAD_WIDTH
     left = memory_bytes - _FP32_BYTES * params * _COPIES_OF_WEIGHTS[mode]
-    return max(int(left / (_FP32_BYTES * _LIVE[mode] * max(tokens * width, 1.0))), 0)
+    return max(int(left / (_FP32_BYTES * max(numbers, 1.0))), 0)
 
 
-def expected_attempts(largest: int, max_batch: int) -> list[int]:
-    """The batches that a search tries if ``largest`` is the largest that fits, in order."""
-    attempts: dict[int, tuple[str, str]] = {}
+def expected_attempts(largest: int, max_batch: int, made: Attempts | None = None) -> list[int]:
+    """The batches that a search tries after those it ``made`` if ``largest`` is the largest that fits, in order."""
+    attempts, found = dict(made or {}), []
     while (batch := next_batch(attempts, max_batch)) is not None:
         attempts[batch] = ("ok", "") if batch <= largest else ("oom", "")
-    return list(attempts)
+        found.append(batch)
+    return found
