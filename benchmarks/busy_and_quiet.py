@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.kept_runs import run_vitbench
-from vitbench.core.stats.intervals import Estimate
-from vitbench.core.stats.relative import FASTEST, QUIET, Relative
+from vitbench.core.stats.intervals import BETWEEN_PROCESSES, Estimate, t_of_processes
+from vitbench.core.stats.relative import FASTEST, QUIET
 from vitbench.reports.format import table
 from vitbench.reports.model.noise import disturbances
 from vitbench.reports.model.rows import build_rows
@@ -112,23 +112,28 @@ def headline_readings(run: Run) -> dict[str, Reading]:
             for record in records:
                 one = value_of(record, metric)
                 name = f"{row.cell.model} {metric.replace('_', ' ')} b{record.cell.batch_size}"
-                found[f"{name}, ms"] = reading(one, one.estimate, scale=1000)
-                found[f"{name}, × reference"] = reading(one, one.relative_between_runs, quiet=one.in_quiet_turns)
+                found[f"{name}, ms"] = reading(one, one.estimate, one.estimate, scale=1000)
+                found[f"{name}, × reference"] = reading(one, one.relative_between_runs, one.relative)
         best = row.best_throughput()
-        found[f"{row.cell.model} best throughput, image/s"] = reading(best, best.estimate)
+        found[f"{row.cell.model} best throughput, image/s"] = reading(best, best.estimate, best.estimate)
     return {name: one for name, one in found.items() if one is not None}
 
 
 def reading(
-    of: MetricValue, one: Estimate | None, *, scale: float = 1.0, quiet: Relative | None = None
+    of: MetricValue, one: Estimate | None, of_processes: Estimate | None, *, scale: float = 1.0
 ) -> Reading | None:
-    """``one``, an estimate of ``of`` from the turns ``quiet``, times ``scale``; None if there is none."""
-    if one is None or of.record is None:
+    """``one``, an estimate of ``of``, times ``scale``; None if there is none. ``of_processes`` is it without the
+    allowance for other runs.
+    """
+    if one is None or of.record is None or of.measurement is None:
         return None
     low, high = (None if bound is None else scale * bound for bound in (one.low, one.high))
     wide = low is not None and high is not None and high > WIDE * low
-    marked = wide and bool(disturbances(of.record))
-    return Reading(scale * one.value, low, high, marked, quiet.variance if quiet else None)
+    variance = None
+    if of_processes and of_processes.kind == BETWEEN_PROCESSES and of_processes.low and of_processes.high:
+        half = math.log(of_processes.high / of_processes.low) / 2
+        variance = (half / t_of_processes(of.measurement.first_stage or of_processes.n_processes)) ** 2
+    return Reading(scale * one.value, low, high, wide and bool(disturbances(of.record)), variance)
 
 
 def quiet_reference(run: Run) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -55,6 +56,14 @@ def test_headlines_are_milliseconds_relative_times_and_the_best_throughput() -> 
         "vit_nano training step b8, × reference": 7.0,
         "vit_nano best throughput, image/s": 90.0,
     }
+
+
+def test_the_variance_of_a_value_is_that_of_the_mean_of_its_processes() -> None:
+    ratios = [2.0, 2.1, 1.95, 2.05, 2.02]
+    found = readings([paired(cell("vit_nano"), ratios)])
+    expected = statistics.variance([math.log(ratio) for ratio in ratios]) / len(ratios)
+    assert found["vit_nano latency b1, ms"].variance == pytest.approx(expected, rel=0.2)
+    assert found["vit_nano latency b1, × reference"].variance == pytest.approx(expected, rel=0.2)
 
 
 def test_a_value_is_busy_where_its_interval_is_wide_and_something_else_ran() -> None:
