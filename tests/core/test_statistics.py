@@ -32,7 +32,7 @@ from vitbench.core.stats.intervals import (
     warmup_length,
     wilson_interval,
 )
-from vitbench.core.stats.relative import Relative, estimate_relative, in_quiet_turns, processes_for, relative_samples
+from vitbench.core.stats.relative import QuietTime, QuietTimes, estimate_quiet, in_quiet_turns, processes_for, relative_samples
 
 positive = st.floats(1e-6, 1e6)
 UP = [float(x) for x in range(100, 140)]
@@ -454,6 +454,11 @@ def t_half_width(values: np.ndarray) -> float:
     return T_975[len(values)] * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
+def relative_in_quiet_turns(*found: Any) -> QuietTime | None:
+    quiet = in_quiet_turns(*found)
+    return quiet.relative if quiet else None
+
+
 class Machine:
     """Processes on a machine that drifts: samples depend on those before them, spikes come, the first ones are slow."""
 
@@ -477,7 +482,7 @@ class Machine:
     def raw(self) -> list[tuple[list[float], list[int], list[float]]]:
         """A run's processes, as many as the quiet turns of the first ones ask for."""
         found = [self.process() for _ in range(FIRST_STAGE)]
-        quiet = in_quiet_turns(*zip(*found, strict=True))
+        quiet = relative_in_quiet_turns(*zip(*found, strict=True))
         assert quiet is not None
         wanted = min(processes_for(quiet, PRECISION), MOST_PROCESSES)
         return found + [self.process() for _ in range(wanted - FIRST_STAGE)]
@@ -515,9 +520,9 @@ def test_only_turns_in_which_the_reference_was_fast_count() -> None:
     """A program that a slow machine slows by 1.5 times where it slows the reference by 1.3."""
     reference = [[SWIFT, SLUGGISH, SLUGGISH, SWIFT], [SLUGGISH, SWIFT, SLUGGISH, SLUGGISH], [SWIFT] * 4]
     times = [[0.03 * (1.5 if time == SLUGGISH else 1.0) for time in process for _ in range(2)] for process in reference]
-    found = in_quiet_turns(times, EVEN, reference)
+    found = relative_in_quiet_turns(times, EVEN, reference)
     assert found is not None
-    assert estimate_relative(found).value == pytest.approx(3)
+    assert estimate_quiet(found).value == pytest.approx(3)
     assert (found.n_processes, found.n_samples) == (3, 14)
     assert found.influences == pytest.approx((0, 0, 0))
     assert found.processes == pytest.approx(7**2 / (2**2 + 1 + 4**2))
@@ -527,7 +532,7 @@ def test_only_turns_in_which_the_reference_was_fast_count() -> None:
 def test_cell_and_reference_are_taken_apart_where_they_were_quiet_at_different_times() -> None:
     reference = [[SLUGGISH, SLUGGISH, SWIFT, SWIFT]] * 3
     times = [[0.03] * 4 + [0.06] * 4] * 3
-    found = in_quiet_turns(times, EVEN, reference)
+    found = relative_in_quiet_turns(times, EVEN, reference)
     assert found is not None
     assert math.exp(found.log_value) == pytest.approx(3)
     assert (found.n_processes, found.n_samples, len(found.influences)) == (3, 12, 6)
@@ -536,7 +541,7 @@ def test_cell_and_reference_are_taken_apart_where_they_were_quiet_at_different_t
 def test_turns_in_which_the_cell_alone_was_disturbed_do_not_count() -> None:
     reference = [[SWIFT] * 4] * 3
     times = [[0.03] * 4 + [0.05] * 4] * 3
-    found = in_quiet_turns(times, EVEN, reference)
+    found = relative_in_quiet_turns(times, EVEN, reference)
     assert found is not None
     assert (math.exp(found.log_value), found.n_samples) == (pytest.approx(3), 12)
 
@@ -544,7 +549,7 @@ def test_turns_in_which_the_cell_alone_was_disturbed_do_not_count() -> None:
 def test_a_process_without_a_quiet_turn_has_no_influence() -> None:
     reference = [[SWIFT] * 4] * 3 + [[SLUGGISH] * 4]
     times = [[factor * time for time in reference[0] for _ in range(2)] for factor in (2.9, 3.0, 3.1)] + [[9.0] * 8]
-    found = in_quiet_turns(times, [*EVEN, EVEN[0]], reference)
+    found = relative_in_quiet_turns(times, [*EVEN, EVEN[0]], reference)
     assert found is not None
     assert (found.n_processes, found.influences[3]) == (3, 0)
     assert found.processes == pytest.approx(3)
@@ -553,19 +558,19 @@ def test_a_process_without_a_quiet_turn_has_no_influence() -> None:
 def test_all_turns_count_where_too_few_processes_saw_anything_quiet() -> None:
     reference = [[SWIFT] * 4, [SWIFT] * 4, [SLUGGISH] * 4]
     times = [[3 * time for time in process for _ in range(2)] for process in reference]
-    found = in_quiet_turns(times, EVEN, reference)
+    found = relative_in_quiet_turns(times, EVEN, reference)
     assert found is not None
     assert (found.n_processes, found.n_samples, math.exp(found.log_value)) == (3, 24, pytest.approx(3))
 
 
 def test_processes_that_saw_nothing_quiet_ask_for_more_of_them() -> None:
     times = [[factor * SWIFT] * 8 for factor in (2.9, 2.95, 3.0, 3.05, 3.1)]
-    quiet = in_quiet_turns(times, [[2] * 4] * 5, [[SWIFT] * 4] * 5)
+    quiet = relative_in_quiet_turns(times, [[2] * 4] * 5, [[SWIFT] * 4] * 5)
     assert quiet is not None
     spread = np.std(np.log([2.9, 2.95, 3.0, 3.05, 3.1]) - quiet.log_value, ddof=1)
     assert processes_for(quiet, 0.02) == math.ceil((t.ppf(0.975, 4) * spread / math.log(1.02)) ** 2) > 5
     assert processes_for(quiet, 0.5) == 5
-    half = in_quiet_turns([*times, *[[9.0] * 8] * 5], [[2] * 4] * 10, [*[[SWIFT] * 4] * 5, *[[SLUGGISH] * 4] * 5])
+    half = relative_in_quiet_turns([*times, *[[9.0] * 8] * 5], [[2] * 4] * 10, [*[[SWIFT] * 4] * 5, *[[SLUGGISH] * 4] * 5])
     assert half is not None
     assert half.log_value == pytest.approx(quiet.log_value)
     assert processes_for(half, 0.5) == 10
@@ -574,16 +579,92 @@ def test_processes_that_saw_nothing_quiet_ask_for_more_of_them() -> None:
         processes_for(half, 0.0)
 
 
+def test_seconds_are_those_of_the_same_quiet_turns() -> None:
+    reference = [[SWIFT, SLUGGISH, SLUGGISH, SWIFT], [SLUGGISH, SWIFT, SLUGGISH, SLUGGISH], [SWIFT] * 4]
+    times = [[0.03 * (1.5 if time == SLUGGISH else 1.0) for time in process for _ in range(2)] for process in reference]
+    found = in_quiet_turns(times, EVEN, reference)
+    assert found is not None
+    assert estimate_quiet(found.seconds).value == pytest.approx(0.03)
+    assert (found.seconds.n_samples, found.seconds.quiet) == (14, True)
+    assert found.reference == pytest.approx([SWIFT, SWIFT, SWIFT], rel=0.2)
+    assert estimate(times).value > 0.031
+
+
+def test_turns_beside_other_programs_count_only_where_too_few_others_are_quiet() -> None:
+    reference = [[SWIFT] * 4] * 3
+    times = [[0.03] * 4 + [0.033] * 4] * 3  # slower by less than the limit
+    beside = in_quiet_turns(times, EVEN, reference, [[0.0, 0.1, 0.9, 0.9]] * 3)
+    always = in_quiet_turns(times, EVEN, reference, [[0.9] * 4] * 3)
+    assert beside is not None
+    assert always is not None
+    assert math.exp(beside.seconds.log_value) == pytest.approx(0.03)
+    assert (beside.seconds.n_samples, always.seconds.n_samples) == (12, 24)
+    assert always.seconds.quiet
+
+
+def test_where_all_turns_count_the_value_says_so() -> None:
+    reference = [[SWIFT] * 4, [SWIFT] * 4, [SLUGGISH] * 4]
+    times = [[3 * time for time in process for _ in range(2)] for process in reference]
+    found = in_quiet_turns(times, EVEN, reference)
+    assert found is not None
+    assert not found.seconds.quiet
+
+
+def test_the_first_call_of_a_turn_does_not_count_nor_does_the_warmup() -> None:
+    assert steady_in_turns([9.0, 1.0, 1.1, 9.0, 1.2, 1.3, 8.0, 2.0], [3, 3, 2]) == [[1.0, 1.1], [1.2, 1.3], [8.0, 2.0]]
+    slow_start = [5.0, 4.0, 3.0, 2.0] + [1.0 + 0.01 * (i % 3) for i in range(16)]
+    kept = steady_in_turns(slow_start, [5] * 4)
+    assert kept[0] == []
+    assert sum(map(len, kept)) == 12
+
+
+def busy_half(rng: np.random.Generator, processes: int) -> tuple[list[list[float]], ...]:
+    """Processes of ten turns on two cores; another program takes one of them for half of the time, by long spells."""
+    found: tuple[list[list[float]], ...] = [], [], [], []
+    busy = bool(rng.random() < 0.5)
+    for _ in range(processes):
+        own = rng.normal(0, 0.03)
+        samples: list[float] = []
+        reference: list[float] = []
+        load: list[float] = []
+        for _ in range(10):
+            busy ^= bool(rng.random() < 0.1)
+            slower = rng.uniform(1.5, 30, 5) if busy else np.ones(5)
+            samples += (3 * np.exp(own + rng.normal(0, 0.02, 5)) * slower).tolist()
+            reference.append(float(np.exp(rng.normal(0, 0.02)) * (rng.uniform(1.2, 5) if busy else 1)))
+            load.append(0.9 if busy else 0.05)
+        for part, values in zip(found, (samples, [5] * 10, reference, load), strict=True):
+            part.append(values)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.integration
+def test_seconds_on_a_busy_machine_cover_the_quiet_time() -> None:
+    rng = np.random.default_rng(3)
+    held, all_turns = [], []
+    for _ in range(400):
+        samples, turns, reference, load = busy_half(rng, 8)
+        found = in_quiet_turns(samples, turns, reference, load)  # type: ignore[arg-type]
+        assert found is not None
+        if found.seconds.n_processes >= MIN_PROCESSES and found.seconds.quiet:
+            result = estimate_quiet(found.seconds)
+            held.append(bool(result.low and result.high and result.low <= 3 <= result.high))
+        all_turns.append(estimate(samples).value)
+    assert len(held) > 380
+    assert is_about(held, 0.95)
+    assert np.median(all_turns) > 4
+
+
 def test_two_processes_tell_nothing_of_how_processes_differ() -> None:
-    assert in_quiet_turns([[1.0], [1.0], []], [[1], [1], []], [[1.0], [1.0], []]) is None
+    assert relative_in_quiet_turns([[1.0], [1.0], []], [[1], [1], []], [[1.0], [1.0], []]) is None
     with pytest.raises(ValueError, match="not positive"):
-        in_quiet_turns([[0.0]] * 3, [[1]] * 3, [[1.0]] * 3)
+        relative_in_quiet_turns([[0.0]] * 3, [[1]] * 3, [[1.0]] * 3)
 
 
 def test_one_turn_a_process_gives_the_t_interval_of_the_logarithms() -> None:
-    found = in_quiet_turns([[1.0], [1.05], [1.1]], [[1]] * 3, [[1.0]] * 3)
+    found = relative_in_quiet_turns([[1.0], [1.05], [1.1]], [[1]] * 3, [[1.0]] * 3)
     assert found is not None
-    result, plain = estimate_relative(found), estimate([[1.0], [1.05], [1.1]])
+    result, plain = estimate_quiet(found), estimate([[1.0], [1.05], [1.1]])
     assert (result.value, result.low, result.high) == pytest.approx((plain.value, plain.low, plain.high))
     assert (result.kind, result.n_processes, result.n_samples) == (BETWEEN_PROCESSES, 3, 3)
 
@@ -591,9 +672,9 @@ def test_one_turn_a_process_gives_the_t_interval_of_the_logarithms() -> None:
 def test_a_disturbed_turn_moves_the_figure_hardly() -> None:
     rng = np.random.default_rng(4)
     times = 3 * np.exp(rng.normal(0, 0.01, (5, 8)))
-    found = in_quiet_turns(times.tolist(), [[1] * 8] * 5, [[1.0] * 8] * 5)
+    found = relative_in_quiet_turns(times.tolist(), [[1] * 8] * 5, [[1.0] * 8] * 5)
     times[2, 3:5] *= 10
-    disturbed = in_quiet_turns(times.tolist(), [[1] * 8] * 5, [[1.0] * 8] * 5)
+    disturbed = relative_in_quiet_turns(times.tolist(), [[1] * 8] * 5, [[1.0] * 8] * 5)
     assert found is not None
     assert disturbed is not None
     assert abs(disturbed.log_value - found.log_value) < 0.005
@@ -610,10 +691,10 @@ def test_values_of_quiet_turns_cover_the_truth(spread: float, count: int) -> Non
     held, kept = [], []
     for _ in range(count):
         raw = machine.raw()
-        found = in_quiet_turns(*zip(*raw, strict=True))
+        found = relative_in_quiet_turns(*zip(*raw, strict=True))
         assert found is not None
-        first = in_quiet_turns(*zip(*raw[:FIRST_STAGE], strict=True))
-        result = estimate_relative(found, first)
+        first = relative_in_quiet_turns(*zip(*raw[:FIRST_STAGE], strict=True))
+        result = estimate_quiet(found, first)
         assert result.low is not None
         assert result.high is not None
         held.append(result.low <= 3 <= result.high)
@@ -629,7 +710,7 @@ def test_a_comparison_in_quiet_turns_turned_round_is_the_inverse_and_pairing_tak
     rng = np.random.default_rng(6)
     shared = rng.normal(0, 0.05, (8, 1))
     one, other = (
-        in_quiet_turns((factor * np.exp(shared + rng.normal(0, 0.01, (8, 6)))).tolist(), [[1] * 6] * 8, [[1.0] * 6] * 8)
+        relative_in_quiet_turns((factor * np.exp(shared + rng.normal(0, 0.01, (8, 6)))).tolist(), [[1] * 6] * 8, [[1.0] * 6] * 8)
         for factor in (1.03, 1.0)
     )
     assert one is not None
@@ -646,9 +727,9 @@ def test_a_comparison_in_quiet_turns_turned_round_is_the_inverse_and_pairing_tak
 def test_comparisons_in_quiet_turns_cover_and_tell_equal_programs_apart_once_in_twenty(
     paired: bool, shared: float, n: int
 ) -> None:
-    def program(level: np.ndarray) -> Relative:
+    def program(level: np.ndarray) -> QuietTime:
         times = np.exp(level[:, None] + rng.normal(0, 0.02, (n, 6)))
-        found = in_quiet_turns(times.tolist(), [[1] * 6] * n, [[1.0] * 6] * n)
+        found = relative_in_quiet_turns(times.tolist(), [[1] * 6] * n, [[1.0] * 6] * n)
         assert found is not None
         return found
 
@@ -659,8 +740,8 @@ def test_comparisons_in_quiet_turns_cover_and_tell_equal_programs_apart_once_in_
     assert is_about(apart, 0.05)
 
 
-def one_turn_each(logs: Sequence[float]) -> Relative:
-    found = in_quiet_turns([[math.exp(log)] for log in logs], [[1]] * len(logs), [[1.0]] * len(logs))
+def one_turn_each(logs: Sequence[float]) -> QuietTime:
+    found = relative_in_quiet_turns([[math.exp(log)] for log in logs], [[1]] * len(logs), [[1.0]] * len(logs))
     assert found is not None
     return found
 

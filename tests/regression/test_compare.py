@@ -40,7 +40,7 @@ from vitbench.core.registry import METRICS, Yields
 from vitbench.core.run_folder import read_records
 from vitbench.core.stats.comparisons import holm
 from vitbench.core.stats.intervals import RUN_TO_RUN
-from vitbench.core.stats.relative import Relative, processes_for
+from vitbench.core.stats.relative import QuietTime, processes_for
 from vitbench.regression.change import FINE, INCONCLUSIVE, INFRASTRUCTURE, REGRESSION, Change, exit_code
 from vitbench.regression.change_text import cell_names
 from vitbench.regression.compare import ERROR_RATE, Comparison, compare_runs
@@ -237,16 +237,16 @@ def test_holms_adjustment_is_as_by_hand() -> None:
     assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 
-def relative(rng: np.random.Generator, log_value: float, spread: float = 0.05, processes: int = 5) -> Relative:
+def relative(rng: np.random.Generator, log_value: float, spread: float = 0.05, processes: int = 5) -> QuietTime:
     """One run's figure: what differs between runs, then between its processes."""
     return processes_in(log_value + rng.normal(0, RUN_TO_RUN) + rng.normal(0, spread, processes))
 
 
-def processes_in(logs: np.ndarray) -> Relative:
+def processes_in(logs: np.ndarray) -> QuietTime:
     """A run whose processes took so long, as logarithms."""
     processes = len(logs)
     influences = tuple((logs - logs.mean()) / processes)
-    return Relative(float(logs.mean()), influences, float(processes), processes, processes, 100)
+    return QuietTime(float(logs.mean()), influences, float(processes), processes, processes, 100)
 
 
 def alarms(rng: np.random.Generator, ratios: Sequence[float], margin: float) -> list[bool]:
@@ -327,7 +327,7 @@ def test_false_alarms_stay_under_the_promised_rate_where_five_processes_decided_
     rng = np.random.default_rng(7)
     alarms, most = 0, 30
     for logs in rng.normal(0, RUN_TO_RUN, (20_000, 2, 1)) + rng.normal(0, own, (20_000, 2, most)):
-        sides: list[tuple[Relative, Relative | None]] = []
+        sides: list[tuple[QuietTime, QuietTime | None]] = []
         for run in logs:
             first = processes_in(run[:5])
             whole = processes_in(run[: min(processes_for(first, 0.05), most)])

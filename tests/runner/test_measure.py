@@ -167,7 +167,7 @@ def decided(timer: ScriptedTimer, outcomes: list[Outcome], seconds_each: float =
 def processes_wanted(ratios: Sequence[float]) -> int:
     quiet = in_quiet_turns([[one] for one in ratios], [[1]] * len(ratios), [[1.0]] * len(ratios))
     assert quiet is not None
-    return processes_for(quiet, 0.05)
+    return processes_for(quiet.relative, 0.05)
 
 
 WIDE, NARROW = [1.0, 1.07, 0.93, 1.04, 0.96], [1.0, 1.01, 0.99, 1.0, 1.0]

@@ -5,6 +5,7 @@ Schema history of a record line:
 1. first version
 2. a measurement may hold ``turns``, ``first_stage`` and ``group``
 3. a measurement may hold ``reference`` and ``executed``, which its ``method`` stated in words before
+4. a measurement may hold ``other_load``; the first call of a process is ``first_call`` and no longer a sample
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -22,7 +24,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from vitbench.core.validation import Count, Flag, Number, Positive, Share, Whole, adapter, parse
 
-SCHEMA = 3
+SCHEMA = 4
 
 T = TypeVar("T")
 
@@ -138,11 +140,13 @@ class Measurement:
     """One metric of one cell.
 
     ``samples`` holds one tuple a process with every sample in the order in which it was taken, warm-up included, in the
-    base ``unit`` (s, byte, FLOP, MAC, image, image/s, ...). ``method`` says how, with versions.
+    base ``unit`` (s, byte, FLOP, MAC, image, image/s, ...). ``method`` says how, with versions. The first call of a
+    process is no sample of its times: it is ``first_call``.
 
     Samples that were taken in turns with the reference also have, one tuple a process, ``turns`` (how many samples each
-    turn took, in order), ``reference_samples`` (one a turn: what the reference took then, in the same unit) and
-    ``reference`` (which one: its version, batch, threads and cores; only times over the same one are comparable).
+    turn took, in order), ``reference_samples`` (one a turn: the seconds of a reference step then), ``reference`` (which
+    one: its version, batch, threads and cores; only times over the same one are comparable) and, where the system
+    reports it, ``other_load`` (one a turn: the cores that other programs used during it).
     Measurements of one ``group`` took turns with each other as well: the first process of one with the first of the
     other, and so on. ``first_stage`` is the number of processes after which their total was decided, which the interval
     depends on; None if the total was fixed.
@@ -303,19 +307,68 @@ def _check_measurement(one: Measurement) -> None:
 
 
 def upgrade(record: Record) -> Record:
-    """A record with the fields that its schema did not have: before schema 3 the reference of a time and whether a
-    count was executed stood in ``method`` alone.
-    """
-    if record.schema >= 3:
+    """A record as the present schema has it: what earlier ones stated in words, or had among the samples, in fields."""
+    if record.schema >= SCHEMA:
         return record
-    methods = {one.metric: one.method for one in record.measurements}
-    measurements = []
-    for one in record.measurements:
-        # a CPU time was taken in the same turns as the time itself, whose method names the reference
-        timed = methods.get(one.metric.removesuffix("_cpu_time"), "")
-        named = _REFERENCE_IN_METHOD.search(timed) if one.reference_samples else None
-        measurements.append(replace(one, reference=named[1] if named else "", executed="executed" in one.method))
-    return replace(record, schema=SCHEMA, measurements=tuple(measurements))
+    measurements = list(record.measurements)
+    if record.schema < 3:
+        methods = {one.metric: one.method for one in measurements}
+        measurements = [_name_reference(one, methods) for one in measurements]
+    timed = {one.metric: one for one in measurements}
+    first_calls = [_first_call(one) for one in measurements if one.metric in _FIRST_CALLS and any(one.samples)]
+    measurements = [_without_first_call(one, timed) for one in measurements]
+    return replace(record, schema=SCHEMA, measurements=(*measurements, *first_calls))
+
+
+#: Times whose first samples were first calls before schema 4, with the metric that has their calls.
+_FIRST_CALLS = {"latency": "latency", "training_step": "training_step"}
+_OF_CALLS = {
+    **_FIRST_CALLS,
+    **{f"{name}_cpu_time": name for name in _FIRST_CALLS},
+    "throughput": "latency",
+    "training_throughput": "training_step",
+}
+
+
+def _name_reference(one: Measurement, methods: Mapping[str, str]) -> Measurement:
+    # a CPU time was taken in the same turns as the time itself, whose method names the reference
+    timed = methods.get(one.metric.removesuffix("_cpu_time"), "")
+    named = _REFERENCE_IN_METHOD.search(timed) if one.reference_samples else None
+    return replace(one, reference=named[1] if named else "", executed="executed" in one.method)
+
+
+def _first_call(one: Measurement) -> Measurement:
+    calls = tuple(process[:1] for process in one.samples)
+    return Measurement(metric="first_call", unit="s", samples=calls, method=f"the first call of: {one.method}")
+
+
+def _without_first_call(one: Measurement, timed: Mapping[str, Measurement]) -> Measurement:
+    """A time without the first call of each process that has others."""
+    calls = timed.get(_OF_CALLS.get(one.metric, ""))
+    if calls is None or not any(one.samples):
+        return one
+    samples, turns, reference = [], [], []
+    for number, process in enumerate(one.samples):
+        counts = one.turns[number] if one.turns else ()
+        times = one.reference_samples[number] if one.reference_samples else ()
+        # a CPU time has one value a turn: the first is the first call's where that turn had no other
+        first = not one.metric.endswith("_cpu_time") or [some[:1] for some in calls.turns[number : number + 1]] == [
+            (1,)
+        ]
+        if first and len(process) > 1:
+            process = process[1:]
+            alone = counts[:1] == (1,)
+            counts = counts[1:] if alone or not counts else (counts[0] - 1, *counts[1:])
+            times = times[1:] if alone else times
+        samples.append(process)
+        turns.append(counts)
+        reference.append(times)
+    return replace(
+        one,
+        samples=tuple(samples),
+        turns=tuple(turns) if one.turns else (),
+        reference_samples=tuple(reference) if one.reference_samples else (),
+    )
 
 
 def parse_image_size(text: str | int) -> tuple[int, int]:

@@ -25,9 +25,9 @@ from vitbench.core.errors import UsageError
 from vitbench.core.files import read_json
 from vitbench.core.records import Measurement, Record, format_image_size
 from vitbench.core.run_folder import cannot_write, write_atomically
-from vitbench.core.stats.estimates import first_stage_of
+from vitbench.core.stats.estimates import first_stage_of, quiet_times
 from vitbench.core.stats.intervals import steady
-from vitbench.core.stats.relative import estimate_relative, in_quiet_turns
+from vitbench.core.stats.relative import estimate_quiet
 from vitbench.core.validation import Flag, Number, is_number
 
 #: The version of pytest-benchmark whose format this is.
@@ -261,12 +261,11 @@ def _extra(record: Record, timed: Measurement) -> dict[str, Any]:
     for one in record.measurements:
         if one.status == "ok" and len(one.samples) == 1 and len(one.samples[0]) == 1:
             found[one.metric] = one.value
-    if timed.reference_samples and min(map(min, filter(None, timed.samples))) > 0:
-        relative = in_quiet_turns(timed.samples, timed.turns, timed.reference_samples)
-        if relative is not None:
-            figure = estimate_relative(relative, first_stage_of(timed))
-            found[f"{timed.metric}_relative"] = figure.value
-            found[f"{timed.metric}_relative_low"], found[f"{timed.metric}_relative_high"] = figure.low, figure.high
+    quiet, stage = quiet_times(timed), first_stage_of(timed)
+    if quiet is not None:
+        relative = estimate_quiet(quiet.relative, stage.relative if stage else None)
+        found[f"{timed.metric}_relative"] = relative.value
+        found[f"{timed.metric}_relative_low"], found[f"{timed.metric}_relative_high"] = relative.low, relative.high
     return found
 
 

@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from vitbench.core.records import Measurement, Record
-from vitbench.core.stats.estimates import first_stage_of, measurement_estimate
+from vitbench.core.stats.estimates import first_stage_of, measurement_estimate, quiet_times
 from vitbench.core.stats.intervals import MIN_PROCESSES, RUN_TO_RUN, Estimate, estimate
-from vitbench.core.stats.relative import estimate_relative, in_quiet_turns, relative_samples
+from vitbench.core.stats.relative import estimate_quiet, relative_samples
 from vitbench.regression.change_text import cell_names
 from vitbench.regression.pytest_benchmark_json import StoredRun, parse_time
 from vitbench.regression.stored_runs import RunFolder, time_of
@@ -142,7 +142,7 @@ def _values_of(record: Record, folder: RunFolder, name: str) -> Iterator[tuple[s
 def _measured(record: Record, one: Measurement, whole: Series, moment: Moment) -> Iterator[tuple[str, Series]]:
     """The value of a measurement, and for a time also its ratio to the reference's. ``whole``: the cell's status."""
     kind = kind_of(one.metric)
-    if one.reference_samples and kind == "shown" and not one.metric.endswith("_cpu_time"):
+    if one.reference_samples and one.unit == "s" and kind == "shown" and not one.metric.endswith("_cpu_time"):
         relative = _relative(one)
         if relative is not None:
             expected = _relative_deviation(relative)
@@ -179,10 +179,10 @@ def kind_of(metric: str) -> Kind:
 def _relative(one: Measurement) -> Estimate | None:
     """The time over the reference's with its interval over this run's processes; None if a sample is not positive."""
     try:
-        quiet = in_quiet_turns(one.samples, one.turns, one.reference_samples)
+        quiet, stage = quiet_times(one), first_stage_of(one)
         if quiet is None:
             return estimate(relative_samples(one.samples, one.turns, one.reference_samples))
-        return estimate_relative(quiet, first_stage_of(one))
+        return estimate_quiet(quiet.relative, stage.relative if stage else None)
     except ValueError:
         return None
 

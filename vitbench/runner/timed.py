@@ -12,7 +12,8 @@ from statistics import median
 
 from vitbench.core.records import Cell, Measurement, NoiseCheck
 from vitbench.core.registry import Metric
-from vitbench.core.stats.relative import MIN_FIRST_STAGE, in_quiet_turns, processes_for
+from vitbench.core.stats.estimates import quiet_times
+from vitbench.core.stats.relative import MIN_FIRST_STAGE, processes_for
 from vitbench.devices import Failure, split_name
 from vitbench.devices.host.load import Load, LoadWatch, load_measurements
 from vitbench.devices.host.memory import available_memory
@@ -233,13 +234,13 @@ class Timer:
         paired = next((m for m in merge(job.timed).measurements if m.reference_samples and m.samples), None)
         if paired is None:
             return
-        quiet = in_quiet_turns(paired.samples, paired.turns, paired.reference_samples)
+        quiet = quiet_times(paired)
         if quiet is None:
             return
         job.first_stage = measure.processes
         affordable = int(measure.max_seconds / max(job.timed_s / len(job.timed), 1e-3))
         most = max(min(measure.max_processes, affordable), measure.processes)
-        needed = processes_for(quiet, measure.precision)
+        needed = processes_for(quiet.relative, measure.precision)
         job.wanted = min(needed, most)
         if needed > most:
             limit = "max_processes" if most == max(measure.max_processes, measure.processes) else "max_seconds"

@@ -11,21 +11,21 @@ from functools import cache, cached_property
 import numpy as np
 
 from vitbench.core.stats.intervals import CONFIDENCE, log_t_interval, t_of_processes, t_quantile, t_tail
-from vitbench.core.stats.relative import Relative
+from vitbench.core.stats.relative import QuietTime
 
 
 def compare_relative(
-    one: Relative,
-    other: Relative,
+    one: QuietTime,
+    other: QuietTime,
     *,
     paired: bool = False,
-    first_stages: tuple[Relative | None, Relative | None] = (None, None),
+    first_stages: tuple[QuietTime | None, QuietTime | None] = (None, None),
 ) -> Ratio:
     """The ratio of two cells' relative times, ``one`` over ``other``.
 
     ``paired``: the processes of the two took turns, the first of one with the first of the other and so on; what a pair
     shares then cancels. Otherwise their variances may differ (``ErrorOfSum``). ``first_stages``: of each cell, as for
-    ``estimate_relative``.
+    ``estimate_quiet``.
     """
     difference = one.log_value - other.log_value
     stages = first_stages[0] or one, first_stages[1] or other

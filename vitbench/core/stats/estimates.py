@@ -7,7 +7,7 @@ import math
 
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.intervals import WILSON, Estimate, estimate, wilson_interval
-from vitbench.core.stats.relative import Relative, in_quiet_turns
+from vitbench.core.stats.relative import QuietTimes, estimate_quiet, in_quiet_turns
 
 #: Metrics whose samples are a course over time, not repetitions: their value is the last one.
 SERIES = frozenset({"training_loss"})
@@ -17,12 +17,16 @@ SERIES_KIND = "none: the last of a series"
 BY_CLASS = frozenset({"class_f1", "class_precision", "class_recall"})
 BY_CLASS_KIND = "none: one value a class"
 
+#: The unit of rates: their turns are quiet where the time of an image is short.
+_RATE = "image/s"
+
 
 def measurement_estimate(record: Record, measurement: Measurement) -> Estimate | None:
     """The estimate of one measurement of ``record``, in the measurement's unit; None if it has no samples.
 
-    An accuracy gets its Wilson interval from the record's ``test_images``; of a series the last value counts, of one
-    value a class their mean.
+    A time or rate that took turns with the reference is that of quiet turns, from three processes on. An accuracy gets
+    its Wilson interval from the record's ``test_images``; of a series the last value counts, of one value a class their
+    mean.
     """
     samples = [process for process in measurement.samples if process]
     if not samples:
@@ -32,6 +36,11 @@ def measurement_estimate(record: Record, measurement: Measurement) -> Estimate |
     if measurement.metric in BY_CLASS:
         values = [x for process in samples for x in process]
         return Estimate(math.fsum(values) / len(values), None, None, BY_CLASS_KIND, len(samples), len(values))
+    quiet = quiet_times(measurement)
+    if quiet is not None:
+        stage = first_stage_of(measurement)
+        result = estimate_quiet(quiet.seconds, stage.seconds if stage else None)
+        return _rate(result) if measurement.unit == _RATE else result
     result = estimate(samples, first_stage=measurement.first_stage)
     tested = record.measurement("test_images")
     if measurement.metric == "accuracy" and tested is not None and tested.status == "ok" and any(tested.samples):
@@ -41,9 +50,32 @@ def measurement_estimate(record: Record, measurement: Measurement) -> Estimate |
     return result
 
 
-def first_stage_of(one: Measurement) -> Relative | None:
+def under_load(measurement: Measurement) -> Estimate | None:
+    """The estimate over all turns, whatever else ran; None for what has no quiet turns of its own."""
+    if quiet_times(measurement) is None:
+        return None
+    return estimate([process for process in measurement.samples if process], first_stage=measurement.first_stage)
+
+
+def quiet_times(one: Measurement, *, processes: int | None = None) -> QuietTimes | None:
+    """A time (for a rate: the time of an image) in its quiet turns, of the first ``processes`` or all; None without the
+    reference, with fewer than three processes, or if a sample is not positive.
+    """
+    samples, reference = one.samples[:processes], one.reference_samples[:processes]
+    if not reference or min(map(min, filter(None, samples)), default=0) <= 0:
+        return None
+    if one.unit == _RATE:
+        samples = tuple(tuple(1 / rate for rate in process) for process in samples)
+    return in_quiet_turns(samples, one.turns[:processes], reference, one.other_load[:processes])
+
+
+def first_stage_of(one: Measurement) -> QuietTimes | None:
     """The first stage, after which the number of processes was decided, in its quiet turns; None if there is none."""
     count = one.first_stage
-    if count is None or count >= len(one.samples):
-        return None
-    return in_quiet_turns(one.samples[:count], one.turns[:count], one.reference_samples[:count])
+    return None if count is None or count >= len(one.samples) else quiet_times(one, processes=count)
+
+
+def _rate(time: Estimate) -> Estimate:
+    """The rate of a time."""
+    low, high = (None if bound is None else 1 / bound for bound in (time.high, time.low))
+    return dataclasses.replace(time, value=1 / time.value, low=low, high=high)

@@ -17,6 +17,9 @@ CONFIDENCE = 0.95
 #: How much a relative latency varies from run to run beyond its processes: the standard deviation of its logarithm.
 #: One run does not show it. ``benchmarks/test_relative_latency.py`` estimates it from ten.
 RUN_TO_RUN = 0.04
+#: The same of seconds in quiet turns: how much faster or slower the whole machine is in another run, beyond what its
+#: reference shows within one. ``benchmarks/busy_and_quiet.py`` estimates it.
+HOST_DRIFT = 0.05
 
 #: With fewer samples nothing is cut: a window of two or three is steady by chance, and a median tolerates one slow
 #: sample.
@@ -89,16 +92,16 @@ def estimate(samples_by_process: Sequence[Sequence[float]], *, first_stage: int 
     return result(value, (min(low for low, _ in known), max(high for _, high in known)), WITHIN_PROCESS)
 
 
-def allow_for_runs(one: Estimate) -> Estimate:
-    """A relative latency whose interval also covers other runs, if its own is one between processes: an interval within
-    one or two processes does not show how processes differ, and an allowance would hide that.
+def allow_for_runs(one: Estimate, variation: float = RUN_TO_RUN) -> Estimate:
+    """A value whose interval also covers other runs, if its own is one between processes: an interval within one or two
+    processes does not show how processes differ, and an allowance would hide that.
 
-    The interval of this run's processes and an allowance for run-to-run variation (``RUN_TO_RUN``) add up as
-    independent errors do: a type A and a type B uncertainty (JCGM 100:2008, "GUM", 4.3 and 5.1.2).
+    The interval of this run's processes and an allowance for run-to-run ``variation`` (the standard deviation of the
+    logarithm) add up as independent errors do: a type A and a type B uncertainty (JCGM 100:2008, "GUM", 4.3 and 5.1.2).
     """
-    if one.low is None or one.high is None or one.kind != BETWEEN_PROCESSES:
+    if not one.low or one.high is None or one.kind != BETWEEN_PROCESSES:
         return one
-    allowance = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * RUN_TO_RUN
+    allowance = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * variation
     low = one.value * math.exp(-math.hypot(math.log(one.value / one.low), allowance))
     high = one.value * math.exp(math.hypot(math.log(one.high / one.value), allowance))
     return dataclasses.replace(one, low=low, high=high, kind=BETWEEN_RUNS)
@@ -231,6 +234,20 @@ def warmup_length(samples: Sequence[float]) -> int:
 def steady(samples: Sequence[float]) -> Sequence[float]:
     """The samples after the warm-up."""
     return samples[warmup_length(samples) :]
+
+
+def steady_in_turns(
+    samples: Sequence[float], turns: Sequence[int], compared: Sequence[float] | None = None
+) -> list[Sequence[float]]:
+    """The samples of each turn of a process that count: without its warm-up, found in ``compared`` (by default the
+    samples themselves), and without the first of each turn of more than two: another program has had the caches.
+    """
+    cut, start, kept = warmup_length(samples if compared is None else compared), 0, []
+    for count in turns:
+        first = start + (1 if count > 2 else 0)
+        kept.append(samples[max(first, cut) : start + count])
+        start += count
+    return kept
 
 
 def median(samples: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Times relative to the reference, over the turns in which the machine was quiet."""
+"""Times over the turns in which the machine was quiet: relative to the reference, and in seconds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vitbench.core.stats.intervals import (
     MIN_PROCESSES,
     Estimate,
     median,
+    steady_in_turns,
     t_of_processes,
-    warmup_length,
 )
 
 #: A turn is quiet if the reference took at most ``QUIET`` times, and the cell at most ``QUIET_CELL`` times, what it
@@ -22,6 +22,8 @@ from vitbench.core.stats.intervals import (
 QUIET = 1.1
 QUIET_CELL = 1.3
 FASTEST = 0.02
+#: The cores that other programs may use in a quiet turn, where enough processes have such turns.
+QUIET_LOAD = 0.25
 
 #: With fewer processes in the first stage their spread is too uncertain to decide on the number of further ones.
 MIN_FIRST_STAGE = 5
@@ -48,13 +50,14 @@ def relative_samples(
 
 
 @dataclass(frozen=True)
-class Relative:
-    """A cell's time relative to the reference's in quiet turns, with what its error and comparisons need.
+class QuietTime:
+    """A cell's time in quiet turns, in seconds or relative to the reference's, and what its error and comparisons need.
 
     ``log_value`` is the logarithm of the value. ``influences`` holds how far each process moves it (0 for a process
     without a quiet turn; where cell and reference were quiet at different times, those of the reference follow).
     ``processes`` is the effective number of processes (Kish 1965, "Survey Sampling", 11.7): less than their number if
-    some have more quiet turns than others.
+    some have more quiet turns than others. ``quiet`` is False if all turns count, because too few processes had quiet
+    ones.
     """
 
     log_value: float
@@ -63,6 +66,7 @@ class Relative:
     n_processes: int
     all_processes: int
     n_samples: int
+    quiet: bool = True
 
     @property
     def variance(self) -> float:
@@ -70,18 +74,32 @@ class Relative:
         return math.fsum(x * x for x in self.influences) * self.processes / (self.processes - 1)
 
 
+@dataclass(frozen=True)
+class QuietTimes:
+    """The same quiet turns read in two ways. ``reference`` holds the seconds of a reference step in each process's
+    fastest tenth of turns: what they differ by is the host's.
+    """
+
+    relative: QuietTime
+    seconds: QuietTime
+    reference: tuple[float, ...]
+
+
 def in_quiet_turns(
     samples_by_process: Sequence[Sequence[float]],
     turns: Sequence[Sequence[int]],
     reference: Sequence[Sequence[float]],
-) -> Relative | None:
-    """The relative time over the quiet turns of a Measurement's samples, turns and reference_samples; None with fewer
-    than ``MIN_PROCESSES`` processes that have samples.
+    other_load: Sequence[Sequence[float]] = (),
+) -> QuietTimes | None:
+    """The time over the quiet turns of a Measurement's samples, turns, reference_samples and other_load; None with
+    fewer than ``MIN_PROCESSES`` processes that have samples.
 
-    A shared or throttled machine has slow seconds, which slow different programs to different degrees: the ratio then
-    moves by tens of percent. So only quiet turns count (``QUIET``, ``QUIET_CELL``). Where fewer than ``MIN_PROCESSES``
-    processes have such turns, the quiet turns of the cell are compared with those of the reference at other times;
-    where fewer have even these, all turns count. Warm-up is cut first; a turn's value is the median of its samples.
+    A shared or throttled machine has slow seconds, which slow different programs to different degrees: seconds move by
+    a factor, and ratios by tens of percent. So only quiet turns count (``QUIET``, ``QUIET_CELL``, ``QUIET_LOAD``).
+    Where fewer than ``MIN_PROCESSES`` processes have such turns, the load of other programs is no condition; where too
+    few have even these, the quiet turns of the cell are compared with those of the reference at other times, and at
+    last all turns count. Warm-up and the first call of a turn are cut first; a turn's value is the median of its
+    samples.
 
     The value is the interquartile mean of the turns' logarithms (a turn that is disturbed after all is in a tail). The
     process is the unit of its error, because turns of one process are alike: each process's share of the turns times
@@ -89,58 +107,66 @@ def in_quiet_turns(
 
     Raises ValueError as ``relative_samples`` does, or if a sample is not positive.
     """
-    found = _turns_of(samples_by_process, turns, reference)
+    found = _turns_of(samples_by_process, turns, reference, other_load)
     if _count(found) < MIN_PROCESSES:
         return None
     all_turns = [turn for process in found for turn in process]
     limits = [float(np.quantile([turn[which] for turn in all_turns], FASTEST)) for which in (0, 1)]
 
-    def quiet(cell: float, other: float) -> list[list[_Turn]]:
+    def quiet(cell: float, other: float, load: float = math.inf) -> list[list[_Turn]]:
         slowest = limits[0] + math.log(cell), limits[1] + math.log(other)
-        return [[turn for turn in process if turn[0] <= slowest[0] and turn[1] <= slowest[1]] for process in found]
+        return [
+            [turn for turn in process if turn[0] <= slowest[0] and turn[1] <= slowest[1] and turn[3] <= load]
+            for process in found
+        ]
 
-    both = quiet(QUIET_CELL, QUIET)
+    candidates = quiet(QUIET_CELL, QUIET, QUIET_LOAD), quiet(QUIET_CELL, QUIET)
+    used = next((some for some in candidates if _count(some) >= MIN_PROCESSES), None)
     of_cell, of_reference = quiet(QUIET, math.inf), quiet(math.inf, QUIET)
-    if _count(both) < MIN_PROCESSES and min(_count(of_cell), _count(of_reference)) >= MIN_PROCESSES:
-        used = of_cell
-        own, own_influences, own_processes = _centre([[turn[0] for turn in process] for process in of_cell])
+    apart = used is None and min(_count(of_cell), _count(of_reference)) >= MIN_PROCESSES
+    is_quiet = apart or used is not None
+    if used is None:
+        used = of_cell if apart else found
+
+    def time(centre: tuple[float, list[float], float]) -> QuietTime:
+        value, influences, processes = centre
+        counts = _count(used), _count(found), sum(turn[2] for process in used for turn in process)
+        return QuietTime(value, tuple(influences), processes, *counts, quiet=is_quiet)
+
+    seconds = _centre([[turn[0] for turn in process] for process in used])
+    if apart:
         other, other_influences, other_processes = _centre([[turn[1] for turn in process] for process in of_reference])
-        value, processes = own - other, min(own_processes, other_processes)
-        influences = [*own_influences, *(-one for one in other_influences)]  # of other turns: nothing cancels
+        # of other turns: nothing cancels
+        influences = [*seconds[1], *(-one for one in other_influences)]
+        relative = seconds[0] - other, influences, min(seconds[2], other_processes)
     else:
-        used = both if _count(both) >= MIN_PROCESSES else found
-        value, influences, processes = _centre([[turn[0] - turn[1] for turn in process] for process in used])
-    return Relative(
-        log_value=value,
-        influences=tuple(influences),
-        processes=processes,
-        n_processes=_count(used),
-        all_processes=_count(found),
-        n_samples=sum(turn[2] for process in used for turn in process),
-    )
+        relative = _centre([[turn[0] - turn[1] for turn in process] for process in used])
+    fastest = [math.exp(float(np.quantile([turn[1] for turn in process], 0.1))) for process in found if process]
+    return QuietTimes(time(relative), time(seconds), tuple(fastest))
 
 
-#: The logarithms of a cell's time and the reference's in one turn, and the number of samples.
-_Turn = tuple[float, float, int]
+#: The logarithms of a cell's time and the reference's in one turn, the number of samples, and the other programs' load.
+_Turn = tuple[float, float, int, float]
 
 
 def _turns_of(
     samples_by_process: Sequence[Sequence[float]],
     turns: Sequence[Sequence[int]],
     reference: Sequence[Sequence[float]],
+    other_load: Sequence[Sequence[float]],
 ) -> list[list[_Turn]]:
     """The turns of each process that have samples after its warm-up."""
     relative = relative_samples(samples_by_process, turns, reference)
     found: list[list[_Turn]] = []
-    for samples, ratios, counts, times in zip(samples_by_process, relative, turns, reference, strict=True):
-        cut, start, of_process = warmup_length(ratios), 0, []
-        for count, time in zip(counts, times, strict=True):
-            kept = samples[max(start, cut) : start + count]
-            start += count
-            if kept:
-                if min(kept) <= 0:
-                    raise ValueError("a sample is not positive")
-                of_process.append((math.log(median(kept)), math.log(time), len(kept)))
+    for number, (samples, counts, times) in enumerate(zip(samples_by_process, turns, reference, strict=True)):
+        if min(samples, default=1.0) <= 0:
+            raise ValueError("a sample is not positive")
+        loads = other_load[number] if other_load else [0.0] * len(counts)
+        of_process = [
+            (math.log(median(kept)), math.log(time), len(kept), load)
+            for kept, time, load in zip(steady_in_turns(samples, counts, relative[number]), times, loads, strict=True)
+            if kept
+        ]
         found.append(of_process)
     return found
 
@@ -159,14 +185,14 @@ def _centre(logs: Sequence[Sequence[float]]) -> tuple[float, list[float], float]
     return value, influences, 1 / math.fsum((len(process) / total) ** 2 for process in logs)
 
 
-def processes_for(one: Relative, precision: float) -> int:
+def processes_for(one: QuietTime, precision: float) -> int:
     """How many processes it takes in all until the 95 % interval reaches ``precision`` (0.05: 5 %) to either side, if
     the share of processes with quiet turns stays the same. Decided once, from the first ones; at least as many.
 
     Stein's two-stage procedure (Stein 1945, "A two-sample test for a linear hypothesis whose power is independent of
     the variance"). Stopping as soon as the interval is narrow would stop too often by chance, and the interval would
     cover less than 95 %. Here the number depends on the first stage's spread alone, which is independent of the mean.
-    The interval then uses that spread and its degrees of freedom (``first_stage`` of ``estimate_relative``), and covers
+    The interval then uses that spread and its degrees of freedom (``first_stage`` of ``estimate_quiet``), and covers
     95 % whatever the number is.
 
     Raises ValueError for a precision that is not positive.
@@ -178,9 +204,9 @@ def processes_for(one: Relative, precision: float) -> int:
     return math.ceil(equal * one.all_processes / one.processes - 1e-9)
 
 
-def estimate_relative(one: Relative, first_stage: Relative | None = None) -> Estimate:
-    """The relative time of a fresh process, with a t interval of ``one.processes`` processes. Where their number was
-    decided after the ``first_stage`` (``processes_for``), the interval has its spread and degrees of freedom.
+def estimate_quiet(one: QuietTime, first_stage: QuietTime | None = None) -> Estimate:
+    """The time of a fresh process, with a t interval of ``one.processes`` processes. Where their number was decided
+    after the ``first_stage`` (``processes_for``), the interval has its spread and degrees of freedom.
     """
     stage = first_stage or one
     half = t_of_processes(stage.processes) * math.sqrt(stage.variance * stage.processes / one.processes)

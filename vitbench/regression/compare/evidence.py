@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 from vitbench.core.stats.comparisons import ErrorOfSum, holm
 from vitbench.core.stats.intervals import CONFIDENCE, RUN_TO_RUN
-from vitbench.core.stats.relative import Relative
+from vitbench.core.stats.relative import QuietTime
 from vitbench.regression.change import Change, Verdict
 
 #: The largest probability of any false alarm over all tested values of a suite that gate.
@@ -37,7 +37,7 @@ class LogRatio:
     p_factor: float = 1.0
 
     @classmethod
-    def of(cls, base: tuple[Relative, Relative | None], head: tuple[Relative, Relative | None]) -> LogRatio:
+    def of(cls, base: tuple[QuietTime, QuietTime | None], head: tuple[QuietTime, QuietTime | None]) -> LogRatio:
         """From each run's relative time and, if they decided the number of processes, its first processes."""
         parts = [(2 * RUN_TO_RUN**2, math.inf)]
         for one, first_stage in (base, head):

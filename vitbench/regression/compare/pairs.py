@@ -151,11 +151,11 @@ class Pair:
             reason = "timed relative to another reference, or with another number of threads"
         if reason:
             return self._change(metric, states, "not comparable", reason, unit=_OF_REFERENCE)
-        if one.in_quiet_turns is None or other.in_quiet_turns is None:
+        if one.quiet is None or other.quiet is None:
             reason = f"fewer than {MIN_PROCESSES} processes do not show how processes differ: --processes 5 does"
             ratio = _ratio_of(base_value, head_value)
             return self._change(metric, states, "inconclusive", reason, unit=_OF_REFERENCE, ratio=ratio)
-        found = LogRatio.of((one.in_quiet_turns, one.first_stage), (other.in_quiet_turns, other.first_stage))
+        found = LogRatio.of((one.quiet.relative, one.first_stage), (other.quiet.relative, other.first_stage))
         ratio, low, high = found.interval
         _, tolerance = self._threshold(metric)
         margin = math.log1p(tolerance)

@@ -21,9 +21,9 @@ def ratio_of(one: MetricValue, other: MetricValue) -> Ratio | None:
         return None
     group = one.measurement.group
     paired = bool(group) and group == other.measurement.group
-    if one.in_quiet_turns and other.in_quiet_turns:
+    if one.quiet and other.quiet:
         first_stages = one.first_stage, other.first_stage
-        return compare_relative(one.in_quiet_turns, other.in_quiet_turns, paired=paired, first_stages=first_stages)
+        return compare_relative(one.quiet.relative, other.quiet.relative, paired=paired, first_stages=first_stages)
     return compare(process_medians(one.relative_samples), process_medians(other.relative_samples), paired=paired)
 
 

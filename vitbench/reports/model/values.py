@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from vitbench.core.records import Measurement, Record, Status
-from vitbench.core.stats.estimates import first_stage_of, measurement_estimate
-from vitbench.core.stats.intervals import Estimate, allow_for_runs, estimate, percentile, steady
-from vitbench.core.stats.relative import Relative, estimate_relative, in_quiet_turns, relative_samples
+from vitbench.core.stats.estimates import first_stage_of, measurement_estimate, quiet_times, under_load
+from vitbench.core.stats.intervals import (
+    HOST_DRIFT,
+    Estimate,
+    allow_for_runs,
+    estimate,
+    percentile,
+    steady_in_turns,
+)
+from vitbench.core.stats.relative import QUIET_LOAD, QuietTime, QuietTimes, estimate_quiet, relative_samples
 
 
 @dataclass(frozen=True)
@@ -33,41 +43,70 @@ class MetricValue:
         return self.estimate.value if self.estimate else None
 
     @cached_property
+    def estimate_between_runs(self) -> Estimate | None:
+        """``estimate``; the interval of a time or rate in quiet turns includes how fast the host is in other runs."""
+        if self.estimate is None or self.quiet is None:
+            return self.estimate
+        seen = float(np.std(np.log(self.quiet.reference), ddof=1))
+        return allow_for_runs(self.estimate, math.hypot(HOST_DRIFT, seen))
+
+    @cached_property
+    def under_load(self) -> Estimate | None:
+        """``estimate`` over all turns, whatever else ran; None where it has no quiet turns to differ from."""
+        return under_load(self.measurement) if self.quiet and self.measurement else None
+
+    @cached_property
+    def disturbance(self) -> float | None:
+        """The cores that other programs used on average over its turns, where these are beyond ``QUIET_LOAD``."""
+        one = self.measurement
+        if one is None or self.record is None:
+            return None
+        # records before schema 4 have it by process
+        loads = one.other_load if one.other_load else getattr(self.record.measurement("other_load"), "samples", ())
+        each = [load for process in loads for load in process]
+        mean = math.fsum(each) / len(each) if each else 0.0
+        return mean if mean > QUIET_LOAD else None
+
+    @cached_property
     def relative_samples(self) -> list[list[float]]:
         """The samples of each process over the reference's of the same turns; empty without a reference."""
         one = self.measurement
-        if self.status != "ok" or one is None or not one.reference_samples or not any(one.samples):
+        if self.status != "ok" or one is None or not one.reference_samples or not any(one.samples) or one.unit != "s":
             return []
         return relative_samples(one.samples, one.turns, one.reference_samples)
 
     @cached_property
     def relative_between_runs(self) -> Estimate | None:
         """``relative`` with an interval that, from three processes on, includes run-to-run variation."""
-        if self.relative is None or not self.relative.low:  # a clock too coarse to see anything gives 0
-            return self.relative
-        return allow_for_runs(self.relative)
+        return allow_for_runs(self.relative) if self.relative else None
 
     @cached_property
     def relative(self) -> Estimate | None:
-        """The number over the reference's, of quiet turns from three processes on; None without a reference."""
-        if not self.relative_samples or self.measurement is None:
+        """The time over the reference's, of quiet turns from three processes on; None without a reference."""
+        if not self.relative_samples:
             return None
-        if self.in_quiet_turns is None:
+        if self.quiet is None:
             return estimate(self.relative_samples)
-        return estimate_relative(self.in_quiet_turns, self.first_stage)
+        return estimate_quiet(self.quiet.relative, self.first_stage)
 
     @cached_property
-    def in_quiet_turns(self) -> Relative | None:
-        """The relative value with what each process contributes; None with fewer than three processes."""
+    def quiet(self) -> QuietTimes | None:
+        """The time in quiet turns with what each process contributes; None with fewer than three processes."""
+        return quiet_times(self.measurement) if self.status == "ok" and self.measurement else None
+
+    @property
+    def all_turns_count(self) -> bool:
+        """Whether it took turns with the reference, and too few processes had quiet ones."""
         one = self.measurement
-        if not self.relative_samples or one is None or min(map(min, filter(None, one.samples)), default=0) <= 0:
-            return None
-        return in_quiet_turns(one.samples, one.turns, one.reference_samples)
+        if self.status != "ok" or one is None or not one.reference_samples:
+            return False
+        return self.quiet is None or not self.quiet.seconds.quiet
 
     @cached_property
-    def first_stage(self) -> Relative | None:
-        """``in_quiet_turns`` of the processes that decided how many there would be, if more followed."""
-        return first_stage_of(self.measurement) if self.in_quiet_turns and self.measurement else None
+    def first_stage(self) -> QuietTime | None:
+        """``quiet.relative`` of the processes that decided how many there would be, if more followed."""
+        stage = first_stage_of(self.measurement) if self.quiet and self.measurement else None
+        return stage.relative if stage else None
 
     @property
     def batch_size(self) -> int | None:
@@ -75,19 +114,14 @@ class MetricValue:
         return self.record.cell.batch_size if self.record else None
 
     def percentile(self, q: float) -> float | None:
-        """The quantile of the steady samples of all processes; None if there are too few.
-
-        Leaves out the first sample of each turn of more than two: other programs have just filled the caches.
-        """
+        """The quantile of the steady samples of all processes; None if there are too few."""
         if self.status != "ok" or self.measurement is None:
             return None
         turns = self.measurement.turns or tuple((len(process),) for process in self.measurement.samples)
-        samples = []
-        for process, counts in zip(self.measurement.samples, turns, strict=True):
-            firsts = {sum(counts[:index]) for index, count in enumerate(counts) if index > 0 and count > 2}
-            cut = len(process) - len(steady(process))
-            samples += [x for index, x in enumerate(process) if index >= cut and index not in firsts]
-        return percentile(samples, q)
+        pairs = zip(self.measurement.samples, turns, strict=True)
+        return percentile(
+            [x for process, counts in pairs for turn in steady_in_turns(process, counts) for x in turn], q
+        )
 
 
 def value_of(record: Record | None, metric: str) -> MetricValue:
