@@ -58,7 +58,7 @@ def test_the_last_record_of_a_cell_counts_and_keeps_the_place_of_the_first(tmp_p
         pytest.param(lambda line: line.replace(b'"status":"ok"', b'"status":"fine"', 1), id="unknown status"),
         pytest.param(lambda line: b"\xff\xfe" + line[2:], id="bytes that are no text"),
         pytest.param(lambda line: line.replace(b"0.25", b"NaN"), id="a sample that is no number"),
-        pytest.param(lambda line: line.replace(b'"schema":3', b'"schema":99'), id="newer schema"),
+        pytest.param(lambda line: line.replace(b'"schema":4', b'"schema":99'), id="newer schema"),
         pytest.param(lambda line: b"[1, 2]", id="JSON that is no record"),
     ],
 )

@@ -922,7 +922,7 @@ def test_damaged_lines_are_passed_over_with_a_warning(folders: tuple[Path, Path]
 def test_records_of_a_newer_vitbench_are_told(folders: tuple[Path, Path]) -> None:
     base, head = folders
     path = head / "records.jsonl"
-    path.write_text(path.read_text(encoding="utf-8").replace('"schema":3', '"schema":99', 1), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace('"schema":4', '"schema":99', 1), encoding="utf-8")
     with pytest.warns(UserWarning, match="newer than this vitbench reads"):
         assert command(base, head) == FINE  # the cell that grew is the one that cannot be read
 

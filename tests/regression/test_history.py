@@ -449,7 +449,7 @@ def _garbage(folder: Path) -> None:
 
 def _newer(folder: Path) -> None:
     text = (folder / "records.jsonl").read_text()
-    (folder / "records.jsonl").write_text(text.replace('"schema":3', '"schema":99'))
+    (folder / "records.jsonl").write_text(text.replace('"schema":4', '"schema":99'))
 
 
 def _empty(folder: Path) -> None:
