@@ -120,7 +120,7 @@ def timed_play(wrong: float, slow: float, added: int = 0, spread: float = 0.02, 
         for one in group:
             play.estimates.cell_started(one)
         play.estimates.group_started(group)
-        calls = {one.id: FLOPS[one.model] * one.batch_size / 1e11 for one in group}
+        calls = {one.id: 1e-3 + FLOPS[one.model] * one.batch_size / 1e11 for one in group}
         for number in range(1, 6 + added):
             play.wait(slow * sum(0.4 + max(1.0, 12.5 * calls[one.id]) * 1.3 + 2 * calls[one.id] for one in group))
             total = 5 + added if number >= 5 else 5

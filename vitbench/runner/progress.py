@@ -79,7 +79,10 @@ class Progress:
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Around a wait for a quiet moment; ``what`` is what disturbs."""
+        begin = time.monotonic()
         yield
+        if self.estimates is not None:
+            self.estimates.waited(time.monotonic() - begin)
 
     def training_step(self, event: TrainingStep) -> None:
         """A training cell has come further."""
@@ -138,7 +141,8 @@ class PlainProgress(Progress):
     def waiting(self, what: str) -> Iterator[None]:
         if time.monotonic() - self._waited_at > _WAITING_AGAIN_S:
             self.note(what)
-        yield
+        with super().waiting(what):
+            yield
         self._waited_at = time.monotonic()
 
     def cell_done(self, record: Record) -> None:
@@ -226,7 +230,8 @@ class LiveProgress(PlainProgress):
     def waiting(self, what: str) -> Iterator[None]:
         before = self._shown
         self._show(f"{self._label}: {what}")
-        yield
+        with Progress.waiting(self, what):
+            yield
         self._show(before)
 
     def training_step(self, event: TrainingStep) -> None:

@@ -30,7 +30,7 @@ from vitbench.executors.protocol import Calibrate, TrainingStep
 from vitbench.runner.outcomes import metrics_by_process
 from vitbench.runner.static_counts import StaticKey, static_key
 from vitbench.runner.training_plan import TrainingPlan
-from vitbench.runner.turns import TURN_S
+from vitbench.runner.turns import TURN_CALLS, TURN_S
 from vitbench.suites import Suite
 from vitbench.suites.batch_search import base_of, expected_attempts, guess_largest, is_too_large
 
@@ -50,13 +50,15 @@ _MEMORY_CALLS, _FAILING_CALLS = 4.0, 1.0
 #: recorded runs); an image of a training more, with data, augmentation and small batches.
 _STEP_IN_FORWARDS = 4.0
 _TRAINED_IN_FORWARDS = 6.0
+#: Seconds that a call takes however small its batch: Python, and the launch of some hundred operators.
+_LAUNCHES_S = 1e-3
 #: FLOP/s of a device that could not be asked: a modest CPU.
 _UNKNOWN_RATE = 2e10
 #: How much a cell's processes differ (standard deviation of logarithms), and how many degrees of freedom say so
 #: before any has run.
 _SPREAD, _SPREAD_FREEDOM = 0.06, 4
 #: By what factors the processes that are needed differ from what the spread so far says, equally likely.
-_FACTORS = (0.3, 0.6, 1.0, 1.7, 3.3)
+_FACTORS = (0.25, 0.5, 1.0, 2.0, 8.0)
 #: So many added processes count against what groups have shown.
 _ADDED_PRIOR = 3.0
 #: The kinds of processes of a cell, in the order in which they run.
@@ -179,7 +181,7 @@ class TimeEstimates:
         training: TrainingPlan | None,
         known: Mapping[str, Rates],
         *,
-        calls_a_turn: int = 5,
+        calls_a_turn: int = TURN_CALLS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.suite = suite
@@ -263,6 +265,10 @@ class TimeEstimates:
         self._overhead.learn("time", elapsed, math.fsum(self._process_seconds(cell) for cell in cells))
         self._now = [(cell, "time") for cell in cells if self._processes_left(cell)]
         self._since = self._clock()
+
+    def waited(self, seconds: float) -> None:
+        """What is under way was held up: that says nothing of what follows."""
+        self._since += seconds
 
     def training_step(self, event: TrainingStep) -> None:
         """The training under way has come further."""
@@ -367,7 +373,8 @@ class TimeEstimates:
 
     def _expected_call(self, cell: Cell, kind: str) -> float:
         """The seconds of a call before anything was measured."""
-        return self._call_flops(cell, kind) / self._rates(cell).flops_per_s
+        launches = _LAUNCHES_S / (cell.batch_size if kind == "training" else 1)
+        return launches + self._call_flops(cell, kind) / self._rates(cell).flops_per_s
 
     def _call_seconds(self, cell: Cell, kind: str) -> float:
         return self._expected_call(cell, kind) * self._speed.ratio((cell.id, kind), _keys(cell, kind))
