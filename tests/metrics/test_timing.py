@@ -125,7 +125,7 @@ def test_the_first_call_of_a_process_is_a_value_of_its_own_and_nothing_pays_for_
     found = sample_durations(lambda: clock.pass_by(next(durations), 1.0), CPU, budget, turns)
     assert (found.first_s, found.samples, found.cpu) == (1000.0, (CALL_S,) * 16, (1.0, 1.0))
     first = {one.metric: one for one in found.measurements("latency", "how")}["first_call"]
-    assert (first.samples, first.unit, first.method) == (((1000.0,),), "s", "first call: how")
+    assert (first.samples, first.unit, first.method) == (((1000.0,),), "s", "the first call of: how")
 
 
 def test_a_turn_has_so_many_calls_however_long_they_are(clock: Clock) -> None:

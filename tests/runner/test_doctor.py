@@ -78,6 +78,11 @@ def test_a_good_machine_gets_no_advice() -> None:
     assert advice() == []
 
 
+def test_the_programs_that_keep_the_cores_busy_are_named() -> None:
+    (text,) = advise(environment(), 0.9, 0.0, [("firefox", 0.62), ("apt", 0.25)])
+    assert text.startswith("Other programs keep 0.9 of 8 cores busy (firefox 0.6, apt 0.2): stop them before")
+
+
 @pytest.mark.parametrize(
     ("changes", "says", "way_out"),
     [

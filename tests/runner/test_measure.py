@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -20,7 +22,7 @@ from vitbench.core import run_folder as store
 from vitbench.core.errors import StorageError
 from vitbench.core.records import SCHEMA, Cell, Measurement, NoiseCheck, Record, measurement_from_dict
 from vitbench.core.registry import METRICS
-from vitbench.core.stats.intervals import estimate, process_medians
+from vitbench.core.stats.intervals import estimate, process_medians, t_of_processes
 from vitbench.core.stats.relative import in_quiet_turns, processes_for, relative_samples
 from vitbench.devices import Failure
 from vitbench.devices.host import load
@@ -33,7 +35,7 @@ from vitbench.runner.outcomes import merge
 from vitbench.runner.plan import Plan
 from vitbench.runner.progress import Progress
 from vitbench.runner.run import RunSummary
-from vitbench.runner.timed import Job, Timer, peak_bytes
+from vitbench.runner.timed import Job, Timer, is_rank_clear, peak_bytes
 from vitbench.suites import make_suite
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +162,7 @@ def decided(timer: ScriptedTimer, outcomes: list[Outcome], seconds_each: float =
     job = make_job()
     job.timed, job.timed_s = outcomes, seconds_each * len(outcomes)
     job.wanted = len(outcomes)
-    timer.decide_processes(job)
+    timer.decide_processes([job])
     return job
 
 
@@ -189,6 +191,56 @@ def test_processes_are_capped_by_their_number_and_by_their_time() -> None:
         decided(ScriptedTimer(max_processes=100, max_seconds=6.0), outcomes, seconds_each=60.0).wanted == 5
     )  # not fewer
     assert decided(ScriptedTimer(max_processes=2), outcomes).wanted == 5
+
+
+def decided_together(timer: ScriptedTimer, *cells: Sequence[float]) -> list[Job]:
+    jobs = []
+    for number, ratios in enumerate(cells):
+        job = make_job("abcdefgh"[number])
+        job.timed, job.timed_s, job.wanted = [outcome_of(one) for one in ratios], 5.0, len(ratios)
+        jobs.append(job)
+    timer.decide_processes(jobs)
+    return jobs
+
+
+def test_a_cell_whose_rank_is_clear_gets_no_more_processes_and_says_why() -> None:
+    slow = [10 * one for one in WIDE[::-1]]
+    one, other = decided_together(ScriptedTimer(max_processes=100), WIDE, slow)
+    assert (one.wanted, other.wanted, one.first_stage) == (5, 5, 5)
+    needed = processes_wanted(WIDE)
+    assert one.shortfall == f"+-5 % would take {needed} processes; its rank was clear after 5"
+
+
+def test_cells_that_are_close_get_what_each_needs() -> None:
+    near = [1.1 * one for one in WIDE[::-1]]
+    far = [10 * one for one in WIDE]
+    jobs = decided_together(ScriptedTimer(max_processes=100), far, WIDE, near, NARROW)
+    assert [job.wanted for job in jobs] == [5, processes_wanted(WIDE), processes_wanted(near), 5]
+    assert [bool(job.shortfall) for job in jobs] == [True, False, False, False]
+
+
+def test_a_cell_without_company_has_no_rank() -> None:
+    alone, failed = make_job("a"), make_job("b")
+    alone.timed, alone.timed_s, failed.timed = [outcome_of(one) for one in WIDE], 5.0, [Outcome()] * 5
+    ScriptedTimer(max_processes=100).decide_processes([alone, failed])
+    assert (alone.wanted, failed.first_stage) == (processes_wanted(WIDE), None)
+
+
+@pytest.mark.parametrize(("difference", "spread"), [(0.0, 0.06), (0.1, 0.03), (0.15, 0.03), (0.3, 0.06), (0.5, 0.12)])
+def test_intervals_cover_95_percent_whether_a_rank_stopped_them_or_not(difference: float, spread: float) -> None:
+    """Two cells whose logarithms are ``difference`` apart; the first stage decides for one of them."""
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(runs := 1500):
+        logs = rng.normal(0.0, spread, 15)
+        first, other = (
+            QuietTime(float(x.mean()), tuple((x - x.mean()) / 5), 5.0, 5, 5, 5)
+            for x in (logs[:5], rng.normal(difference, spread, 5))
+        )
+        count = 5 if is_rank_clear(first, [other], 0.05) else min(processes_for(first, 0.05), 15)
+        half = t_of_processes(5) * math.sqrt(first.variance * 5 / count)
+        covered += abs(float(logs[:count].mean())) <= half
+    assert covered / runs == pytest.approx(0.95, abs=0.02)  # 3.5 standard errors
 
 
 def test_drift_that_the_reference_shares_asks_for_no_more_processes() -> None:

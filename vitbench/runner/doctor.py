@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitbench.core.records import Record
 from vitbench.core.registry import METRICS
 from vitbench.devices.host.environment import usable_cores
-from vitbench.devices.host.load import LoadWatch
+from vitbench.devices.host.load import LoadWatch, busiest_programs
 from vitbench.executors.launcher import make_launcher
 from vitbench.runner.measure import CellMeasurer
 from vitbench.runner.plan import check_before_loading, make_plan
@@ -24,7 +23,7 @@ TRIAL: Mapping[str, Any] = {
     "image_sizes": [16],
     "batch_sizes": [2],
     "modes": ["infer", "train"],
-    "measure": {"processes": 1, "seconds": 0.1, "min_samples": 3},
+    "measure": {"processes": 1, "seconds": 0.1, "patience_s": 0},
     "timeout_s": 120,
     "training": {"data": "digits", "images": 64, "test_images": 50, "timeout_s": 120},
 }
@@ -45,7 +44,7 @@ def examine(progress: Progress | None = None) -> dict[str, Any]:
     inference and training.
     """
     watch = LoadWatch()
-    time.sleep(LOOK_S)
+    programs = busiest_programs(LOOK_S)
     load = watch.stop()
     suite = check_before_loading(make_suite({**TRIAL, "metrics": list(METRICS)}, "doctor"))
     reporter = progress or Progress()
@@ -59,8 +58,9 @@ def examine(progress: Progress | None = None) -> dict[str, Any]:
         "environment": environment,
         "environment_hash": plan.environment_hash,
         "other_load_cores": load.other_load,
+        "other_programs": dict(programs),
         "cpu_steal_cores": load.cpu_steal,
-        "advice": advise(environment, load.other_load or 0.0, load.cpu_steal or 0.0),
+        "advice": advise(environment, load.other_load or 0.0, load.cpu_steal or 0.0, programs),
         "checks": check_metrics(records),
     }
 
@@ -80,16 +80,23 @@ def check_metrics(records: Sequence[Record]) -> dict[str, dict[str, dict[str, st
     return found
 
 
-def advise(environment: Mapping[str, Any], other_load: float, steal: float) -> list[str]:
-    """What in this environment makes values worse than they need be, each with what to do."""
+def advise(
+    environment: Mapping[str, Any], other_load: float, steal: float, programs: Sequence[tuple[str, float]] = ()
+) -> list[str]:
+    """What in this environment makes values worse than they need be, each with what to do.
+
+    ``programs`` are those that use most of ``other_load``, with the cores that each uses.
+    """
     system, libraries = environment["system"], environment["libraries"]
     power, devices = system.get("power") or {}, environment.get("devices") or {}
     cores = system.get("usable_cores") or usable_cores()
     found = []
     if other_load > QUIET_CORES:
+        named = ", ".join(f"{name} {used:.1f}" for name, used in programs)
         found.append(
-            f"Other programs keep {other_load:.1f} of {cores} cores busy: stop them before anything is timed, or time "
-            "with --threads 1"
+            f"Other programs keep {other_load:.1f} of {cores} cores busy{f' ({named})' if named else ''}: stop them "
+            "before anything is timed, or time with --threads 1. Otherwise a run repeats the turns that they disturb, "
+            "waits for up to [measure] patience_s, and takes longer"
         )
     if steal > 0.02:
         found.append(

@@ -107,7 +107,8 @@ class Measure(Table):
 
     ``precision``: from five processes on, their spread decides how many more follow, until the 95 % interval of the
     relative latency is at most this wide to either side (0.05: 5 %), ``max_processes`` have run, or the next one would
-    not fit into ``max_seconds`` of the cell. 0 runs exactly ``processes``. ``cores``: the logical cores that timed
+    not fit into ``max_seconds`` of the cell; none follow where the cell's rank among those that it took turns with is
+    clear. 0 runs exactly ``processes``. ``cores``: the logical cores that timed
     processes are bound to (Linux, Windows); by default the system chooses.
     """
 

@@ -64,7 +64,9 @@ class Timing:
         cpu_method = "time.process_time (all threads of the process) over the calls of a turn, one value a turn"
         cpu = replace(self, turns=(1,) * len(self.cpu), reference=self.reference_cpu)
         yield replace(cpu._in_turns(f"{metric}_cpu_time", "s", self.cpu, cpu_method), detail="")
-        yield Measurement(metric=FIRST_CALL.name, unit="s", samples=((self.first_s,),), method=f"first call: {method}")
+        yield Measurement(
+            metric=FIRST_CALL.name, unit="s", samples=((self.first_s,),), method=f"the first call of: {method}"
+        )
 
     def rates(self, metric: str, images: int, method: str) -> Measurement:
         """Images a second, of ``images`` a call."""
