@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,9 +25,10 @@ from vitbench.executors.launcher import Launcher, Worker, make_launcher
 from vitbench.executors.protocol import Done, Event, Failed, Measure, RunReference, Task, Turn, Waiting
 from vitbench.metrics import Budget
 from vitbench.runner import turns
-from vitbench.runner.quiet import Judge
+from vitbench.runner.quiet import Judge, Verdict
 from vitbench.runner.turns import (
     REFERENCE_EVERY_S,
+    TURN_CALLS,
     TURN_S,
     Control,
     Participant,
@@ -320,6 +321,43 @@ def test_renew_pairs_the_next_processes_with_another_one_of_the_reference() -> N
     assert workers[0].killed
 
 
+def test_the_next_turn_says_what_the_last_one_was_like() -> None:
+    """The first turn of a series is judged by its second; another series has a fastest turn of its own."""
+    cell = Cell(model="x", image_size=(8, 8), num_classes=4, batch_size=1, device="cpu", threads=1)
+    task = Measure(process="time", metrics=("latency",), cell=cell, turns=True)
+    answers = [Waiting(), *(Waiting(samples=(9.0, s, s)) for s in (1.0, 1.5, 1.0)), Waiting(), Waiting(samples=(8.0,))]
+    worker = ScriptedWorker([*answers, Done(seconds=1.0)])
+    participant = Participant(worker, task, timeout_s=1e9)
+    participant.prepare()
+    judge = Judge(1, on_host=False)
+    while not participant.over:
+        participant.take_turn(turn_of(1.0), judge)
+        participant.reference_ran(turn_of(1.0))
+    granted = [message for message in worker.messages if isinstance(message, Turn)]
+    assert {(turn.seconds, turn.calls) for turn in granted} == {(TURN_S, TURN_CALLS)}
+    assert [turn.replay for turn in granted] == [False, False, True, False, False, False]
+    assert [turn.other_load is None for turn in granted] == [True, False, False, False, True, False]
+    assert granted[1].before == granted[1].after_last == {"samples": (1.0,), "cpu_seconds": 1.0}
+
+
+def test_a_process_near_its_timeout_takes_no_turn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(conversation, "time", clock)
+
+    def work() -> None:
+        clock.now += 2.0
+
+    cell = Cell(model="x", image_size=(8, 8), num_classes=4, batch_size=1, device="cpu", threads=1)
+    task = Measure(process="time", metrics=("latency",), cell=cell, turns=True)
+    worker = ScriptedWorker([Waiting(), *(Waiting(samples=(s,)) for s in (1.0, 2.0, 2.0, 2.0, 2.0))], work)
+    participant = Participant(worker, task, timeout_s=13)
+    participant.prepare()
+    judge = Judge(1, on_host=False)
+    for _ in range(5):
+        participant.take_turn(None, judge)
+    assert [turn.replay for turn in worker.messages if isinstance(turn, Turn)] == [False, False, True, False, False]
+
+
 def control_of(*seconds: float) -> Control:
     participant = Control(ScriptedWorker(reference_events(*seconds)), REFERENCE, device="cpu")
     participant.prepare()
@@ -498,6 +536,38 @@ def test_a_reference_that_dies_once_is_replaced_and_every_sample_keeps_its_relat
     latency = latency_of(participant)
     assert len(latency.reference_samples[0]) == len(latency.turns[0])
     assert min(latency.reference_samples[0]) > 0
+
+
+class Disturbed(Judge):
+    """Finds every turn disturbed by half a core, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked: list[tuple[float, float | None]] = []
+
+    def judge(self, cell: Hashable, call_s: float, reference_s: float | None, uses: Sequence[Use]) -> Verdict:
+        self.asked.append((call_s, reference_s))
+        assert len(uses) >= 2  # of the turn itself, and of the reference beside it
+        return Verdict(0.5, disturbed=True, slow=False)
+
+
+@pytest.mark.integration
+def test_disturbed_turns_are_taken_again_until_twice_the_budget_is_spent(launcher: Launcher) -> None:
+    found = {}
+    for name, judge in (("quiet", JUDGE), ("disturbed", Disturbed())):
+        reference = LoggedReference(launcher)
+        participant = participant_of(launcher, "works_slowly")
+        take_turns([participant], reference, judge)
+        reference.close()
+        found[name] = latency_of(participant)
+    disturbed = found["disturbed"]
+    assert sum(disturbed.samples[0]) >= 1.9 * SHORT.seconds  # of which the timer itself takes a little
+    assert set(disturbed.other_load[0]) == {0.5}
+    assert len(disturbed.other_load[0]) == len(disturbed.turns[0]) == len(disturbed.reference_samples[0])
+    assert len(found["quiet"].other_load[0]) == len(found["quiet"].turns[0])
+    assert isinstance(judge, Disturbed)
+    assert len(judge.asked) == len(disturbed.turns[0])
+    assert all(reference_s is not None and min(call_s, reference_s) > 0 for call_s, reference_s in judge.asked)
 
 
 class DeadlyLauncher(Launcher):

@@ -138,7 +138,7 @@ class Timer:
             for job in active:
                 if job.lacked_memory and not job.retried and (len(active) > 1 or cell.device != "cpu"):
                     self._retry_alone(job)
-            self.decide_processes([job for job in active if len(job.timed) == measure.processes])
+            self.decide_processes([job for job in active if not job.failure and len(job.timed) == measure.processes])
             self.progress.round_done(
                 {job.cell.id: 0 if job.failure else job.wanted - len(job.timed) for job in active},
                 {job.cell.id: seconds for job in active if (seconds := call_seconds(job.timed))},
