@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import pytest
 
 from vitbench.devices.host.load import Use, UseWatch, busiest_programs, cores_used, shared_cores
-from vitbench.runner import quiet
+from vitbench.runner import progress, quiet
+from vitbench.runner.progress import LiveProgress, PlainProgress
 from vitbench.runner.quiet import Judge, Patience, Verdict
 
 
@@ -151,6 +154,28 @@ def test_without_patience_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     assert log.warnings == [
         "other programs use 0.9 of 2 cores: timing goes on beside them. Stop them for better values"
     ]
+
+
+def test_a_log_says_that_it_waits_and_not_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    stream = io.StringIO()
+    plain = PlainProgress(stream)
+    for pause, text in ((0.0, "waiting: a"), (9.0, "waiting: b"), (11.0, "waiting: c")):
+        now[0] += pause
+        with plain.waiting(text):
+            now[0] += 5.0
+    assert stream.getvalue() == "waiting: a\nwaiting: c\n"
+
+
+def test_the_live_line_shows_what_is_waited_for_and_then_what_it_showed_before() -> None:
+    live = LiveProgress()
+    shown: list[str] = []
+    live._bar = SimpleNamespace(update=lambda task, description: shown.append(description))
+    live.doing("time 1/5")
+    with live.waiting("waiting: other programs use 0.9 of 2 cores"):
+        pass
+    assert shown == [": time 1/5", ": waiting: other programs use 0.9 of 2 cores", ": time 1/5"]
 
 
 # the real machine
