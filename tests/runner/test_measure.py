@@ -23,7 +23,7 @@ from vitbench.core.errors import StorageError
 from vitbench.core.records import SCHEMA, Cell, Measurement, NoiseCheck, Record, measurement_from_dict
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import estimate, process_medians, t_of_processes
-from vitbench.core.stats.relative import in_quiet_turns, processes_for, relative_samples
+from vitbench.core.stats.relative import QuietTime, in_quiet_turns, processes_for, relative_samples
 from vitbench.devices import Failure
 from vitbench.devices.host import load
 from vitbench.devices.host.load import OTHER_LOAD, STEAL, Load, LoadWatch, load_measurements
