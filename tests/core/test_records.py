@@ -165,6 +165,31 @@ def test_an_older_schema_stated_reference_and_execution_in_its_method(
     assert (upgraded.measurements[0].reference, upgraded.measurements[0].executed) == (reference, executed)
 
 
+def test_before_schema_4_the_first_call_was_among_the_samples() -> None:
+    """Of two processes one had its first call in a turn of its own, with the CPU time of that turn."""
+    turns, reference = ((1, 2), (3,)), ((0.1, 0.2), (0.1,))
+    parts = [
+        Measurement(metric="latency", unit="s", samples=((9.0, 1.0, 1.1), (8.0, 1.2, 1.3)), method="timed"),
+        Measurement(metric="throughput", unit="image/s", samples=((0.1, 1.0, 0.9), (0.1, 0.8, 0.7)), method="timed"),
+        Measurement(metric="latency_cpu_time", unit="s", samples=((9.0, 1.0), (1.2,)), method="timed"),
+    ]
+    timed, rate, cpu = (
+        dataclasses.replace(one, turns=counts, reference_samples=reference)
+        for one, counts in zip(parts, (turns, turns, ((1, 1), (1,))), strict=True)
+    )
+    record = Record(
+        cell=make_cell(), status="ok", measurements=(timed, rate, cpu), environment="", started_at="", duration_s=0.0
+    )
+    upgraded = Record.from_json(dataclasses.replace(record, schema=3).to_json())
+    timed, rate, cpu, first = upgraded.measurements
+    assert (first.metric, first.samples) == ("first_call", ((9.0,), (8.0,)))
+    assert (timed.samples, timed.turns) == (((1.0, 1.1), (1.2, 1.3)), ((2,), (2,)))
+    assert timed.reference_samples == ((0.2,), (0.1,))
+    assert rate.samples == ((1.0, 0.9), (0.8, 0.7))
+    assert (cpu.samples, cpu.turns, cpu.reference_samples) == (((1.0,), (1.2,)), ((1,), (1,)), ((0.2,), (0.1,)))
+    assert Record.from_json(upgraded.to_json()) == upgraded
+
+
 def test_escaped_surrogates_are_read_though_pydantic_refuses_them() -> None:
     record = Record(
         cell=make_cell(), status="ok", measurements=(), environment="", started_at="", duration_s=0.0, detail="a\udcff"
