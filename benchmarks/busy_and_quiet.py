@@ -26,7 +26,6 @@ from benchmarks.kept_runs import run_vitbench
 from vitbench.core.stats.intervals import BETWEEN_PROCESSES, Estimate, t_of_processes
 from vitbench.core.stats.relative import FASTEST, QUIET
 from vitbench.reports.format import table
-from vitbench.reports.model.noise import disturbances
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run, read_runs
 from vitbench.reports.model.values import MetricValue, value_of
@@ -112,10 +111,10 @@ def headline_readings(run: Run) -> dict[str, Reading]:
             for record in records:
                 one = value_of(record, metric)
                 name = f"{row.cell.model} {metric.replace('_', ' ')} b{record.cell.batch_size}"
-                found[f"{name}, ms"] = reading(one, one.estimate, one.estimate, scale=1000)
+                found[f"{name}, ms"] = reading(one, one.estimate_between_runs, one.estimate, scale=1000)
                 found[f"{name}, × reference"] = reading(one, one.relative_between_runs, one.relative)
         best = row.best_throughput()
-        found[f"{row.cell.model} best throughput, image/s"] = reading(best, best.estimate, best.estimate)
+        found[f"{row.cell.model} best throughput, image/s"] = reading(best, best.estimate_between_runs, best.estimate)
     return {name: one for name, one in found.items() if one is not None}
 
 
@@ -125,7 +124,7 @@ def reading(
     """``one``, an estimate of ``of``, times ``scale``; None if there is none. ``of_processes`` is it without the
     allowance for other runs.
     """
-    if one is None or of.record is None or of.measurement is None:
+    if one is None or of.measurement is None:
         return None
     low, high = (None if bound is None else scale * bound for bound in (one.low, one.high))
     wide = low is not None and high is not None and high > WIDE * low
@@ -133,7 +132,7 @@ def reading(
     if of_processes and of_processes.kind == BETWEEN_PROCESSES and of_processes.low and of_processes.high:
         half = math.log(of_processes.high / of_processes.low) / 2
         variance = (half / t_of_processes(of.measurement.first_stage or of_processes.n_processes)) ** 2
-    return Reading(scale * one.value, low, high, wide and bool(disturbances(of.record)), variance)
+    return Reading(scale * one.value, low, high, wide and of.disturbance is not None, variance)
 
 
 def quiet_reference(run: Run) -> dict[str, float]:

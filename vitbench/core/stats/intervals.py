@@ -15,7 +15,7 @@ import numpy as np
 CONFIDENCE = 0.95
 
 #: How much a relative latency varies from run to run beyond its processes: the standard deviation of its logarithm.
-#: One run does not show it. ``benchmarks/test_relative_latency.py`` estimates it from ten.
+#: One run does not show it. ``benchmarks/busy_and_quiet.py`` estimates it from ten.
 RUN_TO_RUN = 0.04
 #: The same of seconds in quiet turns: how much faster or slower the whole machine is in another run, beyond what its
 #: reference shows within one. ``benchmarks/busy_and_quiet.py`` estimates it.
