@@ -173,7 +173,8 @@ def test_earlier_sessions_of_a_run_teach() -> None:
         times = Measurement(metric="latency", unit="s", samples=samples, method="m")
         done.append(record(one, 8.5, "ok", times))
     fresh.estimates.begin(cells[2:], [])
-    resumed.estimates.begin(cells[2:], done)
+    unknown = record(cell("small", batch_size=64), 5.0)
+    resumed.estimates.begin(cells[2:], [*done, unknown])
     assert resumed.left() < fresh.left() / 10
 
 

@@ -228,7 +228,8 @@ class TimeEstimates:
     def begin(self, cells: Iterable[Cell], kept: Iterable[Record]) -> None:
         """``cells`` are to be measured; ``kept`` are the records of earlier sessions, which teach."""
         for record in kept:
-            self.record_done(record)
+            if self._base_id(record.cell) in self._cells:  # not one of an earlier plan
+                self.record_done(record)
         self._todo = {cell.id: self._tasks(cell) for cell in cells}
         self._now, self._since = [], self._clock()
 
@@ -445,9 +446,12 @@ class TimeEstimates:
         return total
 
     def _rates(self, cell: Cell) -> Rates:
+        return self._known[self._base_id(cell)]
+
+    def _base_id(self, cell: Cell) -> str:
         if self.suite.frontier is not None:  # an attempt, perhaps one that is repeated without the limit
             cell = replace(base_of(cell), memory_limit=self.suite.memory_limit)
-        return self._known[cell.id]
+        return cell.id
 
     # What was seen
 
