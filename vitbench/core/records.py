@@ -17,7 +17,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, ValidationError
@@ -105,7 +104,7 @@ class Cell:
     seed: Whole = 0
     options: tuple[tuple[str, str], ...] = ()
 
-    @cached_property
+    @property
     def id(self) -> str:
         """The resume key: a hash of the fields that differ from their defaults, so that a new axis leaves it valid."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}

@@ -10,6 +10,7 @@ The minutes cover the measuring and the report; a plan comes after loading the l
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import defaultdict
@@ -66,6 +67,12 @@ _IN_ORDER = ("static", "counters", "memory", "time", "energy", "training")
 _OF_MEMORY = ("memory", "too large")
 #: What is under way and overdue takes this share of its time so far, at least.
 _LEAST_LEFT = 0.1
+
+
+@functools.cache
+def _id(cell: Cell) -> str:
+    """A cell's id, of which an estimate asks for thousands: hashed once."""
+    return cell.id
 
 
 @dataclass(frozen=True)
@@ -191,8 +198,8 @@ class TimeEstimates:
         self._clock = clock
         self._speed, self._overhead = _Speed(), _Overhead()
         self._memory: dict[str, _Line] = defaultdict(_Line)
-        self._cells = {cell.id: cell for cell in cells}
-        self._todo = {cell.id: self._tasks(cell) for cell in cells}
+        self._cells = {_id(cell): cell for cell in cells}
+        self._todo = {_id(cell): self._tasks(cell) for cell in cells}
         self._ended: dict[str, int] = {}  # timed processes
         self._decided: dict[str, int] = {}  # timed processes that follow, once that is known
         self._added = 0.0, 0.0  # processes that were added and that were expected, a cell of each group
@@ -230,7 +237,7 @@ class TimeEstimates:
         for record in kept:
             if self._base_id(record.cell) in self._cells:  # not one of an earlier plan
                 self.record_done(record)
-        self._todo = {cell.id: self._tasks(cell) for cell in cells}
+        self._todo = {_id(cell): self._tasks(cell) for cell in cells}
         self._now, self._since = [], self._clock()
 
     def cell_started(self, cell: Cell) -> None:
@@ -252,17 +259,17 @@ class TimeEstimates:
         decided, and the seconds of a call.
         """
         elapsed, first_stage = self._clock() - self._since, self.suite.measure.processes
-        cells = [cell for cell, _ in self._now if cell.id in more]
+        cells = [cell for cell, _ in self._now if _id(cell) in more]
         self._rounds.append({cell_id: math.log(seconds) for cell_id, seconds in calls.items()})
         for cell in cells:
-            if cell.id in calls:
-                self._observe(cell, "time", calls[cell.id])
-            count = self._ended[cell.id] = self._ended.get(cell.id, 0) + 1
+            if _id(cell) in calls:
+                self._observe(cell, "time", calls[_id(cell)])
+            count = self._ended[_id(cell)] = self._ended.get(_id(cell), 0) + 1
             if count == first_stage:
                 expected = self._added_processes(cell)
-                self._added = self._added[0] + more[cell.id] / len(cells), self._added[1] + expected / len(cells)
-            if count >= first_stage or not more[cell.id]:
-                self._decided[cell.id] = more[cell.id]
+                self._added = self._added[0] + more[_id(cell)] / len(cells), self._added[1] + expected / len(cells)
+            if count >= first_stage or not more[_id(cell)]:
+                self._decided[_id(cell)] = more[_id(cell)]
         self._overhead.learn("time", elapsed, math.fsum(self._process_seconds(cell) for cell in cells))
         self._now = [(cell, "time") for cell in cells if self._processes_left(cell)]
         self._since = self._clock()
@@ -285,26 +292,26 @@ class TimeEstimates:
         cell = record.cell
         parts = self._parts(cell)
         if self.suite.frontier is None:
-            self._todo.pop(cell.id, None)
+            self._todo.pop(_id(cell), None)
         else:
             self._attempts.setdefault(base_of(cell).id, {})[cell.batch_size] = (record.status, record.cause)
             if is_too_large(record.status, record.cause):
                 self._learn_part(cell, "too large", record.duration_s)
         if record.status == "ok" and parts and "time" not in parts:
             self._learn_part(cell, parts[-1], record.duration_s)
-        elif record.status == "ok" and cell.id not in self._ended:  # of an earlier session
+        elif record.status == "ok" and _id(cell) not in self._ended:  # of an earlier session
             self._learn_times(record)
-        self._now = [(one, kind) for one, kind in self._now if one.id != cell.id]
+        self._now = [(one, kind) for one, kind in self._now if _id(one) != _id(cell)]
         self._since = self._clock()
 
     def search_done(self, base: Cell) -> None:
         """The search that starts from ``base`` is over."""
-        attempts = self._attempts.get(base.id, {})
+        attempts = self._attempts.get(_id(base), {})
         if any(is_too_large(*ending) for ending in attempts.values()):
             largest = max((batch for batch, ending in attempts.items() if ending[0] == "ok"), default=0)
-            log = math.log((largest + 0.5) / (self._known[base.id].largest + 0.5))
+            log = math.log((largest + 0.5) / (self._known[_id(base)].largest + 0.5))
             self._fitted.setdefault(base.mode, []).append(log)
-        self._todo.pop(base.id, None)
+        self._todo.pop(_id(base), None)
         self._now, self._since = [], self._clock()
 
     # What parts there are, and how long each takes
@@ -378,7 +385,7 @@ class TimeEstimates:
         return launches + self._call_flops(cell, kind) / self._rates(cell).flops_per_s
 
     def _call_seconds(self, cell: Cell, kind: str) -> float:
-        return self._expected_call(cell, kind) * self._speed.ratio((cell.id, kind), _keys(cell, kind))
+        return self._expected_call(cell, kind) * self._speed.ratio((_id(cell), kind), _keys(cell, kind))
 
     def _process_seconds(self, cell: Cell) -> float:
         """A process that times, with the reference's turns between its own, without what was seen of the overhead."""
@@ -399,11 +406,11 @@ class TimeEstimates:
 
     def _processes_left(self, cell: Cell) -> float:
         first_stage = self.suite.measure.processes
-        if cell.id in self._decided:
-            return self._decided[cell.id]
+        if _id(cell) in self._decided:
+            return self._decided[_id(cell)]
         actual, expected = self._added
         learned = (actual + _ADDED_PRIOR) / (expected + _ADDED_PRIOR)
-        return first_stage - self._ended.get(cell.id, 0) + learned * self._added_processes(cell)
+        return first_stage - self._ended.get(_id(cell), 0) + learned * self._added_processes(cell)
 
     def _added_processes(self, cell: Cell) -> float:
         """How many processes precision adds if its rule is the only one: the mean over what the spread may be."""
@@ -417,7 +424,7 @@ class TimeEstimates:
         What all cells of a round have in common is the machine's drift, which times over the reference's do not have.
         """
         measure = self.suite.measure
-        rounds = [one for one in self._rounds if cell.id in one]
+        rounds = [one for one in self._rounds if _id(cell) in one]
         variance, freedom = _SPREAD**2, max(len(rounds) - 1, 0)
         if freedom:
             mean = {one: fmean(each[one] for each in rounds) for one in set.intersection(*map(set, rounds))}
@@ -428,7 +435,7 @@ class TimeEstimates:
                     squares[one] += (each[one] - mean[one] - drift) ** 2
             in_all = math.fsum(squares.values()) + _SPREAD_FREEDOM * variance
             variance = in_all / (freedom * len(mean) + _SPREAD_FREEDOM)
-            variance = (squares[cell.id] + _SPREAD_FREEDOM * variance) / (freedom + _SPREAD_FREEDOM)
+            variance = (squares[_id(cell)] + _SPREAD_FREEDOM * variance) / (freedom + _SPREAD_FREEDOM)
         return t_of_processes(measure.processes) ** 2 * variance / math.log1p(measure.precision) ** 2
 
     def _search_seconds(self, base: Cell) -> float:
@@ -437,7 +444,7 @@ class TimeEstimates:
         logs = self._fitted.get(base.mode, [])
         largest = self._rates(base).largest * math.exp(math.fsum(logs) / (len(logs) + 1))
         total = 0.0
-        for batch in expected_attempts(int(largest), self.suite.frontier.max_batch, self._attempts.get(base.id, {})):
+        for batch in expected_attempts(int(largest), self.suite.frontier.max_batch, self._attempts.get(_id(base), {})):
             cell = replace(base, batch_size=batch)
             seconds = self._seconds(cell, self._parts(cell) if batch <= largest else ["too large"])
             total += min(seconds, self.suite.timeout_s)
@@ -451,12 +458,12 @@ class TimeEstimates:
     def _base_id(self, cell: Cell) -> str:
         if self.suite.frontier is not None:  # an attempt, perhaps one that is repeated without the limit
             cell = replace(base_of(cell), memory_limit=self.suite.memory_limit)
-        return cell.id
+        return _id(cell)
 
     # What was seen
 
     def _observe(self, cell: Cell, kind: str, call_s: float) -> None:
-        self._speed.observe((cell.id, kind), _keys(cell, kind), call_s / self._expected_call(cell, kind))
+        self._speed.observe((_id(cell), kind), _keys(cell, kind), call_s / self._expected_call(cell, kind))
 
     def _learn_part(self, cell: Cell, kind: str, seconds: float) -> None:
         """A part took ``seconds``: of its calls if they take most of it, else of its overhead."""
@@ -480,9 +487,9 @@ class TimeEstimates:
 
     def _end_parts(self) -> None:
         """What cells need before their times has ended."""
-        ended = [(cell, kind) for cell, kind in self._now if kind in self._todo.get(cell.id, []) and kind != "time"]
+        ended = [(cell, kind) for cell, kind in self._now if kind in self._todo.get(_id(cell), []) and kind != "time"]
         for cell, kind in ended:
-            self._todo[cell.id].remove(kind)
+            self._todo[_id(cell)].remove(kind)
         if ended:
             others = math.fsum(self._step_seconds(cell, kind) for cell, kind in ended[:-1])
             self._learn_part(*ended[-1], max(self._clock() - self._since - others, 0.0))
@@ -516,7 +523,7 @@ def make_estimates(
         params, flops = counts.get("params", 1e7), max(counts.get("flops", 1e9), 1.0)
         memory = _memory_bytes(suite, cell.device, devices[cell.device])
         largest = guess_largest(params, flops, cell.mode, memory, cell.attention)
-        known[cell.id] = Rates(flops, rates[cell.device], largest)
+        known[_id(cell)] = Rates(flops, rates[cell.device], largest)
     return TimeEstimates(suite, cells, training, known)
 
 
