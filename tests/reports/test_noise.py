@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size
+from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size, write_run
 from tests.reports.paired import REFERENCE_S, TURNS, check, loads, paired, tables, timed
-from vitbench.core.records import Measurement, Record
+from vitbench.core.records import Cell, Measurement, Record
 from vitbench.devices.host.load import GPU_SLOWED
+from vitbench.metrics.support.timing import Timing
+from vitbench.reports import summary_tables
 from vitbench.reports.markdown.noise import noise_section
 from vitbench.reports.markdown.page import render_markdown, render_summary
-from vitbench.reports.model.noise import disturbances, noise_floors, noise_levels
+from vitbench.reports.model.noise import (
+    busy_reason,
+    differs_under_load,
+    disturbance_line,
+    disturbances,
+    has_few_samples,
+    noise_floors,
+    noise_levels,
+)
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.values import value_of
 
 Golden = Callable[[str, str], None]
 #: The 97.5 % quantile of Student's t with two degrees of freedom.
@@ -213,6 +227,161 @@ def test_names_cannot_break_the_table() -> None:
     assert table[0]["run"] == "a\\|b".replace("\\|", "|")
 
 
+# busy values
+
+
+def beside_others(ratios: Sequence[float], load: float, *, metric: str = "latency", turns: int = 4) -> Measurement:
+    """A time beside programs that used ``load`` cores in the first ``turns`` of its ten turns."""
+    loads_by_turn = (load,) * turns + (0.0,) * (TURNS - turns)
+    return replace(timed(metric, ratios), other_load=(loads_by_turn,) * len(ratios))
+
+
+#: Three processes that have nothing in common, so that an interval spans a factor of more than two.
+APART = (1.0, 2.0, 4.0)
+
+
+def record_of(*measurements: Measurement, of: Cell | None = None) -> Record:
+    of = of or cell()
+    return ok(of, [*size(of), *measurements])
+
+
+def test_a_wide_interval_is_busy_where_other_programs_ran() -> None:
+    page = render_markdown([run_of(record_of(beside_others(APART, 0.9)), paired(cell("vit_nano"), APART))])
+    nano, micro = sorted(tables(page)[0], key=lambda row: row["model"], reverse=True)
+    assert nano["latency b1 (ms)"].startswith("20.0 [")  # nobody knows what widened it
+    assert micro["latency b1 (ms)"] == "20.0 busy †"
+    assert (
+        "\n\nbusy: other programs used cores, and the interval's ends differ by more than a factor of 2. "
+        "vit_micro: latency (0.90 cores in 40 % of its turns).\n\n"
+        "†: all turns count: fewer than three processes, or too few with quiet turns.\n\n"
+    ) in page
+    assert " busy" not in str(tables(render_markdown([run_of(paired(cell(), APART))])))
+
+
+def test_a_narrow_interval_and_a_little_load_are_not_busy() -> None:
+    for one in (beside_others(EXACT, 0.9), beside_others(APART, 0.2), beside_others(APART, 0.9, turns=1)):
+        assert busy_reason(value_of(record_of(one), "latency")) == ""
+
+
+def test_the_best_throughput_is_that_of_quiet_turns_and_can_be_busy() -> None:
+    """At batch 1 the machine was busy for most of the time; batch 8 is better only there."""
+
+    def rate(batch: int, one: Measurement) -> Record:
+        samples = tuple(tuple(batch / x for x in process) for process in one.samples)
+        rates = replace(one, metric="throughput", unit="image/s", samples=samples)
+        return record_of(one, rates, of=cell(batch=batch))
+
+    turns = (REFERENCE_S,) * 4 + (3 * REFERENCE_S,) * 6
+    (main,) = tables(
+        render_summary(
+            [run_of(rate(1, timed("latency", EXACT, reference=turns)), rate(8, timed("latency", (16,) * 3)))]
+        )
+    )
+    assert main[0]["best throughput (image/s)"] == "100 (b1)"
+    (main,) = tables(render_summary([run_of(rate(1, beside_others(APART, 0.9)))]))
+    assert main[0]["best throughput (image/s)"] == "50.0 busy (b1) †"
+
+
+def test_old_records_know_other_programs_by_process() -> None:
+    record = paired(cell(), APART, extra=loads(0.9))
+    assert busy_reason(value_of(record, "latency")) == "0.90 cores in 100 % of its processes"
+
+
+def test_too_few_samples_are_marked_and_no_shortfall_of_precision() -> None:
+    few = replace(timed("latency", EXACT), detail="too few: less than 10 steady samples in a process")
+    page = render_markdown([run_of(record_of(few))])
+    assert tables(page)[0][0]["latency b1 (ms)"] == "10.0 [9.1, 11.0] ‡"
+    assert "‡: a process had fewer than ten steady samples." in page
+    assert "Less precise than asked for" not in page
+
+
+def test_the_reports_know_the_detail_of_the_worker() -> None:
+    timing = Timing(first_s=1.0, samples=(1.0,) * 3, turns=(3,), cpu=(1.0,))
+    (measurement, *_) = timing.measurements("latency", "made up")
+    assert has_few_samples(value_of(record_of(measurement), "latency"))
+
+
+def test_under_load_stands_beside_quiet_turns_where_it_differs() -> None:
+    one = value_of(paired(cell(), EXACT, reference=TWO_SPEEDS), "latency")
+    assert one.value == pytest.approx(REFERENCE_S)
+    assert one.under_load is not None
+    assert one.under_load.value == pytest.approx(2 * REFERENCE_S)  # the fast half passes for warm-up
+    assert differs_under_load(one)
+    assert not differs_under_load(value_of(paired(cell(), EXACT), "latency"))
+    assert not differs_under_load(value_of(paired(cell(), APART), "latency"))  # all turns count
+    assert not differs_under_load(value_of(paired(cell(), (1.0,), reference=TWO_SPEEDS), "latency"))
+
+
+def test_first_calls_are_details() -> None:
+    def first(seconds: float) -> Measurement:
+        return Measurement(metric="first_call", unit="s", samples=((seconds,),), method="made up")
+
+    train = cell(batch=8, mode="train")
+    page = render_markdown(
+        [
+            run_of(
+                record_of(timed("latency", EXACT), first(0.5)),
+                record_of(timed("training_step", EXACT), first(2), of=train),
+            )
+        ]
+    )
+    (details,) = tables(page.partition("## Details")[2])[0]
+    assert details["first call b1 (ms)"] == "500"
+    assert details["first training step b8 (ms)"] == "2000"
+
+
+# what disturbed a run, in one line
+
+
+def test_a_quiet_run_has_no_line() -> None:
+    quiet = run_of(record_of(beside_others(EXACT, 0.1)), paired(cell("vit_nano"), EXACT, extra=loads(0.0)))
+    assert disturbance_line(quiet) == ""
+    assert disturbance_line(run_of(failed(cell(), "oom"))) == ""
+
+
+def test_a_run_with_enough_quiet_turns_has_nothing_to_repeat() -> None:
+    run = run_of(record_of(beside_others(EXACT, 0.9)))
+    assert disturbance_line(run) == (
+        "Other programs used 0.90 of 2 cores in 40 % of the turns. Values are those of the quiet turns: there is nothing "
+        "to repeat."
+    )
+    assert disturbance_line(replace(run, environment={})).startswith("Other programs used 0.90 cores in 40 % of the")
+
+
+def test_cells_with_too_few_quiet_turns_are_repeated_by_their_suite(tmp_path: Path) -> None:
+    run = run_of(record_of(beside_others(APART, 0.9, turns=10)), paired(cell("vit_nano"), EXACT))
+    line = disturbance_line(run, tmp_path)
+    assert line == (
+        "Other programs used 0.90 of 2 cores in 100 % of the turns. Values are those of the quiet turns, of which 1 of 2 "
+        "cells had too few (marked busy or †). Close other programs and repeat them: "
+        f"`vitbench run --suite {shlex.quote(str(tmp_path / 'suite.toml'))} --models vit_micro`"
+    )
+    page = render_markdown([run])
+    assert "`vitbench run --suite suite.toml --models vit_micro`\n\nShared by all rows" in page
+
+
+def test_one_process_cannot_tell_quiet_turns() -> None:
+    assert disturbance_line(run_of(record_of(beside_others((1.0,), 1.5)))) == (
+        "Other programs used 1.5 of 2 cores in 40 % of the turns, and all turns count: quiet ones are told apart from 3 "
+        "processes on. Close other programs and run again, or add `--processes 3`."
+    )
+
+
+def test_a_machine_that_changed_its_speed_by_itself_is_named() -> None:
+    line = disturbance_line(run_of(paired(cell(), APART)))
+    assert line.startswith(
+        "The machine's own speed changed. Values are those of the quiet turns, of which 1 of 1 cells"
+    )
+
+
+def test_the_terminal_ends_with_the_line_of_each_run(tmp_path: Path) -> None:
+    run = run_of(record_of(beside_others(EXACT, 0.9)))
+    first, second = write_run(tmp_path / "a", run), write_run(tmp_path / "b", run)
+    assert summary_tables([first]).splitlines()[-1].startswith("Other programs used 0.90 of 2 cores")
+    both = summary_tables([first, second]).splitlines()
+    assert [line.partition(":")[0] for line in both if "Other programs" in line] == ["**a**", "**b**"]
+
+
 # on the page
 
 
@@ -247,15 +416,19 @@ def test_a_page_with_the_reference(golden: Golden) -> None:
 def test_every_figure_of_the_page_follows_from_the_runs_round_numbers() -> None:
     page = render_markdown([noisy_run()])
     nano, micro = tables(page)[0]
-    assert nano["latency b1 (ms)"] == "20.0 [20.0, 20.0]"  # twice 10 ms
+    drift = math.exp(1.959964 * 0.05)
+    # twice 10 ms; the host differs by 5 % from run to run
+    assert nano["latency b1 (ms)"] == f"20.0 [{20 / drift:.1f}, {20 * drift:.1f}]" == "20.0 [18.1, 22.1]"
     assert nano["latency b1 (× reference)"] == "2.00 [1.85, 2.16]"  # runs differ by 4 %
     # its processes, and other runs
     half = math.exp(math.hypot(math.log(1.1) * T2 / math.sqrt(3), 1.959964 * 0.04))
     assert micro["latency b1 (× reference)"] == f"4.00 [{4 / half:.2f}, {4 * half:.2f}]" == "4.00 [3.12, 5.13]"
     assert (nano["rank b1"], micro["rank b1"]) == ("1", "2")
-    assert nano["training step b8 (ms)"] == "80.0 [80.0, 80.0]"
+    assert nano["training step b8 (ms)"] == f"80.0 [{80 / drift:.1f}, {80 * drift:.1f}]" == "80.0 [72.5, 88.2]"
     details = tables(page.partition("## Details")[2])[0]
     assert [row["training step b8 (× reference)"] for row in details] == ["8.00 [7.40, 8.65]", "–"]
+    # 40 ms in the quiet half of its turns, and 80 ms in the middle of all
+    assert [row["latency under load b1 (ms)"].partition(" ")[0] for row in details] == ["same", "80.0"]
     noise = page.partition("## Noise")[2].partition("\n## ")[0]
     half = 1.01 ** (T2 / math.sqrt(3))
     assert f"3 processes: 1.000 [{1 / half:.3f}, {half:.3f}]; differences under **{100 * (half - 1):.1f} %**" in noise

@@ -38,11 +38,14 @@ def load_records(*folders: Path | str) -> pd.DataFrame:
 
 
 def summary_tables(folders: Sequence[Path | str]) -> str:
-    """The main tables of one or several run folders as Markdown. Raises RunFolderError for a folder without a run."""
-    from vitbench.reports.markdown.page import render_summary
+    """The main tables of one or several run folders as Markdown, and a line on what disturbed each run, where
+    anything did. Raises RunFolderError for a folder without a run.
+    """
+    from vitbench.reports.markdown.page import disturbance_lines, render_summary
     from vitbench.reports.model.runs import read_runs
 
-    return render_summary(read_runs(folders))
+    runs = read_runs(folders)
+    return "\n\n".join([render_summary(runs), *disturbance_lines(runs, folders)])
 
 
 def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:

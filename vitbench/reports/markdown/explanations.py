@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitbench.core.stats.intervals import BETWEEN_PROCESSES, RUN_TO_RUN, WITHIN_PROCESS
-from vitbench.core.stats.relative import QUIET, QUIET_CELL
+from vitbench.core.stats.intervals import BETWEEN_PROCESSES, HOST_DRIFT, RUN_TO_RUN, WITHIN_PROCESS
+from vitbench.core.stats.relative import QUIET, QUIET_CELL, QUIET_LOAD
 from vitbench.reports.format import NOT_ASKED
 from vitbench.reports.model.rows import Row
+from vitbench.reports.model.tables import Table
 
 SEARCHES = (
     "The number of images in the largest batch that fits into memory, exact to one image. Each search doubles the "
@@ -55,28 +56,41 @@ CLAIMS = (
     "where one more training would come out, which takes runs of three seeds. An accuracy of fewer seeds is judged "
     "by the interval of its test images. Latencies are judged only by a run on the source's device."
 )
-PERCENTILES = "p90 and p99 are given from 29 and 299 samples on."
+#: Words of the columns in Details, and what to know of these.
+_DETAILS = {
+    "p90": "p90 and p99 are given from 29 and 299 samples on, of all turns.",
+    "under load": "Under load: the time over all turns, whatever else ran, where it is outside the interval of quiet "
+    "turns or differs by more than 10 % (`same`: neither).",
+    "first": "The first call of a process is not part of its other values.",
+}
 
 _RELATIVE = (
     "`× reference` is the time over that of the reference, a fixed piece of work that took turns with the cell. It "
-    "survives the drift of a machine's speed, which times in ms do not, so it decides the `rank`. Models that share "
+    "survives the drift of a machine's speed better than times in ms, so it decides the `rank`. Models that share "
     "ranks (`2-3`) tie: this run does not distinguish them. Each pair is compared at 95 %, so that of many equal pairs "
     "one in twenty seems to differ. Ranks can differ although intervals overlap: these include other runs, too. "
 )
 _QUIET = (
-    "From three processes on only quiet turns count: those in which the reference took at most "
-    f"{100 * (QUIET - 1):.0f} % more than in its fastest ones, and the cell at most {100 * (QUIET_CELL - 1):.0f} % "
-    "more than in its own. The interval then includes run-to-run variation (a standard deviation of "
-    f"{100 * RUN_TO_RUN:g} %), which one run cannot see; that of fewer processes does not. Only ratios of the same "
+    "Times and rates are those of quiet turns, from three processes on: the reference took at most "
+    f"{100 * (QUIET - 1):.0f} % more than in its fastest turns, the cell at most {100 * (QUIET_CELL - 1):.0f} % more "
+    f"than in its own, and other programs used at most {QUIET_LOAD:g} cores. Where too few processes had such turns, "
+    "all turns count (†). Intervals of quiet turns include how runs differ (a standard deviation of "
+    f"{100 * RUN_TO_RUN:g} % for `× reference`, of {100 * HOST_DRIFT:g} % or more for ms); those of fewer processes do "
+    "not. Only ratios of the same "
     "reference, build of torch, machine and number of threads are comparable."
 )
 _KINDS = {
-    BETWEEN_PROCESSES: "A time from three or more fresh processes is the geometric mean of their medians. Its interval "
-    "(t, of the medians' logarithms) shows how processes differ; where the first five decided how many there would be, "
-    "it takes their spread.",
+    BETWEEN_PROCESSES: "A time from three or more fresh processes has an interval (t, of logarithms) that shows how "
+    "processes differ; where the first five decided how many there would be, it takes their spread.",
     WITHIN_PROCESS: "The interval of a time from fewer processes shows how well its median is known within them. It "
     "understates how much another process, or another hour, would differ.",
 }
+
+
+def details_text(details: Table) -> str:
+    """What to know of the columns in Details."""
+    names = " ".join(column.name for column in details.columns)
+    return " ".join(text for word, text in _DETAILS.items() if word in names)
 
 
 def how_to_read(rows: Sequence[Row]) -> list[str]:
@@ -90,8 +104,8 @@ def how_to_read(rows: Sequence[Row]) -> list[str]:
         + ("" if paired else " The order does not distinguish models whose intervals overlap."),
         "`b1` is a batch of 1 image. FLOPs are those of one image's forward pass; a multiply-add is 2 FLOPs and 1 MAC. "
         "1 MB is 10^6 bytes.",
-        "Latency is the time of one batch: the median of the samples after the warm-up, which is found from the "
-        "samples. Peak memory is that of inference. Throughput is the best of all batches, with its batch behind it.",
+        "Latency is the time of one batch in a steady process: its first call and its warm-up do not count. Peak "
+        "memory is that of inference. Throughput is the best of all batches, with its batch behind it.",
         *([_RELATIVE + _QUIET] if paired else []),
         " ".join(["Brackets are 95 % confidence intervals.", *intervals]),
     ]

@@ -58,7 +58,9 @@ def _level_text(one: NoiseLevel, name_run: bool) -> str:
     if one.same is None:
         return f"**{where}**: timed without the reference; times of different minutes are not comparable."
     parts = [f"the reference against itself, {_count(one.same.n_processes, 'process')}: {_interval(one.same)}"]
-    if one.floor is not None:
+    if one.floor is not None and one.floor > 1:
+        parts.append(f"too noisy to tell cells of {_count(one.processes, 'process')} apart")
+    elif one.floor is not None:
         parts.append(
             f"differences under **{percent(one.floor).lstrip('+')} %** (the noise floor of cells of "
             f"{_count(one.processes, 'process')}) are ties"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from vitbench.analysis.claims import judge_runs
 from vitbench.core.records import STATUSES
@@ -12,12 +13,12 @@ from vitbench.reports.format import cell_text, without_paths
 from vitbench.reports.markdown import explanations
 from vitbench.reports.markdown.claims import claims_text, count_verdicts
 from vitbench.reports.markdown.noise import noise_section
-from vitbench.reports.markdown.tables import table_text
+from vitbench.reports.markdown.tables import marks_text, table_text
 from vitbench.reports.model import trainings as training
 from vitbench.reports.model.columns import Floors, detail_table, main_table, memory_table
 from vitbench.reports.model.counters import compare_counters
 from vitbench.reports.model.failures import failures_table, methods
-from vitbench.reports.model.noise import noise_floors
+from vitbench.reports.model.noise import disturbance_line, noise_floors
 from vitbench.reports.model.rows import (
     Row,
     axis_values,
@@ -38,7 +39,7 @@ def render_markdown(runs: Sequence[Run]) -> str:
     """The whole page; the same records give the same text. Plots are linked by their names in ``plan_plots``."""
     rows = build_rows(without_bounds(runs))
     title = "# vitbench report: " + " and ".join(cell_text(run.name) for run in runs)
-    parts = [title, "\n".join(f"- {_what_was_run(run)}" for run in runs)]
+    parts = [title, "\n".join(f"- {_what_was_run(run)}" for run in runs), *disturbance_lines(runs)]
     if not rows:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
     axes = varying_axes(rows)
@@ -46,7 +47,7 @@ def render_markdown(runs: Sequence[Run]) -> str:
     parts += [*training_section(runs), "## How to read the tables", _as_list(explanations.how_to_read(rows))]
     details = detail_table(rows, axes)
     if details:
-        parts += ["## Details", explanations.PERCENTILES, table_text(details)]
+        parts += ["## Details", *filter(None, [explanations.details_text(details)]), table_text(details)]
     noise = noise_section(runs)
     if noise:
         paired = any(one.reference_samples for run in runs for record in run.records for one in record.measurements)
@@ -133,6 +134,17 @@ def _what_was_run(run: Run) -> str:
     return "; ".join([*parts, *(f"by `{_as_code(command)}`" for command in machine.commands)]) + "."
 
 
+def disturbance_lines(runs: Sequence[Run], folders: Sequence[Path | str] = ()) -> list[str]:
+    """A line for each run that something disturbed. ``folders``: where they are, for a terminal."""
+    places = folders or [""] * len(runs)
+    lines = [disturbance_line(run, place) for run, place in zip(runs, places, strict=True)]
+    return [
+        f"**{cell_text(run.name)}**: {line}" if len(runs) > 1 else line
+        for run, line in zip(runs, lines, strict=True)
+        if line
+    ]
+
+
 def _as_code(command: str) -> str:
     """A command between backticks, where nothing is escaped: on one line, without a backtick."""
     return one_line(without_paths(command), 1000).replace("`", "'")
@@ -159,7 +171,8 @@ def _sections(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> list[
     parts = []
     for device, size in sorted(groups):
         group = sorted(groups[device, size], key=sort_key)
-        parts += [f"## {cell_text(device)}, {group[0].image_size} px", table_text(main_table(group, axes, floors))]
+        shown = main_table(group, axes, floors)
+        parts += [f"## {cell_text(device)}, {group[0].image_size} px", table_text(shown), *marks_text(shown)]
     return parts
 
 

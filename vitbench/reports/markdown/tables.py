@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from vitbench.reports.format import NOT_ASKED, cell_text, percent, table, with_interval
-from vitbench.reports.model.tables import Column, Display, Table, Value
+from vitbench.reports.model.noise import BUSY
+from vitbench.reports.model.tables import Column, Display, Mark, Table, Value
 from vitbench.suites.batch_search import shown_status
 
 #: Significant digits by precision; then those with a fixed number of decimals.
 _DIGITS = {"counted": 4, "measured": 3, "rough": 2}
 _DECIMALS = {"whole": 0, "tenths": 1, "thousandths": 3}
+_MARKS: dict[Mark, str] = {"busy": "busy", "all turns": "†", "few samples": "‡"}
 
 
 def table_text(shown: Table) -> str:
@@ -17,6 +21,24 @@ def table_text(shown: Table) -> str:
     lines = [[value_text(*pair) for pair in zip(line, shown.columns, strict=True)] for line in shown.lines]
     texts = [heading for heading, column in zip(headings, shown.columns, strict=True) if column.is_text]
     return table(headings, lines, texts)
+
+
+def marks_text(shown: Table) -> list[str]:
+    """What the marks in a table mean and why values are busy, one paragraph a mark; [] without marks."""
+    busy, found = [], set()
+    for line in shown.lines:
+        pairs = list(zip(line, shown.columns, strict=True))
+        found |= {mark for value in line for mark in value.marks}
+        reasons = [f"{cell_text(column.name)} ({value.reason})" for value, column in pairs if "busy" in value.marks]
+        name = " ".join(cell_text(value.text or "") for value, _ in takewhile(lambda pair: pair[1].is_text, pairs))
+        busy += [f"{name}: {', '.join(reasons)}"] if reasons else []
+    meanings: dict[Mark, str] = {
+        "busy": f"other programs used cores, and the interval's ends differ by more than a factor of {BUSY:g}. "
+        + "; ".join(busy),
+        "all turns": "all turns count: fewer than three processes, or too few with quiet turns",
+        "few samples": "a process had fewer than ten steady samples",
+    }
+    return [f"{_MARKS[mark]}: {meaning}." for mark, meaning in meanings.items() if mark in found]
 
 
 def heading_text(column: Column) -> str:
@@ -37,14 +59,15 @@ def value_text(value: Value, column: Column) -> str:
         display = value.display or column.display
         text = number_text(value.number, value.interval, display)
         text += f" {display.unit}" if display.unit not in ("", column.display.unit) else ""
+        text += " busy" if "busy" in value.marks else ""
     elif value.status is None:
         text = NOT_ASKED
     else:
         text = value.reason if value.status == "too few samples" else shown_status(value.status)
-    if value.note is None:
-        return text
-    kind, count = value.note
-    return text + {"batch": f" (b{count})", "processes": f" ({count})", "images": f" (n = {count})"}[kind]
+    if value.note is not None:
+        kind, count = value.note
+        text += {"batch": f" (b{count})", "processes": f" ({count})", "images": f" (n = {count})"}[kind]
+    return " ".join([text, *(_MARKS[mark] for mark in value.marks if mark != "busy")])
 
 
 def number_text(value: float, interval: tuple[float, float] | None, display: Display) -> str:

@@ -10,6 +10,7 @@ from vitbench.core import registry
 from vitbench.core.records import Record
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import samples_for_percentile
+from vitbench.reports.model.noise import differs_under_load
 from vitbench.reports.model.ranking import ranks
 from vitbench.reports.model.rows import DEFAULT_OPTION, Row, shared_test_data, sort_key
 from vitbench.reports.model.tables import (
@@ -20,6 +21,7 @@ from vitbench.reports.model.tables import (
     Table,
     Value,
     estimate_value,
+    marked,
     metric_value,
     number_value,
     text_value,
@@ -38,6 +40,8 @@ _ORDER = (
     *("training_step", "training_peak_memory", "training_throughput"),
     *("macro_f1", "test_loss", "training_images", "training_duration"),
 )
+#: The first call of a process, in cells that are timed.
+FIRST_CALL = "first_call"
 MB = Display("MB", 1e-6)
 WHOLE = Display(precision="whole")
 PERCENT = Display("%", 100, "tenths")
@@ -108,8 +112,10 @@ def _metric_columns(rows: Sequence[Row], *, main: bool, floors: Floors | None = 
     for metric, value, column in _declared():
         if value.name == "latency" and batch is not None:
             infer += _speed_columns(rows, value, batch, floors or {}) if main else _sample_columns(value, batch)
+            infer += [] if main else _time_columns(value, Row.at_smallest_batch, batch, "first call")
         elif value.name == "training_step" and step_batch is not None and not main:
             step.append(_metric_column(value, column.heading, Row.at_training_batch, step_batch, relative=True))
+            step += _time_columns(value, Row.at_training_batch, step_batch, "first training step")
         elif column.main is not main:
             continue
         elif metric.process == "training":
@@ -202,7 +208,7 @@ def _speed_columns(rows: Sequence[Row], value: registry.Yields, batch: int, floo
         found = row.best_throughput()
         if found.value is None:
             return metric_value(found)
-        return number_value(found.value, note=Note("batch", found.batch_size or 0))
+        return marked(number_value(found.value, note=Note("batch", found.batch_size or 0)), found)
 
     return [
         *(_metric_column(value, "latency", Row.at_smallest_batch, batch, relative=one) for one in (False, True)),
@@ -234,6 +240,29 @@ def _sample_columns(value: registry.Yields, batch: int) -> list[RowColumn]:
         RowColumn(Column(name="p90", display=display, batch=batch), lambda row: quantile(row, 0.9)),
         RowColumn(Column(name="p99", display=display, batch=batch), lambda row: quantile(row, 0.99)),
         RowColumn(Column(name="samples", display=WHOLE, batch=batch, brackets="processes"), count),
+    ]
+
+
+def _time_columns(value: registry.Yields, get: Getter, batch: int, first: str) -> list[RowColumn]:
+    """What a time is under load, where that differs from quiet turns, and the ``first`` call of a process."""
+    assert value.column is not None
+    display = display_of(value)
+
+    def loaded(row: Row) -> Value:
+        found = get(row, value.name)
+        if found.estimate is None:
+            return metric_value(found)
+        if differs_under_load(found):
+            return estimate_value(found.under_load, _other_batch(found, batch))
+        return Value(text="same" if found.under_load else "all turns")
+
+    def first_call(row: Row) -> Value:
+        found = get(row, FIRST_CALL)
+        return metric_value(found, _other_batch(found, batch))
+
+    return [
+        RowColumn(Column(name=f"{value.column.heading} under load", display=display, batch=batch), loaded),
+        RowColumn(Column(name=first, display=display, batch=batch), first_call),
     ]
 
 

@@ -1,17 +1,21 @@
-"""How noisy a run was: the reference against itself, the load beside it, and the cells that were disturbed."""
+"""How noisy a run was: the reference against itself, other programs beside it, and the cells that were disturbed."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vitbench.core.records import Record
+from vitbench.core.run_folder import SUITE
 from vitbench.core.stats.comparisons import noise_floor
-from vitbench.core.stats.intervals import Estimate, estimate, median, process_medians
+from vitbench.core.stats.intervals import MIN_PROCESSES, Estimate, estimate, median, process_medians
+from vitbench.core.stats.relative import QUIET_LOAD
 from vitbench.devices.host.load import GPU_SLOWED, OTHER_LOAD, STEAL
 from vitbench.reports.format import number
-from vitbench.reports.model.runs import Run
+from vitbench.reports.model.runs import Run, usable_cores
 from vitbench.reports.model.values import MetricValue, value_of
 
 #: Metrics that take turns with the reference.
@@ -24,6 +28,101 @@ _DISTURBING = (
 )
 #: and the reference's slowest tenth of turns over its fastest while the cell was measured.
 DISTURBING_DRIFT = 1.5
+#: A disturbed value whose interval's ends differ by more than this factor is busy.
+BUSY = 2.0
+#: A run is called disturbed if other programs used cores in this share of its turns.
+_DISTURBED_TURNS = 0.05
+#: A time under load is shown beside that of quiet turns if it is outside its interval or differs by more than this.
+_UNDER_LOAD = 0.1
+#: How the detail of a measurement begins that has too few samples.
+_TOO_FEW = "too few"
+
+
+@dataclass(frozen=True)
+class OtherPrograms:
+    """What other programs used while something was timed: ``cores`` on average, in the ``share`` of turns in which they
+    used more than a quiet turn has. ``by_turn`` is False for records before schema 4: they know it by process.
+    """
+
+    cores: float
+    share: float
+    by_turn: bool
+
+    def text(self, of_cores: int | None = None, whose: str = "the") -> str:
+        """``0.90 of 2 cores in 43 % of the turns``."""
+        cores = number(self.cores, 2) + (f" of {of_cores}" if of_cores else "") + " cores"
+        return f"{cores} in {100 * self.share:.0f} % of {whose} {'turns' if self.by_turn else 'processes'}"
+
+
+def other_programs(values: Sequence[MetricValue]) -> OtherPrograms | None:
+    """What other programs used beside these times; None if that is not known, or every turn was quiet."""
+    by_turn = [x for one in values if one.measurement for process in one.measurement.other_load for x in process]
+    loads = by_turn or [x for one in values if one.record for x in _samples_of(one.record, OTHER_LOAD)]
+    high = [load for load in loads if load > QUIET_LOAD]
+    return OtherPrograms(math.fsum(high) / len(high), len(high) / len(loads), bool(by_turn)) if high else None
+
+
+def busy_reason(one: MetricValue) -> str:
+    """What other programs used (``0.90 cores in 43 % of its turns``) beside a time or rate whose interval's ends differ
+    by more than ``BUSY``. Empty for any other value.
+    """
+    estimate, others = one.estimate_between_runs, other_programs([one])
+    if one.disturbance is None or others is None or not estimate or not estimate.low or not estimate.high:
+        return ""
+    return others.text(whose="its") if estimate.high / estimate.low > BUSY else ""
+
+
+def differs_under_load(one: MetricValue) -> bool:
+    """Whether a time over all turns is another than that of its quiet turns."""
+    quiet, loaded = one.estimate_between_runs, one.under_load
+    if quiet is None or loaded is None or one.all_turns_count:
+        return False
+    inside = quiet.low is None or quiet.high is None or quiet.low <= loaded.value <= quiet.high
+    return not inside or abs(loaded.value / quiet.value - 1) > _UNDER_LOAD
+
+
+def has_few_samples(one: MetricValue) -> bool:
+    """Whether a process of it gave fewer steady samples than a median takes."""
+    return one.status == "ok" and one.measurement is not None and one.measurement.detail.startswith(_TOO_FEW)
+
+
+def turns_used(one: MetricValue) -> str:
+    """Which turns count: ``quiet``, ``all``, or empty for what took no turns with the reference."""
+    return "all" if one.all_turns_count else "quiet" if one.quiet else ""
+
+
+def disturbance_line(run: Run, folder: Path | str = "") -> str:
+    """What disturbed the times of a run, by how much, and what to do, in one line; empty if nothing did. ``folder``
+    is the run's.
+    """
+    cells = [(record, found) for record in run.records if (found := timed_values(record))]
+    values = [one for _, found in cells for one in found]
+    doubtful = [record for record, found in cells if any(busy_reason(one) or _lacks_quiet(one) for one in found)]
+    others = other_programs(values)
+    if others and others.share >= _DISTURBED_TURNS:
+        what = f"Other programs used {others.text(usable_cores(run))}"
+    elif doubtful:
+        what = "The machine's own speed changed"
+    else:
+        return ""
+    if not any(one.quiet for one in values):
+        return (
+            f"{what}, and all turns count: quiet ones are told apart from {MIN_PROCESSES} processes on. Close other "
+            f"programs and run again, or add `--processes {MIN_PROCESSES}`."
+        )
+    if not doubtful:
+        return f"{what}. Values are those of the quiet turns: there is nothing to repeat."
+    models = ",".join(dict.fromkeys(record.cell.model for record in doubtful))
+    command = shlex.join(["vitbench", "run", "--suite", str(Path(folder) / SUITE), "--models", models])
+    return (
+        f"{what}. Values are those of the quiet turns, of which {len(doubtful)} of {len(cells)} cells had too few "
+        f"(marked busy or †). Close other programs and repeat them: `{command}`"
+    )
+
+
+def _lacks_quiet(one: MetricValue) -> bool:
+    """Whether all turns count although there were enough processes."""
+    return one.quiet is not None and one.all_turns_count
 
 
 @dataclass(frozen=True)
@@ -82,15 +181,25 @@ def disturbances(record: Record) -> list[str]:
 
 def _mean_of(record: Record, metric: str) -> float | None:
     """The mean of all samples; None without any."""
-    one = record.measurement(metric)
-    samples = [x for process in one.samples for x in process] if one else []
+    samples = _samples_of(record, metric)
     return math.fsum(samples) / len(samples) if samples else None
+
+
+def _samples_of(record: Record, metric: str) -> list[float]:
+    one = record.measurement(metric)
+    return [x for process in one.samples for x in process] if one else []
 
 
 def shortfall(one: MetricValue) -> float | None:
     """Half the width of an interval (0.05: 5 %) that is wider than the run asked for; None for any other."""
     relative = one.relative
-    if not (one.measurement and one.measurement.detail) or not relative or not relative.low or not relative.high:
+    if (
+        not (one.measurement and one.measurement.detail)
+        or has_few_samples(one)
+        or not relative
+        or not relative.low
+        or not relative.high
+    ):
         return None
     return max(relative.high / relative.value, relative.value / relative.low) - 1
 

@@ -81,6 +81,14 @@ def machine_of(run: Run) -> Machine:
     return Machine(tuple(filter(None, known)), tuple(versions), tuple(commands))
 
 
+def usable_cores(run: Run) -> int | None:
+    """The logical cores that the run could use; None if unknown, or if its environments differ."""
+    environments = _mapping(run.environment.get("environments"))
+    systems = [_mapping(_mapping(environments.get(record.environment)).get("system")) for record in run.records]
+    found = {system.get("usable_cores") for system in systems}
+    return next(iter(found)) if len(found) == 1 else None
+
+
 def _facts(environment: Mapping[str, Any], devices: Collection[str]) -> tuple[str, ...]:
     system = _mapping(environment.get("system"))
     libraries = _mapping(environment.get("libraries"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from vitbench.core.records import Status
 from vitbench.core.stats.intervals import Estimate
+from vitbench.reports.model.noise import busy_reason, has_few_samples
 from vitbench.reports.model.values import MetricValue
 
 #: How many digits of a number mean something:
@@ -44,13 +45,19 @@ class Note(NamedTuple):
     number: int
 
 
+#: What is to be known of a time or rate: ``busy`` (other programs disturbed it so much that it has no interval),
+#: ``all turns`` (quiet ones are not told apart), ``few samples``.
+Mark = Literal["busy", "all turns", "few samples"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Value:
     """What one column says of one line: a ``number`` in base units, a ``text``, or a ``status`` in its place.
 
     ``interval`` holds the ends of the 95 % interval, of a rank the best and the worst. ``status`` is None where nothing
-    was asked for; ``reason`` says why there is no number. A value with a ``display`` of its own is not shown as its
-    column says; a unit that is not the column's stands beside the number.
+    was asked for; ``reason`` says why there is no number, or what other programs used beside a ``busy`` value. A value
+    with a ``display`` of its own is not shown as its column says; a unit that is not the column's stands beside the
+    number.
     """
 
     number: float | None = None
@@ -59,6 +66,7 @@ class Value:
     status: Status | Literal["too few samples"] | None = None
     reason: str = ""
     note: Note | None = None
+    marks: tuple[Mark, ...] = ()
     display: Display | None = None
 
 
@@ -109,7 +117,19 @@ def estimate_value(estimate: Estimate | None, note: Note | None = None) -> Value
 
 
 def metric_value(found: MetricValue, note: Note | None = None) -> Value:
-    """A metric of a record: its estimate, or its status with the reason."""
+    """A metric of a record: its estimate with the marks of its time, or its status with the reason."""
     if found.estimate is None:
         return Value(status=found.status, reason=found.detail, note=note)
-    return estimate_value(found.estimate, note)
+    return marked(estimate_value(found.estimate_between_runs, note), found)
+
+
+def marked(value: Value, found: MetricValue) -> Value:
+    """``value`` with what is to be known of the time or rate ``found``; without an interval where it is busy."""
+    reason = busy_reason(found)
+    marks: dict[Mark, bool] = {
+        "busy": bool(reason),
+        "all turns": found.all_turns_count,
+        "few samples": has_few_samples(found),
+    }
+    interval = None if reason else value.interval
+    return replace(value, interval=interval, reason=reason, marks=tuple(one for one, is_so in marks.items() if is_so))
