@@ -40,6 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("integration")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def never_waiting() -> Iterator[None]:
+    """Runs do not wait until the machine is quiet: other tests keep it busy."""
+    from vitbench.runner.quiet import Patience
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitbench.runner.timed.Patience", lambda *_: Patience(0.0))
+        yield
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """``golden(name, text)`` fails unless tests/golden/<name> holds ``text``; with --update-golden it is made to."""

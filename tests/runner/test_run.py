@@ -59,7 +59,7 @@ def small_suite(folder: Path, cells: int = 4, seconds: float = 0.4) -> Path:
     path = folder / "small.toml"
     path.write_text(
         f'models = ["{WORKS}"]\nimage_sizes = [8]\nbatch_sizes = {list(range(1, cells + 1))}\ndevices = ["cpu"]\nthreads = [1]\n'
-        f'metrics = ["params", "latency"]\n[measure]\nprocesses = 1\nseconds = {seconds}\nmax_samples = 100000000\n'
+        f'metrics = ["params", "latency"]\n[measure]\nprocesses = 1\nseconds = {seconds}\nmax_samples = 100000000\npatience_s = 0\n'
     )
     return path
 
@@ -501,7 +501,7 @@ def test_after_a_module_has_failed_the_rest_is_absent_with_the_reason() -> None:
         **dict.fromkeys(("params", "trainable_params", "params_bytes", "buffers", "buffers_bytes"), "ok"),
         "weights_memory": "ok",  # told before the first call failed
         **dict.fromkeys(("inference_peak_memory", "process_peak_memory"), "error"),
-        **dict.fromkeys(("latency", "latency_cpu_time"), "error"),
+        **dict.fromkeys(("latency", "latency_cpu_time", "first_call"), "error"),
     }
     assert "one picture, please" in record.measurement("process_peak_memory").detail
     assert record.measurement("latency").detail.startswith("not tried, because what came before it ended so: ")
