@@ -134,6 +134,14 @@ def test_a_turn_has_so_many_calls_however_long_they_are(clock: Clock) -> None:
     assert found.turns == (5, 5, 3)  # of each all but the first are steady: 4, 4 and the 2 that lack
 
 
+def test_a_turn_that_takes_far_longer_than_its_calls_should_is_ended(clock: Clock) -> None:
+    durations = iter([1.0] * 6 + [10.0] * 2 + [1.0] * 99)
+    turns = ScriptedTurns(clock, [steps(1.0)] * 9, calls=5, replayed={2})
+    budget = Budget(seconds=1.5, min_samples=8)
+    found = sample_durations(lambda: clock.pass_by(next(durations)), CPU, budget, turns)
+    assert found.turns == (5, 2, 5)
+
+
 def test_a_budget_of_seconds_ends_no_turn_that_has_nothing_steady_yet(clock: Clock) -> None:
     turns = ScriptedTurns(clock, [steps(1.0)] * 5, calls=5)
     budget = Budget(seconds=TURN_S + CALL_S, min_samples=1)

@@ -32,6 +32,9 @@ MIN_STEADY = 10
 _TOO_FEW = f"too few: less than {MIN_STEADY} steady samples in a process"
 #: A turn is not ended by the budget before so many calls: of a turn of more than two, the first is not steady.
 _LEAST_IN_A_TURN = 3
+#: A turn that takes so many times as long as its calls should is ended: another program has a core, and threads that
+#: wait for each other can take tens of times as long.
+_MOST_OF_A_TURN = 3
 #: A process ends when it has used so many times its budget, whatever the turns that were taken again.
 _MOST_BUDGETS = 2
 
@@ -142,6 +145,7 @@ class _Spent:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        self.fastest_call = math.inf
         self._charged = self._all = (0, 0, 0.0)  # samples, steady ones of them, seconds
 
     def is_enough(self, samples: int, seconds: float) -> bool:
@@ -178,11 +182,12 @@ def _end_of(call: Callable[[], object], device: Device) -> float:
 def _sample_turn(
     call: Callable[[], object], device: Device, least_s: float, least_calls: int, spent: _Spent
 ) -> tuple[list[float], float, float, bool]:
-    """Call for ``least_s`` seconds and ``least_calls`` times, or until the budget is spent.
+    """Call for ``least_s`` seconds and ``least_calls`` times, or until the budget is spent or it takes far too long.
 
     Returns the samples, the CPU seconds of a call, the wall seconds of the turn, and whether the budget is spent.
     """
     samples: list[float] = []
+    most_s = max(least_s, least_calls * spent.fastest_call) * _MOST_OF_A_TURN
     cpu_begin = time.process_time()
     begin = time.perf_counter()
     while True:
@@ -190,8 +195,9 @@ def _sample_turn(
         end = _end_of(call, device)
         samples.append(round(end - start, 9))
         done = spent.is_enough(len(samples), end - begin)
-        if done or (end - begin >= least_s and len(samples) >= least_calls):
+        if done or (end - begin >= least_s and len(samples) >= least_calls) or end - begin > most_s:
             break
+    spent.fastest_call = min(*samples, spent.fastest_call)
     return samples, round((time.process_time() - cpu_begin) / len(samples), 9), end - begin, done
 
 
