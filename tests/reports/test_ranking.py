@@ -14,7 +14,7 @@ from tests.reports.fabricate import ENVIRONMENT, cell, infer, ok, size, trained,
 from tests.reports.paired import REFERENCE, TURNS, check, paired, tables, timed
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.comparisons import Ratio
-from vitbench.core.stats.intervals import BETWEEN_PROCESSES, BETWEEN_RUNS, WITHIN_PROCESS
+from vitbench.core.stats.intervals import BETWEEN_RUNS, WITHIN_PROCESS
 from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.model.ranking import differ, ranks, ratio_of
 from vitbench.reports.model.rows import build_rows
@@ -287,10 +287,13 @@ def test_the_csv_has_relative_columns_and_cpu_time() -> None:
     half = widened(4.30265 / math.sqrt(3) * math.log(quotient))
     assert line["relative_latency_low"] == pytest.approx(4 / half, rel=1e-5)
     assert line["relative_latency_high"] == pytest.approx(4 * half, rel=1e-5)
-    assert (line["relative_latency_interval"], line["latency_interval"]) == (BETWEEN_RUNS, BETWEEN_PROCESSES)
+    assert (line["relative_latency_interval"], line["latency_interval"]) == (BETWEEN_RUNS, BETWEEN_RUNS)
+    assert (line["latency_turns_used"], line["latency_cpu_time_turns_used"]) == ("quiet", "quiet")
     assert line["latency_cpu_time_ms"] == pytest.approx(30)
     assert (line["latency_cpu_time_status"], line["relative_latency_cpu_time"]) == ("ok", pytest.approx(3))
-    assert (line["latency_cpu_time_low_ms"], line["latency_cpu_time_high_ms"]) == (pytest.approx(30), pytest.approx(30))
+    drift = math.exp(1.959964 * 0.05)
+    assert line["latency_cpu_time_low_ms"] == pytest.approx(30 / drift)
+    assert line["latency_cpu_time_high_ms"] == pytest.approx(30 * drift)
     assert (line["training_step_ms"], line["relative_training_step"]) == (pytest.approx(60), pytest.approx(6))
     assert line["relative_training_step_low"] == pytest.approx(6 / widened(0), rel=1e-5)
     assert (line["training_step_cpu_time_ms"], line["relative_training_step_cpu_time"]) == (

@@ -23,7 +23,7 @@ from tests.reports.fabricate import (
     training_cell,
     write_run,
 )
-from tests.reports.paired import loads
+from tests.reports.paired import TURNS, loads, timed
 from vitbench.core.errors import RunFolderError
 from vitbench.core.records import Cell, Measurement, Record
 from vitbench.reports import load_records, write_report
@@ -43,9 +43,31 @@ def test_the_frame_has_a_row_a_measurement(tmp_path: Path) -> None:
     latency = frame.query("metric == 'latency' and model == 'vit_nano' and batch_size == 1 and run == 'first'").iloc[0]
     assert latency["unit"] == "s"
     assert 0.001 < latency["low"] < latency["value"] < latency["high"] < 0.003
-    assert latency["n_samples"] + latency["n_warmup"] == len(latency["samples"][0]) == 40
-    assert latency["n_warmup"] == 3
+    assert latency["n_samples"] + latency["n_left_out"] == len(latency["samples"][0]) == 40
+    assert latency["n_left_out"] == 3
     assert latency["interval_kind"] == "within process"
+
+
+def disturbed_run() -> Run:
+    """Processes that have nothing in common, beside a program that used 0.9 cores."""
+    latency = dataclasses.replace(timed("latency", (1.0, 2.0, 4.0)), other_load=((0.9,) * TURNS,) * 3)
+    first = Measurement(metric="first_call", unit="s", samples=((0.5,), (0.6,), (0.7,)), method="made up")
+    return Run(name="r", records=[ok(cell(), [*size(cell()), latency, first])])
+
+
+def test_the_frame_says_which_turns_count_and_what_ran_beside_them() -> None:
+    frame = tidy_frame([disturbed_run()]).set_index("metric")
+    assert frame.loc["latency", ["turns_used", "other_load"]].tolist() == ["all", ((0.9,) * TURNS,) * 3]
+    assert frame.loc["first_call", "samples"] == ((0.5,), (0.6,), (0.7,))
+    assert frame.loc["params", "turns_used"] == ""
+
+
+def test_the_csv_says_why_a_value_is_busy_and_keeps_its_interval() -> None:
+    (line,) = csv(disturbed_run()).to_dict("records")
+    assert line["latency_note"] == "busy: other programs used 0.90 cores in 100 % of its turns"
+    assert (line["latency_status"], line["latency_turns_used"]) == ("ok", "all")
+    assert line["latency_high_ms"] > 2 * line["latency_low_ms"]
+    assert line["inference_first_call_s"] == pytest.approx((0.5 * 0.6 * 0.7) ** (1 / 3))
 
 
 def test_a_cell_without_measurements_keeps_a_row() -> None:

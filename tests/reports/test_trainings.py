@@ -188,7 +188,7 @@ def test_one_value_a_class_is_no_sample_of_repetitions() -> None:
     row = frame[frame.metric == "class_f1"].iloc[0]
     assert row["interval_kind"] == BY_CLASS_KIND
     assert pd.isna(row["low"])
-    assert (row["n_warmup"], row["n_samples"]) == (0, 3)
+    assert (row["n_left_out"], row["n_samples"]) == (0, 3)
     assert row["samples"] == ((0.9, 0.8, 0.0),)
     assert row["detail"] == CLASSES
 

@@ -24,10 +24,10 @@ def load_records(*folders: Path | str) -> pd.DataFrame:
     """The measurements of one or several run folders as a tidy frame: one row a measurement.
 
     Beside the fields of its cell a row has ``run``, ``metric``, ``unit``, ``value`` (the point estimate), ``low`` and
-    ``high`` (95 %, NaN if there is no interval), ``interval_kind``, ``n_samples``, ``n_processes``, ``n_warmup``,
-    ``status``, ``cause``, ``detail``, ``method`` and all ``samples``, in base units (s, byte, FLOP, image/s). A cell
-    that failed before anything was measured has one row without a metric. So ``load_records(run).query("metric ==
-    'latency' and batch_size == 1")``.
+    ``high`` (95 %, NaN if there is no interval), ``interval_kind``, ``turns_used``, ``n_samples``, ``n_processes``,
+    ``n_left_out``, ``status``, ``cause``, ``detail``, ``method`` and all ``samples``, in base units (s, byte, FLOP,
+    image/s). A cell that failed before anything was measured has one row without a metric. So
+    ``load_records(run).query("metric == 'latency' and batch_size == 1")``.
 
     Raises RunFolderError for a folder without a run; warns of damaged records.
     """

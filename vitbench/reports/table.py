@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitbench.analysis.claims import PUBLISHED
 from vitbench.core.records import Cell, Record, format_image_size
-from vitbench.core.stats.estimates import BY_CLASS, measurement_estimate
+from vitbench.core.stats.estimates import BY_CLASS
 from vitbench.core.stats.intervals import Estimate
 from vitbench.core.text import csv_text
 from vitbench.reports.format import without_paths
+from vitbench.reports.model.noise import busy_reason, has_few_samples, turns_used
 from vitbench.reports.model.rows import Row, build_rows, sort_key
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.values import MetricValue, value_of
@@ -59,7 +60,8 @@ TRAINING: dict[str, tuple[str, float]] = {
 }
 COLUMNS = {**FACTS, **INFERENCE, **TRAINING_STEP, **TRAINING}
 #: Metrics with an interval beside the times.
-SAMPLED = frozenset({"throughput", "training_throughput", "accuracy"})
+RATES = frozenset({"throughput", "training_throughput"})
+SAMPLED = frozenset({*RATES, "accuracy"})
 #: Units of what is counted, not measured: every digit is written. What was measured has this many.
 COUNTED = frozenset({"byte", "parameter", "element", "FLOP", "MAC", "image", "step"})
 MEASURED_DIGITS = 10
@@ -85,10 +87,12 @@ Field = str | float | int | bool | None
 def tidy_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a measurement, its cell's fields beside it; a cell without measurements has one row, without a metric.
 
-    ``value``, ``low``, ``high`` are in the base ``unit``, ``relative`` and its interval over what the reference took;
-    ``n_samples`` of ``n_processes`` processes were used after
-    ``n_warmup`` were set aside; ``samples`` holds all of them as tuples, one a process. ``status``, ``detail`` are the
-    measurement's, ``cell_status``, ``cell_detail`` its cell's.
+    ``value``, ``low``, ``high`` are in the base ``unit``, ``relative`` and its interval over what the reference took.
+    ``turns_used`` says which turns count of what took turns with the reference, ``quiet`` or ``all``. These have
+    ``n_samples`` of ``n_processes`` processes; ``n_left_out`` do not count (warm-up, disturbed turns, the first call of
+    a turn). ``samples`` holds all of them as tuples, one a process, as do ``reference_samples``, ``turns`` and
+    ``other_load`` their values.
+    ``status``, ``detail`` are the measurement's, ``cell_status``, ``cell_detail`` its cell's.
     """
     import pandas as pd
 
@@ -96,17 +100,20 @@ def tidy_frame(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame.from_records(lines, columns=list(_TIDY)).astype(_DTYPES)
 
 
-#: The columns, and the dtypes that pandas would guess wrongly from missing values.
+#: Columns with a tuple a process.
+_SAMPLES = ("samples", "reference_samples", "turns", "other_load")
+#: All columns, and the dtypes that pandas would guess wrongly from missing values.
 _TIDY = (
     *("run", "cell", "model", "image_size", "height", "width", "num_classes", "batch_size", "device", "dtype", "mode"),
     *("attention", "compile", "threads", "memory_limit", "weights", "data", "recipe_hash", "seed", "options"),
     *("metric", "unit", "value", "low", "high", "relative", "relative_low", "relative_high", "relative_interval_kind"),
-    *("interval_kind", "n_samples", "n_processes", "n_warmup", "status", "detail", "method", "cell_status", "cause"),
-    *("cell_detail", "environment", "started_at", "duration_s", "samples", "reference_samples", "turns"),
+    *("interval_kind", "turns_used", "n_samples", "n_processes", "n_left_out", "status", "detail", "method"),
+    *("cell_status", "cause", "cell_detail", "environment", "started_at", "duration_s"),
+    *_SAMPLES,
 )
 _DTYPES: dict[str, str] = {
     **dict.fromkeys(("height", "width", "num_classes", "batch_size", "threads", "seed"), "int64"),
-    **dict.fromkeys(("n_samples", "n_processes", "n_warmup"), "int64"),
+    **dict.fromkeys(("n_samples", "n_processes", "n_left_out"), "int64"),
     **dict.fromkeys(("value", "low", "high", "relative", "relative_low", "relative_high", "duration_s"), "float64"),
     "compile": "bool",
     "memory_limit": "Int64",
@@ -128,8 +135,8 @@ def render_csv(runs: Sequence[Run]) -> str:
     Rows have the order of the Markdown tables. What does not depend on the batch (parameters, FLOPs, accuracy) stands
     on each line of its row, so that the lines of one batch size are a complete table. Every measured column ``x`` has
     ``x_status`` (empty: not asked for) and is empty where the status is not ``ok``; sampled ones have ``x_low``,
-    ``x_high``, ``x_interval``. Units are in the names (1 MB is 10^6 bytes). Counts are exact. No text is a formula to a
-    spreadsheet.
+    ``x_high``, ``x_interval``, times and rates ``x_turns_used`` (``quiet``, ``all``) and ``x_note`` (``busy: ...``).
+    Units are in the names (1 MB is 10^6 bytes). Counts are exact. No text is a formula to a spreadsheet.
     """
     import pandas as pd
 
@@ -163,14 +170,17 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
         "cell_detail": record.detail,
     }
     if not record.measurements:
-        nothing = {"n_samples": 0, "n_processes": 0, "n_warmup": 0, "samples": (), "reference_samples": (), "turns": ()}
-        texts = {"status": record.status, "detail": record.detail, "interval_kind": "", "method": ""}
-        return [{**of_cell, **nothing, **texts}]
+        nothing = {
+            **dict.fromkeys(("n_samples", "n_processes", "n_left_out"), 0),
+            **dict.fromkeys(_SAMPLES, ()),
+            **dict.fromkeys(("interval_kind", "turns_used", "method"), ""),
+        }
+        return [{**of_cell, **nothing, "status": record.status, "detail": record.detail}]
     lines = []
-    copied = ("metric", "unit", "status", "detail", "method", "samples", "reference_samples", "turns")
+    copied = ("metric", "unit", "status", "detail", "method", *_SAMPLES)
     for one in record.measurements:
-        result = measurement_estimate(record, one) if one.status == "ok" else None
-        relative = MetricValue(record, one, one.status).relative_between_runs
+        found = MetricValue(record, one, one.status)
+        result, relative = found.estimate_between_runs, found.relative_between_runs
         lines.append(
             {
                 **of_cell,
@@ -180,9 +190,10 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
                 "relative": relative.value if relative else None,
                 **{f"relative_{name}": getattr(relative, name, None) for name in ("low", "high")},
                 "relative_interval_kind": relative.kind if relative else "",
+                "turns_used": turns_used(found),
                 "n_samples": result.n_samples if result else 0,
                 "n_processes": result.n_processes if result else 0,
-                "n_warmup": sum(map(len, one.samples)) - result.n_samples if result else 0,
+                "n_left_out": sum(map(len, one.samples)) - result.n_samples if result else 0,
             }
         )
     return lines
@@ -296,12 +307,22 @@ def _columns(metric: str, found: MetricValue) -> dict[str, Field]:
     line = _column(name, scale, found, f"{metric}_status")
     is_time = yields_of(metric).kind == "time"
     if is_time or metric in SAMPLED:
-        line |= _interval(found.estimate, scale, metric, name.removeprefix(metric))
+        line |= _interval(found.estimate_between_runs, scale, metric, name.removeprefix(metric))
+    if is_time or metric in RATES:
+        line |= {f"{metric}_turns_used": turns_used(found), f"{metric}_note": _note(found)}
     if is_time:
         relative = found.relative_between_runs
         line[f"relative_{metric}"] = _rounded(relative.value) if relative else None
         line |= _interval(relative, 1, f"relative_{metric}")
     return line
+
+
+def _note(found: MetricValue) -> str:
+    """What makes a time or rate doubtful."""
+    reason = busy_reason(found)
+    busy = f"busy: other programs used {reason}" if reason else ""
+    few = found.detail if has_few_samples(found) else ""
+    return "; ".join(filter(None, [busy, few]))
 
 
 def _column(name: str, scale: float, found: MetricValue, status_name: str) -> dict[str, Field]:
