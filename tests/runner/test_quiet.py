@@ -142,6 +142,9 @@ def test_patience_is_for_the_whole_run_and_its_end_is_said_once(monkeypatch: pyt
     patience = log.patience(2.0)
     turns(patience, *[0.9] * 50)
     assert scripted.slept == 2.0
+    assert patience.is_over
+    turns(patience, 0.0)
+    assert not patience.is_over
     assert log.warnings == [
         "other programs use 0.9 of 2 cores: after 2 s of waiting timing goes on beside them. Stop them for better values"
     ]

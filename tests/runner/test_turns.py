@@ -95,7 +95,7 @@ class ScriptedParticipant(Participant):
     def prepare(self) -> None:
         self.log.append(f"prepare {self.name}")
 
-    def take_turn(self, before: ReferenceTurn | None, judge: Judge) -> Use | None:
+    def take_turn(self, before: ReferenceTurn | None, judge: Judge, *, replays: bool = True) -> Use | None:
         if self.befores:
             self.afters.append(self._since)
         self._since = None

@@ -69,7 +69,8 @@ class Judge:
 
 class Patience:
     """Waits while other programs disturb, in all at most ``seconds`` a run; ``waiting`` shows what is waited for as
-    long as that takes, ``warn`` says once that it has been in vain.
+    long as that takes, ``warn`` says once that it has been in vain. ``is_over`` as long as the machine stays disturbed
+    after that: turns that are taken again would only make the run longer.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Patience:
         self._seconds = seconds
         self._waiting = waiting
         self._warn = warn
+        self.is_over = False
         self._has_warned = False
         self._disturbed: list[Use] = []  # the last turns, if all of them were
 
@@ -93,6 +95,7 @@ class Patience:
             self._disturbed.append(use)
         else:
             self._disturbed.clear()
+            self.is_over = False
 
     def wait_if_disturbed(self, judge: Judge) -> None:
         """Return at once, unless the last turns were disturbed: then when the machine is quiet, or patience is over."""
@@ -104,7 +107,8 @@ class Patience:
             with self._waiting(f"waiting: {_use_text(used, judge)}"):
                 while self.left_s > 0 and judge.disturbs(used):
                     used = self._look(judge)
-        if judge.disturbs(used) and not self._has_warned:
+        self.is_over = judge.disturbs(used)
+        if self.is_over and not self._has_warned:
             self._has_warned = True
             waited = f"after {self._seconds:g} s of waiting " if self._seconds else ""
             self._warn(f"{_use_text(used, judge)}: {waited}timing goes on beside them. Stop them for better values")

@@ -77,14 +77,16 @@ class Participant(Conversation):
         """Build what is to be measured; nothing of this is timed."""
         self.go_on()
 
-    def take_turn(self, before: ReferenceTurn | None, judge: Judge) -> Use | None:
-        """Run for one turn; ``before`` is the reference's last one. Returns what other programs used meanwhile."""
+    def take_turn(self, before: ReferenceTurn | None, judge: Judge, *, replays: bool = True) -> Use | None:
+        """Run for one turn; ``before`` is the reference's last one. Returns what other programs used meanwhile. Without
+        ``replays`` its last turn counts whatever it was like.
+        """
         verdict = self._verdict(judge)
         turn = Turn(
             seconds=TURN_S,
             calls=TURN_CALLS,
             # a slow cell must not run into its timeout because of turns that are taken again
-            replay=verdict is not None and not verdict.counts and self.spent_s < self.timeout_s / 2,
+            replay=replays and verdict is not None and not verdict.counts and self.spent_s < self.timeout_s / 2,
             other_load=verdict.other_load if verdict else None,
             before=before.to_worker() if before else None,
             after_last=self._since.to_worker() if self._since else None,
@@ -136,7 +138,7 @@ class Control(Participant):
             if not self.over:
                 self.go_on(Turn(seconds=TURN_S), limit_s=_LOADING_LIMIT_S)
 
-    def take_turn(self, before: ReferenceTurn | None, judge: Judge) -> Use | None:
+    def take_turn(self, before: ReferenceTurn | None, judge: Judge, *, replays: bool = True) -> Use | None:
         event = self.go_on(Turn(seconds=TURN_S), limit_s=_TURN_LIMIT_S)
         if event is not None and before is not None:
             self._waiting.append((median(event.samples), before))
@@ -221,7 +223,8 @@ def take_turns(
     """Let ``participants`` run, one at a time, until all are over; the reference has a turn when its last one is stale.
 
     The order is drawn anew in each round, so that no cell always follows the same one. ``control`` takes part until the
-    others are over. ``judge`` says which turns are taken again, ``patience`` waits while other programs disturb.
+    others are over. ``judge`` says which turns are taken again, ``patience`` waits while other programs disturb, and
+    when it is over nothing is taken again.
     """
     shuffle = (order or random.Random(0)).shuffle
     patience = patience or Patience(0.0)
@@ -238,7 +241,7 @@ def take_turns(
             if stale or one.needs_reference:
                 last = _reference_turn(reference, everyone)
                 patience.note(last.use if last else None, judge)
-            patience.note(one.take_turn(last, judge), judge)
+            patience.note(one.take_turn(last, judge, replays=not patience.is_over), judge)
     _reference_turn(reference, everyone)
 
 
