@@ -282,6 +282,13 @@ def test_the_best_throughput_is_that_of_quiet_turns_and_can_be_busy() -> None:
     assert main[0]["best throughput (image/s)"] == "50.0 busy (b1) †"
 
 
+def test_only_what_took_turns_is_busy() -> None:
+    first = Measurement(metric="first_call", unit="s", samples=((1.0,), (2.0,), (4.0,)), method="made up")
+    record = record_of(beside_others(APART, 0.9), first, *loads(0.9))
+    assert busy_reason(value_of(record, "latency"))
+    assert busy_reason(value_of(record, "first_call")) == ""
+
+
 def test_old_records_know_other_programs_by_process() -> None:
     record = paired(cell(), APART, extra=loads(0.9))
     assert busy_reason(value_of(record, "latency")) == "0.90 cores in 100 % of its processes"
@@ -352,8 +359,8 @@ def test_cells_with_too_few_quiet_turns_are_repeated_by_their_suite(tmp_path: Pa
     run = run_of(record_of(beside_others(APART, 0.9, turns=10)), paired(cell("vit_nano"), EXACT))
     line = disturbance_line(run, tmp_path)
     assert line == (
-        "Other programs used 0.90 of 2 cores in 100 % of the turns. Values are those of the quiet turns, of which 1 of 2 "
-        "cells had too few (marked busy or †). Close other programs and repeat them: "
+        "Other programs used 0.90 of 2 cores in 100 % of the turns. Values are those of quiet turns, but 1 of 2 cells "
+        "had too few quiet turns (marked busy or †). Close other programs and repeat them: "
         f"`vitbench run --suite {shlex.quote(str(tmp_path / 'suite.toml'))} --models vit_micro`"
     )
     page = render_markdown([run])
@@ -370,7 +377,7 @@ def test_one_process_cannot_tell_quiet_turns() -> None:
 def test_a_machine_that_changed_its_speed_by_itself_is_named() -> None:
     line = disturbance_line(run_of(paired(cell(), APART)))
     assert line.startswith(
-        "The machine's own speed changed. Values are those of the quiet turns, of which 1 of 1 cells"
+        "The machine's own speed changed. Values are those of quiet turns, but 1 of 1 cells had too few quiet turns"
     )
 
 

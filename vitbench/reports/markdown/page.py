@@ -47,7 +47,12 @@ def render_markdown(runs: Sequence[Run]) -> str:
     parts += [*training_section(runs), "## How to read the tables", _as_list(explanations.how_to_read(rows))]
     details = detail_table(rows, axes)
     if details:
-        parts += ["## Details", *filter(None, [explanations.details_text(details)]), table_text(details)]
+        parts += [
+            "## Details",
+            *filter(None, [explanations.details_text(details)]),
+            table_text(details),
+            *marks_text(details),
+        ]
     noise = noise_section(runs)
     if noise:
         paired = any(one.reference_samples for run in runs for record in run.records for one in record.measurements)

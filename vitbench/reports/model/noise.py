@@ -66,8 +66,11 @@ def busy_reason(one: MetricValue) -> str:
     """What other programs used (``0.90 cores in 43 % of its turns``) beside a time or rate whose interval's ends differ
     by more than ``BUSY``. Empty for any other value.
     """
+    took_turns = one.measurement is not None and one.measurement.reference_samples
     estimate, others = one.estimate_between_runs, other_programs([one])
-    if one.disturbance is None or others is None or not estimate or not estimate.low or not estimate.high:
+    if not took_turns or one.disturbance is None or others is None:
+        return ""
+    if estimate is None or not estimate.low or estimate.high is None:
         return ""
     return others.text(whose="its") if estimate.high / estimate.low > BUSY else ""
 
@@ -114,10 +117,8 @@ def disturbance_line(run: Run, folder: Path | str = "") -> str:
         return f"{what}. Values are those of the quiet turns: there is nothing to repeat."
     models = ",".join(dict.fromkeys(record.cell.model for record in doubtful))
     command = shlex.join(["vitbench", "run", "--suite", str(Path(folder) / SUITE), "--models", models])
-    return (
-        f"{what}. Values are those of the quiet turns, of which {len(doubtful)} of {len(cells)} cells had too few "
-        f"(marked busy or †). Close other programs and repeat them: `{command}`"
-    )
+    few = f"{len(doubtful)} of {len(cells)} cells had too few quiet turns (marked busy or †)"
+    return f"{what}. Values are those of quiet turns, but {few}. Close other programs and repeat them: `{command}`"
 
 
 def _lacks_quiet(one: MetricValue) -> bool:
