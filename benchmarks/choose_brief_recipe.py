@@ -20,6 +20,7 @@ from vitbench.training.data.images import ImageSet
 from vitbench.training.data.subsets import choose_stratified
 from vitbench.training.evaluate import evaluate
 from vitbench.training.loop import train
+from vitbench.training.optimizers import regularise
 from vitbench.training.recipes import load_recipe
 
 MODELS = "vit_layer6_32,vit_layer12_32,vit_basic,cifar_vit_tiny,cifar_lightweight_vit,cifar_dynamic_vit_dense"
@@ -41,9 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--images", type=int, default=3600)
+    parser.add_argument("--images", type=int, default=1280)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--optimizers", default="adamw:4e-4:0.05:16,muon:2e-3:0:16,muon:4e-3:0:16,muon:4e-3:0:32")
+    parser.add_argument("--optimizers", default="muon:2e-3:0:32:15,muon:1.5e-3:0:32:24,muon:1.2e-3:0:32:40")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -51,19 +52,21 @@ def main() -> None:
     side = (given.size, given.size)
     train_set, choose_by = split(load_images(info, "train", image_size=side, images=info.train_images, seed=0))
     for candidate in given.optimizers.split(","):
-        optimizer, lr, decay, batch = candidate.split(":")
+        optimizer, lr, decay, batch, factor = candidate.split(":")
         recipe = load_recipe(
             "brief",
             optimizer=optimizer,
             learning_rate=float(lr),
             weight_decay=float(decay),
             batch_size=int(batch),
+            muon_factor=float(factor) if factor else None,
             images=given.images,
         )
         for name in given.models.split(","):
             for seed in map(int, given.seeds.split(",")):
                 torch.manual_seed(seed)
                 model = build_model(name, image_size=given.size, num_classes=info.num_classes)
+                regularise(model, recipe)
                 begin = time.perf_counter()
                 train(
                     model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from vitbench.training.data.datasets import describe_data, load_images
 from vitbench.training.data.images import ImageSet
 from vitbench.training.evaluate import evaluate
 from vitbench.training.loop import Trainer, TrainingDiverged, TrainingResult, train
+from vitbench.training.muon import SpectralMuon
 from vitbench.training.optimizers import hidden_matrices, make_optimizers
 from vitbench.training.recipes import Recipe, load_recipe
 
@@ -335,8 +337,16 @@ def test_muon_leaves_scores_and_classifiers_to_adamw() -> None:
     assert len(hidden_matrices(torchvisions, 7)) == 12 * 4  # in_proj is a bare parameter there
 
 
-def test_steps_are_those_of_torchs_muon_and_adamw() -> None:
-    recipe = _recipe(optimizer="muon", steps=3, warmup=0.0, schedule="constant", weight_decay=0.1)
+@pytest.mark.parametrize(
+    ("factor", "muon"),
+    [
+        (None, partial(torch.optim.Muon, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")),
+        (4.0, partial(SpectralMuon, lr=4e-2, weight_decay=0.025)),
+    ],
+)
+def test_steps_are_those_of_muon_and_adamw(factor: float | None, muon: Any) -> None:
+    settings = {"optimizer": "muon", "muon_factor": factor, "schedule": "constant", "weight_decay": 0.1}
+    recipe = _recipe(steps=3, warmup=0.0, **settings)
     pictures = random_pictures()
     model, again = (build_model("vit_basic_tutorial", image_size=8, num_classes=pictures.num_classes) for _ in range(2))
     again.load_state_dict(model.state_dict())
@@ -350,7 +360,7 @@ def test_steps_are_those_of_torchs_muon_and_adamw() -> None:
     matrices = hidden_matrices(again, pictures.num_classes)
     ids = {id(matrix) for matrix in matrices}
     optimizers = [
-        torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        muon(matrices),
         torch.optim.AdamW([p for p in again.parameters() if id(p) not in ids], lr=1e-2, weight_decay=0.1),
     ]
     again.train()

@@ -268,6 +268,7 @@ def test_settings_of_a_command_line(settings: list[str], found: dict[str, Any]) 
         (["rotation=30"], r"rotation has no effect without rotation in augment \(none now\)"),
         (["augment=crop,flip", "jitter_hue=0.1"], r"without jitter in augment \(crop,flip now\)"),
         (["momentum=0.8"], "optimizer=sgd"),
+        (["optimizer=adamw", "muon_factor=2"], "optimizer=muon"),
         (["mix_probability=0.5"], "mixup or cutmix"),
         (["schedule=constant", "min_lr=1e-5"], "schedule=cosine or step"),
     ],

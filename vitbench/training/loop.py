@@ -148,6 +148,8 @@ class Trainer:
         self.steps = 0
         self.elapsed_s = 0.0
         self.optimizers = make_optimizers(model, recipe, self.num_classes or dataset.num_classes)
+        # Muon's learning rate may be a multiple of AdamW's
+        self._factors = [one.param_groups[0]["lr"] / recipe.learning_rate for one in self.optimizers]
         self.averaged = _make_average(model, recipe.ema) if recipe.ema else None
         self._settings = AugmentSettings(**{one.name: getattr(recipe, one.name) for one in fields(AugmentSettings)})
         self._format = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -253,9 +255,10 @@ class Trainer:
     def _take_step(self) -> None:
         size = self.recipe.batch_size if self._total is None else min(self.recipe.batch_size, self._total - self.seen)
         progress = self._progress(size)
-        for optimizer in self.optimizers:
+        rate = self.recipe.learning_rate_at(progress)
+        for optimizer, factor in zip(self.optimizers, self._factors, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = self.recipe.learning_rate_at(progress)
+                group["lr"] = factor * rate
         indices = self._order.at(self.seen, size)
         if self.ranks > 1:
             # all shares are equal, or one process would wait for the others for ever

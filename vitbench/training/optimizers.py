@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
+from vitbench.training.muon import SpectralMuon
 from vitbench.training.recipes import Recipe
 
 
 def make_optimizers(model: torch.nn.Module, recipe: Recipe, num_classes: int) -> list[torch.optim.Optimizer]:
     """The recipe's optimizers; each trained parameter belongs to one of them.
 
-    ``muon``: Muon (Jordan et al., 2024; torch.optim.Muon) for hidden_matrices, its steps scaled to the size of AdamW's
-    (Liu et al., 2025, arXiv:2502.16982, section 2.2), so that one learning rate serves both; AdamW for the rest.
+    ``muon``: Muon (Jordan et al., 2024; torch.optim.Muon) for hidden_matrices, AdamW for the rest. Muon's steps have
+    the size of AdamW's (Liu et al., 2025, arXiv:2502.16982, section 2.2); with ``muon_factor``, SpectralMuon takes
+    them, with this factor times the learning rate.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     lr, weight_decay = recipe.learning_rate, recipe.weight_decay
@@ -28,7 +30,12 @@ def make_optimizers(model: torch.nn.Module, recipe: Recipe, num_classes: int) ->
     rest = [parameter for parameter in trained if id(parameter) not in taken]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        factor = recipe.muon_factor
+        if factor is None:
+            muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        else:  # torch decays by the learning rate times the decay
+            muon = SpectralMuon(matrices, lr=factor * lr, weight_decay=weight_decay / factor)
+        optimizers.append(muon)
     if rest:
         optimizers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay))
     return optimizers

@@ -366,7 +366,7 @@ class Session:
             "epoch": round(self._epoch, 4),
             "step": trainer.steps,
             "images": trainer.seen,
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": trainer.optimizers[-1].param_groups[0]["lr"],
             "train_loss": math.fsum(part[0] for part in parts) / sum(part[1] for part in parts),
             "train_accuracy": sum(part[2] * part[3] for part in parts) / images,
         }

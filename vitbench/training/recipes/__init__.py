@@ -45,10 +45,11 @@ class Recipe(BaseModel):
     """How a model is trained; docs/training.md describes the keys. Frozen; unknown keys are refused.
 
     ``weight_decay`` acts on every parameter: decoupled in adamw and muon, added to the gradient in adam and sgd, like
-    torch's. ``clip_norm``: the largest norm of all gradients together. ``jitter`` and ``jitter_hue`` are torchvision's
-    ColorJitter, ``rotation`` is in degrees to either side. ``stochastic_depth`` is the rate of the last block, rising
-    linearly from 0. ``class_weights = "inverse"``: 1 over each class's share, normalised to a mean of 1 over classes.
-    None turns a key off, or leaves the model's own dropout and stochastic depth.
+    torch's. ``muon_factor`` times the learning rate is the spectral norm of muon's steps; without it their size is that
+    of adamw's. ``clip_norm``: the largest norm of all gradients together. ``jitter`` and ``jitter_hue`` are
+    torchvision's ColorJitter, ``rotation`` is in degrees to either side. ``stochastic_depth`` is the rate of the last
+    block, rising linearly from 0. ``class_weights``: ``inverse`` is 1 over each class's share, normalised to a mean of
+    1 over classes. None turns a key off, or leaves the model's own dropout and stochastic depth.
 
     Defaults never change, because ``hash`` leaves out what equals them.
     """
@@ -72,6 +73,7 @@ class Recipe(BaseModel):
     step_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     momentum: Fraction = 0.9
+    muon_factor: Positive | None = None
     accumulate: Count = 1
     clip_norm: Positive | None = None
     label_smoothing: Fraction = 0.0
@@ -243,6 +245,7 @@ def _need_of(key: str, recipe: Recipe) -> str | None:
     """What ``key`` needs to have an effect in ``recipe``; None if it has one."""
     needs: dict[str, tuple[bool, str]] = {
         "momentum": (recipe.optimizer == "sgd", "optimizer=sgd"),
+        "muon_factor": (recipe.optimizer == "muon", "optimizer=muon"),
         "warmup_start": (recipe.warmup > 0, "a warmup"),
         "min_learning_rate": (recipe.schedule != "constant", "schedule=cosine or step"),
         "step_factor": (recipe.schedule == "step", "schedule=step"),
