@@ -126,7 +126,7 @@ def test_each_line_says_what_holds_in_its_training() -> None:
     assert changes("cifar-vit", ["clip_norm=none,0.5"], []) == [{"clip_norm": None}, {"clip_norm": 0.5}]
     assert changes("brief", [], ["lr=1e-3 epochs=2", "images=300"]) == [
         {"learning_rate": 1e-3, "epochs": 2, "images": None},
-        {"learning_rate": 1.5e-3, "epochs": None, "images": 300},
+        {"learning_rate": 2e-3, "epochs": None, "images": 300},
     ]
     assert changes("brief", ["seed=none,7"], []) == [{"seed": 0}, {"seed": 7}]
     course = {"status": "error", "detail": "", "name": "001"}

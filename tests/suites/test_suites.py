@@ -414,7 +414,7 @@ def test_a_rule_for_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> Non
 def test_the_options_recipe_and_budget_replace_those_of_the_suite(tmp_path: Path) -> None:
     mine = write_recipe(tmp_path, "mine")
     suite = prepare_suite("lightweight", {"recipe": [mine, "brief"]})
-    assert budgets(suite) == {"mine": 1280, "brief": 1280}  # the suite's own budget is for every recipe
+    assert budgets(suite) == {"mine": 1536, "brief": 1536}  # the suite's own budget is for every recipe
     suite = prepare_suite("lightweight", {"recipe": [mine, "brief"], "budget": "epochs=0.5"})
     assert budgets(suite) == {"mine": 0.5, "brief": 0.5}
     assert suite.training is not None

@@ -30,7 +30,7 @@ class SpectralMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update each matrix that has a gradient. ``closure`` is not called: vitbench has none."""
+        """Update each matrix that has a gradient; a ``closure`` is not called."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[torch.Tensor]] = {}
             for matrix in group["params"]:
