@@ -19,7 +19,8 @@ from vitbench.reports import summary_tables
 from vitbench.reports.markdown.noise import noise_section
 from vitbench.reports.markdown.page import render_markdown, render_summary
 from vitbench.reports.model.noise import (
-    busy_reason,
+    OtherPrograms,
+    busy_beside,
     differs_under_load,
     disturbance_line,
     disturbances,
@@ -251,16 +252,22 @@ def test_a_wide_interval_is_busy_where_other_programs_ran() -> None:
     assert nano["latency b1 (ms)"].startswith("20.0 [")  # nobody knows what widened it
     assert micro["latency b1 (ms)"] == "20.0 busy †"
     assert (
-        "\n\nbusy: other programs used cores, and the interval's ends differ by more than a factor of 2. "
-        "vit_micro: latency (0.90 cores in 40 % of its turns).\n\n"
+        "\n\nbusy: other programs used 0.90 cores in 40 % of the turns, and the ends of the interval differ by more than "
+        "a factor of 2.\n\n"
         "†: all turns count: fewer than three processes, or too few with quiet turns.\n\n"
     ) in page
     assert " busy" not in str(tables(render_markdown([run_of(paired(cell(), APART))])))
 
 
+def test_several_busy_values_have_one_note() -> None:
+    records = [record_of(beside_others(APART, 0.9)), record_of(beside_others(APART, 1.5, turns=10), of=cell("vit_big"))]
+    page = render_markdown([run_of(*records)])
+    assert "busy: other programs used 0.90 to 1.5 cores in 40 to 100 % of the turns, and" in page
+
+
 def test_a_narrow_interval_and_a_little_load_are_not_busy() -> None:
     for one in (beside_others(EXACT, 0.9), beside_others(APART, 0.2), beside_others(APART, 0.9, turns=1)):
-        assert busy_reason(value_of(record_of(one), "latency")) == ""
+        assert busy_beside(value_of(record_of(one), "latency")) is None
 
 
 def test_the_best_throughput_is_that_of_quiet_turns_and_can_be_busy() -> None:
@@ -285,13 +292,13 @@ def test_the_best_throughput_is_that_of_quiet_turns_and_can_be_busy() -> None:
 def test_only_what_took_turns_is_busy() -> None:
     first = Measurement(metric="first_call", unit="s", samples=((1.0,), (2.0,), (4.0,)), method="made up")
     record = record_of(beside_others(APART, 0.9), first, *loads(0.9))
-    assert busy_reason(value_of(record, "latency"))
-    assert busy_reason(value_of(record, "first_call")) == ""
+    assert busy_beside(value_of(record, "latency"))
+    assert busy_beside(value_of(record, "first_call")) is None
 
 
 def test_old_records_know_other_programs_by_process() -> None:
     record = paired(cell(), APART, extra=loads(0.9))
-    assert busy_reason(value_of(record, "latency")) == "0.90 cores in 100 % of its processes"
+    assert busy_beside(value_of(record, "latency")) == OtherPrograms(0.9, 1.0, by_turn=False)
 
 
 def test_too_few_samples_are_marked_and_no_shortfall_of_precision() -> None:

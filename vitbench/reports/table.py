@@ -12,7 +12,7 @@ from vitbench.core.stats.estimates import BY_CLASS
 from vitbench.core.stats.intervals import Estimate
 from vitbench.core.text import csv_text
 from vitbench.reports.format import without_paths
-from vitbench.reports.model.noise import busy_reason, has_few_samples, turns_used
+from vitbench.reports.model.noise import busy_beside, has_few_samples, turns_used
 from vitbench.reports.model.rows import Row, build_rows, sort_key
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.values import MetricValue, value_of
@@ -319,8 +319,8 @@ def _columns(metric: str, found: MetricValue) -> dict[str, Field]:
 
 def _note(found: MetricValue) -> str:
     """What makes a time or rate doubtful."""
-    reason = busy_reason(found)
-    busy = f"busy: other programs used {reason}" if reason else ""
+    others = busy_beside(found)
+    busy = f"busy: other programs used {others.text(whose='its')}" if others else ""
     few = found.detail if has_few_samples(found) else ""
     return "; ".join(filter(None, [busy, few]))
 

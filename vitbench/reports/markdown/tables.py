@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
+from collections.abc import Sequence
 
-from vitbench.reports.format import NOT_ASKED, cell_text, percent, table, with_interval
+from vitbench.reports.format import NOT_ASKED, cell_text, number, percent, table, with_interval
 from vitbench.reports.model.noise import BUSY
 from vitbench.reports.model.tables import Column, Display, Mark, Table, Value
 from vitbench.suites.batch_search import shown_status
@@ -12,7 +12,7 @@ from vitbench.suites.batch_search import shown_status
 #: Significant digits by precision; then those with a fixed number of decimals.
 _DIGITS = {"counted": 4, "measured": 3, "rough": 2}
 _DECIMALS = {"whole": 0, "tenths": 1, "thousandths": 3}
-_MARKS: dict[Mark, str] = {"busy": "busy", "all turns": "†", "few samples": "‡"}
+_MARKS: dict[Mark, str] = {"all turns": "†", "few samples": "‡"}
 
 
 def table_text(shown: Table) -> str:
@@ -24,21 +24,26 @@ def table_text(shown: Table) -> str:
 
 
 def marks_text(shown: Table) -> list[str]:
-    """What the marks in a table mean and why values are busy, one paragraph a mark; [] without marks."""
-    busy, found = [], set()
-    for line in shown.lines:
-        pairs = list(zip(line, shown.columns, strict=True))
-        found |= {mark for value in line for mark in value.marks}
-        reasons = [f"{cell_text(column.name)} ({value.reason})" for value, column in pairs if "busy" in value.marks]
-        name = " ".join(cell_text(value.text or "") for value, _ in takewhile(lambda pair: pair[1].is_text, pairs))
-        busy += [f"{name}: {', '.join(reasons)}"] if reasons else []
+    """What the marks in a table mean, one paragraph a mark; [] without marks."""
+    values = [value for line in shown.lines for value in line]
+    busy = [value.busy for value in values if value.busy]
+    texts = []
+    if busy:
+        cores = _from_to([number(one.cores, 2) for one in busy])
+        shares = _from_to([f"{100 * one.share:.0f}" for one in busy])
+        what = f"other programs used {cores} cores in {shares} % of the {'turns' if busy[0].by_turn else 'processes'}"
+        texts = [f"busy: {what}, and the ends of the interval differ by more than a factor of {BUSY:g}."]
     meanings: dict[Mark, str] = {
-        "busy": f"other programs used cores, and the interval's ends differ by more than a factor of {BUSY:g}. "
-        + "; ".join(busy),
         "all turns": "all turns count: fewer than three processes, or too few with quiet turns",
         "few samples": "a process had fewer than ten steady samples",
     }
-    return [f"{_MARKS[mark]}: {meaning}." for mark, meaning in meanings.items() if mark in found]
+    found = {mark for value in values for mark in value.marks}
+    return [*texts, *(f"{_MARKS[mark]}: {meaning}." for mark, meaning in meanings.items() if mark in found)]
+
+
+def _from_to(numbers: Sequence[str]) -> str:
+    """``0.30 to 1.2``, or the only one."""
+    return " to ".join(dict.fromkeys([min(numbers, key=float), max(numbers, key=float)]))
 
 
 def heading_text(column: Column) -> str:
@@ -59,7 +64,7 @@ def value_text(value: Value, column: Column) -> str:
         display = value.display or column.display
         text = number_text(value.number, value.interval, display)
         text += f" {display.unit}" if display.unit not in ("", column.display.unit) else ""
-        text += " busy" if "busy" in value.marks else ""
+        text += " busy" if value.busy else ""
     elif value.status is None:
         text = NOT_ASKED
     else:
@@ -67,7 +72,7 @@ def value_text(value: Value, column: Column) -> str:
     if value.note is not None:
         kind, count = value.note
         text += {"batch": f" (b{count})", "processes": f" ({count})", "images": f" (n = {count})"}[kind]
-    return " ".join([text, *(_MARKS[mark] for mark in value.marks if mark != "busy")])
+    return " ".join([text, *(_MARKS[mark] for mark in value.marks)])
 
 
 def number_text(value: float, interval: tuple[float, float] | None, display: Display) -> str:

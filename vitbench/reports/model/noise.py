@@ -62,17 +62,15 @@ def other_programs(values: Sequence[MetricValue]) -> OtherPrograms | None:
     return OtherPrograms(math.fsum(high) / len(high), len(high) / len(loads), bool(by_turn)) if high else None
 
 
-def busy_reason(one: MetricValue) -> str:
-    """What other programs used (``0.90 cores in 43 % of its turns``) beside a time or rate whose interval's ends differ
-    by more than ``BUSY``. Empty for any other value.
+def busy_beside(one: MetricValue) -> OtherPrograms | None:
+    """What other programs used beside a time or rate whose interval's ends differ by more than ``BUSY``; None for any
+    other value.
     """
     took_turns = one.measurement is not None and one.measurement.reference_samples
     estimate, others = one.estimate_between_runs, other_programs([one])
-    if not took_turns or one.disturbance is None or others is None:
-        return ""
-    if estimate is None or not estimate.low or estimate.high is None:
-        return ""
-    return others.text(whose="its") if estimate.high / estimate.low > BUSY else ""
+    if not took_turns or one.disturbance is None or estimate is None or not estimate.low or estimate.high is None:
+        return None
+    return others if estimate.high / estimate.low > BUSY else None
 
 
 def differs_under_load(one: MetricValue) -> bool:
@@ -100,7 +98,7 @@ def disturbance_line(run: Run, folder: Path | str = "") -> str:
     """
     cells = [(record, found) for record in run.records if (found := timed_values(record))]
     values = [one for _, found in cells for one in found]
-    doubtful = [record for record, found in cells if any(busy_reason(one) or _lacks_quiet(one) for one in found)]
+    doubtful = [record for record, found in cells if any(busy_beside(one) or _lacks_quiet(one) for one in found)]
     others = other_programs(values)
     if others and others.share >= _DISTURBED_TURNS:
         what = f"Other programs used {others.text(usable_cores(run))}"

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from vitbench.core.records import Status
 from vitbench.core.stats.intervals import Estimate
-from vitbench.reports.model.noise import busy_reason, has_few_samples
+from vitbench.reports.model.noise import OtherPrograms, busy_beside, has_few_samples
 from vitbench.reports.model.values import MetricValue
 
 #: How many digits of a number mean something:
@@ -45,9 +45,8 @@ class Note(NamedTuple):
     number: int
 
 
-#: What is to be known of a time or rate: ``busy`` (other programs disturbed it so much that it has no interval),
-#: ``all turns`` (quiet ones are not told apart), ``few samples``.
-Mark = Literal["busy", "all turns", "few samples"]
+#: What is to be known of a time or rate: ``all turns`` count (quiet ones are not told apart), ``few samples``.
+Mark = Literal["all turns", "few samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +54,9 @@ class Value:
     """What one column says of one line: a ``number`` in base units, a ``text``, or a ``status`` in its place.
 
     ``interval`` holds the ends of the 95 % interval, of a rank the best and the worst. ``status`` is None where nothing
-    was asked for; ``reason`` says why there is no number, or what other programs used beside a ``busy`` value. A value
-    with a ``display`` of its own is not shown as its column says; a unit that is not the column's stands beside the
-    number.
+    was asked for; ``reason`` says why there is no number. A ``busy`` value has what other programs used beside it. A
+    value with a ``display`` of its own is not shown as its column says; a unit that is not the column's stands beside
+    the number.
     """
 
     number: float | None = None
@@ -66,6 +65,7 @@ class Value:
     status: Status | Literal["too few samples"] | None = None
     reason: str = ""
     note: Note | None = None
+    busy: OtherPrograms | None = None
     marks: tuple[Mark, ...] = ()
     display: Display | None = None
 
@@ -125,11 +125,7 @@ def metric_value(found: MetricValue, note: Note | None = None) -> Value:
 
 def marked(value: Value, found: MetricValue) -> Value:
     """``value`` with what is to be known of the time or rate ``found``; without an interval where it is busy."""
-    reason = busy_reason(found)
-    marks: dict[Mark, bool] = {
-        "busy": bool(reason),
-        "all turns": found.all_turns_count,
-        "few samples": has_few_samples(found),
-    }
-    interval = None if reason else value.interval
-    return replace(value, interval=interval, reason=reason, marks=tuple(one for one, is_so in marks.items() if is_so))
+    busy = busy_beside(found)
+    marks: dict[Mark, bool] = {"all turns": found.all_turns_count, "few samples": has_few_samples(found)}
+    interval = None if busy else value.interval
+    return replace(value, interval=interval, busy=busy, marks=tuple(one for one, is_so in marks.items() if is_so))
