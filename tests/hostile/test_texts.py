@@ -36,6 +36,8 @@ from vitbench.reports.plots.tradeoffs import draw_plot, plan_plots
 from vitbench.reports.table import render_csv
 from vitbench.reports.training import history_csv, sweep_csv, sweep_markdown
 from vitbench.runner.progress import LiveProgress, PlainProgress
+from vitbench.runner.time_estimates import Rates, TimeEstimates
+from vitbench.suites import load_suite
 
 pytestmark = pytest.mark.integration
 
@@ -257,7 +259,8 @@ def test_progress_shows_texts_and_obeys_none(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("COLUMNS", "3000")
     progress = PlainProgress(stream) if kind == "plain" else LiveProgress()
     bad = replace(cell(), model=HOSTILE.replace("\udcff", ""))
-    with progress.running(tmp_path, [bad], {bad.id: 1.0}, 0):
+    estimates = TimeEstimates(load_suite("smoke"), [bad], None, {bad.id: Rates(1e9, 1e10)})
+    with progress.running(tmp_path, [bad], estimates, 0):
         progress.cell_started(bad)
         progress.doing("time 1/5")
         progress.warn(HOSTILE)

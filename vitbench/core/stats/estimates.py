@@ -62,9 +62,12 @@ def quiet_times(one: Measurement, *, processes: int | None = None) -> QuietTimes
     reference, with fewer than three processes, or if a sample is not positive.
     """
     samples, reference = one.samples[:processes], one.reference_samples[:processes]
-    if not reference or min(map(min, filter(None, samples)), default=0) <= 0:
+    smallest = min(map(min, filter(None, samples)), default=0)
+    if not reference or smallest <= 0:
         return None
     if one.unit == _RATE:
+        if math.isinf(1 / smallest):
+            return None
         samples = tuple(tuple(1 / rate for rate in process) for process in samples)
     return in_quiet_turns(samples, one.turns[:processes], reference, one.other_load[:processes])
 

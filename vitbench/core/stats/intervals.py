@@ -99,7 +99,7 @@ def allow_for_runs(one: Estimate, variation: float = RUN_TO_RUN) -> Estimate:
     The interval of this run's processes and an allowance for run-to-run ``variation`` (the standard deviation of the
     logarithm) add up as independent errors do: a type A and a type B uncertainty (JCGM 100:2008, "GUM", 4.3 and 5.1.2).
     """
-    if not one.low or one.high is None or one.kind != BETWEEN_PROCESSES:
+    if one.kind != BETWEEN_PROCESSES or not one.low or one.high is None or math.isinf(one.high):
         return one
     allowance = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * variation
     low = one.value * math.exp(-math.hypot(math.log(one.value / one.low), allowance))

@@ -77,7 +77,7 @@ class QuietTime:
 @dataclass(frozen=True)
 class QuietTimes:
     """The same quiet turns read in two ways. ``reference`` holds the seconds of a reference step in each process's
-    fastest tenth of turns: what they differ by is the host's.
+    quiet turns: what they differ by is the host's.
     """
 
     relative: QuietTime
@@ -141,8 +141,10 @@ def in_quiet_turns(
         relative = seconds[0] - other, influences, min(seconds[2], other_processes)
     else:
         relative = _centre([[turn[0] - turn[1] for turn in process] for process in used])
-    fastest = [math.exp(float(np.quantile([turn[1] for turn in process], 0.1))) for process in found if process]
-    return QuietTimes(time(relative), time(seconds), tuple(fastest))
+    steps = tuple(
+        math.exp(median([turn[1] for turn in process])) for process in (of_reference if apart else used) if process
+    )
+    return QuietTimes(time(relative), time(seconds), steps)
 
 
 #: The logarithms of a cell's time and the reference's in one turn, the number of samples, and the other programs' load.
