@@ -50,7 +50,7 @@ _MEMORY_CALLS, _FAILING_CALLS = 4.0, 1.0
 #: A training step takes about four forward passes: forward, twice that backward, and the optimizer (3.1 to 6.4 in
 #: recorded runs); an image of a training more, with data, augmentation and small batches.
 _STEP_IN_FORWARDS = 4.0
-_TRAINED_IN_FORWARDS = 6.0
+_TRAINED_IN_FORWARDS = 5.0
 #: Seconds that a call takes however small its batch: Python, and the launch of some hundred operators.
 _LAUNCHES_S = 1e-3
 #: FLOP/s of a device that could not be asked: a modest CPU.
@@ -405,9 +405,11 @@ class TimeEstimates:
         return max(min(measure.max_processes, affordable) - measure.processes, 0)
 
     def _processes_left(self, cell: Cell) -> float:
-        first_stage = self.suite.measure.processes
         if _id(cell) in self._decided:
             return self._decided[_id(cell)]
+        measure = self.suite.measure
+        affordable = int(measure.max_seconds / self._step_seconds(cell, "time"))
+        first_stage = min(measure.processes, max(affordable, measure.fewest_processes))
         actual, expected = self._added
         learned = (actual + _ADDED_PRIOR) / (expected + _ADDED_PRIOR)
         return first_stage - self._ended.get(_id(cell), 0) + learned * self._added_processes(cell)

@@ -28,6 +28,7 @@ from vitbench.runner.plan import Plan, weights_of
 from vitbench.runner.progress import Progress
 from vitbench.runner.quiet import Judge, Patience
 from vitbench.runner.turns import Control, Participant, Reference, take_turns
+from vitbench.suites.schema import Measure as Sampling
 
 #: The reference runs against a control (itself) in the first group, in the last, and after so many seconds.
 NOISE_EVERY_S = 60.0
@@ -138,6 +139,8 @@ class Timer:
             for job in active:
                 if job.lacked_memory and not job.retried and (len(active) > 1 or cell.device != "cpu"):
                     self._retry_alone(job)
+            for job in active:
+                _end_where_unaffordable(job, measure)
             self.decide_processes([job for job in active if not job.failure and len(job.timed) == measure.processes])
             self.progress.round_done(
                 {job.cell.id: 0 if job.failure else job.wanted - len(job.timed) for job in active},
@@ -263,6 +266,14 @@ class Timer:
         return min(float(facts.get("memory_bytes") or 0), float(available_memory()))
 
 
+def _end_where_unaffordable(job: Job, measure: Sampling) -> None:
+    """No more processes of the first stage if the next one would not fit into the cell's ``max_seconds``."""
+    count = len(job.timed)
+    if measure.fewest_processes <= count < measure.processes and job.timed_s * (1 + 1 / count) > measure.max_seconds:
+        job.wanted = count
+        job.shortfall = f"max_seconds ended it after {count} of {measure.processes} processes"
+
+
 def call_seconds(timed: Sequence[Outcome]) -> float | None:
     """About the seconds of a call in the last process of a cell; None if it has no samples."""
     times = [m for outcome in timed[-1:] for m in outcome.measurements if m.metric in ("latency", "training_step")]
@@ -300,7 +311,7 @@ def _conclude(job: Job, group: str, problem: str) -> None:
     outcome = merge(job.timed, job.first_stage, group=group)
     if job.shortfall:
         outcome.measurements = [
-            replace(m, detail=job.shortfall) if m.first_stage is not None and not m.detail else m
+            replace(m, detail=job.shortfall) if m.reference_samples and m.unit == "s" and not m.detail else m
             for m in outcome.measurements
         ]
     if problem:

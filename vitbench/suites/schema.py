@@ -21,6 +21,8 @@ from pydantic import (
 
 from vitbench.core.records import Attention, Cell, Dtype, Mode, format_image_size, parse_image_size
 from vitbench.core.registry import METRICS
+from vitbench.core.stats.intervals import MIN_PROCESSES
+from vitbench.core.stats.relative import MIN_FIRST_STAGE
 from vitbench.suites.thresholds import parse_tolerance
 
 #: A model's own image size.
@@ -121,6 +123,11 @@ class Measure(Table):
     max_seconds: Seconds = 60.0
     patience_s: Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)] = 60.0
     cores: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
+
+    @property
+    def fewest_processes(self) -> int:
+        """Three, which show how processes differ, where the suite is to know that; else one."""
+        return MIN_PROCESSES if self.processes >= MIN_FIRST_STAGE else 1
 
     @model_validator(mode="after")
     def _in_order(self) -> Measure:

@@ -35,8 +35,9 @@ _LEAST_IN_A_TURN = 3
 #: A turn that takes so many times as long as its calls should is ended: another program has a core, and threads that
 #: wait for each other can take tens of times as long.
 _MOST_OF_A_TURN = 3
-#: A process ends when it has used so many times its budget, whatever the turns that were taken again.
-_MOST_BUDGETS = 2
+#: A process ends when it has used so many times its budget, whatever the turns that were taken again: on a shared host
+#: slow phases last for minutes.
+_MOST_BUDGETS = 1.25
 
 #: ``samples`` and ``cpu_seconds`` of a step, or None where there is no reference.
 ReferenceTurn = Mapping[str, Any] | None
@@ -94,8 +95,8 @@ def sample_durations(call: Callable[[], object], device: Device, budget: Budget,
     """Seconds of each call, with a device synchronisation on both sides of each sample; the first call is kept apart.
 
     With ``turns``, each turn is waited for, used and given up until the budget is spent; waiting does not count, nor do
-    turns that are taken again, up to twice the budget in all. Durations are kept to the nanosecond, which is finer than
-    the clock.
+    turns that are taken again, up to 1.25 times the budget in all. Durations are kept to the nanosecond, which is finer
+    than the clock.
     """
     samples: list[float] = []
     counts: list[int] = []
