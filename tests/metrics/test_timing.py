@@ -160,14 +160,14 @@ def test_fewest_and_most_samples_hold_across_turns(clock: Clock) -> None:
 @pytest.mark.parametrize(
     "budget",
     [
-        Budget(seconds=3 * TURN_S, min_samples=1),
-        Budget(seconds=0, min_samples=21),
-        Budget(seconds=1e9, min_samples=1, max_samples=24),
+        Budget(seconds=12 * TURN_S, min_samples=1),
+        Budget(seconds=0, min_samples=84),
+        Budget(seconds=1e9, min_samples=1, max_samples=96),
     ],
     ids=str,
 )
 def test_the_budget_does_not_pay_for_turns_that_are_taken_again(clock: Clock, budget: Budget) -> None:
-    """Each of these budgets is three turns; the reference runs after every turn that may be the last."""
+    """Each of these budgets is twelve turns; the reference runs after every turn that may be the last."""
 
     def counts(replayed: Collection[int]) -> tuple[list[int], list[int]]:
         turns = ScriptedTurns(clock, [steps(1.0)] * 99, replayed=replayed)
@@ -175,11 +175,11 @@ def test_the_budget_does_not_pay_for_turns_that_are_taken_again(clock: Clock, bu
         assert len(found.turns) == len(found.reference) == len(found.other_load)
         return list(found.turns), [number for number, last in enumerate(turns.waits) if last]
 
-    assert counts(()) == ([8] * 3, [3])
-    assert counts((1, 2)) == ([8] * 5, [5])
-    assert counts((3,)) == ([8] * 4, [3, 4])
-    assert counts((3, 4)) == ([8] * 5, [3, 4, 5])
-    assert counts(range(99)) == ([8] * 6, [6])  # at twice the budget it ends, whatever its turns were like
+    assert counts(()) == ([8] * 12, [12])
+    assert counts((1, 2)) == ([8] * 14, [14])
+    assert counts((12,)) == ([8] * 13, [12, 13])
+    assert counts((12, 13)) == ([8] * 14, [12, 13, 14])
+    assert counts(range(99)) == ([8] * 15, [15])  # there it ends, whatever its turns were like
 
 
 def test_what_other_programs_used_goes_with_each_turn(clock: Clock) -> None:

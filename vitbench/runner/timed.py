@@ -140,7 +140,7 @@ class Timer:
                 if job.lacked_memory and not job.retried and (len(active) > 1 or cell.device != "cpu"):
                     self._retry_alone(job)
             for job in active:
-                _end_where_unaffordable(job, measure)
+                end_where_unaffordable(job, measure)
             self.decide_processes([job for job in active if not job.failure and len(job.timed) == measure.processes])
             self.progress.round_done(
                 {job.cell.id: 0 if job.failure else job.wanted - len(job.timed) for job in active},
@@ -266,7 +266,7 @@ class Timer:
         return min(float(facts.get("memory_bytes") or 0), float(available_memory()))
 
 
-def _end_where_unaffordable(job: Job, measure: Sampling) -> None:
+def end_where_unaffordable(job: Job, measure: Sampling) -> None:
     """No more processes of the first stage if the next one would not fit into the cell's ``max_seconds``."""
     count = len(job.timed)
     if measure.fewest_processes <= count < measure.processes and job.timed_s * (1 + 1 / count) > measure.max_seconds:
