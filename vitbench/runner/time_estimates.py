@@ -60,8 +60,9 @@ _UNKNOWN_RATE = 2e10
 _SPREAD, _SPREAD_FREEDOM = 0.06, 4
 #: By what factors the processes that are needed differ from what the spread so far says, equally likely.
 _FACTORS = (0.25, 0.5, 1.0, 2.0, 8.0)
-#: So many added processes count against what groups have shown.
-_ADDED_PRIOR = 3.0
+#: Before any group has shown it: the share of the processes that precision would add that are added, because the rank
+#: is not clear; and for how many of them that counts.
+_ADDED_SHARE, _ADDED_PRIOR = 0.4, 3.0
 #: The kinds of processes of a cell, in the order in which they run.
 _IN_ORDER = ("static", "counters", "memory", "time", "energy", "training")
 _OF_MEMORY = ("memory", "too large")
@@ -411,7 +412,7 @@ class TimeEstimates:
         affordable = int(measure.max_seconds / self._step_seconds(cell, "time"))
         first_stage = min(measure.processes, max(affordable, measure.fewest_processes))
         actual, expected = self._added
-        learned = (actual + _ADDED_PRIOR) / (expected + _ADDED_PRIOR)
+        learned = (actual + _ADDED_SHARE * _ADDED_PRIOR) / (expected + _ADDED_PRIOR)
         return first_stage - self._ended.get(_id(cell), 0) + learned * self._added_processes(cell)
 
     def _added_processes(self, cell: Cell) -> float:
