@@ -84,7 +84,7 @@ def training_play(wrong: float) -> Play:
     content = {"metrics": ["accuracy"], "training": {"recipe": "brief", "images": 3200}}
     play = Play(content, cells, 1e11 * wrong, plan)
     for one in cells:
-        seconds = 6 * FLOPS[one.model] * 3200 / 1e11
+        seconds = 5 * FLOPS[one.model] * 3200 / 1e11
         play.estimates.cell_started(one)
         for step in range(1, 21):
             play.wait(seconds / 20)
@@ -145,7 +145,7 @@ def test_the_rounds_of_a_group_show_how_long_the_others_take(wrong: float, slow:
 
 def test_processes_that_precision_adds_are_expected_and_then_known() -> None:
     fixed, open_, all_ = timed_play(1.0, 1.0), *(timed_play(1.0, 1.0, n, s, 0.05) for n, s in ((0, 0.01), (10, 0.1)))
-    assert 1.5 < open_.said[0][1] / fixed.said[0][1] < 2.5
+    assert 1.3 < open_.said[0][1] / fixed.said[0][1] < 2  # most groups have clear ranks
     assert max(play.largest_rise() for play in (open_, all_)) < 1.6
     assert all_.ratios()[-10:] == pytest.approx([1.0] * 10, rel=0.2)  # known by then
     # not added in the first group: fewer are expected in the second

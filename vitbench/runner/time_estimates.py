@@ -62,7 +62,7 @@ _SPREAD, _SPREAD_FREEDOM = 0.06, 4
 _FACTORS = (0.25, 0.5, 1.0, 2.0, 8.0)
 #: Before any group has shown it: the share of the processes that precision would add that are added, because the rank
 #: is not clear; and for how many of them that counts.
-_ADDED_SHARE, _ADDED_PRIOR = 0.4, 3.0
+_ADDED_SHARE, _ADDED_PRIOR = 0.6, 3.0
 #: The kinds of processes of a cell, in the order in which they run.
 _IN_ORDER = ("static", "counters", "memory", "time", "energy", "training")
 _OF_MEMORY = ("memory", "too large")
