@@ -137,9 +137,17 @@ def test_a_turn_has_so_many_calls_however_long_they_are(clock: Clock) -> None:
 def test_a_turn_that_takes_far_longer_than_its_calls_should_is_ended(clock: Clock) -> None:
     durations = iter([1.0] * 6 + [10.0] * 2 + [1.0] * 99)
     turns = ScriptedTurns(clock, [steps(1.0)] * 9, calls=5, replayed={2})
-    budget = Budget(seconds=1.5, min_samples=8)
+    budget = Budget(seconds=1.5, min_samples=20)
     found = sample_durations(lambda: clock.pass_by(next(durations)), CPU, budget, turns)
-    assert found.turns == (5, 2, 5)
+    assert found.turns == (5, 2, 5, 5, 5)
+
+
+def test_a_process_beside_a_busy_program_ends_though_it_has_few_samples(clock: Clock) -> None:
+    durations = iter([1.0] * 6 + [10.0] * 99)
+    turns = ScriptedTurns(clock, [steps(1.0)] * 99, calls=5)
+    found = sample_durations(lambda: clock.pass_by(next(durations)), CPU, Budget(seconds=1.0, min_samples=20), turns)
+    assert found.turns == (5, 2, 2)  # 45 s: over twice the 20 that as many calls take at the fastest
+    assert next(iter(found.measurements("latency", "how"))).detail.startswith("too few")
 
 
 def test_a_budget_of_seconds_ends_no_turn_that_has_nothing_steady_yet(clock: Clock) -> None:

@@ -38,6 +38,9 @@ _MOST_OF_A_TURN = 3
 #: A process ends when it has used so many times its budget, whatever the turns that were taken again: on a shared host
 #: slow phases last for minutes.
 _MOST_BUDGETS = 1.25
+#: It also ends when it has used so many times the seconds that its fewest samples take at its fastest: beside another
+#: program calls can take tens of times as long, and turns end early.
+_MOST_OF_FASTEST = 2.0
 
 #: ``samples`` and ``cpu_seconds`` of a step, or None where there is no reference.
 ReferenceTurn = Mapping[str, Any] | None
@@ -152,6 +155,9 @@ class _Spent:
     def is_enough(self, samples: int, seconds: float) -> bool:
         """Whether the budget is spent if a turn of so many samples and seconds is charged to it."""
         budget = self.budget
+        fastest_s = max(budget.seconds, budget.min_samples * self.fastest_call)
+        if self._all[2] + seconds >= _MOST_OF_FASTEST * fastest_s:
+            return True
         for used, share in ((self._charged, 1), (self._all, _MOST_BUDGETS)):
             count, steady, spent = self._plus(used, samples, seconds)
             if count >= share * budget.max_samples:
