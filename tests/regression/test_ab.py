@@ -912,7 +912,7 @@ def test_a_suite_gives_its_timed_cells_with_one_thread() -> None:
     cells = choose_cells(choose_suite("smoke", {}))
     assert {cell.threads for cell in cells} == {1}
     assert not any(cell.tests for cell in cells)
-    assert {(cell.batch_size, cell.mode) for cell in cells} == {(1, "infer"), (8, "infer"), (8, "train")}
+    assert {(cell.batch_size, cell.mode) for cell in cells} == {(1, "infer"), (2, "infer"), (2, "train")}
     with pytest.raises(UsageError, match="would import and run code"):
         choose_cells(choose_suite(None, {"models": [MODEL]}))
 
