@@ -121,7 +121,7 @@ def headline_readings(run: Run) -> dict[str, Reading]:
 def reading(
     of: MetricValue, one: Estimate | None, of_processes: Estimate | None, *, scale: float = 1.0
 ) -> Reading | None:
-    """``one``, an estimate of ``of``, times ``scale``; None if there is none. ``of_processes`` is it without the
+    """``one``, an estimate of ``of``, times ``scale``; None without one. ``of_processes`` is it without the
     allowance for other runs.
     """
     if one is None or of.measurement is None:

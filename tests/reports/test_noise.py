@@ -376,7 +376,7 @@ def test_cells_with_too_few_quiet_turns_are_repeated_by_their_suite(tmp_path: Pa
 
 def test_one_process_cannot_tell_quiet_turns() -> None:
     assert disturbance_line(run_of(record_of(beside_others((1.0,), 1.5)))) == (
-        "Other programs used 1.5 of 2 cores in 40 % of the turns, and all turns count: quiet ones are told apart from 3 "
+        "Other programs used 1.5 of 2 cores in 40 % of the turns, and all turns count: quiet ones are known from 3 "
         "processes on. Close other programs and run again, or add `--processes 3`."
     )
 

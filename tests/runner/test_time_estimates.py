@@ -124,11 +124,11 @@ def timed_play(wrong: float, slow: float, added: int = 0, spread: float = 0.02, 
         for number in range(1, 6 + added):
             play.wait(slow * sum(0.4 + max(1.0, 12.5 * calls[one.id]) * 1.3 + 2 * calls[one.id] for one in group))
             total = 5 + added if number >= 5 else 5
-            told = {
+            seconds = {
                 key: value * math.exp(spread * (-1) ** (number // 2 + place))
                 for place, (key, value) in enumerate(calls.items())
             }
-            play.estimates.round_done(dict.fromkeys(calls, total - number), told)
+            play.estimates.round_done(dict.fromkeys(calls, total - number), seconds)
         for one in group:
             play.estimates.record_done(record(one, 1.0))  # what a record says of a group is not the clock's
     return play

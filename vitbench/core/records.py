@@ -315,18 +315,15 @@ def upgrade(record: Record) -> Record:
         methods = {one.metric: one.method for one in measurements}
         measurements = [_name_reference(one, methods) for one in measurements]
     timed = {one.metric: one for one in measurements}
-    first_calls = [_first_call(one) for one in measurements if one.metric in _FIRST_CALLS and any(one.samples)]
+    first_calls = [_first_call(one) for one in measurements if one.metric in _OF_CALLS.values() and any(one.samples)]
     measurements = [_without_first_call(one, timed) for one in measurements]
     return replace(record, schema=SCHEMA, measurements=(*measurements, *first_calls))
 
 
-#: Times whose first samples were first calls before schema 4, with the metric that has their calls.
-_FIRST_CALLS = {"latency": "latency", "training_step": "training_step"}
+#: What had first calls among its samples before schema 4, with the metric that has the seconds of these calls.
 _OF_CALLS = {
-    **_FIRST_CALLS,
-    **{f"{name}_cpu_time": name for name in _FIRST_CALLS},
-    "throughput": "latency",
-    "training_throughput": "training_step",
+    **dict.fromkeys(("latency", "latency_cpu_time", "throughput"), "latency"),
+    **dict.fromkeys(("training_step", "training_step_cpu_time", "training_throughput"), "training_step"),
 }
 
 
@@ -352,10 +349,9 @@ def _without_first_call(one: Measurement, timed: Mapping[str, Measurement]) -> M
         counts = one.turns[number] if one.turns else ()
         times = one.reference_samples[number] if one.reference_samples else ()
         # a CPU time has one value a turn: the first is the first call's where that turn had no other
-        first = not one.metric.endswith("_cpu_time") or [some[:1] for some in calls.turns[number : number + 1]] == [
-            (1,)
-        ]
-        if first and len(process) > 1:
+        first_turns = [some[:1] for some in calls.turns[number : number + 1]]
+        has_first_call = not one.metric.endswith("_cpu_time") or first_turns == [(1,)]
+        if has_first_call and len(process) > 1:
             process = process[1:]
             alone = counts[:1] == (1,)
             counts = counts[1:] if alone or not counts else (counts[0] - 1, *counts[1:])

@@ -18,8 +18,8 @@ CONFIDENCE = 0.95
 #: One run does not show it. ``benchmarks/busy_and_quiet.py`` estimates it from ten.
 RUN_TO_RUN = 0.04
 #: The same of seconds in quiet turns: how much faster or slower the whole machine is in another run, beyond what its
-#: reference shows within one. Eight runs of an afternoon on a shared host differed by 12 %, most of it one slow phase
-#: (``benchmarks/busy_and_quiet.py``).
+#: reference shows within one. Six runs of one hour on a shared host differed by 11 to 15 % at batch 1, nearly all of it
+#: one slow phase (``benchmarks/busy_and_quiet.py``).
 HOST_DRIFT = 0.1
 
 #: With fewer samples nothing is cut: a window of two or three is steady by chance, and a median tolerates one slow

@@ -36,7 +36,7 @@ class Budget:
     """How long one process of a timed metric samples.
 
     It stops after ``seconds`` or ``max_samples``, whichever comes first, but not before ``min_samples`` steady ones.
-    The first call of the process is none of the samples, and the first sample of a turn is not steady.
+    The first call of the process is not a sample, and the first sample of a turn is not steady.
     """
 
     seconds: float = 1.0

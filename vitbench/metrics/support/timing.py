@@ -149,7 +149,7 @@ class _Spent:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.fastest_call = math.inf
+        self.fastest_call = math.inf  # seconds: the median call of its fastest turn
         self._charged = self._all = (0, 0, 0.0)  # samples, steady ones of them, seconds
 
     def is_enough(self, samples: int, seconds: float) -> bool:
@@ -204,7 +204,7 @@ def _sample_turn(
         done = spent.is_enough(len(samples), end - begin)
         if done or (end - begin >= least_s and len(samples) >= least_calls) or end - begin > most_s:
             break
-    spent.fastest_call = min(*samples, spent.fastest_call)
+    spent.fastest_call = min(statistics.median(samples), spent.fastest_call)
     return samples, round((time.process_time() - cpu_begin) / len(samples), 9), end - begin, done
 
 

@@ -108,7 +108,7 @@ def disturbance_line(run: Run, folder: Path | str = "") -> str:
         return ""
     if not any(one.quiet for one in values):
         return (
-            f"{what}, and all turns count: quiet ones are told apart from {MIN_PROCESSES} processes on. Close other "
+            f"{what}, and all turns count: quiet ones are known from {MIN_PROCESSES} processes on. Close other "
             f"programs and run again, or add `--processes {MIN_PROCESSES}`."
         )
     if not doubtful:

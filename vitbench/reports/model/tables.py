@@ -45,7 +45,7 @@ class Note(NamedTuple):
     number: int
 
 
-#: What is to be known of a time or rate: ``all turns`` count (quiet ones are not told apart), ``few samples``.
+#: What is to be known of a time or rate: ``all turns`` count (quiet ones are unknown), ``few samples``.
 Mark = Literal["all turns", "few samples"]
 
 
