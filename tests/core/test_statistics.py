@@ -615,6 +615,31 @@ def test_where_all_turns_count_the_value_says_so() -> None:
     assert not found.seconds.quiet
 
 
+def test_seconds_of_a_machine_that_was_slow_throughout_say_so_and_ratios_hold() -> None:
+    quick = [[SWIFT * (1 + 0.01 * n)] * 4 for n in range(3)]
+    slow = [[1.3 * time for time in process] for process in quick]
+    times = [[3 * time for time in process for _ in range(2)] for process in slow]
+    found = in_quiet_turns(times, EVEN, slow, (), SWIFT)
+    assert found is not None
+    assert found.slower == pytest.approx(1.3, rel=0.02)
+    assert found.seconds.quiet
+    assert math.exp(found.relative.log_value) == pytest.approx(3)
+    as_fast = in_quiet_turns(times, EVEN, slow, (), 1.25 * SWIFT)
+    assert as_fast is not None
+    assert as_fast.slower == 1
+
+
+def test_seconds_take_the_turns_that_are_as_fast_as_those_of_the_run() -> None:
+    # within 10 % of the cell's own fastest turns, but only two of four within 10 % of the run's
+    reference = [[1.05 * SWIFT] * 4, [1.08 * SWIFT, 1.14 * SWIFT, 1.08 * SWIFT, 1.14 * SWIFT], [1.05 * SWIFT] * 4]
+    times = [[3 * time for time in process for _ in range(2)] for process in reference]
+    own, of_run = in_quiet_turns(times, EVEN, reference), in_quiet_turns(times, EVEN, reference, (), SWIFT)
+    assert own is not None
+    assert of_run is not None
+    assert (own.seconds.n_samples, of_run.seconds.n_samples, of_run.relative.n_samples) == (24, 20, 24)
+    assert of_run.slower == 1
+
+
 def test_the_first_call_of_a_turn_does_not_count_nor_does_the_warmup() -> None:
     assert steady_in_turns([9.0, 1.0, 1.1, 9.0, 1.2, 1.3, 8.0, 2.0], [3, 3, 2]) == [[1.0, 1.1], [1.2, 1.3], [8.0, 2.0]]
     slow_start = [5.0, 4.0, 3.0, 2.0] + [1.0 + 0.01 * (i % 3) for i in range(16)]

@@ -28,7 +28,7 @@ from vitbench.reports.model.noise import (
     noise_floors,
     noise_levels,
 )
-from vitbench.reports.model.runs import Run
+from vitbench.reports.model.runs import Run, read_runs
 from vitbench.reports.model.values import value_of
 
 Golden = Callable[[str, str], None]
@@ -289,6 +289,17 @@ def test_the_best_throughput_is_that_of_quiet_turns_and_can_be_busy() -> None:
     assert main[0]["best throughput (image/s)"] == "50.0 busy (b1) †"
 
 
+def test_a_machine_that_was_slow_throughout_is_said_and_the_interval_reaches_to_its_full_speed(tmp_path: Path) -> None:
+    slow = paired(cell("vit_slow"), EXACT, reference=(1.3 * REFERENCE_S,) * TURNS)
+    (run,) = read_runs([write_run(tmp_path / "run", run_of(paired(cell(), EXACT), slow))])
+    rows = {row["model"]: row["latency b1 (ms)"] for row in tables(render_markdown([run]))[0]}
+    assert rows == {"vit_micro": "10.0 [8.2, 12.2]", "vit_slow": "13.0 [8.2, 15.8] §"}
+    page = render_markdown([run])
+    assert "§: the machine was slower throughout than at other times of the run" in page
+    assert "The machine's own speed changed. Values are those of quiet turns, but 1 of 2 cells had too few" in page
+    assert disturbance_line(run_of(slow)) == ""  # a run that was slow from end to end does not know
+
+
 def test_only_what_took_turns_is_busy() -> None:
     first = Measurement(metric="first_call", unit="s", samples=((1.0,), (2.0,), (4.0,)), method="made up")
     record = record_of(beside_others(APART, 0.9), first, *loads(0.9))
@@ -367,7 +378,7 @@ def test_cells_with_too_few_quiet_turns_are_repeated_by_their_suite(tmp_path: Pa
     line = disturbance_line(run, tmp_path)
     assert line == (
         "Other programs used 0.90 of 2 cores in 100 % of the turns. Values are those of quiet turns, but 1 of 2 cells "
-        "had too few quiet turns (marked busy or †). Close other programs and repeat them: "
+        "had too few quiet turns (marked busy, † or §). Close other programs and repeat them: "
         f"`vitbench run --suite {shlex.quote(str(tmp_path / 'suite.toml'))} --models vit_micro`"
     )
     page = render_markdown([run])

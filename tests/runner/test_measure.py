@@ -191,6 +191,18 @@ def test_a_slow_cell_takes_the_fewest_processes_and_says_so() -> None:
     assert after(1, 0.6, Sampling(processes=3, max_seconds=1))[0] == 1
 
 
+def test_a_slow_cell_takes_half_as_long_again_to_meet_quiet_turns() -> None:
+    def wanted(outcomes: list[Outcome], seconds: float) -> int:
+        job = make_job()
+        job.wanted, job.timed, job.timed_s = 5, outcomes, seconds
+        end_where_unaffordable(job, Sampling(processes=5, max_seconds=10))
+        return job.wanted
+
+    quiet = [outcome_of(1.0)] * 3
+    disturbed = [outcome_of(1.0), outcome_of(2.0, reference=0.002), outcome_of(2.0, reference=0.002)]
+    assert (wanted(quiet, 8.0), wanted(disturbed, 8.0), wanted(disturbed, 11.5)) == (3, 5, 3)
+
+
 def test_a_spread_asks_for_more_processes_and_agreement_for_none() -> None:
     wide = decided(ScriptedTimer(max_processes=100), [outcome_of(one) for one in WIDE])
     assert wide.wanted == processes_wanted(WIDE) > 5

@@ -152,6 +152,9 @@ class Measurement:
     depends on; None if the total was fixed.
 
     ``executed``: the value was counted while the model ran on numbers, so that it can depend on the machine.
+
+    ``fastest_reference``: the seconds of a reference step in the fastest turns of the whole run. Who reads a run finds
+    it (``run_folder.read_records``); no file holds it.
     """
 
     __pydantic_config__ = _STRICT_FIELDS
@@ -169,6 +172,7 @@ class Measurement:
     executed: Flag = False
     status: Status = "ok"
     detail: str = ""
+    fastest_reference: float | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
     def single(
@@ -220,7 +224,10 @@ class Record:
 
     def to_json(self) -> str:
         """One line of JSON without a line end. Raises ValueError for a number that is not finite."""
-        text = json.dumps(dataclasses.asdict(self), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+        content = dataclasses.asdict(self)
+        for one in content["measurements"]:
+            del one["fastest_reference"]
+        text = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
         # surrogates, which stand for bytes that are not text, are escaped: UTF-8 has none
         return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 

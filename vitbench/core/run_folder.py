@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from vitbench.core.errors import RunFolderError, StorageError, VitbenchError
 from vitbench.core.files import read_json
 from vitbench.core.records import Cell, NoiseCheck, Record
+from vitbench.core.stats.estimates import with_fastest_reference
 from vitbench.core.validation import Count, Flag, Number
 
 RECORDS = "records.jsonl"
@@ -111,11 +112,11 @@ def iterate_records(folder: Path) -> Iterator[Record]:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The last record of each cell of a run folder, in order of first appearance. Warns and raises as
-    ``iterate_records`` does.
+    """The last record of each cell of a run folder, in order of first appearance; its measurements know the run's
+    ``fastest_reference``. Warns and raises as ``iterate_records`` does.
     """
     # a dict keeps the position of a key that is set again
-    return list({record.cell.id: record for record in iterate_records(folder)}.values())
+    return with_fastest_reference(list({record.cell.id: record for record in iterate_records(folder)}.values()))
 
 
 def set_damaged_lines_aside(folder: Path) -> list[str]:

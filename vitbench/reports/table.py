@@ -88,7 +88,7 @@ def tidy_frame(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a measurement, its cell's fields beside it; a cell without measurements has one row, without a metric.
 
     ``value``, ``low``, ``high`` are in the base ``unit``, ``relative`` and its interval over what the reference took.
-    ``turns_used`` says which turns count of what took turns with the reference, ``quiet`` or ``all``. These have
+    ``turns_used`` says which turns count of what took turns with it: ``quiet``, ``slow`` or ``all``. These have
     ``n_samples`` of ``n_processes`` processes; ``n_left_out`` do not count (warm-up, disturbed turns, the first call of
     a turn). ``samples`` holds all of them as tuples, one a process, as do ``reference_samples``, ``turns`` and
     ``other_load`` their values.
@@ -135,7 +135,8 @@ def render_csv(runs: Sequence[Run]) -> str:
     Rows have the order of the Markdown tables. What does not depend on the batch (parameters, FLOPs, accuracy) stands
     on each line of its row, so that the lines of one batch size are a complete table. Every measured column ``x`` has
     ``x_status`` (empty: not asked for) and is empty where the status is not ``ok``; sampled ones have ``x_low``,
-    ``x_high``, ``x_interval``, times and rates ``x_turns_used`` (``quiet``, ``all``) and ``x_note`` (``busy: ...``).
+    ``x_high``, ``x_interval``, times and rates ``x_turns_used`` (``quiet``, ``slow``, ``all``) and ``x_note``
+    (``busy: ...``).
     Units are in the names (1 MB is 10^6 bytes). Counts are exact. No text is a formula to a spreadsheet.
     """
     import pandas as pd

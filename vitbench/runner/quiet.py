@@ -37,7 +37,7 @@ class Verdict:
 
 
 class Judge:
-    """Judges the turns of one group of cells, which run with the same number of threads on the same device.
+    """Judges the turns of a run's cells that run with the same number of threads on the same device.
 
     ``cores``: the logical ones that they run on; by default those that this process may use. ``on_host``: whether the
     cells compute on these.

@@ -34,6 +34,8 @@ from vitbench.suites.schema import Measure as Sampling
 NOISE_EVERY_S = 60.0
 #: Bytes that a process holds beyond what its peak memory counts (its own copies of libraries' pages, a CUDA context).
 _PROCESS_BYTES = 600e6
+#: How many times ``max_seconds`` a cell may take to meet quiet turns.
+_MORE_FOR_QUIET_TURNS = 1.5
 #: The share of the free memory that cells alive at once may take.
 _SHARE_OF_MEMORY = 0.5
 
@@ -93,6 +95,7 @@ class Timer:
         self._patience = Patience(plan.suite.measure.patience_s, progress.waiting, progress.warn)
         self._noise_at: dict[tuple[str, int], float] = {}
         self._references: dict[tuple[str, int], Reference] = {}
+        self._judges: dict[tuple[str, int], Judge] = {}
 
     def close(self) -> None:
         """End the references."""
@@ -123,8 +126,8 @@ class Timer:
         place = (cell.device, cell.threads)
         if place not in self._references:
             self._references[place] = Reference(self.launcher, *place, cores=measure.cores)
-        reference = self._references[place]
-        judge = self._judge(cell)
+            self._judges[place] = self._judge(cell)
+        reference, judge = self._references[place], self._judges[place]
         problem = ""
         begin = time.perf_counter()
         for job in jobs:
@@ -267,9 +270,15 @@ class Timer:
 
 
 def end_where_unaffordable(job: Job, measure: Sampling) -> None:
-    """No more processes of the first stage if the next one would not fit into the cell's ``max_seconds``."""
+    """No more processes of the first stage if the next one would not fit into the cell's ``max_seconds``, or half as
+    many more where too few of them had quiet turns.
+    """
     count = len(job.timed)
-    if measure.fewest_processes <= count < measure.processes and job.timed_s * (1 + 1 / count) > measure.max_seconds:
+    if not measure.fewest_processes <= count < measure.processes:
+        return
+    quiet = _in_quiet_turns(job)
+    most = measure.max_seconds * (_MORE_FOR_QUIET_TURNS if quiet is not None and not quiet.quiet else 1)
+    if job.timed_s * (1 + 1 / count) > most:
         job.wanted = count
         job.shortfall = f"max_seconds ended it after {count} of {measure.processes} processes"
 
@@ -282,14 +291,15 @@ def call_seconds(timed: Sequence[Outcome]) -> float | None:
 
 def is_rank_clear(one: QuietTime, neighbours: Sequence[QuietTime], precision: float) -> bool:
     """Whether a cell differs from its ``neighbours``, the next faster and the next slower one that it took turns with,
-    by more than the ``precision`` and twice the half width of the interval of their ratio. Not without neighbours.
+    by more than the ``precision`` and twice the half width of the interval of their ratio. Not without neighbours, or
+    quiet turns.
     """
     for other in neighbours:
         ratio = compare_relative(one, other, paired=True)
         half = math.log(ratio.high / ratio.low) / 2
         if abs(math.log(ratio.value)) <= 2 * half + math.log1p(precision):
             return False
-    return bool(neighbours)
+    return bool(neighbours) and one.quiet
 
 
 def _in_quiet_turns(job: Job) -> QuietTime | None:

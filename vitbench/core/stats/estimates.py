@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.intervals import WILSON, Estimate, estimate, wilson_interval
-from vitbench.core.stats.relative import QuietTimes, estimate_quiet, in_quiet_turns
+from vitbench.core.stats.relative import QuietTimes, estimate_quiet, fastest_turns, in_quiet_turns
 
 #: Metrics whose samples are a course over time, not repetitions: their value is the last one.
 SERIES = frozenset({"training_loss"})
@@ -18,7 +19,7 @@ BY_CLASS = frozenset({"class_f1", "class_precision", "class_recall"})
 BY_CLASS_KIND = "none: one value a class"
 
 #: The unit of rates: their turns are quiet where the time of an image is short.
-_RATE = "image/s"
+RATE = "image/s"
 
 
 def measurement_estimate(record: Record, measurement: Measurement) -> Estimate | None:
@@ -40,7 +41,7 @@ def measurement_estimate(record: Record, measurement: Measurement) -> Estimate |
     if quiet is not None:
         stage = first_stage_of(measurement)
         result = estimate_quiet(quiet.seconds, stage.seconds if stage else None)
-        return _rate(result) if measurement.unit == _RATE else result
+        return _rate(result) if measurement.unit == RATE else result
     result = estimate(samples, first_stage=measurement.first_stage)
     tested = record.measurement("test_images")
     if measurement.metric == "accuracy" and tested is not None and tested.status == "ok" and any(tested.samples):
@@ -65,11 +66,35 @@ def quiet_times(one: Measurement, *, processes: int | None = None) -> QuietTimes
     smallest = min(map(min, filter(None, samples)), default=0)
     if not reference or smallest <= 0:
         return None
-    if one.unit == _RATE:
+    if one.unit == RATE:
         if math.isinf(1 / smallest):
             return None
         samples = tuple(tuple(1 / rate for rate in process) for process in samples)
-    return in_quiet_turns(samples, one.turns[:processes], reference, one.other_load[:processes])
+    loads = one.other_load[:processes]
+    return in_quiet_turns(samples, one.turns[:processes], reference, loads, one.fastest_reference)
+
+
+def with_fastest_reference(records: Sequence[Record]) -> list[Record]:
+    """The records of one run, whose times know how fast their reference was in the fastest turns of the run, on the
+    same machine.
+    """
+    turns: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        # every time of a cell holds the same turns of the reference, or those of another process
+        for samples, reference in {(one.reference_samples, one.reference) for one in record.measurements}:
+            of_place = turns.setdefault((record.environment, reference), [])
+            of_place.extend(seconds for process in samples for seconds in process)
+    fastest = {place: fastest_turns(seconds) for place, seconds in turns.items() if seconds}
+
+    def knowing(record: Record, one: Measurement) -> Measurement:
+        if not one.reference_samples:
+            return one
+        return dataclasses.replace(one, fastest_reference=fastest.get((record.environment, one.reference)))
+
+    return [
+        dataclasses.replace(record, measurements=tuple(knowing(record, one) for one in record.measurements))
+        for record in records
+    ]
 
 
 def first_stage_of(one: Measurement) -> QuietTimes | None:

@@ -29,6 +29,12 @@ QUIET_LOAD = 0.25
 MIN_FIRST_STAGE = 5
 
 
+#: The logarithms of a cell's time and the reference's in one turn, the number of samples, and the other programs' load.
+_Turn = tuple[float, float, int, float]
+#: A value, the influence of each process on it, and the effective number of processes.
+_Centre = tuple[float, list[float], float]
+
+
 def relative_samples(
     samples_by_process: Sequence[Sequence[float]],
     turns: Sequence[Sequence[int]],
@@ -77,12 +83,14 @@ class QuietTime:
 @dataclass(frozen=True)
 class QuietTimes:
     """The same quiet turns read in two ways. ``reference`` holds the seconds of a reference step in each process's
-    quiet turns: what they differ by is the host's.
+    quiet turns: what they differ by is the host's. ``slower``: by which factor the machine was slower in the turns of
+    ``seconds`` than in the run's fastest ones, where hardly any was as fast as these; otherwise 1.
     """
 
     relative: QuietTime
     seconds: QuietTime
     reference: tuple[float, ...]
+    slower: float = 1.0
 
 
 def in_quiet_turns(
@@ -90,6 +98,7 @@ def in_quiet_turns(
     turns: Sequence[Sequence[int]],
     reference: Sequence[Sequence[float]],
     other_load: Sequence[Sequence[float]] = (),
+    fastest_reference: float | None = None,
 ) -> QuietTimes | None:
     """The time over the quiet turns of a Measurement's samples, turns, reference_samples and other_load; None with
     fewer than ``MIN_PROCESSES`` processes that have samples.
@@ -101,6 +110,10 @@ def in_quiet_turns(
     last all turns count. Warm-up and the first call of a turn are cut first; a turn's value is the median of its
     samples.
 
+    A machine can be slow for all turns of a cell. Ratios hold then. Seconds are those of the turns in which the
+    reference took at most ``QUIET`` times the ``fastest_reference`` (s) of the whole run, if enough processes have such
+    turns; otherwise ``slower`` says so.
+
     The value is the interquartile mean of the turns' logarithms (a turn that is disturbed after all is in a tail). The
     process is the unit of its error, because turns of one process are alike: each process's share of the turns times
     the distance of its median.
@@ -111,7 +124,7 @@ def in_quiet_turns(
     if _count(found) < MIN_PROCESSES:
         return None
     all_turns = [turn for process in found for turn in process]
-    limits = [float(np.quantile([turn[which] for turn in all_turns], FASTEST)) for which in (0, 1)]
+    limits = [fastest_turns([turn[which] for turn in all_turns]) for which in (0, 1)]
 
     def quiet(cell: float, other: float, load: float = math.inf) -> list[list[_Turn]]:
         slowest = limits[0] + math.log(cell), limits[1] + math.log(other)
@@ -128,27 +141,45 @@ def in_quiet_turns(
     if used is None:
         used = of_cell if apart else found
 
-    def time(centre: tuple[float, list[float], float]) -> QuietTime:
+    def time(centre: _Centre, turns: Sequence[Sequence[_Turn]]) -> QuietTime:
         value, influences, processes = centre
-        counts = _count(used), _count(found), sum(turn[2] for process in used for turn in process)
+        counts = _count(turns), _count(found), sum(turn[2] for process in turns for turn in process)
         return QuietTime(value, tuple(influences), processes, *counts, quiet=is_quiet)
 
-    seconds = _centre([[turn[0] for turn in process] for process in used])
     if apart:
+        seconds = _centre([[turn[0] for turn in process] for process in used])
         other, other_influences, other_processes = _centre([[turn[1] for turn in process] for process in of_reference])
         # of other turns: nothing cancels
         influences = [*seconds[1], *(-one for one in other_influences)]
         relative = seconds[0] - other, influences, min(seconds[2], other_processes)
-    else:
-        relative = _centre([[turn[0] - turn[1] for turn in process] for process in used])
-    steps = tuple(
-        math.exp(median([turn[1] for turn in process])) for process in (of_reference if apart else used) if process
-    )
-    return QuietTimes(time(relative), time(seconds), steps)
+        return QuietTimes(time(relative, used), time(seconds, used), _steps(of_reference))
+    relative = _centre([[turn[0] - turn[1] for turn in process] for process in used])
+    fast, slower = _fast_turns(used, fastest_reference) if is_quiet else (used, 1.0)
+    seconds = _centre([[turn[0] for turn in process] for process in fast])
+    return QuietTimes(time(relative, used), time(seconds, fast), _steps(fast), slower)
 
 
-#: The logarithms of a cell's time and the reference's in one turn, the number of samples, and the other programs' load.
-_Turn = tuple[float, float, int, float]
+def _fast_turns(used: list[list[_Turn]], fastest_reference: float | None) -> tuple[list[list[_Turn]], float]:
+    """The turns in which the machine was as fast as in the run's fastest ones; where too few processes have such, all
+    of ``used``, and how much slower it was.
+    """
+    if fastest_reference is None:
+        return used, 1.0
+    slowest = math.log(fastest_reference * QUIET)
+    fast = [[turn for turn in process if turn[1] <= slowest] for process in used]
+    if _count(fast) >= MIN_PROCESSES:
+        return fast, 1.0
+    return used, max(median(_steps(used)) / fastest_reference, 1.0)
+
+
+def _steps(processes: Sequence[Sequence[_Turn]]) -> tuple[float, ...]:
+    """The seconds of a reference step in the turns of each process that has any."""
+    return tuple(math.exp(median([turn[1] for turn in process])) for process in processes if process)
+
+
+def fastest_turns(times: Sequence[float]) -> float:
+    """What the share ``FASTEST`` of fastest turns took at most, of one time a turn."""
+    return float(np.quantile(times, FASTEST))
 
 
 def _turns_of(
@@ -178,8 +209,8 @@ def _count(processes: Sequence[Sequence[_Turn]]) -> int:
     return sum(map(bool, processes))
 
 
-def _centre(logs: Sequence[Sequence[float]]) -> tuple[float, list[float], float]:
-    """Value, influences and effective processes, as in Relative: the interquartile mean of all turns."""
+def _centre(logs: Sequence[Sequence[float]]) -> _Centre:
+    """The interquartile mean of all turns."""
     total = sum(map(len, logs))
     ordered, cut = np.sort([log for process in logs for log in process]), total // 4
     value = float(ordered[cut : total - cut].mean())

@@ -12,7 +12,7 @@ from vitbench.suites.batch_search import shown_status
 #: Significant digits by precision; then those with a fixed number of decimals.
 _DIGITS = {"counted": 4, "measured": 3, "rough": 2}
 _DECIMALS = {"whole": 0, "tenths": 1, "thousandths": 3}
-_MARKS: dict[Mark, str] = {"all turns": "†", "few samples": "‡"}
+_MARKS: dict[Mark, str] = {"all turns": "†", "slow machine": "§", "few samples": "‡"}
 
 
 def table_text(shown: Table) -> str:
@@ -35,6 +35,8 @@ def marks_text(shown: Table) -> list[str]:
         texts = [f"busy: {what}, and the ends of the interval differ by more than a factor of {BUSY:g}."]
     meanings: dict[Mark, str] = {
         "all turns": "all turns count: fewer than three processes, or too few with quiet turns",
+        "slow machine": "the machine was slower throughout than at other times of the run, and the interval reaches to "
+        "what it would be then; × reference holds",
         "few samples": "a process had fewer than ten steady samples",
     }
     found = {mark for value in values for mark in value.marks}

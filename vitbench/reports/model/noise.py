@@ -88,8 +88,10 @@ def has_few_samples(one: MetricValue) -> bool:
 
 
 def turns_used(one: MetricValue) -> str:
-    """Which turns count: ``quiet``, ``all``, or empty for what took no turns with the reference."""
-    return "all" if one.all_turns_count else "quiet" if one.quiet else ""
+    """Which turns count: ``quiet``, ``slow`` (quiet ones of a machine that was slower than at other times of the run),
+    ``all``, or empty for what took no turns with the reference.
+    """
+    return "all" if one.all_turns_count else "slow" if one.slower else "quiet" if one.quiet else ""
 
 
 def disturbance_line(run: Run, folder: Path | str = "") -> str:
@@ -115,13 +117,13 @@ def disturbance_line(run: Run, folder: Path | str = "") -> str:
         return f"{what}. Values are those of the quiet turns: there is nothing to repeat."
     models = ",".join(dict.fromkeys(record.cell.model for record in doubtful))
     command = shlex.join(["vitbench", "run", "--suite", str(Path(folder) / SUITE), "--models", models])
-    few = f"{len(doubtful)} of {len(cells)} cells had too few quiet turns (marked busy or †)"
+    few = f"{len(doubtful)} of {len(cells)} cells had too few quiet turns (marked busy, † or §)"
     return f"{what}. Values are those of quiet turns, but {few}. Close other programs and repeat them: `{command}`"
 
 
 def _lacks_quiet(one: MetricValue) -> bool:
-    """Whether all turns count although there were enough processes."""
-    return one.quiet is not None and one.all_turns_count
+    """Whether all turns count although there were enough processes, or the machine was slow in all of them."""
+    return one.quiet is not None and (one.all_turns_count or one.slower is not None)
 
 
 @dataclass(frozen=True)

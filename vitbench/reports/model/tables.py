@@ -46,7 +46,7 @@ class Note(NamedTuple):
 
 
 #: What is to be known of a time or rate: ``all turns`` count (quiet ones are unknown), ``few samples``.
-Mark = Literal["all turns", "few samples"]
+Mark = Literal["all turns", "slow machine", "few samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,10 @@ def metric_value(found: MetricValue, note: Note | None = None) -> Value:
 def marked(value: Value, found: MetricValue) -> Value:
     """``value`` with what is to be known of the time or rate ``found``; without an interval where it is busy."""
     busy = busy_beside(found)
-    marks: dict[Mark, bool] = {"all turns": found.all_turns_count, "few samples": has_few_samples(found)}
+    marks: dict[Mark, bool] = {
+        "all turns": found.all_turns_count,
+        "slow machine": found.slower is not None,
+        "few samples": has_few_samples(found),
+    }
     interval = None if busy else value.interval
     return replace(value, interval=interval, busy=busy, marks=tuple(one for one, is_so in marks.items() if is_so))

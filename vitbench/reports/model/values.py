@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from vitbench.core.records import Measurement, Record, Status
-from vitbench.core.stats.estimates import first_stage_of, measurement_estimate, quiet_times, under_load
+from vitbench.core.stats.estimates import RATE, first_stage_of, measurement_estimate, quiet_times, under_load
 from vitbench.core.stats.intervals import (
     HOST_DRIFT,
     Estimate,
@@ -18,7 +18,7 @@ from vitbench.core.stats.intervals import (
     percentile,
     steady_in_turns,
 )
-from vitbench.core.stats.relative import QUIET_LOAD, QuietTime, QuietTimes, estimate_quiet, relative_samples
+from vitbench.core.stats.relative import QUIET, QUIET_LOAD, QuietTime, QuietTimes, estimate_quiet, relative_samples
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,18 @@ class MetricValue:
 
     @cached_property
     def estimate_between_runs(self) -> Estimate | None:
-        """``estimate``; the interval of a time or rate in quiet turns includes how fast the host is in other runs."""
+        """``estimate``; the interval of a time or rate in quiet turns includes how fast the host is in other runs, and
+        in the fastest turns of this one.
+        """
         if self.estimate is None or self.quiet is None:
             return self.estimate
         seen = float(np.std(np.log(self.quiet.reference), ddof=1))
-        return allow_for_runs(self.estimate, math.hypot(HOST_DRIFT, seen))
+        found = allow_for_runs(self.estimate, math.hypot(HOST_DRIFT, seen))
+        if found.low is None or found.high is None:
+            return found
+        if self.measurement is not None and self.measurement.unit == RATE:
+            return replace(found, high=found.high * self.quiet.slower)
+        return replace(found, low=found.low / self.quiet.slower)
 
     @cached_property
     def under_load(self) -> Estimate | None:
@@ -101,6 +108,11 @@ class MetricValue:
         if self.status != "ok" or one is None or not one.reference_samples:
             return False
         return self.quiet is None or not self.quiet.seconds.quiet
+
+    @property
+    def slower(self) -> float | None:
+        """By which factor the machine was slower throughout than at other times of the run; None if it was not."""
+        return self.quiet.slower if self.quiet is not None and self.quiet.slower > QUIET else None
 
     @cached_property
     def first_stage(self) -> QuietTime | None:
