@@ -187,6 +187,24 @@ def test_a_damaged_record_is_set_aside_and_its_cell_measured_again(
     assert (folder / store.RECORDS).read_bytes() == complete  # nothing left to do
 
 
+def test_a_run_with_a_tolerance_above_100_per_cent_is_resumed_and_compared(
+    fork_server: Launcher, tmp_path: Path
+) -> None:
+    suite, folder = tmp_path / "wide.toml", str(tmp_path / "run")
+    suite.write_text(
+        f'models = ["{WORKS}"]\nimage_sizes = [8]\ndevices = ["cpu"]\nmetrics = ["params"]\n'
+        '[[thresholds]]\nmetric = "relative_latency"\ntolerance = "150%"\n'
+    )
+    for arguments in (
+        ["run", "--suite", str(suite), "--allow-import", "--out", folder],
+        ["run", "--resume", folder, "--allow-import"],
+        ["compare", folder, folder, "--threshold", "params=150%"],
+    ):
+        done = run_here(fork_server, *arguments)
+        assert done.returncode == 0, done.stderr
+    assert 'tolerance = "150%"' in (tmp_path / "run" / store.SUITE).read_text()
+
+
 def test_a_changed_environment_is_refused_unless_it_is_allowed(
     finished: Path, fork_server: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

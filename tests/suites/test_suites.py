@@ -786,6 +786,16 @@ def test_long_trainings_take_one_device_unless_devices_are_named(
 
 
 @pytest.mark.integration
+def test_a_threshold_for_none_of_another_librarys_models_is_refused_before_the_first_cell(
+    fork_server: Launcher,
+) -> None:
+    rule = {"metric": "params", "cells": "timm:levit_*"}
+    content = {"name": "m", "models": ["timm:vit_tiny_patch16_2*"], "metrics": ["params"], "thresholds": [rule]}
+    with pytest.raises(SuiteError, match="no model is called 'timm:levit_\\*' here: timm:vit_tiny_patch16_224$"):
+        make_plan(check_before_loading(make_suite(content, "mine.toml")), fork_server, print)
+
+
+@pytest.mark.integration
 @pytest.mark.usefixtures("two_gpus")
 def test_a_suite_may_name_where_it_trains(fork_server: Launcher) -> None:
     content = {"name": "x", "models": ["vit_basic"], "devices": ["cpu", "cuda:1"], "metrics": ["accuracy"]}

@@ -145,7 +145,7 @@ def test_a_pattern_over_other_libraries_models_may_be_met_by_a_threshold() -> No
 
 
 def test_options_are_read_as_tables() -> None:
-    assert parse_option("relative_latency=30%") == {"metric": "relative_latency", "cells": "*", "tolerance": 0.3}
+    assert parse_option("relative_latency=30%") == {"metric": "relative_latency", "cells": "*", "tolerance": "30%"}
     assert parse_option("params@cifar_*=off") == {"metric": "params", "cells": "cifar_*", "gate": False}
     assert parse_option("accuracy@hf:a@b=c=on") == {"metric": "accuracy", "cells": "hf:a@b=c", "gate": True}
 

@@ -30,6 +30,7 @@ from vitbench.suites import (
     NoCellsLeftError,
     Suite,
     check_count,
+    check_thresholds,
     expand,
     with_training_size,
 )
@@ -153,7 +154,9 @@ def make_plan(
     (described,) = ask(launcher, Describe())
     suite = _choose_devices(suite, list(described["devices"]))
     suite, facts = look_up_models(suite, launcher)
-    check_count(suite, allow_many=allow_many_cells)  # now that patterns and auto have been resolved
+    # now that patterns and auto have been resolved
+    check_count(suite, allow_many=allow_many_cells)
+    check_thresholds(suite.thresholds, f"Suite {suite.name}, key thresholds", models=suite.models)
     training = resolve_training(suite)
     digest, weights = "", weights_of(suite)
     if weights is not None:

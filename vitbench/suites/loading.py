@@ -151,8 +151,9 @@ def to_toml(suite: Suite) -> str:
 
 
 def _lines_of(table: Mapping[str, Any]) -> list[str]:
-    # JSON's strings, numbers, booleans and arrays of them are TOML's too
-    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+    # JSON's strings, numbers, booleans and arrays of them are TOML's too, except for DEL
+    written = {key: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") for key, value in table.items()}
+    return [f"{key} = {value}" for key, value in written.items()]
 
 
 def _some_of(names: Sequence[str]) -> str:

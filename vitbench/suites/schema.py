@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
@@ -23,7 +25,7 @@ from vitbench.core.records import Attention, Cell, Dtype, Mode, format_image_siz
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import MIN_PROCESSES
 from vitbench.core.stats.relative import MIN_FIRST_STAGE
-from vitbench.suites.thresholds import parse_tolerance
+from vitbench.suites.thresholds import parse_tolerance, written_tolerance
 
 #: A model's own image size.
 NATIVE = "native"
@@ -81,6 +83,12 @@ def _image_size(value: Any) -> Any:
     return size
 
 
+def _unicode(text: str) -> str:
+    if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):  # of a file name in another encoding
+        raise ValueError(f"{text!r} is not valid Unicode, which a suite file takes: rename the file")
+    return text
+
+
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
@@ -90,9 +98,12 @@ Listed = Annotated[tuple[T, ...], BeforeValidator(_as_list)]
 Some = Annotated[tuple[T, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-Name = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, AfterValidator(_unicode)]
+Name = Annotated[Text, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]
 ImageSize = Annotated[tuple[int, int] | Literal["native"], BeforeValidator(_image_size)]
+#: Written as per cent, because a bare 1.5 is refused.
+Tolerance = Annotated[float, BeforeValidator(parse_tolerance), PlainSerializer(written_tolerance)]
 Threads = Annotated[int, Field(ge=1, le=4096, strict=True)] | Literal["auto"]
 
 
@@ -147,8 +158,8 @@ class Training(Table):
     accelerator of the suite's, else the first of them.
     """
 
-    data: str = "digits"
-    data_dir: str | None = None
+    data: Text = "digits"
+    data_dir: Text | None = None
     download: bool = False
     recipe: Some[Name] = ("brief",)
     images: Positive | None = None
@@ -160,7 +171,7 @@ class Training(Table):
     image_size: ImageSize | None = None
     train_images: Positive | None = None
     test_images: Positive | None = None
-    devices: Some[str] | None = None
+    devices: Some[Text] | None = None
     timeout_s: Seconds = 3600.0
 
     @field_validator("recipe", "devices")
@@ -189,7 +200,7 @@ class Conditions(Table):
 
     image_sizes: Listed[ImageSize] | None = None
     batch_sizes: Listed[Positive] | None = None
-    devices: Listed[str] | None = None
+    devices: Listed[Text] | None = None
     dtypes: Listed[Dtype] | None = None
     attention: Listed[Attention] | None = None
     compile: Listed[bool] | None = None
@@ -224,7 +235,7 @@ class Exclude(Conditions):
     ``models`` and ``recipes`` may be patterns (``cifar_*``); a rule with ``recipes`` matches training cells only.
     """
 
-    models: Listed[str] | None = None
+    models: Listed[Text] | None = None
     recipes: Listed[Name] | None = None
 
     @model_validator(mode="after")
@@ -262,7 +273,7 @@ class Threshold(Conditions):
 
     metric: Name
     cells: Some[Name] = ("*",)
-    tolerance: Annotated[float, BeforeValidator(parse_tolerance)] | None = None
+    tolerance: Tolerance | None = None
     gate: bool = True
 
     def covers(self, cell: Cell, metric: str) -> bool:
@@ -285,19 +296,19 @@ class Suite(Table):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    description: str = ""
-    models: Some[str]
+    description: Text = ""
+    models: Some[Text]
     image_sizes: Some[ImageSize] = ("native",)
     num_classes: Positive | None = None
     frontier: Frontier | None = None  # before the keys that are checked against it
     batch_sizes: Some[Positive] = (1,)
-    devices: Some[str] = ("auto",)
+    devices: Some[Text] = ("auto",)
     dtypes: Some[Dtype] = ("fp32",)
     attention: Some[Attention] = ("fused",)
     compile: Some[bool] = (False,)
     modes: Some[Mode] = ("infer",)
     threads: Some[Threads] = ("auto",)
-    metrics: Some[str] = ()
+    metrics: Some[Text] = ()
     seeds: Some[Seed] = (0,)
     weights: Name = RANDOM
     replace_head: bool = False

@@ -6,9 +6,9 @@ options of a command override them. Knows no records' values and no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 from vitbench.core.errors import UsageError
@@ -105,15 +105,20 @@ def parse_tolerance(value: Any) -> float:
         raise ValueError(f"{value!r} is not a valid tolerance, {example}")
     text = str(value).strip()
     try:
-        number = float(text.removesuffix("%"))
-    except ValueError:
-        number = math.nan
-    found = number / 100 if text.endswith("%") else number
+        number = Decimal(text.removesuffix("%"))  # a float of 0.7 over 100 is not the float 0.007
+        found = float(number / 100 if text.endswith("%") else number)
+    except (ValueError, ArithmeticError):
+        found = -1.0
     if not 0 <= found <= _LARGEST_TOLERANCE:
         raise ValueError(f"{value!r} is not a valid tolerance, {example}")
     if found >= 1 and not text.endswith("%"):
-        raise ValueError(f"{value!r} could be meant as per cent: write '{text}%', or '{100 * found:g}%'")
+        raise ValueError(f"{value!r} could be meant as per cent: write '{text}%', or '{written_tolerance(found)}'")
     return found
+
+
+def written_tolerance(fraction: float) -> str:
+    """A tolerance as files hold it: ``1.5`` -> ``"150%"``, which ``parse_tolerance`` reads as exactly that fraction."""
+    return f"{Decimal(repr(fraction)).scaleb(2):f}%"
 
 
 def parse_option(text: str) -> dict[str, Any]:
@@ -129,6 +134,7 @@ def parse_option(text: str) -> dict[str, Any]:
     if value.lower() in ("on", "off"):
         return {**content, "gate": value.lower() == "on"}
     try:
-        return {**content, "tolerance": parse_tolerance(value)}
+        parse_tolerance(value)
     except ValueError as error:
         raise UsageError(f"Option --threshold: {text!r}: {error}; or on, or off") from error
+    return {**content, "tolerance": value}
