@@ -17,14 +17,14 @@ import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.kept_runs import run_program
 from benchmarks.loops_in_turn import LOOPS, Burst, read_bursts
 from vitbench.core.records import Measurement
 from vitbench.core.run_folder import read_records
-from vitbench.core.stats.relative import in_quiet_turns
+from vitbench.core.stats.estimates import quiet_times
 from vitbench.reports.format import table
 from vitbench.reports.model.values import value_of
 
@@ -113,12 +113,12 @@ def quiet_loop(bursts: Sequence[Sequence[Burst]], beside: Measurement) -> float 
     """The seconds of a loop's call by the rules of a report, its bursts as turns of the cell ``beside`` it; None with
     fewer than three processes.
     """
-    found = in_quiet_turns(
-        [[sample for burst in process for sample in burst.samples] for process in bursts],
-        [[len(burst.samples) for burst in process] for process in bursts],
-        beside.reference_samples,
-        beside.other_load,
+    as_cell = replace(
+        beside,
+        samples=tuple(tuple(sample for burst in process for sample in burst.samples) for process in bursts),
+        turns=tuple(tuple(len(burst.samples) for burst in process) for process in bursts),
     )
+    found = quiet_times(as_cell)
     return None if found is None else math.exp(found.seconds.log_value)
 
 

@@ -3,8 +3,9 @@
 ``python -m benchmarks.busy_and_quiet --out FOLDER`` runs ``busy_and_quiet.toml`` by the command line, each run in a
 process of its own: in each round once quiet and, right before or after it, once beside each load (``load.py``: ``half``
 keeps one core busy for 10 s of every 20, ``memory`` fills caches and memory bus). Finished runs in FOLDER are kept:
-stopped, it continues. Prints tables, quiet runs against each other among them, and writes ``busy_and_quiet.md`` there.
-Nothing else should run meanwhile.
+stopped, it continues, and with more ``--pairs`` it adds to them. After each round it writes ``busy_and_quiet.md``
+there: the values under load over the quiet ones, as printed and without the host's drift (relative to the reference in
+the same run), and the same of two quiet runs in a row. Nothing else should run meanwhile.
 
 The suite has the smallest models of ``lightweight`` and its first deep one: ``vit_basic_tutorial`` (about 1 ms, mostly
 dispatch: the least repeatable), ``vit_layer6_32`` (2 ms) and ``cifar_vit_tiny`` (10 ms, at batch 32 hundreds).
@@ -16,31 +17,34 @@ import argparse
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.kept_runs import run_vitbench
-from vitbench.core.stats.intervals import BETWEEN_PROCESSES, Estimate, t_of_processes
-from vitbench.core.stats.relative import FASTEST, QUIET
+from vitbench.core.stats.intervals import BETWEEN_PROCESSES, Estimate, allow_for_runs, t_of_processes
+from vitbench.core.stats.relative import FASTEST, QUIET, estimate_quiet
 from vitbench.reports.format import table
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run, read_runs
+from vitbench.reports.model.tables import Value, marked
 from vitbench.reports.model.values import MetricValue, value_of
 
 SUITE = Path(__file__).with_suffix(".toml")
 QUIETLY = "quiet"
 #: A busy value over the quiet one of its pair should be between these.
 BOUNDS = (0.9, 1.1)
-#: Where the upper bound of an interval is more than this many times the lower one, a disturbed value is ``busy``.
-WIDE = 2.0
+#: The other name of a value: relative to the reference, so that the host's drift cancels. Of a rate, it is that of an
+#: image over the time of a reference step.
+RELATIVE = "× reference"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One value of one run: its interval, if it has one, and whether a report says ``busy`` in place of that.
+    """One value of one run, its interval, if it has one, and the ``marks`` that a report gives it, such as ``busy``.
 
     ``variance`` is that of the value's logarithm by the run's own processes; None where they are too few.
     """
@@ -48,11 +52,11 @@ class Reading:
     value: float
     low: float | None
     high: float | None
-    busy: bool
+    marks: tuple[str, ...]
     variance: float | None = None
 
 
-#: The values of one run by name, such as ``vit_layer6_32 latency b1, ms``.
+#: The values of one run by name, such as ``vit_nano latency b1, ms`` and ``vit_nano latency b1, × reference``.
 Readings = Mapping[str, Reading]
 
 
@@ -85,9 +89,8 @@ def main() -> None:
             wall_s = run_vitbench(folder, words, beside=() if kind == QUIETLY else (kind,))
             found[kind] = read_one(folder, kind, wall_s)
         rounds.append(found)
-    text = page(rounds)
-    (options.out / "busy_and_quiet.md").write_text(text, encoding="utf-8")
-    print(text)
+        (options.out / "busy_and_quiet.md").write_text(page(rounds), encoding="utf-8")
+    print(page(rounds))
 
 
 def order(loads: Sequence[str], number: int) -> list[str]:
@@ -104,35 +107,47 @@ def read_one(folder: Path, kind: str, wall_s: float) -> OneRun:
 
 
 def headline_readings(run: Run) -> dict[str, Reading]:
-    """Milliseconds, best throughput, training steps and ``× reference`` of a run's models; failures have no entry."""
-    found: dict[str, Reading | None] = {}
+    """Milliseconds, best throughput and training steps of a run's models, and each relative to the reference; failures
+    have no entry.
+    """
+    found: dict[str, Reading] = {}
     for row in build_rows([run]):
+        named = []
         for metric, records in (("latency", row.infer), ("training_step", row.train)):
             for record in records:
-                one = value_of(record, metric)
-                name = f"{row.cell.model} {metric.replace('_', ' ')} b{record.cell.batch_size}"
-                found[f"{name}, ms"] = reading(one, one.estimate_between_runs, one.estimate, scale=1000)
-                found[f"{name}, × reference"] = reading(one, one.relative_between_runs, one.relative)
-        best = row.best_throughput()
-        found[f"{row.cell.model} best throughput, image/s"] = reading(best, best.estimate_between_runs, best.estimate)
-    return {name: one for name, one in found.items() if one is not None}
+                name = f"{metric.replace('_', ' ')} b{record.cell.batch_size}"
+                named.append((value_of(record, metric), name, "ms", 1000.0))
+        named.append((row.best_throughput(), "best throughput", "image/s", 1.0))
+        for one, name, unit, scale in named:
+            pairs = ((unit, scale, one.estimate_between_runs, one.estimate), (RELATIVE, 1.0, *relative_estimates(one)))
+            for which, factor, shown, of_processes in pairs:
+                if shown is not None and one.measurement is not None:
+                    found[f"{row.cell.model} {name}, {which}"] = reading(one, shown, of_processes, factor)
+    return found
 
 
-def reading(
-    of: MetricValue, one: Estimate | None, of_processes: Estimate | None, *, scale: float = 1.0
-) -> Reading | None:
-    """``one``, an estimate of ``of``, times ``scale``; None without one. ``of_processes`` is it without the
-    allowance for other runs.
-    """
-    if one is None or of.measurement is None:
-        return None
+def relative_estimates(of: MetricValue) -> tuple[Estimate | None, Estimate | None]:
+    """A time or rate relative to the reference, with and without the allowance for other runs."""
+    if of.measurement is None or of.measurement.unit == "s":
+        return of.relative_between_runs, of.relative
+    if of.quiet is None:
+        return None, None
+    time = estimate_quiet(of.quiet.relative, of.first_stage)
+    low, high = (None if bound is None else 1 / bound for bound in (time.high, time.low))
+    one = replace(time, value=1 / time.value, low=low, high=high)
+    return allow_for_runs(one), one
+
+
+def reading(of: MetricValue, one: Estimate, of_processes: Estimate | None, scale: float) -> Reading:
+    """``one``, an estimate of ``of``, times ``scale``. ``of_processes`` is it without the allowance for other runs."""
     low, high = (None if bound is None else scale * bound for bound in (one.low, one.high))
-    wide = low is not None and high is not None and high > WIDE * low
     variance = None
     if of_processes and of_processes.kind == BETWEEN_PROCESSES and of_processes.low and of_processes.high:
+        assert of.measurement is not None
         half = math.log(of_processes.high / of_processes.low) / 2
         variance = (half / t_of_processes(of.measurement.first_stage or of_processes.n_processes)) ** 2
-    return Reading(scale * one.value, low, high, wide and of.disturbance is not None, variance)
+    shown = marked(Value(), of)
+    return Reading(scale * one.value, low, high, (*(["busy"] if shown.busy else []), *shown.marks), variance)
 
 
 def quiet_reference(run: Run) -> dict[str, float]:
@@ -155,43 +170,80 @@ def page(rounds: Sequence[Mapping[str, OneRun]]) -> str:
     """``busy_and_quiet.md`` of the rounds, each with one run of each kind."""
     runs = {kind: [found[kind] for found in rounds] for kind in rounds[0]}
     kinds = [QUIETLY, *sorted(kind for kind in runs if kind != QUIETLY)]
-    lines = ["# Quiet and busy", ""]
-    for kind in kinds[1:]:
-        lines += [*ratio_table(f"Beside `{kind}`", [(found[kind], found[QUIETLY]) for found in rounds]), ""]
+    pairs = {f"beside `{kind}`": list(zip(runs[kind], runs[QUIETLY], strict=True)) for kind in kinds[1:]}
     if len(rounds) > 1:  # what the ratios come to without another program
-        lines += [*ratio_table("A quiet run over the one before", list(itertools.pairwise(runs[QUIETLY][::-1]))), ""]
-    return "\n".join([*lines, *interval_table(runs, kinds), "", *run_table(runs, kinds)]) + "\n"
+        pairs["quiet over the quiet run before"] = list(itertools.pairwise(runs[QUIETLY][::-1]))
+    parts = [["# Quiet and busy"], ratio_tables(pairs), interval_table(runs, kinds), run_table(runs, kinds)]
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
 
 
-def ratio_table(heading: str, pairs: Sequence[tuple[OneRun, OneRun]]) -> list[str]:
-    """Each value of the first run of a pair over that of the second, which is quiet."""
-    lines, inside, marked, total = [], 0, 0, 0
-    for name in names_of(one for pair in pairs for one in pair):
-        both = [(busy.readings[name], quiet.readings[name]) for busy, quiet in pairs if has(name, busy, quiet)]
-        ratios = [busy.value / quiet.value for busy, quiet in both]
-        within = [BOUNDS[0] <= ratio <= BOUNDS[1] for ratio in ratios]
-        busy_ones = [one.busy for one, _ in both]
-        outside = sum(not ok and not said for ok, said in zip(within, busy_ones, strict=True))
-        inside += sum(within)
-        marked += sum(said and not ok for ok, said in zip(within, busy_ones, strict=True))
-        total += len(both)
-        worst = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=math.nan)
-        middle = statistics.median(ratios) if ratios else math.nan
-        counts = (f"{sum(within)} of {len(both)}", str(sum(busy_ones)), str(outside), str(len(pairs) - len(both)))
-        lines.append([name, f"{middle:.3f}", f"{worst:.3f}", *counts])
-    headings = [
-        *("value", "ratio, median", "worst", f"{BOUNDS[0]} to {BOUNDS[1]}", "marked busy"),
-        *("outside and not marked", "missing"),
-    ]
-    share = f"{100 * inside / total:.1f} %" if total else "none"
+#: A value of the first run of a pair over that of the second, which is quiet, and both readings.
+Ratio = tuple[float, Reading, Reading]
+
+
+def ratio_tables(pairs: Mapping[str, Sequence[tuple[OneRun, OneRun]]]) -> list[str]:
+    """How many ratios are within the bounds, what is said of the others, and the ratios of each value."""
+    counts, values = [], dict[str, list[str]]()
+    names = names_of(one for some in pairs.values() for pair in some for one in pair)
+    for kind, of_kind in pairs.items():
+        for how, is_relative in (("as printed", False), ("without drift", True)):
+            chosen = [name for name in names if name.endswith(RELATIVE) == is_relative]
+            found = {name: ratios_of(name, of_kind) for name in chosen}
+            counts.append([kind, how, *counts_of([one for some in found.values() for one in some])])
+            counts[-1].append(str(len(of_kind) * len(chosen) - sum(map(len, found.values()))))
+            for name, some in found.items():
+                values.setdefault(name.rpartition(", ")[0], []).append(middle_and_worst(some))
+    bounds = f"{BOUNDS[0]} to {BOUNDS[1]}"
+    headings = ["runs", "values", bounds, "others: marked", "not marked, intervals overlap", "neither", "missing"]
+    columns = [f"{kind}, {how}" for kind in pairs for how in ("as printed", "without drift")]
     return [
-        f"## {heading}",
+        "A value over that of the quiet run of its pair, as printed (ms, image/s) and without drift (relative to the "
+        "reference in the same run). Marked: a report says busy, †, ‡ or § of one of the two.",
         "",
-        f"{len(pairs)} pairs. {share} of {total} values are between {BOUNDS[0]} and {BOUNDS[1]} times the quiet one; "
-        f"of the others {marked} are marked `busy` and {total - inside - marked} are not.",
+        table(headings, counts, ["runs", "values"]),
         "",
-        table(headings, lines, ["value"]),
+        f"Median, and in brackets the worst and how many are within {bounds}:",
+        "",
+        table(["value", *columns], [[name, *cells] for name, cells in values.items()], ["value"]),
     ]
+
+
+def ratios_of(name: str, pairs: Sequence[tuple[OneRun, OneRun]]) -> list[Ratio]:
+    """The ratios of one value, in the pairs where both runs have it."""
+    both = [(one.readings[name], quiet.readings[name]) for one, quiet in pairs if has(name, one, quiet)]
+    return [(one.value / quiet.value, one, quiet) for one, quiet in both]
+
+
+def counts_of(ratios: Sequence[Ratio]) -> list[str]:
+    """How many are within the bounds; of the others, how many are marked, have intervals that overlap, or neither."""
+    outside = [(one, quiet) for ratio, one, quiet in ratios if not is_within(ratio)]
+    unmarked = [pair for pair in outside if not any(one.marks for one in pair)]
+    marks = Counter(mark for pair in outside for mark in {mark for one in pair for mark in one.marks})
+    said = ", ".join(f"{mark} {count}" for mark, count in marks.most_common())
+    marked_ones = f"{len(outside) - len(unmarked)}{f' ({said})' if said else ''}"
+    overlap = sum(overlaps(*pair) for pair in unmarked)
+    return [f"{len(ratios) - len(outside)} of {len(ratios)}", marked_ones, str(overlap), str(len(unmarked) - overlap)]
+
+
+def is_within(ratio: float) -> bool:
+    """Whether a ratio is within the bounds."""
+    return BOUNDS[0] <= ratio <= BOUNDS[1]
+
+
+def overlaps(one: Reading, other: Reading) -> bool:
+    """Whether both have intervals, which overlap."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low <= other.high and other.low <= one.high
+
+
+def middle_and_worst(ratios: Sequence[Ratio]) -> str:
+    """``1.005 (0.702; 2 of 3)``, or a dash for none."""
+    numbers = [ratio for ratio, _, _ in ratios]
+    if not numbers:
+        return "–"
+    worst = max(numbers, key=lambda ratio: abs(math.log(ratio)))
+    return f"{statistics.median(numbers):.3f} ({worst:.3f}; {sum(map(is_within, numbers))} of {len(numbers)})"
 
 
 def interval_table(runs: Mapping[str, Sequence[OneRun]], kinds: Sequence[str]) -> list[str]:

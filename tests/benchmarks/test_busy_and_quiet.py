@@ -1,5 +1,6 @@
 """What is said of quiet and busy runs is computed right: from records and pairs whose truth is known."""
 
+import dataclasses
 import math
 import random
 import statistics
@@ -19,9 +20,13 @@ def throughput(*rates: float) -> Measurement:
     return Measurement(metric="throughput", unit="image/s", samples=tuple((rate,) for rate in rates), method="made up")
 
 
-def one_run(kind: str, value: float, *, busy: bool = False, wall_s: float = 100.0) -> OneRun:
-    low, high = (0.95 * value, 1.05 * value)
-    return OneRun(kind, wall_s, {"a latency b1, ms": Reading(value, low, high, busy)}, {"reference 1": 0.001})
+def one_run(kind: str, value: float, *, marks: tuple[str, ...] = (), width: float = 0.05, drift: float = 1.0) -> OneRun:
+    low, high = (1 - width) * value, (1 + width) * value
+    readings = {
+        "a latency b1, ms": Reading(value * drift, low * drift, high * drift, marks),
+        "a latency b1, × reference": Reading(value, low, high, marks),
+    }
+    return OneRun(kind, 100.0, readings, {"reference 1": 0.001 * drift})
 
 
 def readings(records: list[Record]) -> dict[str, Reading]:
@@ -58,6 +63,17 @@ def test_headlines_are_milliseconds_relative_times_and_the_best_throughput() -> 
     }
 
 
+def test_a_rate_without_drift_is_that_of_a_reference_step() -> None:
+    one = paired(cell("vit_nano"), [2.0] * 5)
+    latency = one.measurement("latency")
+    assert latency is not None
+    rate = tuple(tuple(8 / seconds for seconds in process) for process in latency.samples)
+    both = dataclasses.replace(latency, metric="throughput", unit="image/s", samples=rate)
+    found = readings([dataclasses.replace(one, measurements=(*one.measurements, both))])
+    assert found["vit_nano best throughput, image/s"].value == pytest.approx(8 / (2 * REFERENCE_S))
+    assert found["vit_nano best throughput, × reference"].value == pytest.approx(8 / 2)
+
+
 def test_the_variance_of_a_value_is_that_of_the_mean_of_its_processes() -> None:
     ratios = [2.0, 2.1, 1.95, 2.05, 2.02]
     found = readings([paired(cell("vit_nano"), ratios)])
@@ -72,9 +88,11 @@ def test_a_value_is_busy_where_its_interval_is_wide_and_something_else_ran() -> 
     for width, of_processes in ratios.items():
         for load in (0.0, 0.9):
             record = paired(cell("vit_nano"), of_processes, extra=loads(load, processes=5))
-            found[width, load] = readings([record])["vit_nano latency b1, × reference"]
-    assert {key for key, one in found.items() if one.busy} == {("wide", 0.9)}
-    assert (found["wide", 0.0].high or 0.0) > 2 * (found["wide", 0.0].low or 0.0)
+            found[width, load] = readings([record])["vit_nano latency b1, ms"]
+    assert {key for key, one in found.items() if "busy" in one.marks} == {("wide", 0.9)}
+    assert found["narrow", 0.9].marks == ()
+    one_process = readings([paired(cell("vit_nano"), [2.0])])
+    assert one_process["vit_nano latency b1, ms"].marks == ("all turns",)
 
 
 def test_the_reference_of_a_run_is_that_of_its_quiet_turns() -> None:
@@ -84,38 +102,38 @@ def test_the_reference_of_a_run_is_that_of_its_quiet_turns() -> None:
 
 
 def test_ratios_are_those_within_a_pair() -> None:
-    quiet = [one_run("quiet", value) for value in (10.0, 20.0, 10.0, 10.0)]
+    quiet = [one_run("quiet", 10.0, drift=drift) for drift in (1.0, 2.0, 1.0, 1.0, 1.0)]
     half = [
-        one_run("half", value, busy=busy) for value, busy in ((10.5, False), (21.0, True), (13.0, True), (20.0, False))
+        one_run("half", 10.5),
+        one_run("half", 10.5, drift=2.0),
+        one_run("half", 13.0, marks=("busy",)),
+        one_run("half", 13.0, width=0.3),
+        one_run("half", 20.0),
     ]
     rounds = [{"quiet": one, "half": other} for one, other in zip(quiet, half, strict=True)]
-    page = busy_and_quiet.page(rounds)
-    (line,) = tables(page)[0]
-    assert line == {
-        "value": "a latency b1, ms",
-        "ratio, median": "1.175",
-        "worst": "2.000",
-        "0.9 to 1.1": "2 of 4",
-        "marked busy": "2",
-        "outside and not marked": "1",
-        "missing": "0",
-    }
-    assert "50.0 % of 4 values" in page
-    assert "1 are marked `busy` and 1 are not" in page
-    # quiet over quiet: 2, 0.5 and 1
-    (control,) = tables(page.split("## A quiet run over the one before")[1])[0]
-    assert (control["ratio, median"], control["0.9 to 1.1"]) == ("1.000", "1 of 3")
+    counts, values = tables(busy_and_quiet.page(rounds))[:2]
+    assert list(counts[0].values()) == ["beside `half`", "as printed", "2 of 5", "1 (busy 1)", "1", "1", "0"]
+    assert list(counts[2].values()) == ["quiet over the quiet run before", "as printed", "2 of 4", "0", "0", "2", "0"]
+    assert list(counts[3].values())[1:] == ["without drift", "4 of 4", "0", "0", "0", "0"]
+    assert list(values[0].values())[:2] == ["a latency b1", "1.300 (2.000; 2 of 5)"]
+    assert list(values[0].values())[3] == "1.000 (0.500; 2 of 4)"
+
+
+def test_a_value_that_a_run_lacks_is_missing() -> None:
+    lacks = OneRun("half", 1.0, {}, {})
+    page = busy_and_quiet.page([{"quiet": one_run("quiet", 10.0), "half": lacks}])
+    assert [line["missing"] for line in tables(page)[0]] == ["1", "1"]
 
 
 def test_intervals_are_held_against_the_median_of_their_kind() -> None:
-    found = [Reading(value, value - 1, value + 1, False) for value in (10.0, 10.5, 11.0, 20.0)]
+    found = [Reading(value, value - 1, value + 1, ()) for value in (10.0, 10.5, 11.0, 20.0)]
     assert busy_and_quiet.intervals_that_hold_the_median(found) == (3, 4)
-    assert busy_and_quiet.intervals_that_hold_the_median([Reading(3.0, None, None, False)]) == (0, 0)
+    assert busy_and_quiet.intervals_that_hold_the_median([Reading(3.0, None, None, ())]) == (0, 0)
 
 
 def test_what_runs_differ_by_beyond_their_processes_is_found() -> None:
     draw = random.Random(0)
     runs = [math.exp(draw.gauss(0, 0.05) + draw.gauss(0, 0.03)) for _ in range(4000)]
-    found = busy_and_quiet.beyond([Reading(value, None, None, False, 0.03**2) for value in runs])
+    found = busy_and_quiet.beyond([Reading(value, None, None, (), 0.03**2) for value in runs])
     assert found == pytest.approx(0.05, rel=0.05)
-    assert busy_and_quiet.beyond([Reading(value, None, None, False, 1.0) for value in runs]) == 0.0
+    assert busy_and_quiet.beyond([Reading(value, None, None, (), 1.0) for value in runs]) == 0.0
