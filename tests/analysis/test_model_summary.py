@@ -226,7 +226,7 @@ def test_show_reports_a_head_that_was_left_out(capsys: pytest.CaptureFixture[str
     assert "--replace-head" in errors
     code, out, _ = ask(capsys, "show", MODEL, "--weights", path, "--num-classes", "10", "--replace-head")
     assert code == 0
-    assert "its head left out: this one is random" in out
+    assert "its head left out, a random one in its place" in out
 
 
 def test_a_card_of_weights_has_their_classes_and_their_size(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def show_models(
     layers: bool = False,
     weights: str | None = None,
     replace_head: bool = False,
+    entry: str | None = None,
 ) -> list[dict[str, Any]]:
     """A summary a model: parameters and FLOPs for a batch of one image, counted on ``meta``; with ``layers`` each
     layer's.
@@ -41,15 +42,19 @@ def show_models(
     names = expand_names(names)
     if replace_head and weights is None:
         raise UsageError("--replace-head goes with --weights PATH")
+    if entry is not None and weights is None:
+        raise UsageError("--entry goes with --weights PATH")
     if weights is not None and len(names) > 1:
         raise UsageError(f"A checkpoint fits one model, not {len(names)}: give one name with --weights")
 
     summarise = functools.partial(_summarise, layers=layers)
     cards = []
     for name in names:
-        card = inspect_model(name, summarise, image_size=image_size, num_classes=num_classes, weights=weights)
+        card = inspect_model(
+            name, summarise, image_size=image_size, num_classes=num_classes, weights=weights, entry=entry
+        )
         if weights is not None and "error" not in card:
-            card["weights"] = _check_weights(card, weights, replace_head)
+            card["weights"] = _check_weights(card, weights, replace_head, entry)
         cards.append(card)
     return cards
 
@@ -93,15 +98,15 @@ def _inside(subject: Subject, layers: bool) -> dict[str, Any]:
     return inside
 
 
-def _check_weights(card: dict[str, Any], path: str, replace_head: bool) -> dict[str, Any]:
+def _check_weights(card: dict[str, Any], path: str, replace_head: bool, entry: str | None) -> dict[str, Any]:
     """Loads a checkpoint into the model of a summary. Raises CheckpointError if it does not fit."""
     from vitbench.models import build_model
     from vitbench.models.weights.checkpoints import load_checkpoint
 
     height, width = card["image_size"]
     model = build_model(card["model"], image_size=(height, width), num_classes=card["num_classes"])
-    report = load_checkpoint(model, path, replace_head=replace_head)
-    shown = ("layout", "digest", "tensors", "dtype", "resampled", "replaced_head")
+    report = load_checkpoint(model, path, replace_head=replace_head, entry=entry)
+    shown = ("layout", "digest", "tensors", "dtype", "resampled", "replaced_head", "notes")
     return {"file": report.path, **{name: getattr(report, name) for name in shown}, "facts": dict(report.facts)}
 
 
@@ -180,6 +185,7 @@ def inspect_model(
     image_size: str | None = None,
     num_classes: int | None = None,
     weights: str | None = None,
+    entry: str | None = None,
     attention: str = "fused",
 ) -> dict[str, Any]:
     """What ``inspect`` returns for a model, with its name, image size and classes: those given, else those of the
@@ -193,7 +199,7 @@ def inspect_model(
 
     try:
         card = describe_model(name)
-        resolved = resolve(card, weights, image_size, num_classes)
+        resolved = resolve(card, weights, image_size, num_classes, entry=entry)
     except UsageError as error:
         if weights is not None:
             raise

@@ -55,11 +55,7 @@ def _tokens_text(tokens: Sequence[int]) -> str:
 
 def _weights_text(weights: dict[str, Any]) -> str:
     notes = [f"{weights['tensors']} tensors", weights["dtype"], f"layout of {weights['layout']}"]
-    if weights["resampled"]:
-        old, new = (f"{grid[0]}x{grid[1]}" for grid in weights["resampled"])
-        notes.append(f"positions resampled from {old} to {new}")
-    if weights["replaced_head"]:
-        notes.append("its head left out: this one is random")
+    notes += weights["notes"]
     return f"  weights       {weights['file']} ({weights['digest']}): {', '.join(notes)}"
 
 

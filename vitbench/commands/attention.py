@@ -23,6 +23,7 @@ def attention(
     model: options.Model,
     image: Annotated[Path | None, Argument(help="An image file; or else --data NAME --index N.")] = None,
     weights: options.Weights = None,
+    entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
     data: options.OptionalData = None,

@@ -22,6 +22,7 @@ def evaluate(
     model: options.Model,
     data: options.Data,
     weights: options.Weights = None,
+    entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
     data_dir: options.DataDir = None,
@@ -50,7 +51,7 @@ def evaluate(
     if out is not None:
         make_folder(out)  # before the work, so that an error comes at once
     result = evaluate_model(
-        model, weights=weights, pretrained=pretrained, replace_head=replace_head,
+        model, weights=weights, entry=entry, pretrained=pretrained, replace_head=replace_head,
         data=data, data_dir=data_dir, download=download, split=split, test_images=test_images,
         image_size=image_size, device=device, amp=amp, batch_size=batch_size, bins=bins, note=note,
     )  # fmt: skip

@@ -27,6 +27,7 @@ OptionalModels = Annotated[list[str] | None, Argument(help=_MODELS)]
 ModelNames = Annotated[Text, Option(metavar="NAME,...", help="Names or patterns: cifar_*, timm:NAME, ...")]
 Weights = Annotated[Text, Option(metavar="FILE", help="A checkpoint of the model.")]
 Pretrained = Annotated[bool, Option("--pretrained", help="Load the weights that timm or torchvision publishes.")]
+Entry = Annotated[Text, Option(metavar="NAME", help="Which weights of FILE, if it has several: teacher, model_ema.")]
 ReplaceHead = Annotated[bool, Option("--replace-head", help="Use a random head if the weights have other classes.")]
 ImageSize = Annotated[Text, Option(metavar="SIZE", help=f"Pixels: 224, or 231x240 (height x width). {_DEFAULT}")]
 NumClasses = Annotated[Count, Option(metavar="N", min=1, help=f"Classes of the head. {_DEFAULT}")]
@@ -86,6 +87,7 @@ _KEYS = {
     "processes",
     "memory_limit",
     "weights",
+    "entry",
     "replace_head",
     "budget",
     "data",

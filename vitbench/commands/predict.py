@@ -23,6 +23,7 @@ def predict(
     model: options.Model,
     images: Annotated[list[Path] | None, Argument(help="Image files; or --data NAME --index N, or both.")] = None,
     weights: options.Weights = None,
+    entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
     data: options.OptionalData = None,

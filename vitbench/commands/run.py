@@ -62,6 +62,7 @@ def run(
     budget: Budget = None,
     seed: Seeds = None,
     weights: options.Weights = None,
+    entry: options.Entry = None,
     replace_head: options.ReplaceHead = False,
     pretrained: options.Pretrained = False,
     memory_limit: options.MemoryLimit = None,

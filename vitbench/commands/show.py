@@ -23,6 +23,7 @@ def show(
     num_classes: options.NumClasses = None,
     layers: Annotated[bool, Option("--layers", help="Add a table of the layers.")] = False,
     weights: options.Weights = None,
+    entry: options.Entry = None,
     replace_head: options.ReplaceHead = False,
     allow_import: options.AllowImport = False,
     json: options.JsonArray = False,
@@ -42,6 +43,7 @@ def show(
         num_classes=num_classes,
         layers=layers,
         weights=weights,
+        entry=entry,
         replace_head=replace_head,
     )
     return print_answers(summaries, cards_to_text, json)

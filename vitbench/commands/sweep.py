@@ -44,6 +44,7 @@ def sweep(
     validation: options.Validation = None,
     imbalance: options.Imbalance = None,
     weights: options.Weights = None,
+    entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
     freeze: options.Freeze = "none",

@@ -52,6 +52,7 @@ def train(
     validation: options.Validation = None,
     imbalance: options.Imbalance = None,
     weights: options.Weights = None,
+    entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
     freeze: options.Freeze = "none",

@@ -51,6 +51,7 @@ _HARMLESS = frozenset(
         *("collections OrderedDict", "collections Counter"),
         *(f"{module} {name}" for module in ("builtins", "__builtin__") for name in ("set", "complex")),
         *("torch Size", "torch device", "torch Tensor", "torch.nn.parameter Parameter"),
+        "argparse Namespace",  # the options of a training, which timm, DeiT, MAE and DINO save
         "torch._tensor _rebuild_from_type_v2",
         *(f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "tensor_v3", "parameter", "qtensor")),
         *(f"torch._utils _rebuild_{what}" for what in ("parameter_with_state", "meta_tensor_no_storage")),

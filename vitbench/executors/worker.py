@@ -243,8 +243,10 @@ def digest(question: protocol.Digest) -> Answers:
     from vitbench.models.weights.checkpoints import digest_of
     from vitbench.models.weights.claimed import resolve
 
-    path = question.weights.path
-    size = {"image_size": list(resolve(describe_model(question.model), path).image_size)} if question.model else {}
+    path, size = question.weights.path, {}
+    if question.model:
+        resolved = resolve(describe_model(question.model), path, entry=question.weights.entry)
+        size = {"image_size": list(resolved.image_size)}
     yield {"digest": digest_of(path)[:16], **size}
 
 

@@ -49,6 +49,7 @@ def evaluate_model(
     batch_size: int = BATCH_SIZE,
     bins: int = BINS,
     replace_head: bool = False,
+    entry: str | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Test a model with its weights on images; returns everything that reports say of it, as JSON can hold it.
@@ -72,6 +73,7 @@ def evaluate_model(
         ModelRequest(
             model=model,
             weights=weights,
+            entry=entry,
             pretrained=pretrained,
             replace_head=replace_head,
             device=device,

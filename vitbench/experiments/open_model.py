@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from vitbench.models.weights.checkpoints import CheckpointReport
 
+NO_FILE = "--entry says which weights of a file to load: give it together with --weights FILE"
 _IMAGENET_CLASSES = 1000
 _RANDOM_HEAD = "its head left out, a random one in its place"
 
@@ -35,13 +36,15 @@ class ModelRequest:
     """A model with weights, as the user names it: those of the checkpoint ``weights``, or the ``pretrained`` ones that
     its library publishes.
 
-    ``replace_head`` leaves out a head of other classes; a random one, the same each time, takes its place. ``device``:
-    ``auto`` is the first accelerator found, else the CPU. ``image_size`` (``224`` or ``231x240`` px) and
-    ``num_classes``: None takes those of the weights, else the model's own.
+    ``entry``: which weights of a file that has several. ``replace_head`` leaves out a head of other classes; a random
+    one, the same each time, takes its place. ``device``: ``auto`` is the first accelerator found, else the CPU.
+    ``image_size`` (``224`` or ``231x240`` px) and ``num_classes``: None takes those of the weights, else the model's
+    own.
     """
 
     model: str
     weights: str | None = None
+    entry: str | None = None
     pretrained: Flag = False
     replace_head: Flag = False
     device: str = "auto"
@@ -121,7 +124,7 @@ def open_trained(request: ModelRequest, *, class_names: Sequence[str] | None = N
 
     card = describe_model(request.model)
     device = find_device(request.device)
-    resolved = resolve(card, request.weights, request.image_size, request.num_classes)
+    resolved = resolve(card, request.weights, request.image_size, request.num_classes, entry=request.entry)
     size, classes = resolved.image_size, resolved.num_classes
     random_head = request.pretrained and _has_random_head(card, classes)
     if random_head and not request.replace_head:
@@ -140,7 +143,7 @@ def open_trained(request: ModelRequest, *, class_names: Sequence[str] | None = N
         else:
             report = _load(module, request, resolved.facts)
             text, digest = f"{printable(report.path)} ({report.digest})", report.digest
-            notes = _notes_on(report)
+            notes = list(report.notes)
         module = module.to(device.torch_device).eval()
     mean, std = normalisation_of(card, resolved.facts)
     return TrainedModel(
@@ -164,6 +167,8 @@ def _check_weights(request: ModelRequest) -> None:
         raise UsageError(
             "No weights are given: add --weights PATH, or --pretrained for what timm and torchvision publish"
         )
+    if request.weights is None and request.entry is not None:
+        raise UsageError(NO_FILE)
     if request.weights is not None and request.pretrained:
         raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
     if request.num_classes is not None and request.num_classes < 1:
@@ -176,20 +181,12 @@ def _load(module: torch.nn.Module, request: ModelRequest, facts: Mapping[str, An
 
     assert request.weights is not None
     try:
-        return load_checkpoint(module, request.weights, replace_head=request.replace_head)
+        return load_checkpoint(module, request.weights, replace_head=request.replace_head, entry=request.entry)
     except DataError as error:
         trained = facts.get("model")
         if not isinstance(trained, str) or trained == request.model:
             raise
         raise DataError(f"{error}. The file says that it is of {printable(trained[:100])!r}") from error
-
-
-def _notes_on(report: CheckpointReport) -> list[str]:
-    notes = [_RANDOM_HEAD] if report.replaced_head else []
-    if report.resampled:
-        old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
-        notes.append(f"positions resampled from {old} to {new} patches")
-    return notes
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ def start_sweep(
     """
     request = settings[0].request
     if not request.allow_import:
-        resolve(describe_model(request.model), request.weights, request.image_size)
+        resolve(describe_model(request.model), request.weights, request.image_size, entry=request.entry)
     root = None if request.data_dir is None else Path(request.data_dir)
     describe_data(request.data, root=root, download=request.download)
     find_device(request.device)

@@ -101,6 +101,7 @@ def _exact_part(suite: Suite) -> Suite:
             "compile": (False,),
             "seeds": (0,),
             "weights": RANDOM,
+            "entry": None,
             "replace_head": False,
             "memory_limit": None,
             "frontier": None,

@@ -289,10 +289,10 @@ class Suite(Table):
     or what a checkpoint was trained at if the file says so). ``num_classes``: by default the data set's if the suite
     trains, else each model's own. ``threads``: a number or ``auto`` (the physical cores). ``weights``: ``random``,
     ``pretrained`` (as the models' libraries publish them) or the path of a checkpoint of the one model; with given
-    weights the training section says what to test on, and nothing is trained. ``replace_head``: leave out a
-    checkpoint's head of another class count. ``memory_limit``: bytes that a worker may use beyond its libraries.
-    ``timeout_s``: for each process of a cell. ``frontier``: search batch sizes rather than give them; such a suite
-    trains nothing, and by default measures parameters, FLOPs and memory.
+    weights the training section says what to test on, and nothing is trained. ``entry``: which weights of a checkpoint
+    that has several. ``replace_head``: leave out its head of another class count. ``memory_limit``: bytes that a worker
+    may use beyond its libraries. ``timeout_s``: for each process of a cell. ``frontier``: search batch sizes rather
+    than give them; such a suite trains nothing, and by default measures parameters, FLOPs and memory.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -311,6 +311,7 @@ class Suite(Table):
     metrics: Some[Text] = ()
     seeds: Some[Seed] = (0,)
     weights: Name = RANDOM
+    entry: Name | None = None
     replace_head: bool = False
     memory_limit: Annotated[int, BeforeValidator(parse_bytes)] | None = None
     timeout_s: Seconds = 300.0

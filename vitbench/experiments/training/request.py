@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from vitbench.core.errors import UsageError, VitbenchError
 from vitbench.core.run_folder import TRAINING
 from vitbench.core.validation import Count, Flag, Whole
-from vitbench.experiments.open_model import ModelRequest
+from vitbench.experiments.open_model import NO_FILE, ModelRequest
 
 #: Of training.json and last.pt.
 SCHEMA = 1
@@ -63,6 +63,8 @@ def check_beginning(request: TrainingRequest) -> None:
     """Raises UsageError for two starting points, or a head to replace without weights."""
     if request.weights and request.pretrained:
         raise UsageError("--weights and --pretrained are two starting points: give one of them")
+    if request.entry is not None and not request.weights:
+        raise UsageError(NO_FILE)
     if request.replace_head and not request.weights:
         raise UsageError("--replace-head leaves out the head of a checkpoint: give it together with --weights")
 

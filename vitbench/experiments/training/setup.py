@@ -122,6 +122,7 @@ class Setup:
             request.image_size,
             self.num_classes,
             facts=None if saved is None else saved.header["facts"],
+            entry=request.entry,
         )
         self.size = resolved.image_size
         if request.image_size is None and self.size != card.image_size:
@@ -152,7 +153,8 @@ class Setup:
 
     def _load_weights(self, path: str) -> str:
         """Returns what the weights are, for people."""
-        report = load_checkpoint(self.model, path, replace_head=self.request.replace_head)
+        request = self.request
+        report = load_checkpoint(self.model, path, replace_head=request.replace_head, entry=request.entry)
         recipe = report.facts.get("recipe")
         before = recipe if isinstance(recipe, Mapping) else {}
         for key in ("mean", "std"):
@@ -162,9 +164,8 @@ class Setup:
                 self.progress.warn(
                     f"The weights were trained with another {key} of the channels: --set {key}={text} keeps it"
                 )
-        if report.resampled:
-            old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
-            self.progress.warn(f"The weights' positions are resampled from {old} to {new} patches")
+        for note in report.notes:
+            self.progress.warn(f"The weights: {note}")
         head = ", its head left out" if report.replaced_head else ""
         return f"{report.path} ({report.digest}){head}"
 

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A checkpoint to load. ``replace_head``: a head with other classes is left out, a random one takes its place."""
+    """A checkpoint to load. ``replace_head``: a head with other classes is left out, a random one takes its place;
+    ``entry``: which weights of a file that has several.
+    """
 
     path: str
     replace_head: bool = False
+    entry: str | None = None
 
 
 def prepare_process(cell: Cell, process: str) -> tuple[str, str]:
@@ -151,11 +154,7 @@ def _load(model: nn.Module, cell: Cell, weights: WeightsFile) -> str:
     """Returns how ``model`` differs from the file. Raises CheckpointError if it does not fit or has changed."""
     from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint
 
-    report = load_checkpoint(model, weights.path, replace_head=weights.replace_head)
+    report = load_checkpoint(model, weights.path, replace_head=weights.replace_head, entry=weights.entry)
     if report.digest != cell.weights:
         raise CheckpointError(f"{report.path} has changed since the run began ({cell.weights} is now {report.digest})")
-    notes = ["its head left out, a random one in its place"] if report.replaced_head else []
-    if report.resampled:
-        old, new = (f"{grid[0]}x{grid[1]}" for grid in report.resampled)
-        notes.append(f"positions resampled from {old} to {new} patches")
-    return ", ".join(notes)
+    return ", ".join(report.notes)

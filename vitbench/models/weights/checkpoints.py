@@ -6,12 +6,13 @@ The names of other libraries are in layouts.py.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import pickle
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,10 +34,16 @@ from vitbench.core.files import (
     check_zip,
 )
 from vitbench.devices.host.memory import spare_memory
-from vitbench.models.weights.layouts import Grid, Weight, common_prefix, fit_tokens, layout_of, match_qkv
+from vitbench.models.weights.entries import Entry, Wanted, find_entry
+from vitbench.models.weights.layouts import UNKNOWN, Grid, Weight, common_prefix, fit_tokens, layout_of, match_qkv
 
-#: Where training scripts put the state dict in what they save.
-WRAPPERS = ("state_dict", "model", "model_state_dict")
+#: Of dicts in a file: what trainings save has the weights in the first or the second.
+_DEEPEST = 3
+#: The entry of our own ``last.pt`` that is tested: the moving average, where there is one.
+_TESTED = "model"
+#: What no model computes with: counts of thop and of averaged models, the token of masked images, the pooler of Hugging
+#: Face's models, whose classifiers do not use it.
+_NEEDLESS = re.compile(r"(.*\.)?(total_ops|total_params)|n_averaged|mask_token|pooler\.dense\.(weight|bias)")
 #: Buffers that a constructor computes: the model's own are kept, whether the file has them or not.
 _CONSTANT = re.compile(r"(.*\.)?(relative_position_index|attn_mask)")
 _LARGEST_HEADER_BYTES = 16_000_000  # safetensors' own limit is 100 MB, which it takes a second to read for each weight
@@ -71,7 +78,8 @@ class CheckpointReport:
     first 16 hexadecimal digits of the file's SHA-256. ``tensors``: how many the file holds. ``dtype``: of the file's
     numbers; several in alphabetical order. ``resampled``: (old, new) grid of the position embedding, each (height,
     width) in patches, if it was resampled. ``replaced_head``: whether the model kept its own head. ``facts``: those
-    given to save_checkpoint; empty for other files.
+    given to save_checkpoint; empty for other files. ``notes``: for people, what was taken, and what differs from the
+    file.
     """
 
     path: str
@@ -82,13 +90,17 @@ class CheckpointReport:
     resampled: tuple[Grid, Grid] | None = None
     replaced_head: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = False) -> CheckpointReport:
+def load_checkpoint(
+    model: nn.Module, path: str | Path, *, replace_head: bool = False, entry: str | None = None
+) -> CheckpointReport:
     """Load the weights in a file into ``model``, in place, all of them or none.
 
-    The file is safetensors or of ``torch.save``: a state dict, or a dict with one under a key of WRAPPERS, by the names
-    of any of layouts.LAYOUTS. Positions of another grid are resampled, numbers are cast to the model's dtypes.
+    The file is safetensors or of ``torch.save``: a state dict, or dicts with one in them, by the names of any of
+    layouts.LAYOUTS. A prefix that all names have is taken off. Positions of another grid are resampled, numbers are
+    cast to the model's dtypes.
 
     Args:
         model: of the architecture that was saved, not on meta; wrapped by DataParallel or torch.compile or not.
@@ -98,7 +110,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = 
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape.
-        DataError: the file is not there, cannot be read, holds more than numbers, or holds NaN or infinity.
+        DataError: the file is not there, cannot be read, holds more than numbers, or holds NaN or infinity; several
+            entries have the model's weights, and ``entry`` does not say which.
         UsageError: the model is on meta.
     """
     path = Path(path)
@@ -106,10 +119,12 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = 
     own: dict[str, Tensor] = model.state_dict()
     if any(value.is_meta for value in own.values()):
         raise UsageError("A model on the meta device has no memory for weights: build it on a real device")
-    with _weights_in(path) as (in_file, facts):
-        layout = layout_of(in_file)
-        names = _own_names(own)
-        weights = {name: one for name, one in _our_names(path, in_file).items() if not _CONSTANT.fullmatch(name)}
+    with _contents(path) as contents:
+        facts, names = contents.facts, _own_names(own)
+        found = find_entry(path.name, contents.folders, wanted_of(model), contents.entry(entry))
+        in_file = contents.weights(path, found)
+        needless = [name for name in in_file if name not in names and _NEEDLESS.fullmatch(name)]
+        weights = {n: one for n, one in in_file.items() if n not in needless and not _CONSTANT.fullmatch(n)}
         weights = match_qkv(weights, names)
         wanted = {name: tuple(own[key].shape) for name, key in names.items()}
         weights, resampled, note = fit_tokens(weights, wanted, model, facts)
@@ -133,17 +148,18 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, replace_head: bool = 
             raise _unfitting(path, missing, unexpected, mismatched, note)
 
         state = own | {key: _read(path, weights[name], own[key]) for name, key in loaded.items()}
-        digest = digest_of(path)[:16]
+        digest, replaced = digest_of(path)[:16], replace_head and bool(head)
         model.load_state_dict(state, strict=True)
     return CheckpointReport(
         path=path.name,
-        layout="vitbench" if facts else layout.name,
+        layout="vitbench" if facts else found.layout.name,
         digest=digest,
         tensors=len(in_file),
         dtype=", ".join(sorted({one.dtype for one in in_file.values()})),
         resampled=resampled,
-        replaced_head=replace_head and bool(head),
+        replaced_head=replaced,
         facts=facts,
+        notes=tuple(_notes(contents, found, [key for n in needless for key in in_file[n].keys], replaced, resampled)),
     )
 
 
@@ -180,6 +196,21 @@ def read_facts(path: str | Path) -> dict[str, Any]:
             return _facts(file.metadata())
     except (OSError, SafetensorError):
         return {}
+
+
+def shapes_for(path: Path, wanted: Callable[[], Wanted], entry: str | None = None) -> dict[str, tuple[int, ...]]:
+    """Our names -> the shapes that a file claims for the weights of a model, found as load_checkpoint does.
+
+    ``wanted`` is asked only where the names do not say where they are. Raises DataError.
+    """
+    with _contents(path) as contents:
+        layout = layout_of(contents.leaves)
+        if entry is None and layout is not UNKNOWN and not any(contents.folders.values()):
+            names = {layout.our_name(key) or key: key for key in contents.leaves}
+            found = Entry("", layout, names, frozenset(), 0)
+        else:
+            found = find_entry(path.name, contents.folders, wanted(), contents.entry(entry))
+        return {name: one.shape for name, one in contents.weights(path, found).items()}
 
 
 def save_checkpoint(model: nn.Module, path: Path, facts: Mapping[str, Any]) -> None:
@@ -242,15 +273,89 @@ def _no_format(path: Path) -> DataError:
     return DataError(f"Checkpoint {path.name!r} is neither safetensors nor a file of torch.save, or it is damaged")
 
 
+@dataclass(frozen=True, eq=False)
+class _Leaf:
+    """What a file has under ``key`` in the dicts ``folder`` (``teacher.``): a Weight, or what torch.load returned."""
+
+    folder: str
+    key: object
+    value: object
+
+
+@dataclass(frozen=True, eq=False)
+class _Contents:
+    """What a file claims to hold, without reading it: full name -> leaf; the facts of our own files."""
+
+    leaves: Mapping[str, _Leaf]
+    facts: Mapping[str, Any]
+    of_training: bool = False
+
+    @property
+    def folders(self) -> dict[str, str]:
+        return {name: leaf.folder for name, leaf in self.leaves.items()}
+
+    def entry(self, chosen: str | None) -> str | None:
+        """The entry that the user has chosen; of the ``last.pt`` of our trainings that which is tested."""
+        return _TESTED if self.of_training and chosen is None else chosen
+
+    def weights(self, path: Path, entry: Entry) -> dict[str, Weight]:
+        """Our names -> the weights of an entry. Raises CheckpointError, DataError for one that is not a weight."""
+        if entry.doubled:
+            both = " and ".join(_shown(self.leaves[name].key) for name in entry.doubled)
+            raise CheckpointError(f"Checkpoint {path.name!r} holds both {both}, which are one weight: remove one")
+        found = {}
+        for name, full in entry.names.items():
+            leaf = self.leaves[full]
+            found[name] = leaf.value if isinstance(leaf.value, Weight) else _torch_weight(path, leaf.key, leaf.value)
+        return found
+
+    def prefix(self, entry: Entry) -> str:
+        """The prefix of the names in the dict that an entry is in."""
+        folder = next((self.leaves[full].folder for full in entry.names.values()), "")
+        return entry.prefix.removeprefix(folder)
+
+
+def _notes(
+    contents: _Contents,
+    entry: Entry,
+    needless: Sequence[str],
+    replaced_head: bool,
+    resampled: tuple[Grid, Grid] | None,
+) -> Iterator[str]:
+    """What has been taken from a file, and what is not as in the file, for people."""
+    prefix = contents.prefix(entry)
+    folder = entry.prefix.removesuffix(prefix).removesuffix(".")
+    if folder and not contents.of_training:
+        yield f"taken from the file's entry {_shown(folder)}"
+    if prefix:
+        yield f"the prefix {_shown(prefix)} taken off their names"
+    if entry.rivals and not contents.of_training:
+        yield f"other weights of this model in the file left out: {', '.join(map(_shown, entry.rivals))}"
+    tensors = [str(leaf.key) for name in entry.outside if _is_weight((leaf := contents.leaves[name]).value)]
+    for keys, why in ((tensors, "without that prefix"), (needless, "which the model does not use")):
+        if keys:
+            more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+            yield f"left out {', '.join(map(_shown, keys[:2]))}{more}, {why}"
+    if replaced_head:
+        yield "its head left out, a random one in its place"
+    if resampled:
+        old, new = (f"{grid[0]}x{grid[1]}" for grid in resampled)
+        yield f"positions resampled from {old} to {new} patches"
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Weight | Tensor)
+
+
 @contextmanager
-def _weights_in(path: Path) -> Iterator[tuple[dict[str, Weight], dict[str, Any]]]:
-    """What the file claims to hold, without reading it, and the facts of our own files. Common prefixes are removed."""
+def _contents(path: Path) -> Iterator[_Contents]:
     kind = _format_of(path)
     if not kind:
         raise _no_format(path)
     if kind != "safetensors":
         state = _load_torch(path, kind)
-        yield _without_prefix(_torch_weights(path, state)), _facts_of_training(state)
+        facts = _facts_of_training(state)
+        yield _Contents(_torch_leaves(path, state), facts, of_training=bool(facts))
         return
     from safetensors import SafetensorError, safe_open
 
@@ -260,16 +365,22 @@ def _weights_in(path: Path) -> Iterator[tuple[dict[str, Weight], dict[str, Any]]
             keys = list(file.keys())
             _check_count(path, len(keys))
             slices = {key: file.get_slice(key) for key in keys}
-            weights = {
-                key: Weight(
-                    (key,),
-                    tuple(one.get_shape()),
-                    _SAFETENSORS_DTYPES.get(one.get_dtype(), one.get_dtype().lower()),
-                    partial(_safetensor, path, key),
+            leaves = {
+                key: _Leaf(
+                    "",
+                    key,
+                    Weight(
+                        (key,),
+                        tuple(one.get_shape()),
+                        _SAFETENSORS_DTYPES.get(one.get_dtype(), one.get_dtype().lower()),
+                        partial(_safetensor, path, key),
+                    ),
                 )
                 for key, one in slices.items()
             }
-            yield _without_prefix(weights), _facts(file.metadata())
+            if not leaves:
+                raise _no_state_dict(path, "an empty dict")
+            yield _Contents(leaves, _facts(file.metadata()))
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 
@@ -301,14 +412,33 @@ def _facts_of_training(state: object) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _torch_weights(path: Path, state: object) -> dict[str, Weight]:
-    if isinstance(state, Mapping):
-        state = next((state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(state, Mapping) or not state:
-        what = "an empty dict" if isinstance(state, Mapping) else type(state).__name__
-        raise DataError(f"Checkpoint {path.name!r} holds {what}, not a state dict. {SAVE_AGAIN}")
-    _check_count(path, len(state))
-    return {str(key): _torch_weight(path, key, value) for key, value in state.items()}
+def _torch_leaves(path: Path, state: object) -> dict[str, _Leaf]:
+    """What a file of torch.save holds, in dicts whose keys are texts: full name -> leaf."""
+    if not isinstance(state, Mapping):
+        raise _no_state_dict(path, type(state).__name__)
+    leaves: dict[str, _Leaf] = {}
+    waiting: list[tuple[str, int, Mapping[Any, Any]]] = [("", 0, state)]
+    seen = {id(state)}
+    while waiting:
+        folder, depth, content = waiting.pop()
+        for key, value in content.items():
+            if isinstance(value, Mapping) and isinstance(key, str):
+                if id(value) not in seen and depth < _DEEPEST:
+                    seen.add(id(value))
+                    waiting.append((f"{folder}{key}.", depth + 1, value))
+                continue
+            name = f"{folder}{key}"
+            if name in leaves:
+                raise DataError(f"Checkpoint {path.name!r} holds {_shown(name)} twice: remove one")
+            leaves[name] = _Leaf(folder, key, value)
+        _check_count(path, len(leaves))
+    if not leaves:
+        raise _no_state_dict(path, "an empty dict")
+    return leaves
+
+
+def _no_state_dict(path: Path, what: str) -> DataError:
+    return DataError(f"Checkpoint {path.name!r} holds {what}, not a state dict. {SAVE_AGAIN}")
 
 
 def _check_count(path: Path, count: int) -> None:
@@ -338,7 +468,7 @@ def _load_torch(path: Path, kind: str) -> Any:
         if not mapped:
             check_fits(path, spare_memory())
         check_zip(path) if kind == "zip" else check_legacy(path)
-        with path.open("rb") as file:
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(str(path) if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except CodeError as error:
         raise DataError(f"Checkpoint {path.name!r} is refused, as it holds {error}. {SAVE_AGAIN}") from error
@@ -350,11 +480,6 @@ def _load_torch(path: Path, kind: str) -> Any:
         raise DataError(f"Checkpoint {path.name!r} is refused, as it holds {what}. {SAVE_AGAIN}") from error
     except Exception as error:  # a damaged pickle can make the unpickler raise anything
         raise _unreadable(path, error) from error
-
-
-def _without_prefix(weights: dict[str, Weight]) -> dict[str, Weight]:
-    prefix = common_prefix(weights)
-    return {key.removeprefix(prefix): weight for key, weight in weights.items()}
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
@@ -380,16 +505,13 @@ def _own_names(own: Collection[str]) -> dict[str, str]:
     return names if len(names) == len(own) else {key: key for key in own}
 
 
-def _our_names(path: Path, weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    layout = layout_of(weights)
-    renamed: dict[str, Weight] = {}
-    for key, weight in weights.items():
-        name = layout.our_name(key) or key
-        if name in renamed:
-            both = f"{_shown(renamed[name].keys[0])} and {_shown(key)}"
-            raise CheckpointError(f"Checkpoint {path.name!r} holds both {both}, which are one weight: remove one")
-        renamed[name] = weight
-    return renamed
+def wanted_of(model: nn.Module) -> Wanted:
+    """Our names of the weights of a model, which may be on meta."""
+    names = _own_names(model.state_dict())
+    layers = _head_layers(model)
+    head = {name for name, key in names.items() if key.rpartition(".")[0] in layers}
+    body = {name for name in names if name not in head and not _CONSTANT.fullmatch(name)}
+    return Wanted(frozenset(body), frozenset(head))
 
 
 def _head_layers(model: nn.Module) -> tuple[str, ...]:

@@ -43,17 +43,18 @@ def resolve(
     num_classes: int | None = None,
     *,
     facts: Mapping[str, Any] | None = None,
+    entry: str | None = None,
 ) -> Resolved:
     """Image size and classes: those given, else those of the checkpoint ``weights``, else the card's.
 
-    ``facts`` replace those in the file. Raises UsageError (a DataError for a file that is not a checkpoint) and
-    ImageSizeError.
+    ``facts`` replace those in the file; ``entry``: see load_checkpoint. Raises UsageError (a DataError for a file that
+    is not a checkpoint) and ImageSizeError.
     """
     from vitbench.models.weights.checkpoints import read_facts
 
     if facts is None:
         facts = {} if weights is None else read_facts(weights)
-    shapes = {} if weights is None else shapes_in_file(Path(weights))
+    shapes = {} if weights is None else shapes_in_file(Path(weights), card, entry)
     size = _chosen_size(card, image_size, facts, shapes)
     return Resolved(size, num_classes or classes_of(card, shapes, facts), facts)
 
@@ -107,14 +108,24 @@ def _channels(values: Any) -> Channels | None:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def shapes_in_file(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes that a checkpoint claims, by our names."""
-    from vitbench.models.weights.checkpoints import _weights_in
-    from vitbench.models.weights.layouts import layout_of
+def shapes_in_file(path: Path, card: ModelCard, entry: str | None = None) -> dict[str, tuple[int, ...]]:
+    """The shapes that a checkpoint claims for the weights of a model, by our names; ``entry`` as in load_checkpoint."""
+    from vitbench.models.weights.checkpoints import shapes_for, wanted_of
+    from vitbench.models.weights.entries import Wanted
 
-    with _weights_in(path) as (weights, _):
-        layout = layout_of(weights)
-        return {layout.our_name(key) or key: weight.shape for key, weight in weights.items()}
+    def wanted() -> Wanted:
+        import torch
+
+        from vitbench.models import build_model
+
+        try:
+            with torch.device("meta"):
+                found = wanted_of(build_model(card.name))
+        except Exception:  # a user's own builder may raise anything on meta
+            return Wanted(frozenset(), frozenset(_HEADS))
+        return Wanted(found.body, found.head | {*_HEADS})
+
+    return shapes_for(path, wanted, entry)
 
 
 def _has_positions_for(card: ModelCard, size: tuple[int, int], positions: tuple[int, ...]) -> bool:

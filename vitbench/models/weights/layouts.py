@@ -24,28 +24,28 @@ Grid = tuple[int, int]
 @dataclass(frozen=True, eq=False)
 class Layout:
     """The names of one library: ``marks`` are keys that no other layout has, ``names`` pairs of (theirs, ours), where
-    ``{i}`` is a block's index and ``{p}`` weight or bias.
+    ``{i}`` is a block's index and ``{p}`` weight or bias. Theirs may begin with one of the ``roots``.
     """
 
     name: str
     marks: frozenset[str]
     names: tuple[tuple[str, str], ...] = ()
+    roots: tuple[str, ...] = ()
 
     @cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        fields = {r"\{i\}": "(?P<i>[0-9]+)", r"\{p\}": "(?P<p>weight|bias)"}
-        return [
-            (re.compile(re.sub(r"\\\{[ip]\\\}", lambda found: fields[found[0]], re.escape(theirs))), ours)
-            for theirs, ours in self.names
-        ]
+    def _by_name(self) -> dict[str, str]:
+        return dict(self.names)
 
     def our_name(self, key: str) -> str | None:
         """Our name for a key of this layout; None for a key that it does not know."""
-        for pattern, ours in self._patterns:
-            found = pattern.fullmatch(key)
-            if found:
-                return ours.format(**found.groupdict())
-        return None
+        key = key.removeprefix(next((root for root in self.roots if key.startswith(root)), ""))
+        found = re.fullmatch(r"(.*[._])(weight|bias)", key)
+        name, p = (f"{found[1]}{{p}}", found[2]) if found else (key, "")
+        if name in self._by_name:
+            return self._by_name[name].format(p=p)
+        index = re.search(r"[0-9]+", name)
+        ours = self._by_name.get(f"{name[: index.start()]}{{i}}{name[index.end() :]}") if index else None
+        return ours.format(p=p, i=index[0]) if ours and index else None
 
 
 OURS = Layout("timm or vitbench", frozenset({"cls_token", "pos_embed", "patch_embed.proj.weight"}))
@@ -93,39 +93,67 @@ CIFAR10_VIT = Layout(
     ),
 )
 
+#: What the names of models with a head begin with; backbones have none.
+_HUGGING_FACE_ROOTS = ("", "vit.", "deit.", "beit.", "dinov2.", "dinov2_with_registers.")
+
 HUGGING_FACE = Layout(
-    "Hugging Face ViT",
+    "Hugging Face",
     frozenset(
-        {
-            "vit.embeddings.cls_token",
-            "vit.embeddings.position_embeddings",
-            "vit.embeddings.patch_embeddings.projection.weight",
-        }
+        f"{root}embeddings.{mark}"
+        for root in _HUGGING_FACE_ROOTS
+        for mark in ("cls_token", "position_embeddings", "patch_embeddings.projection.weight")
     ),
     (
-        ("vit.embeddings.cls_token", "cls_token"),
-        ("vit.embeddings.position_embeddings", "pos_embed"),
-        ("vit.embeddings.patch_embeddings.projection.{p}", "patch_embed.proj.{p}"),
-        ("vit.encoder.layer.{i}.layernorm_before.{p}", "blocks.{i}.norm1.{p}"),
-        ("vit.encoder.layer.{i}.attention.attention.query.{p}", "blocks.{i}.attn.q.{p}"),
-        ("vit.encoder.layer.{i}.attention.attention.key.{p}", "blocks.{i}.attn.k.{p}"),
-        ("vit.encoder.layer.{i}.attention.attention.value.{p}", "blocks.{i}.attn.v.{p}"),
-        ("vit.encoder.layer.{i}.attention.output.dense.{p}", "blocks.{i}.attn.proj.{p}"),
-        ("vit.encoder.layer.{i}.layernorm_after.{p}", "blocks.{i}.norm2.{p}"),
-        ("vit.encoder.layer.{i}.intermediate.dense.{p}", "blocks.{i}.mlp.fc1.{p}"),
-        ("vit.encoder.layer.{i}.output.dense.{p}", "blocks.{i}.mlp.fc2.{p}"),
-        # state dicts of models in transformers 5
-        ("vit.layers.{i}.layernorm_before.{p}", "blocks.{i}.norm1.{p}"),
-        ("vit.layers.{i}.attention.q_proj.{p}", "blocks.{i}.attn.q.{p}"),
-        ("vit.layers.{i}.attention.k_proj.{p}", "blocks.{i}.attn.k.{p}"),
-        ("vit.layers.{i}.attention.v_proj.{p}", "blocks.{i}.attn.v.{p}"),
-        ("vit.layers.{i}.attention.o_proj.{p}", "blocks.{i}.attn.proj.{p}"),
-        ("vit.layers.{i}.layernorm_after.{p}", "blocks.{i}.norm2.{p}"),
-        ("vit.layers.{i}.mlp.fc1.{p}", "blocks.{i}.mlp.fc1.{p}"),
-        ("vit.layers.{i}.mlp.fc2.{p}", "blocks.{i}.mlp.fc2.{p}"),
-        ("vit.layernorm.{p}", "norm.{p}"),
+        ("embeddings.cls_token", "cls_token"),
+        ("embeddings.distillation_token", "dist_token"),
+        ("embeddings.register_tokens", "reg_token"),
+        ("embeddings.mask_token", "mask_token"),
+        ("embeddings.position_embeddings", "pos_embed"),
+        ("embeddings.patch_embeddings.projection.{p}", "patch_embed.proj.{p}"),
+        *(
+            (f"{block}.{theirs}", f"blocks.{{i}}.{ours}")
+            # as published, and in the state dicts of transformers 5
+            for block in ("encoder.layer.{i}", "layers.{i}")
+            for theirs, ours in (
+                ("layernorm_before.{p}", "norm1.{p}"),
+                ("attention.attention.query.{p}", "attn.q.{p}"),
+                ("attention.attention.key.{p}", "attn.k.{p}"),
+                ("attention.attention.value.{p}", "attn.v.{p}"),
+                ("attention.output.dense.{p}", "attn.proj.{p}"),
+                ("attention.q_proj.{p}", "attn.q.{p}"),
+                ("attention.k_proj.{p}", "attn.k.{p}"),
+                ("attention.v_proj.{p}", "attn.v.{p}"),
+                ("attention.o_proj.{p}", "attn.proj.{p}"),
+                ("layernorm_after.{p}", "norm2.{p}"),
+                ("intermediate.dense.{p}", "mlp.fc1.{p}"),
+                ("output.dense.{p}", "mlp.fc2.{p}"),
+                ("mlp.fc1.{p}", "mlp.fc1.{p}"),
+                ("mlp.fc2.{p}", "mlp.fc2.{p}"),
+                # BEiT
+                ("lambda_1", "gamma_1"),
+                ("lambda_2", "gamma_2"),
+                *(
+                    (f"{where}relative_position_bias.relative_position_{what}", f"attn.relative_position_{what}")
+                    for where in ("attention.attention.", "")
+                    for what in ("bias_table", "index")
+                ),
+                # DINOv2
+                ("norm1.{p}", "norm1.{p}"),
+                ("norm2.{p}", "norm2.{p}"),
+                ("layer_scale1.lambda1", "ls1.gamma"),
+                ("layer_scale2.lambda1", "ls2.gamma"),
+                ("mlp.weights_in.{p}", "mlp.fc1.{p}"),
+                ("mlp.weights_out.{p}", "mlp.fc2.{p}"),
+            )
+        ),
+        ("layernorm.{p}", "norm.{p}"),
+        ("pooler.layernorm.{p}", "fc_norm.{p}"),  # BEiT
+        ("pooler.dense.{p}", "pooler.dense.{p}"),
         ("classifier.{p}", "head.{p}"),
+        ("cls_classifier.{p}", "head.{p}"),  # DeiT, as distilled
+        ("distillation_classifier.{p}", "head_dist.{p}"),
     ),
+    _HUGGING_FACE_ROOTS[1:],
 )
 
 #: To add a layout, add it here.
@@ -136,6 +164,8 @@ UNKNOWN = Layout("as in the model", frozenset())
 
 #: What may lack leading dimensions of 1, or have more of them, in our names.
 _TOKENS = ("cls_token", "dist_token", "pos_embed")
+#: Of a model, in numbers.
+_WIDEST = 1 << 16
 #: A side of a grid of positions beyond this is a damaged file rather than an image of 4096 px in patches of 16.
 _LARGEST_GRID_SIDE = 256
 
@@ -172,29 +202,55 @@ class Weight:
 def match_qkv(weights: Mapping[str, Weight], wanted: Collection[str]) -> dict[str, Weight]:
     """The same weights with q, k and v in one or apart, as ``wanted`` (our names) has them; ``weights`` is unchanged.
 
-    In one is q above k above v, (3D, D) for weights. What cannot be taken apart or put together stays as it is.
+    In one is q above k above v, (3D, D) for weights. A bias of q and v without one of k, as BEiT and EVA have it, has
+    zeros for k. What cannot be taken apart or put together stays as it is.
     """
     result = dict(weights)
     for name in wanted:
-        found = re.fullmatch(r"(.*attn\.)(qkv|q)\.(weight|bias)", name)
-        if not found or name in weights:
-            continue
-        block, kind, p = found.groups()
-        one, apart = f"{block}qkv.{p}", [f"{block}{part}.{p}" for part in "qkv"]
-        if kind == "qkv" and all(part in weights for part in apart):
-            parts = [weights[part] for part in apart]
-            if all(part.shape == parts[0].shape and part.shape for part in parts):
-                for part in apart:
-                    del result[part]
-                result[one] = _stacked(parts)
-        elif kind == "q" and one in weights and all(part in wanted and part not in weights for part in apart):
-            whole = weights[one]
-            if whole.shape and whole.shape[0] % 3 == 0:
-                del result[one]
-                shape = (whole.shape[0] // 3, *whole.shape[1:])
-                for index, part in enumerate(apart):
-                    result[part] = Weight(whole.keys, shape, whole.dtype, partial(_third, whole, index))
+        found = re.fullmatch(r"(.*attn\.)(qkv|q|q_proj)\.weight", name)
+        for p in ("weight", "bias") if found else ():
+            _match_one_qkv(result, found[1], p, wanted)  # type: ignore[index]
     return result
+
+
+def _match_one_qkv(weights: dict[str, Weight], block: str, p: str, wanted: Collection[str]) -> None:
+    whole = f"{block}qkv.{p}"
+    ways = [
+        tuple(f"{block}{form.format(part)}" for part in "qkv") for form in (f"{{}}.{p}", f"{{}}_proj.{p}", f"{{}}_{p}")
+    ]
+    apart = next((way for way in ways if way[0] in wanted), None)
+    source = next((way for way in ways if way[0] in weights and way[2] in weights), None)
+    if source is None and whole in weights:
+        one = weights[whole]
+        if apart is None or not one.shape or one.shape[0] % 3:
+            return
+        shape = (one.shape[0] // 3, *one.shape[1:])
+        q, k, v = (Weight(one.keys, shape, one.dtype, partial(_third, one, index)) for index in range(3))
+        source = (whole,)
+    elif source is not None:
+        q, v = weights[source[0]], weights[source[2]]
+        zeros = Weight((), q.shape, q.dtype, lambda: torch.zeros_like(q.read()))
+        k = weights.get(source[1], zeros) if p == "bias" or source[1] in weights else q
+        if p == "weight" and source[1] not in weights:
+            return
+    else:
+        return
+    if apart is None:
+        if whole not in wanted or not q.shape == k.shape == v.shape or not q.shape:
+            return
+        parts = {whole: _stacked([q, k, v])}
+    else:
+        parts = dict(zip(apart, (q, k, v), strict=True))
+        if apart[1] not in wanted and _is_zero(k, q.shape):
+            del parts[apart[1]]
+    for name in source:
+        weights.pop(name, None)
+    weights.update(parts)
+
+
+def _is_zero(bias: Weight, shape: tuple[int, ...]) -> bool:
+    small = bias.shape == shape and math.prod(shape) <= _WIDEST  # a shape is a mere claim until it is read
+    return not bias.keys or (small and not bias.read().any())
 
 
 def _stacked(parts: list[Weight]) -> Weight:
