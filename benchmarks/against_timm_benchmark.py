@@ -2,8 +2,9 @@
 
 ``python -m benchmarks.against_timm_benchmark --benchmark-py FILE --out FOLDER``, where FILE is ``benchmark.py`` of
 https://github.com/huggingface/pytorch-image-models (the package lacks it). In each round ``benchmark.py``, ``vitbench
-run`` and ``vitbench run --quick`` measure the models once, in turn. Finished runs in FOLDER are kept: stopped, it
-continues. Prints tables and writes ``against_timm_benchmark.md`` there. Nothing else should run meanwhile.
+run`` and ``vitbench run --quick`` measure the models once, in turn. ``benchmark.py`` sleeps for seconds after each
+model: its time is given with these pauses and without them. Finished runs in FOLDER are kept: stopped, it continues.
+After each round it writes ``against_timm_benchmark.md`` there. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS), help="timm's names")
     options = parser.parse_args()
     models = options.models.split(",")
+    pauses = _PAUSE.findall(options.benchmark_py.read_text(encoding="utf-8"))
+    pause_s = len(models) * sum(map(int, pauses))
     runs: dict[str, list[OneRun]] = {way: [] for way in WAYS}
     for number in range(options.rounds):
         for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:
@@ -59,9 +62,8 @@ def main() -> None:
             else:
                 one = run_ours(folder, models, options.threads, quick=way == "quick")
             runs[way].append(one)
-    pauses = [int(seconds) for seconds in _PAUSE.findall(options.benchmark_py.read_text(encoding="utf-8"))]
-    text = page(runs, pause_s=sum(pauses) * len(models))
-    (options.out / "against_timm_benchmark.md").write_text(text, encoding="utf-8")
+        text = page(runs, pause_s)
+        (options.out / "against_timm_benchmark.md").write_text(text, encoding="utf-8")
     print(text)
 
 
@@ -93,22 +95,21 @@ def run_ours(folder: Path, models: Sequence[str], threads: int, *, quick: bool) 
 def page(runs: Mapping[str, Sequence[OneRun]], pause_s: float) -> str:
     """``against_timm_benchmark.md``; ``pause_s``: the seconds that ``benchmark.py`` sleeps after its models, in all."""
     models = list(dict.fromkeys(name for some in runs.values() for one in some for name in one.ms))
-    theirs = [one.wall_s for one in runs[TIMM]]
-    walls, lines = [], []
-    for way, some in runs.items():
-        seconds = [one.wall_s for one in some]
-        ratios = [ours / other for ours, other in zip(seconds, theirs, strict=True)]
-        awake = [ours / (other - pause_s) for ours, other in zip(seconds, theirs, strict=True)]
+    walls = {way: [one.wall_s for one in some] for way, some in runs.items()}
+    theirs, awake = walls[TIMM], [seconds - pause_s for seconds in walls[TIMM]]
+    of_programs, of_models = [], []
+    for way, seconds in {TIMM: theirs, f"{TIMM} without its pauses": awake, **walls}.items():
         spans = []
         for model in models:
-            values = [one.ms[model] for one in some if model in one.ms]
+            values = [one.ms[model] for one in runs.get(way, ()) if model in one.ms]
             if values:
                 low, middle, high = min(values), statistics.median(values), max(values)
                 spans.append(high / low)
-                lines.append([model, way, f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"{high / low:.3f}", cv(values)])
-        span = f"{statistics.median(spans):.3f}, {max(spans):.3f}" if spans else "–"
+                numbers = f"{middle:.2f}", f"{low:.2f} to {high:.2f}", f"{high / low:.3f}", cv(values)
+                of_models.append([model, way, *numbers])
         times = [f"{number:.0f}" for number in (statistics.median(seconds), min(seconds), max(seconds))]
-        walls.append([way, *times, f"{statistics.median(ratios):.2f}", f"{statistics.median(awake):.2f}", span])
+        span = f"{statistics.median(spans):.3f}, {max(spans):.3f}" if spans else "–"
+        of_programs.append([way, *times, median_ratio(seconds, theirs), median_ratio(seconds, awake), span])
     headings = ["program", "wall time, median, s", "least", "most", f"over {TIMM}", "over it without its pauses"]
     headings.append("slowest / fastest of a model: median, most")
     head = [
@@ -117,9 +118,14 @@ def page(runs: Mapping[str, Sequence[OneRun]], pause_s: float) -> str:
         f"took `--metrics {METRICS}`.",
     ]
     spread = ["model", "by", "ms, median", "rounds", "slowest / fastest", "CV, %"]
-    parts = ["# Against timm's benchmark.py", "\n".join(head), table(headings, walls, ["program"])]
-    lines.sort(key=lambda line: models.index(line[0]))
-    return "\n\n".join([*parts, table(spread, lines, ["model", "by"])]) + "\n"
+    parts = ["# Against timm's benchmark.py", "\n".join(head), table(headings, of_programs, ["program"])]
+    of_models.sort(key=lambda line: models.index(line[0]))
+    return "\n\n".join([*parts, table(spread, of_models, ["model", "by"])]) + "\n"
+
+
+def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> str:
+    """The median over the rounds of a program's time over another's."""
+    return f"{statistics.median(one / other for one, other in zip(seconds, others, strict=True)):.2f}"
 
 
 def cv(values: Sequence[float]) -> str:

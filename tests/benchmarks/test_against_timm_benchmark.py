@@ -36,7 +36,9 @@ def test_wall_times_are_compared_within_a_round_with_and_without_pauses() -> Non
         "quick": [OneRun(15.0, {"a": 10.0}), OneRun(15.0, {})],
     }
     walls, spread = tables(against_timm_benchmark.page(runs, pause_s=50.0))
-    assert walls[1]["over benchmark.py"] == "0.75"
-    assert walls[1]["over it without its pauses"] == "3.25"
+    assert [line["program"] for line in walls] == ["benchmark.py", "benchmark.py without its pauses", "run", "quick"]
+    assert [line["wall time, median, s"] for line in walls] == ["65", "15", "50", "15"]
+    assert walls[2]["over benchmark.py"] == "0.75"
+    assert walls[2]["over it without its pauses"] == "3.25"
     assert [line["slowest / fastest"] for line in spread] == ["1.300", "1.050", "1.000"]
     assert spread[2]["CV, %"] == "–"
