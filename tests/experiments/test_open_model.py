@@ -69,7 +69,7 @@ def test_options_come_before_facts(tmp_path: Path) -> None:
         ModelRequest(model=MODEL, weights=str(path), device="cpu", image_size="24x32"), class_names=list("abcdefghij")
     )
     assert (trained.image_size, trained.class_name(2)) == ((24, 32), "c")
-    assert trained.notes == ("positions resampled from 4x4 to 6x8 patches",)
+    assert trained.notes == ("positions resampled from 4x4 to 6x8 patches (bicubic, as vitbench)",)
     with pytest.raises(ImageSizeError, match="does not divide it"):
         open_trained(ModelRequest(model=MODEL, weights=str(path), device="cpu", image_size="30"))
     with pytest.raises(UsageError, match="3 class names are given, but the model has 10 classes"):

@@ -386,7 +386,10 @@ def test_what_was_not_loaded_as_it_stands_is_said(
 ) -> None:
     path = picture(tmp_path / "a.png")
     code, _, errors = ask(capsys, "--weights", good, path, "--image-size", "32")
-    assert (code, errors) == (0, "Warning: the weights: positions resampled from 4x4 to 8x8 patches\n")
+    assert (code, errors) == (
+        0,
+        "Warning: the weights: positions resampled from 4x4 to 8x8 patches (bicubic, as vitbench)\n",
+    )
     code, _, errors = ask(capsys, "--weights", good, path, "--num-classes", "3")
     assert code == 2
     assert "--replace-head" in errors

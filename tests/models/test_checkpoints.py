@@ -411,25 +411,6 @@ def test_numbers_are_cast_to_the_dtype_of_the_model(tmp_path: Path) -> None:
 # --- positions of another grid
 
 
-@pytest.mark.parametrize("make", [small_ours, small_torchvision, small_timm])
-def test_positions_of_another_grid_are_resampled_and_cls_is_kept(
-    tmp_path: Path, make: Callable[..., nn.Module]
-) -> None:
-    model = {
-        small_ours: lambda: small_ours(image_size=(48, 48)),
-        small_torchvision: lambda: small_torchvision(48),
-        small_timm: lambda: small_timm(img_size=48),
-    }[make]()
-    theirs = randomise(small_ours())
-    report = load_checkpoint(model, saved(theirs.state_dict(), tmp_path / "x.pt"))
-    assert report.resampled == ((8, 8), (12, 12))
-    cls, patches = theirs.pos_embed.split([1, 64], dim=1)
-    expected = torch.cat([cls, resize_position_grid(patches, (8, 8), (12, 12))], dim=1)
-    key = "encoder.pos_embedding" if make is small_torchvision else "pos_embed"
-    torch.testing.assert_close(model.state_dict()[key], expected.detach(), rtol=0, atol=0)
-    assert logits(model, 48).isfinite().all()
-
-
 def test_a_distillation_token_is_kept_out_of_the_grid(tmp_path: Path) -> None:
     distilled = timm.models.deit.VisionTransformerDistilled
     sizes = {"patch_size": 4, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 5}
@@ -450,10 +431,14 @@ def test_a_model_without_a_position_for_cls_is_resampled_whole(tmp_path: Path) -
 def test_a_grid_that_is_no_square_is_refused_unless_the_facts_tell_it(tmp_path: Path) -> None:
     theirs, model = small_ours(image_size=(16, 32)), small_ours()
     before = snapshot(model)
-    with pytest.raises(CheckpointError, match="positions of 32 patches are no square") as caught:
+    with pytest.raises(CheckpointError, match="32 positions are no square.* --grid 4x8") as caught:
         load_checkpoint(model, saved(theirs.state_dict(), tmp_path / "x.pt"))
     assert caught.value.mismatched == ("pos_embed",)
     assert_unchanged(model, before)
+    with pytest.raises(CheckpointError, match="32 positions are no square.* --grid 4x8"):
+        load_checkpoint(theirs, tmp_path / "x.pt")  # 2x16 would be as many
+    assert load_checkpoint(theirs, tmp_path / "x.pt", grid="4x8").resampled is None
+    assert load_checkpoint(model, tmp_path / "x.pt", grid="4x8").resampled == ((4, 8), (8, 8))
     save_checkpoint(theirs, tmp_path / "x.safetensors", {"image_size": [16, 32]})
     assert load_checkpoint(model, tmp_path / "x.safetensors").resampled == ((4, 8), (8, 8))
 

@@ -30,6 +30,7 @@ def show_models(
     weights: str | None = None,
     replace_head: bool = False,
     entry: str | None = None,
+    grid: str | None = None,
 ) -> list[dict[str, Any]]:
     """A summary a model: parameters and FLOPs for a batch of one image, counted on ``meta``; with ``layers`` each
     layer's.
@@ -44,6 +45,8 @@ def show_models(
         raise UsageError("--replace-head goes with --weights PATH")
     if entry is not None and weights is None:
         raise UsageError("--entry goes with --weights PATH")
+    if grid is not None and weights is None:
+        raise UsageError("--grid goes with --weights PATH")
     if weights is not None and len(names) > 1:
         raise UsageError(f"A checkpoint fits one model, not {len(names)}: give one name with --weights")
 
@@ -54,7 +57,7 @@ def show_models(
             name, summarise, image_size=image_size, num_classes=num_classes, weights=weights, entry=entry
         )
         if weights is not None and "error" not in card:
-            card["weights"] = _check_weights(card, weights, replace_head, entry)
+            card["weights"] = _check_weights(card, weights, replace_head, entry, grid)
         cards.append(card)
     return cards
 
@@ -98,14 +101,16 @@ def _inside(subject: Subject, layers: bool) -> dict[str, Any]:
     return inside
 
 
-def _check_weights(card: dict[str, Any], path: str, replace_head: bool, entry: str | None) -> dict[str, Any]:
+def _check_weights(
+    card: dict[str, Any], path: str, replace_head: bool, entry: str | None, grid: str | None
+) -> dict[str, Any]:
     """Loads a checkpoint into the model of a summary. Raises CheckpointError if it does not fit."""
     from vitbench.models import build_model
     from vitbench.models.weights.checkpoints import load_checkpoint
 
     height, width = card["image_size"]
     model = build_model(card["model"], image_size=(height, width), num_classes=card["num_classes"])
-    report = load_checkpoint(model, path, replace_head=replace_head, entry=entry)
+    report = load_checkpoint(model, path, replace_head=replace_head, entry=entry, grid=grid)
     shown = ("layout", "digest", "tensors", "dtype", "resampled", "replaced_head", "notes")
     return {"file": report.path, **{name: getattr(report, name) for name in shown}, "facts": dict(report.facts)}
 

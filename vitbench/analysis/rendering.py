@@ -54,8 +54,7 @@ def _tokens_text(tokens: Sequence[int]) -> str:
 
 
 def _weights_text(weights: dict[str, Any]) -> str:
-    notes = [f"{weights['tensors']} tensors", weights["dtype"], f"layout of {weights['layout']}"]
-    notes += weights["notes"]
+    notes = [f"{weights['tensors']} tensors", weights["dtype"], f"layout of {weights['layout']}", *weights["notes"]]
     return f"  weights       {weights['file']} ({weights['digest']}): {', '.join(notes)}"
 
 

@@ -26,6 +26,7 @@ def attention(
     entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
+    grid: options.Grid = None,
     data: options.OptionalData = None,
     index: Annotated[int | None, Option(metavar="N", help="With --data: which test image, from 0.")] = None,
     data_dir: options.DataDir = None,

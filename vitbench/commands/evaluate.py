@@ -25,6 +25,7 @@ def evaluate(
     entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
+    grid: options.Grid = None,
     data_dir: options.DataDir = None,
     download: options.Download = False,
     split: options.Split = "test",
@@ -51,7 +52,7 @@ def evaluate(
     if out is not None:
         make_folder(out)  # before the work, so that an error comes at once
     result = evaluate_model(
-        model, weights=weights, entry=entry, pretrained=pretrained, replace_head=replace_head,
+        model, weights=weights, entry=entry, pretrained=pretrained, replace_head=replace_head, grid=grid,
         data=data, data_dir=data_dir, download=download, split=split, test_images=test_images,
         image_size=image_size, device=device, amp=amp, batch_size=batch_size, bins=bins, note=note,
     )  # fmt: skip

@@ -29,6 +29,7 @@ Weights = Annotated[Text, Option(metavar="FILE", help="A checkpoint of the model
 Pretrained = Annotated[bool, Option("--pretrained", help="Load the weights that timm or torchvision publishes.")]
 Entry = Annotated[Text, Option(metavar="NAME", help="Which weights of FILE, if it has several: teacher, model_ema.")]
 ReplaceHead = Annotated[bool, Option("--replace-head", help="Use a random head if the weights have other classes.")]
+Grid = Annotated[Text, Option(metavar="ROWSxCOLUMNS", help="Patches of the weights, if they are no square: 4x16.")]
 ImageSize = Annotated[Text, Option(metavar="SIZE", help=f"Pixels: 224, or 231x240 (height x width). {_DEFAULT}")]
 NumClasses = Annotated[Count, Option(metavar="N", min=1, help=f"Classes of the head. {_DEFAULT}")]
 AllowImport = Annotated[bool, Option("--allow-import", help="Let module:PACKAGE.MODULE:FUNCTION import your own code.")]
@@ -89,6 +90,7 @@ _KEYS = {
     "weights",
     "entry",
     "replace_head",
+    "grid",
     "budget",
     "data",
     "data_dir",

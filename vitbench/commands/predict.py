@@ -26,6 +26,7 @@ def predict(
     entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
+    grid: options.Grid = None,
     data: options.OptionalData = None,
     index: Annotated[
         list[str] | None, Option(metavar="N,...", help="With --data: which images, from 0. Repeatable.")

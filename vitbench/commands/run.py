@@ -64,6 +64,7 @@ def run(
     weights: options.Weights = None,
     entry: options.Entry = None,
     replace_head: options.ReplaceHead = False,
+    grid: options.Grid = None,
     pretrained: options.Pretrained = False,
     memory_limit: options.MemoryLimit = None,
     timeout: Timeout = None,

@@ -25,6 +25,7 @@ def show(
     weights: options.Weights = None,
     entry: options.Entry = None,
     replace_head: options.ReplaceHead = False,
+    grid: options.Grid = None,
     allow_import: options.AllowImport = False,
     json: options.JsonArray = False,
 ) -> int:
@@ -45,5 +46,6 @@ def show(
         weights=weights,
         entry=entry,
         replace_head=replace_head,
+        grid=grid,
     )
     return print_answers(summaries, cards_to_text, json)

@@ -47,6 +47,7 @@ def sweep(
     entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
+    grid: options.Grid = None,
     freeze: options.Freeze = "none",
     amp: options.Amp = False,
     threads: options.ThreadCount = None,

@@ -55,6 +55,7 @@ def train(
     entry: options.Entry = None,
     pretrained: options.Pretrained = False,
     replace_head: options.ReplaceHead = False,
+    grid: options.Grid = None,
     freeze: options.Freeze = "none",
     seed: Seed = None,
     deterministic: Deterministic = False,

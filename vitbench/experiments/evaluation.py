@@ -50,6 +50,7 @@ def evaluate_model(
     bins: int = BINS,
     replace_head: bool = False,
     entry: str | None = None,
+    grid: str | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Test a model with its weights on images; returns everything that reports say of it, as JSON can hold it.
@@ -76,6 +77,7 @@ def evaluate_model(
             entry=entry,
             pretrained=pretrained,
             replace_head=replace_head,
+            grid=grid,
             device=device,
             image_size=image_size,
             num_classes=info.num_classes if replace_head else None,

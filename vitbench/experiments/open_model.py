@@ -17,7 +17,7 @@ from vitbench.core.validation import Flag, Positive, Whole
 from vitbench.devices import Device, find_device
 from vitbench.models.cards import Channels, ModelCard
 from vitbench.models.tracebacks import model_places, with_places
-from vitbench.models.weights.claimed import normalisation_of
+from vitbench.models.weights.claimed import RANDOM_HEAD, normalisation_of
 from vitbench.training.data.datasets import describe_data
 from vitbench.training.data.images import SPLITS, DataInfo, Split
 
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from vitbench.models.weights.checkpoints import CheckpointReport
 
-NO_FILE = "--entry says which weights of a file to load: give it together with --weights FILE"
+NO_FILE = "{} says how to read a file: give it together with --weights FILE"
 _IMAGENET_CLASSES = 1000
-_RANDOM_HEAD = "its head left out, a random one in its place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +36,9 @@ class ModelRequest:
     its library publishes.
 
     ``entry``: which weights of a file that has several. ``replace_head`` leaves out a head of other classes; a random
-    one, the same each time, takes its place. ``device``: ``auto`` is the first accelerator found, else the CPU.
-    ``image_size`` (``224`` or ``231x240`` px) and ``num_classes``: None takes those of the weights, else the model's
-    own.
+    one, the same each time, takes its place. ``grid``: rows and columns of the patches in the file, ``4x16``; None is
+    as the file says, else a square. ``device``: ``auto`` is the first accelerator found, else the CPU. ``image_size``
+    (``224`` or ``231x240`` px) and ``num_classes``: None takes those of the weights, else the model's own.
     """
 
     model: str
@@ -47,6 +46,7 @@ class ModelRequest:
     entry: str | None = None
     pretrained: Flag = False
     replace_head: Flag = False
+    grid: str | None = None
     device: str = "auto"
     image_size: str | Positive | None = None
     num_classes: Whole | None = None
@@ -139,7 +139,7 @@ def open_trained(request: ModelRequest, *, class_names: Sequence[str] | None = N
         if request.weights is None:
             library, colon, _ = card.name.partition(":")
             text, digest = f"pretrained ({f'{library} ' if colon else ''}{card.published_weights})", ""
-            notes = [_RANDOM_HEAD] if random_head else []
+            notes = [RANDOM_HEAD] if random_head else []
         else:
             report = _load(module, request, resolved.facts)
             text, digest = f"{printable(report.path)} ({report.digest})", report.digest
@@ -168,9 +168,11 @@ def _check_weights(request: ModelRequest) -> None:
             "No weights are given: add --weights PATH, or --pretrained for what timm and torchvision publish"
         )
     if request.weights is None and request.entry is not None:
-        raise UsageError(NO_FILE)
+        raise UsageError(NO_FILE.format("--entry"))
     if request.weights is not None and request.pretrained:
         raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
+    if request.grid is not None and request.weights is None:
+        raise UsageError(NO_FILE.format("--grid"))
     if request.num_classes is not None and request.num_classes < 1:
         raise UsageError(f"--num-classes {request.num_classes} is not positive: a head needs at least one class")
 
@@ -181,7 +183,13 @@ def _load(module: torch.nn.Module, request: ModelRequest, facts: Mapping[str, An
 
     assert request.weights is not None
     try:
-        return load_checkpoint(module, request.weights, replace_head=request.replace_head, entry=request.entry)
+        return load_checkpoint(
+            module,
+            request.weights,
+            replace_head=request.replace_head,
+            entry=request.entry,
+            grid=request.grid,
+        )
     except DataError as error:
         trained = facts.get("model")
         if not isinstance(trained, str) or trained == request.model:

@@ -102,6 +102,7 @@ def _exact_part(suite: Suite) -> Suite:
             "seeds": (0,),
             "weights": RANDOM,
             "entry": None,
+            "grid": None,
             "replace_head": False,
             "memory_limit": None,
             "frontier": None,

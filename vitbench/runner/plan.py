@@ -101,7 +101,7 @@ def weights_of(suite: Suite) -> WeightsFile | None:
     """The checkpoint of a suite; None if its weights are random or published."""
     if suite.weights in (RANDOM, PRETRAINED):
         return None
-    return WeightsFile(path=suite.weights, replace_head=suite.replace_head, entry=suite.entry)
+    return WeightsFile(path=suite.weights, replace_head=suite.replace_head, entry=suite.entry, grid=suite.grid)
 
 
 def static_metrics(suite: Suite) -> tuple[str, ...]:
@@ -132,6 +132,8 @@ def _check_weights_option(suite: Suite) -> None:
             raise UsageError("--replace-head goes with --weights PATH or --pretrained")
         if suite.entry is not None:
             raise UsageError("--entry goes with --weights PATH")
+        if suite.grid is not None:
+            raise UsageError("--grid goes with --weights PATH")
         return
     if len(suite.models) != 1 or is_pattern(suite.models[0]):
         named = ", ".join(suite.models[:4]) + (", ..." if len(suite.models) > 4 else "")

@@ -290,9 +290,10 @@ class Suite(Table):
     trains, else each model's own. ``threads``: a number or ``auto`` (the physical cores). ``weights``: ``random``,
     ``pretrained`` (as the models' libraries publish them) or the path of a checkpoint of the one model; with given
     weights the training section says what to test on, and nothing is trained. ``entry``: which weights of a checkpoint
-    that has several. ``replace_head``: leave out its head of another class count. ``memory_limit``: bytes that a worker
-    may use beyond its libraries. ``timeout_s``: for each process of a cell. ``frontier``: search batch sizes rather
-    than give them; such a suite trains nothing, and by default measures parameters, FLOPs and memory.
+    that has several. ``replace_head``: leave out its head of another class count. ``grid``: rows and columns of its
+    patches, ``4x16``. ``memory_limit``: bytes that a worker may use beyond its libraries. ``timeout_s``: for each
+    process of a cell. ``frontier``: search batch sizes rather than give them; such a suite trains nothing, and by
+    default measures parameters, FLOPs and memory.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -313,6 +314,7 @@ class Suite(Table):
     weights: Name = RANDOM
     entry: Name | None = None
     replace_head: bool = False
+    grid: Annotated[str, Field(pattern=r"^[1-9][0-9]*x[1-9][0-9]*$")] | None = None
     memory_limit: Annotated[int, BeforeValidator(parse_bytes)] | None = None
     timeout_s: Seconds = 300.0
     measure: Measure = Measure()

@@ -243,4 +243,4 @@ def test_images_have_the_size_that_weights_of_ours_were_trained_at(
     assert not [text for text in heard if "resampled" in text]
     start_training(request(weights=path, image_size="16", recipe=short), tmp_path / "other", progress)
     assert read_facts(tmp_path / "other" / "checkpoints" / "last.safetensors")["image_size"] == [16, 16]
-    assert "The weights: positions resampled from 2x2 to 4x4 patches" in heard
+    assert "The weights: positions resampled from 2x2 to 4x4 patches (bicubic, as vitbench)" in heard

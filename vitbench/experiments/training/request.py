@@ -60,13 +60,15 @@ class TrainingRequest(ModelRequest):
 
 
 def check_beginning(request: TrainingRequest) -> None:
-    """Raises UsageError for two starting points, or a head to replace without weights."""
+    """Raises UsageError for two starting points, or a head or a grid of no weights."""
     if request.weights and request.pretrained:
         raise UsageError("--weights and --pretrained are two starting points: give one of them")
     if request.entry is not None and not request.weights:
-        raise UsageError(NO_FILE)
+        raise UsageError(NO_FILE.format("--entry"))
     if request.replace_head and not request.weights:
         raise UsageError("--replace-head leaves out the head of a checkpoint: give it together with --weights")
+    if request.grid is not None and not request.weights:
+        raise UsageError(NO_FILE.format("--grid"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,7 +154,9 @@ class Setup:
     def _load_weights(self, path: str) -> str:
         """Returns what the weights are, for people."""
         request = self.request
-        report = load_checkpoint(self.model, path, replace_head=request.replace_head, entry=request.entry)
+        report = load_checkpoint(
+            self.model, path, replace_head=request.replace_head, entry=request.entry, grid=request.grid
+        )
         recipe = report.facts.get("recipe")
         before = recipe if isinstance(recipe, Mapping) else {}
         for key in ("mean", "std"):

@@ -18,6 +18,7 @@ from vitbench.devices import Failure, open_device
 from vitbench.metrics.support.subject import Budget, Subject
 from vitbench.models.cards import PRETRAINED, Claim, is_external
 from vitbench.models.tracebacks import model_places, with_places
+from vitbench.models.weights.claimed import RANDOM_HEAD
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
     """A checkpoint to load. ``replace_head``: a head with other classes is left out, a random one takes its place;
-    ``entry``: which weights of a file that has several.
+    ``entry``: which weights of a file that has several; ``grid``: rows and columns of its patches, ``4x16``.
     """
 
     path: str
     replace_head: bool = False
     entry: str | None = None
+    grid: str | None = None
 
 
 def prepare_process(cell: Cell, process: str) -> tuple[str, str]:
@@ -73,7 +75,7 @@ def make_subject(cell: Cell, weights: WeightsFile | None = None) -> Subject:
         if real and weights is not None:
             subject.weights_note = _load(model, cell, weights)
         elif real and published and describe_model(cell.model).published_classes != cell.num_classes:
-            subject.weights_note = "its head left out, a random one in its place"
+            subject.weights_note = RANDOM_HEAD
         return model
 
     subject = subject_of(cell, build)
@@ -154,7 +156,9 @@ def _load(model: nn.Module, cell: Cell, weights: WeightsFile) -> str:
     """Returns how ``model`` differs from the file. Raises CheckpointError if it does not fit or has changed."""
     from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint
 
-    report = load_checkpoint(model, weights.path, replace_head=weights.replace_head, entry=weights.entry)
+    report = load_checkpoint(
+        model, weights.path, replace_head=weights.replace_head, entry=weights.entry, grid=weights.grid
+    )
     if report.digest != cell.weights:
         raise CheckpointError(f"{report.path} has changed since the run began ({cell.weights} is now {report.digest})")
     return ", ".join(report.notes)

@@ -147,18 +147,20 @@ class Block(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-def resize_position_grid(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resize_position_grid(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], *, align_corners: bool = False
+) -> Tensor:
     """Position embeddings of one grid of patches at another: (1, old_h * old_w, D) -> (1, new_h * new_w, D).
 
-    Bicubic (a = -0.75) between patch centres (``align_corners=False``), without antialiasing when it shrinks, in
-    float32 (float64 stays). The same grid comes back untouched.
+    Bicubic (a = -0.75) between patch centres, or between corners with ``align_corners``, without antialiasing when it
+    shrinks, in float32 (float64 stays). The same grid comes back untouched.
     """
     if old == new:
         return positions
     D = positions.shape[-1]
     exact = positions.to(torch.promote_types(positions.dtype, torch.float32))
     grid = exact.view(1, *old, D).permute(0, 3, 1, 2)  # (1, D, old_h, old_w)
-    grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False, antialias=False)
+    grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=align_corners, antialias=False)
     return grid.flatten(2).transpose(1, 2).to(positions.dtype)
 
 

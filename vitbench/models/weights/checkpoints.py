@@ -34,8 +34,10 @@ from vitbench.core.files import (
     check_zip,
 )
 from vitbench.devices.host.memory import spare_memory
+from vitbench.models.weights.claimed import RANDOM_HEAD
 from vitbench.models.weights.entries import Entry, Wanted, find_entry
-from vitbench.models.weights.layouts import UNKNOWN, Grid, Weight, common_prefix, fit_tokens, layout_of, match_qkv
+from vitbench.models.weights.layouts import UNKNOWN, Weight, common_prefix, layout_of, match_qkv
+from vitbench.models.weights.positions import Grid, fit_positions, parse_grid
 
 #: Of dicts in a file: what trainings save has the weights in the first or the second.
 _DEEPEST = 3
@@ -78,8 +80,8 @@ class CheckpointReport:
     first 16 hexadecimal digits of the file's SHA-256. ``tensors``: how many the file holds. ``dtype``: of the file's
     numbers; several in alphabetical order. ``resampled``: (old, new) grid of the position embedding, each (height,
     width) in patches, if it was resampled. ``replaced_head``: whether the model kept its own head. ``facts``: those
-    given to save_checkpoint; empty for other files. ``notes``: for people, what was taken, and what differs from the
-    file.
+    given to save_checkpoint; empty for other files. ``notes``: for people, what was taken and assumed, and what differs
+    from the file.
     """
 
     path: str
@@ -94,27 +96,34 @@ class CheckpointReport:
 
 
 def load_checkpoint(
-    model: nn.Module, path: str | Path, *, replace_head: bool = False, entry: str | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    replace_head: bool = False,
+    entry: str | None = None,
+    grid: str | None = None,
 ) -> CheckpointReport:
     """Load the weights in a file into ``model``, in place, all of them or none.
 
     The file is safetensors or of ``torch.save``: a state dict, or dicts with one in them, by the names of any of
-    layouts.LAYOUTS. A prefix that all names have is taken off. Positions of another grid are resampled, numbers are
-    cast to the model's dtypes.
+    layouts.LAYOUTS. A prefix that all names have is taken off. Positions of another grid are resampled as the library
+    of the layout does it, numbers are cast to the model's dtypes.
 
     Args:
         model: of the architecture that was saved, not on meta; wrapped by DataParallel or torch.compile or not.
         path: the file.
         replace_head: keep the model's own head (random in a fresh model) if the file's has another number of classes or
             is missing. A head that fits is loaded all the same.
+        grid: rows and columns of the patches in the file, ``4x16``; by default those of our own facts, else a square.
 
     Raises:
         CheckpointError: keys are missing, unexpected or of another shape.
         DataError: the file is not there, cannot be read, holds more than numbers, or holds NaN or infinity; several
             entries have the model's weights, and ``entry`` does not say which.
-        UsageError: the model is on meta.
+        UsageError: the model is on meta; ``grid`` is not that of the file.
     """
     path = Path(path)
+    given = None if grid is None else parse_grid(grid)
     model = _unwrapped(model)
     own: dict[str, Tensor] = model.state_dict()
     if any(value.is_meta for value in own.values()):
@@ -127,7 +136,11 @@ def load_checkpoint(
         weights = {n: one for n, one in in_file.items() if n not in needless and not _CONSTANT.fullmatch(n)}
         weights = match_qkv(weights, names)
         wanted = {name: tuple(own[key].shape) for name, key in names.items()}
-        weights, resampled, note = fit_tokens(weights, wanted, model, facts)
+        fitted = fit_positions(weights, wanted, model, found.layout, facts, given)
+        weights, note = fitted.weights, next(iter(fitted.unfit.values()), "")
+        for name in fitted.unfit:
+            if weights[name].shape == wanted[name]:  # as many positions, but which are they?
+                raise CheckpointError(f"Checkpoint {path.name!r}: {note}", mismatched=(names[name],))
 
         loaded = {name: key for name, key in names.items() if not _CONSTANT.fullmatch(name)}
         missing = [key for name, key in loaded.items() if name not in weights]
@@ -135,7 +148,7 @@ def load_checkpoint(
         mismatched = {
             key: (wanted[name], weights[name].shape)
             for name, key in loaded.items()
-            if name in weights and wanted[name] != weights[name].shape
+            if name in weights and (wanted[name] != weights[name].shape or name in fitted.unfit)
         }
         head = _unfitting_head(model, missing, mismatched)
         if replace_head and head:
@@ -149,6 +162,7 @@ def load_checkpoint(
 
         state = own | {key: _read(path, weights[name], own[key]) for name, key in loaded.items()}
         digest, replaced = digest_of(path)[:16], replace_head and bool(head)
+        left_out = [key for name in needless for key in in_file[name].keys]
         model.load_state_dict(state, strict=True)
     return CheckpointReport(
         path=path.name,
@@ -156,10 +170,10 @@ def load_checkpoint(
         digest=digest,
         tensors=len(in_file),
         dtype=", ".join(sorted({one.dtype for one in in_file.values()})),
-        resampled=resampled,
+        resampled=fitted.resampled,
         replaced_head=replaced,
         facts=facts,
-        notes=tuple(_notes(contents, found, [key for n in needless for key in in_file[n].keys], replaced, resampled)),
+        notes=(*_notes(contents, found, left_out, replaced), *fitted.notes),
     )
 
 
@@ -320,7 +334,6 @@ def _notes(
     entry: Entry,
     needless: Sequence[str],
     replaced_head: bool,
-    resampled: tuple[Grid, Grid] | None,
 ) -> Iterator[str]:
     """What has been taken from a file, and what is not as in the file, for people."""
     prefix = contents.prefix(entry)
@@ -337,10 +350,7 @@ def _notes(
             more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
             yield f"left out {', '.join(map(_shown, keys[:2]))}{more}, {why}"
     if replaced_head:
-        yield "its head left out, a random one in its place"
-    if resampled:
-        old, new = (f"{grid[0]}x{grid[1]}" for grid in resampled)
-        yield f"positions resampled from {old} to {new} patches"
+        yield RANDOM_HEAD
 
 
 def _is_weight(value: object) -> bool:

@@ -16,6 +16,8 @@ from vitbench.core.records import parse_image_size
 from vitbench.core.validation import is_number
 from vitbench.models.cards import HALVES, Channels, ModelCard
 
+#: Of a model that keeps its own head, for people.
+RANDOM_HEAD = "its head left out, a random one in its place"
 #: Names under which layers that give the classes stand in files, ours first (see layouts.py).
 _HEADS = ("head.weight", "head.fc2.weight", "head.fc.weight", "heads.head.weight", "classifier.weight", "fc.weight")
 #: Larger claims are ignored: building a model for them would take memory.

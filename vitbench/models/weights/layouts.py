@@ -11,14 +11,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from vitbench.models.architectures.blocks import resize_position_grid
-
-Grid = tuple[int, int]
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +43,15 @@ class Layout:
         return ours.format(p=p, i=index[0]) if ours and index else None
 
 
-OURS = Layout("timm or vitbench", frozenset({"cls_token", "pos_embed", "patch_embed.proj.weight"}))
+OURS = Layout(
+    "timm or vitbench",
+    frozenset({"cls_token", "pos_embed", "patch_embed.proj.weight"}),
+    (  # of DINOv2, whose other names are timm's
+        ("register_tokens", "reg_token"),
+        ("blocks.{i}.mlp.w12.{p}", "blocks.{i}.mlp.fc1.{p}"),
+        ("blocks.{i}.mlp.w3.{p}", "blocks.{i}.mlp.fc2.{p}"),
+    ),
+)
 
 TORCHVISION = Layout(
     "torchvision",
@@ -162,12 +165,8 @@ LAYOUTS = (TORCHVISION, CIFAR10_VIT, HUGGING_FACE, OURS)
 #: For other models, whose state dicts are not renamed.
 UNKNOWN = Layout("as in the model", frozenset())
 
-#: What may lack leading dimensions of 1, or have more of them, in our names.
-_TOKENS = ("cls_token", "dist_token", "pos_embed")
 #: Of a model, in numbers.
 _WIDEST = 1 << 16
-#: A side of a grid of positions beyond this is a damaged file rather than an image of 4096 px in patches of 16.
-_LARGEST_GRID_SIDE = 256
 
 
 def layout_of(keys: Iterable[str]) -> Layout:
@@ -261,86 +260,3 @@ def _stacked(parts: list[Weight]) -> Weight:
 
 def _third(whole: Weight, index: int) -> Tensor:
     return whole.read().chunk(3)[index]
-
-
-def fit_tokens(
-    weights: Mapping[str, Weight], wanted: Mapping[str, tuple[int, ...]], model: nn.Module, facts: Mapping[str, Any]
-) -> tuple[dict[str, Weight], tuple[Grid, Grid] | None, str]:
-    """The weights with CLS and positions in the shapes ``wanted`` by the model (our names), where that can be.
-
-    Leading dimensions of 1 are added or left out; positions of another grid are resampled, bicubically. A grid in a
-    file is square, unless it is one of ours, whose facts tell it.
-
-    Returns the weights, the (old, new) grids if positions are resampled, and, if it needs telling, why they cannot be.
-    """
-    result = dict(weights)
-    for name in _TOKENS:
-        if name in wanted and name in weights:
-            shape = weights[name].shape
-            if shape != wanted[name] and _without_leading_ones(shape) == _without_leading_ones(wanted[name]):
-                result[name] = weights[name].reshaped(wanted[name])
-    if "pos_embed" not in wanted or "pos_embed" not in weights:
-        return result, None, ""
-    weight, shape, grid = weights["pos_embed"], wanted["pos_embed"], grid_of(model)
-    if grid is None or len(shape) != 3 or len(weight.shape) < 2:
-        return result, None, ""
-    L, D = shape[1:]
-    prefix = L - grid[0] * grid[1]  # CLS and the like, which have no place in the grid
-    patches = weight.shape[-2] - prefix
-    if weight.shape[-1] != D or math.prod(weight.shape[:-2]) != 1 or shape[0] != 1 or prefix < 0 or patches < 1:
-        return result, None, ""
-    old = _grid_of_facts(facts, model, patches) or (grid if patches == L - prefix else _square(patches))
-    if old == grid:
-        return result, None, ""
-    if old is None or max(old) > _LARGEST_GRID_SIDE:
-        return (
-            result,
-            None,
-            f"Its positions of {patches} patches are no square grid of up to {_LARGEST_GRID_SIDE} a side, so that they "
-            f"cannot be resampled to {grid[0]}x{grid[1]}: build the model for the image size of the file",
-        )
-
-    def read() -> Tensor:
-        kept, positions = weight.read().reshape(1, -1, D).split([prefix, patches], dim=1)
-        return torch.cat([kept, resize_position_grid(positions, old, grid)], dim=1)
-
-    result["pos_embed"] = Weight(weight.keys, shape, weight.dtype, read)
-    return result, (old, grid), ""
-
-
-def grid_of(model: nn.Module) -> Grid | None:
-    """(height, width), in patches, of the grid that a model has positions for; None if that is unknown."""
-    embedding = getattr(model, "patch_embed", None)  # timm's
-    grid = _pair(getattr(model, "grid", None)) or _pair(getattr(embedding, "grid_size", None))
-    size, patch = _pair(getattr(model, "image_size", None)), _patch_of(model)  # torchvision's
-    if grid is None and size and patch:
-        return size[0] // patch[0], size[1] // patch[1]
-    return grid
-
-
-def _patch_of(model: nn.Module) -> Grid | None:
-    sizes = [(getattr(model, "patch_embed", None), "patch_size"), (model, "patch_size"), (model, "patch")]
-    return next((pair for owner, name in sizes if (pair := _pair(getattr(owner, name, None)))), None)
-
-
-def _grid_of_facts(facts: Mapping[str, Any], model: nn.Module, patches: int) -> Grid | None:
-    size, patch = _pair(facts.get("image_size")), _patch_of(model)
-    if size is None or patch is None or getattr(model, "positions", None) == "bicubic":  # one grid for all image sizes
-        return None
-    grid = (size[0] // patch[0], size[1] // patch[1])
-    return grid if grid[0] * grid[1] == patches else None
-
-
-def _square(patches: int) -> Grid | None:
-    side = math.isqrt(patches)
-    return (side, side) if side * side == patches else None
-
-
-def _pair(value: object) -> Grid | None:
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    return pair if len(pair) == 2 and all(isinstance(one, int) and one > 0 for one in pair) else None
-
-
-def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    first = next((index for index, size in enumerate(shape) if size != 1), len(shape))
-    return shape[first:]
