@@ -17,6 +17,8 @@ from tests.models.test_checkpoints import State, assert_same_logits, randomise, 
 from vitbench.core.errors import DataError
 from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint
 
+SQUARE = "positions taken for a square grid of 8x8 patches (else give --grid)"
+
 
 def named(prefix: str, state: State) -> State:
     return {prefix + key: value for key, value in state.items()}
@@ -83,7 +85,7 @@ def test_one_set_of_weights_is_taken_wherever_it_is(tmp_path: Path, kind: str, m
     theirs, model = randomise(make()), make()
     report = load_checkpoint(model, saved(wrap(theirs.state_dict()), tmp_path / "x.pt"))
     assert_same_logits(model, theirs)
-    assert report.notes == notes
+    assert report.notes == (*notes, SQUARE)
     assert report.tensors == len(theirs.state_dict()) + 2 * (kind == "thop")
 
 
@@ -92,7 +94,7 @@ def test_prefixes_are_taken_off_in_safetensors_too(tmp_path: Path) -> None:
     save_file(named("model.backbone.", theirs.state_dict()), tmp_path / "x.safetensors")
     report = load_checkpoint(model, tmp_path / "x.safetensors")
     assert_same_logits(model, theirs)
-    assert report.notes == ("the prefix 'model.backbone.' taken off their names",)
+    assert report.notes == ("the prefix 'model.backbone.' taken off their names", SQUARE)
 
 
 def test_a_head_in_front_of_the_prefix_is_taken_and_others_are_named(tmp_path: Path) -> None:
