@@ -544,6 +544,21 @@ def test_classes_without_images_are_not_the_worst() -> None:
     assert not re.search(r"^\| c(0\d|1\d|2[0-4]) +\| +0\.", text, re.MULTILINE)
 
 
+def test_a_perfect_model_on_six_images_of_ten_classes_is_shown_by_both_rules() -> None:
+    labels = np.arange(6)
+    result = {**made_up(DIGITS), **_score_values(score(9 * np.eye(10)[labels], labels), DIGITS, 10)}
+    assert result["macro"]["f1"] == pytest.approx(0.6)
+    assert (result["macro"]["classes"], result["macro"]["classes_without_images"]) == (10, 4)
+    assert (result["macro_present"]["f1"], result["macro_present"]["classes"]) == (1, 6)
+    text, page = re.sub(" +", " ", evaluation_text(result)), evaluation_page(result)
+    assert "F1: macro | 0.6000, 0.6000, 0.6000 (4 of 10 classes have no images and count 0) |" in text
+    assert "| the same of the 6 classes present | 1.0000, 1.0000, 1.0000 |" in text
+    assert "macro_present: scikit-learn's default: means over the 6 classes in labels or predictions" in page
+    usual = made_up(DIGITS)
+    assert usual["macro_present"] is None
+    assert not re.search("classes present|no images", evaluation_text(usual))
+
+
 def test_of_many_classes_a_terminal_shows_the_worst() -> None:
     names = [f"c{index:02d}" for index in range(40)]
     result = made_up(names)

@@ -275,7 +275,8 @@ class Known:
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         by_class = {"class_f1": [0.8, 0.4, 0.0], "class_precision": [1.0, 0.3, 0.0], "class_recall": [2 / 3, 0.6, 0.0]}
         names = {"class_names": ["a", "b, or not", "c"]}
-        return {"correct": 6, "total": 10, "loss": 1.25, "macro_f1": 0.4, **by_class, **names}
+        present = {"macro_f1_present": None, "num_classes": 3, "classes_present": 3, "classes_without_images": 0}
+        return {"correct": 6, "total": 10, "loss": 1.25, "macro_f1": 0.4, **present, **by_class, **names}
 
     def save(self, model: nn.Module) -> str:
         return "checkpoints/x.safetensors"
@@ -294,6 +295,26 @@ def test_accuracy_comes_with_f1_of_each_class_in_one_tuple() -> None:
         assert found[metric].detail == "a, b  or not, c"
     assert found["training_images"].detail == "the recipe's own: steps = 5"
     assert found["training_images"].method == "pictures seen, repeats counted, of 800 (by class: 500 250 50)"
+
+
+def test_classes_without_images_are_counted_beside_macro_f1_and_the_mean_of_the_others_is_there() -> None:
+    class Lacking(Known):
+        def evaluate(self, model: nn.Module) -> dict[str, Any]:
+            return {
+                **super().evaluate(model),
+                "macro_f1_present": 0.6,
+                "classes_present": 2,
+                "classes_without_images": 1,
+            }
+
+    subject = make_subject("vit_layer6_32", weights="0123456789abcdef", data="digits")
+    subject.trainer = Lacking()
+    found = measured("accuracy", subject)
+    assert (found["macro_f1"].value, found["macro_f1_present"].value) == (0.4, 0.6)
+    assert found["macro_f1"].detail == "1 of 3 classes have no held-out images and count 0"
+    assert found["macro_f1"].method.startswith("mean over all 3 classes of F1 on held-out")
+    assert found["macro_f1_present"].method.startswith("mean over the 2 classes in labels or predictions of F1")
+    assert found["classes_without_images"].value == 1
 
 
 def test_a_model_that_is_only_tested_has_f1_and_nothing_of_a_training() -> None:

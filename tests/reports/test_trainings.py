@@ -193,6 +193,24 @@ def test_one_value_a_class_is_no_sample_of_repetitions() -> None:
     assert row["detail"] == CLASSES
 
 
+def test_classes_without_images_stand_beside_macro_f1_and_the_mean_of_the_others_has_a_column() -> None:
+    record = recipe_run("cifar-vit-base", 900)
+    lacking = (
+        Measurement.single("classes_without_images", "1", 4, "of 10 classes"),
+        Measurement.single("macro_f1_present", "1", 1.0, "mean over the 6 classes in labels or predictions of F1"),
+    )
+    tested = dataclasses.replace(record, measurements=(*record.measurements, *lacking))
+    run = Run(name="r", records=[infer(cell("cifar_vit_base")), tested])
+    section = training_section([run])[2]
+    line = line_of(section, "| cifar")
+    headings = line_of(section, "| model")
+    assert line[headings.index("macro F1")].endswith(" (4 classes without images)")
+    assert line[headings.index("macro F1 of classes present")] == "1.000"
+    details = render_markdown([run]).split("## Details")[1]
+    assert line_of(details, "cifar")[line_of(details, "model").index("macro F1 of classes present")] == "1.00"
+    assert "classes present" not in training_section([Run(name="r", records=[record])])[2]
+
+
 def test_macro_f1_is_a_column_of_the_csv_and_of_the_details() -> None:
     run = Run(name="r", records=[infer(cell("cifar_vit_base")), recipe_run("cifar-vit-base", 900)])
     table = pd.read_csv(io.StringIO(render_csv([run])))

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, top_k_accuracy_score
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    classification_report,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from vitbench.training.scores import calibrate, expected_calibration_error, score
 
@@ -57,6 +68,55 @@ def test_precision_recall_and_f1_by_hand() -> None:
     assert found.weighted.f1 == pytest.approx((3 * 2 / 3 + 2 * 1 / 2) / 6)
     assert found.weighted.recall == pytest.approx(found.correct / found.total) == pytest.approx(3 / 6)
     assert found.correct_in_5 is None  # of three classes all are among the best five
+
+
+def test_six_right_answers_are_worth_one_over_the_classes_that_are_present() -> None:
+    labels = np.array([0, 1, 2, 3, 4, 5])
+    found = score(np.eye(10)[labels], labels)
+    assert found.macro.f1 == pytest.approx(0.6)  # (6 * 1 + 4 * 0) / 10
+    assert (found.classes_without_images, found.classes_present) == (4, 6)
+    assert found.present is not None
+    assert (found.present.precision, found.present.recall, found.present.f1) == (1, 1, 1)
+    assert f1_score(labels, labels, average="macro") == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "of_data"), [(500, 12, None), (30, 40, None), (25, 100, 60), (500, 12, 10)]
+)
+def test_means_and_classes_are_scikit_learns_whatever_classes_lack_images(
+    images: int, classes: int, of_data: int | None
+) -> None:
+    logits, labels = _random(images, classes)
+    labels %= of_data or classes
+    predicted = logits.argmax(1)
+    found = score(logits, labels, classes=of_data)
+    for mean, options in (
+        (found.macro, {"average": "macro", "labels": np.arange(of_data or classes)}),
+        (found.present or found.macro, {"average": "macro"}),
+        (found.weighted, {"average": "weighted"}),
+    ):
+        precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, zero_division=0, **options)
+        assert (mean.precision, mean.recall, mean.f1) == pytest.approx((precision, recall, f1))
+    assert found.classes_present == len({*labels.tolist(), *predicted.tolist()})
+    assert (found.present is None) == (images == 500 and of_data is None)
+    recalls = [one.recall for one in found.classes if one.images]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes that are predicted and have no images
+        assert sum(recalls) / len(recalls) == pytest.approx(balanced_accuracy_score(labels, predicted))
+    report = classification_report(labels, predicted, output_dict=True, zero_division=0)
+    for index, one in enumerate(found.classes):
+        theirs = report.get(str(index), {"precision": 0, "recall": 0, "f1-score": 0, "support": 0})
+        assert [one.precision, one.recall, one.f1, one.images] == pytest.approx(list(theirs.values()))
+    assert np.array_equal(found.confusion, confusion_matrix(labels, predicted, labels=np.arange(classes)))
+
+
+def test_bins_of_confidence_are_those_of_scikit_learns_calibration_curve() -> None:
+    logits, labels = _random(700, 9)
+    probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
+    found = [one for one in score(logits, labels, bins=15).bins if one.images]
+    accuracy, confidence = calibration_curve(logits.argmax(1) == labels, probabilities.max(1), n_bins=15)
+    assert [one.accuracy for one in found] == pytest.approx(accuracy.tolist())
+    assert [one.confidence for one in found] == pytest.approx(confidence.tolist())
 
 
 @pytest.mark.filterwarnings("error")

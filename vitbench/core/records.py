@@ -61,8 +61,8 @@ Samples = tuple[tuple[Annotated[float, _Finite], ...], ...]
 _ONE_VALUE: dict[str, Any] = {
     **dict.fromkeys(("params", "trainable_params", "params_without_gradient", "buffers", "memory_limit"), Count),
     **dict.fromkeys(("training_images", "training_steps", "training_batch_size"), Count),
-    **dict.fromkeys(("test_images", "frontier_bound"), Positive),
-    **dict.fromkeys(("accuracy", "macro_f1"), Share),
+    **dict.fromkeys(("test_images", "frontier_bound", "classes_without_images"), Positive),
+    **dict.fromkeys(("accuracy", "macro_f1", "macro_f1_present"), Share),
 }
 
 #: How schemas before 3 named the reference.

@@ -99,16 +99,21 @@ class CellTrainer:
         bad = int((~torch.isfinite(answers.logits)).sum())
         if bad:
             raise NotFiniteError(f"{bad} of {answers.logits.numel()} logits of held-out images are not finite")
-        found = score(answers.logits.numpy(), images.labels.numpy())
+        found = score(answers.logits.numpy(), images.labels.numpy(), classes=images.num_classes)
+        beyond = range(images.num_classes, len(found.classes))  # the head may have room for more classes
         return {
             "correct": found.correct,
             "total": found.total,
             "loss": found.loss,
             "macro_f1": found.macro.f1,
+            "macro_f1_present": None if found.present is None else found.present.f1,
+            "num_classes": images.num_classes,
+            "classes_present": found.classes_present,
+            "classes_without_images": found.classes_without_images,
             "class_f1": [one.f1 for one in found.classes],
             "class_precision": [one.precision for one in found.classes],
             "class_recall": [one.recall for one in found.classes],
-            "class_names": list(images.class_names),
+            "class_names": [*images.class_names, *(f"class {index}" for index in beyond)],
         }
 
     def _most_images(self) -> int | None:

@@ -26,6 +26,7 @@ BATCH_SIZE = 128
 SEED = 0
 
 _ZERO = "a fraction without a denominator (nothing predicted as the class, no images of it) is 0 (zero_division=0)"
+_PRESENT = "scikit-learn's default: means over the {count} classes in labels or predictions; fractions as in macro"
 _CALIBRATION = (
     "expected calibration error (Guo et al., 2017, arXiv:1706.04599): sum over bins of |B|/n * |accuracy(B) - "
     "confidence(B)|, {bins} bins of equal width ((m-1)/{bins}, m/{bins}] of the confidence, which is the largest "
@@ -237,7 +238,7 @@ def _collect(trained: TrainedModel, dataset: ImageSet, amp: bool, batch_size: in
 
 def _score_values(scores: Scores, class_names: Sequence[str], of_data: int) -> dict[str, Any]:
     """``class_names``: one a class of the head, of which the first ``of_data`` are the data's."""
-    absent = sum(one.images == 0 for one in scores.classes[:of_data])
+    absent = scores.classes_without_images
     never = sum(one.predicted == 0 for one in scores.classes[:of_data])
     more = f" of the data (the head has {len(class_names)})" if len(class_names) > of_data else ""
     zero = f"{_ZERO}: {absent} classes without images, {never} never predicted"
@@ -249,7 +250,16 @@ def _score_values(scores: Scores, class_names: Sequence[str], of_data: int) -> d
         "loss": {"value": scores.loss, "unit": "nat", "method": "mean cross entropy, without label smoothing"},
         "macro": {
             **asdict(scores.macro),
+            "classes": of_data,
+            "classes_without_images": absent,
             "method": f"scikit-learn's means over all {of_data} classes{more}; {zero}",
+        },
+        "macro_present": None
+        if scores.present is None
+        else {
+            **asdict(scores.present),
+            "classes": scores.classes_present,
+            "method": _PRESENT.format(count=scores.classes_present),
         },
         "weighted": {
             **asdict(scores.weighted),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Measurement
@@ -21,6 +22,8 @@ _BY_CLASS = {"class_f1": "F1", "class_precision": "precision", "class_recall": "
     yields=[
         Yields("accuracy", "1", "fraction", "more"),  # its column states the test set and its size
         Yields("macro_f1", "1", "shown", "more", column=Column("macro F1")),
+        Yields("macro_f1_present", "1", "shown", "more", optional=True, column=Column("macro F1 of classes present")),
+        Yields("classes_without_images", "1", "condition", optional=True),
         *(Yields(metric, "1", "condition") for metric in _BY_CLASS),
         Yields("test_loss", "nat", "shown", "less", column=Column("test loss", "nat")),
         Yields("test_images", "image", "condition"),
@@ -53,7 +56,7 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     accuracy = tested["correct"] / tested["total"]
     detail = f"{tested['correct']} of {tested['total']} right" + (f"; checkpoint {checkpoint}" if checkpoint else "")
     yield Measurement.single("accuracy", "1", accuracy, f"top-1 on {on_held_out}", detail)
-    yield Measurement.single("macro_f1", "1", tested["macro_f1"], f"mean over classes of F1 on {on_held_out}")
+    yield from _macro_f1(tested, on_held_out)
     for metric, what in _BY_CLASS.items():
         yield Measurement(
             metric=metric,
@@ -72,6 +75,20 @@ def measure_accuracy(subject: Subject) -> Iterator[Measurement]:
     yield Measurement.single("training_duration", "s", trained["duration_s"], "wall time of the training loop")
     losses = tuple(round(float(loss), 6) for loss in trained["losses"])
     yield Measurement(metric="training_loss", unit="nat", samples=(losses,), method=f"loss of each step of {method}")
+
+
+def _macro_f1(tested: Mapping[str, Any], on_held_out: str) -> Iterator[Measurement]:
+    """The mean over all classes of the data; where some are not present, that of the others as well."""
+    classes, empty = tested["num_classes"], tested["classes_without_images"]
+    method = f"mean over all {classes} classes of F1 on {on_held_out}"
+    detail = f"{empty} of {classes} classes have no held-out images and count 0" if empty else ""
+    yield Measurement.single("macro_f1", "1", tested["macro_f1"], method, detail)
+    if tested["macro_f1_present"] is not None:
+        over = f"the {tested['classes_present']} classes in labels or predictions"
+        method = f"mean over {over} of F1, scikit-learn's default, on {on_held_out}"
+        yield Measurement.single("macro_f1_present", "1", tested["macro_f1_present"], method)
+    if empty:
+        yield Measurement.single("classes_without_images", "1", empty, f"of {classes} classes, on {on_held_out}")
 
 
 def _describe_sizes(class_sizes: Sequence[int]) -> str:

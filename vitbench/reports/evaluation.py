@@ -86,11 +86,14 @@ def heading(result: Result) -> str:
 def metrics_table(result: Result) -> str:
     """The metrics of the whole data set."""
     top5, calibration, macro, weighted = (result[key] for key in ("top5", "calibration", "macro", "weighted"))
+    empty, present = macro["classes_without_images"], result["macro_present"]
+    without = f" ({empty} of {macro['classes']} classes have no images and count 0)" if empty else ""
     lines = [
         ["accuracy (top-1)", _fraction_text(result["accuracy"])],
         *([["accuracy (top-5)", _fraction_text(top5)]] if top5 else []),
         ["loss", f"{number(result['loss']['value'], 4)} nat"],
-        ["precision, recall, F1: macro", _three_text(macro)],
+        ["precision, recall, F1: macro", _three_text(macro) + without],
+        *([[f"the same of the {present['classes']} classes present", _three_text(present)]] if present else []),
         ["precision, recall, F1: weighted", _three_text(weighted)],
         ["expected calibration error", f"{share(calibration['error'])} ({len(calibration['bins'])} bins)"],
         ["mean confidence", share(calibration["confidence"])],
@@ -152,7 +155,7 @@ def bins_table(result: Result) -> str:
 
 
 def _methods(result: Result) -> list[str]:
-    keys = ("accuracy", "top5", "loss", "macro", "weighted", "calibration", "throughput")
+    keys = ("accuracy", "top5", "loss", "macro", "macro_present", "weighted", "calibration", "throughput")
     lines = [f"{key}: {result[key]['method']}" for key in keys if result[key]]
     mean, std = (", ".join(f"{value:g}" for value in result[key]) for key in ("mean", "std"))
     lines.append(f"images: channels (0 to 1) less {mean}, over {std}; batches of {result['batch_size']}")

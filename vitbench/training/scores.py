@@ -20,7 +20,7 @@ _TOP = 5
 
 @dataclass(frozen=True, kw_only=True)
 class MeanScores:
-    """Precision, recall and F1 over all classes: each counting the same (``macro``) or by its images (weighted)."""
+    """Precision, recall and F1 over classes: each counting the same (macro) or by its images (weighted)."""
 
     precision: float
     recall: float
@@ -58,7 +58,9 @@ class ConfidenceBin:
 class Scores:
     """The scores of N images of K classes: ``total`` is N, ``correct`` counts images whose class is first,
     ``correct_in_5`` those whose class is among the first five (None for five classes or fewer). ``loss`` is the mean
-    cross entropy in nat. ``confusion``: a row for each true class, a column for each predicted one.
+    cross entropy in nat. ``macro`` is over all classes of the data: the ``classes_without_images`` count 0. ``present``
+    is over the ``classes_present`` in labels or predictions, as scikit-learn's macro means are by default; None where
+    these are the data's. ``confusion``: a row for each true class, a column for each predicted one.
     ``calibration_error`` is that of ``expected_calibration_error``, ``largest_gap`` the largest difference between
     confidence and accuracy in a bin, ``confidence`` the mean one; ``bins`` are of confidence, ascending.
     """
@@ -68,7 +70,10 @@ class Scores:
     correct_in_5: int | None
     loss: float
     macro: MeanScores
+    present: MeanScores | None
     weighted: MeanScores
+    classes_present: int
+    classes_without_images: int
     classes: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
     calibration_error: float
@@ -99,18 +104,23 @@ def score(logits: Array, labels: Array, *, bins: int = 15, classes: int | None =
     confusion = confusion_matrix(labels, predicted, labels=names)
     options: dict[str, Any] = {"labels": names, "zero_division": 0}
     precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, **options)
-    options["labels"] = names[:classes]
-    means = {
-        kind: MeanScores(**_three(precision_recall_fscore_support(labels, predicted, average=kind, **options)[:3]))
-        for kind in ("macro", "weighted")
-    }
+    present = np.union1d(labels, predicted)
+
+    def mean(kind: str, over: Array) -> MeanScores:
+        options["labels"] = over
+        return MeanScores(**_three(precision_recall_fscore_support(labels, predicted, average=kind, **options)[:3]))
+
     found = calibrate(confidence, rank == 0, bins)
     return Scores(
         total=total,
         correct=int((rank == 0).sum()),
         correct_in_5=int((rank < _TOP).sum()) if count > _TOP else None,
         loss=float(loss.mean()),
-        **means,
+        macro=mean("macro", names[:classes]),
+        present=None if np.array_equal(present, names[:classes]) else mean("macro", present),
+        weighted=mean("weighted", names[:classes]),
+        classes_present=len(present),
+        classes_without_images=int((images[:classes] == 0).sum()),
         classes=tuple(
             ClassScores(
                 **_three((precision[k], recall[k], f1[k])), images=int(images[k]), predicted=int(confusion[:, k].sum())

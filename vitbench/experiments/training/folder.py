@@ -38,6 +38,8 @@ class _Best(_Tested):
 
 class _Last(_Tested):
     macro_f1: NotRequired[Share]
+    macro_f1_present: NotRequired[Share]
+    classes_without_images: NotRequired[Count]
 
 
 class _Figures(TypedDict):

@@ -97,5 +97,12 @@ def _measurements(figures: dict[str, Any]) -> tuple[Measurement, ...]:
         Measurement.single("test_images", "image", total, method),
     ]
     if "macro_f1" in last:
-        found.append(Measurement.single("macro_f1", "1", last["macro_f1"], f"mean over classes of F1 on {method}"))
+        how = f"mean over all classes of F1 on {method}"
+        found.append(Measurement.single("macro_f1", "1", last["macro_f1"], how))
+    if "macro_f1_present" in last:
+        how = f"mean over the classes in labels or predictions of F1, scikit-learn's default, on {method}"
+        found.append(Measurement.single("macro_f1_present", "1", last["macro_f1_present"], how))
+    if last.get("classes_without_images"):
+        empty = last["classes_without_images"]
+        found.append(Measurement.single("classes_without_images", "1", empty, method))
     return tuple(found)

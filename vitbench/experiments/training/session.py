@@ -561,6 +561,8 @@ class Session:
                 "test_accuracy": result["accuracy"]["value"],
                 "test_loss": result["loss"]["value"],
                 "macro_f1": result["macro"]["f1"],
+                "classes_without_images": result["macro"]["classes_without_images"],
+                **({"macro_f1_present": present["f1"]} if (present := result["macro_present"]) else {}),
                 "class_f1": {one["name"]: one["f1"] for one in result["classes"]},
                 "calibration_error": result["calibration"]["error"],
             },

@@ -53,7 +53,8 @@ class Trainer(Protocol):
         """
 
     def evaluate(self, model: torch.nn.Module) -> Mapping[str, Any]:
-        """Test it on held-out images; returns correct, total, loss, macro_f1, class_names, and class_f1,
+        """Test it on held-out images; returns correct, total, loss, macro_f1, macro_f1_present (None where it is the
+        same mean), classes_present, classes_without_images, num_classes (of the data), class_names, and class_f1,
         class_precision and class_recall with one value a class.
         """
 

@@ -88,7 +88,7 @@ class Pair:
         if value.kind == "unknown":
             return [self._unknown(metric, unit, one, other)]
         reason = self.apart.times or "absolute values of different runs differ by 41 % and more on identical code"
-        if metric in ("macro_f1", "test_loss", "training_loss"):
+        if metric in ("macro_f1", "macro_f1_present", "test_loss", "training_loss"):
             reason = "its variation by chance is unknown"
         shown = self._for_information(metric, unit, one, other, reason)
         relative = _gated_name(metric)

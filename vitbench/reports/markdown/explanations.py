@@ -20,8 +20,10 @@ SEARCHES = (
 )
 TRAININGS = (
     "One line a training, in the order of the suite. Accuracy is top-1 on held-out images with its Wilson 95 % "
-    "interval, which covers the choice of images, not of the seed. Macro F1 is the mean of F1 over classes. A "
-    "shortened training (*budget*) shows how trainings differ after that many images, no more."
+    "interval, which covers the choice of images, not of the seed. Macro F1 is the mean of F1 over all classes "
+    "of the data: a class without test images counts 0 (*of classes present*: the mean over those in labels or "
+    "predictions, scikit-learn's default). A shortened training (*budget*) shows how trainings differ after that many "
+    "images, no more."
 )
 PUBLISHED_TRAININGS = (
     " *Published* is what the model's source prints for that recipe, with its data in brackets where it is other data. "

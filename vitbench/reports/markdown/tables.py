@@ -73,7 +73,8 @@ def value_text(value: Value, column: Column) -> str:
         text = value.reason if value.status == "too few samples" else shown_status(value.status)
     if value.note is not None:
         kind, count = value.note
-        text += {"batch": f" (b{count})", "processes": f" ({count})", "images": f" (n = {count})"}[kind]
+        notes = {"batch": f"b{count}", "processes": f"{count}", "images": f"n = {count}"}
+        text += f" ({notes.get(kind, f'{count} classes without images')})"
     return " ".join([text, *(_MARKS[mark] for mark in value.marks)])
 
 

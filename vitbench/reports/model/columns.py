@@ -38,7 +38,7 @@ _ORDER = (
     *("params", "trainable_params", "flops", "macs", "params_without_gradient", "buffers", "weights_memory"),
     *("inference_peak_memory", "process_peak_memory", "latency", "energy_per_image", "power", "idle_power"),
     *("training_step", "training_peak_memory", "training_throughput"),
-    *("macro_f1", "test_loss", "training_images", "training_duration"),
+    *("macro_f1", "macro_f1_present", "test_loss", "training_images", "training_duration"),
 )
 #: The first call of a process, in cells that are timed.
 FIRST_CALL = "first_call"
@@ -196,7 +196,7 @@ def _metric_column(
 ) -> RowColumn:
     def shown(row: Row) -> Value:
         found = get(row, value.name)
-        note = _other_batch(found, batch)
+        note = _other_batch(found, batch) or empty_classes(found)
         return estimate_value(found.relative_between_runs, note) if relative else metric_value(found, note)
 
     display = Display("× reference") if relative else display_of(value)
@@ -280,6 +280,14 @@ def _rank_column(rows: Sequence[Row], batch: int, floors: Floors) -> RowColumn:
                 found[id(row)] = Value(number=rank[0], interval=rank, status="ok")
     column = Column(name="rank", display=Display(precision="rank"), batch=batch)
     return RowColumn(column, lambda row: found.get(id(row), Value()))
+
+
+def empty_classes(found: MetricValue) -> Note | None:
+    """The classes that a macro F1 counts 0 because no test image is of them."""
+    if found.record is None or found.measurement is None or found.measurement.metric != "macro_f1":
+        return None
+    count = value_of(found.record, "classes_without_images").value
+    return Note("classes", round(count)) if count else None
 
 
 def _other_batch(found: MetricValue, batch: int | None) -> Note | None:

@@ -39,9 +39,11 @@ IMAGE_SIZE = Display("px", precision="text")
 
 
 class Note(NamedTuple):
-    """What qualifies a value: a ``batch`` other than the column's, a number of ``processes`` or of test ``images``."""
+    """What qualifies a value: a ``batch`` other than the column's, a number of ``processes``, of test ``images`` or of
+    ``classes`` that no test image is of.
+    """
 
-    kind: Literal["batch", "processes", "images"]
+    kind: Literal["batch", "processes", "images", "classes"]
     number: int
 
 

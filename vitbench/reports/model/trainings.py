@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vitbench.analysis.claims import is_data_of
 from vitbench.core.records import Record, format_image_size
 from vitbench.models.cards import Claim, model_registry
-from vitbench.reports.model.columns import PERCENT, WHOLE
+from vitbench.reports.model.columns import PERCENT, WHOLE, empty_classes
 from vitbench.reports.model.rows import DEFAULT_OPTION
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.tables import Column, Display, Table, Value, metric_value, number_value, text_value
@@ -56,15 +56,18 @@ def comparison_table(trainings: Sequence[Training]) -> Table:
     metrics = [
         (Column(name="accuracy", display=PERCENT, images=images), "accuracy"),
         (Column(name="macro F1", display=_SHARE), "macro_f1"),
+        (Column(name="macro F1 of classes present", display=_SHARE), "macro_f1_present"),
         (Column(name="test loss", display=Display("nat")), "test_loss"),
         (Column(name="images seen", display=WHOLE), "training_images"),
         (Column(name="steps", display=WHOLE), "training_steps"),
         (Column(name="duration", display=Display("s")), "training_duration"),
     ]
+    if all(value_of(record, "macro_f1_present").value is None for _, record in trainings):
+        metrics = [one for one in metrics if one[1] != "macro_f1_present"]
     lines = tuple(
         (
             *_names(record, varying, index),
-            *(metric_value(value_of(record, metric)) for _, metric in metrics),
+            *(metric_value(found := value_of(record, metric), empty_classes(found)) for _, metric in metrics),
             *(text_value(text) if text else Value() for text in (_published(record), _budget(record))),
         )
         for index, (_, record) in enumerate(trainings)
