@@ -10,8 +10,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from vitbench.core.errors import UsageError
-from vitbench.core.records import Cell, Measurement, Record, parse_image_size
+from vitbench.core.errors import Unsupported, UsageError
+from vitbench.core.records import Cell, Measurement, Record, channel_options, parse_image_size
 from vitbench.core.registry import METRICS
 from vitbench.devices.host.environment import capture_environment, default_threads, describe_libraries, hash_environment
 
@@ -30,9 +30,10 @@ def measure(
     *,
     image_size: int | str | tuple[int, int] | None = None,
     num_classes: int | None = None,
+    in_channels: int = 3,
     batch_size: int = 1,
     device: str = "cpu",
-    dtype: str = "fp32",
+    dtype: str | None = None,
     mode: str = "infer",
     attention: str = "fused",
     compile: bool = False,
@@ -48,11 +49,14 @@ def measure(
 ) -> Record:
     """Measure one cell and return its Record; the arguments are a cell's fields and a suite's budget.
 
+    ``num_classes`` 0 is a model without a head; images have ``in_channels``, which models of timm are built for.
+
     A model's name is measured as in a suite, in fresh processes: ``processes`` for its times, each ``seconds`` long,
     and from five on as many more as a ``precision`` such as 0.05 takes (0: no more). A module of your own is measured
     on a copy in the calling process, and each method says so. It needs ``image_size``; ``num_classes`` is read from its
-    output; ``processes``, ``precision`` and ``timeout_s`` have no effect. Times of one process vary less than those of
-    several, and its CPU memory is that of an ordinary allocator.
+    output, and ``dtype`` is that of its weights unless you give another. ``processes``, ``precision`` and ``timeout_s``
+    have no effect. Times of one process vary less than those of several, and its CPU memory is that of an ordinary
+    allocator.
 
     Raises UsageError for wrong arguments. If the model fails, the record's status says so; if a value cannot be
     counted, the status of that measurement does.
@@ -62,12 +66,13 @@ def measure(
         "name": "measure",
         "batch_sizes": [batch_size],
         "devices": [device],
-        "dtypes": [dtype],
+        "dtypes": ["fp32" if dtype is None else dtype],
         "modes": [mode],
         "attention": [attention],
         "compile": [compile],
         "threads": ["auto" if threads is None else threads],
         "seeds": [seed],
+        "in_channels": in_channels,
         "timeout_s": timeout_s,
         "metrics": _choose_metrics(metrics),
         "image_sizes": ["native" if size is None else size],
@@ -80,7 +85,7 @@ def measure(
         return _measure_name(model, content)
     if size is None:
         raise UsageError("A module of your own does not state its image size. Give image_size=, in pixels")
-    return _measure_module(model, size, content)
+    return _measure_module(model, size, content, as_it_is=dtype is None)
 
 
 def _choose_metrics(asked: Sequence[str] | None) -> list[str]:
@@ -118,7 +123,10 @@ def _measure_name(name: str, content: dict[str, Any]) -> Record:
             return record
 
 
-def _measure_module(model: torch.nn.Module, size: tuple[int, int], content: dict[str, Any]) -> Record:
+def _measure_module(
+    model: torch.nn.Module, size: tuple[int, int], content: dict[str, Any], *, as_it_is: bool
+) -> Record:
+    """``as_it_is``: in the dtype that the module has."""
     from vitbench.metrics import Budget
     from vitbench.metrics.support.in_process import caller_state_kept, subject_of
     from vitbench.runner.outcomes import metrics_by_process
@@ -129,7 +137,7 @@ def _measure_module(model: torch.nn.Module, size: tuple[int, int], content: dict
         raise UsageError(
             "A memory limit would stay on the calling process. Give the name of a model to measure under one"
         )
-    cell = _module_cell(model, size, suite)
+    cell = _module_cell(model, size, suite, as_it_is)
     groups = metrics_by_process(cell, suite.metrics)
     if not groups:
         asked = ", ".join(suite.metrics)
@@ -152,18 +160,21 @@ def _measure_module(model: torch.nn.Module, size: tuple[int, int], content: dict
     )
 
 
-def _module_cell(model: torch.nn.Module, size: tuple[int, int], suite: Suite) -> Cell:
+def _module_cell(model: torch.nn.Module, size: tuple[int, int], suite: Suite, as_it_is: bool) -> Cell:
     from vitbench.devices import find_device
+    from vitbench.metrics.support.subject import dtype_of
 
+    classes, channels = suite.num_classes, suite.in_channels
     count = suite.threads[0]
     return Cell(
         model=f"{type(model).__module__}.{type(model).__qualname__}",
         image_size=size,
-        num_classes=suite.num_classes or _count_classes(model, size),
+        num_classes=_count_classes(model, size, channels) if classes is None else classes,
+        options=channel_options(channels),
         batch_size=suite.batch_sizes[0],
         device=find_device(suite.devices[0]).name,
         threads=default_threads() if count == "auto" else count,
-        dtype=suite.dtypes[0],
+        dtype=dtype_of(model) if as_it_is else suite.dtypes[0],
         mode=suite.modes[0],
         attention=suite.attention[0],
         compile=suite.compile[0],
@@ -212,24 +223,15 @@ def _run(metric: Metric, subject: Subject) -> Outcome:
     return outcome
 
 
-def _count_classes(model: torch.nn.Module, size: tuple[int, int]) -> int:
-    """The length of the model's output for one image."""
-    import torch
-
-    from vitbench.analysis.attention import evaluating
-    from vitbench.metrics.support.subject import CHANNELS
+def _count_classes(model: torch.nn.Module, size: tuple[int, int], channels: int) -> int:
+    """The length of the model's logits for one image; 0 if it returns none."""
+    from vitbench.models.inputs import output_for_one_image
     from vitbench.models.outputs import heads_of
 
-    reference = next(model.parameters(), torch.empty(0))
     try:
-        with evaluating(model), torch.inference_mode():
-            output = model(torch.zeros(1, CHANNELS, *size, device=reference.device, dtype=reference.dtype))
-    except Exception as error:
-        raise UsageError(
-            f"The module does not run on an image of {size[0]}x{size[1]} px ({type(error).__name__}: {error}). "
-            "Give the image_size that it takes"
-        ) from error
-    return int(heads_of(output)[0].shape[-1])
+        return int(heads_of(output_for_one_image(model, size, channels))[0].shape[-1])
+    except Unsupported:  # a backbone, or a model that fails for a reason which its measurement states
+        return 0
 
 
 def _pair(size: int | str | tuple[int, int]) -> tuple[int, int]:

@@ -268,6 +268,16 @@ def test_without_a_cls_that_gives_the_answer_it_is_read_from_the_mean(
     torch.testing.assert_close(maps[0].over_patches(), rows[..., extra:])
 
 
+@pytest.mark.integration
+def test_naflexvits_registers_stand_before_its_patches() -> None:
+    """timm flattens the patches of 16 px for a linear layer: 384 px are 24 x 24 of them, after four registers."""
+    import timm
+
+    model = timm.create_model("naflexvit_base_patch16_gap", embed_dim=32, depth=2, num_heads=2)
+    for one in attention_maps(model, pictures(384)[:1]):
+        assert (one.tokens, one.extra, one.grid, one.readout) == (580, 4, (24, 24), "mean")
+
+
 class UnfoldedViT(nn.Module):
     """Patches without a convolution and without any name that tells their size; ``tokens`` is given to the layer."""
 

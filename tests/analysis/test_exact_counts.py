@@ -23,13 +23,13 @@ from vitbench.analysis.exact_counts import (
     OperatorTally,
     count_graph_breaks,
     count_model,
-    describe_output,
     describe_state,
 )
 from vitbench.cli import run_command
 from vitbench.executors.launcher import Launcher, make_launcher
 from vitbench.metrics import Subject
 from vitbench.models import build_model
+from vitbench.models.outputs import describe_output
 from vitbench.regression import snapshot as snapshots
 from vitbench.regression.lock_diff import compare_locks
 from vitbench.regression.lock_file import Place, digest, read_lock, write_lock

@@ -319,7 +319,7 @@ def test_judging_what_there_is_not_is_refused() -> None:
     [
         ({"image_size": "big"}, "neither N nor HxW"),
         ({"image_size": "0"}, "is not positive"),
-        ({"num_classes": 0}, "--num-classes 0 is not positive"),
+        ({"num_classes": -1}, "--num-classes -1 is negative"),
     ],
 )
 def test_what_no_model_could_take_is_refused_before_any_is_built(options: dict[str, Any], message: str) -> None:

@@ -39,7 +39,7 @@ DEVICES = ("cpu", "cuda", "mps")
 #: Every cause that a text or a class can have.
 CAUSES = {
     "oom": {"out_of_memory", "oom_single_buffer", "library_workspace"},
-    "unsupported": {"unsupported_operator", "unsupported_dtype", "architecture", "compiler"},
+    "unsupported": {"unsupported_operator", "unsupported_dtype", "architecture", "compiler", "limit"},
     "error": {"driver", "device_lost", "disk_full", "compile", "exception", "exit"},
     "killed": {"crash", "device_lost", "tensor_too_large"},
 }

@@ -329,7 +329,7 @@ def test_weights_that_are_nan_are_one_line(capsys: pytest.CaptureFixture[str], t
         (
             "logits_and_features",
             1,
-            r"the model returns tensors of different shapes \(\(128, 10\) and \(128, 64\)\), .*",
+            r"the model returns \(float32 128x10, float32 128x64\): several that could be logits\. Return logits alone.*",
         ),
     ],
 )

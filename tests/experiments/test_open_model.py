@@ -138,8 +138,8 @@ def test_weights_are_given_once(tmp_path: Path) -> None:
         open_trained(ModelRequest(model="vit_basci", weights="no.pt"))
     with pytest.raises(UsageError, match="has no published weights"):
         open_trained(ModelRequest(model=MODEL, pretrained=True))
-    with pytest.raises(UsageError, match="--num-classes 0 is not positive"):
-        open_trained(ModelRequest(model=MODEL, weights="a.pt", num_classes=0))
+    with pytest.raises(UsageError, match="--num-classes -1 is negative"):
+        open_trained(ModelRequest(model=MODEL, weights="a.pt", num_classes=-1))
 
 
 @pytest.mark.parametrize(("model", "classes"), [("vit_b16_finetune", None), ("vit_b16_transfer", 1000)])

@@ -25,10 +25,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitbench.core.errors import Unsupported
-from vitbench.models import without_fast_path
+from vitbench.models import evaluating, without_fast_path
 
 #: The most tokens in front of the patches: CLS, one for distillation, registers.
 MOST_EXTRA_TOKENS = 16
+
+#: The attributes with a patch's side or sides in px: ours and timm's.
+_PATCH_SIZES = ("patch", "patch_size")
 
 _NO_MAP = "its weights are not a map over the image"
 
@@ -352,18 +355,6 @@ def _exact(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is in its previous mode."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 # --- from events to positions in the image
 
 
@@ -417,8 +408,9 @@ def _is_extra(count: int, known: int | None) -> bool:
 
 
 def _own_grids(model: nn.Module, image_size: tuple[int, int]) -> list[_Grid]:
-    """By the model's patch size, for embeddings without a convolution."""
-    patch = getattr(model, "patch", None) or getattr(model, "patch_size", None)
+    """By the patch size of the model or of its embedding, for embeddings without a convolution."""
+    parts = (model, *model.children())
+    patch = next((found for one in parts for name in _PATCH_SIZES if (found := getattr(one, name, None))), None)
     sides = (patch, patch) if isinstance(patch, int) else patch
     if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(isinstance(one, int) for one in sides):
         return []

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from vitbench.analysis.closed_form import closed_form
 from vitbench.core.errors import Unsupported, UsageError
-from vitbench.core.records import Cell, Record, format_image_size
+from vitbench.core.records import RGB, Cell, Record, format_image_size
 from vitbench.core.stats.intervals import estimate, prediction_interval, wilson_interval
 from vitbench.core.validation import is_number
 from vitbench.models.cards import CHANGE, PRETRAINED, QUANTITIES, Claim, ModelCard, is_external, model_registry
@@ -166,7 +166,8 @@ def judge_runs(records: Sequence[Record]) -> list[Judgement]:
         own = [record for record in records if record.cell.model == name]
         if name in model_registry():
             card = model_registry().get(name)
-            claims, shape = card.claims, (card.image_size, card.num_classes)
+            claims = card.claims
+            shape: tuple[tuple[int, int], int] | None = (card.image_size, card.num_classes)
         else:
             published = [record for record in own if claims_of_records([record])]
             claims, shape = claims_of_records(own), _shape((published or own)[0])  # published for one shape only
@@ -175,9 +176,10 @@ def judge_runs(records: Sequence[Record]) -> list[Judgement]:
     return judged
 
 
-def _shape(record: Record) -> tuple[tuple[int, int], int]:
-    """The image size and the number of classes."""
-    return record.cell.image_size, record.cell.num_classes
+def _shape(record: Record) -> tuple[tuple[int, int], int] | None:
+    """The image size and the number of classes; None for images of other channels, for which nothing is published."""
+    cell = record.cell
+    return (cell.image_size, cell.num_classes) if cell.in_channels == RGB else None
 
 
 def to_dict(judgement: Judgement) -> dict[str, Any]:

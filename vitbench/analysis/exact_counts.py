@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,8 @@ from vitbench.devices.failures import OF_THE_HOST, describe_error
 from vitbench.metrics.flops import needs_values
 from vitbench.metrics.memory import account_call
 from vitbench.metrics.params import parameters_without_gradient
-from vitbench.metrics.support.subject import CHANNELS, Subject, empty_copies
+from vitbench.metrics.support.subject import Subject, empty_copies, torch_dtype
+from vitbench.models.outputs import describe_output, describe_tensor, input_dtype
 
 #: The batch of a trace: batch norm needs two images.
 _TRACED_BATCH = 2
@@ -229,8 +230,9 @@ def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
     """
     try:
         with _fake():
-            shape = (_TRACED_BATCH, CHANNELS, *subject.cell.image_size)
-            return _trace(subject, _fake_model(subject), torch.empty(*shape), train)
+            shape = (_TRACED_BATCH, subject.cell.in_channels, *subject.cell.image_size)
+            model = _fake_model(subject)
+            return _trace(subject, model, torch.empty(*shape, dtype=input_dtype(model)), train)
     except Exception as error:
         _raise_if_of_the_host(error)
         if not _reads_data(error):
@@ -239,8 +241,8 @@ def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
         generator = torch.Generator().manual_seed(subject.cell.seed)
         with torch.device("cpu"):
             model = subject.build().to("cpu")
-            images = torch.randn(_TRACED_BATCH, CHANNELS, *subject.cell.image_size, generator=generator)
-            return _trace(subject, model, images, train)
+            images = torch.randn(_TRACED_BATCH, subject.cell.in_channels, *subject.cell.image_size, generator=generator)
+            return _trace(subject, model, images.to(input_dtype(model)), train)
     except Exception as error:
         _raise_if_of_the_host(error)
         raise Unsupported(_reason(error)) from error
@@ -283,23 +285,6 @@ def describe_state(model: nn.Module) -> dict[str, str]:
     return dict(sorted(described.items()))
 
 
-def describe_tensor(tensor: Tensor) -> str:
-    """``float32 192x64``, or ``int64 scalar``."""
-    shape = "x".join(map(str, tensor.shape)) or "scalar"
-    return f"{str(tensor.dtype).removeprefix('torch.')} {shape}"
-
-
-def describe_output(output: Any) -> str:
-    """A model's output without its data: ``float32 32x10``, ``(float32 1x10, float32 1x10)``, ``{logits: ...}``."""
-    if isinstance(output, Tensor):
-        return describe_tensor(output)
-    if isinstance(output, Mapping):
-        return "{" + ", ".join(f"{key}: {describe_output(value)}" for key, value in output.items()) + "}"
-    if isinstance(output, tuple | list):
-        return "(" + ", ".join(map(describe_output, output)) + ")"
-    return type(output).__name__
-
-
 # models without data
 
 
@@ -338,10 +323,11 @@ def _fake_model(subject: Subject, dtype: torch.dtype | None = None) -> nn.Module
 
 def _fake_subject(subject: Subject, run: Cell) -> Subject:
     """The subject of a run with a fake model, batch and labels; call it inside ``_fake`` only."""
-    reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(run.dtype)
-    model = _fake_model(subject, reduced).train(run.mode == "train")
+    dtype = torch_dtype(run.dtype)
+    kept = input_dtype(_meta_model(subject)) == dtype  # as in Subject.model
+    model = _fake_model(subject, None if kept else dtype).train(run.mode == "train")
     fake = replace(subject, cell=run, device=open_device("cpu"), build=lambda: model, _open=contextlib.ExitStack())
-    images = torch.empty(run.batch_size, CHANNELS, *run.image_size, dtype=reduced)
+    images = torch.empty(run.batch_size, run.in_channels, *run.image_size, dtype=dtype)
     labels = torch.empty(run.batch_size, dtype=torch.long)
     # Subject cannot make these itself: fake parameters cannot be moved, and its generator draws real numbers
     vars(fake).update(model=model, batches=(images,), labels=labels)

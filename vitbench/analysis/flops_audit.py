@@ -21,7 +21,7 @@ from vitbench.analysis.flops import (
 from vitbench.analysis.layers import describe_layers
 from vitbench.analysis.model_summary import check_request, expand_names, inspect_model
 from vitbench.core.errors import Unsupported, UsageError
-from vitbench.core.records import ATTENTIONS
+from vitbench.core.records import ATTENTIONS, RGB
 from vitbench.metrics import Subject
 from vitbench.metrics.flops import execute, executed_method, needs_values, real_model
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
@@ -43,6 +43,7 @@ def audit_flops(
     *,
     image_size: str | None = None,
     num_classes: int | None = None,
+    in_channels: int = RGB,
     attention: str = "fused",
     others: bool = True,
 ) -> list[dict[str, Any]]:
@@ -59,7 +60,14 @@ def audit_flops(
 
     audit = functools.partial(_audit, others=others)
     return [
-        inspect_model(name, audit, image_size=image_size, num_classes=num_classes, attention=attention)
+        inspect_model(
+            name,
+            audit,
+            image_size=image_size,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            attention=attention,
+        )
         for name in expand_names(names)
     ]
 
@@ -104,7 +112,7 @@ def _other_ways(subject: Subject) -> dict[str, Any]:
         for gradients in (False, True):
             model = subject.meta_model.eval()
             with use_attention(model, attention), torch.device("meta"):
-                images = torch.empty(1, 3, *subject.cell.image_size)
+                images = subject.meta_images(1)
                 label = f"{attention} attention, gradients {'on' if gradients else 'off'}"
                 ways[label] = count_forward(model, images, gradients=gradients).flops
     method = f"operators dispatched on meta, batch of 1, torch {torch.__version__}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from vitbench.analysis.claims import Counts, Judgement, count_by_formula, judge_card, to_dict
 from vitbench.core.errors import USAGE_CAUSES, Unsupported, UsageError
-from vitbench.core.records import Cell, Measurement, Record, parse_image_size
+from vitbench.core.records import RGB, Cell, Measurement, Record, channel_options, parse_image_size
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import failure_of, make_subject, run_metric
 from vitbench.models.cards import ModelCard, find_models, is_external, is_pattern, model_registry
@@ -26,6 +26,7 @@ def show_models(
     *,
     image_size: str | None = None,
     num_classes: int | None = None,
+    in_channels: int = RGB,
     layers: bool = False,
     weights: str | None = None,
     replace_head: bool = False,
@@ -54,7 +55,13 @@ def show_models(
     cards = []
     for name in names:
         card = inspect_model(
-            name, summarise, image_size=image_size, num_classes=num_classes, weights=weights, entry=entry
+            name,
+            summarise,
+            image_size=image_size,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            weights=weights,
+            entry=entry,
         )
         if weights is not None and "error" not in card:
             card["weights"] = _check_weights(card, weights, replace_head, entry, grid)
@@ -67,7 +74,8 @@ def _summarise(card: ModelCard, subject: Subject, layers: bool) -> dict[str, Any
     names = ("params", "trainable_params", "macs", "flops", "params_bytes", "buffers", "buffers_bytes")
     counts = {name: int(found[name].value) for name in names}
     dead = found["params_without_gradient"]
-    own = (card.image_size, card.num_classes) == (subject.cell.image_size, subject.cell.num_classes)
+    cell = subject.cell
+    own = (card.image_size, card.num_classes, RGB) == (cell.image_size, cell.num_classes, cell.in_channels)
     counted = Counts(counts["params"], counts["flops"], "counted on meta")
     # claims are for the card's own image size and classes
     judged = judge_card(card, lambda name: counted if own and name == card.name else count_model(name))
@@ -109,7 +117,8 @@ def _check_weights(
     from vitbench.models.weights.checkpoints import load_checkpoint
 
     height, width = card["image_size"]
-    model = build_model(card["model"], image_size=(height, width), num_classes=card["num_classes"])
+    classes, channels = card["num_classes"], card["in_channels"]
+    model = build_model(card["model"], image_size=(height, width), num_classes=classes, in_channels=channels)
     report = load_checkpoint(model, path, replace_head=replace_head, entry=entry, grid=grid)
     shown = ("layout", "digest", "tensors", "dtype", "resampled", "replaced_head", "notes")
     return {"file": report.path, **{name: getattr(report, name) for name in shown}, "facts": dict(report.facts)}
@@ -165,8 +174,8 @@ def check_request(image_size: str | None, num_classes: int | None) -> None:
             parse_image_size(image_size)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    if num_classes is not None and num_classes < 1:
-        raise UsageError(f"--num-classes {num_classes} is not positive: a head needs at least one class")
+    if num_classes is not None and num_classes < 0:
+        raise UsageError(f"--num-classes {num_classes} is negative. Give the classes, or 0 for a model without a head")
 
 
 def expand_names(names: Sequence[str]) -> list[str]:
@@ -189,6 +198,7 @@ def inspect_model(
     *,
     image_size: str | None = None,
     num_classes: int | None = None,
+    in_channels: int = RGB,
     weights: str | None = None,
     entry: str | None = None,
     attention: str = "fused",
@@ -209,8 +219,9 @@ def inspect_model(
         if weights is not None:
             raise
         return {"model": name, "error": str(error), "usage": True}
-    subject = open_subject(name, resolved.image_size, resolved.num_classes, attention)
-    answer = {"model": name, "image_size": list(resolved.image_size), "num_classes": resolved.num_classes}
+    subject = open_subject(name, resolved.image_size, resolved.num_classes, in_channels, attention)
+    answer: dict[str, Any] = {"model": name, "image_size": list(resolved.image_size)}
+    answer |= {"num_classes": resolved.num_classes, "in_channels": in_channels}
     try:
         return answer | inspect(card, subject)
     except Exception as error:  # a model that fails leaves the answers for the others
@@ -218,7 +229,9 @@ def inspect_model(
         return {**answer, "error": failure.detail.splitlines()[0], "usage": failure.cause in USAGE_CAUSES}
 
 
-def open_subject(name: str, image_size: tuple[int, int], num_classes: int, attention: str = "fused") -> Subject:
+def open_subject(
+    name: str, image_size: tuple[int, int], num_classes: int, in_channels: int = RGB, attention: str = "fused"
+) -> Subject:
     """The subject for one image in fp32 on the CPU."""
     cell = Cell(
         model=name,
@@ -228,6 +241,7 @@ def open_subject(name: str, image_size: tuple[int, int], num_classes: int, atten
         device="cpu",
         threads=1,
         attention=attention,
+        options=channel_options(in_channels),
     )
     return make_subject(cell)
 

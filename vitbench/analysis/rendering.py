@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from vitbench.core.records import format_image_size
+from vitbench.core.records import RGB, format_image_size
 
 
 def cards_to_text(cards: Sequence[dict[str, Any]]) -> str:
@@ -20,7 +20,7 @@ def _card_to_text(card: dict[str, Any]) -> str:
     dead = card["params_without_gradient"]
     config = ", ".join(f"{key} {value}" for key, value in card["config"].items())
     lines = [
-        f"{card['model']}  ({height}x{width} px, {card['num_classes']} classes)",
+        f"{card['model']}  ({height}x{width} px, {_shape_words(card)})",
         f"  {card['summary']}" if card["summary"] else "",
         f"  source        {card['source']}" if card["source"] else "",
         f"  parameters    {card['params']:,} ({card['params_bytes'] / 1e6:.1f} MB), "
@@ -88,7 +88,7 @@ def audits_to_text(audits: Sequence[Mapping[str, Any]]) -> str:
 def _audit_to_text(audit: Mapping[str, Any]) -> str:
     size = format_image_size((audit["image_size"][0], audit["image_size"][1]))
     parts = [
-        f"{audit['model']}  ({size} px, {audit['num_classes']} classes, {audit['attention']} attention), one image",
+        f"{audit['model']}  ({size} px, {_shape_words(audit)}, {audit['attention']} attention), one image",
         _indented(_counters_text(audit), 2),
         _executed_text(audit.get("executed")),
         "  matrix work, which is what FLOPs means here (a multiply-add is two)\n"
@@ -173,3 +173,9 @@ def _indented(text: str, by: int) -> str:
 
 def _table(rows: Sequence[Sequence[Any]], headings: Sequence[str] = (), **alignment: Any) -> str:
     return tabulate(rows, headings, tablefmt="plain", disable_numparse=True, **alignment)
+
+
+def _shape_words(answer: Mapping[str, Any]) -> str:
+    """``1000 classes``, also ``4 channels`` where the images have others than three."""
+    channels = answer["in_channels"]
+    return f"{answer['num_classes']} classes" + (f", {channels} channels" if channels != RGB else "")

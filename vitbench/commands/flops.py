@@ -20,6 +20,7 @@ def flops(
     models: options.Models,
     image_size: options.ImageSize = None,
     num_classes: options.NumClasses = None,
+    in_channels: options.InChannels = 3,
     attention: Annotated[str, Option(help="fused or explicit: what fvcore and thop count.")] = "fused",
     no_others: Annotated[bool, Option("--no-others", help="Leave out fvcore and thop.")] = False,
     allow_import: options.AllowImport = False,
@@ -35,6 +36,11 @@ def flops(
     if allow_import:
         options.allow_imports()
     audits = audit_flops(
-        models, image_size=image_size, num_classes=num_classes, attention=attention, others=not no_others
+        models,
+        image_size=image_size,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        attention=attention,
+        others=not no_others,
     )
     return print_answers(audits, audits_to_text, json)

@@ -31,7 +31,8 @@ Entry = Annotated[Text, Option(metavar="NAME", help="Which weights of FILE, if i
 ReplaceHead = Annotated[bool, Option("--replace-head", help="Use a random head if the weights have other classes.")]
 Grid = Annotated[Text, Option(metavar="ROWSxCOLUMNS", help="Patches of the weights, if they are no square: 4x16.")]
 ImageSize = Annotated[Text, Option(metavar="SIZE", help=f"Pixels: 224, or 231x240 (height x width). {_DEFAULT}")]
-NumClasses = Annotated[Count, Option(metavar="N", min=1, help=f"Classes of the head. {_DEFAULT}")]
+NumClasses = Annotated[Count, Option(metavar="N", min=0, help=f"Classes of the head, or 0 for none. {_DEFAULT}")]
+InChannels = Annotated[int, Option(metavar="N", min=1, help="Channels of the images, for models of timm or your own.")]
 AllowImport = Annotated[bool, Option("--allow-import", help="Let module:PACKAGE.MODULE:FUNCTION import your own code.")]
 
 # Data
@@ -85,6 +86,7 @@ Junit = Annotated[Text, Option(metavar="FILE", help="Write JUnit XML.")]
 #: Options whose value is that of the suite's key of the same name.
 _KEYS = {
     "num_classes",
+    "in_channels",
     "processes",
     "memory_limit",
     "weights",

@@ -45,6 +45,7 @@ def run(
     suite: options.Suite = "lightweight",
     models: options.ModelNames = None,
     image_sizes: options.ImageSizes = None,
+    in_channels: options.InChannels = 3,
     batch_sizes: options.BatchSizes = None,
     devices: options.Devices = None,
     dtypes: options.Dtypes = None,

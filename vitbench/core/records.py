@@ -68,6 +68,9 @@ _ONE_VALUE: dict[str, Any] = {
 #: How schemas before 3 named the reference.
 _REFERENCE_IN_METHOD = re.compile(r"in turns with (reference .*?\))")
 
+#: The channels of colour images, and the option of cells whose images have others.
+RGB, IN_CHANNELS = 3, "in_channels"
+
 #: Fields that a type does not have are refused.
 _STRICT_FIELDS: ConfigDict = {"extra": "forbid"}
 
@@ -75,21 +78,26 @@ _STRICT_FIELDS: ConfigDict = {"extra": "forbid"}
 HARMLESS: frozenset[str] = frozenset({"ok", "oom"})
 
 
+def channel_options(channels: int) -> tuple[tuple[str, str], ...]:
+    """The options of a cell whose images have so many channels."""
+    return () if channels == RGB else ((IN_CHANNELS, str(channels)),)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of the grid.
 
-    ``image_size`` is (height, width) in pixels, ``batch_size`` in images, ``memory_limit`` in bytes beyond the size of
-    a worker that has its libraries loaded. ``weights`` is ``random``, ``train:<recipe>`` (the cell trains and tests the
-    model), ``pretrained:<name>`` (as the model's library publishes them), or a checkpoint's digest. A cell with
-    ``data`` tests the model on it. ``options`` is what later axes add.
+    ``image_size`` is (height, width) in pixels, ``num_classes`` 0 for a model without a head, ``batch_size`` in images,
+    ``memory_limit`` in bytes beyond the size of a worker that has its libraries loaded. ``weights`` is ``random``,
+    ``train:<recipe>`` (the cell trains and tests the model), ``pretrained:<name>`` (as the model's library publishes
+    them), or a checkpoint's digest. A cell with ``data`` tests the model on it. ``options`` is what later axes add.
     """
 
     __pydantic_config__ = _STRICT_FIELDS
 
     model: str
     image_size: tuple[Positive, Positive]
-    num_classes: Positive
+    num_classes: Count
     batch_size: Positive
     device: str
     threads: Positive
@@ -110,6 +118,11 @@ class Cell:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def in_channels(self) -> int:
+        """The channels of its images: 3 unless its options say otherwise."""
+        return int(dict(self.options).get(IN_CHANNELS, RGB))
 
     @property
     def trains(self) -> bool:

@@ -42,6 +42,11 @@ GENERAL_ERROR_TEXTS: ErrorTexts = (
         "unsupported_dtype",
     ),
     (r"\"\w+\" not implemented for '\w+'", "unsupported", "unsupported_operator"),
+    (
+        r"Expected canUse32BitIndexMath|must fit into 32-bit index math|for tensors with more than INT_MAX elements",
+        "unsupported",
+        "unsupported_operator",
+    ),
     # shared memory, whose size is limited separately: not the disk
     (r"</torch_[^>]*>[^\n]*No space left on device", "error", "exception"),
     (
@@ -63,6 +68,13 @@ GENERAL_ERROR_TEXTS: ErrorTexts = (
     (r"INTERNAL ASSERT FAILED at", "error", "exception"),
 )
 
+#: The cause of a call that torch refuses for the batch or the images that it gets, whatever the model.
+LIMIT = "limit"
+#: Its whole texts: torch raises ValueError, which anybody may raise with a part of them.
+_LIMITS = re.compile(
+    r"(?:\w+: )*Expected more than 1 (?:value per channel|spatial element) when training, got input size "
+    r"(?:torch\.Size\()?\[[\d, ]*\]\)?"
+)
 #: Classes with texts of torch or the system; ``safetensors`` has its own for errors of the disk.
 _CLASSES = frozenset({"RuntimeError", "OSError", "MemoryError", "TypeError", "AcceleratorError", "SafetensorError"})
 #: Modules of the classes that torch.compile raises.
@@ -177,6 +189,8 @@ def _recognise(error: BaseException, texts: ErrorTexts) -> tuple[Status, str] | 
 def _recognise_text(names: Iterable[str], described: str, texts: ErrorTexts) -> tuple[Status, str] | None:
     """The status and cause of a text in an exception whose class and bases have these names."""
     classes = set(names)
+    if classes & {"ValueError", "RuntimeError"} and _LIMITS.fullmatch(described.split("\n")[0]):
+        return "unsupported", LIMIT
     if "ImportError" in classes:
         return ("oom", "out_of_memory") if re.search(_UNMAPPED_LIBRARY, described) else None
     if not classes & _CLASSES:

@@ -15,6 +15,7 @@ from vitbench.core.errors import DataError, ModelFailed, Unsupported, UsageError
 from vitbench.core.text import one_line, printable
 from vitbench.core.validation import Flag, Positive, Whole
 from vitbench.devices import Device, find_device
+from vitbench.devices.failures import LIMIT
 from vitbench.models.cards import Channels, ModelCard
 from vitbench.models.tracebacks import model_places, with_places
 from vitbench.models.weights.claimed import RANDOM_HEAD, normalisation_of
@@ -173,8 +174,10 @@ def _check_weights(request: ModelRequest) -> None:
         raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
     if request.grid is not None and request.weights is None:
         raise UsageError(NO_FILE.format("--grid"))
-    if request.num_classes is not None and request.num_classes < 1:
-        raise UsageError(f"--num-classes {request.num_classes} is not positive: a head needs at least one class")
+    if request.num_classes is not None and request.num_classes < 0:
+        raise UsageError(
+            f"--num-classes {request.num_classes} is negative. Give the classes, or 0 for a model without a head"
+        )
 
 
 def _load(module: torch.nn.Module, request: ModelRequest, facts: Mapping[str, Any]) -> CheckpointReport:
@@ -211,9 +214,9 @@ def explain_oom(device: Device, way_out: str) -> Iterator[None]:
         detail = one_line((failure.detail.splitlines() or [""])[0].strip(), 200)
         if failure.status == "oom":
             raise OutOfMemory(f"Out of memory on {device.name}. {way_out}. The library says: {detail}") from error
-        if failure.status == "unsupported":
+        if failure.status == "unsupported" and failure.cause != LIMIT:
             raise Unsupported(f"{device.name} cannot run this model: {detail}. Try --device cpu") from error
-        if device.explain(error) is None and (places := model_places(error)):
+        if (device.explain(error) is None or failure.cause == LIMIT) and (places := model_places(error)):
             reason = with_places(detail.rstrip("."), places)
             raise ModelFailed(f"The model failed: {reason}. Give another --image-size, or mend the model") from error
         raise
@@ -222,7 +225,7 @@ def explain_oom(device: Device, way_out: str) -> Iterator[None]:
 def _has_random_head(card: ModelCard, classes: int) -> bool:
     """Whether published weights leave the head random: it has other classes, or the model always gets a new one."""
     published = card.published_classes
-    return published is not None and (classes != published or card.num_classes != published)
+    return published is not None and classes != 0 and (classes != published or card.num_classes != published)
 
 
 def _names(classes: int, given: Sequence[str] | None, facts: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitbench.core.errors import DataError, VitbenchError
+from vitbench.core.errors import DataError, UsageError, VitbenchError
 from vitbench.core.run_folder import write_atomically
 from vitbench.core.text import printable
 from vitbench.experiments.images import ImageSource, images_of_data, images_of_files
@@ -116,6 +116,8 @@ def predict_images(
     if data is not None:
         found, info = images_of_data(data, indices)
         sources += found
+    if request.num_classes == 0:
+        raise UsageError("--num-classes 0 builds a model without a head, which predicts no classes. Leave it out")
     trained = open_trained(request, class_names=class_names)
     for note in trained.notes:
         warn(f"Warning: the weights: {note}")

@@ -21,7 +21,7 @@ from vitbench.core.errors import Unsupported
 from vitbench.core.records import Cell, Measurement
 from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
-from vitbench.metrics.support.subject import CHANNELS, Subject
+from vitbench.metrics.support.subject import Subject
 from vitbench.models.cards import PRETRAINED
 
 if TYPE_CHECKING:
@@ -81,13 +81,15 @@ def execute(subject: Subject, make_counter: Callable[[], Counter]) -> Sequence[C
     """
     import torch
 
-    model, _ = real_model(subject)
+    model, images = real_model(subject)
     model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
     generator = torch.Generator().manual_seed(subject.cell.seed)
     counters = []
     with torch.device("cpu"), torch.no_grad(), subject.attention(model), _countable_operators():
         for _ in range(PICTURES):
-            image = torch.randn(1, CHANNELS, *subject.cell.image_size, generator=generator)
+            image = torch.randn(1, subject.cell.in_channels, *subject.cell.image_size, generator=generator).to(
+                images.dtype
+            )
             with make_counter() as counter:
                 model(image)
             counters.append(counter)
@@ -221,8 +223,10 @@ def real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:
     """The cell's model in eval mode on the CPU, and one image of zeros (1, 3, H, W)."""
     import torch
 
+    from vitbench.models.outputs import input_dtype
+
     with torch.device("cpu"):  # neither tool depends on the device, and the GPU's memory stays untouched
         # gradients stay on, as users of these tools leave them: without them nn.MultiheadAttention takes its fast path,
         # which fvcore does not see
         model = subject.build().to("cpu").eval()
-        return model, torch.zeros(1, CHANNELS, *subject.cell.image_size)
+        return model, torch.zeros(1, subject.cell.in_channels, *subject.cell.image_size, dtype=input_dtype(model))

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import ImageSizeError, UsageError
-from vitbench.core.records import ATTENTIONS
+from vitbench.core.records import ATTENTIONS, RGB
 from vitbench.models.cards import ModelCard, is_external, is_imported, model_registry
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_model", "describe_model", "use_attention"]
+__all__ = ["build_model", "describe_model", "evaluating", "use_attention"]
 
 
 _WITH_WEIGHTS = "timm:NAME, torchvision:NAME, vit_b16_finetune and vit_b16_transfer"
@@ -30,14 +30,16 @@ def build_model(
     *,
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
+    in_channels: int = RGB,
     pretrained: bool = False,
 ) -> nn.Module:
-    """A model from images (B, 3, H, W) to logits (B, num_classes), in training mode, on the current default device.
+    """A model from images (B, C, H, W) to logits (B, num_classes), in training mode, on the current default device.
 
     Args:
         name: a name of ``vitbench list models``, ``timm:NAME`` or ``torchvision:NAME``.
         image_size: side or (height, width) in px; None is the model's own size.
-        num_classes: None is the model's own number.
+        num_classes: None is the model's own number; 0 builds a backbone, which returns features (B, D).
+        in_channels: C; models of timm and your own builders (``module:``) take others than 3.
         pretrained: load the published weights (of timm, of torchvision and of what is built on them; downloaded on
             first use). With another number of classes than theirs the head is a fresh one.
 
@@ -47,22 +49,25 @@ def build_model(
     Raises:
         UnknownNameError: no such model; the message names the closest.
         ImageSizeError: the architecture cannot take that size.
-        UsageError: ``num_classes`` is below 1, no weights are published, or they cannot be downloaded.
+        UsageError: ``num_classes`` is below 0, the model takes 3 channels only, no weights are published, or they
+            cannot be downloaded.
     """
     card = describe_model(name)
     size = card.image_size if image_size is None else _height_and_width(image_size)
     card.check_image_size(size)
     classes = card.num_classes if num_classes is None else num_classes
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-        raise UsageError(f"A model needs at least 1 class, not num_classes={classes!r}")
-    weights: dict[str, Any] = {}
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 0:
+        raise UsageError(f"num_classes={classes!r} is not a number of classes. Give at least 1, or 0 for no head")
+    further: dict[str, Any] = {} if in_channels == RGB else {"in_channels": in_channels}
+    if further and not is_imported(name) and card.family != "timm":
+        raise UsageError(f"{name} takes images of {RGB} channels, not {in_channels}. Models of timm (timm:NAME) do")
     if card.published_weights:
-        weights = {"pretrained": pretrained}
+        further["pretrained"] = pretrained
     elif pretrained:
         raise UsageError(f"{name} has no published weights. Leave out pretrained; {_WITH_WEIGHTS} may have them")
     module, function = card.builder.split(":")
     build = getattr(importlib.import_module(module), function)
-    model = _call(name, build, image_size=size, num_classes=classes, **card.config, **weights)
+    model = _call(name, build, image_size=size, num_classes=classes, **card.config, **further)
     if card.family == "imported":
         from torch import nn
 
@@ -126,6 +131,18 @@ def without_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module is in its previous mode."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:

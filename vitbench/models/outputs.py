@@ -2,26 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.modules.conv import _ConvNd
 
 from vitbench.core.errors import DataError, Unsupported
 
+#: Types of numbers that images can have; others, such as int8 or float8, are a way to store weights.
+_OF_IMAGES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def heads_of(output: Any) -> list[torch.Tensor]:
-    """The logits (B, classes) of each head of a model: one, several (distilled models in training), or those of a
-    mapping. Raises Unsupported if there are none.
+    """The logits (B, classes) of each head of a model, all of one shape.
+
+    An output may be a tensor, or a tuple, list, mapping or dataclass (also Hugging Face's) of such, to any depth. What
+    has ``logits`` in its name is logits (``logits``, ``aux_logits``); without such a name each tensor (B, classes) is.
+    Tensors of other dimensions, such as attention weights and feature maps, are left out.
+
+    Raises Unsupported, which says what was returned, if there are none or if their shapes differ.
     """
-    if isinstance(output, torch.Tensor):
-        return [output]
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    heads = [head for value in values for head in heads_of(value)]
-    if not heads:
-        raise Unsupported(f"the model returns {type(output).__name__}, which holds no tensors")
+    found = [(path, tensor) for path, tensor in named_tensors(output) if tensor.dim() == 2]
+    found = [(path, tensor) for path, tensor in found if any("logits" in name for name in path)] or found
+    if len({tensor.shape for _, tensor in found}) > 1:
+        found = [(path, tensor) for path, tensor in found if "logits" in path] or found
+    heads = [tensor for _, tensor in found]
+    if len({tensor.shape for tensor in heads}) != 1:
+        several = "several that could be logits" if heads else "no logits (images x classes)"
+        raise Unsupported(
+            f"the model returns {describe_output(output)}: {several}. Return logits alone, or under the name 'logits'"
+        )
     return heads
+
+
+def named_tensors(output: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    """The tensors in a model's output, in order, each with the names that lead to it; items of lists have no name."""
+    if isinstance(output, torch.Tensor):
+        yield path, output
+    elif (fields := _fields_of(output)) is not None:
+        for name, value in fields.items():
+            yield from named_tensors(value, (*path, str(name)))
+    elif isinstance(output, tuple | list):
+        for value in output:
+            yield from named_tensors(value, path)
+
+
+def describe_output(output: Any) -> str:
+    """A model's output without its data: ``float32 32x10``, ``(float32 1x10, float32 1x10)``, ``{logits: ...}``."""
+    if isinstance(output, torch.Tensor):
+        return describe_tensor(output)
+    if isinstance(output, Mapping):
+        return "{" + ", ".join(f"{key}: {describe_output(value)}" for key, value in output.items()) + "}"
+    if isinstance(output, tuple | list):
+        return "(" + ", ".join(map(describe_output, output)) + ")"
+    if (fields := _fields_of(output)) is not None:
+        return type(output).__name__ + describe_output(fields)
+    return type(output).__name__
+
+
+def describe_tensor(tensor: torch.Tensor) -> str:
+    """``float32 192x64``, or ``int64 scalar``."""
+    shape = "x".join(map(str, tensor.shape)) or "scalar"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {shape}"
+
+
+def _fields_of(output: Any) -> Mapping[str, Any] | None:
+    """The values of a mapping, a named tuple or an object with ``logits`` by name; None for what has no names."""
+    if isinstance(output, Mapping):
+        return output
+    if isinstance(output, tuple):
+        names = getattr(output, "_fields", None)  # of a named tuple
+        return None if names is None else dict(zip(names, output, strict=True))
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {one.name: getattr(output, one.name) for one in dataclasses.fields(output)}
+    return vars(output) if "logits" in getattr(output, "__dict__", ()) else None
 
 
 def check_classes(output: Any, num_classes: int) -> None:
@@ -72,15 +129,13 @@ def training_loss(
 
 
 def mean_logits(output: Any) -> torch.Tensor:
-    """The logits (B, classes) in float32, averaged over the heads. Raises Unsupported for heads of different shapes."""
-    heads = heads_of(output)
-    shapes = list(dict.fromkeys(tuple(logits.shape) for logits in heads))
-    if len(shapes) > 1:
-        listed = " and ".join(map(str, shapes[:3]))
-        raise Unsupported(f"the model returns tensors of different shapes ({listed}), not heads of one classifier")
-    return torch.stack([logits.float() for logits in heads]).mean(0)
+    """The logits (B, classes) in float32, averaged over the heads. Raises Unsupported as ``heads_of`` does."""
+    return torch.stack([logits.float() for logits in heads_of(output)]).mean(0)
 
 
 def input_dtype(model: torch.nn.Module) -> torch.dtype:
-    """The type of numbers that a model takes: that of its weights; float32 for a model without any."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    """The type of numbers that a model takes as images: that of its first convolution, else of its first parameter of a
+    type that images can have; float32 for a model without any.
+    """
+    convolutions = (one.weight for one in model.modules() if isinstance(one, _ConvNd))
+    return next((one.dtype for one in (*convolutions, *model.parameters()) if one.dtype in _OF_IMAGES), torch.float32)

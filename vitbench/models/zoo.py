@@ -81,7 +81,7 @@ def match_external(pattern: str) -> list[str]:
 
 
 def build_timm(
-    *, architecture: str, image_size: tuple[int, int], num_classes: int, pretrained: bool = False
+    *, architecture: str, image_size: tuple[int, int], num_classes: int, in_channels: int = 3, pretrained: bool = False
 ) -> nn.Module:
     """A model of timm for (height, width) px; ``img_size`` is passed to those that have it.
 
@@ -95,7 +95,9 @@ def build_timm(
 
     def create(**size: Any) -> nn.Module:
         with _downloading(name) if pretrained else contextlib.nullcontext():
-            model: nn.Module = timm.create_model(architecture, pretrained=pretrained, num_classes=num_classes, **size)
+            model: nn.Module = timm.create_model(
+                architecture, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **size
+            )
         return model
 
     if image_size == own:

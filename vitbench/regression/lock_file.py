@@ -191,7 +191,8 @@ def lock_to_text(lock: Lock) -> str:
 
 
 def _written(entry: Entry) -> dict[str, Any]:
-    content = {key: value for key, value in asdict(entry.place).items() if value}  # a model has no batch size
+    place = asdict(entry.place)
+    content = {key: value for key, value in place.items() if value or key == "num_classes"}  # a model has no batch size
     content["image_size"] = format_image_size(entry.place.image_size)
     if entry.failed:
         return {**content, "failed": entry.failed}
@@ -204,7 +205,7 @@ def _written(entry: Entry) -> dict[str, Any]:
 class _Entry(TypedDict):
     model: str
     image_size: str
-    num_classes: Positive
+    num_classes: Count
     attention: Attention
     batch_size: NotRequired[Positive]
     dtype: NotRequired[Dtype]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import UsageError
-from vitbench.core.records import ATTENTIONS, DTYPES, Cell, format_image_size, parse_image_size
+from vitbench.core.records import ATTENTIONS, DTYPES, RGB, Cell, channel_options, format_image_size, parse_image_size
 from vitbench.regression.expected_values import EXACT
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vitbench.metrics import Subject
 
 #: The arguments of a call, which the marker may also give.
-ARGUMENTS = ("image_size", "batch_size", "device", "dtype", "attention", "threads", "warmup_s", "exact")
+ARGUMENTS = ("image_size", "in_channels", "batch_size", "device", "dtype", "attention", "threads", "warmup_s", "exact")
 
 WARMUP_S = 0.2
 #: Warm-up lasts until the samples are steady, but at most this many times the requested seconds.
@@ -28,7 +28,7 @@ _LONGEST_WARMUP = 10
 def check_arguments(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """Check the arguments of a call, and return the names of the values that it compares. Raises UsageError."""
     _check_known("", arguments, ARGUMENTS)
-    for key in ("batch_size", "threads"):
+    for key in ("in_channels", "batch_size", "threads"):
         value = arguments.get(key, 1)
         if not isinstance(value, int) or value < 1:
             raise UsageError(f"vitbench(..., {key}={value!r}): give a whole number of 1 or more")
@@ -54,6 +54,7 @@ def open_subject(model: torch.nn.Module | str, arguments: Mapping[str, Any]) -> 
     """
     from vitbench.devices import find_device
     from vitbench.metrics.support.in_process import caller_state_kept, subject_of
+    from vitbench.metrics.support.subject import dtype_of
     from vitbench.models import build_model
     from vitbench.models.cards import is_external, model_registry
 
@@ -68,6 +69,7 @@ def open_subject(model: torch.nn.Module | str, arguments: Mapping[str, Any]) -> 
         pair = parse_image_size("x".join(map(str, size)) if isinstance(size, tuple | list) else size)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    channels = arguments.get("in_channels", RGB)
     cell = Cell(
         model=name,
         image_size=pair,
@@ -75,13 +77,16 @@ def open_subject(model: torch.nn.Module | str, arguments: Mapping[str, Any]) -> 
         batch_size=arguments.get("batch_size", 1),
         device=find_device(str(arguments.get("device", "cpu"))).name,
         threads=arguments.get("threads", 1),
-        dtype=arguments.get("dtype", "fp32"),
+        dtype=arguments.get("dtype") or ("fp32" if isinstance(model, str) else dtype_of(model)),
         attention=arguments.get("attention", "fused"),
         weights="given",
+        options=channel_options(channels),
     )
 
     def build() -> torch.nn.Module:
-        return build_model(model, image_size=pair) if isinstance(model, str) else copy.deepcopy(model)
+        if isinstance(model, str):
+            return build_model(model, image_size=pair, in_channels=channels)
+        return copy.deepcopy(model)
 
     with caller_state_kept(cell), contextlib.closing(subject_of(cell, build)) as subject:
         yield subject

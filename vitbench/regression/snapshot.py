@@ -13,7 +13,7 @@ from typing import Any
 
 import vitbench
 from vitbench.core.errors import UNKNOWN_NAME, USAGE_CAUSES, UsageError, WorkerError
-from vitbench.core.records import Cell
+from vitbench.core.records import RGB, Cell
 from vitbench.core.registry import METRICS
 from vitbench.core.text import one_line
 from vitbench.devices.failures import OF_THE_HOST
@@ -89,12 +89,14 @@ def torch_version() -> str:
 
 
 def _exact_part(suite: Suite) -> Suite:
-    """The part of a suite that exact values depend on: no devices, threads or training."""
+    """The part of a suite that exact values depend on: no devices, threads or training. Raises UsageError."""
+    if suite.in_channels != RGB:
+        raise UsageError(f"Suite {suite.name!r} sets in_channels, which baseline files do not hold: give another suite")
     # exclusions by device, thread or recipe do not apply
     kept = [rule for rule in suite.exclude if not (rule.devices or rule.threads or rule.compile or rule.recipes)]
     return suite.model_copy(
         update={
-            "num_classes": suite.num_classes or _classes_of_data(suite),
+            "num_classes": _classes_of_data(suite) if suite.num_classes is None else suite.num_classes,
             "metrics": ("params", "flops"),
             "devices": ("cpu",),
             "threads": (1,),

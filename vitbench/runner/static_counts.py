@@ -16,7 +16,7 @@ from vitbench.executors.conversation import Outcome, converse, finish
 from vitbench.executors.launcher import Launcher, Worker
 from vitbench.executors.protocol import Measure, Task
 
-StaticKey = tuple[str, tuple[int, int], int, str]
+StaticKey = tuple[str, tuple[int, int], int, int, str]
 
 #: With fewer models a second worker does not pay for its start.
 _MODELS_A_WORKER = 8
@@ -25,7 +25,7 @@ _MOST_WORKERS = 8
 
 def static_key(cell: Cell) -> StaticKey:
     """What parameters and FLOPs depend on: cells with one key share these values."""
-    return cell.model, cell.image_size, cell.num_classes, cell.attention
+    return cell.model, cell.image_size, cell.num_classes, cell.in_channels, cell.attention
 
 
 class StaticCounter:

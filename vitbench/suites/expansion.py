@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitbench.core.errors import ImageSizeError, SuiteError
-from vitbench.core.records import Cell, format_image_size
+from vitbench.core.records import Cell, channel_options, format_image_size
 from vitbench.core.registry import METRICS
 from vitbench.models.cards import PRETRAINED
 from vitbench.suites.batch_search import most_attempts
@@ -199,6 +199,7 @@ class _Axes:
                 mode=mode,
                 batch_size=batch_size,
                 weights=self._weights(model),
+                options=channel_options(suite.in_channels),
             )
             for model, size, device, dtype, attention, compiled, threads, seed, mode, batch_size in axes
         ]
@@ -269,7 +270,7 @@ class _Axes:
     def _classes(self, facts: ModelFacts) -> int:
         suite, training = self.suite, self.training
         if training is None:
-            return suite.num_classes or facts.num_classes
+            return facts.num_classes if suite.num_classes is None else suite.num_classes
         if suite.num_classes not in (None, training.num_classes):
             raise SuiteError(
                 f"Suite {suite.name!r} says num_classes = {suite.num_classes}, but its training data {training.data} "

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from vitbench.core.records import Attention, Cell, Dtype, Mode, format_image_size, parse_image_size
+from vitbench.core.records import RGB, Attention, Cell, Dtype, Mode, format_image_size, parse_image_size
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import MIN_PROCESSES
 from vitbench.core.stats.relative import MIN_FIRST_STAGE
@@ -97,6 +97,8 @@ T = TypeVar("T")
 Listed = Annotated[tuple[T, ...], BeforeValidator(_as_list)]
 Some = Annotated[tuple[T, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1, lt=2**31, strict=True)]
+Classes = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Channels = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Text = Annotated[str, AfterValidator(_unicode)]
 Name = Annotated[Text, Field(min_length=1)]
@@ -287,12 +289,13 @@ class Suite(Table):
 
     ``devices``: names or ``auto`` (every device found). ``image_sizes``: px, ``HxW`` or ``native`` (each model's own,
     or what a checkpoint was trained at if the file says so). ``num_classes``: by default the data set's if the suite
-    trains, else each model's own. ``threads``: a number or ``auto`` (the physical cores). ``weights``: ``random``,
-    ``pretrained`` (as the models' libraries publish them) or the path of a checkpoint of the one model; with given
-    weights the training section says what to test on, and nothing is trained. ``entry``: which weights of a checkpoint
-    that has several. ``replace_head``: leave out its head of another class count. ``grid``: rows and columns of its
-    patches, ``4x16``. ``memory_limit``: bytes that a worker may use beyond its libraries. ``timeout_s``: for each
-    process of a cell. ``frontier``: search batch sizes rather than give them; such a suite trains nothing, and by
+    trains, else each model's own; 0: backbones, which are not trained. ``in_channels``: of the images; models of timm
+    and your own builders take others than 3. ``threads``: a number or ``auto`` (the physical cores). ``weights``:
+    ``random``, ``pretrained`` (as the models' libraries publish them) or the path of a checkpoint of the one model;
+    with given weights the training section says what to test on, and nothing is trained. ``entry``: which weights of a
+    checkpoint that has several. ``replace_head``: leave out its head of another class count. ``grid``: rows and columns
+    of its patches, ``4x16``. ``memory_limit``: bytes that a worker may use beyond its libraries. ``timeout_s``: for
+    each process of a cell. ``frontier``: search batch sizes rather than give them; such a suite trains nothing, and by
     default measures parameters, FLOPs and memory.
     """
 
@@ -300,7 +303,8 @@ class Suite(Table):
     description: Text = ""
     models: Some[Text]
     image_sizes: Some[ImageSize] = ("native",)
-    num_classes: Positive | None = None
+    num_classes: Classes | None = None
+    in_channels: Channels = RGB
     frontier: Frontier | None = None  # before the keys that are checked against it
     batch_sizes: Some[Positive] = (1,)
     devices: Some[Text] = ("auto",)
@@ -335,6 +339,23 @@ class Suite(Table):
     @classmethod
     def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value))  # a value given twice is measured once
+
+    @model_validator(mode="after")
+    def _three_channels_in_data(self) -> Suite:
+        if self.in_channels != RGB and self.training is not None:
+            raise ValueError(
+                f"in_channels = {self.in_channels}, but images of data sets have {RGB}: train nothing with it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_for_training(self) -> Suite:
+        if self.num_classes == 0 and (self.training is not None or "train" in self.modes):
+            raise ValueError(
+                "num_classes = 0 builds models without a head, which cannot be trained or tested: give modes = 'infer' "
+                "(--mode infer) and no training data, or classes"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

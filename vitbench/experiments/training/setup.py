@@ -18,6 +18,7 @@ import torch
 from vitbench.core.errors import DataError, ModelFailed, Unsupported, UsageError, VitbenchError
 from vitbench.core.records import format_image_size
 from vitbench.devices import find_device
+from vitbench.devices.failures import LIMIT
 from vitbench.devices.host.memory import spare_memory
 from vitbench.experiments.training.checkpoint import Saved
 from vitbench.experiments.training.progress import TrainingProgress
@@ -364,9 +365,9 @@ def explain_failure(error: Exception, setup: Setup) -> VitbenchError | None:
         )
     if request.compile and failure.cause in ("compile", "compiler"):
         return UsageError(f"torch.compile does not work here: {reason}. Leave out --compile")
-    if failure.status == "unsupported":
+    if failure.status == "unsupported" and failure.cause != LIMIT:
         return Unsupported(f"{device.name} cannot train this model: {reason}. Give --device cpu")
-    if device.explain(error) is None and (places := model_places(error)):
+    if (device.explain(error) is None or failure.cause == LIMIT) and (places := model_places(error)):
         recipe, ranks = setup.recipe, setup.ranks.count
         way_out = "Mend it, or give another --image-size; vitbench.train in Python shows the traceback"
         of_one = math.ceil(recipe.batch_size // ranks / recipe.accumulate) == 1

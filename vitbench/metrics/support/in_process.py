@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vitbench.core.errors import Unsupported
-from vitbench.core.records import Cell, Measurement
+from vitbench.core.records import RGB, Cell, Measurement
 from vitbench.core.registry import METRICS
 from vitbench.devices import Failure, open_device
+from vitbench.devices.failures import LIMIT
 from vitbench.metrics.support.subject import Budget, Subject
 from vitbench.models.cards import PRETRAINED, Claim, is_external
 from vitbench.models.tracebacks import model_places, with_places
@@ -70,11 +71,15 @@ def make_subject(cell: Cell, weights: WeightsFile | None = None) -> Subject:
         real = torch.get_default_device().type != "meta"  # on meta there is nothing to load weights into
         published = cell.weights.startswith(f"{PRETRAINED}:")
         model = build_model(
-            cell.model, image_size=cell.image_size, num_classes=cell.num_classes, pretrained=published and real
+            cell.model,
+            image_size=cell.image_size,
+            num_classes=cell.num_classes,
+            in_channels=cell.in_channels,
+            pretrained=published and real,
         )
         if real and weights is not None:
             subject.weights_note = _load(model, cell, weights)
-        elif real and published and describe_model(cell.model).published_classes != cell.num_classes:
+        elif real and published and describe_model(cell.model).published_classes != cell.num_classes != 0:
             subject.weights_note = RANDOM_HEAD
         return model
 
@@ -115,16 +120,21 @@ def caller_state_kept(cell: Cell) -> Iterator[None]:
 
 
 def run_metric(name: str, subject: Subject) -> Iterator[Measurement]:
-    """The measurements of a metric; those missing when it raises Unsupported become absent, with its reason."""
+    """The measurements of a metric. Those missing when it raises Unsupported become absent, with its reason; also where
+    torch refuses the batch or the images of the cell (one value a channel for a batch norm in training).
+    """
     metric = METRICS.get(name)
     missing = metric.yields_in(subject.cell.mode)
     try:
         for measurement in metric.measure(subject):
             missing.pop(measurement.metric, None)
             yield measurement
-    except Unsupported as reason:
+    except Exception as error:
+        failure = subject.device.explain(error)
+        if failure is None or not (isinstance(error, Unsupported) or failure.cause == LIMIT):
+            raise
         for absent, unit in missing.items():
-            yield Measurement.absent(absent, unit, "unsupported", str(reason))
+            yield Measurement.absent(absent, unit, "unsupported", failure.detail)
 
 
 def failure_of(error: BaseException, cell: Cell) -> Failure:
@@ -148,7 +158,7 @@ def library_claims(cell: Cell) -> tuple[Claim, ...]:
     if not is_external(cell.model):
         return ()
     card = describe_model(cell.model)
-    fits = (card.image_size, card.num_classes) == (cell.image_size, cell.num_classes)
+    fits = (card.image_size, card.num_classes, RGB) == (cell.image_size, cell.num_classes, cell.in_channels)
     return card.claims if fits else ()
 
 

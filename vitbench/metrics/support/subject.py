@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from vitbench.devices import Device
 
-CHANNELS = 3
-
 
 class NotFiniteError(VitbenchError):
     """An output or a loss is not finite: the measurement would not be of the intended computation."""
@@ -128,13 +126,22 @@ class Subject:
         with torch.device("meta"):
             return empty_copies(self.build(), "meta")  # a caller's own module is moved to meta
 
+    def meta_images(self, batch_size: int) -> torch.Tensor:
+        """Images (batch_size, C, H, W) on ``meta``, of the type of numbers that the model takes there."""
+        import torch
+
+        from vitbench.models.outputs import input_dtype
+
+        size = (batch_size, self.cell.in_channels, *self.cell.image_size)
+        return torch.empty(*size, device="meta", dtype=input_dtype(self.meta_model))
+
     @contextlib.contextmanager
     def on_meta(self, batch_size: int, *, train: bool = False) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
-        """The model on ``meta`` and an input (batch_size, 3, H, W), inside the attention context."""
+        """The model on ``meta`` and an input (batch_size, C, H, W), inside the attention context."""
         import torch
 
         model = self.meta_model.train(train)
-        images = torch.empty(batch_size, CHANNELS, *self.cell.image_size, device="meta")
+        images = self.meta_images(batch_size)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not train:
             model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
@@ -150,12 +157,18 @@ class Subject:
 
     @cached_property
     def model(self) -> torch.nn.Module:
-        """The model on the cell's device, in the cell's dtype and mode."""
-        model = self.build().to(self.device.torch_device)
+        """The model on the cell's device, in the cell's dtype and mode.
+
+        A model that takes images of the cell's dtype stays as it is, also where some of its parts have another one.
+        """
+        from vitbench.models.outputs import input_dtype
+
+        model, dtype = self.build(), torch_dtype(self.cell.dtype)
+        if input_dtype(model) != dtype:
+            model = model.to(dtype)
+        model = model.to(self.device.torch_device)
         # entered once for all calls: switching takes time that would be charged to a sample
         self._open.enter_context(self.attention(model))
-        if self.cell.dtype in ("bf16", "fp16"):
-            model = model.to(_torch_dtype(self.cell.dtype))
         return model.train(self.cell.mode == "train")
 
     @cached_property
@@ -173,14 +186,14 @@ class Subject:
 
     @cached_property
     def batches(self) -> tuple[torch.Tensor, ...]:
-        """Batches (B, 3, H, W) of normal numbers on the device by the cell's seed: several if it rotates."""
+        """Batches (B, C, H, W) of normal numbers on the device by the cell's seed: several if it rotates."""
         import torch
 
         generator = torch.Generator().manual_seed(self.cell.seed)
-        shape = (self.cell.batch_size, CHANNELS, *self.cell.image_size)
+        shape = (self.cell.batch_size, self.cell.in_channels, *self.cell.image_size)
         fitting = int(ROTATION_BYTES // (4 * math.prod(shape)))
         count = max(min(ROTATION, fitting), 1) if self.rotates else 1
-        dtype = _torch_dtype(self.cell.dtype)
+        dtype = torch_dtype(self.cell.dtype)
         return tuple(torch.randn(*shape, generator=generator).to(self.device.torch_device, dtype) for _ in range(count))
 
     @cached_property
@@ -193,7 +206,7 @@ class Subject:
         import torch
 
         generator = torch.Generator().manual_seed(self.cell.seed)
-        labels = torch.randint(self.cell.num_classes, (self.cell.batch_size,), generator=generator)
+        labels = torch.randint(max(self.cell.num_classes, 1), (self.cell.batch_size,), generator=generator)
         return labels.to(self.device.torch_device)
 
     @cached_property
@@ -241,17 +254,21 @@ class Subject:
         """One forward pass or training step, by the cell's mode. Raises NotFiniteError if the result is not finite."""
         import torch
 
-        from vitbench.models.outputs import heads_of
+        from vitbench.models.outputs import named_tensors
 
         if self.cell.mode == "train":
             loss = float(self.step().detach())
             if not torch.isfinite(torch.tensor(loss)):
                 raise NotFiniteError(f"the loss of a training step is {loss}, not a finite number")
             return
-        for output in heads_of(self.forward()):
-            bad = int((~torch.isfinite(output)).sum())
+        output = self.forward()
+        tensors = [tensor for _, tensor in named_tensors(output)]
+        if not tensors:
+            raise Unsupported(f"the model returns {type(output).__name__}, which holds no tensors")
+        for tensor in tensors:
+            bad = int((~torch.isfinite(tensor)).sum())
             if bad:
-                raise NotFiniteError(f"{bad} of {output.numel()} output values are not finite")
+                raise NotFiniteError(f"{bad} of {tensor.numel()} output values are not finite")
 
     def warm_up(self) -> None:
         """``run_once``; with a loss scaler (fp16) until the optimizer takes a step: the first scales may make gradients
@@ -352,7 +369,18 @@ def _replaced(value: Any, empty: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return value
 
 
-def _torch_dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str) -> torch.dtype:
+    """The type of numbers of a cell's weights and images: ``amp`` has fp32; only a module of one's own is fp64."""
     import torch
 
-    return {"fp32": torch.float32, "amp": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    names = {"fp32": "float32", "amp": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+    dtype: torch.dtype = getattr(torch, names[name])
+    return dtype
+
+
+def dtype_of(model: torch.nn.Module) -> str:
+    """The cell's dtype of a module as it is: ``fp32``, ``bf16``, ``fp16`` or ``fp64``, what it takes as images."""
+    from vitbench.models.outputs import input_dtype
+
+    taken = input_dtype(model)
+    return next(name for name in ("fp32", "bf16", "fp16", "fp64") if torch_dtype(name) == taken)

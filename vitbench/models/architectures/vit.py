@@ -195,9 +195,10 @@ class VisionTransformer(nn.Module):
 
 
 def make_head(kind: str, width: int, num_classes: int) -> nn.Module:
-    """CLS (B, D) to logits (B, K): ``linear``, or ``tanh`` for Linear(D, D), Tanh, Linear(D, K)."""
+    """CLS (B, D) to logits (B, K): ``linear``, or ``tanh`` for Linear(D, D), Tanh, Linear(D, K). The last layer is left
+    out for 0 classes.
+    """
+    last = nn.Linear(width, num_classes) if num_classes else nn.Identity()
     if kind == "linear":
-        return nn.Linear(width, num_classes)
-    return nn.Sequential(
-        OrderedDict(fc1=nn.Linear(width, width), act=nn.Tanh(), fc2=nn.Linear(width, num_classes)),
-    )
+        return last
+    return nn.Sequential(OrderedDict(fc1=nn.Linear(width, width), act=nn.Tanh(), fc2=last))

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitbench.models.architectures.vit import VisionTransformer
+from vitbench.models.architectures.vit import VisionTransformer, make_head
 from vitbench.models.zoo import build_torchvision
 
 ARCHITECTURE = "vit_b_16"
@@ -27,7 +27,8 @@ def build_finetune(*, image_size: tuple[int, int], num_classes: int, pretrained:
     model: Any = build_torchvision(
         architecture=ARCHITECTURE, image_size=image_size, num_classes=num_classes, pretrained=pretrained
     )
-    model.heads.head = nn.Linear(WIDTH, num_classes)  # torchvision's own starts at 0, and passes no gradient on
+    # torchvision's own starts at 0, and passes no gradient on
+    model.heads.head = make_head("linear", WIDTH, num_classes)
     return model
 
 
@@ -37,7 +38,7 @@ def build_transfer(*, image_size: tuple[int, int], num_classes: int, pretrained:
     """
     model = build_finetune(image_size=image_size, num_classes=num_classes, pretrained=pretrained)
     model.requires_grad_(False)
-    model.heads = nn.Linear(WIDTH, num_classes)
+    model.heads = make_head("linear", WIDTH, num_classes)
     return model
 
 

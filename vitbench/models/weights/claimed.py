@@ -58,7 +58,7 @@ def resolve(
         facts = {} if weights is None else read_facts(weights)
     shapes = {} if weights is None else shapes_in_file(Path(weights), card, entry)
     size = _chosen_size(card, image_size, facts, shapes)
-    return Resolved(size, num_classes or classes_of(card, shapes, facts), facts)
+    return Resolved(size, classes_of(card, shapes, facts) if num_classes is None else num_classes, facts)
 
 
 def _chosen_size(

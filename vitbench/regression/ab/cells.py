@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitbench.core.errors import UsageError
-from vitbench.core.records import Cell
+from vitbench.core.records import RGB, Cell
 from vitbench.core.registry import METRICS as REGISTERED
 from vitbench.models.cards import is_external, is_imported
 from vitbench.regression.ab.sequential import Rule
@@ -52,6 +52,8 @@ def choose_suite(name_or_path: str | None, overrides: Mapping[str, Any]) -> Suit
         raise UsageError(
             f"Suite {suite.name!r} sets weights or memory_limit, which vitbench ab does not: give another suite"
         )
+    if suite.in_channels != RGB:
+        raise UsageError(f"Suite {suite.name!r} sets in_channels, which vitbench ab does not: give another suite")
     if suite.measure.cores is not None:
         raise UsageError(f"Suite {suite.name!r} sets measure.cores, which vitbench ab does not: give another suite")
     timed = tuple(name for name in suite.metrics if REGISTERED.get(name).process == "time")

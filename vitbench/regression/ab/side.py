@@ -185,7 +185,7 @@ def make_call(cell: dict[str, Any]) -> tuple[Any, list[int]]:
             wait()
 
         with torch.inference_mode(), autocast():
-            first = heads_of(run(images))[0]
+            _, first = named_tensors(run(images))[0]
         return forward, list(first.shape)
 
     # scaling the loss is part of a step in fp16; a disabled scaler does nothing
@@ -245,12 +245,30 @@ def use_explicit_attention(model: Any, wanted: bool) -> None:
     torch.backends.cuda.enable_math_sdp(True)
 
 
-def heads_of(output: Any) -> list[Any]:
-    """The tensors that a model returns, alone or in a tuple, list or mapping."""
+def named_tensors(output: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """The tensors that a model returns, alone or in a tuple, list, mapping or dataclass, with the names before them."""
     if hasattr(output, "shape"):
-        return [output]
-    values = output.values() if hasattr(output, "values") else output
-    return [head for value in values for head in heads_of(value)]
+        return [(path, output)]
+    if hasattr(output, "_asdict"):
+        output = output._asdict()
+    fields = output if hasattr(output, "items") else getattr(output, "__dict__", None)
+    if fields is not None:
+        return [one for name, value in fields.items() for one in named_tensors(value, (*path, str(name)))]
+    return [one for value in output for one in named_tensors(value, path)] if isinstance(output, (tuple, list)) else []
+
+
+def heads_of(output: Any) -> list[Any]:
+    """The logits (B, classes) of each head, by the rule of ``heads_of`` in vitbench/models/outputs.py; an older commit
+    of vitbench may have another.
+    """
+    found = [(path, tensor) for path, tensor in named_tensors(output) if len(tensor.shape) == 2]
+    found = [(path, tensor) for path, tensor in found if any("logits" in name for name in path)] or found
+    if len({tensor.shape for _, tensor in found}) > 1:
+        found = [(path, tensor) for path, tensor in found if "logits" in path] or found
+    if len({tensor.shape for _, tensor in found}) != 1:
+        shapes = " and ".join(str(tuple(tensor.shape)) for _, tensor in named_tensors(output))
+        raise ValueError(f"the model returns tensors of {shapes}: which are logits (images x classes)?")
+    return [tensor for _, tensor in found]
 
 
 def run_request(request: dict[str, Any]) -> None:
