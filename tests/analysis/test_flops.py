@@ -23,7 +23,7 @@ from vitbench.analysis.flops_audit import audit_flops
 from vitbench.analysis.operator_formulas import ELEMENTWISE, NO_ARITHMETIC
 from vitbench.cli import run_command
 from vitbench.metrics.support.fvcore_thop import OtherCount
-from vitbench.models import build_model
+from vitbench.models import build_model, imported
 from vitbench.models.cards import load_model_cards
 
 CARDS = {card.name: card for card in load_model_cards()}
@@ -153,6 +153,37 @@ def test_what_fvcore_and_thop_miss_and_add_is_explained_to_the_flop() -> None:
             assert other["unexplained"] == 0
             assert other["flops"] == found["flops"] - sum(other["missed"].values()) + sum(other["added"].values())
     assert fused["fvcore"]["added"] == {"layer_norm": 2 * 5 * (12 * 65 + 1) * 128}
+
+
+#: Of one call of the shared layer (8 to 8 numbers) on four tokens.
+CALL = 2 * 4 * 8 * 8
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("builder", "calls", "paths"),
+    [("one_parent", 1, 1), ("two_parents", 2, 2), ("three_parents", 3, 3), ("two_names", 2, 1), ("nested", 5, 5)],
+)
+def test_what_thop_counts_of_a_shared_layer_is_explained_to_the_flop(
+    builder: str, calls: int, paths: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imported, "_allowed", True)
+    (found,) = audit_flops([f"module:tests.analysis.shared_layers:{builder}"], image_size="4", num_classes=5)
+    once = 2 * 4 * 3 * 2 * 2 * 8 + 2 * 8 * 5  # the patches and the head
+    assert found["flops"] == once + calls * CALL
+    thop = found["thop"]
+    # each call counts once for each path, and the sum visits the layer once for each path
+    assert thop["flops"] == once + paths * paths * calls * CALL
+    assert list(thop["added"].values()) == ([(paths * paths - 1) * calls * CALL] if paths > 1 else [])
+    assert (thop["missed"], thop["unexplained"], found["warnings"]) == ({}, 0, [])
+
+
+@pytest.mark.integration
+def test_a_layer_of_a_class_of_ones_own_is_one_that_thop_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imported, "_allowed", True)
+    (found,) = audit_flops(["module:tests.analysis.shared_layers:own_class"], image_size="4", num_classes=5)
+    assert list(found["thop"]["missed"].values()) == [CALL]
+    assert (found["thop"]["unexplained"], found["warnings"]) == (0, [])
 
 
 @pytest.mark.integration

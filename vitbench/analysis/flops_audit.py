@@ -24,7 +24,7 @@ from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import ATTENTIONS, RGB
 from vitbench.metrics import Subject
 from vitbench.metrics.flops import execute, executed_method, needs_values, real_model
-from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
+from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop, times_counted_by_thop
 from vitbench.models import use_attention
 from vitbench.models.cards import ModelCard
 
@@ -34,8 +34,9 @@ SAME = 5e-5
 #: The batch of a training step: batch norm needs two images.
 TRAINING_BATCH = 2
 
-_FVCORE_MATRIX = frozenset({"conv", "linear", "matmul", "bmm", "einsum", "addmm"})
-_THOP_MATRIX = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d"})
+_FVCORE_MATRIX = {"conv", "linear", "matmul", "bmm", "einsum", "addmm"}
+#: Where thop counts products rightly: these classes, not their subclasses.
+_THOP_RULES = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
 def audit_flops(
@@ -192,11 +193,8 @@ def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any
 def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
     """fvcore and thop on a real model: what each counts, misses and adds, and the rest that this does not explain."""
     with subject.on_meta(1) as (model, images):
-        layers = describe_layers(model, images)
-        parents = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-        shared = {path: parents[id(module)] - 1 for path, module in model.named_modules()}
-    again = sum(layer.flops * shared.get(layer.path, 0) for layer in layers if layer.kind in _THOP_MATRIX)
-    in_modules = sum(layer.flops for layer in layers if layer.kind in _THOP_MATRIX)
+        flops = {layer.path: layer.flops for layer in describe_layers(model, images)}
+        ruled = [(module, flops.get(path, 0)) for path, module in model.named_modules() if type(module) in _THOP_RULES]
     real, images = real_model(subject)
     result: dict[str, Any] = {}
     with subject.attention(real):
@@ -209,12 +207,15 @@ def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
             if tool == "fvcore":
                 missed, matrix = _missed_by_fvcore(other, found), _FVCORE_MATRIX
             else:
+                times = times_counted_by_thop(model)
+                in_modules = sum(flops for module, flops in ruled if times[module])
+                again = sum(flops * times[module] for module, flops in ruled) - in_modules
                 why = "matrix work outside of modules (`@`, attention, F.linear, bare parameters)"
-                missed, matrix = {why: found["flops"] - in_modules}, _THOP_MATRIX
+                missed, matrix = {why: found["flops"] - in_modules}, {one.__name__ for one in _THOP_RULES}
             counted = sum(flops for name, flops in other.by_operator.items() if name in matrix)
             added = {name: flops for name, flops in other.by_operator.items() if name not in matrix}
             if tool == "thop" and again:
-                added["modules that several parents share, once more for each"] = again
+                added["modules with p > 1 parents, which thop counts p * p times"] = again
                 counted -= again
             result[tool] = {
                 "tool": other.tool,

@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,29 @@ def count_by_thop(model: torch.nn.Module, images: torch.Tensor) -> OtherCount:
     if rest:
         found["modules with children"] = rest
     return OtherCount(tool=f"thop {importlib.metadata.version('thop')}", by_operator=found)
+
+
+def times_counted_by_thop(model: torch.nn.Module) -> Counter[torch.nn.Module]:
+    """How many times thop counts the work of each module: p * p times with p paths from the model.
+
+    A path is a chain of parents; a module with two names in one parent is on one. ``profile`` (thop 0.1.1) hooks a
+    module once for each path (``Module.apply``), so each call counts p times, and ``dfs_count`` adds that up once for
+    each path. The latter does not look below modules that it has a rule for, except ``nn.Sequential``.
+    """
+    from thop.profile import register_hooks
+    from torch import nn
+
+    hooks, sums = Counter[nn.Module](), Counter[nn.Module]()
+
+    def visit(module: nn.Module, adds: int) -> None:
+        hooks[module] += 1
+        sums[module] += adds
+        ends = type(module) in register_hooks and not isinstance(module, nn.Sequential)
+        for child in module.children():
+            visit(child, 0 if ends else adds)
+
+    visit(model, 1)
+    return Counter({module: count * sums[module] for module, count in hooks.items()})
 
 
 def _add_modules(module: Any, layers: Mapping[str, Any], found: dict[str, int]) -> None:
