@@ -36,7 +36,7 @@ from vitbench.core.files import (
 from vitbench.devices.host.memory import spare_memory
 from vitbench.models.weights.claimed import RANDOM_HEAD
 from vitbench.models.weights.entries import Entry, Wanted, find_entry
-from vitbench.models.weights.layouts import UNKNOWN, Weight, common_prefix, layout_of, match_qkv
+from vitbench.models.weights.layouts import UNKNOWN, Weight, common_prefix, layout_of, match_parts
 from vitbench.models.weights.positions import Grid, fit_positions, parse_grid
 
 #: Of dicts in a file: what trainings save has the weights in the first or the second.
@@ -134,7 +134,7 @@ def load_checkpoint(
         in_file = contents.weights(path, found)
         needless = [name for name in in_file if name not in names and _NEEDLESS.fullmatch(name)]
         weights = {n: one for n, one in in_file.items() if n not in needless and not _CONSTANT.fullmatch(n)}
-        weights = match_qkv(weights, names)
+        weights = match_parts(weights, names)
         wanted = {name: tuple(own[key].shape) for name, key in names.items()}
         fitted = fit_positions(weights, wanted, model, found.layout, facts, given)
         weights, note = fitted.weights, next(iter(fitted.unfit.values()), "")

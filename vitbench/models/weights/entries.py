@@ -16,8 +16,8 @@ from vitbench.models.weights.layouts import Layout, layout_of
 
 #: The parts of a prefix that are looked at: those of wrappers are few.
 _MOST_PREFIX_PARTS = 6
-#: q, k and v are one weight here, whether a file has them in one or apart.
-_QKV = re.compile(r"(.*attn\.)(?:(?:qkv|[qkv]|[qkv]_proj)\.(weight|bias)|[qkv]_(bias))")
+#: What one file has in one and another apart is one weight here: q, k and v, and the gate of an MLP and its input.
+_PARTS = re.compile(r"(.*attn\.)(?:(?:qkv|[qkv]|[qkv]_proj)\.(weight|bias)|[qkv]_(bias))|(.*mlp\.fc1)_[gx](\..*)")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def find_entry(file: str, folders: Mapping[str, str], wanted: Wanted, chosen: st
     Raises:
         DataError: several entries have all weights of the body and none is chosen, or there is no such entry.
     """
-    body = frozenset(map(_one_qkv, wanted.body))
+    body = frozenset(map(_whole, wanted.body))
     entries = [_entry(prefix, names, body) for prefix, names in _prefixes(folders, len(body)).items()]
     offered = [one for one in entries if _is_called(one.prefix, chosen)]
     if not offered:
@@ -105,14 +105,16 @@ def _entry(prefix: str, full_names: Collection[str], body: frozenset[str]) -> En
         if name in names:
             doubled = doubled or (names[name], full)
         names[name] = full
-    there = {name: one for name in names if (one := _one_qkv(name)) in body}
+    there = {name: one for name in names if (one := _whole(name)) in body}
     used = frozenset(names[name] for name in there)
     return Entry(prefix, layout, names, used, len(body) - len(set(there.values())), doubled)
 
 
-def _one_qkv(name: str) -> str:
-    found = _QKV.fullmatch(name)
-    return f"{found[1]}qkv.{found[2] or found[3]}" if found else name
+def _whole(name: str) -> str:
+    found = _PARTS.fullmatch(name)
+    if found is None:
+        return name
+    return f"{found[1]}qkv.{found[2] or found[3]}" if found[1] else f"{found[4]}{found[5]}"
 
 
 def _complete(entries: Iterable[Entry]) -> list[Entry]:

@@ -147,6 +147,9 @@ HUGGING_FACE = Layout(
                 ("layer_scale2.lambda1", "ls2.gamma"),
                 ("mlp.weights_in.{p}", "mlp.fc1.{p}"),
                 ("mlp.weights_out.{p}", "mlp.fc2.{p}"),
+                ("mlp.gate_proj.{p}", "mlp.fc1_g.{p}"),
+                ("mlp.up_proj.{p}", "mlp.fc1_x.{p}"),
+                ("mlp.down_proj.{p}", "mlp.fc2.{p}"),
             )
         ),
         ("layernorm.{p}", "norm.{p}"),
@@ -198,17 +201,22 @@ class Weight:
         return Weight(self.keys, shape, self.dtype, lambda: self.read().reshape(shape))
 
 
-def match_qkv(weights: Mapping[str, Weight], wanted: Collection[str]) -> dict[str, Weight]:
-    """The same weights with q, k and v in one or apart, as ``wanted`` (our names) has them; ``weights`` is unchanged.
+def match_parts(weights: Mapping[str, Weight], wanted: Collection[str]) -> dict[str, Weight]:
+    """The same weights with q, k and v in one or apart, as ``wanted`` (our names) has them, and the gate of an MLP and
+    its input in one; ``weights`` is unchanged.
 
-    In one is q above k above v, (3D, D) for weights. A bias of q and v without one of k, as BEiT and EVA have it, has
-    zeros for k. What cannot be taken apart or put together stays as it is.
+    In one is q above k above v, (3D, D) for weights, and the gate above the input. A bias of q and v without one of k,
+    as BEiT and EVA have it, has zeros for k. What cannot be taken apart or put together stays as it is.
     """
     result = dict(weights)
     for name in wanted:
         found = re.fullmatch(r"(.*attn\.)(qkv|q|q_proj)\.weight", name)
         for p in ("weight", "bias") if found else ():
             _match_one_qkv(result, found[1], p, wanted)  # type: ignore[index]
+        apart = [name.replace(".fc1.", part) for part in (".fc1_g.", ".fc1_x.")]
+        if name not in weights and all(part in weights for part in apart):
+            parts = [result.pop(part) for part in apart]
+            result[name] = _stacked(parts) if parts[0].shape else parts[0]
     return result
 
 
@@ -254,7 +262,7 @@ def _is_zero(bias: Weight, shape: tuple[int, ...]) -> bool:
 
 def _stacked(parts: list[Weight]) -> Weight:
     keys = tuple(key for part in parts for key in part.keys)
-    shape = (3 * parts[0].shape[0], *parts[0].shape[1:])
+    shape = (len(parts) * parts[0].shape[0], *parts[0].shape[1:])
     return Weight(keys, shape, parts[0].dtype, lambda: torch.cat([part.read() for part in parts]))
 
 
