@@ -346,3 +346,22 @@ def test_ordinary_checkpoints_of_every_kind_still_load(tmp_path: Path, small: nn
     save_file(state, tmp_path / "x.safetensors")
     load_checkpoint(small, tmp_path / "x.safetensors")
     assert all(torch.equal(value, state[key]) for key, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
+@pytest.mark.filterwarnings("ignore")
+def test_every_command_with_weights_takes_the_entry_of_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, small: nn.Module, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = small.state_dict()
+    path = saved(tmp_path / "dino.pth", {"student": state, "teacher": {f"backbone.{k}": v for k, v in state.items()}})
+    code, _, errors = ask(capsys, *COMMANDS[command], "--weights", path)
+    assert code == 2
+    assert "'student', 'teacher'" in one_error(errors)
+    code, _, errors = ask(capsys, *COMMANDS[command], "--weights", path, "--entry", "mean")
+    assert code == 2
+    assert "has no entry 'mean'" in one_error(errors)
+    assert ask(capsys, *COMMANDS[command], "--weights", path, "--entry", "teacher")[0] == 0
+    code, _, errors = ask(capsys, *COMMANDS[command], "--entry", "teacher")
+    assert code == 2

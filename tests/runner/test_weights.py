@@ -360,6 +360,29 @@ def test_a_head_of_other_classes_is_left_out_where_that_is_asked_for(
     assert value(test, "accuracy") == direct.correct / TESTED
 
 
+def test_one_of_several_sets_of_weights_is_tested_and_is_another_cell(
+    server: list[SharedLauncher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = {}
+    for name, seed in (("student", 1), ("teacher", 2)):
+        torch.manual_seed(seed)
+        states[name] = build_model(MODEL, image_size=SIZE, num_classes=10).state_dict()
+    path = tmp_path / "dino.pth"
+    torch.save({**states, "epoch": 3}, path)
+    code, _, errors = ask(capsys, *arguments(tmp_path / "run", "--weights", str(path)))
+    assert code == 2
+    assert "'student', 'teacher'" in one_error(errors)
+    assert run_command(arguments(tmp_path / "run", "--weights", str(path), "--entry", "teacher")) == 0
+    timed, test = store.read_records(tmp_path / "run")
+    assert {timed.status, test.status} == {"ok"}
+    assert timed.cell.weights == test.cell.weights == f"{sha256(path)[:16]}:teacher"
+    model = seeded(test.cell)
+    model.load_state_dict(states["teacher"])
+    pictures = load_images(describe_data("digits"), "test", image_size=(SIZE, SIZE), images=TESTED, seed=0)
+    direct = evaluate(model, pictures, device="cpu", autocast=contextlib.nullcontext, batch_size=50)
+    assert value(test, "accuracy") == direct.correct / TESTED
+
+
 def seeded(cell: Cell) -> nn.Module:
     torch.manual_seed(cell.seed)
     return build_model(cell.model, image_size=cell.image_size, num_classes=cell.num_classes)
@@ -414,6 +437,8 @@ MISTAKES = [
     (["--models", "timm:vit_tiny*", "--weights", "GOOD"], "A checkpoint fits one model"),
     (["--weights", "GOOD", "--pretrained"], "--weights and --pretrained are given together"),
     (["--replace-head"], "--replace-head goes with --weights PATH or --pretrained"),
+    (["--entry", "teacher"], "--entry goes with --weights PATH"),
+    (["--entry", "teacher", "--pretrained"], "--entry goes with --weights PATH"),
     (["--pretrained"], f"{MODEL} has no published weights: leave out --pretrained, or choose models that have"),
     (["--weights", ""], "Option --weights: "),
 ]  # fmt: skip

@@ -170,7 +170,8 @@ class Setup:
         for note in report.notes:
             self.progress.warn(f"The weights: {note}")
         head = ", its head left out" if report.replaced_head else ""
-        return f"{report.path} ({report.digest}){head}"
+        entry = f", entry {request.entry}" if request.entry else ""
+        return f"{report.path} ({report.digest}){entry}{head}"
 
     def _set_normalisation(self, card: ModelCard, facts: Mapping[str, Any], saved: Saved | None) -> None:
         """A resumed training keeps its normalisation. Published weights, and weights from elsewhere whose model's card

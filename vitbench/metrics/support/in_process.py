@@ -169,6 +169,6 @@ def _load(model: nn.Module, cell: Cell, weights: WeightsFile) -> str:
     report = load_checkpoint(
         model, weights.path, replace_head=weights.replace_head, entry=weights.entry, grid=weights.grid
     )
-    if report.digest != cell.weights:
+    if report.digest != cell.weights.partition(":")[0]:
         raise CheckpointError(f"{report.path} has changed since the run began ({cell.weights} is now {report.digest})")
     return ", ".join(report.notes)

@@ -114,6 +114,7 @@ def load_checkpoint(
         path: the file.
         replace_head: keep the model's own head (random in a fresh model) if the file's has another number of classes or
             is missing. A head that fits is loaded all the same.
+        entry: which of several sets of weights in the file: the key of the dict, such as ``teacher``, or their prefix.
         grid: rows and columns of the patches in the file, ``4x16``; by default those of our own facts, else a square.
 
     Raises:
@@ -430,7 +431,7 @@ def _torch_leaves(path: Path, state: object) -> dict[str, _Leaf]:
     waiting: list[tuple[str, int, Mapping[Any, Any]]] = [("", 0, state)]
     seen = {id(state)}
     while waiting:
-        folder, depth, content = waiting.pop()
+        folder, depth, content = waiting.pop(0)
         for key, value in content.items():
             if isinstance(value, Mapping) and isinstance(key, str):
                 if id(value) not in seen and depth < _DEEPEST:
