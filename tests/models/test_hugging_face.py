@@ -115,6 +115,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[], nn.Module], Callable[[A
         first_token,
         "embeddings.mask_token",
     ),
+    "DINOv2 with registers": (
+        "Dinov2WithRegistersModel Dinov2WithRegistersConfig",
+        {"num_register_tokens": 4},
+        lambda: vit(num_classes=0, init_values=1e-5, reg_tokens=4, no_embed_class=True),
+        first_token,
+        "embeddings.mask_token",
+    ),
 }
 
 
@@ -134,7 +141,7 @@ def test_what_transformers_saves_gives_the_same_outputs(tmp_path: Path, case: st
         path = tmp_path / "model.safetensors"
     else:
         path = saved(theirs.state_dict(), tmp_path / "pytorch_model.bin")
-    report = load_checkpoint(ours, path)
+    report = load_checkpoint(ours, path, grid="4x4")
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         expected, found = outputs(theirs(images)), ours(images)
@@ -149,7 +156,7 @@ def test_a_classifier_around_a_backbone_loads_with_its_head(tmp_path: Path) -> N
     """Lightning's state dict of a module that keeps transformers' model under ``model``."""
     theirs, ours = build("ViTForImageClassification ViTConfig"), vit().double().eval()
     state = {f"model.{key}": value for key, value in theirs.state_dict().items()}
-    report = load_checkpoint(ours, saved({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt"))
+    report = load_checkpoint(ours, saved({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt"), grid="4x4")
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images).logits, rtol=0, atol=1e-5)

@@ -165,7 +165,8 @@ def make_plan(
     digest, weights = "", weights_of(suite)
     if weights is not None:
         (answer,) = ask(launcher, Digest(weights=weights, model=suite.models[0] if NATIVE in suite.image_sizes else ""))
-        digest = ":".join(filter(None, (answer["digest"], weights.entry, weights.grid)))  # each makes other weights of a file
+        # an entry and a grid make other weights of the same file
+        digest = ":".join(filter(None, (answer["digest"], weights.entry, weights.grid)))
         if "image_size" in answer:  # (height, width) in px: what ``native`` stands for with this checkpoint
             facts = {name: replace(one, image_size=tuple(answer["image_size"])) for name, one in facts.items()}
     cells = expand(
