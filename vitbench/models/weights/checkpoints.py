@@ -37,7 +37,8 @@ from vitbench.devices.host.memory import spare_memory
 from vitbench.models.weights.claimed import RANDOM_HEAD
 from vitbench.models.weights.entries import Entry, Wanted, find_entry
 from vitbench.models.weights.layouts import UNKNOWN, Weight, common_prefix, layout_of, match_parts
-from vitbench.models.weights.positions import Grid, fit_positions, parse_grid
+from vitbench.models.weights.positions import Grid, fit_positions, is_bound_to_size, parse_grid
+from vitbench.models.weights.timm_filters import CONVERTED, convert_by_timm
 
 #: Of dicts in a file: what trainings save has the weights in the first or the second.
 _DEEPEST = 3
@@ -144,19 +145,23 @@ def load_checkpoint(
                 raise CheckpointError(f"Checkpoint {path.name!r}: {note}", mismatched=(names[name],))
 
         loaded = {name: key for name, key in names.items() if not _CONSTANT.fullmatch(name)}
-        missing = [key for name, key in loaded.items() if name not in weights]
-        unexpected = [key for name, one in weights.items() if name not in loaded for key in one.keys]
-        mismatched = {
-            key: (wanted[name], weights[name].shape)
-            for name, key in loaded.items()
-            if name in weights and (wanted[name] != weights[name].shape or name in fitted.unfit)
-        }
-        head = _unfitting_head(model, missing, mismatched)
+        difference = _difference(model, weights, loaded, wanted, fitted.unfit)
+        converted = None if difference.of_head_only else convert_by_timm(weights, model, fitted.names, facts)
+        if converted is not None:
+            other = _difference(model, converted, loaded, wanted, fitted.unfit)
+            if other.of_head_only:
+                weights, difference = converted, other
+                fitted.notes.append(CONVERTED)
+        elif not facts and not fitted.names and any(map(is_bound_to_size, weights)):
+            fitted.notes.append("positions taken for those of the model's own image size")
+        missing, unexpected, mismatched, head = (
+            difference.missing, difference.unexpected, difference.mismatched, difference.head,
+        )  # fmt: skip
         if replace_head and head:
             loaded = {name: key for name, key in loaded.items() if key not in head}
             missing = [key for key in missing if key not in head]
             mismatched = {key: shapes for key, shapes in mismatched.items() if key not in head}
-        elif head.issuperset((*missing, *mismatched)) and not unexpected and head:
+        elif difference.of_head_only and head:
             note = _other_head(head, mismatched)
         if missing or unexpected or mismatched:
             raise _unfitting(path, missing, unexpected, mismatched, note)
@@ -538,6 +543,37 @@ def _head_layers(model: nn.Module) -> tuple[str, ...]:
         linear = [one for one in part.modules() if isinstance(one, nn.Linear | nn.Conv2d)] if part is not None else []
         layers += [name for name, one in model.named_modules() if linear and one is linear[-1]]
     return tuple(layers)
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """How weights differ from what a model takes; ``head``: its keys of head layers that are missing or do not fit."""
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: dict[str, Shapes]
+    head: set[str]
+
+    @property
+    def of_head_only(self) -> bool:
+        return not self.unexpected and self.head.issuperset((*self.missing, *self.mismatched))
+
+
+def _difference(
+    model: nn.Module,
+    weights: Mapping[str, Weight],
+    loaded: Mapping[str, str],
+    wanted: Mapping[str, tuple[int, ...]],
+    unfit: Collection[str],
+) -> _Difference:
+    missing = [key for name, key in loaded.items() if name not in weights]
+    unexpected = [key for name, one in weights.items() if name not in loaded for key in one.keys]
+    mismatched = {
+        key: (wanted[name], weights[name].shape)
+        for name, key in loaded.items()
+        if name in weights and (wanted[name] != weights[name].shape or name in unfit)
+    }
+    return _Difference(missing, unexpected, mismatched, _unfitting_head(model, missing, mismatched))
 
 
 def _unfitting_head(model: nn.Module, missing: Collection[str], mismatched: Mapping[str, Shapes]) -> set[str]:

@@ -14,11 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitbench.core.errors import UsageError
 from vitbench.models.architectures.blocks import resize_position_grid
-from vitbench.models.weights.layouts import OURS, TORCHVISION, UNKNOWN, Layout, Weight
+from vitbench.models.weights.layouts import HUGGING_FACE, OURS, TORCHVISION, UNKNOWN, Layout, Weight
 
 Grid = tuple[int, int]
 
@@ -62,12 +63,17 @@ def parse_grid(text: str) -> Grid:
     return int(found[1]), int(found[2])
 
 
-def rule_of(layout: Layout, model: nn.Module, facts: Mapping[str, Any]) -> Rule:
-    """The rule of a file's library. Weights with timm's names that our training did not write are timm's."""
+def rule_of(layout: Layout, model: nn.Module, facts: Mapping[str, Any], registers: bool = False) -> Rule:
+    """The rule of a file's library. Weights with timm's names that our training did not write are timm's.
+
+    Hugging Face's ViT, DeiT, BEiT and DINOv2 have one rule, its DINOv2 with ``registers`` another.
+    """
     if layout is TORCHVISION:
         return Rule("bicubic with aligned corners, as torchvision", partial(resize_position_grid, align_corners=True))
     if layout in (OURS, UNKNOWN) and (not facts or str(facts.get("model")).startswith("timm:")):
         return _rule_of_timm(model)
+    if layout is HUGGING_FACE and registers:
+        return Rule("bicubic, antialiased, as Hugging Face", partial(_resize_by_timm, antialias=True))
     return Rule(f"bicubic, as {'vitbench' if facts else layout.name}", resize_position_grid)
 
 
@@ -79,14 +85,15 @@ def _rule_of_timm(model: nn.Module) -> Rule:
         options = {"interpolation": "bilinear", "antialias": False}
     if any(name in architecture for name in ("base_patch16_radio_v3", "huge_patch16_radio_v3")):
         options["align_corners"] = True
+    text = f"{options['interpolation']}{', antialiased' * options['antialias']}, as timm"
+    return Rule(text, partial(_resize_by_timm, **options))
 
-    def resize(positions: Tensor, old: Grid, new: Grid) -> Tensor:
-        from timm.layers import resample_abs_pos_embed
 
-        resized: Tensor = resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=0, **options)
-        return resized
+def _resize_by_timm(positions: Tensor, old: Grid, new: Grid, **options: Any) -> Tensor:
+    from timm.layers import resample_abs_pos_embed
 
-    return Rule(f"{options['interpolation']}{', antialiased' * options['antialias']}, as timm", resize)
+    resized: Tensor = resample_abs_pos_embed(positions, list(new), list(old), num_prefix_tokens=0, **options)
+    return resized
 
 
 def fit_positions(
@@ -113,15 +120,18 @@ def fit_positions(
     grid, by_facts = grid_of(model), _grid_of_facts(facts, model)
     source = _Source(given, by_facts, sure=layout is TORCHVISION or _has_one_grid(model))
     if grid is not None:
-        _fit_embedding(fitted, wanted, grid, source, rule_of(layout, model, facts))
-        _fit_tables(fitted, wanted, model, grid, source)
+        _fit_embedding(fitted, wanted, grid, source, rule_of(layout, model, facts, "reg_token" in weights))
+        _fit_tables(fitted, wanted, model, grid, source, layout)
     if given is not None and not fitted.names:
         raise UsageError(f"--grid {_text(given)}: the model and the file share no positions of a grid. Leave it out")
     if source.assumed:
         fitted.notes.append(f"positions taken for a square grid of {_text(source.assumed)} patches (else give --grid)")
-    elif not facts and not fitted.names and any(_BOUND.fullmatch(name) for name in wanted):
-        fitted.notes.append("positions taken for those of the model's own image size")
     return fitted
+
+
+def is_bound_to_size(name: str) -> bool:
+    """Whether a weight (our name) has a place for each patch, or each distance, without a grid that could be known."""
+    return _BOUND.fullmatch(name) is not None
 
 
 @dataclass
@@ -197,7 +207,12 @@ def _is_with_cls(tokens: int, source: _Source, new: Grid) -> bool:
 
 
 def _fit_tables(
-    fitted: Fitted, wanted: Mapping[str, tuple[int, ...]], model: nn.Module, new: Grid, source: _Source
+    fitted: Fitted,
+    wanted: Mapping[str, tuple[int, ...]],
+    model: nn.Module,
+    new: Grid,
+    source: _Source,
+    layout: Layout,
 ) -> None:
     """The tables of attention over the whole grid, (2 h - 1)(2 w - 1) rows and some for CLS (BEiT)."""
     for name, shape in wanted.items():
@@ -215,17 +230,26 @@ def _fit_tables(
                 f"its patches, such as --grid {_text(new)} (grid=...)"
             )
         elif old != new:
-            fitted.weights[name] = Weight(
-                weight.keys, shape, weight.dtype, partial(_resized_table, weight, shape, old, new)
-            )
+            resize = _table_by_hugging_face if layout is HUGGING_FACE else _table_by_timm
+            fitted.weights[name] = Weight(weight.keys, shape, weight.dtype, partial(resize, weight, shape, old, new))
             if fitted.resampled is None:
                 fitted.resampled = (old, new)
+                whose = "bilinear, as Hugging Face" if layout is HUGGING_FACE else "as timm"
                 fitted.notes.append(
-                    f"tables of relative positions resampled from {_text(old)} to {_text(new)} patches (as timm)"
+                    f"tables of relative positions resampled from {_text(old)} to {_text(new)} patches ({whose})"
                 )
 
 
-def _resized_table(weight: Weight, shape: tuple[int, ...], old: Grid, new: Grid) -> Tensor:
+def _table_by_hugging_face(weight: Weight, shape: tuple[int, ...], old: Grid, new: Grid) -> Tensor:
+    """As ``BeitRelativePositionBias`` of transformers: bilinear between centres, the rows for CLS as they are."""
+    sides = [2 * side - 1 for side in old]
+    table = weight.read()
+    patches = table[: math.prod(sides)].T.reshape(1, -1, *sides)
+    patches = F.interpolate(patches, size=[2 * side - 1 for side in new], mode="bilinear")
+    return torch.cat([patches.flatten(2)[0].T, table[math.prod(sides) :]])
+
+
+def _table_by_timm(weight: Weight, shape: tuple[int, ...], old: Grid, new: Grid) -> Tensor:
     from timm.layers import resize_rel_pos_bias_table
 
     # timm takes a square without being told; releases before 1.0.31 take nothing else
