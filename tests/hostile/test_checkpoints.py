@@ -365,3 +365,22 @@ def test_every_command_with_weights_takes_the_entry_of_a_file(
     assert ask(capsys, *COMMANDS[command], "--weights", path, "--entry", "teacher")[0] == 0
     code, _, errors = ask(capsys, *COMMANDS[command], "--entry", "teacher")
     assert code == 2
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
+@pytest.mark.filterwarnings("ignore")
+def test_every_command_with_weights_takes_the_grid_of_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, small: nn.Module, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = small.state_dict()
+    tokens = state["pos_embed"].shape[1] - 1
+    path = saved(tmp_path / "x.pth", state)
+    code, _, errors = ask(capsys, *COMMANDS[command], "--weights", path, "--grid", f"1x{tokens + 1}")
+    assert code == (1 if command == "sweep" else 2)  # each training of a sweep loads it
+    assert f"--grid 1x{tokens + 1} does not fit the {tokens} positions in the file" in errors
+    words = [f"again-{word}" if word == "swept" else word for word in COMMANDS[command]]
+    assert ask(capsys, *words, "--weights", path, "--grid", f"1x{tokens}")[0] == 0
+    code, _, errors = ask(capsys, *COMMANDS[command], "--grid", f"1x{tokens}")
+    assert code == 2
+    assert "--grid" in one_error(errors) or "--weights" in one_error(errors)

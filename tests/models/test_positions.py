@@ -26,6 +26,7 @@ from vitbench.models import build_model
 from vitbench.models.architectures.blocks import resize_position_grid
 from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from vitbench.models.weights.positions import parse_grid
+from vitbench.models.weights.timm_filters import CONVERTED
 
 GRIDS = [(4, 4), (10, 10), (12, 12), (4, 16), (16, 3)]  # of files with 8 x 8; 4 x 16 has as many patches
 SQUARE = "positions taken for a square grid of 8x8 patches (else give --grid)"
@@ -187,6 +188,26 @@ def test_beits_tables_are_resampled_as_its_filter_does(tmp_path: Path, grid: tup
     assert report.notes[-1] == SQUARE
 
 
+@pytest.mark.parametrize("grid", [(4, 4), (10, 10), (4, 16)])
+def test_hugging_faces_beit_is_resampled_as_its_model_does(tmp_path: Path, grid: tuple[int, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BeitConfig(
+        image_size=32, patch_size=4, hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=192,
+        use_relative_position_bias=True, use_absolute_position_embeddings=False, use_mean_pooling=False, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    theirs = transformers.BeitModel(config, add_pooling_layer=False).eval()
+    randomise(theirs)
+    model = small_beit(grid, global_pool="token", init_values=0.1, num_classes=0)
+    report = load_checkpoint(model, saved(theirs.state_dict(), tmp_path / "x.pt"))
+    images = torch.randn(2, 3, 4 * grid[0], 4 * grid[1])
+    with torch.no_grad():
+        expected = theirs(images, interpolate_pos_encoding=True).last_hidden_state
+        actual = model.forward_features(images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    assert any("(bilinear, as Hugging Face)" in note for note in report.notes)
+
+
 def test_beits_tables_of_a_rectangle_need_its_grid(tmp_path: Path) -> None:
     path = saved(randomise(small_beit((4, 16))).state_dict(), tmp_path / "x.pt")
     table = torch.load(path)["blocks.0.attn.relative_position_bias_table"]
@@ -206,6 +227,27 @@ def test_tables_of_as_many_rows_are_told_apart(tmp_path: Path) -> None:
     assert load_checkpoint(small_beit((8, 8)), path).notes == (SQUARE,)
     assert load_checkpoint(small_beit((8, 8)), path, grid="5x13").resampled == ((5, 13), (8, 8))
     assert load_checkpoint(small_beit((5, 13)), path, grid="5x13").resampled is None
+
+
+@pytest.mark.parametrize("size", [24, (24, 20), 40])
+def test_windows_are_resampled_as_timms_filter_does(tmp_path: Path, size: int | tuple[int, int]) -> None:
+    def swin(img_size: int | tuple[int, int]) -> nn.Module:
+        sizes: dict[str, Any] = {"window_size": 7, "embed_dim": 24, "depths": (2,), "num_heads": (2,), "num_classes": 5}
+        return timm.models.swin_transformer.SwinTransformer(img_size=img_size, **sizes)
+
+    state = randomise(swin(56)).state_dict()  # windows of 7 x 7, and of 6 x 6 in the smallest image
+    model, oracle = swin(size), swin(size)
+    oracle.load_state_dict(timm.models.swin_transformer.checkpoint_filter_fn(dict(state), oracle))
+    report = load_checkpoint(model, saved(state, tmp_path / "x.pt"))
+    expected = oracle.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert report.notes == (() if size == 40 else (CONVERTED,))
+
+
+def test_a_patch_of_another_size_is_another_model(tmp_path: Path) -> None:
+    path = saved(small_timm(img_size=64, patch_size=8).state_dict(), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"'patch_embed.proj.weight' \(expected \(48, 3, 4, 4\)"):
+        load_checkpoint(small_timm(), path)
 
 
 def test_positions_without_a_grid_say_what_they_are_taken_for(tmp_path: Path) -> None:
@@ -254,3 +296,24 @@ def test_dinov2s_names_load_as_timms_filter_loads_them(
     torch.testing.assert_close(answer(model, images), answer(oracle, images), rtol=0, atol=1e-6)
     assert "left out 'mask_token', which the model does not use" in report.notes
     assert (report.resampled is None) == (size == 70)
+
+
+@pytest.mark.parametrize("grid", [(5, 5), (3, 3), (7, 7), (3, 8)])
+def test_hugging_faces_dinov2_with_registers_is_resampled_as_its_model_does(
+    tmp_path: Path, grid: tuple[int, int]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2WithRegistersConfig(
+        image_size=70, patch_size=14, hidden_size=48, num_hidden_layers=1, num_attention_heads=3, num_register_tokens=4
+    )
+    theirs = transformers.Dinov2WithRegistersModel(config).eval()
+    randomise(theirs)
+    size = (14 * grid[0], 14 * grid[1])
+    model = dinov2(4, img_size=size, depth=1)
+    load_checkpoint(model, saved(theirs.state_dict(), tmp_path / "x.pt"))
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = theirs(images).last_hidden_state
+        actual = model.forward_features(images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)

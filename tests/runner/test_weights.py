@@ -439,6 +439,8 @@ MISTAKES = [
     (["--replace-head"], "--replace-head goes with --weights PATH or --pretrained"),
     (["--entry", "teacher"], "--entry goes with --weights PATH"),
     (["--entry", "teacher", "--pretrained"], "--entry goes with --weights PATH"),
+    (["--grid", "4x16"], "--grid goes with --weights PATH"),
+    (["--grid", "64", "--weights", "GOOD"], "'64'"),
     (["--pretrained"], f"{MODEL} has no published weights: leave out --pretrained, or choose models that have"),
     (["--weights", ""], "Option --weights: "),
 ]  # fmt: skip

@@ -171,7 +171,8 @@ class Setup:
             self.progress.warn(f"The weights: {note}")
         head = ", its head left out" if report.replaced_head else ""
         entry = f", entry {request.entry}" if request.entry else ""
-        return f"{report.path} ({report.digest}){entry}{head}"
+        grid = f", grid {request.grid}" if request.grid else ""
+        return f"{report.path} ({report.digest}){entry}{grid}{head}"
 
     def _set_normalisation(self, card: ModelCard, facts: Mapping[str, Any], saved: Saved | None) -> None:
         """A resumed training keeps its normalisation. Published weights, and weights from elsewhere whose model's card

@@ -27,7 +27,10 @@ Grid = tuple[int, int]
 _TOKENS = ("cls_token", "dist_token", "reg_token", "pos_embed")
 #: A side of a grid of positions beyond this is a damaged file rather than an image of 4096 px in patches of 16.
 _LARGEST_GRID_SIDE = 256
-_TABLE = ".relative_position_bias_table"
+#: The tables of attention over the whole grid: of BEiT, and of timm's ViTs with relative positions. Not Swin's windows.
+_TABLE = re.compile(
+    r"((?:blocks\.\d+\.attn|blocks\.\d+\.attn\.rel_pos|rel_pos_bias|shared_rel_pos))\.relative_position_bias_table"
+)
 #: Bound to an image size without a grid of their own: LeViT's biases, TNT's positions, layers that mix tokens.
 _BOUND = re.compile(r"(.*\.)?(attention_biases|patch_pos|pos_embed(\.\d+)?|(mlp|linear)_tokens\..*)")
 
@@ -217,10 +220,11 @@ def _fit_tables(
     """The tables of attention over the whole grid, (2 h - 1)(2 w - 1) rows and some for CLS (BEiT)."""
     for name, shape in wanted.items():
         weight = fitted.weights.get(name)
-        if weight is None or not name.endswith(_TABLE) or len(weight.shape) != 2 or weight.shape[1:] != shape[1:]:
+        found = _TABLE.fullmatch(name)
+        if weight is None or not found or len(weight.shape) != 2 or weight.shape[1:] != shape[1:]:
             continue
-        if _pair(getattr(model.get_submodule(name.removesuffix(_TABLE)), "window_size", None)) != new:
-            continue  # windows of a size of their own (Swin)
+        if _pair(getattr(model.get_submodule(found[1]), "window_size", None)) != new:
+            continue
         extra = shape[0] - (2 * new[0] - 1) * (2 * new[1] - 1)
         old = source.grid(weight.shape[0] - extra, "rows of relative positions", lambda side: 2 * side - 1)
         fitted.names.add(name)
