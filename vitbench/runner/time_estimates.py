@@ -3,7 +3,7 @@
 A part of a cell takes ``fixed seconds + calls * seconds of a call``. Before anything is measured a call takes its FLOPs
 over a device's speed on one small layer, right to a factor of 2 or 3. What has been measured corrects that: every
 measured call says something of its device, its kind of process, its column of the table and its model (``_Speed``), and
-what processes take beside their calls is corrected by their kind (``_Overhead``). No result depends on any of it.
+what processes take beside their calls is corrected by their kind. No result depends on any of it.
 
 The minutes cover the measuring and the report; a plan comes after loading the libraries and counting the models.
 """
@@ -16,12 +16,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from vitbench.core.errors import WorkerError
 from vitbench.core.records import Cell, Record
-from vitbench.core.stats.intervals import t_of_processes
 from vitbench.core.stats.relative import MIN_FIRST_STAGE
 from vitbench.devices import split_name
 from vitbench.devices.host.memory import available_memory
@@ -55,14 +54,11 @@ _TRAINED_IN_FORWARDS = 5.0
 _LAUNCHES_S = 1e-3
 #: FLOP/s of a device that could not be asked: a modest CPU.
 _UNKNOWN_RATE = 2e10
-#: How much a cell's processes differ (standard deviation of logarithms), and how many degrees of freedom say so
-#: before any has run.
-_SPREAD, _SPREAD_FREEDOM = 0.06, 4
-#: By what factors the processes that are needed differ from what the spread so far says, equally likely.
-_FACTORS = (0.25, 0.5, 1.0, 2.0, 8.0)
-#: Before any group has shown it: the share of the processes that precision would add that are added, because the rank
-#: is not clear; and for how many of them that counts.
-_ADDED_SHARE, _ADDED_PRIOR = 0.6, 3.0
+#: Of the processes that precision may add, the share that is added, before any group has shown it; and for how many of
+#: them that counts.
+_ADDED_SHARE, _ADDED_PRIOR = 0.6, 8.0
+#: Seconds of expected time that count against what was seen of a kind of processes.
+_PRIOR_S = 1.0
 #: The kinds of processes of a cell, in the order in which they run.
 _IN_ORDER = ("static", "counters", "memory", "time", "energy", "training")
 _OF_MEMORY = ("memory", "too large")
@@ -154,27 +150,6 @@ class _Line:
         return max((y - slope * x) / n, 0.0) + slope * expected
 
 
-class _Overhead:
-    """Actual over expected seconds of processes by kind, shrunk towards what all kinds together say."""
-
-    #: Seconds of expected time that count against what was seen.
-    _PRIOR_S = 4.0
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, float]] = {}
-
-    def learn(self, kind: str, actual: float, expected: float) -> None:
-        before = self._sums.get(kind, (0.0, 0.0))
-        self._sums[kind] = (before[0] + actual, before[1] + expected)
-
-    def factor(self, kind: str, actual: float = 0.0, expected: float = 0.0) -> float:
-        """The factor of ``kind``, as if that much more had been seen of it."""
-        one, other = self._sums.get(kind, (0.0, 0.0))
-        every = [math.fsum(sums[i] for sums in self._sums.values()) for i in (0, 1)]
-        in_all = (every[0] + actual + self._PRIOR_S) / (every[1] + expected + self._PRIOR_S)
-        return (one + actual + in_all * self._PRIOR_S) / (other + expected + self._PRIOR_S)
-
-
 class TimeEstimates:
     """What is left of a run, told what happens in it.
 
@@ -197,16 +172,15 @@ class TimeEstimates:
         self._known = known
         self._calls_a_turn = calls_a_turn
         self._clock = clock
-        self._speed, self._overhead = _Speed(), _Overhead()
+        self._speed = _Speed()
+        self._sums: dict[str, tuple[float, float]] = {}  # actual and expected seconds of processes, by kind
         self._memory: dict[str, _Line] = defaultdict(_Line)
         self._cells = {_id(cell): cell for cell in cells}
         self._todo = {_id(cell): self._tasks(cell) for cell in cells}
         self._ended: dict[str, int] = {}  # timed processes
         self._decided: dict[str, int] = {}  # timed processes that follow, once that is known
-        self._added = 0.0, 0.0  # processes that were added and that were expected, a cell of each group
-        self._rounds: list[dict[str, float]] = []  # of the group under way: logarithms of a call's seconds, by cell id
+        self._added = 0.0, 0.0  # processes that were added and that could have been, a cell of each group
         self._attempts: dict[str, dict[int, tuple[str, str]]] = {}
-        self._fitted: dict[str, list[float]] = {}  # logarithms of found over guessed batches, by mode
         self._now: list[tuple[Cell, str]] = []  # the parts under way: a process of each cell of a group, or one cell's
         self._since = clock()
 
@@ -219,16 +193,10 @@ class TimeEstimates:
     def left(self) -> float:
         """The seconds that are left; what is under way counts down between events."""
         elapsed = max(self._clock() - self._since, 0.0)
-        kind = self._now[0][1] if self._now else ""
         step = math.fsum(self._step_seconds(cell, part) for cell, part in self._now)
-        late = 1.0
-        if elapsed > step > 0:  # overdue: more of its kind will take longer, too
-            factor = self._overhead.factor(kind)
-            late = self._overhead.factor(kind, elapsed, step / factor) / factor
-        left = max(step * late - elapsed, _LEAST_LEFT * elapsed) - step * late if step else 0.0
-        for cell_id, parts in self._todo.items():
-            for part in parts:
-                left += self._seconds(self._cells[cell_id], [part]) * (late if part in (kind, "search") else 1.0)
+        left = math.fsum(self._seconds(self._cells[cell_id], parts) for cell_id, parts in self._todo.items())
+        if step:
+            left += max(step - elapsed, _LEAST_LEFT * elapsed) - step
         return max(left, 0.0) + REPORT_S
 
     # What happens
@@ -253,7 +221,7 @@ class TimeEstimates:
     def group_started(self, cells: Iterable[Cell]) -> None:
         """The times of cells that take turns begin."""
         self._end_parts()
-        self._now, self._rounds = [(cell, "time") for cell in cells], []
+        self._now = [(cell, "time") for cell in cells]
 
     def round_done(self, more: Mapping[str, int], calls: Mapping[str, float]) -> None:
         """A process of each cell of the group has ended. By cell id: how many ``more`` follow, as far as that is
@@ -261,17 +229,16 @@ class TimeEstimates:
         """
         elapsed, first_stage = self._clock() - self._since, self.suite.measure.processes
         cells = [cell for cell, _ in self._now if _id(cell) in more]
-        self._rounds.append({cell_id: math.log(seconds) for cell_id, seconds in calls.items()})
         for cell in cells:
             if _id(cell) in calls:
                 self._observe(cell, "time", calls[_id(cell)])
             count = self._ended[_id(cell)] = self._ended.get(_id(cell), 0) + 1
             if count == first_stage:
-                expected = self._added_processes(cell)
-                self._added = self._added[0] + more[_id(cell)] / len(cells), self._added[1] + expected / len(cells)
+                most = self._most_added(cell)
+                self._added = self._added[0] + more[_id(cell)] / len(cells), self._added[1] + most / len(cells)
             if count >= first_stage or not more[_id(cell)]:
                 self._decided[_id(cell)] = more[_id(cell)]
-        self._overhead.learn("time", elapsed, math.fsum(self._process_seconds(cell) for cell in cells))
+        self._learn_overhead("time", elapsed, math.fsum(self._process_seconds(cell) for cell in cells))
         self._now = [(cell, "time") for cell in cells if self._processes_left(cell)]
         self._since = self._clock()
 
@@ -307,11 +274,6 @@ class TimeEstimates:
 
     def search_done(self, base: Cell) -> None:
         """The search that starts from ``base`` is over."""
-        attempts = self._attempts.get(_id(base), {})
-        if any(is_too_large(*ending) for ending in attempts.values()):
-            largest = max((batch for batch, ending in attempts.items() if ending[0] == "ok"), default=0)
-            log = math.log((largest + 0.5) / (self._known[_id(base)].largest + 0.5))
-            self._fitted.setdefault(base.mode, []).append(log)
         self._todo.pop(_id(base), None)
         self._now, self._since = [], self._clock()
 
@@ -338,7 +300,8 @@ class TimeEstimates:
     def _step_seconds(self, cell: Cell, kind: str) -> float:
         """A part, or one process that times."""
         seconds = self._process_seconds(cell) if kind == "time" else self._plain_seconds(cell, kind)
-        return self._overhead.factor(kind) * seconds
+        actual, expected = self._sums.get(kind, (0.0, 0.0))
+        return seconds * (actual + _PRIOR_S) / (expected + _PRIOR_S)
 
     def _plain_seconds(self, cell: Cell, kind: str) -> float:
         """A part, without what was seen of its overhead."""
@@ -411,43 +374,15 @@ class TimeEstimates:
         measure = self.suite.measure
         affordable = int(measure.max_seconds / self._step_seconds(cell, "time"))
         first_stage = min(measure.processes, max(affordable, measure.fewest_processes))
-        actual, expected = self._added
-        learned = (actual + _ADDED_SHARE * _ADDED_PRIOR) / (expected + _ADDED_PRIOR)
-        return first_stage - self._ended.get(_id(cell), 0) + learned * self._added_processes(cell)
-
-    def _added_processes(self, cell: Cell) -> float:
-        """How many processes precision adds if its rule is the only one: the mean over what the spread may be."""
-        if not (most := self._most_added(cell)):
-            return 0.0
-        needed, first_stage = self._processes_needed(cell), self.suite.measure.processes
-        return fmean(min(max(needed * factor - first_stage, 0.0), most) for factor in _FACTORS)
-
-    def _processes_needed(self, cell: Cell) -> float:
-        """How many processes the precision is likely to take, from the spread of those so far (``processes_for``).
-        What all cells of a round have in common is the machine's drift, which times over the reference's do not have.
-        """
-        measure = self.suite.measure
-        rounds = [one for one in self._rounds if _id(cell) in one]
-        variance, freedom = _SPREAD**2, max(len(rounds) - 1, 0)
-        if freedom:
-            mean = {one: fmean(each[one] for each in rounds) for one in set.intersection(*map(set, rounds))}
-            squares = dict.fromkeys(mean, 0.0)
-            for each in rounds:
-                drift = fmean(each[one] - mean[one] for one in mean) if len(mean) > 2 else 0.0
-                for one in mean:
-                    squares[one] += (each[one] - mean[one] - drift) ** 2
-            in_all = math.fsum(squares.values()) + _SPREAD_FREEDOM * variance
-            variance = in_all / (freedom * len(mean) + _SPREAD_FREEDOM)
-            variance = (squares[_id(cell)] + _SPREAD_FREEDOM * variance) / (freedom + _SPREAD_FREEDOM)
-        return t_of_processes(measure.processes) ** 2 * variance / math.log1p(measure.precision) ** 2
+        actual, most = self._added
+        share = (actual + _ADDED_SHARE * _ADDED_PRIOR) / (most + _ADDED_PRIOR)
+        return first_stage - self._ended.get(_id(cell), 0) + share * self._most_added(cell)
 
     def _search_seconds(self, base: Cell) -> float:
         """A batch search, or the rest of one: an attempt that takes longer than the timeout ends it."""
         assert self.suite.frontier is not None
-        logs = self._fitted.get(base.mode, [])
-        largest = self._rates(base).largest * math.exp(math.fsum(logs) / (len(logs) + 1))
-        total = 0.0
-        for batch in expected_attempts(int(largest), self.suite.frontier.max_batch, self._attempts.get(_id(base), {})):
+        largest, total = self._rates(base).largest, 0.0
+        for batch in expected_attempts(largest, self.suite.frontier.max_batch, self._attempts.get(_id(base), {})):
             cell = replace(base, batch_size=batch)
             seconds = self._seconds(cell, self._parts(cell) if batch <= largest else ["too large"])
             total += min(seconds, self.suite.timeout_s)
@@ -476,7 +411,11 @@ class TimeEstimates:
         elif calls and kind not in _OF_MEMORY and seconds > 2 * fixed:
             self._observe(cell, kind, (seconds - fixed) / calls)
         else:
-            self._overhead.learn(kind, seconds, self._plain_seconds(cell, kind))
+            self._learn_overhead(kind, seconds, self._plain_seconds(cell, kind))
+
+    def _learn_overhead(self, kind: str, actual: float, expected: float) -> None:
+        before = self._sums.get(kind, (0.0, 0.0))
+        self._sums[kind] = before[0] + actual, before[1] + expected
 
     def _learn_times(self, record: Record) -> None:
         cell = record.cell
@@ -486,7 +425,7 @@ class TimeEstimates:
         self._observe(cell, "time", median(sample for process in timed.samples for sample in process))
         others = math.fsum(self._step_seconds(cell, part) for part in self._parts(cell) if part != "time")
         seconds = max(record.duration_s - others, 0.0)
-        self._overhead.learn("time", seconds, len(timed.samples) * self._process_seconds(cell))
+        self._learn_overhead("time", seconds, len(timed.samples) * self._process_seconds(cell))
 
     def _end_parts(self) -> None:
         """What cells need before their times has ended."""
