@@ -71,7 +71,7 @@ def test_layers_are_in_the_card_where_they_are_asked_for(capsys: pytest.CaptureF
     assert sum(layer["params"] for layer in card["layers"]) == card["params"]
     assert sum(layer["flops"] for layer in card["layers"]) == card["flops"]
     assert {tuple(layer) for layer in card["layers"]} == {
-        ("path", "kind", "part", "params", "flops", "output_shape"),
+        ("path", "kind", "part", "params", "flops", "output_shape", "lower_bound"),
     }
     paths = [layer["path"] for layer in card["layers"]]
     assert len(paths) == len(set(paths))

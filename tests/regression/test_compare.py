@@ -35,7 +35,7 @@ from tests.reports.fabricate import (
 from tests.reports.paired import loads, paired, timed
 from vitbench.cli import run_command
 from vitbench.core.errors import UsageError
-from vitbench.core.records import Cell, Measurement, Record
+from vitbench.core.records import LOWER_BOUND, Cell, Measurement, Record
 from vitbench.core.registry import METRICS, Yields
 from vitbench.core.run_folder import read_records
 from vitbench.core.stats.comparisons import holm
@@ -503,6 +503,23 @@ def test_tensor_bytes_are_compared_under_one_minor_torch(torch: str | None, verd
         found = compared([before], [after], head_environment=environments(torch), allow_different_machines=allow)
         assert of(found, "tensor_peak").verdict == verdict
         assert of(found, "params").verdict == "same"
+
+
+def test_lower_bounds_compare_only_without_the_same_operators() -> None:
+    one = cell()
+
+    def bound(value: float, left_out: str) -> Record:
+        exact = Measurement.single("flops", "FLOP", value, "counted", LOWER_BOUND + left_out if left_out else "")
+        return ok(one, [dataclasses.replace(exact, lower_bound=bool(left_out))])
+
+    base = bound(1e9, "mine::product x1")
+    assert of(compared([base], [base]), "flops").verdict == "same"
+    more = of(compared([base], [bound(1.1e9, "mine::product x1")]), "flops")
+    assert (more.verdict, more.detail) == ("worse", "lower bounds, both without mine::product x1")
+    for other in (bound(1e9, "mine::product x2"), bound(1e9, "")):
+        apart = of(compared([base], [other]), "flops")
+        assert apart.verdict == "not comparable"
+        assert "BASE and HEAD leave out mine::product x1 and " in apart.detail
 
 
 def test_executed_flops_of_another_machine_are_not_compared() -> None:

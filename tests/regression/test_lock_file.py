@@ -45,6 +45,7 @@ FIGURES: dict[str, Any] = {
     "flops": 80,
     "training_flops": 480,
     "without_gradient": {},
+    "uncounted": {},
     "graph_breaks": {"print": 1},
 }
 RUN_FIGURES: dict[str, Any] = {

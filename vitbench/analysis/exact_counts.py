@@ -26,9 +26,7 @@ from torch._dynamo.utils import counters
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from vitbench.analysis.flops import OperatorCounter
 from vitbench.core.errors import Unsupported, VitbenchError
 from vitbench.core.records import Cell
 from vitbench.core.text import one_line
@@ -37,6 +35,7 @@ from vitbench.devices.failures import OF_THE_HOST, describe_error
 from vitbench.metrics.flops import needs_values
 from vitbench.metrics.memory import account_call
 from vitbench.metrics.params import parameters_without_gradient
+from vitbench.metrics.support.operator_counter import OperatorCounter, describe_uncounted
 from vitbench.metrics.support.subject import Subject, empty_copies, torch_dtype
 from vitbench.models.outputs import describe_output, describe_tensor, input_dtype
 
@@ -54,6 +53,9 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
 _NO_FAKE_KERNEL = (fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)
 
 Answer = dict[str, Any]
+
+#: How ``uncounted`` marks the operators of a training step.
+IN_TRAINING = " in training"
 
 
 def count_model(subject: Subject, runs: Sequence[Cell], *, bound: bool = True) -> Iterator[Answer]:
@@ -82,7 +84,8 @@ def exact_values(subject: Subject) -> dict[str, Any]:
     is unavailable is left out.
 
     ``output`` is like ``float32 1x1000``, ``state_dict`` a digest of its keys, shapes and types, ``tensor_peak`` the
-    peak bytes of live tensors in a call on the subject's device. Raises what the model raises, VitbenchError if the
+    peak bytes of live tensors in a call on the subject's device. A lower bound of the FLOPs is words that name what it
+    leaves out. Raises what the model raises, VitbenchError if the
     cell fails.
     """
     model, run = count_model(subject, [subject.cell], bound=False)
@@ -92,6 +95,9 @@ def exact_values(subject: Subject) -> dict[str, Any]:
     state = json.dumps(values["state_dict"], sort_keys=True).encode()
     digest = hashlib.sha256(state).hexdigest()[:12]
     values["state_dict"] = f"{len(values['state_dict'])} entries, digest {digest}"
+    uncounted = {name: calls for name, calls in values["uncounted"].items() if not name.endswith(IN_TRAINING)}
+    if "flops" in values and uncounted:
+        values["flops"] = f"at least {values['flops']:,} (no formula covers {describe_uncounted(uncounted)})"
     subject.run_once()  # some models cache tensors in their first call; this also checks that the output is finite
     if not subject.cell.compile:
         values["tensor_peak"] = sum(account_call(subject).values())
@@ -106,23 +112,31 @@ def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
         "trainable_params": sum(one.numel() for one in parameters if one.requires_grad),
         "buffers": sum(one.numel() for one in buffers),
         "state_dict": describe_state(model),
+        "uncounted": {},
     }
     absent: dict[str, str] = {}
     with subject.on_meta(1) as (model, images):
-        counter = FlopCounterMode(display=False)
         try:
-            with counter, torch.no_grad():
+            with OperatorCounter() as counter, torch.no_grad():
                 output = model(images)
         except Exception as error:
             if not _reads_data(error):
                 raise
             absent |= dict.fromkeys(("output", "flops"), _reason(error))
         else:
-            figures |= {"output": describe_output(output), "flops": counter.get_total_flops()}
+            figures |= {"output": describe_output(output), "uncounted": dict(counter.counts.without_formula)}
+            try:
+                figures["flops"] = counter.counts.flops
+            except Unsupported as reason:
+                absent["flops"] = str(reason)
     try:
         with OperatorCounter() as training:
             without = parameters_without_gradient(subject)
-        figures |= {"training_flops": training.counts.flops, "without_gradient": without}
+        figures["without_gradient"] = without
+        figures["uncounted"] |= {f"{name}{IN_TRAINING}": n for name, n in training.counts.without_formula.items()}
+        figures["training_flops"] = training.counts.flops
+    except Unsupported as reason:
+        absent["training_flops"] = str(reason)
     except Exception as error:  # an inference-only model keeps its other values
         _raise_if_of_the_host(error)
         absent |= dict.fromkeys(("training_flops", "without_gradient"), _reason(error))

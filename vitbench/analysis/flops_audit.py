@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +10,6 @@ import torch
 
 from vitbench.analysis.closed_form import ClosedForm, closed_form
 from vitbench.analysis.flops import (
-    Counts,
-    OperatorCount,
-    OperatorCounter,
     count_forward,
     count_fused_attention,
     count_training_step,
@@ -25,6 +21,7 @@ from vitbench.core.records import ATTENTIONS, RGB
 from vitbench.metrics import Subject
 from vitbench.metrics.flops import execute, executed_method, needs_values, real_model
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop, times_counted_by_thop
+from vitbench.metrics.support.operator_counter import Counts, OperatorCount, describe_uncounted, sum_uncounted
 from vitbench.models import use_attention
 from vitbench.models.cards import ModelCard
 
@@ -122,7 +119,7 @@ def _other_ways(subject: Subject) -> dict[str, Any]:
 
 def _execute(subject: Subject, needed: str) -> dict[str, Any]:
     """Means of several images, for a model that reads the image's values; ``needed`` is torch's error."""
-    images = [counter.counts for counter in execute(subject, OperatorCounter)]
+    images = execute(subject)
     flops = [counts.flops for counts in images]
     found = _mean_counts(images)
     return found | {
@@ -142,14 +139,14 @@ def _execute(subject: Subject, needed: str) -> dict[str, Any]:
 
 def _mean_counts(images: Sequence[Counts]) -> dict[str, Any]:
     flops = round(sum(counts.flops for counts in images) / len(images))
-    without = sum((Counter(counts.without_formula) for counts in images), Counter[str]())
     return {
         "flops": flops,
         "macs": flops // 2,
-        "operators": _mean_operators([counts.matrix for counts in images]),
+        "lower_bound": any(counts.without_formula for counts in images),
+        "operators": _mean_operators([counts.products for counts in images]),
         "elementwise_flops": _mean(sum(counts.elementwise_flops for counts in images), len(images)),
         "elementwise": _mean_operators([counts.elementwise for counts in images]),
-        "without_formula": {name: _mean(calls, len(images)) for name, calls in without.items()},
+        "without_formula": {name: _mean(calls, len(images)) for name, calls in sum_uncounted(images).items()},
     }
 
 
@@ -174,15 +171,19 @@ def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any
     try:
         with subject.on_meta(TRAINING_BATCH, train=True) as (model, images):
             forward, backward = count_training_step(model, images)
+        flops = forward.flops, backward.flops
+    except Unsupported as reason:
+        return {"reason": str(reason)}
     except Exception as error:  # an inference-only model keeps its forward pass
         return {"reason": f"a training step does not run on meta: {type(error).__name__}: {error}".splitlines()[0]}
     found: dict[str, Any] = {
         "batch_size": TRAINING_BATCH,
-        "forward_flops": forward.flops / TRAINING_BATCH,
-        "backward_flops": backward.flops / TRAINING_BATCH,
-        "step_flops": (forward.flops + backward.flops) / TRAINING_BATCH,
+        "forward_flops": flops[0] / TRAINING_BATCH,
+        "backward_flops": flops[1] / TRAINING_BATCH,
+        "step_flops": sum(flops) / TRAINING_BATCH,
         "elementwise_flops": (forward.elementwise_flops + backward.elementwise_flops) / TRAINING_BATCH,
-        "without_formula": {**forward.without_formula, **backward.without_formula},
+        "lower_bound": bool(forward.without_formula or backward.without_formula),
+        "without_formula": sum_uncounted([forward, backward]),
     }
     if exact is not None:
         found["closed_form_step_flops"] = exact.step_flops
@@ -259,8 +260,7 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
         )
     for place, names in (("", found["without_formula"]), (" in training", training.get("without_formula", {}))):
         if names:
-            listed = ", ".join(f"{name} x{calls}" for name, calls in names.items())
-            texts.append(f"operators without a formula{place}: {listed}")
+            texts.append(f"a lower bound{place}: no formula covers {describe_uncounted(names)}")
     for tool in ("fvcore", "thop"):
         unexplained = found.get(tool, {}).get("unexplained", 0)
         if abs(unexplained) > SAME * flops:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from vitbench.metrics.support.operator_counter import OperatorCounter
 
 PARTS = ("embedding", "attention", "MLP", "norms", "pruning", "head", "other")
 
@@ -35,7 +36,8 @@ _PATHS = (
 class Layer:
     """One module without its children, or one bare parameter of a module with children.
 
-    ``output_shape`` is that of the first call, batch first; empty without a call or a returned tensor.
+    ``output_shape`` is that of the first call, batch first; empty without a call or a returned tensor. ``flops`` are a
+    lower bound if the layer ran an operator that no formula covers.
     """
 
     path: str
@@ -44,30 +46,45 @@ class Layer:
     params: int
     flops: int
     output_shape: tuple[int, ...]
+    lower_bound: bool = False
 
 
 def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
-    """The layers with parameters or FLOPs, in order. ``model`` in eval mode and ``images`` (B, 3, H, W) are on meta."""
-    shapes, flops = _run(model, images)
+    """The layers with parameters or work, in order. ``model`` in eval mode and ``images`` (B, 3, H, W) are on meta.
+
+    Raises Unsupported if a product has no FLOPs that its shapes tell.
+    """
+    shapes, work = _run(model, images)
     layers = []
     seen: set[int] = set()
     for path, module in model.named_modules():
-        own = flops.get(path, 0)
+        own, uncounted = work.get(path, (0, 0))
         params = []
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 params.append((f"{path}.{name}" if path else name, parameter.numel()))
-        found: list[tuple[str, str, int, int, tuple[int, ...]]] = []
+        found: list[tuple[str, str, int, int, tuple[int, ...], bool]] = []
         if any(module.children()):  # bare parameters, such as position embeddings, are layers of their own
-            found += [(name, "Parameter", count, 0, ()) for name, count in params]
+            found += [(name, "Parameter", count, 0, (), False) for name, count in params]
             params = []
         count = sum(count for _, count in params)
-        if count or own:
-            found.append((path or "(model)", type(module).__name__, count, own, shapes.get(path, ())))
-        for name, kind, count, work, shape in found:
+        if count or own or uncounted:
+            shape = shapes.get(path, ())
+            found.append((path or "(model)", type(module).__name__, count, own, shape, uncounted > 0))
+        for name, kind, count, own, shape, bound in found:
             part = part_of(name, module)
-            layers.append(Layer(path=name, kind=kind, part=part, params=count, flops=work, output_shape=shape))
+            layers.append(
+                Layer(
+                    path=name,
+                    kind=kind,
+                    part=part,
+                    params=count,
+                    flops=own,
+                    output_shape=shape,
+                    lower_bound=bound,
+                )
+            )
     return layers
 
 
@@ -107,23 +124,30 @@ def part_of(path: str, module: nn.Module) -> str:
     return next((part for part, pattern in _PATHS if pattern.search(path)), "other")
 
 
-def _run(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, tuple[int, ...]], Mapping[str, int]]:
-    """Output shapes and own FLOPs by module path. FLOPs belong to the module that runs them, whoever holds it."""
+#: FLOPs, and calls of operators that no formula covers.
+_Work = tuple[int, int]
+
+
+def _run(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, tuple[int, ...]], Mapping[str, _Work]]:
+    """Output shapes and own work by module path. Work belongs to the module that runs it, whoever holds it."""
     shapes: dict[str, tuple[int, ...]] = {}
-    flops: dict[str, int] = {}
-    running: list[tuple[int, int]] = []  # for each running module: FLOPs at its start, FLOPs of the modules inside it
-    counter = FlopCounterMode(display=False)
+    work: dict[str, _Work] = {}
+    running: list[tuple[_Work, _Work]] = []  # for each running module: work at its start, work of the modules inside it
+    counter = OperatorCounter()
+
+    def so_far() -> _Work:
+        return counter.counts.flops, sum(counter.counts.without_formula.values())
 
     def begin(_: nn.Module, __: Any) -> None:
-        running.append((counter.get_total_flops(), 0))
+        running.append((so_far(), (0, 0)))
 
     def end_of(path: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             began, inside = running.pop()
-            total = counter.get_total_flops() - began
-            flops[path] = flops.get(path, 0) + total - inside
+            total = _added(so_far(), began, -1)
+            work[path] = _added(_added(work.get(path, (0, 0)), total, 1), inside, -1)
             if running:
-                running[-1] = (running[-1][0], running[-1][1] + total)
+                running[-1] = (running[-1][0], _added(running[-1][1], total, 1))
             if isinstance(output, torch.Tensor):
                 shapes.setdefault(path, tuple(output.shape))
 
@@ -137,7 +161,11 @@ def _run(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, tuple[int, .
     finally:
         for handle in handles:
             handle.remove()
-    return shapes, flops
+    return shapes, work
+
+
+def _added(one: _Work, other: _Work, sign: int) -> _Work:
+    return one[0] + sign * other[0], one[1] + sign * other[1]
 
 
 def _block_list(model: nn.Module) -> list[nn.Module]:

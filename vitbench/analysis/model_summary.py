@@ -72,15 +72,20 @@ def show_models(
 def _summarise(card: ModelCard, subject: Subject, layers: bool) -> dict[str, Any]:
     found = metric_values(subject, _SHOWN)
     names = ("params", "trainable_params", "macs", "flops", "params_bytes", "buffers", "buffers_bytes")
+    for name in ("flops", "macs"):
+        if found[name].status != "ok":
+            raise Unsupported(found[name].detail)
     counts = {name: int(found[name].value) for name in names}
     dead = found["params_without_gradient"]
     cell = subject.cell
     own = (card.image_size, card.num_classes, RGB) == (cell.image_size, cell.num_classes, cell.in_channels)
-    counted = Counts(counts["params"], counts["flops"], "counted on meta")
+    counted = Counts(counts["params"], counts["flops"], _how_counted(found["flops"]))
     # claims are for the card's own image size and classes
     judged = judge_card(card, lambda name: counted if own and name == card.name else count_model(name))
     return {
         **counts,
+        "lower_bound": found["flops"].lower_bound,
+        "left_out": found["flops"].left_out,
         "params_without_gradient": int(dead.value) if dead.status == "ok" else None,
         "summary": card.summary,
         "source": card.source,
@@ -139,7 +144,11 @@ def count_model(name: str) -> Counts:
         found = metric_values(open_subject(name, card.image_size, card.num_classes), ("params", "flops"))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise Unsupported(f"{name} fails on meta: {type(error).__name__}: {error}".splitlines()[0]) from error
-    return Counts(int(found["params"].value), int(found["flops"].value), "counted on meta")
+    return Counts(int(found["params"].value), int(found["flops"].value), _how_counted(found["flops"]))
+
+
+def _how_counted(flops: Measurement) -> str:
+    return "counted on meta" + (f", a lower bound without {flops.left_out}" if flops.lower_bound else "")
 
 
 def judge_models(patterns: Sequence[str] | None, records: Sequence[Record] = ()) -> list[Judgement]:

@@ -19,6 +19,7 @@ def _card_to_text(card: dict[str, Any]) -> str:
     height, width = card["image_size"]
     dead = card["params_without_gradient"]
     config = ", ".join(f"{key} {value}" for key, value in card["config"].items())
+    least = "at least " if card["lower_bound"] else ""
     lines = [
         f"{card['model']}  ({height}x{width} px, {_shape_words(card)})",
         f"  {card['summary']}" if card["summary"] else "",
@@ -27,8 +28,9 @@ def _card_to_text(card: dict[str, Any]) -> str:
         f"trainable {card['trainable_params']:,}",
         f"  no gradient   {'unavailable' if dead is None else f'{dead:,} parameters get none in a training step'}",
         f"  buffers       {card['buffers']:,} elements ({card['buffers_bytes'] / 1e6:.1f} MB)",
-        f"  GFLOPs        {card['flops'] / 1e9:.4g} for one image (a multiply-add is two)",
-        f"  GMACs         {card['macs'] / 1e9:.4g}",
+        f"  GFLOPs        {least}{card['flops'] / 1e9:.4g} for one image (a multiply-add is two)",
+        f"  GMACs         {least}{card['macs'] / 1e9:.4g}",
+        f"  lower bound   no formula covers {card['left_out']}" if card["lower_bound"] else "",
         f"  counted by    {card['method']}",
         f"  tokens        {_tokens_text(card['tokens_per_block'])}" if card["tokens_per_block"] else "",
         f"  recipe        {', '.join(card['recipes'])}" if card["recipes"] else "",
@@ -73,7 +75,8 @@ def _layers_text(layers: Sequence[dict[str, Any]]) -> str:
     rows = []
     for layer in layers:
         shape = "x".join(map(str, layer["output_shape"]))
-        counts = [f"{layer['params']:,}", f"{layer['flops']:,}"]
+        least = "at least " if layer["lower_bound"] else ""
+        counts = [f"{layer['params']:,}", f"{least}{layer['flops']:,}"]
         rows.append([layer["path"], layer["kind"], layer["part"], shape, *counts])
     headings = ["layer", "class", "part", "output", "parameters", "FLOPs"]
     align = ("left", "left", "left", "right", "right", "right")
@@ -91,7 +94,7 @@ def _audit_to_text(audit: Mapping[str, Any]) -> str:
         f"{audit['model']}  ({size} px, {_shape_words(audit)}, {audit['attention']} attention), one image",
         _indented(_counters_text(audit), 2),
         _executed_text(audit.get("executed")),
-        "  matrix work, which is what FLOPs means here (a multiply-add is two)\n"
+        "  products, which is what FLOPs means here (a multiply-add is two)\n"
         + _indented(_operators_text(audit["operators"], formulas=False), 4),
         f"  element-wise work, not in the above: {_giga(audit['elementwise_flops'])} GFLOPs\n"
         + _indented(_operators_text(audit["elementwise"], formulas=True), 4),
@@ -105,7 +108,9 @@ def _audit_to_text(audit: Mapping[str, Any]) -> str:
 
 def _counters_text(audit: Mapping[str, Any]) -> str:
     where = "dispatcher, executed" if "executed" in audit else "dispatcher, on meta"
-    rows = [[where, _giga(audit["flops"]), _giga(audit["macs"]), "", audit["method"]]]
+    least = "at least " if audit["lower_bound"] else ""
+    counts = [f"{least}{_giga(audit[name])}" for name in ("flops", "macs")]
+    rows = [[where, *counts, "", audit["method"]]]
     closed = audit["closed_form"]
     if "flops" in closed:
         difference = f"{100 * closed['difference']:+.3f} %"
@@ -143,11 +148,12 @@ def _operators_text(operators: Mapping[str, Mapping[str, Any]], *, formulas: boo
 def _training_text(training: Mapping[str, Any]) -> str:
     if "reason" in training:
         return f"  training step: unavailable, {training['reason']}"
+    least = "at least " if training["lower_bound"] else ""
     exact = f"; closed form {100 * training['difference']:+.3f} %" if "difference" in training else ""
     return (
         f"  training step, an image of a batch of {training['batch_size']}: "
         f"forward {_giga(training['forward_flops'])} + backward {_giga(training['backward_flops'])} "
-        f"= {_giga(training['step_flops'])} GFLOPs{exact}\n"
+        f"= {least}{_giga(training['step_flops'])} GFLOPs{exact}\n"
         f"  (element-wise work beside it: {_giga(training['elementwise_flops'])} GFLOPs, without the optimizer's)"
     )
 

@@ -43,7 +43,7 @@ def snapshot(
 
     from vitbench.core.text import printable
     from vitbench.regression.lock_file import DEFAULT_NAME, read_lock, write_lock
-    from vitbench.regression.snapshot import take_snapshot
+    from vitbench.regression.snapshot import lower_bounds, take_snapshot
     from vitbench.runner.run import terminate_like_interrupt
 
     keys = options.suite_keys(context)
@@ -61,6 +61,8 @@ def snapshot(
     failed = [entry for entry in lock.entries if entry.failed]
     for entry in failed:
         note(f"Failed: {entry.place.label}: {entry.failed}")
+    for text in lower_bounds(lock):
+        note(text)
     runs = sum(entry.place.is_run for entry in lock.entries)
     kept = f", with its {len(lock.accepted)} accepted changes" if lock.accepted else ""
     print(f"Wrote {printable(str(path))}: {len(lock.entries) - runs} models, {runs} runs{kept}")

@@ -5,7 +5,8 @@ Schema history of a record line:
 1. first version
 2. a measurement may hold ``turns``, ``first_stage`` and ``group``
 3. a measurement may hold ``reference`` and ``executed``, which its ``method`` stated in words before
-4. a measurement may hold ``other_load``; the first call of a process is ``first_call`` and no longer a sample
+4. a measurement may hold ``other_load``; the first call of a process is ``first_call`` and no longer a sample. Later:
+   ``lower_bound``, left out where it is false
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ _ONE_VALUE: dict[str, Any] = {
     **dict.fromkeys(("test_images", "frontier_bound", "classes_without_images"), Positive),
     **dict.fromkeys(("accuracy", "macro_f1", "macro_f1_present"), Share),
 }
+
+#: How the detail of a lower bound begins to name what it leaves out.
+LOWER_BOUND = "a lower bound, without operators that no formula covers: "
 
 #: How schemas before 3 named the reference.
 _REFERENCE_IN_METHOD = re.compile(r"in turns with (reference .*?\))")
@@ -165,6 +169,7 @@ class Measurement:
     depends on; None if the total was fixed.
 
     ``executed``: the value was counted while the model ran on numbers, so that it can depend on the machine.
+    ``lower_bound``: the value leaves out work that could not be counted, which ``detail`` names.
 
     ``fastest_reference``: the seconds of a reference step in the fastest turns of the whole run. Who reads a run finds
     it (``run_folder.read_records``); no file holds it.
@@ -183,6 +188,7 @@ class Measurement:
     first_stage: Count | None = None
     group: str = ""
     executed: Flag = False
+    lower_bound: Flag = False
     status: Status = "ok"
     detail: str = ""
     fastest_reference: float | None = dataclasses.field(default=None, compare=False)
@@ -198,6 +204,11 @@ class Measurement:
     def absent(cls, metric: str, unit: str, status: Status, detail: str, method: str = "") -> Measurement:
         """A value that is missing, and why."""
         return cls(metric=metric, unit=unit, samples=(), method=method, status=status, detail=detail)
+
+    @property
+    def left_out(self) -> str:
+        """The operators whose work a lower bound leaves out, with their calls; empty for any other value."""
+        return self.detail.partition(LOWER_BOUND)[2] if self.lower_bound else ""
 
     @property
     def value(self) -> float:
@@ -240,6 +251,8 @@ class Record:
         content = dataclasses.asdict(self)
         for one in content["measurements"]:
             del one["fastest_reference"]
+            if not one["lower_bound"]:  # as before there were any
+                del one["lower_bound"]
         text = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
         # surrogates, which stand for bytes that are not text, are escaped: UTF-8 has none
         return text.encode("utf-8", errors="backslashreplace").decode("utf-8")

@@ -1,7 +1,7 @@
 """FLOPs of one forward pass of one image, counted in torch's dispatcher, and by fvcore and thop.
 
 A multiply-add is two FLOPs. Counted are matrix products, convolutions and attention; norms, softmax and activations
-are not.
+are not. A value without the work of an operator that no formula covers is a lower bound.
 
 A model whose operators read the image's values (it keeps tokens above a threshold, exits early, calls
 ``tensor.item()``) cannot run on ``meta``. It is executed on the CPU with several images.
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from vitbench.core.errors import Unsupported
-from vitbench.core.records import Cell, Measurement
+from vitbench.core.records import LOWER_BOUND, Cell, Measurement
 from vitbench.core.registry import METRICS, Column, Yields
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop
 from vitbench.metrics.support.subject import Subject
@@ -26,6 +25,8 @@ from vitbench.models.cards import PRETRAINED
 
 if TYPE_CHECKING:
     import torch
+
+    from vitbench.metrics.support.operator_counter import Counts
 
 #: Images for a model whose FLOPs depend on the image.
 PICTURES = 16
@@ -42,8 +43,6 @@ _ASKS_FOR_VALUES = re.compile(
 )
 #: An operator without a kernel on ``meta``; its tags tell whether it depends on data.
 _HAS_NO_KERNEL = re.compile(r"(?P<library>\w+)::(?P<name>\w+)\S* attempted to run this operator with Meta tensors")
-
-Counter = TypeVar("Counter", bound=AbstractContextManager[Any])
 
 
 def needs_values(error: Exception) -> bool:
@@ -72,46 +71,40 @@ def executed_method(flops: Sequence[int]) -> str:
     )
 
 
-def execute(subject: Subject, make_counter: Callable[[], Counter]) -> Sequence[Counter]:
-    """Run the cell's model on the CPU, one image at a time, each in a counter of its own; returns the counters.
+def execute(subject: Subject) -> list[Counts]:
+    """Run the cell's model on the CPU, one image at a time; returns the counts of each.
 
     The images (1, 3, H, W) are standard normal numbers drawn one after the other from the cell's seed; the weights are
-    those that the cell builds. Every matrix product, convolution and attention is dispatched to the counter as an
-    operator with a formula, whatever kernel the model selects. Raises what the model raises.
+    those that the cell builds. Raises what the model raises.
     """
     import torch
 
+    from vitbench.metrics.support.operator_counter import OperatorCounter
+
     model, images = real_model(subject)
-    model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
+    model.requires_grad_(False)
     generator = torch.Generator().manual_seed(subject.cell.seed)
-    counters = []
-    with torch.device("cpu"), torch.no_grad(), subject.attention(model), _countable_operators():
+    counts = []
+    with torch.device("cpu"), torch.no_grad(), subject.attention(model), _same_operators_as_on_meta():
         for _ in range(PICTURES):
-            image = torch.randn(1, subject.cell.in_channels, *subject.cell.image_size, generator=generator).to(
-                images.dtype
-            )
-            with make_counter() as counter:
+            image = torch.randn(1, subject.cell.in_channels, *subject.cell.image_size, generator=generator)
+            image = image.to(images.dtype)
+            with OperatorCounter() as counter:
                 model(image)
-            counters.append(counter)
-    return counters
+            counts.append(counter.counts)
+    return counts
 
 
 @contextlib.contextmanager
-def _countable_operators() -> Iterator[None]:
-    """Inside, every matrix product on the CPU reaches the dispatcher as an operator with a formula.
-
-    nn.MultiheadAttention's fast path and oneDNN's recurrent layers are single operators without a formula. Fused
-    attention has none before torch 2.15; it runs as matrix products here unless the model selects its kernel.
+def _same_operators_as_on_meta() -> Iterator[None]:
+    """Inside, nn.MultiheadAttention, oneDNN's recurrent layers and fused attention run in parts, as on ``meta``, unless
+    the model selects a kernel.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import flop_registry, register_flop_formula
 
     from vitbench.models import without_fast_path
 
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    if kernel not in flop_registry:
-        register_flop_formula(kernel)(_attention_flops)
     onednn: Any = torch.backends.mkldnn
     before = onednn.enabled
     try:
@@ -120,11 +113,6 @@ def _countable_operators() -> Iterator[None]:
             yield
     finally:
         onednn.enabled = before
-
-
-def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    """Of shapes (B, h, L, d), (B, h, S, d) and (B, h, S, e): both products."""
-    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
 @METRICS.measured(
@@ -138,36 +126,39 @@ def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *args
     summary="FLOPs and multiply-adds of one image's forward pass, counted on meta, or executed",
 )
 def measure_flops(subject: Subject) -> Iterator[Measurement]:
-    """FlopCounterMode on ``meta``: on a real device it misses fused attention on some (CPU: torch 2.13, MPS: 2.15).
+    """Counted on ``meta``; if the forward pass reads the image's values, the mean over images on the CPU, see
+    ``execute``.
 
-    If the forward pass reads the image's values, it is the mean over images on the CPU, see ``execute``.
+    Raises Unsupported if a product among the operators has no FLOPs that its shapes tell.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    on_meta = FlopCounterMode(display=False)
+    from vitbench.metrics.support.operator_counter import OperatorCounter, describe_uncounted, sum_uncounted
+
     depends = False
     with subject.on_meta(1) as (model, images):
         try:
-            with on_meta, torch.no_grad():
+            with OperatorCounter() as on_meta, torch.no_grad():
                 model(images)
         except (RuntimeError, TypeError) as error:
             if not needs_values(error):
                 raise
             depends = True
-    if depends:
-        counters = execute(subject, lambda: FlopCounterMode(display=False))
-        each = [counter.get_total_flops() for counter in counters]
-        flops, how = round(sum(each) / len(each)), executed_method(each)
-        detail = f"min {min(each)}, max {max(each)} FLOPs, {_weights_of(subject.cell)}"
-    else:
-        flops, how, detail = on_meta.get_total_flops(), "on meta", ""
-    method = f"FlopCounterMode {how}, batch of 1, torch {torch.__version__}"
+    counted = execute(subject) if depends else [on_meta.counts]
+    each = [counts.flops for counts in counted]
+    flops = round(sum(each) / len(each))
+    details = [f"min {min(each)}, max {max(each)} FLOPs, {_weights_of(subject.cell)}"] if depends else []
+    uncounted = {name: calls / len(counted) for name, calls in sum_uncounted(counted).items()}
+    if uncounted:
+        details.append(LOWER_BOUND + describe_uncounted(uncounted))
+    how = executed_method(each) if depends else "dispatched on meta"
+    method = f"operators {how}, batch of 1, torch {torch.__version__}"
     for metric, unit, value, what in (
         ("flops", "FLOP", flops, "matrix products, convolutions and attention"),
         ("macs", "MAC", flops // 2, "FLOPs / 2"),
     ):
-        yield Measurement.single(metric, unit, value, f"{method}; {what}", detail, executed=depends)
+        one = Measurement.single(metric, unit, value, f"{method}; {what}", "; ".join(details), executed=depends)
+        yield replace(one, lower_bound=bool(uncounted))
 
 
 def _weights_of(cell: Cell) -> str:

@@ -119,6 +119,8 @@ def _describe(name: str, metric: Metric, base: Entry, head: Entry) -> str:
         return describe_tensors(before, after)
     if name == "graph_breaks":
         return _enumerate(_table_changes(before, after, new="new break: {}", gone="no longer: {}"))
+    if name == "uncounted":
+        return _enumerate(_table_changes(before, after, new="no formula covers {}", gone="{} is counted now"))
     if name == "without_gradient":
         return _enumerate(_table_changes(before, after, new="{} gets none now", gone="{} gets one now"))
     if metric.kind == TABLE:

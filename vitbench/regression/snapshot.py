@@ -208,4 +208,19 @@ def notes_on(base: Lock, head: Lock) -> list[str]:
         now = head.libraries.get(name)
         if now is not None and now != version:
             notes.append(f"The baseline was made with {name} {version}, this is {now}.")
+    notes += lower_bounds(head)
+    return notes
+
+
+def lower_bounds(lock: Lock) -> list[str]:
+    """A note for each model whose FLOPs are a lower bound, with the operators that they leave out."""
+    notes = []
+    for entry in lock.entries:
+        operators = entry.figures.get("uncounted")
+        if operators:
+            listed = ", ".join(f"{name} x{calls}" for name, calls in sorted(operators.items()))
+            notes.append(
+                f"The FLOPs of {entry.place.label} are a lower bound: no formula covers {listed}. "
+                "Equal bounds without the same operators pass."
+            )
     return notes

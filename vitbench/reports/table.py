@@ -107,7 +107,8 @@ _TIDY = (
     *("run", "cell", "model", "image_size", "height", "width", "num_classes", "batch_size", "device", "dtype", "mode"),
     *("attention", "compile", "threads", "memory_limit", "weights", "data", "recipe_hash", "seed", "options"),
     *("metric", "unit", "value", "low", "high", "relative", "relative_low", "relative_high", "relative_interval_kind"),
-    *("interval_kind", "turns_used", "n_samples", "n_processes", "n_left_out", "status", "detail", "method"),
+    *("interval_kind", "turns_used", "n_samples", "n_processes", "n_left_out", "lower_bound", "status", "detail"),
+    "method",
     *("cell_status", "cause", "cell_detail", "environment", "started_at", "duration_s"),
     *_SAMPLES,
 )
@@ -116,6 +117,7 @@ _DTYPES: dict[str, str] = {
     **dict.fromkeys(("n_samples", "n_processes", "n_left_out"), "int64"),
     **dict.fromkeys(("value", "low", "high", "relative", "relative_low", "relative_high", "duration_s"), "float64"),
     "compile": "bool",
+    "lower_bound": "bool",
     "memory_limit": "Int64",
 }
 
@@ -136,7 +138,7 @@ def render_csv(runs: Sequence[Run]) -> str:
     on each line of its row, so that the lines of one batch size are a complete table. Every measured column ``x`` has
     ``x_status`` (empty: not asked for) and is empty where the status is not ``ok``; sampled ones have ``x_low``,
     ``x_high``, ``x_interval``, times and rates ``x_turns_used`` (``quiet``, ``slow``, ``all``) and ``x_note``
-    (``busy: ...``).
+    (``busy: ...``). Lower bounds have ``x_lower_bound``: the operators that they leave out.
     Units are in the names (1 MB is 10^6 bytes). Counts are exact. No text is a formula to a spreadsheet.
     """
     import pandas as pd
@@ -174,11 +176,12 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
         nothing = {
             **dict.fromkeys(("n_samples", "n_processes", "n_left_out"), 0),
             **dict.fromkeys(_SAMPLES, ()),
+            "lower_bound": False,
             **dict.fromkeys(("interval_kind", "turns_used", "method"), ""),
         }
         return [{**of_cell, **nothing, "status": record.status, "detail": record.detail}]
     lines = []
-    copied = ("metric", "unit", "status", "detail", "method", *_SAMPLES)
+    copied = ("metric", "unit", "lower_bound", "status", "detail", "method", *_SAMPLES)
     for one in record.measurements:
         found = MetricValue(record, one, one.status)
         result, relative = found.estimate_between_runs, found.relative_between_runs
@@ -306,6 +309,8 @@ def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequen
 def _columns(metric: str, found: MetricValue) -> dict[str, Field]:
     name, scale = COLUMNS[metric]
     line = _column(name, scale, found, f"{metric}_status")
+    if found.measurement is not None and found.measurement.left_out:
+        line[f"{metric}_lower_bound"] = f"without {found.measurement.left_out}"
     is_time = yields_of(metric).kind == "time"
     if is_time or metric in SAMPLED:
         line |= _interval(found.estimate_between_runs, scale, metric, name.removeprefix(metric))

@@ -126,6 +126,9 @@ class Pair:
             reason = self.apart.times
         elif value.kind == "torch":
             reason = self.apart.torch
+        elif both[0].left_out != both[1].left_out:
+            left_out = " and ".join(one.left_out or "nothing" for one in both)
+            reason = f"a lower bound compares only with one of the same operators: BASE and HEAD leave out {left_out}"
         elif any(one.executed for one in both):
             reason = self.apart.torch or self.apart.times  # a model may branch on the last digits of a number
         if reason or base is None or head is None:
@@ -139,6 +142,8 @@ class Pair:
             detail = f"tolerance {100 * tolerance:g} %" if tolerance else ""
             if value.kind == "tool" and both[0].method != both[1].method:
                 detail = "counted by another version of the tool"
+            if both[0].left_out:
+                detail = f"lower bounds, both without {both[0].left_out}"
         return self._change(metric, (base, head), verdict, detail, unit=unit)
 
     def _relative(self, metric: str, one: MetricValue, other: MetricValue, same_reference: bool) -> Change | Pending:

@@ -12,7 +12,7 @@ from vitbench.suites.batch_search import shown_status
 #: Significant digits by precision; then those with a fixed number of decimals.
 _DIGITS = {"counted": 4, "measured": 3, "rough": 2}
 _DECIMALS = {"whole": 0, "tenths": 1, "thousandths": 3}
-_MARKS: dict[Mark, str] = {"all turns": "†", "slow machine": "§", "few samples": "‡"}
+_MARKS: dict[Mark, str] = {"all turns": "†", "slow machine": "§", "few samples": "‡", "lower bound": "≥"}
 
 
 def table_text(shown: Table) -> str:
@@ -33,11 +33,13 @@ def marks_text(shown: Table) -> list[str]:
         shares = _from_to([f"{100 * one.share:.0f}" for one in busy])
         what = f"other programs used {cores} cores in {shares} % of the {'turns' if busy[0].by_turn else 'processes'}"
         texts = [f"busy: {what}, and the ends of the interval differ by more than a factor of {BUSY:g}."]
+    left_out = "; ".join(dict.fromkeys(value.reason for value in values if "lower bound" in value.marks))
     meanings: dict[Mark, str] = {
         "all turns": "all turns count: fewer than three processes, or too few with quiet turns",
         "slow machine": "the machine was slower throughout than at other times of the run, and the interval reaches to "
         "what it would be then; × reference holds",
         "few samples": "a process had fewer than ten steady samples",
+        "lower bound": f"a lower bound, without operators that no formula covers ({cell_text(left_out, 1000)})",
     }
     found = {mark for value in values for mark in value.marks}
     return [*texts, *(f"{_MARKS[mark]}: {meaning}." for mark, meaning in meanings.items() if mark in found)]
@@ -64,7 +66,8 @@ def value_text(value: Value, column: Column) -> str:
         return cell_text(value.text) if column.is_text else value.text
     if value.number is not None:
         display = value.display or column.display
-        text = number_text(value.number, value.interval, display)
+        text = "≥ " if "lower bound" in value.marks else ""
+        text += number_text(value.number, value.interval, display)
         text += f" {display.unit}" if display.unit not in ("", column.display.unit) else ""
         text += " busy" if value.busy else ""
     elif value.status is None:
@@ -75,7 +78,7 @@ def value_text(value: Value, column: Column) -> str:
         kind, count = value.note
         notes = {"batch": f"b{count}", "processes": f"{count}", "images": f"n = {count}"}
         text += f" ({notes.get(kind, f'{count} classes without images')})"
-    return " ".join([text, *(_MARKS[mark] for mark in value.marks)])
+    return " ".join([text, *(_MARKS[mark] for mark in value.marks if mark != "lower bound")])
 
 
 def number_text(value: float, interval: tuple[float, float] | None, display: Display) -> str:

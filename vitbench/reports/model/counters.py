@@ -63,7 +63,8 @@ def _distinct(rows: Sequence[Row]) -> list[Row]:
 
 
 def _difference(other: MetricValue, ours: MetricValue) -> float | None:
-    return None if other.value is None or not ours.value else other.value / ours.value - 1
+    bound = ours.measurement is not None and ours.measurement.lower_bound
+    return None if other.value is None or not ours.value or bound else other.value / ours.value - 1
 
 
 def _reasons(row: Row) -> list[str]:

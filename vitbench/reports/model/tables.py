@@ -47,8 +47,9 @@ class Note(NamedTuple):
     number: int
 
 
-#: What is to be known of a time or rate: ``all turns`` count (quiet ones are unknown), ``few samples``.
-Mark = Literal["all turns", "slow machine", "few samples"]
+#: What is to be known of a value: of a time or rate that ``all turns`` count (quiet ones are unknown) or that it has
+#: ``few samples``, of a count that it is a ``lower bound``.
+Mark = Literal["all turns", "slow machine", "few samples", "lower bound"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,9 @@ class Value:
     """What one column says of one line: a ``number`` in base units, a ``text``, or a ``status`` in its place.
 
     ``interval`` holds the ends of the 95 % interval, of a rank the best and the worst. ``status`` is None where nothing
-    was asked for; ``reason`` says why there is no number. A ``busy`` value has what other programs used beside it. A
-    value with a ``display`` of its own is not shown as its column says; a unit that is not the column's stands beside
-    the number.
+    was asked for; ``reason`` says why there is no number, or what a lower bound leaves out. A ``busy``
+    value has what other programs used beside it. A value with a ``display`` of its own is not shown as its column says;
+    a unit that is not the column's stands beside the number.
     """
 
     number: float | None = None
@@ -126,12 +127,15 @@ def metric_value(found: MetricValue, note: Note | None = None) -> Value:
 
 
 def marked(value: Value, found: MetricValue) -> Value:
-    """``value`` with what is to be known of the time or rate ``found``; without an interval where it is busy."""
+    """``value`` with what is to be known of ``found``; without an interval where it is busy."""
     busy = busy_beside(found)
+    left_out = found.measurement.left_out if found.measurement else ""
     marks: dict[Mark, bool] = {
         "all turns": found.all_turns_count,
         "slow machine": found.slower is not None,
         "few samples": has_few_samples(found),
+        "lower bound": left_out != "",
     }
     interval = None if busy else value.interval
-    return replace(value, interval=interval, busy=busy, marks=tuple(one for one, is_so in marks.items() if is_so))
+    shown = tuple(one for one, is_so in marks.items() if is_so)
+    return replace(value, interval=interval, busy=busy, marks=shown, reason=left_out or value.reason)

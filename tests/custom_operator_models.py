@@ -1,0 +1,48 @@
+"""A model with a product that torch has no formula for, built as ``(*, image_size, num_classes)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.library.custom_op("tests_of_vitbench_models::product", mutates_args=())
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight
+
+
+@product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    x, weight = ctx.saved_tensors
+    return gradient @ weight.T, x.T @ gradient
+
+
+product.register_autograd(_backward, setup_context=_keep)
+
+
+class WithProduct(nn.Module):
+    """3 -> 8 by torch's own product, 8 -> 8 by the custom one, and a head."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 8)
+        self.weight = nn.Parameter(torch.ones(8, 8))
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(product(self.first(images.mean(dim=(2, 3))), self.weight))
+        return logits
+
+
+def with_product(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    return WithProduct(num_classes)
