@@ -144,7 +144,7 @@ def test_records_appear_one_by_one_and_no_worker_is_left(watched: tuple[RunSumma
 def test_what_went_wrong_is_repeated_only_when_asked(watched: tuple[RunSummary, Watching]) -> None:
     summary, _ = watched
     before = {record.cell.id: record.started_at for record in store.read_records(summary.folder)}
-    again = resume_run(summary.folder, retry=["killed"], allow_import=True)
+    again = resume_run(summary.folder, retry=["KILLED"], allow_import=True)
     repeated = [record.cell.model for record in again.records if record.started_at != before[record.cell.id]]
     assert repeated == [failing("kills_itself_when_built")]
     assert len(again.records) == 8

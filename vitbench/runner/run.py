@@ -113,6 +113,7 @@ def resume_run(
     allowed).
     """
     path = Path(folder)
+    retry = [status.lower() for status in retry]  # a report prints OOM
     for status in retry:
         if status not in STATUSES or status == "ok":
             raise UsageError(f"Status {status!r} cannot be retried. Give any of: {', '.join(STATUSES[1:])}")
