@@ -27,7 +27,7 @@ ESCAPES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 def one_error(errors: str) -> str:
     """The only line that is no note on what is under way."""
-    notes = r"Loading torch|Looking for|Trying the weights|Reading the images|Counting|\d trainings|Training \d of"
+    notes = r"Loading torch|Looking for|Trying the weights|The weights of|Reading the images|Counting|\d trainings|Training \d of"
     lines = [line for line in errors.splitlines() if not re.match(notes, line)]
     assert len(lines) == 1, errors
     assert lines[0].startswith("Error: ")

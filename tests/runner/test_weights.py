@@ -337,7 +337,7 @@ def test_a_checkpoint_that_cannot_be_used_gets_one_line_before_the_first_cell(
 
 def one_error(errors: str) -> str:
     """The only line that is no note on what is under way."""
-    notes = ("Loading torch", "Trying the weights")
+    notes = ("Loading torch", "Trying the weights", "The weights of ")
     lines = [line for line in errors.splitlines() if not line.startswith(notes)]
     assert len(lines) == 1, errors
     return lines[0]
@@ -389,11 +389,13 @@ def seeded(cell: Cell) -> nn.Module:
 
 
 def test_a_checkpoint_is_resampled_for_each_size_that_it_is_tested_at(
-    server: list[SharedLauncher], tmp_path: Path
+    server: list[SharedLauncher], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = checkpoint_of(tmp_path / "large.safetensors", image_size=16)
     words = arguments(tmp_path / "run", "--suite", suite_for(tmp_path), "--weights", str(path), metrics="accuracy")
     assert run_command([*words, "--image-sizes", "8,16"]) == 0
+    resampled = f"The weights of {MODEL} at 8 px: positions resampled from 4x4 to 2x2 patches ("
+    assert resampled in capsys.readouterr().err
     records = store.read_records(tmp_path / "run")
     assert [(record.cell.image_size, record.status) for record in records] == [((8, 8), "ok"), ((16, 16), "ok")]
 

@@ -49,7 +49,9 @@ class Digest:
 
 @dataclass(frozen=True, kw_only=True)
 class TryWeights:
-    """Do a cell's weights fit its model? Builds it on the CPU, which may download published weights."""
+    """Do a cell's weights fit its model, and how do they differ from the file (``notes``, for people)? Builds it on the
+    CPU, which may download published weights.
+    """
 
     cell: Cell
     weights: WeightsFile | None = None

@@ -251,8 +251,9 @@ def digest(question: protocol.Digest) -> Answers:
 
 
 def try_weights(question: protocol.TryWeights) -> Answers:
-    make_subject(question.cell, question.weights).build()
-    yield {}
+    subject = make_subject(question.cell, question.weights)
+    subject.build()
+    yield {"notes": subject.weights_note}
 
 
 def fetch(question: protocol.Fetch) -> Answers:

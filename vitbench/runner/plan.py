@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitbench.core.errors import USAGE_CAUSES, DeviceError, UsageError
-from vitbench.core.records import Cell
+from vitbench.core.records import Cell, format_image_size
 from vitbench.core.registry import METRICS
 from vitbench.devices import canonical_device_name, open_device
 from vitbench.devices.host.environment import capture_environment, default_threads, hash_environment
@@ -275,7 +275,9 @@ def _try_weights(suite: Suite, cells: list[Cell], launcher: Launcher, note: Note
     for cell in cells:
         tried.setdefault(static_key(cell), cell)
     for cell in tried.values():
-        ask(launcher, TryWeights(cell=cell, weights=weights_of(suite)), timeout_s=_DOWNLOAD_S)
+        (answer,) = ask(launcher, TryWeights(cell=cell, weights=weights_of(suite)), timeout_s=_DOWNLOAD_S)
+        if answer["notes"]:
+            note(f"The weights of {cell.model} at {format_image_size(cell.image_size)} px: {answer['notes']}")
 
 
 def _fetch_data(suite: Suite, launcher: Launcher, note: Note, *, allow_downloads: bool) -> None:
