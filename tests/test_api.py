@@ -290,7 +290,11 @@ def test_our_models_without_a_head_return_features(name: str) -> None:
 
 
 def test_a_model_without_a_head_is_not_trained() -> None:
-    with pytest.raises(UsageError, match="num_classes = 0 builds models without a head, which cannot be trained"):
+    with pytest.raises(UsageError, match="says num_classes = 0: models without a head cannot be trained"):
         vitbench.measure("vit_basic", num_classes=0, mode="train")
+    with pytest.raises(UsageError, match="num_classes = 0, but its training data digits has 10 classes"):
+        vitbench.run_suite("smoke", num_classes=0)
+    with pytest.raises(UsageError, match="in_channels = 4, but the images of data sets have 3"):
+        vitbench.run_suite("smoke", in_channels=4, models=["vit_basic"])
     with pytest.raises(UsageError, match="num_classes = 0 is not positive"):
         vitbench.train("vit_basic", data="digits", num_classes=0)

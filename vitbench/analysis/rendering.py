@@ -184,4 +184,5 @@ def _table(rows: Sequence[Sequence[Any]], headings: Sequence[str] = (), **alignm
 def _shape_words(answer: Mapping[str, Any]) -> str:
     """``1000 classes``, also ``4 channels`` where the images have others than three."""
     channels = answer["in_channels"]
-    return f"{answer['num_classes']} classes" + (f", {channels} channels" if channels != RGB else "")
+    other = f", {channels} channel{'s' if channels > 1 else ''}" if channels != RGB else ""
+    return f"{answer['num_classes']} classes{other}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vitbench.core.errors import ImageSizeError, SuiteError
-from vitbench.core.records import Cell, channel_options, format_image_size
+from vitbench.core.records import RGB, Cell, channel_options, format_image_size
 from vitbench.core.registry import METRICS
 from vitbench.models.cards import PRETRAINED
 from vitbench.suites.batch_search import most_attempts
@@ -133,7 +133,8 @@ def expand(
     ``devices`` are those that ``auto`` stands for (in ``[training]``, too, unless the plan has chosen one device),
     ``threads`` what ``auto`` threads are, ``checkpoint`` the digest of the suite's checkpoint, if it has one. ``note``
     receives one line on how many cells the rules drop. Raises ImageSizeError for a size that a model does not take,
-    SuiteError for a model without published weights if these are asked for.
+    SuiteError for a model without published weights if these are asked for, and for training or testing a model
+    without a head, or with other channels than those of the data.
     """
     axes = _Axes(suite, _named_devices(suite.devices, devices), threads, models, training, checkpoint)
     cells = axes.timed_cells() + axes.training_cells()
@@ -145,6 +146,11 @@ def expand(
             models[cell.model].check_image_size(cell.image_size)
         except ImageSizeError as error:
             raise ImageSizeError(with_training_size(suite, cell, str(error))) from error
+    if suite.num_classes == 0 and any(cell.mode == "train" for cell in kept):
+        raise SuiteError(
+            f"Suite {suite.name!r} says num_classes = 0: models without a head cannot be trained. Give classes, or "
+            "modes = 'infer' (--modes infer)"
+        )
     if not cells:
         raise SuiteError(
             f"Suite {suite.name!r} has no cells: none of its metrics ({', '.join(suite.metrics)}) applies to its modes "
@@ -209,6 +215,11 @@ class _Axes:
         suite, training = self.suite, self.training
         if training is None or suite.training is None or len(self._timed_metrics()) == len(suite.metrics):
             return []
+        if suite.in_channels != RGB:
+            raise SuiteError(
+                f"Suite {suite.name!r} says in_channels = {suite.in_channels}, but the images of data sets have {RGB}. "
+                "Leave it out, or train nothing with --data none"
+            )
         learns = suite.weights == RANDOM
         sizes: Sequence[Any] = suite.image_sizes
         devices, recipes = self.devices, training.recipes[:1]

@@ -340,23 +340,6 @@ class Suite(Table):
     def _once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value))  # a value given twice is measured once
 
-    @model_validator(mode="after")
-    def _three_channels_in_data(self) -> Suite:
-        if self.in_channels != RGB and self.training is not None:
-            raise ValueError(
-                f"in_channels = {self.in_channels}, but images of data sets have {RGB}: train nothing with it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _heads_for_training(self) -> Suite:
-        if self.num_classes == 0 and (self.training is not None or "train" in self.modes):
-            raise ValueError(
-                "num_classes = 0 builds models without a head, which cannot be trained or tested: give modes = 'infer' "
-                "(--mode infer) and no training data, or classes"
-            )
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _all_metrics(cls, data: Any) -> Any:
