@@ -10,6 +10,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,35 @@ def chained(path: Path) -> Path:
     return zipped(path, text)
 
 
+def options_twice(function: str) -> bytes:
+    """Options that bring a __setstate__ of their own, and are given a state once more."""
+    name = b"c" + function.replace(" ", "\n").encode() + b"\n"
+    return b"\x80\x02cargparse\nNamespace\n)\x81}X\x0c\x00\x00\x00__setstate__" + name + b"sb}b."
+
+
+def many_dots(path: Path) -> Path:
+    return saved(path, {"." * 100_000 + "x" * n: torch.zeros(1) for n in range(50)})
+
+
+def deep_names(path: Path) -> Path:
+    header = {f"a.b.c.d.e.f.g{n}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(20_000)}
+    marks = {"vit.embeddings.cls_token": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}
+    return safetensors(path, header | {f"{p}{key}": one for p in ("", "a.", "a.b.") for key, one in marks.items()})
+
+
+def tangled_dicts(path: Path) -> Path:
+    content: dict[str, Any] = {"w": torch.zeros(1)}
+    for _ in range(40):
+        content = {"a": content, "b": content}
+    return saved(path, content)
+
+
+def itself(path: Path) -> Path:
+    content: dict[str, Any] = {"w": torch.zeros(1)}
+    content["model"] = content
+    return saved(path, content)
+
+
 F32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
 TERA = 10**12
 #: kind -> (how it is made, what is said of it)
@@ -224,6 +254,18 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a copy to a device": (
         lambda path: zipped(path, pickled_call("torch._utils _rebuild_device_tensor_from_cpu_tensor")), "pickled code (torch._utils."),
     "code behind a name": (lambda path: zipped(path, pickled_call("torch _weights_only_unpickler.os.system")), "pickled code (torch."),
+    "options with a function": (lambda path: zipped(path, options_twice("posix system")), "pickled code (posix.system)"),
+    "options with a function of torch": (
+        lambda path: zipped(path, options_twice("torch._utils _rebuild_tensor_v2")), "damaged"),
+    "options that are called": (lambda path: zipped(path, pickled_call("argparse Namespace", b"X\x01\x00\x00\x00a")), "damaged"),
+    "options that open files": (lambda path: zipped(path, pickled_call("argparse FileType")), "pickled code (argparse.FileType)"),
+    "options as a name": (lambda path: zipped(path, b"\x80\x02}cargparse\nNamespace\n)\x81K\x01s."), "damaged"),
+    "options as the content": (lambda path: saved(path, Namespace(cls_token=torch.zeros(1))), "holds Namespace, not a state dict"),
+    "options as a weight": (lambda path: saved(path, {"cls_token": Namespace(a=1)}), "'cls_token' is Namespace"),
+    "names of dots": (many_dots, "does not fit the model"),
+    "names behind many prefixes": (deep_names, "does not fit the model"),
+    "dicts in dicts in dicts": (tangled_dicts, "holds an empty dict"),
+    "a dict in itself": (itself, "does not fit the model"),
     "an old file of one long line": (lambda path: hole(path, 10**8, b"\x80\x02c"), "damaged"),
     "an old file with a text of 4 GB": (lambda path: (path.write_bytes(b"\x80\x02X\xff\xff\xff\xffa."), path)[1], "damaged"),
     "a tar file": (lambda path: (path.write_bytes(b"\x80" + bytes(511)), path)[1], "damaged"),
