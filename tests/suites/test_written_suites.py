@@ -30,7 +30,7 @@ from vitbench.suites.schema import (
     _image_size,
     parse_bytes,
 )
-from vitbench.suites.thresholds import known_metrics, parse_tolerance, written_tolerance
+from vitbench.suites.thresholds import known_metrics, parse_fraction, parse_tolerance, written_tolerance
 
 MODELS = sorted(model_registry())[:12]
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
@@ -48,6 +48,7 @@ FORMS: dict[Any, st.SearchStrategy[Any]] = {
     | st.builds(
         "{}{}".format, st.integers(1000, 999_999).map(lambda n: n / 1000), st.sampled_from(["", " B", "KiB", " gb"])
     ),
+    parse_fraction: st.floats(0, 1, exclude_max=True) | st.integers(0, 9999).map(lambda n: f"{n / 100}%"),
     parse_tolerance: PER_CENT | st.floats(0, 1, exclude_max=True) | st.sampled_from([0, "5 %"]),
 }
 #: Names that must be known.

@@ -199,8 +199,10 @@ def _choose(word: str, name: str, known: Mapping[str, Any]) -> Any:
 
 def _fraction(text: str, name: str) -> float:
     """``5%`` or ``0.05``; a bare 5 could mean either."""
+    from vitbench.suites.thresholds import parse_fraction
+
     try:
-        value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+        value = parse_fraction(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:

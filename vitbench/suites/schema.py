@@ -25,7 +25,7 @@ from vitbench.core.records import RGB, Attention, Cell, Dtype, Mode, format_imag
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import MIN_PROCESSES
 from vitbench.core.stats.relative import MIN_FIRST_STAGE
-from vitbench.suites.thresholds import parse_tolerance, written_tolerance
+from vitbench.suites.thresholds import parse_fraction, parse_tolerance, written_tolerance
 
 #: A model's own image size.
 NATIVE = "native"
@@ -121,9 +121,9 @@ class Measure(Table):
     ``patience_s`` in all.
 
     ``precision``: from five processes on, their spread decides how many more follow, until the 95 % interval of the
-    relative latency is at most this wide to either side (0.05: 5 %), ``max_processes`` have run, or the next one would
-    not fit into ``max_seconds`` of the cell; none follow where the cell's rank among those that it took turns with is
-    clear. 0 runs exactly ``processes``. ``cores``: the logical cores that timed
+    relative latency is at most this wide to either side ("5%" or 0.05), ``max_processes`` have run, or the next one
+    would not fit into ``max_seconds`` of the cell; none follow where the cell's rank among those that it took turns
+    with is clear. 0 runs exactly ``processes``. ``cores``: the logical cores that timed
     processes are bound to (Linux, Windows); by default the system chooses.
     """
 
@@ -131,7 +131,7 @@ class Measure(Table):
     seconds: Seconds = 1.0
     min_samples: Positive = 10
     max_samples: Positive = 1000
-    precision: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.05
+    precision: Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1, allow_inf_nan=False)] = 0.05
     max_processes: Positive = 15
     max_seconds: Seconds = 60.0
     patience_s: Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)] = 60.0

@@ -96,18 +96,25 @@ def known_metrics(others: Iterable[str] = ()) -> list[str]:
     return sorted(name for name in names if yields_of(name).kind != "condition")
 
 
+def parse_fraction(value: Any) -> float:
+    """``"5%"``, ``"0.05"`` or ``0.05`` -> exactly that fraction. Raises ValueError for anything but a number."""
+    text = str(value).strip()
+    try:
+        number = Decimal(text.removesuffix("%"))  # a float of 0.7 over 100 is not the float 0.007
+        return float(number.scaleb(-2) if text.endswith("%") else number)
+    except ArithmeticError:
+        raise ValueError(f"{value!r} is not a fraction, such as '5%' or 0.05") from None
+
+
 def parse_tolerance(value: Any) -> float:
     """``"5%"``, ``0.05`` or ``0`` -> a fraction. Raises ValueError for anything else: a bare 5 could be meant as 5 % or
     as five times as much.
     """
     example = "such as '5%', 0.05, or 0 for no tolerance"
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a valid tolerance, {example}")
     text = str(value).strip()
     try:
-        number = Decimal(text.removesuffix("%"))  # a float of 0.7 over 100 is not the float 0.007
-        found = float(number / 100 if text.endswith("%") else number)
-    except (ValueError, ArithmeticError):
+        found = parse_fraction(value)
+    except ValueError:
         found = -1.0
     if not 0 <= found <= _LARGEST_TOLERANCE:
         raise ValueError(f"{value!r} is not a valid tolerance, {example}")
