@@ -20,6 +20,9 @@ from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint
 SQUARE = "positions taken for a square grid of 8x8 patches (else give --grid)"
 
 
+PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+
+
 def named(prefix: str, state: State) -> State:
     return {prefix + key: value for key, value in state.items()}
 
@@ -168,6 +171,22 @@ def test_an_average_that_is_not_whole_is_named_beside_what_is_taken(tmp_path: Pa
     report = load_checkpoint(model, saved({"model": state, "shadow": averaged}, tmp_path / "x.pt"))
     assert_same_logits(model, theirs)
     assert "other weights of this model in the file left out: 'shadow'" in report.notes
+
+
+def test_an_average_without_names_is_named(tmp_path: Path) -> None:
+    theirs, model = randomise(small_ours()), small_ours()
+    state = theirs.state_dict()
+    content = {"model": state, "ema": {"decay": 0.99, "shadow_params": list(state.values())}}
+    report = load_checkpoint(model, saved(content, tmp_path / "x.pt"))
+    assert any(note.startswith("left out 'ema.shadow_params'") for note in report.notes)
+
+
+def test_a_backbone_leaves_out_the_head(tmp_path: Path) -> None:
+    theirs, model = randomise(small_timm()), small_timm(num_classes=0)
+    report = load_checkpoint(model, saved(theirs.state_dict(), tmp_path / "x.pt"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(PIXELS), theirs.forward_head(theirs.forward_features(PIXELS), pre_logits=True))
+    assert "left out 'head.weight', 'head.bias', which the model does not use" in report.notes
 
 
 def test_an_entry_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:

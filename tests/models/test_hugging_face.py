@@ -169,3 +169,14 @@ def test_our_weights_load_into_a_model_of_transformers(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         torch.testing.assert_close(ours(images).logits, theirs(images), rtol=0, atol=1e-5)
+
+
+def test_the_backbone_of_a_classifier_of_dinov2_loads_without_its_head(tmp_path: Path) -> None:
+    theirs = build("Dinov2ForImageClassification Dinov2Config")
+    ours = vit(num_classes=0, init_values=1e-5).double().eval()
+    report = load_checkpoint(ours, saved(theirs.state_dict(), tmp_path / "x.pt"))
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = first_token(theirs.get_submodule("dinov2")(images))
+        torch.testing.assert_close(ours(images), expected, rtol=0, atol=1e-5)
+    assert "'classifier.weight'" in " ".join(report.notes)

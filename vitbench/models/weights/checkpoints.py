@@ -47,6 +47,8 @@ _TESTED = "model"
 #: What no model computes with: counts of thop and of averaged models, the token of masked images, the pooler of Hugging
 #: Face's models, whose classifiers do not use it.
 _NEEDLESS = re.compile(r"(.*\.)?(total_ops|total_params)|n_averaged|mask_token|pooler\.dense\.(weight|bias)")
+#: Of a file, for a model that is a backbone alone.
+_HEAD = re.compile(r"(head|head_dist)\.(weight|bias)")
 #: Buffers that a constructor computes: the model's own are kept, whether the file has them or not.
 _CONSTANT = re.compile(r"(.*\.)?(relative_position_index|attn_mask)")
 _LARGEST_HEADER_BYTES = 16_000_000  # safetensors' own limit is 100 MB, which it takes a second to read for each weight
@@ -132,9 +134,11 @@ def load_checkpoint(
         raise UsageError("A model on the meta device has no memory for weights: build it on a real device")
     with _contents(path) as contents:
         facts, names = contents.facts, _own_names(own)
-        found = find_entry(path.name, contents.folders, wanted_of(model), contents.entry(entry))
+        of_model = wanted_of(model)
+        found = find_entry(path.name, contents.folders, of_model, contents.entry(entry))
         in_file = contents.weights(path, found)
-        needless = [name for name in in_file if name not in names and _NEEDLESS.fullmatch(name)]
+        patterns = [_NEEDLESS] if of_model.head else [_NEEDLESS, _HEAD]
+        needless = [n for n in in_file if n not in names and any(one.fullmatch(n) for one in patterns)]
         weights = {n: one for n, one in in_file.items() if n not in needless and not _CONSTANT.fullmatch(n)}
         weights = match_parts(weights, names)
         wanted = {name: tuple(own[key].shape) for name, key in names.items()}
@@ -350,6 +354,9 @@ def _notes(
         yield f"the prefix {_shown(prefix)} taken off their names"
     if entry.rivals and not contents.of_training:
         yield f"other weights of this model in the file left out: {', '.join(map(_shown, entry.rivals))}"
+    for name, leaf in contents.leaves.items():
+        if isinstance(leaf.value, list | tuple) and sum(map(_is_weight, leaf.value)) >= len(entry.used) // 2 > 0:
+            yield f"left out {_shown(name)}, which has tensors without names, perhaps a moving average"
     tensors = [str(leaf.key) for name in entry.outside if _is_weight((leaf := contents.leaves[name]).value)]
     for keys, why in ((tensors, "without that prefix"), (needless, "which the model does not use")):
         if keys:

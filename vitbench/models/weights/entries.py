@@ -129,7 +129,7 @@ def _without_nested(entries: list[Entry]) -> list[Entry]:
 def _is_called(prefix: str, chosen: str | None) -> bool:
     if chosen is None:
         return True
-    return not prefix if chosen == "." else prefix.startswith(f"{chosen}.")
+    return not prefix if chosen == "." else prefix.startswith(f"{chosen.removesuffix('.')}.")
 
 
 def _shortest_names(entries: list[Entry]) -> list[str]:
