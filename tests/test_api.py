@@ -112,6 +112,15 @@ class TakesTokens(nn.Module):
         return self.embed(tokens)
 
 
+class ByFunction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8, 1, 4, 4))
+
+    def forward(self, images: Tensor) -> Any:
+        return nn.functional.conv2d(images, self.weight).mean((2, 3))
+
+
 class ForOneSize(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +150,17 @@ REFUSED: dict[str, tuple[nn.Module, dict[str, Any], str]] = {
         nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(), nn.Linear(128, 2).double()),
         {},
         r"in float32, its parameters being float32 and float64: .*Convert it as a whole, such as model\.float\(\)",
+    ),
+    "channels of a function": (ByFunction(), {}, r"takes images of 1 channel, not of 3\. Give in_channels=1"),
+    "channels of a later layer": (
+        nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(4, 8, 1)),
+        {},
+        r"expected input\[1, 8, 4, 4\] to have 4 channels, but got 8 channels instead \(.*\)$",
+    ),
+    "channels of TorchScript": (
+        torch.jit.script(make_classifier(1)),
+        {},
+        r"takes images of 1 channel, not of 3\. Give in_channels=1",
     ),
     "another size": (
         ForOneSize(),
@@ -213,6 +233,22 @@ def test_a_model_without_logits_is_measured_and_not_trained() -> None:
     assert step is not None
     assert (trained.status, step.status) == ("ok", "unsupported")
     assert "the model returns float32 1x5x16x16: no logits" in step.detail
+
+
+def test_a_model_of_which_nothing_is_trained_is_unsupported_in_training() -> None:
+    record = measure(make_classifier().requires_grad_(False), ["params", "training_step"], mode="train")
+    step = record.measurement("training_step")
+    assert step is not None
+    assert (record.status, step.status) == ("ok", "unsupported")
+    assert "no parameter that requires a gradient" in step.detail
+
+
+def test_torchscript_is_timed_and_not_counted() -> None:
+    record = measure(torch.jit.script(make_classifier()), ["flops", "latency"])
+    flops = record.measurement("flops")
+    assert flops is not None
+    assert (record.status, flops.status) == ("ok", "unsupported")
+    assert "Give the module that it was made from" in flops.detail
 
 
 # limits that torch states

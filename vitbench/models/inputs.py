@@ -20,6 +20,10 @@ from vitbench.models.tracebacks import model_places, with_places
 
 #: What torch, timm and torchvision raise for images of a size that a layer or the positions do not take.
 _OF_SIZE = re.compile(r"size|shape|height|width|resolution|divisible|patches", re.IGNORECASE)
+_SIZE_ERRORS = (RuntimeError, ValueError, AssertionError, IndexError)
+#: Hugging Face's and others' own words; torch's of a convolution have the shape of what it was given.
+_OF_CHANNELS = re.compile(r"channel", re.IGNORECASE)
+_CONVOLVED = re.compile(r"expected input\[(?P<given>[\d, ]+)\] to have (?P<taken>\d+) channels")
 _OF_DTYPE = re.compile(r"dtype|scalar type|Input type .* and (?:bias|weight) type", re.IGNORECASE)
 
 
@@ -61,12 +65,17 @@ def _reason(model: nn.Module, images: Tensor, error: Exception) -> str:
     """Why ``model`` fails on ``images``, and the way out."""
     channels, size = images.shape[1], (images.shape[2], images.shape[3])
     layer = _layer_that_failed(error)
+    convolved = _CONVOLVED.search(str(error))
     taken = None if layer is None else _channels_taken(*layer, images)
-    if layer is not None and taken is not None:
-        name = next((name for name, one in model.named_modules() if one is layer[0]), "")
-        what = f"{type(layer[0]).__name__} {name!r}" if name else type(layer[0]).__name__
-        return f"The module takes images of {_counted(taken)} ({what}), not of {channels}. Give in_channels={taken}"
-    text = with_places(describe_error(error).splitlines()[0], model_places(error))
+    if convolved is not None and convolved["given"] == ", ".join(map(str, images.shape)):
+        taken = int(convolved["taken"])
+    if taken is not None:
+        name = next((name for name, one in model.named_modules() if layer is not None and one is layer[0]), "")
+        what = f" ({type(layer[0]).__name__} {name!r})" if layer is not None and name else ""
+        return f"The module takes images of {_counted(taken)}{what}, not of {channels}. Give in_channels={taken}"
+    lines = describe_error(error).splitlines()
+    first = lines[-1] if isinstance(error, torch.jit.Error) else lines[0]  # TorchScript's first line is its own
+    text = with_places(first, model_places(error))
     if _OF_DTYPE.search(str(error)):
         own = sorted({str(one.dtype).removeprefix("torch.") for one in model.parameters()})
         given = str(images.dtype).removeprefix("torch.")
@@ -75,8 +84,12 @@ def _reason(model: nn.Module, images: Tensor, error: Exception) -> str:
             "Convert it as a whole, such as model.float()"
         )
     image = f"an image of {format_image_size(size)} px with {_counted(channels)}"
-    way_out = ". If it is made for another size, give that image_size" if _OF_SIZE.search(str(error)) else ""
-    return f"The module fails on {image}: {text}{way_out}"
+    way_out = ""
+    if convolved is None and _OF_CHANNELS.search(str(error)):
+        way_out = ". Give the in_channels that it takes"
+    elif convolved is None and isinstance(error, _SIZE_ERRORS) and _OF_SIZE.search(str(error)):
+        way_out = ". If it is made for another size, give that image_size"
+    return f"The module fails on {image}: {text.rstrip('.')}{way_out}"
 
 
 def _counted(channels: int) -> str:

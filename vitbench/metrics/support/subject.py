@@ -211,10 +211,12 @@ class Subject:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """AdamW with torch's defaults, as in most ViT recipes. Raises Unsupported for weights in fp16."""
+        """AdamW with torch's defaults, as in most ViT recipes. Raises Unsupported for weights in fp16, and for none."""
         import torch
 
         check_trains(self.cell.dtype)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise Unsupported("the model has no parameter that requires a gradient, so that nothing is trained")
         return torch.optim.AdamW(self.model.parameters(), lr=1e-4)
 
     @cached_property
@@ -315,9 +317,13 @@ def check_trains(dtype: str) -> None:
 
 def empty_copies(model: torch.nn.Module, device: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
     """The model with empty tensors on ``device`` instead of its own: parameters, buffers, and other attributes of its
-    modules. Shared tensors stay shared. ``dtype`` is that of floating-point parameters and buffers.
+    modules. Shared tensors stay shared. ``dtype`` is that of floating-point parameters and buffers. Raises Unsupported
+    for a module of TorchScript, whose tensors cannot be replaced.
     """
     import torch
+
+    if isinstance(model, torch.jit.ScriptModule):
+        raise Unsupported("a TorchScript module cannot be counted on meta. Give the module that it was made from")
 
     moved: dict[int, torch.Tensor] = {}
     kept: list[Any] = []  # an id() must not come again
