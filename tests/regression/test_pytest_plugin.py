@@ -83,6 +83,14 @@ def _everything_is_loaded() -> None:
     gc.freeze()
 
 
+def test_a_module_is_counted_in_its_own_type_and_channels() -> None:
+    """4 patches of 4 channels x 16 pixels to 8 numbers."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 4, 4), torch.nn.Flatten()).bfloat16()
+    with model_guard.open_subject(model, {"image_size": 8, "in_channels": 4}) as subject:
+        found = model_guard.count_exactly(subject)
+    assert (subject.cell.dtype, found["output"], found["flops"]) == ("bf16", "bfloat16 1x32", 2 * 4 * 4 * 16 * 8)
+
+
 @pytest.fixture
 def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makepyfile(mean=MODEL)
