@@ -25,7 +25,7 @@ from vitbench.core.errors import UsageError
 from vitbench.models import build_model
 from vitbench.models.architectures.blocks import resize_position_grid
 from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from vitbench.models.weights.positions import parse_grid
+from vitbench.models.weights.positions import is_bound_to_size, parse_grid
 from vitbench.models.weights.timm_filters import CONVERTED
 
 GRIDS = [(4, 4), (10, 10), (12, 12), (4, 16), (16, 3)]  # of files with 8 x 8; 4 x 16 has as many patches
@@ -317,3 +317,18 @@ def test_hugging_faces_dinov2_with_registers_is_resampled_as_its_model_does(
         actual = model.forward_features(images)
     assert expected.std() > 0.1
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "bound"),
+    [
+        ("stages.0.blocks.0.attn.attention_biases", (4, 196), True),  # LeViT
+        ("patch_pos", (1, 197, 384), True),  # TNT
+        ("pos_embed_0", (1, 401, 96), True),  # CrossViT
+        ("blocks.0.mlp_tokens.fc1.weight", (256, 49), True),  # MLP-Mixer
+        ("pos_embed", (1, 14, 14, 384), False),  # VOLO: rows and columns are its own
+        ("blocks.0.attn.qkv.weight", (144, 48), False),
+    ],
+)
+def test_weights_that_are_bound_to_an_image_size_are_known(name: str, shape: tuple[int, ...], bound: bool) -> None:
+    assert is_bound_to_size(name, shape) == bound

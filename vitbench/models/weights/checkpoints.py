@@ -156,7 +156,7 @@ def load_checkpoint(
             if other.of_head_only:
                 weights, difference = converted, other
                 fitted.notes.append(CONVERTED)
-        elif not facts and not fitted.names and any(map(is_bound_to_size, weights)):
+        elif not facts and not fitted.names and any(is_bound_to_size(n, one.shape) for n, one in weights.items()):
             fitted.notes.append("positions taken for those of the model's own image size")
         missing, unexpected, mismatched, head = (
             difference.missing, difference.unexpected, difference.mismatched, difference.head,

@@ -32,7 +32,7 @@ _TABLE = re.compile(
     r"((?:blocks\.\d+\.attn|blocks\.\d+\.attn\.rel_pos|rel_pos_bias|shared_rel_pos))\.relative_position_bias_table"
 )
 #: Bound to an image size without a grid of their own: LeViT's biases, TNT's positions, layers that mix tokens.
-_BOUND = re.compile(r"(.*\.)?(attention_biases|patch_pos|pos_embed(\.\d+)?|(mlp|linear)_tokens\..*)")
+_BOUND = re.compile(r"(.*\.)?(attention_biases|patch_pos|pos_embed([._]\d+)?|(mlp|linear)_tokens\..*)")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Fitted:
 
 def parse_grid(text: str) -> Grid:
     """``4x16`` -> (4, 16): rows x columns. Raises UsageError."""
-    found = re.fullmatch(r"\s*([1-9][0-9]*)\s*[xX]\s*([1-9][0-9]*)\s*", text)
+    found = re.fullmatch(r"\s*([1-9][0-9]*)\s*[xX]\s*([1-9][0-9]*)\s*", str(text))
     if found is None:
         raise UsageError(f"--grid {text!r} is not ROWSxCOLUMNS of the patches in the file, such as 4x16")
     return int(found[1]), int(found[2])
@@ -132,9 +132,9 @@ def fit_positions(
     return fitted
 
 
-def is_bound_to_size(name: str) -> bool:
-    """Whether a weight (our name) has a place for each patch, or each distance, without a grid that could be known."""
-    return _BOUND.fullmatch(name) is not None
+def is_bound_to_size(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight (our name) has a place for each patch, or each distance, and does not show their grid."""
+    return _BOUND.fullmatch(name) is not None and len(shape) < 4  # rows and columns of their own (PiT, VOLO)
 
 
 @dataclass
