@@ -30,6 +30,11 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
 product.register_autograd(_backward, setup_context=_keep)
 
 
+@torch.library.custom_op("tests_of_vitbench_models::real_only", mutates_args=())
+def real_only(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight
+
+
 class WithProduct(nn.Module):
     """3 -> 8 by torch's own product, 8 -> 8 by the custom one, and a head."""
 

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from tests.custom_operator_models import WithProduct
+from tests.custom_operator_models import WithProduct, real_only
 from vitbench.api import measure
 from vitbench.cli import run_command
 from vitbench.core.records import Measurement, Record
@@ -114,3 +116,49 @@ def test_the_pytest_fixture_compares_words_that_name_the_operator() -> None:
     assert values["flops"] == f"at least {FLOPS:,} (no formula covers {WORDS})"
     assert differences({"flops": FLOPS}, values) == [f"  flops: {FLOPS} expected, {values['flops']} found"]
     assert differences({"flops": values["flops"]}, values) == []
+
+
+STORED = 4
+
+
+class Middle(nn.Module):
+    """3 -> 8, what a test gives, and 8 -> 10."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(3, 8), nn.Linear(8, 10)
+        self.weight = nn.Parameter(torch.ones(8, 8), requires_grad=False)
+        self.register_buffer("sparse", torch.diag(torch.tensor([1.0] * STORED + [0.0] * (8 - STORED))).to_sparse())
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.middle(self.first(images.mean(dim=(2, 3)))))
+        return logits
+
+
+class WithoutMetaKernel(Middle):
+    def middle(self, x: Tensor) -> Tensor:
+        return real_only(x, self.weight)
+
+
+class ByNumPy(Middle):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy() @ self.weight.numpy())
+
+
+class BySparse(Middle):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.sparse, x.T).T
+
+
+@pytest.mark.parametrize(
+    ("model", "flops", "left_out"),
+    [
+        (WithoutMetaKernel, FLOPS, "tests_of_vitbench_models::real_only x1"),
+        (ByNumPy, FLOPS, "NumPy (torch.Tensor.numpy) x2"),
+        (BySparse, FLOPS + 2 * STORED, ""),
+    ],
+)
+def test_what_does_not_run_on_meta_is_executed(model: type[Middle], flops: int, left_out: str) -> None:
+    found = bound(measure(model(), image_size=32, metrics=["flops"]))
+    assert (found.status, found.value, found.executed) == ("ok", flops, True)
+    assert (found.lower_bound, found.left_out) == (bool(left_out), left_out)

@@ -19,7 +19,7 @@ from vitbench.analysis.model_summary import check_request, expand_names, inspect
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import ATTENTIONS, RGB
 from vitbench.metrics import Subject
-from vitbench.metrics.flops import execute, executed_method, needs_values, real_model
+from vitbench.metrics.flops import execute, executed_method, must_execute, real_model
 from vitbench.metrics.support.fvcore_thop import OtherCount, count_by_fvcore, count_by_thop, times_counted_by_thop
 from vitbench.metrics.support.operator_counter import Counts, OperatorCount, describe_uncounted, sum_uncounted
 from vitbench.models import use_attention
@@ -90,7 +90,7 @@ def _count(subject: Subject, exact: ClosedForm | None) -> dict[str, Any]:
         with subject.on_meta(1) as (model, images):
             counts = count_forward(model, images)
     except (RuntimeError, TypeError) as error:
-        if not needs_values(error):
+        if not must_execute(error):
             raise
         found = _execute(subject, f"{type(error).__name__}: {error}".splitlines()[0])
     else:

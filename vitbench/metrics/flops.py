@@ -44,6 +44,12 @@ _ASKS_FOR_VALUES = re.compile(
 #: An operator without a kernel on ``meta``; its tags tell whether it depends on data.
 _HAS_NO_KERNEL = re.compile(r"(?P<library>\w+)::(?P<name>\w+)\S* attempted to run this operator with Meta tensors")
 
+#: An operator that has a kernel for some device, but none for tensors without data.
+_NOT_ON_META = re.compile(
+    r"attempted to run this operator with Meta tensors|could not find the fake impl|There was no fake impl registered"
+    r"|with arguments from the '(Sparse\w*|Quantized)?Meta' backend"
+)
+
 
 def needs_values(error: Exception) -> bool:
     """Whether a forward pass on ``meta`` failed because it reads the image's values, or a shape that needs them."""
@@ -54,6 +60,13 @@ def needs_values(error: Exception) -> bool:
         return True
     missing = _HAS_NO_KERNEL.search(text)
     return missing is not None and _depends_on_data(missing["library"], missing["name"])
+
+
+def must_execute(error: Exception) -> bool:
+    """Whether a forward pass on ``meta`` failed for a reason that a run on the CPU does not have: it needs values, or
+    an operator has no kernel there (a custom one, or one of sparse or quantised tensors).
+    """
+    return needs_values(error) or (isinstance(error, RuntimeError) and bool(_NOT_ON_META.search(str(error))))
 
 
 def _depends_on_data(library: str, name: str) -> bool:
@@ -79,7 +92,7 @@ def execute(subject: Subject) -> list[Counts]:
     """
     import torch
 
-    from vitbench.metrics.support.operator_counter import OperatorCounter
+    from vitbench.metrics.support.operator_counter import LeavesTorch, OperatorCounter
 
     model, images = real_model(subject)
     model.requires_grad_(False)
@@ -89,7 +102,7 @@ def execute(subject: Subject) -> list[Counts]:
         for _ in range(PICTURES):
             image = torch.randn(1, subject.cell.in_channels, *subject.cell.image_size, generator=generator)
             image = image.to(images.dtype)
-            with OperatorCounter() as counter:
+            with OperatorCounter() as counter, LeavesTorch(counter.counts):
                 model(image)
             counts.append(counter.counts)
     return counts
@@ -126,8 +139,8 @@ def _same_operators_as_on_meta() -> Iterator[None]:
     summary="FLOPs and multiply-adds of one image's forward pass, counted on meta, or executed",
 )
 def measure_flops(subject: Subject) -> Iterator[Measurement]:
-    """Counted on ``meta``; if the forward pass reads the image's values, the mean over images on the CPU, see
-    ``execute``.
+    """Counted on ``meta``; if the forward pass reads the image's values, or an operator has no kernel there, the mean
+    over images on the CPU, see ``execute``.
 
     Raises Unsupported if a product among the operators has no FLOPs that its shapes tell.
     """
@@ -141,7 +154,7 @@ def measure_flops(subject: Subject) -> Iterator[Measurement]:
             with OperatorCounter() as on_meta, torch.no_grad():
                 model(images)
         except (RuntimeError, TypeError) as error:
-            if not needs_values(error):
+            if not must_execute(error):
                 raise
             depends = True
     counted = execute(subject) if depends else [on_meta.counts]

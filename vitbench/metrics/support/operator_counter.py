@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch._ops import HigherOrderOperator
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -145,6 +146,20 @@ class OperatorCounter(TorchDispatchMode):
         elif name not in NO_ARITHMETIC and ("::" in name or _has_numbers((args, output))):
             name = name if "::" in name else f"aten::{name}"
             counts.without_formula[name] = counts.without_formula.get(name, 0) + 1
+
+
+class LeavesTorch(TorchFunctionMode):
+    """Names in ``counts`` what hands numbers to NumPy: what is computed there is not dispatched."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.numpy, torch.Tensor.__array__) and _has_numbers(args):
+            name = "NumPy (torch.Tensor.numpy)"
+            self._counts.without_formula[name] = self._counts.without_formula.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
 
 
 def name_of(func: Any) -> str:
