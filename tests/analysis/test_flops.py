@@ -239,7 +239,7 @@ def test_the_command_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None
         (["vit_bsic"], 2, "Did you mean 'vit_basic'?"),
         (["vit_basic", "--image-size", "33"], 2, "does not divide it"),
         (["vit_basic", "--image-size", "x"], 2, "neither N nor HxW"),
-        (["vit_basic", "--num-classes", "0"], 2, "greater than or equal to 1"),
+        (["vit_basic", "--num-classes", "-1"], 2, "Invalid value for '--num-classes'"),
         (["vit_basic", "--attention", "flash"], 2, "give fused or explicit"),
         (["vit_basic_tutorial", "vit_bsic", "--no-others"], 1, "Did you mean 'vit_basic'?"),
     ],

@@ -183,7 +183,7 @@ MISTAKES = [
     (["show", "vit_basik"], "Did you mean 'vit_basic'"),
     (["show", "vit_basic", "--image-size", "34"], "Image size 34 does not fit vit_basic"),
     (["show", "vit_basic", "--image-size", "big"], "neither N nor HxW"),
-    (["show", "vit_basic", "--num-classes", "0"], "Invalid value for '--num-classes'"),
+    (["show", "vit_basic", "--num-classes", "-1"], "Invalid value for '--num-classes'"),
     (["show", "timm:vit_tiny_patch16_224", "--image-size", "225"], "its patch of 16 px does not divide it. Give multiples, such as 224"),
     (["show", "timm:vit_tny_patch16_224"], "Did you mean 'timm:vit_tiny_patch16_224'"),
     (["report", "nowhere"], "nowhere is not a run folder"),
