@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import binom, binomtest, norm, t, ttest_ind
 
+from vitbench.core.records import Cell, Measurement, Record
 from vitbench.core.stats.comparisons import ErrorOfSum, Ratio, compare, compare_relative, noise_floor
+from vitbench.core.stats.estimates import with_fastest_reference
 from vitbench.core.stats.intervals import (
     BETWEEN_PROCESSES,
     BETWEEN_RUNS,
@@ -627,6 +629,44 @@ def test_seconds_of_a_machine_that_was_slow_throughout_say_so_and_ratios_hold() 
     as_fast = in_quiet_turns(times, EVEN, slow, (), 1.25 * SWIFT)
     assert as_fast is not None
     assert as_fast.slower == 1
+
+
+def test_a_slow_machine_is_said_where_cell_and_reference_were_quiet_at_different_times() -> None:
+    reference = [[SWIFT, SWIFT, SLUGGISH, SLUGGISH]] * 3
+    times = [[0.06] * 4 + [0.03] * 4] * 3  # the cell is quick while the reference is slow
+    found = in_quiet_turns(times, EVEN, reference, (), SWIFT / 1.3)
+    assert found is not None
+    assert found.slower == pytest.approx(1.3)
+
+
+def test_the_fastest_reference_is_that_of_the_device_and_of_the_kind_of_time() -> None:
+    def time(metric: str, reference: float) -> Measurement:
+        return Measurement(
+            metric=metric,
+            unit="s",
+            samples=((1.0,),),
+            turns=((1,),),
+            reference_samples=((reference,),),
+            reference="reference 1",
+            method="made up",
+        )
+
+    def record(device: str, *times: Measurement) -> Record:
+        cell = Cell(model="m", image_size=(32, 32), num_classes=10, batch_size=1, device=device, threads=2)
+        return Record(
+            cell=cell, status="ok", measurements=times, environment="e", started_at="2026-01-01T00:00:00", duration_s=1.0
+        )
+
+    found = with_fastest_reference(
+        [
+            record("cuda:0", time("latency", 0.01), time("latency_cpu_time", 0.002)),
+            record("cuda:1", time("latency", 0.02), Measurement.single("params", "parameter", 1, "made up")),
+            record("cuda:1", time("training_step", 0.03)),
+        ]
+    )
+    known = [one.fastest_reference for record in found for one in record.measurements]
+    assert known == [0.01, 0.002, pytest.approx(0.02, rel=0.02), None, pytest.approx(0.02, rel=0.02)]
+    assert "fastest_reference" not in found[0].to_json()
 
 
 def test_seconds_take_the_turns_that_are_as_fast_as_those_of_the_run() -> None:

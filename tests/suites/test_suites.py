@@ -226,7 +226,7 @@ def test_quick_lowers_every_budget() -> None:
     assert full.training is not None
     assert quick.training is not None
     assert full.training.images is not None
-    assert budgets(quick) == {"brief": full.training.images // 5}
+    assert budgets(quick) == {"brief": full.training.images // 10}
 
 
 def test_a_suite_whose_cells_are_all_dropped_is_refused(tmp_path: Path) -> None:
@@ -423,11 +423,11 @@ def test_the_options_recipe_and_budget_replace_those_of_the_suite(tmp_path: Path
     assert again == suite
 
 
-def test_quick_takes_a_fifth_of_each_recipe_and_leaves_a_budget_that_was_given(tmp_path: Path) -> None:
+def test_quick_takes_a_tenth_of_each_recipe_and_leaves_a_budget_that_was_given(tmp_path: Path) -> None:
     recipes = [write_recipe(tmp_path, "mine"), "brief"]
     assert budgets(prepare_suite("seeds", {"data": "digits", "recipe": recipes}, quick=True)) == {
-        "mine": 0.8,  # epochs
-        "brief": 320,  # images
+        "mine": 0.4,  # epochs
+        "brief": 160,  # images
     }
     asked = {"data": "digits", "recipe": recipes, "budget": "images=64"}
     assert budgets(prepare_suite("seeds", asked, quick=True)) == {"mine": 64, "brief": 64}

@@ -32,7 +32,7 @@ Recipes = Annotated[str | None, Option(metavar="NAME,...", help="Recipes (vitben
 Budget = Annotated[str | None, Option(metavar="images=N", help="Of each recipe; or steps=, epochs=, seconds=.")]
 Seeds = Annotated[str | None, Option(metavar="N,...", help="Seeds of the weights, the images and the training.")]
 Timeout = Annotated[float | None, Option(metavar="SECONDS", help="Time limit of each process of a cell.")]
-Quick = Annotated[bool, Option("--quick", help="Fewer samples and a fifth of the training, to try things out.")]
+Quick = Annotated[bool, Option("--quick", help="Fewer samples and a tenth of the training, to try things out.")]
 DryRun = Annotated[bool, Option("--dry-run", help="Print the cells and a time estimate; measure and download nothing.")]
 Resume = Annotated[Path | None, Option(metavar="DIR", help="Measure the cells of this run folder that have no record.")]
 Retry = Annotated[str | None, Option(metavar="STATUS,...", help="With --resume: repeat cells of these statuses.")]

@@ -19,9 +19,9 @@ from vitbench.training.data.downloads import DOWNLOADS
 from vitbench.training.recipes import BUDGETS, list_recipes, load_recipe
 
 #: --quick: three short processes a cell, the fewest whose quiet turns are known, or one or two where they take seconds,
-#: and a fifth of the training.
+#: and a tenth of the training.
 _QUICK_MEASURE = {"processes": 3, "seconds": 0.15, "max_seconds": 1.5, "patience_s": 10.0}
-_QUICK_SHARE_OF_TRAINING = 0.2
+_QUICK_SHARE_OF_TRAINING = 0.1
 _QUICK_TEST_IMAGES = 200
 
 _BUDGETS = ", ".join(BUDGETS)

@@ -18,6 +18,9 @@ SERIES_KIND = "none: the last of a series"
 BY_CLASS = frozenset({"class_f1", "class_precision", "class_recall"})
 BY_CLASS_KIND = "none: one value a class"
 
+#: How the metrics of processor time end.
+CPU_TIME = "_cpu_time"
+
 #: The unit of rates: their turns are quiet where the time of an image is short.
 RATE = "image/s"
 
@@ -76,20 +79,24 @@ def quiet_times(one: Measurement, *, processes: int | None = None) -> QuietTimes
 
 def with_fastest_reference(records: Sequence[Record]) -> list[Record]:
     """The records of one run, whose times know how fast their reference was in the fastest turns of the run, on the
-    same machine.
+    same machine and device.
     """
-    turns: dict[tuple[str, str], list[float]] = {}
+
+    def place_of(record: Record, one: Measurement) -> tuple[object, ...]:
+        # of the reference, too, CPU time is another time
+        return record.environment, record.cell.device, one.reference, one.metric.endswith(CPU_TIME)
+
+    turns: dict[tuple[object, ...], list[float]] = {}
     for record in records:
-        # every time of a cell holds the same turns of the reference, or those of another process
-        for samples, reference in {(one.reference_samples, one.reference) for one in record.measurements}:
-            of_place = turns.setdefault((record.environment, reference), [])
-            of_place.extend(seconds for process in samples for seconds in process)
+        # latency and throughput of a cell have the same turns of the reference
+        for place, samples in {(place_of(record, one), one.reference_samples) for one in record.measurements}:
+            turns.setdefault(place, []).extend(seconds for process in samples for seconds in process)
     fastest = {place: fastest_turns(seconds) for place, seconds in turns.items() if seconds}
 
     def knowing(record: Record, one: Measurement) -> Measurement:
         if not one.reference_samples:
             return one
-        return dataclasses.replace(one, fastest_reference=fastest.get((record.environment, one.reference)))
+        return dataclasses.replace(one, fastest_reference=fastest[place_of(record, one)])
 
     return [
         dataclasses.replace(record, measurements=tuple(knowing(record, one) for one in record.measurements))

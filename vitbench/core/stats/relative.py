@@ -152,7 +152,12 @@ def in_quiet_turns(
         # of other turns: nothing cancels
         influences = [*seconds[1], *(-one for one in other_influences)]
         relative = seconds[0] - other, influences, min(seconds[2], other_processes)
-        return QuietTimes(time(relative, used), time(seconds, used), _steps(of_reference))
+        return QuietTimes(
+            time(relative, used),
+            time(seconds, used),
+            _steps(of_reference),
+            _slower(of_reference, fastest_reference),
+        )
     relative = _centre([[turn[0] - turn[1] for turn in process] for process in used])
     fast, slower = _fast_turns(used, fastest_reference) if is_quiet else (used, 1.0)
     seconds = _centre([[turn[0] for turn in process] for process in fast])
@@ -163,13 +168,16 @@ def _fast_turns(used: list[list[_Turn]], fastest_reference: float | None) -> tup
     """The turns in which the machine was as fast as in the run's fastest ones; where too few processes have such, all
     of ``used``, and how much slower it was.
     """
-    if fastest_reference is None:
-        return used, 1.0
-    slowest = math.log(fastest_reference * QUIET)
+    slowest = math.log(fastest_reference * QUIET) if fastest_reference else math.inf
     fast = [[turn for turn in process if turn[1] <= slowest] for process in used]
     if _count(fast) >= MIN_PROCESSES:
         return fast, 1.0
-    return used, max(median(_steps(used)) / fastest_reference, 1.0)
+    return used, _slower(used, fastest_reference)
+
+
+def _slower(processes: Sequence[Sequence[_Turn]], fastest_reference: float | None) -> float:
+    """How much slower the machine was in these turns than in the run's fastest ones; 1 where that is not known."""
+    return max(median(_steps(processes)) / fastest_reference, 1.0) if fastest_reference else 1.0
 
 
 def _steps(processes: Sequence[Sequence[_Turn]]) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from vitbench.core.records import Cell
+from vitbench.core.stats.estimates import CPU_TIME
 from vitbench.devices import split_name
 from vitbench.regression.ab.pairs import BASE, CONTROL, HEAD, Pair
 from vitbench.regression.ab.sequential import Evidence, Rule, is_decided, reject, weigh
@@ -16,7 +17,6 @@ from vitbench.regression.change import Change, Verdict
 
 #: The metric of each mode's wall time. The CPU time is the same name with ``CPU_TIME`` behind it.
 METRICS = {"infer": "latency", "train": "training_step"}
-CPU_TIME = "_cpu_time"
 
 
 @dataclass
