@@ -10,7 +10,8 @@ from vitbench.core.records import RGB, Cell
 from vitbench.core.registry import METRICS as REGISTERED
 from vitbench.models.cards import is_external, is_imported
 from vitbench.regression.ab.sequential import Rule
-from vitbench.regression.ab.verdicts import CPU_TIME, METRICS, Trial
+from vitbench.core.stats.estimates import CPU_TIME
+from vitbench.regression.ab.verdicts import METRICS, Trial
 from vitbench.suites import (
     ModelFacts,
     Suite,
