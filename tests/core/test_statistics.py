@@ -654,7 +654,12 @@ def test_the_fastest_reference_is_that_of_the_device_and_of_the_kind_of_time() -
     def record(device: str, *times: Measurement) -> Record:
         cell = Cell(model="m", image_size=(32, 32), num_classes=10, batch_size=1, device=device, threads=2)
         return Record(
-            cell=cell, status="ok", measurements=times, environment="e", started_at="2026-01-01T00:00:00", duration_s=1.0
+            cell=cell,
+            status="ok",
+            measurements=times,
+            environment="e",
+            started_at="2026-01-01T00:00:00",
+            duration_s=1.0,
         )
 
     found = with_fastest_reference(

@@ -280,7 +280,8 @@ def calibrate(question: protocol.Calibrate) -> Answers:
         for _ in range(5):  # the first calls prepare kernels
             layer(inputs)
         device.synchronize()
-        begin, calls = time.perf_counter(), []
+        calls: list[float] = []
+        begin = time.perf_counter()
         while len(calls) < 3 or time.perf_counter() - begin < 0.3:
             start = time.perf_counter()
             layer(inputs)

@@ -8,9 +8,9 @@ from typing import Any
 from vitbench.core.errors import UsageError
 from vitbench.core.records import RGB, Cell
 from vitbench.core.registry import METRICS as REGISTERED
+from vitbench.core.stats.estimates import CPU_TIME
 from vitbench.models.cards import is_external, is_imported
 from vitbench.regression.ab.sequential import Rule
-from vitbench.core.stats.estimates import CPU_TIME
 from vitbench.regression.ab.verdicts import METRICS, Trial
 from vitbench.suites import (
     ModelFacts,
