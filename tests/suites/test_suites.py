@@ -297,7 +297,7 @@ def test_accuracy_without_training_is_said() -> None:
 
 def test_quick_divides_a_recipes_own_budget_and_raises_nothing() -> None:
     assert budgets(prepare_suite("seeds", {"data": "digits"})) == {"brief": 1600}
-    assert budgets(prepare_suite("seeds", {"data": "digits"}, quick=True)) == {"brief": 320}
+    assert budgets(prepare_suite("seeds", {"data": "digits"}, quick=True)) == {"brief": 160}
     smoke = prepare_suite("smoke", {}, quick=True)
     assert smoke.measure.seconds <= prepare_suite("smoke", {}).measure.seconds
     assert smoke.measure.processes == 1
