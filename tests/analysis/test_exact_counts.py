@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.custom_operator_models import real_only
 from tests.launching import SharedLauncher
 from tests.metrics.test_metrics import make_subject, measured
 from tests.regression.locked_models import EDITS, NAME, write_package
@@ -24,6 +25,7 @@ from vitbench.analysis.exact_counts import (
     count_graph_breaks,
     count_model,
     describe_state,
+    exact_values,
 )
 from vitbench.cli import run_command
 from vitbench.executors.launcher import Launcher, make_launcher
@@ -32,7 +34,7 @@ from vitbench.models import build_model
 from vitbench.models.outputs import describe_output
 from vitbench.regression import snapshot as snapshots
 from vitbench.regression.lock_diff import compare_locks
-from vitbench.regression.lock_file import Place, digest, read_lock, write_lock
+from vitbench.regression.lock_file import Entry, Lock, Place, digest, read_lock, write_lock
 
 pytestmark = pytest.mark.integration
 
@@ -184,6 +186,69 @@ def test_a_model_that_reads_values_has_the_reason_instead_of_counts() -> None:
         "its forward pass depends on the numbers in the picture"
     }
     assert sum(model["figures"]["graph_breaks"].values()) == 1
+
+
+class Returns(nn.Linear):
+    """Logits (B, 10), or what a test makes of them."""
+
+    def __init__(self, output: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__(3, 10)
+        self.output = output
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self.output(super().forward(images.mean(dim=(2, 3))))
+
+
+def features_too(logits: torch.Tensor) -> Any:
+    return logits, logits.repeat(1, 7)[:, :64]
+
+
+def feature_map(logits: torch.Tensor) -> Any:
+    return logits[..., None, None]
+
+
+def real_kernel_alone(logits: torch.Tensor) -> Any:
+    return real_only(logits, logits.new_ones(10, 10))
+
+
+def cpu_kernel_alone(logits: torch.Tensor) -> Any:
+    return torch.ops.tests_of_vitbench_models.cpu_only(logits)
+
+
+@pytest.mark.parametrize(
+    ("output", "absent"),
+    [
+        (features_too, {"training_flops", "without_gradient"}),
+        (feature_map, {"training_flops", "without_gradient"}),
+        (real_kernel_alone, {"output", "flops", "training_flops", "without_gradient"}),
+        (cpu_kernel_alone, {"output", "flops", "training_flops", "without_gradient"}),
+    ],
+)
+def test_a_baseline_of_what_cannot_be_counted_completely_is_read_again(
+    output: Callable[[torch.Tensor], Any], absent: set[str], tmp_path: Path
+) -> None:
+    subject = subject_of(lambda: Returns(output))
+    place = Place(model="returns", image_size=(32, 32), num_classes=10)
+    of_run = replace(place, batch_size=1, dtype="fp32", mode="infer")
+    model, run = count_model(subject, [subject.cell])
+    assert set(model["absent"]) - {"graph_breaks"} == absent
+    assert model["figures"]["params"] == 3 * 10 + 10
+    assert "failed" not in run, run
+    lock = Lock(
+        torch="2.15.0", vitbench="0", libraries={}, entries=(Entry(place=place, **model), Entry(place=of_run, **run))
+    )
+    write_lock(tmp_path / "lock.json", lock)
+    assert read_lock(tmp_path / "lock.json") == lock
+
+
+@pytest.mark.parametrize("output", [real_kernel_alone, cpu_kernel_alone])
+def test_the_fixture_leaves_out_what_an_operator_without_a_kernel_on_meta_hides(
+    output: Callable[[torch.Tensor], Any],
+) -> None:
+    values = exact_values(subject_of(lambda: Returns(output)))
+    assert values["params"] == 40
+    assert not {"flops", "output"} & set(values)
+    assert values["tensor_peak"] > 0
 
 
 # the commands

@@ -32,7 +32,7 @@ from vitbench.core.records import Cell
 from vitbench.core.text import one_line
 from vitbench.devices import open_device
 from vitbench.devices.failures import OF_THE_HOST, describe_error
-from vitbench.metrics.flops import needs_values
+from vitbench.metrics.flops import must_execute, needs_values
 from vitbench.metrics.memory import account_call
 from vitbench.metrics.params import parameters_without_gradient
 from vitbench.metrics.support.operator_counter import OperatorCounter, describe_uncounted
@@ -65,7 +65,7 @@ def count_model(subject: Subject, runs: Sequence[Cell], *, bound: bool = True) -
     An answer has ``figures`` and ``absent`` (why a value is unavailable), or ``failed``, the reason why a run fails.
     ``bound`` adds the values that depend on torch's version: operators, tensor bytes, and graph breaks (of inference;
     of training if no run infers, as a trace is slow). Raises what the model raises while it is built or run on
-    ``meta``, except where it reads tensor data.
+    ``meta``, except where it reads tensor data or has an operator without a kernel there.
     """
     figures, absent = _on_meta(subject)
     if bound:
@@ -120,7 +120,7 @@ def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
             with OperatorCounter() as counter, torch.no_grad():
                 output = model(images)
         except Exception as error:
-            if not _reads_data(error):
+            if not _needs_real_tensors(error):
                 raise
             absent |= dict.fromkeys(("output", "flops"), _reason(error))
         else:
@@ -132,14 +132,16 @@ def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with OperatorCounter() as training:
             without = parameters_without_gradient(subject)
-        figures["without_gradient"] = without
-        figures["uncounted"] |= {f"{name}{IN_TRAINING}": n for name, n in training.counts.without_formula.items()}
-        figures["training_flops"] = training.counts.flops
-    except Unsupported as reason:
-        absent["training_flops"] = str(reason)
     except Exception as error:  # an inference-only model keeps its other values
         _raise_if_of_the_host(error)
         absent |= dict.fromkeys(("training_flops", "without_gradient"), _reason(error))
+        return figures, absent
+    figures["without_gradient"] = without
+    figures["uncounted"] |= {f"{name}{IN_TRAINING}": n for name, n in training.counts.without_formula.items()}
+    try:
+        figures["training_flops"] = training.counts.flops
+    except Unsupported as reason:
+        absent["training_flops"] = str(reason)
     return figures, absent
 
 
@@ -153,7 +155,7 @@ def _count_run(subject: Subject, run: Cell, bound: bool) -> Answer:
     except Exception as error:  # a model may run in one mode or dtype only
         _raise_if_of_the_host(error)
         names = ("output", "operators", "tensor_peak") if bound else ("output",)
-        if _reads_data(error) or isinstance(error, _NO_FAKE_KERNEL):
+        if _needs_real_tensors(error):
             return {"figures": {}, "absent": dict.fromkeys(names, _reason(error))}
         return {"failed": _reason(error)}
     return {"figures": figures, "absent": {}}
@@ -308,7 +310,7 @@ def _fake() -> FakeTensorMode:
 
 
 def _meta_model(subject: Subject) -> nn.Module:
-    """The subject's model on ``meta``; built on the CPU and moved there if building it reads tensor data."""
+    """The subject's model on ``meta``; built on the CPU and moved there if building it needs real tensors."""
     if "meta_model" not in vars(subject):
         vars(subject)["meta_model"] = _build_on_meta(subject)
     return subject.meta_model
@@ -319,7 +321,7 @@ def _build_on_meta(subject: Subject) -> nn.Module:
         with torch.device("meta"):
             model = subject.build()
     except Exception as error:
-        if not _reads_data(error):
+        if not _needs_real_tensors(error):
             raise
         with torch.device("cpu"):
             model = subject.build()
@@ -362,6 +364,11 @@ def _reads_data(error: Exception) -> bool:
         or needs_values(error)
         or (isinstance(inside, Exception) and inside is not error and _reads_data(inside))
     )
+
+
+def _needs_real_tensors(error: Exception) -> bool:
+    """Whether the call failed only because its tensors have no data: it reads them, or an operator has no kernel."""
+    return _reads_data(error) or isinstance(error, _NO_FAKE_KERNEL) or must_execute(error)
 
 
 def _raise_if_of_the_host(error: Exception) -> None:
