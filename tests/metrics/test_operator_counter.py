@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from vitbench.core.errors import Unsupported
-from vitbench.metrics.support.operator_counter import OperatorCounter
+from vitbench.metrics.support.operator_counter import LeavesTorch, OperatorCounter
 from vitbench.metrics.support.operator_formulas import ELEMENTWISE, NO_ARITHMETIC
 from vitbench.metrics.support.product_formulas import PRODUCTS
 
@@ -408,6 +408,21 @@ def test_of_two_branches_the_more_expensive_one_counts() -> None:
         return chosen
 
     assert counted(lambda: choose(torch.zeros(N, K))) == 2 * N * K * K + 2 * N * K * 3 * M
+
+
+@pytest.mark.integration
+def test_of_a_branch_that_does_not_count_the_operators_without_a_formula_are_named() -> None:
+    wide = torch.zeros(K, M)
+
+    def transformed(x: Tensor, times: int) -> Tensor:
+        return torch.stack([torch.fft.rfft(x).abs().sum(1) for _ in range(times)]).sum(0)
+
+    with torch.no_grad(), OperatorCounter() as counter, LeavesTorch(counter):
+        x = torch.zeros(N, K)
+        torch.cond(x.sum() > 0, lambda x: (x @ wide).sum(1) + transformed(x, 1), lambda x: transformed(x, 3), (x,))
+        x.numpy()
+    assert counter.counts.flops == 2 * N * K * M
+    assert counter.counts.without_formula == {"aten::_fft_r2c": 3, "NumPy (torch.Tensor.numpy)": 1}
 
 
 def test_transforms_and_factorisations_are_named() -> None:

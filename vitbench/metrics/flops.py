@@ -102,7 +102,7 @@ def execute(subject: Subject) -> list[Counts]:
         for _ in range(PICTURES):
             image = torch.randn(1, subject.cell.in_channels, *subject.cell.image_size, generator=generator)
             image = image.to(images.dtype)
-            with OperatorCounter() as counter, LeavesTorch(counter.counts):
+            with OperatorCounter() as counter, LeavesTorch(counter):
                 model(image)
             counts.append(counter.counts)
     return counts

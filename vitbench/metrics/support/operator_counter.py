@@ -107,7 +107,9 @@ class OperatorCounter(TorchDispatchMode):
         return output
 
     def _larger_branch(self, _: Any, *branches_and_operands: Any) -> Any:
-        """torch.cond: which branch runs depends on numbers. The one with more FLOPs counts."""
+        """torch.cond: which branch runs depends on numbers. The one with more FLOPs counts; of operators without a
+        formula, the most calls of any branch.
+        """
         *branches, operands = branches_and_operands
         so_far, found = self.counts, []
         for branch in branches:
@@ -116,6 +118,9 @@ class OperatorCounter(TorchDispatchMode):
                 output = branch(*operands)
             found.append(self.counts)
         self.counts = max(found, key=lambda counts: (bool(counts.unsupported), sum_products(counts)))
+        names = {name for counts in found for name in counts.without_formula}
+        most = {name: max(counts.without_formula.get(name, 0) for counts in found) for name in sorted(names)}
+        self.counts.without_formula = most
         self.counts.add(so_far)
         return output
 
@@ -149,16 +154,17 @@ class OperatorCounter(TorchDispatchMode):
 
 
 class LeavesTorch(TorchFunctionMode):
-    """Names in ``counts`` what hands numbers to NumPy: what is computed there is not dispatched."""
+    """Names in ``counter`` what hands numbers to NumPy: what is computed there is not dispatched."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counter: OperatorCounter) -> None:
         super().__init__()
-        self._counts = counts
+        self._counter = counter
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.numpy, torch.Tensor.__array__) and _has_numbers(args):
             name = "NumPy (torch.Tensor.numpy)"
-            self._counts.without_formula[name] = self._counts.without_formula.get(name, 0) + 1
+            calls = self._counter.counts.without_formula
+            calls[name] = calls.get(name, 0) + 1
         return func(*args, **(kwargs or {}))
 
 
