@@ -18,7 +18,7 @@ from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size, 
 from tests.reports.paired import REFERENCE_S, TURNS, paired, timed
 from vitbench.cli import run_command
 from vitbench.core.errors import UnknownNameError, UsageError
-from vitbench.core.records import Measurement, Record
+from vitbench.core.records import LOWER_BOUND, Measurement, Record
 from vitbench.core.stats.intervals import wilson_interval
 from vitbench.regression.change_points import FALSE_ALARMS, _best_cut, _best_pair, find_breaks
 from vitbench.regression.history import History, make_history
@@ -344,6 +344,18 @@ def test_times_over_another_reference_are_another_series(tmp_path: Path) -> None
     series = [one for one in history.series if one.metric == "relative_latency"]
     assert [len(one.points) for one in series] == [4, 4]
     assert not steps_of(history, "relative_latency")
+
+
+def test_a_lower_bound_is_another_series_than_a_count(tmp_path: Path) -> None:
+    for day, (value, left_out) in enumerate([(2.507e9, ""), (1.9e9, "x1"), (1.9e9, "x1"), (2.0e9, "x1")], start=1):
+        detail = f"{LOWER_BOUND}mine::attention {left_out}" if left_out else ""
+        flops = Measurement.single("flops", "FLOP", value, "counted", detail)
+        record = ok(cell(), [dataclasses.replace(flops, lower_bound=bool(left_out))])
+        write_run(tmp_path / f"n{day}", [record], day=day)
+    history = read_history([tmp_path])
+    assert [len(one.points) for one in history.series if one.metric == "flops"] == [1, 3]
+    (step,) = history.steps
+    assert (step.begins.run, step.before, step.after) == ("n4", 1.9e9, 2.0e9)
 
 
 def test_a_new_torch_is_told_of_beside_the_step_that_it_may_have_made(tmp_path: Path) -> None:

@@ -104,12 +104,12 @@ def series_of_folders(folders: Sequence[RunFolder]) -> list[Series]:
 
 
 def _join(values: Iterable[tuple[str, Series]]) -> list[Series]:
-    """Join series of one point, in order of first appearance. Each comes with the reference of a relative time: times
-    over different references are different series, as in comparisons.
+    """Join series of one point, in order of first appearance. Each comes with the reference of a relative time, or
+    what a lower bound leaves out: values of which that differs are different series, as in comparisons.
     """
     found: dict[tuple[str, ...], list[Series]] = {}
-    for reference, one in values:
-        found.setdefault((one.cell, one.metric, one.kind, one.machine, reference), []).append(one)
+    for relative_to, one in values:
+        found.setdefault((one.cell, one.metric, one.kind, one.machine, relative_to), []).append(one)
     return [
         dataclasses.replace(group[0], points=tuple(point for one in group for point in one.points))
         for group in found.values()
@@ -163,7 +163,8 @@ def _measured(record: Record, one: Measurement, whole: Series, moment: Moment) -
             kind = "shown"
     machine = "" if kind == "exact" and not one.executed else whole.machine
     point = Point(moment=moment, value=value.value, low=value.low, high=value.high, deviation=deviation)
-    yield "", dataclasses.replace(whole, metric=one.metric, unit=one.unit, kind=kind, machine=machine, points=(point,))
+    found = dataclasses.replace(whole, metric=one.metric, unit=one.unit, kind=kind, machine=machine, points=(point,))
+    yield one.left_out, found
 
 
 def kind_of(metric: str) -> Kind:
