@@ -177,6 +177,17 @@ def test_what_is_no_lock_is_told_of_in_one_line(tmp_path: Path, name: str) -> No
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_what_an_earlier_vitbench_did_not_record_is_not_compared(tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(edited(models__MODEL__figures__uncounted=None))
+    old, new = read_lock(path), make_lock()
+    assert "uncounted" not in old.entries[1].figures
+    assert not changed(old, new)
+    more = make_lock(entry(MODEL, FIGURES, uncounted={"mine::product": 1}), entry(RUN, RUN_FIGURES), new.entries[0])
+    assert not changed(old, more)
+    assert list(changed(new, more)) == [f"{MODEL.label}#uncounted"]
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"No such file or directory. Make one: vitbench snapshot"):
         read_lock(tmp_path / "none.json")

@@ -5,8 +5,8 @@ Schema history of a record line:
 1. first version
 2. a measurement may hold ``turns``, ``first_stage`` and ``group``
 3. a measurement may hold ``reference`` and ``executed``, which its ``method`` stated in words before
-4. a measurement may hold ``other_load``; the first call of a process is ``first_call`` and no longer a sample. Later:
-   ``lower_bound``, left out where it is false
+4. a measurement may hold ``other_load`` and ``lower_bound`` (left out where it is false; earlier counts left operators
+   out without a word); the first call of a process is ``first_call`` and no longer a sample
 """
 
 from __future__ import annotations

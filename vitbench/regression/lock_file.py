@@ -6,7 +6,7 @@ dates of accepted changes, on the day. Loads no torch.
 
 Schema history:
 
-1. first version
+1. first version. Later: ``uncounted``, which an older file lacks; it is not compared then
 """
 
 from __future__ import annotations
@@ -120,8 +120,9 @@ class Place:
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """``figures``: values by metric (a count, words, or a table); ``absent``: by metric, why there is no value.
-    ``uncounted`` are the calls of operators that no formula covers, without which the FLOPs are a lower bound;
-    ``failed``: why there are no values at all. ``gone``: it failed because the model no longer exists.
+    ``uncounted`` are the calls of operators that no formula covers, without which the FLOPs are a lower bound; entries
+    of an earlier vitbench lack it. ``failed``: why there are no values at all. ``gone``: it failed because the model no
+    longer exists.
     """
 
     place: Place
@@ -199,8 +200,6 @@ def _written(entry: Entry) -> dict[str, Any]:
     if entry.failed:
         return {**content, "failed": entry.failed}
     figures = dict(entry.figures)
-    if not figures.get("uncounted"):  # as before there were lower bounds
-        figures.pop("uncounted", None)
     if "state_dict" in figures:
         figures["state_dict"] = {"digest": digest(figures["state_dict"]), "tensors": figures["state_dict"]}
     return {**content, "figures": figures, **({"absent": dict(entry.absent)} if entry.absent else {})}
@@ -283,9 +282,7 @@ def _to_entry(label: str, one: Mapping[str, Any]) -> Entry:
     if one.get("failed"):
         return Entry(place=place, failed=one["failed"])
     figures, absent, metrics = dict(one.get("figures", {})), one.get("absent", {}), metrics_of(place)
-    if not place.is_run:
-        figures.setdefault("uncounted", {})
-    wrong = sorted({*figures, *absent} ^ set(metrics))
+    wrong = sorted(({*figures, *absent} ^ set(metrics)) - (set() if place.is_run else {"uncounted"}))
     if wrong:
         raise ValueError(f"{_quote(label)} {'lacks' if wrong[0] in metrics else 'cannot have'} {wrong[0]}")
     for name, value in figures.items():

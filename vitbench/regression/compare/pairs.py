@@ -127,8 +127,9 @@ class Pair:
         elif value.kind == "torch":
             reason = self.apart.torch
         elif both[0].left_out != both[1].left_out:
-            left_out = " and ".join(one.left_out or "nothing" for one in both)
-            reason = f"a lower bound compares only with one of the same operators: BASE and HEAD leave out {left_out}"
+            names = [one.left_out or "none (records of an earlier vitbench name none)" for one in both]
+            reason = "a lower bound compares only with one that leaves out the same operators: "
+            reason += f"BASE names {names[0]}, HEAD {names[1]}"
         elif any(one.executed for one in both):
             reason = self.apart.torch or self.apart.times  # a model may branch on the last digits of a number
         if reason or base is None or head is None:
