@@ -31,7 +31,7 @@ from vitbench.analysis.claims import (
 )
 from vitbench.cli import run_command
 from vitbench.core.errors import Unsupported
-from vitbench.core.records import Measurement, Record
+from vitbench.core.records import LOWER_BOUND, Measurement, Record
 from vitbench.models.cards import Claim, ModelCard, is_external, load_model_cards, model_registry
 from vitbench.reports.model.runs import Run
 from vitbench.training.data.datasets import describe_data
@@ -333,6 +333,47 @@ def test_published_flops_that_agree_as_flops_are_not_halved() -> None:
     counts = Counts(params=1, flops=2_900_000_000, method="counted")
     one = judge("vit_basic", claim("2.9 GFLOPs", 2.9e9, "flops"), lambda name: counts, [])
     assert (one.verdict, one.computed, one.reason) == ("agrees", 2.9e9, "counted")
+
+
+@pytest.mark.parametrize(
+    ("gflops", "verdict"),
+    [
+        (2.9, "not checkable here"),  # the rest may make it more
+        (1.0, "not checkable here"),
+        (5.8, "not checkable here"),  # what was printed may be multiply-adds
+        (6.1, "contradicted"),
+    ],
+)
+def test_a_lower_bound_contradicts_only_what_it_exceeds(gflops: float, verdict: str) -> None:
+    counts = Counts(params=7, flops=round(1e9 * gflops), method="counted", left_out="mine::product x1")
+    one = judge("vit_basic", claim("2.9 GFLOPs", 2.9e9, "flops"), lambda name: counts, [])
+    assert one.verdict == verdict
+    assert "counted, a lower bound without mine::product x1" in one.reason
+    assert (one.computed is None) == (verdict == "not checkable here")
+    params = judge("vit_basic", claim("7 params", 7), lambda name: counts, [])
+    assert (params.verdict, params.reason) == ("agrees", "counted")
+    change = claim("-10 %", -0.1, "flops_change_vs:vit_basic")
+    assert judge("vit_basic", change, lambda name: counts, []).verdict == "not checkable here"
+
+
+def test_flops_that_are_unavailable_leave_the_parameters_to_judge() -> None:
+    counts = Counts(params=7, flops=None, method="counted", unavailable="of two sparse matrices")
+    one = judge("vit_basic", claim("2.9 GFLOPs", 2.9e9, "flops"), lambda name: counts, [])
+    assert (one.verdict, one.computed, one.reason) == ("not checkable here", None, "of two sparse matrices")
+    assert judge("vit_basic", claim("7 params", 7), lambda name: counts, []).verdict == "agrees"
+
+
+def test_a_lower_bound_among_the_records_decides_nothing() -> None:
+    one = cell("mine")
+    exact = Measurement.single("flops", "FLOP", 2.9e9, "counted", f"{LOWER_BOUND}mine::product x1")
+    bound = dataclasses.replace(exact, lower_bound=True)
+    printed = [
+        Measurement.single("published_flops", "FLOP", 2.9e9, "its library", "2.9 GFLOPs"),
+        Measurement.single("params", "parameter", 7, "sum"),
+    ]
+    (judged_one,) = judge_runs([ok(one, [bound, *printed])])
+    assert judged_one.verdict == "not checkable here"
+    assert "a lower bound without mine::product x1" in judged_one.reason
 
 
 def test_published_flops_that_agree_neither_way_are_given_as_flops() -> None:

@@ -51,7 +51,7 @@ def test_a_card_as_json_has_counts_parts_tokens_and_claims(capsys: pytest.Captur
     assert (card["image_size"], card["num_classes"], card["patch"]) == ([32, 32], 10, 4)
     assert card["tokens_per_block"] == [65] * 6
     assert list(card["parts"]) == ["embedding", "attention", "MLP", "norms", "head"]
-    assert card["parts"]["attention"] == {"params": 396_288, "flops": 64_097_280}
+    assert card["parts"]["attention"] == {"params": 396_288, "flops": 64_097_280, "lower_bound": False}
     assert [claim["quantity"] for claim in card["claims"]] == ["top1", "loss"]
     assert card["recipes"] == ["vit-classification-cifar10"]
     assert card["config"]["depth"] == 6

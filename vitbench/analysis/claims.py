@@ -50,11 +50,26 @@ _ALSO_CALLED = {"imagenet-1k": ("imagenet", "imagenet1k")}
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of a model at its card's image size and classes; FLOPs of one image, a multiply-add is two."""
+    """Counts of a model at its card's image size and classes; FLOPs of one image, a multiply-add is two.
+
+    FLOPs are a lower bound if ``left_out`` names operators without a formula; None if ``unavailable`` says why.
+    """
 
     params: int
-    flops: int
+    flops: int | None
     method: str
+    left_out: str = ""
+    unavailable: str = ""
+
+    def exact(self, quantity: str) -> int:
+        """``params`` or ``flops``. Raises Unsupported for FLOPs that are unavailable or a lower bound."""
+        if quantity == "params":
+            return self.params
+        if self.flops is None:
+            raise Unsupported(self.unavailable)
+        if self.left_out:
+            raise Unsupported(f"{self.method}, a lower bound without {self.left_out}: {self.flops / 1e9:.4g} GFLOPs")
+        return self.flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +115,14 @@ def judge(model: str, claim: Claim, count: Counter, records: Sequence[Record]) -
     try:
         if claim.quantity in ("params", "flops"):
             counts = count(model)
-            return _judge_count(undecided, counts, getattr(counts, claim.quantity))
+            if claim.quantity == "flops" and _exceeds(claim, counts):
+                assert counts.flops is not None
+                how = f"{counts.method}, a lower bound without {counts.left_out}"
+                return _decide(undecided, counts.flops, counts.flops / claim.value - 1, how)
+            return _judge_count(undecided, counts, counts.exact(claim.quantity))
         if change:
             own, other = count(model), count(change["other"])
-            fraction = getattr(own, change["count"]) / getattr(other, change["count"]) - 1
+            fraction = own.exact(change["count"]) / other.exact(change["count"]) - 1
             return _decide(undecided, fraction, fraction - claim.value, f"{own.method}, against {change['other']}")
     except (Unsupported, UsageError) as error:
         return dataclasses.replace(undecided, reason=str(error))
@@ -198,6 +217,12 @@ def to_dict(judgement: Judgement) -> dict[str, Any]:
         "reason": judgement.reason,
         "source": claim.source,
     }
+
+
+def _exceeds(claim: Claim, counts: Counts) -> bool:
+    """Whether a lower bound of the FLOPs exceeds the claim, even one of multiply-adds."""
+    macs = (counts.flops or 0) / 2
+    return counts.left_out != "" and macs > claim.value and not agrees_as_printed(claim, macs)
 
 
 def _judge_count(undecided: Judgement, counts: Counts, computed: int) -> Judgement:
@@ -406,6 +431,6 @@ def _counter_of(records: Sequence[Record]) -> Counter:
         assert params is not None
         assert flops is not None
         where = f"{format_image_size(record.cell.image_size)} px, {record.cell.num_classes} classes"
-        return Counts(round(params.value), round(flops.value), f"{flops.method}, at {where}")
+        return Counts(round(params.value), round(flops.value), f"{flops.method}, at {where}", flops.left_out)
 
     return count

@@ -192,7 +192,9 @@ def _count_training(subject: Subject, exact: ClosedForm | None) -> dict[str, Any
 
 
 def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
-    """fvcore and thop on a real model: what each counts, misses and adds, and the rest that this does not explain."""
+    """fvcore and thop on a real model: what each counts, misses and adds, and, unless our count is a lower bound, the
+    difference and the rest that this does not explain.
+    """
     with subject.on_meta(1) as (model, images):
         flops = {layer.path: layer.flops for layer in describe_layers(model, images)}
         ruled = [(module, flops.get(path, 0)) for path, module in model.named_modules() if type(module) in _THOP_RULES]
@@ -221,12 +223,14 @@ def _compare(subject: Subject, found: Mapping[str, Any]) -> dict[str, Any]:
             result[tool] = {
                 "tool": other.tool,
                 "flops": other.total,
-                "difference": other.total / found["flops"] - 1,
                 "by_operator": dict(other.by_operator),
                 "missed": {what: flops for what, flops in missed.items() if flops},
                 "added": added,
-                "unexplained": found["flops"] - sum(missed.values()) - counted,
             }
+            if not found["lower_bound"]:  # a bound is no measure of what another tool counts
+                if found["flops"]:
+                    result[tool]["difference"] = other.total / found["flops"] - 1
+                result[tool]["unexplained"] = found["flops"] - sum(missed.values()) - counted
     return result
 
 

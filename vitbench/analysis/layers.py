@@ -109,11 +109,12 @@ def tokens_per_block(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
 
 
 def sum_parts(layers: Iterable[Layer]) -> dict[str, dict[str, int]]:
-    """Parameters and FLOPs of each of PARTS with any."""
-    sums = {part: {"params": 0, "flops": 0} for part in PARTS}
+    """Parameters and FLOPs of each of PARTS with any, and whether its FLOPs are a lower bound."""
+    sums = {part: {"params": 0, "flops": 0, "lower_bound": False} for part in PARTS}
     for layer in layers:
         sums[layer.part]["params"] += layer.params
         sums[layer.part]["flops"] += layer.flops
+        sums[layer.part]["lower_bound"] |= layer.lower_bound
     return {part: found for part, found in sums.items() if any(found.values())}
 
 

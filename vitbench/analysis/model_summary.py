@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -37,8 +37,9 @@ def show_models(
     layer's.
 
     With ``weights``, the path of a checkpoint, it also describes that file and how it fits, which needs memory.
-    A model that fails has ``error`` and ``usage`` (see ``inspect_model``). Raises UsageError for an image size or
-    class count that no model could take, CheckpointError for weights that do not fit.
+    A model that fails has ``error`` and ``usage`` (see ``inspect_model``). FLOPs that are unavailable are None, with
+    the reason in ``flops_error``. Raises UsageError for an image size or class count that no model could take,
+    CheckpointError for weights that do not fit.
     """
     check_request(image_size, num_classes)
     names = expand_names(names)
@@ -71,19 +72,17 @@ def show_models(
 
 def _summarise(card: ModelCard, subject: Subject, layers: bool) -> dict[str, Any]:
     found = metric_values(subject, _SHOWN)
+    counted = _counts_of(found)
     names = ("params", "trainable_params", "macs", "flops", "params_bytes", "buffers", "buffers_bytes")
-    for name in ("flops", "macs"):
-        if found[name].status != "ok":
-            raise Unsupported(found[name].detail)
-    counts = {name: int(found[name].value) for name in names}
+    counts = {name: int(one.value) if (one := found[name]).status == "ok" else None for name in names}
     dead = found["params_without_gradient"]
     cell = subject.cell
     own = (card.image_size, card.num_classes, RGB) == (cell.image_size, cell.num_classes, cell.in_channels)
-    counted = Counts(counts["params"], counts["flops"], _how_counted(found["flops"]))
     # claims are for the card's own image size and classes
     judged = judge_card(card, lambda name: counted if own and name == card.name else count_model(name))
     return {
         **counts,
+        **({"flops_error": counted.unavailable} if counted.flops is None else {}),
         "lower_bound": found["flops"].lower_bound,
         "left_out": found["flops"].left_out,
         "params_without_gradient": int(dead.value) if dead.status == "ok" else None,
@@ -144,11 +143,17 @@ def count_model(name: str) -> Counts:
         found = metric_values(open_subject(name, card.image_size, card.num_classes), ("params", "flops"))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise Unsupported(f"{name} fails on meta: {type(error).__name__}: {error}".splitlines()[0]) from error
-    return Counts(int(found["params"].value), int(found["flops"].value), _how_counted(found["flops"]))
+    return _counts_of(found)
 
 
-def _how_counted(flops: Measurement) -> str:
-    return "counted on meta" + (f", a lower bound without {flops.left_out}" if flops.lower_bound else "")
+def _counts_of(found: Mapping[str, Measurement]) -> Counts:
+    """The counts among measurements by name. Raises Unsupported if even the parameters are unavailable."""
+    params, flops = found["params"], found["flops"]
+    if params.status != "ok":
+        raise Unsupported(params.detail)
+    if flops.status != "ok":
+        return Counts(int(params.value), None, "counted on meta", unavailable=flops.detail)
+    return Counts(int(params.value), int(flops.value), "counted on meta", flops.left_out)
 
 
 def judge_models(patterns: Sequence[str] | None, records: Sequence[Record] = ()) -> list[Judgement]:

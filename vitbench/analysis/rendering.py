@@ -19,7 +19,6 @@ def _card_to_text(card: dict[str, Any]) -> str:
     height, width = card["image_size"]
     dead = card["params_without_gradient"]
     config = ", ".join(f"{key} {value}" for key, value in card["config"].items())
-    least = "at least " if card["lower_bound"] else ""
     lines = [
         f"{card['model']}  ({height}x{width} px, {_shape_words(card)})",
         f"  {card['summary']}" if card["summary"] else "",
@@ -28,10 +27,7 @@ def _card_to_text(card: dict[str, Any]) -> str:
         f"trainable {card['trainable_params']:,}",
         f"  no gradient   {'unavailable' if dead is None else f'{dead:,} parameters get none in a training step'}",
         f"  buffers       {card['buffers']:,} elements ({card['buffers_bytes'] / 1e6:.1f} MB)",
-        f"  GFLOPs        {least}{card['flops'] / 1e9:.4g} for one image (a multiply-add is two)",
-        f"  GMACs         {least}{card['macs'] / 1e9:.4g}",
-        f"  lower bound   no formula covers {card['left_out']}" if card["lower_bound"] else "",
-        f"  counted by    {card['method']}",
+        *_flops_lines(card),
         f"  tokens        {_tokens_text(card['tokens_per_block'])}" if card["tokens_per_block"] else "",
         f"  recipe        {', '.join(card['recipes'])}" if card["recipes"] else "",
         f"  configuration {config}" if card["config"] else "",
@@ -46,6 +42,18 @@ def _card_to_text(card: dict[str, Any]) -> str:
     if "layers" in card:
         text += "\n\n  layers\n" + _indented(_layers_text(card["layers"]), 4)
     return text
+
+
+def _flops_lines(card: dict[str, Any]) -> list[str]:
+    if card["flops"] is None:
+        return [f"  GFLOPs        unavailable: {card['flops_error']}"]
+    least = "at least " if card["lower_bound"] else ""
+    return [
+        f"  GFLOPs        {least}{card['flops'] / 1e9:.4g} for one image (a multiply-add is two)",
+        f"  GMACs         {least}{card['macs'] / 1e9:.4g}",
+        f"  lower bound   no formula covers {card['left_out']}" if card["lower_bound"] else "",
+        f"  counted by    {card['method']}",
+    ]
 
 
 def _tokens_text(tokens: Sequence[int]) -> str:
@@ -65,8 +73,11 @@ def _parts_text(card: dict[str, Any]) -> str:
         return f"\n  parts         unavailable: {card['parts_error']}" if card.get("parts_error") else ""
     rows = []
     for part, sums in card["parts"].items():
-        params, flops = (f"{100 * sums[key] / max(card[key], 1):.1f}" for key in ("params", "flops"))
-        rows.append([part, f"{sums['params']:,}", params, _giga(sums["flops"]), flops])
+        params, flops = (f"{100 * sums[key] / max(card[key] or 0, 1):.1f}" for key in ("params", "flops"))
+        if card["lower_bound"]:
+            flops = ""  # the whole is unknown
+        least = "at least " if sums["lower_bound"] else ""
+        rows.append([part, f"{sums['params']:,}", params, f"{least}{_giga(sums['flops'])}", flops])
     headings = ["part", "parameters", "%", "GFLOPs", "%"]
     return "\n\n" + _indented(_table(rows, headings, stralign="right"), 4)
 
@@ -120,7 +131,7 @@ def _counters_text(audit: Mapping[str, Any]) -> str:
     for tool in ("fvcore", "thop"):
         other = audit.get(tool)
         if other and "flops" in other:
-            difference = f"{100 * other['difference']:+.1f} %"
+            difference = f"{100 * other['difference']:+.1f} %" if "difference" in other else ""
             rows.append([tool, _giga(other["flops"]), _giga(other["flops"] / 2), difference, other["tool"]])
         elif other:
             rows.append([tool, "", "", "", other["reason"]])
