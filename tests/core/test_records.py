@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitbench.core.records import SCHEMA, Cell, Measurement, Record, format_image_size, parse_image_size, upgrade
+from vitbench.core.records import (
+    SCHEMA,
+    Cell,
+    Measurement,
+    Record,
+    format_image_size,
+    parse_grid,
+    parse_image_size,
+    upgrade,
+)
 
 
 def make_cell(**changes: object) -> Cell:
@@ -109,6 +118,17 @@ def test_image_sizes_are_read_as_height_by_width(text: str | int, size: tuple[in
 def test_what_is_no_image_size_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match="Image size"):
         parse_image_size(text)
+
+
+@pytest.mark.parametrize("text", ["4x16", "4X16", " 4 x 16 "])
+def test_a_grid_is_rows_and_columns(text: str) -> None:
+    assert parse_grid(text) == (4, 16)
+
+
+@pytest.mark.parametrize("text", ["64", "0x64", "4x", "4x4x4", "4x-1", ["4", "16"]])
+def test_what_is_no_grid_is_refused_by_name(text: object) -> None:
+    with pytest.raises(ValueError, match="is not ROWSxCOLUMNS"):
+        parse_grid(text)
 
 
 def test_the_single_value_of_many_samples_is_refused() -> None:

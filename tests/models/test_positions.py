@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -25,7 +27,7 @@ from vitbench.core.errors import UsageError
 from vitbench.models import build_model
 from vitbench.models.architectures.blocks import resize_position_grid
 from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from vitbench.models.weights.positions import is_bound_to_size, parse_grid
+from vitbench.models.weights.positions import is_bound_to_size
 from vitbench.models.weights.timm_filters import CONVERTED
 
 GRIDS = [(4, 4), (10, 10), (12, 12), (4, 16), (16, 3)]  # of files with 8 x 8; 4 x 16 has as many patches
@@ -132,8 +134,9 @@ def test_the_user_says_which_grid_a_file_has(tmp_path: Path, new: tuple[int, int
     path = saved(state, tmp_path / "x.pt")
     model = timm_for(new)
     report = load_checkpoint(model, path, grid="4x16")
-    expected = timm.layers.resample_abs_pos_embed(state["pos_embed"], list(new), [4, 16])
-    assert torch.equal(model.pos_embed, expected)
+    patches = state["pos_embed"][:, 1:].reshape(1, 4, 16, 48).permute(0, 3, 1, 2)
+    expected = F.interpolate(patches, size=new, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    assert torch.equal(model.pos_embed, torch.cat([state["pos_embed"][:, :1], expected], dim=1))
     assert report.resampled == ((4, 16), new)
     assert not [note for note in report.notes if "taken for" in note]
     assert load_checkpoint(timm_for((4, 16)), path, grid="4x16").notes == ()
@@ -161,8 +164,116 @@ def test_a_model_without_positions_takes_no_grid(tmp_path: Path) -> None:
     assert load_checkpoint(model, path).notes == ()
 
 
-def test_a_grid_is_rows_and_columns() -> None:
-    assert parse_grid("4x16") == parse_grid(" 4 X 16 ") == (4, 16)
+def test_a_side_beyond_what_is_resampled_is_said(tmp_path: Path) -> None:
+    theirs = timm_for((1, 300))
+    path = saved(theirs.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="grid of 1x300 patches has a side of more than 256"):
+        load_checkpoint(timm_for((4, 4)), path, grid="1x300")
+    assert load_checkpoint(theirs, path, grid="1x300").resampled is None
+
+
+# --- our own trainings: the grid follows from the size of their images
+
+
+def small_hybrid(height: int, width: int) -> nn.Module:
+    """As timm's vit_tiny_r_s16_p8_224, with one step to 8 px: patches of 2 x 2 in a map of an eighth of the image."""
+    backbone = nn.Conv2d(3, 16, kernel_size=8, stride=8)
+    layer = partial(timm.layers.HybridEmbed, backbone=backbone)
+    return small_timm(img_size=(height, width), patch_size=2, depth=1, embed_layer=layer)
+
+
+HYBRID = "timm:vit_tiny_r_s16_p8_224"
+
+
+def test_a_hybrids_patch_spans_the_step_of_its_backbone(tmp_path: Path) -> None:
+    theirs = randomise(small_hybrid(64, 256))  # 4 x 16 patches of 16 px; patch_size is (2, 2)
+    save_checkpoint(theirs, tmp_path / "x", {"model": HYBRID, "image_size": [64, 256]})
+    same = load_checkpoint(small_hybrid(64, 256), tmp_path / "x")
+    assert (same.resampled, same.notes) == (None, ())
+    square = small_hybrid(128, 128)
+    assert load_checkpoint(square, tmp_path / "x").resampled == ((4, 16), (8, 8))
+    assert torch.equal(square.pos_embed, timm.layers.resample_abs_pos_embed(theirs.pos_embed, [8, 8], [4, 16]))
+
+
+def test_a_hybrids_own_file_of_no_square_count_loads(tmp_path: Path) -> None:
+    theirs = small_hybrid(64, 128)
+    save_checkpoint(theirs, tmp_path / "x", {"model": HYBRID, "image_size": [64, 128]})
+    assert load_checkpoint(theirs, tmp_path / "x").resampled is None
+
+
+BICUBIC = "vit_base16"  # a grid of 14 x 14 for images of every size
+
+
+@pytest.mark.parametrize(
+    ("trained", "old"), [(BICUBIC, (14, 14)), ("vit_basic", (7, 28)), ("timm:vit_tiny_patch16_224", (7, 28))]
+)
+def test_the_model_that_was_trained_says_whether_one_grid_serves_all_sizes(
+    tmp_path: Path, trained: str, old: tuple[int, int]
+) -> None:
+    theirs = randomise(timm_for((7, 28)))  # as many patches as 14 x 14
+    save_checkpoint(theirs, tmp_path / "x", {"model": trained, "image_size": [28, 112]})
+    models = (
+        (small_ours(depth=1, positions="bicubic"), (14, 14)),
+        (timm_for((7, 28)), (7, 28)),
+        (timm_for((14, 14)), (14, 14)),
+    )
+    for model, new in models:
+        report = load_checkpoint(model, tmp_path / "x")
+        assert report.resampled == (None if old == new else (old, new))
+        assert not [note for note in report.notes if "taken for" in note]
+
+
+def test_a_rectangle_of_another_library_is_not_taken_for_a_square_in_silence(tmp_path: Path) -> None:
+    path = saved(timm_for((7, 28)).state_dict(), tmp_path / "x.pt")
+    model = small_ours(depth=1, positions="bicubic")
+    assert load_checkpoint(model, path).notes == (SQUARE.replace("8x8", "14x14"),)
+    assert load_checkpoint(model, path, grid="7x28").resampled == ((7, 28), (14, 14))
+
+
+# --- a position for CLS, or another patch
+
+
+def without_cls(grid: tuple[int, int]) -> nn.Module:
+    """As DeiT III and CaiT: CLS has no position."""
+    return small_timm(img_size=(4 * grid[0], 4 * grid[1]), depth=1, no_embed_class=True)
+
+
+def test_a_count_of_a_square_and_one_is_not_taken_for_cls(tmp_path: Path) -> None:
+    theirs, model = randomise(without_cls((10, 17))), without_cls((13, 13))  # 170 = 13 * 13 + 1
+    path = saved(theirs.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"170 positions are no square .*one may be for CLS.* --grid 13x13"):
+        load_checkpoint(model, path)
+    report = load_checkpoint(model, path, grid="10x17")
+    assert report.resampled == ((10, 17), (13, 13))
+    assert torch.equal(model.cls_token, theirs.cls_token)
+    assert len(report.notes) == 1
+
+
+@pytest.mark.parametrize("known", ["grid", "facts"])
+def test_a_position_for_cls_is_added_to_cls_if_the_grid_says_so(tmp_path: Path, known: str) -> None:
+    theirs, model = randomise(timm_for((8, 8))), without_cls((8, 8))
+    facts = {"model": "timm:vit_tiny_patch16_224", "image_size": [32, 32]} if known == "facts" else {}
+    save_checkpoint(theirs, tmp_path / "x", facts)
+    report = load_checkpoint(model, tmp_path / "x", grid="8x8" if known == "grid" else None)
+    assert torch.equal(model.cls_token, theirs.cls_token + theirs.pos_embed[:, :1])
+    assert torch.equal(model.pos_embed, theirs.pos_embed[:, 1:])
+    assert report.notes == ("the position of CLS added to CLS, as the model has none for it",)
+
+
+@pytest.mark.parametrize("grid", [None, "8x8"])
+def test_no_grid_is_advised_where_the_tokens_are_others(tmp_path: Path, grid: str | None) -> None:
+    path = saved(timm_for((8, 8)).state_dict(), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError) as caught:  # as timm's vit_base_patch16_gap_224
+        load_checkpoint(small_timm(depth=1, class_token=False, global_pool="avg"), path, grid=grid)
+    assert "cls_token" in caught.value.unexpected
+    assert "--grid" not in str(caught.value)
+    distilled = timm.models.deit.VisionTransformerDistilled(
+        img_size=32, patch_size=4, embed_dim=48, depth=1, num_heads=3, num_classes=5
+    )
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(distilled, path, grid=grid)
+    assert "dist_token" in caught.value.missing
+    assert "--grid" not in str(caught.value)
 
 
 # --- tables of relative positions

@@ -235,6 +235,13 @@ def test_a_suite_whose_cells_are_all_dropped_is_refused(tmp_path: Path) -> None:
         cells_of(suite)
 
 
+def test_a_grid_is_written_as_on_the_command_line() -> None:
+    keys = {"name": "x", "models": ["vit_basic"], "weights": "x.pt"}
+    assert make_suite({**keys, "grid": "4X16"}, "x.toml").grid == "4x16"
+    with pytest.raises(SuiteError, match="key grid: '64' is not ROWSxCOLUMNS"):
+        make_suite({**keys, "grid": "64"}, "x.toml")
+
+
 def test_patterns_stand_for_our_own_names() -> None:
     suite = make_suite({"name": "x", "models": ["cifar_dynamic_*", "vit_basic"]}, "x.toml")
     assert set(suite.models) >= {"cifar_dynamic_vit_dense", "cifar_dynamic_vit_pruned", "vit_basic"}

@@ -411,6 +411,14 @@ def parse_image_size(text: str | int) -> tuple[int, int]:
     return numbers[0], numbers[-1]
 
 
+def parse_grid(text: object) -> tuple[int, int]:
+    """``4x16`` or ``4X16`` -> (4, 16): rows x columns of patches. Raises ValueError."""
+    found = re.fullmatch(r"\s*([1-9][0-9]{0,8})\s*[xX]\s*([1-9][0-9]{0,8})\s*", str(text))
+    if found is None:
+        raise ValueError(f"{text!r} is not ROWSxCOLUMNS of the patches in the file, such as 4x16")
+    return int(found[1]), int(found[2])
+
+
 def format_image_size(size: tuple[int, int]) -> str:
     """The shortest spelling: (224, 224) -> ``224`` and (231, 240) -> ``231x240``."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from vitbench.core.records import RGB, Attention, Cell, Dtype, Mode, format_image_size, parse_image_size
+from vitbench.core.records import RGB, Attention, Cell, Dtype, Mode, format_image_size, parse_grid, parse_image_size
 from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import MIN_PROCESSES
 from vitbench.core.stats.relative import MIN_FIRST_STAGE
@@ -81,6 +81,10 @@ def _image_size(value: Any) -> Any:
     if max(size) > _LARGEST_SIDE:
         raise ValueError(f"Image size {value!r} is too large: give sides of at most {_LARGEST_SIDE} px")
     return size
+
+
+def _grid(value: Any) -> str:
+    return "x".join(map(str, parse_grid(value)))
 
 
 def _unicode(text: str) -> str:
@@ -318,7 +322,7 @@ class Suite(Table):
     weights: Name = RANDOM
     entry: Name | None = None
     replace_head: bool = False
-    grid: Annotated[str, Field(pattern=r"^[1-9][0-9]*x[1-9][0-9]*$")] | None = None
+    grid: Annotated[str, BeforeValidator(_grid)] | None = None
     memory_limit: Annotated[int, BeforeValidator(parse_bytes)] | None = None
     timeout_s: Seconds = 300.0
     measure: Measure = Measure()

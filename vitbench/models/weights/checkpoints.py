@@ -33,11 +33,12 @@ from vitbench.core.files import (
     check_legacy,
     check_zip,
 )
+from vitbench.core.records import parse_grid
 from vitbench.devices.host.memory import spare_memory
 from vitbench.models.weights.claimed import RANDOM_HEAD
 from vitbench.models.weights.entries import Entry, Wanted, find_entry
 from vitbench.models.weights.layouts import UNKNOWN, Weight, common_prefix, layout_of, match_parts
-from vitbench.models.weights.positions import Grid, fit_positions, is_bound_to_size, parse_grid
+from vitbench.models.weights.positions import Grid, fit_positions, is_bound_to_size
 from vitbench.models.weights.timm_filters import CONVERTED, convert_by_timm
 
 #: Of dicts in a file: what trainings save has the weights in the first or the second.
@@ -127,7 +128,10 @@ def load_checkpoint(
         UsageError: the model is on meta; ``grid`` is not that of the file.
     """
     path = Path(path)
-    given = None if grid is None else parse_grid(grid)
+    try:
+        given = None if grid is None else parse_grid(grid)
+    except ValueError as error:
+        raise UsageError(f"--grid {error}") from error
     model = _unwrapped(model)
     own: dict[str, Tensor] = model.state_dict()
     if any(value.is_meta for value in own.values()):

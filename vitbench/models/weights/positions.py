@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from vitbench.core.errors import UsageError
 from vitbench.models.architectures.blocks import resize_position_grid
+from vitbench.models.architectures.vit import BICUBIC_GRID
+from vitbench.models.cards import model_registry
 from vitbench.models.weights.layouts import HUGGING_FACE, OURS, TORCHVISION, UNKNOWN, Layout, Weight
 
 Grid = tuple[int, int]
@@ -56,14 +58,6 @@ class Fitted:
     resampled: tuple[Grid, Grid] | None = None
     unfit: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-
-def parse_grid(text: str) -> Grid:
-    """``4x16`` -> (4, 16): rows x columns. Raises UsageError."""
-    found = re.fullmatch(r"\s*([1-9][0-9]*)\s*[xX]\s*([1-9][0-9]*)\s*", str(text))
-    if found is None:
-        raise UsageError(f"--grid {text!r} is not ROWSxCOLUMNS of the patches in the file, such as 4x16")
-    return int(found[1]), int(found[2])
 
 
 def rule_of(layout: Layout, model: nn.Module, facts: Mapping[str, Any], registers: bool = False) -> Rule:
@@ -121,7 +115,7 @@ def fit_positions(
             if shape != wanted[name] and _without_leading_ones(shape) == _without_leading_ones(wanted[name]):
                 fitted.weights[name] = weights[name].reshaped(wanted[name])
     grid, by_facts = grid_of(model), _grid_of_facts(facts, model)
-    source = _Source(given, by_facts, sure=layout is TORCHVISION or _has_one_grid(model))
+    source = _Source(given, by_facts, sure=layout is TORCHVISION)
     if grid is not None:
         _fit_embedding(fitted, wanted, grid, source, rule_of(layout, model, facts, "reg_token" in weights))
         _fit_tables(fitted, wanted, model, grid, source, layout)
@@ -172,18 +166,30 @@ def _fit_embedding(
     tokens = weight.shape[-2]
     if weight.shape[-1] != D or math.prod(weight.shape[:-2]) != 1 or shape[0] != 1 or extra < 0 or tokens <= extra:
         return
-    cls = fitted.weights.get("cls_token")
-    count = tokens - extra
-    merged = extra == 0 and cls is not None and cls.shape == (1, 1, D) and _is_with_cls(tokens, source, new)
-    old = source.grid(count - merged)
     fitted.names.add("pos_embed")
-    if old is None or max(old) > _LARGEST_GRID_SIDE:
+    if any((name in wanted) != (name in fitted.weights) for name in _TOKENS):
+        return  # another architecture, as the names in the error show: no grid would make it fit
+    cls = fitted.weights.get("cls_token")
+    mergeable = extra == 0 and cls is not None and cls.shape == (1, 1, D)
+    merged = mergeable and _is_with_cls(tokens, source, fitted.weights.get("reg_token"))
+    count = tokens - extra - merged
+    old = source.grid(count)
+    if old is None:
+        cls_text = " (one may be for CLS, for which the model has none)" if mergeable and not merged else ""
+        example = _example([count, count - 1] if cls_text else [count], new)
         fitted.unfit["pos_embed"] = (
-            f"Its {count} positions are no square grid of up to {_LARGEST_GRID_SIDE} a side: give the rows and columns "
-            f"of its patches, such as --grid {_text(_example(count, new))} (grid=...)"
+            f"Its {count} positions are no square grid of up to {_LARGEST_GRID_SIDE} a side{cls_text}: give the rows "
+            f"and columns of its patches, such as --grid {_text(example)} (grid=...)"
         )
         return
-    if merged and cls is not None:  # the model has no position for CLS: the sum of both is the same token
+    if old != new and max(old) > _LARGEST_GRID_SIDE:
+        fitted.unfit["pos_embed"] = (
+            f"Its grid of {_text(old)} patches has a side of more than {_LARGEST_GRID_SIDE}, which is not resampled: "
+            "build the model for images of that grid"
+        )
+        return
+    if merged and cls is not None:  # the sum of both is the same token
+        fitted.notes.append("the position of CLS added to CLS, as the model has none for it")
         fitted.weights["cls_token"] = replace(
             cls, keys=(*cls.keys, *weight.keys), read=lambda: cls.read() + weight.read().reshape(1, -1, D)[:, :1]
         )
@@ -201,12 +207,14 @@ def _fit_embedding(
         fitted.notes.append(f"positions resampled from {_text(old)} to {_text(new)} patches ({rule.text})")
 
 
-def _is_with_cls(tokens: int, source: _Source, new: Grid) -> bool:
-    """Whether a file has a position for CLS, where the model has none."""
+def _is_with_cls(tokens: int, source: _Source, registers: Weight | None) -> bool:
+    """Whether a file has a position for CLS, where the model has none: if its grid says so, or it is DINOv2's with
+    registers, by the name that timm goes by, too. A count alone does not say: 10 x 17 patches are 13 x 13 and CLS.
+    """
     for known in (source.given, source.by_facts):
         if known is not None and math.prod(known) in (tokens, tokens - 1):
             return math.prod(known) == tokens - 1
-    return tokens != math.prod(new) and _square(tokens) is None and _square(tokens - 1) is not None
+    return registers is not None and any(key.endswith("register_tokens") for key in registers.keys)
 
 
 def _fit_tables(
@@ -256,9 +264,7 @@ def _table_by_hugging_face(weight: Weight, shape: tuple[int, ...], old: Grid, ne
 def _table_by_timm(weight: Weight, shape: tuple[int, ...], old: Grid, new: Grid) -> Tensor:
     from timm.layers import resize_rel_pos_bias_table
 
-    # timm takes a square without being told; releases before 1.0.31 take nothing else
-    known = {} if old[0] == old[1] else {"old_window_size": old}
-    table: Tensor = resize_rel_pos_bias_table(weight.read(), new, shape, **known)
+    table: Tensor = resize_rel_pos_bias_table(weight.read(), new, shape, old_window_size=old)
     return table
 
 
@@ -273,32 +279,40 @@ def grid_of(model: nn.Module) -> Grid | None:
 
 
 def _patch_of(model: nn.Module) -> Grid | None:
-    sizes = [(getattr(model, "patch_embed", None), "patch_size"), (model, "patch_size"), (model, "patch")]
-    return next((pair for owner, name in sizes if (pair := _pair(getattr(owner, name, None)))), None)
+    """(height, width) in px."""
+    embedding = getattr(model, "patch_embed", None)
+    sizes = [(embedding, "patch_size"), (model, "patch_size"), (model, "patch")]
+    patch = next((pair for owner, name in sizes if (pair := _pair(getattr(owner, name, None)))), None)
+    ratio = _pair(getattr(embedding, "feature_ratio", None))  # timm's hybrids: their patches are of a feature map
+    return (patch[0] * ratio[0], patch[1] * ratio[1]) if patch and ratio else patch
 
 
-def _has_one_grid(model: nn.Module) -> bool:
-    """Whether one grid of positions serves all image sizes."""
-    return getattr(model, "positions", None) == "bicubic"
+def _has_one_grid(facts: Mapping[str, Any], model: nn.Module) -> bool:
+    """Whether one grid of positions in a file of our training serves all image sizes."""
+    name = str(facts.get("model"))
+    if name in model_registry():
+        return model_registry().get(name).config.get("positions") == "bicubic"
+    # a user's own builder, which need not be at hand: taken for that of the model
+    return not name.startswith(("timm:", "torchvision:")) and getattr(model, "positions", None) == "bicubic"
 
 
 def _grid_of_facts(facts: Mapping[str, Any], model: nn.Module) -> Grid | None:
+    """The grid of a file of our training; None for other files."""
     size, patch = _pair(facts.get("image_size")), _patch_of(model)
-    if size is None or patch is None or _has_one_grid(model):
+    if size is None:
         return None
-    return size[0] // patch[0], size[1] // patch[1]
+    if _has_one_grid(facts, model):
+        return BICUBIC_GRID
+    if size == _pair(getattr(getattr(model, "patch_embed", None), "img_size", None)):
+        return grid_of(model)
+    return (size[0] // patch[0], size[1] // patch[1]) if patch else None
 
 
-def _square(count: int) -> int | None:
-    """The side of a square of so many patches; None if there is none."""
-    side = math.isqrt(count)
-    return side if side * side == count else None
-
-
-def _example(count: int, new: Grid) -> Grid:
-    """A grid of so many patches, the model's if it has as many."""
+def _example(counts: list[int], new: Grid) -> Grid:
+    """A grid of as many patches as one of ``counts``: the model's, or the first one's that is closest to a square."""
+    count = counts[0]
     rows = next(side for side in range(min(math.isqrt(count), _LARGEST_GRID_SIDE), 0, -1) if count % side == 0)
-    return new if math.prod(new) == count else (rows, count // rows)
+    return new if math.prod(new) in counts else (rows, count // rows)
 
 
 def _pair(value: object) -> Grid | None:
