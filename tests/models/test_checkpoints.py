@@ -505,6 +505,24 @@ def test_a_missing_head_may_be_the_models_own(tmp_path: Path) -> None:
     assert load_checkpoint(model, path, replace_head=True).replaced_head
 
 
+def test_one_of_two_heads_is_no_head(tmp_path: Path) -> None:
+    """DeiTForImageClassification has a distillation token, but not its head; timm averages the logits of both."""
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 5}
+    theirs, model = (timm.models.deit.VisionTransformerDistilled(**sizes) for _ in range(2))
+    before = snapshot(model)
+    state = {key: value for key, value in snapshot(randomise(theirs)).items() if "head_dist" not in key}
+    path = saved(state, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"2 heads it has 'head' but not 'head_dist'\..*--replace-head") as caught:
+        load_checkpoint(model, path)
+    assert caught.value.missing == ("head_dist.weight", "head_dist.bias")
+    assert "no head" not in str(caught.value)
+    report = load_checkpoint(model, path, replace_head=True)
+    assert report.replaced_head
+    assert report.notes[0] == "its heads left out, random ones in their place: 'head', 'head_dist'"
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key] if "head" in key else state[key]) for key in after)
+
+
 def test_a_head_of_another_width_is_no_matter_of_classes(tmp_path: Path) -> None:
     state = snapshot(small_ours()) | {"head.weight": torch.zeros(5, 12)}
     with pytest.raises(CheckpointError, match="architecture"):

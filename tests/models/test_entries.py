@@ -10,13 +10,32 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision.models
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.models.test_checkpoints import State, assert_same_logits, randomise, saved, small_ours, small_timm
+from tests.models.test_checkpoints import (
+    State,
+    assert_same_logits,
+    randomise,
+    saved,
+    small_ours,
+    small_timm,
+    small_torchvision,
+)
 from vitbench.core.errors import DataError
+from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import CheckpointError, load_checkpoint
 
+LEVIT_HEAD = (
+    "linear.weight",
+    "linear.bias",
+    "bn.weight",
+    "bn.bias",
+    "bn.running_mean",
+    "bn.running_var",
+    "bn.num_batches_tracked",
+)
 SQUARE = "positions taken for a square grid of 8x8 patches (else give --grid)"
 
 
@@ -173,12 +192,66 @@ def test_an_average_that_is_not_whole_is_named_beside_what_is_taken(tmp_path: Pa
     assert "other weights of this model in the file left out: 'shadow'" in report.notes
 
 
+def test_a_part_of_an_average_is_named_beside_what_is_taken(tmp_path: Path) -> None:
+    theirs, model = randomise(small_ours()), small_ours()
+    state = theirs.state_dict()
+    averaged = {"head.weight": state["head.weight"] + 1, "head.bias": state["head.bias"]}
+    report = load_checkpoint(model, saved({"model": state, "model_ema": averaged}, tmp_path / "x.pt"))
+    assert_same_logits(model, theirs)
+    assert "other weights of this model in the file left out: 'model_ema'" in report.notes
+    wrapped = {"model": state, "net_ema": named("module.", averaged), "norms": {"head.weight": 0.5}}
+    report = load_checkpoint(model, saved(wrapped, tmp_path / "y.pt"))
+    assert "other weights of this model in the file left out: 'net_ema'" in report.notes
+
+
 def test_an_average_without_names_is_named(tmp_path: Path) -> None:
     theirs, model = randomise(small_ours()), small_ours()
     state = theirs.state_dict()
     content = {"model": state, "ema": {"decay": 0.99, "shadow_params": list(state.values())}}
     report = load_checkpoint(model, saved(content, tmp_path / "x.pt"))
     assert any(note.startswith("left out 'ema.shadow_params'") for note in report.notes)
+
+
+def small_swin(classes: int) -> nn.Module:
+    from timm.models.swin_transformer import SwinTransformer
+
+    sizes: dict[str, Any] = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2,), "num_heads": (2,)}
+    return SwinTransformer(**sizes, num_classes=classes)
+
+
+def small_levit(classes: int) -> nn.Module:
+    from timm.models.levit import LevitDistilled
+
+    sizes: dict[str, Any] = {"img_size": 64, "embed_dim": (32,), "key_dim": 8, "depth": (1,), "num_heads": (2,)}
+    return LevitDistilled(**sizes, stem_type="s8", num_classes=classes)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize(
+    ("make", "left_out"),
+    [
+        (lambda classes: build_model("vit_layer6_32", num_classes=classes), {"head.fc2.weight", "head.fc2.bias"}),
+        (small_swin, {"head.fc.weight", "head.fc.bias"}),
+        (small_levit, {f"{head}.{part}" for head in ("head", "head_dist") for part in LEVIT_HEAD}),
+        (lambda classes: small_torchvision(classes=classes), {"heads.head.weight", "heads.head.bias"}),
+        (
+            lambda classes: torchvision.models.get_model("shufflenet_v2_x0_5", weights=None, num_classes=classes),
+            {"fc.weight", "fc.bias"},
+        ),
+        (
+            lambda classes: torchvision.models.get_model("mobilenet_v3_small", weights=None, num_classes=classes),
+            {"classifier.3.weight", "classifier.3.bias"},
+        ),
+    ],
+)
+def test_a_backbone_leaves_out_a_head_of_any_name(
+    tmp_path: Path, make: Callable[[int], nn.Module], left_out: set[str]
+) -> None:
+    theirs, model = make(5).state_dict(), make(0)
+    load_checkpoint(model, saved(theirs, tmp_path / "x.pt"))
+    own = {key: value for key, value in model.state_dict().items() if value.numel()}
+    assert theirs.keys() - own.keys() == left_out
+    assert all(torch.equal(value, theirs[key]) for key, value in own.items())
 
 
 def test_a_backbone_leaves_out_the_head(tmp_path: Path) -> None:

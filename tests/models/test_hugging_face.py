@@ -94,6 +94,13 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[], nn.Module], Callable[[A
         logits,
         "",
     ),
+    "BEiT, one bias for all blocks": (
+        "BeitForImageClassification BeitConfig",
+        {"use_shared_relative_position_bias": True, "use_mean_pooling": True},
+        lambda: beit(use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
+        logits,
+        "",
+    ),
     "BEiT with positions": (
         "BeitForImageClassification BeitConfig",
         {"use_absolute_position_embeddings": True, "use_mean_pooling": False},

@@ -14,6 +14,7 @@ from vitbench.core.records import RGB, Cell, Measurement, Record, channel_option
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import failure_of, make_subject, run_metric
 from vitbench.models.cards import ModelCard, find_models, is_external, is_pattern, model_registry
+from vitbench.models.weights.claimed import check_no_file
 
 #: The metrics of a summary.
 _SHOWN = ("params", "params_without_gradient", "flops")
@@ -45,10 +46,8 @@ def show_models(
     names = expand_names(names)
     if replace_head and weights is None:
         raise UsageError("--replace-head goes with --weights PATH")
-    if entry is not None and weights is None:
-        raise UsageError("--entry goes with --weights PATH")
-    if grid is not None and weights is None:
-        raise UsageError("--grid goes with --weights PATH")
+    if weights is None:
+        check_no_file(entry, grid)
     if weights is not None and len(names) > 1:
         raise UsageError(f"A checkpoint fits one model, not {len(names)}: give one name with --weights")
 

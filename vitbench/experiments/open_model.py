@@ -18,7 +18,7 @@ from vitbench.devices import Device, find_device
 from vitbench.devices.failures import LIMIT
 from vitbench.models.cards import Channels, ModelCard
 from vitbench.models.tracebacks import model_places, with_places
-from vitbench.models.weights.claimed import RANDOM_HEAD, normalisation_of
+from vitbench.models.weights.claimed import RANDOM_HEAD, check_no_file, normalisation_of
 from vitbench.training.data.datasets import describe_data
 from vitbench.training.data.images import SPLITS, DataInfo, Split
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from vitbench.models.weights.checkpoints import CheckpointReport
 
-NO_FILE = "{} says how to read a file: give it together with --weights FILE"
 _IMAGENET_CLASSES = 1000
 
 
@@ -168,12 +167,10 @@ def _check_weights(request: ModelRequest) -> None:
         raise UsageError(
             "No weights are given: add --weights PATH, or --pretrained for what timm and torchvision publish"
         )
-    if request.weights is None and request.entry is not None:
-        raise UsageError(NO_FILE.format("--entry"))
+    if request.weights is None:
+        check_no_file(request.entry, request.grid)
     if request.weights is not None and request.pretrained:
         raise UsageError("--weights and --pretrained are given together: a model has one set of weights")
-    if request.grid is not None and request.weights is None:
-        raise UsageError(NO_FILE.format("--grid"))
     if request.num_classes is not None and request.num_classes < 0:
         raise UsageError(
             f"--num-classes {request.num_classes} is negative. Give the classes, or 0 for a model without a head"

@@ -60,7 +60,9 @@ def build_model(
         raise UsageError(f"num_classes={classes!r} is not a number of classes. Give at least 1, or 0 for no head")
     further: dict[str, Any] = {} if in_channels == RGB else {"in_channels": in_channels}
     if further and not is_imported(name) and card.family != "timm":
-        raise UsageError(f"{name} takes images of {RGB} channels, not {in_channels}. Models of timm (timm:NAME) do")
+        raise UsageError(
+            f"{name} takes images of {RGB} channels, not {in_channels}. Models of timm (timm:NAME) take any number"
+        )
     if card.published_weights:
         further["pretrained"] = pretrained
     elif pretrained:

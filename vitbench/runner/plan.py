@@ -20,6 +20,7 @@ from vitbench.executors.launcher import Launcher
 from vitbench.executors.protocol import Describe, Digest, Fetch, Inspect, Match, TryWeights
 from vitbench.metrics.support.in_process import WeightsFile
 from vitbench.models.cards import PRETRAINED, is_external, is_pattern, model_registry
+from vitbench.models.weights.claimed import check_no_file
 from vitbench.runner.static_counts import StaticCounter, StaticKey, static_key
 from vitbench.runner.time_estimates import TimeEstimates, make_estimates
 from vitbench.runner.training_plan import TrainingPlan, resolve_training
@@ -130,10 +131,7 @@ def _check_weights_option(suite: Suite) -> None:
     if suite.weights in (RANDOM, PRETRAINED):
         if suite.replace_head and suite.weights == RANDOM:
             raise UsageError("--replace-head goes with --weights PATH or --pretrained")
-        if suite.entry is not None:
-            raise UsageError("--entry goes with --weights PATH")
-        if suite.grid is not None:
-            raise UsageError("--grid goes with --weights PATH")
+        check_no_file(suite.entry, suite.grid)
         return
     if len(suite.models) != 1 or is_pattern(suite.models[0]):
         named = ", ".join(suite.models[:4]) + (", ..." if len(suite.models) > 4 else "")

@@ -11,7 +11,8 @@ from pydantic import ConfigDict
 from vitbench.core.errors import UsageError, VitbenchError
 from vitbench.core.run_folder import TRAINING
 from vitbench.core.validation import Count, Flag, Whole
-from vitbench.experiments.open_model import NO_FILE, ModelRequest
+from vitbench.experiments.open_model import ModelRequest
+from vitbench.models.weights.claimed import check_no_file
 
 #: Of training.json and last.pt.
 SCHEMA = 1
@@ -63,12 +64,10 @@ def check_beginning(request: TrainingRequest) -> None:
     """Raises UsageError for two starting points, or a head or a grid of no weights."""
     if request.weights and request.pretrained:
         raise UsageError("--weights and --pretrained are two starting points: give one of them")
-    if request.entry is not None and not request.weights:
-        raise UsageError(NO_FILE.format("--entry"))
+    if not request.weights:
+        check_no_file(request.entry, request.grid)
     if request.replace_head and not request.weights:
         raise UsageError("--replace-head leaves out the head of a checkpoint: give it together with --weights")
-    if request.grid is not None and not request.weights:
-        raise UsageError(NO_FILE.format("--grid"))
 
 
 @dataclass(frozen=True, kw_only=True)

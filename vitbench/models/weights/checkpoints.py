@@ -35,11 +35,11 @@ from vitbench.core.files import (
 )
 from vitbench.core.records import parse_grid
 from vitbench.devices.host.memory import spare_memory
-from vitbench.models.weights.claimed import RANDOM_HEAD
+from vitbench.models.weights.claimed import HEADS, RANDOM_HEAD
 from vitbench.models.weights.entries import Entry, Wanted, find_entry
 from vitbench.models.weights.layouts import UNKNOWN, Weight, common_prefix, layout_of, match_parts
 from vitbench.models.weights.positions import Grid, fit_positions, is_bound_to_size
-from vitbench.models.weights.timm_filters import CONVERTED, convert_by_timm
+from vitbench.models.weights.timm_filters import convert_by_timm
 
 #: Of dicts in a file: what trainings save has the weights in the first or the second.
 _DEEPEST = 3
@@ -49,7 +49,7 @@ _TESTED = "model"
 #: Face's models, whose classifiers do not use it.
 _NEEDLESS = re.compile(r"(.*\.)?(total_ops|total_params)|n_averaged|mask_token|pooler\.dense\.(weight|bias)")
 #: Of a file, for a model that is a backbone alone.
-_HEAD = re.compile(r"(head|head_dist)\.(weight|bias)")
+_HEAD = re.compile(rf"({'|'.join(map(re.escape, HEADS))})(\.\d+)?\.(weight|bias)|head(_dist)?\.bn\.\w+")  # bn: LeViT
 #: Buffers that a constructor computes: the model's own are kept, whether the file has them or not.
 _CONSTANT = re.compile(r"(.*\.)?(relative_position_index|attn_mask)")
 _LARGEST_HEADER_BYTES = 16_000_000  # safetensors' own limit is 100 MB, which it takes a second to read for each weight
@@ -154,12 +154,14 @@ def load_checkpoint(
 
         loaded = {name: key for name, key in names.items() if not _CONSTANT.fullmatch(name)}
         difference = _difference(model, weights, loaded, wanted, fitted.unfit)
+        left_out = [key for name in needless for key in in_file[name].keys]
         converted = None if difference.of_head_only else convert_by_timm(weights, model, fitted.names, facts)
         if converted is not None:
-            other = _difference(model, converted, loaded, wanted, fitted.unfit)
-            if other.of_head_only:
-                weights, difference = converted, other
-                fitted.notes.append(CONVERTED)
+            other = _difference(model, converted.weights, loaded, wanted, fitted.unfit)
+            if other.of_head_only or len(other) < len(difference):
+                weights, difference = converted.weights, other
+                left_out += converted.left_out
+                fitted.notes.append(converted.note)
         elif not facts and not fitted.names and any(is_bound_to_size(n, one.shape) for n, one in weights.items()):
             fitted.notes.append("positions taken for those of the model's own image size")
         missing, unexpected, mismatched, head = (
@@ -170,13 +172,12 @@ def load_checkpoint(
             missing = [key for key in missing if key not in head]
             mismatched = {key: shapes for key, shapes in mismatched.items() if key not in head}
         elif difference.of_head_only and head:
-            note = _other_head(head, mismatched)
+            note = _other_head(head, missing, mismatched)
         if missing or unexpected or mismatched:
             raise _unfitting(path, missing, unexpected, mismatched, note)
 
         state = own | {key: _read(path, weights[name], own[key]) for name, key in loaded.items()}
-        digest, replaced = digest_of(path)[:16], replace_head and bool(head)
-        left_out = [key for name in needless for key in in_file[name].keys]
+        digest, replaced = digest_of(path)[:16], sorted({key.rpartition(".")[0] for key in head if replace_head})
         model.load_state_dict(state, strict=True)
     return CheckpointReport(
         path=path.name,
@@ -185,7 +186,7 @@ def load_checkpoint(
         tensors=len(in_file),
         dtype=", ".join(sorted({one.dtype for one in in_file.values()})),
         resampled=fitted.resampled,
-        replaced_head=replaced,
+        replaced_head=bool(replaced),
         facts=facts,
         notes=(*_notes(contents, found, left_out, replaced), *fitted.notes),
     )
@@ -342,22 +343,37 @@ class _Contents:
         folder = next((self.leaves[full].folder for full in entry.names.values()), "")
         return entry.prefix.removeprefix(folder)
 
+    def others(self, entry: Entry) -> list[str]:
+        """What else in the file has weights by names of this entry, be it a few: its rivals and other dicts."""
+        own = {self.leaves[full].folder for full in entry.names.values()}
+        known, prefix = tuple(f"{one}." for one in entry.rivals), self.prefix(entry)
+        found = set()
+        for leaf in self.leaves.values():
+            if leaf.folder in own or leaf.folder.startswith(known) or not _is_weight(leaf.value):
+                continue
+            key = str(leaf.key)
+            for form in (key, key[len(common_prefix([key])) :], key.removeprefix(prefix)):
+                if (entry.layout.our_name(form) or form) in entry.names:
+                    found.add(leaf.folder.removesuffix(".") or ".")
+        return [*entry.rivals, *sorted(found.difference(entry.rivals))]
+
 
 def _notes(
     contents: _Contents,
     entry: Entry,
     needless: Sequence[str],
-    replaced_head: bool,
+    replaced: Sequence[str],
 ) -> Iterator[str]:
-    """What has been taken from a file, and what is not as in the file, for people."""
+    """What has been taken from a file, and what is not as in the file, for people. ``replaced``: layers of the head."""
     prefix = contents.prefix(entry)
     folder = entry.prefix.removesuffix(prefix).removesuffix(".")
     if folder and not contents.of_training:
         yield f"taken from the file's entry {_shown(folder)}"
     if prefix:
         yield f"the prefix {_shown(prefix)} taken off their names"
-    if entry.rivals and not contents.of_training:
-        yield f"other weights of this model in the file left out: {', '.join(map(_shown, entry.rivals))}"
+    others = [] if contents.of_training else contents.others(entry)
+    if others:
+        yield f"other weights of this model in the file left out: {', '.join(map(_shown, others))}"
     for name, leaf in contents.leaves.items():
         if isinstance(leaf.value, list | tuple) and sum(map(_is_weight, leaf.value)) >= len(entry.used) // 2 > 0:
             yield f"left out {_shown(name)}, which has tensors without names, perhaps a moving average"
@@ -366,7 +382,9 @@ def _notes(
         if keys:
             more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
             yield f"left out {', '.join(map(_shown, keys[:2]))}{more}, {why}"
-    if replaced_head:
+    if len(replaced) > 1:
+        yield f"its heads left out, random ones in their place: {', '.join(map(_shown, replaced))}"
+    elif replaced:
         yield RANDOM_HEAD
 
 
@@ -525,8 +543,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         return model
 
 
-def _own_names(own: Collection[str]) -> dict[str, str]:
-    """Our names for the model's keys -> the model's keys."""
+def _own_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our names for the keys of a model's state dict -> its keys, without those of a head of no classes."""
+    own = [key for key, value in state.items() if value.numel()]
     layout = layout_of(own)
     names = {layout.our_name(key) or key: key for key in own}
     return names if len(names) == len(own) else {key: key for key in own}
@@ -551,6 +570,8 @@ def _head_layers(model: nn.Module) -> tuple[str, ...]:
         parts = [getattr(model, name, None) for name in ("head", "heads", "head_dist", "classifier", "fc")]
     layers = []
     for part in parts:
+        if isinstance(part, nn.Sequential) and len(part) and isinstance(part[-1], nn.Identity):
+            continue  # of a model without classes: what is left of a head of several layers
         linear = [one for one in part.modules() if isinstance(one, nn.Linear | nn.Conv2d)] if part is not None else []
         layers += [name for name, one in model.named_modules() if linear and one is linear[-1]]
     return tuple(layers)
@@ -564,6 +585,9 @@ class _Difference:
     unexpected: list[str]
     mismatched: dict[str, Shapes]
     head: set[str]
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.mismatched)
 
     @property
     def of_head_only(self) -> bool:
@@ -588,22 +612,35 @@ def _difference(
 
 
 def _unfitting_head(model: nn.Module, missing: Collection[str], mismatched: Mapping[str, Shapes]) -> set[str]:
-    """The model's keys of head layers that the file lacks or has for other classes."""
-    keys: set[str] = set()
-    for layer in _head_layers(model):
+    """The model's keys of head layers that the file lacks or has for other classes, and of further ones for the same
+    classes: the mean of a trained and a random one says nothing.
+    """
+    layers = {layer: _outputs(model.get_submodule(layer)) for layer in _head_layers(model)}
+    classes = set()
+    for layer, count in layers.items():
         own = {f"{layer}.weight", f"{layer}.bias"}
         classes_differ = [key for key, (ours, theirs) in mismatched.items() if key in own and ours[1:] == theirs[1:]]
         if classes_differ or f"{layer}.weight" in missing:
-            keys |= own
-    return keys
+            classes.add(count)
+    return {f"{layer}.{p}" for layer, count in layers.items() if count in classes for p in ("weight", "bias")}
 
 
-def _other_head(head: Collection[str], mismatched: Mapping[str, Shapes]) -> str:
+def _outputs(layer: nn.Module) -> object:
+    return getattr(layer, "out_features", getattr(layer, "out_channels", None))
+
+
+def _other_head(head: Collection[str], missing: Collection[str], mismatched: Mapping[str, Shapes]) -> str:
     way_out = "To keep the model's own head, which is random unless trained, give replace_head=True (--replace-head)"
     for key, (ours, theirs) in mismatched.items():
         if key in head and ours and theirs:
             return f"It has {theirs[0]} classes and the model {ours[0]}: build the model for {theirs[0]}. {way_out}"
-    return f"It has no head. {way_out}"
+    layers = sorted({key.rpartition(".")[0] for key in head})
+    absent = [layer for layer in layers if f"{layer}.weight" in missing]
+    if len(absent) == len(layers):
+        return f"It has no head. {way_out}"
+    way_out = way_out.replace("own head, which is random", "own heads, which are random")
+    has, lacks = (" and ".join(map(repr, one)) for one in ([one for one in layers if one not in absent], absent))
+    return f"Of the model's {len(layers)} heads it has {has} but not {lacks}. {way_out}"
 
 
 def _unfitting(

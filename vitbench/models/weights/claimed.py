@@ -19,12 +19,22 @@ from vitbench.models.cards import HALVES, Channels, ModelCard
 #: Of a model that keeps its own head, for people.
 RANDOM_HEAD = "its head left out, a random one in its place"
 #: Names under which layers that give the classes stand in files, ours first (see layouts.py).
-_HEADS = ("head.weight", "head.fc2.weight", "head.fc.weight", "heads.head.weight", "classifier.weight", "fc.weight")
+HEADS = (
+    "head", "head.fc2", "head.fc", "heads.head", "classifier", "fc", "head.linear", "head_dist", "head_dist.linear"
+)  # fmt: skip
+_HEADS = tuple(f"{layer}.weight" for layer in HEADS)
 #: Larger claims are ignored: building a model for them would take memory.
 _LARGEST_SIDE = 8192
 _MOST_CLASSES = 1_000_000
 #: Tokens beside those of patches, such as CLS.
 _MOST_EXTRA_TOKENS = 16
+
+
+def check_no_file(entry: str | None, grid: str | None) -> None:
+    """Raises UsageError for what says how to read a file of weights, where none is given."""
+    for option, value in (("--entry", entry), ("--grid", grid)):
+        if value is not None:
+            raise UsageError(f"{option} says how to read a file: give it together with --weights FILE")
 
 
 @dataclass(frozen=True)

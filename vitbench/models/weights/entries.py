@@ -7,7 +7,6 @@ flat file with that name. Nothing here reads a file.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,8 @@ from vitbench.models.weights.layouts import Layout, layout_of
 _MOST_PREFIX_PARTS = 6
 #: What one file has in one and another apart is one weight here: q, k and v, and the gate of an MLP and its input.
 _PARTS = re.compile(r"(.*attn\.)(?:(?:qkv|[qkv]|[qkv]_proj)\.(weight|bias)|[qkv]_(bias))|(.*mlp\.fc1)_[gx](\..*)")
+
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,39 @@ def find_entry(file: str, folders: Mapping[str, str], wanted: Wanted, chosen: st
         raise DataError(f"Checkpoint {file!r} has no entry {_shown(chosen)} with weights of this model. {has}")
     complete = _complete(offered)
     if len(complete) > 1:
-        known = _shortest_names(complete)
-        raise DataError(
-            f"Checkpoint {file!r} has {len(known)} entries with weights of this model: "
-            f"{', '.join(map(_shown, known))}. One may be a moving average or a teacher. Name the one to load with "
-            f"entry= (--entry {known[-1] if known[-1].isidentifier() else 'NAME'})"
-        )
+        raise _several(file, complete)
     best = complete[0] if complete else max(offered, key=lambda one: (len(one.used), -len(one.prefix)))
-    if not best.used:  # of another model: all that one dict has
-        inside = list(best.names.values())
-        folder = max(Counter(folders[full] for full in inside).items(), key=lambda one: one[1])[0]
-        best = _entry(folder, [full for full in inside if folders[full] == folder], body)
+    twins = _without_nested([best, *(one for one in offered if one.names.keys() == best.names.keys())])
+    if best.used and not complete and len(twins) > 1:  # timm's filter may make both complete
+        raise _several(file, twins)
+    if not best.used:  # of another model, or by names that only timm's filter knows: all that one dict has
+        dicts: dict[str, list[str]] = {}
+        for full in best.names.values():
+            dicts.setdefault(folders[full], []).append(full)
+        same = _with_names_of_largest(dicts)
+        if len(same) > 1 and 2 * len(dicts[same[0]]) >= len(body):
+            raise _several(file, [_entry(folder, dicts[folder], body) for folder in same])
+        best = _entry(same[0], dicts[same[0]], body)
     rivals = [one for one in entries if 2 * len(one.used) >= len(best.used) > 0 and not one.used & best.used]
     return _with_surroundings(best, folders, wanted.head, _without_nested(rivals))
+
+
+def _several(file: str, entries: list[Entry]) -> DataError:
+    known = _shortest_names(entries)
+    return DataError(
+        f"Checkpoint {file!r} has {len(known)} entries with weights of this model: "
+        f"{', '.join(map(_shown, known))}. One may be a moving average or a teacher. Name the one to load with "
+        f"entry= (--entry {known[-1] if known[-1].isidentifier() else 'NAME'})"
+    )
+
+
+def _with_names_of_largest(dicts: Mapping[str, Collection[str]]) -> list[str]:
+    """The dict (its prefix) with most names, and those with the same names, behind a wrapper's prefix or not."""
+    names = {
+        folder: {_WRAPPERS.sub("", full[len(folder) :]) for full in dicts[folder]} - {"n_averaged"} for folder in dicts
+    }
+    largest = max(names, key=lambda folder: len(names[folder]))
+    return [largest, *(folder for folder in names if folder != largest and names[folder] == names[largest])]
 
 
 def _prefixes(names: Iterable[str], count: int) -> dict[str, list[str]]:

@@ -112,6 +112,11 @@ HUGGING_FACE = Layout(
         ("embeddings.register_tokens", "reg_token"),
         ("embeddings.mask_token", "mask_token"),
         ("embeddings.position_embeddings", "pos_embed"),
+        *(  # of BEiT, shared by all blocks
+            (f"{where}.relative_position_{what}", f"rel_pos_bias.relative_position_{what}")
+            for where in ("encoder.relative_position_bias", "shared_position_bias")
+            for what in ("bias_table", "index")
+        ),
         ("embeddings.patch_embeddings.projection.{p}", "patch_embed.proj.{p}"),
         *(
             (f"{block}.{theirs}", f"blocks.{{i}}.{ours}")
