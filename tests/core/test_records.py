@@ -138,6 +138,7 @@ def test_the_single_value_of_many_samples_is_refused() -> None:
 
 def test_records_of_older_schemas_are_upgraded_when_they_are_read() -> None:
     paths = sorted(Path(__file__).parents[2].glob("results/*/*/records.jsonl"))
+    paths.append(Path(__file__).parents[1] / "data" / "records_of_schema_1.jsonl")
     lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
     assert {json.loads(line)["schema"] for line in lines} == {1, 2, 4}
     names = set()
