@@ -340,7 +340,10 @@ def test_the_next_turn_says_what_the_last_one_was_like() -> None:
     assert granted[1].before == granted[1].after_last == {"samples": (1.0,), "cpu_seconds": 1.0}
 
 
-def test_a_process_near_its_timeout_takes_no_turn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limits", [{"timeout_s": 13}, {"timeout_s": 1e9, "replays_s": 6.5}])
+def test_a_process_near_its_limit_takes_no_turn_again(
+    monkeypatch: pytest.MonkeyPatch, limits: dict[str, float]
+) -> None:
     clock = Clock()
     monkeypatch.setattr(conversation, "time", clock)
 
@@ -350,7 +353,7 @@ def test_a_process_near_its_timeout_takes_no_turn_again(monkeypatch: pytest.Monk
     cell = Cell(model="x", image_size=(8, 8), num_classes=4, batch_size=1, device="cpu", threads=1)
     task = Measure(process="time", metrics=("latency",), cell=cell, turns=True)
     worker = ScriptedWorker([Waiting(), *(Waiting(samples=(s,)) for s in (1.0, 2.0, 2.0, 2.0, 2.0))], work)
-    participant = Participant(worker, task, timeout_s=13)
+    participant = Participant(worker, task, **limits)
     participant.prepare()
     judge = Judge(1, on_host=False)
     for _ in range(5):

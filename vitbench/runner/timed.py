@@ -231,7 +231,14 @@ class Timer:
             weights=weights_of(suite),
             turns=True,
         )
-        return Participant(self.launcher.start(), task, timeout_s=suite.timeout_s, device=job.cell.device)
+        return Participant(
+            self.launcher.start(),
+            task,
+            timeout_s=suite.timeout_s,
+            device=job.cell.device,
+            # where one process takes all of the time, too few follow for quiet turns to be known
+            replays_s=suite.measure.max_seconds,
+        )
 
     def decide_processes(self, jobs: Sequence[Job]) -> None:
         """After the first stage of cells that took turns: how many processes each gets in all (Stein's procedure).

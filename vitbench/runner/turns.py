@@ -61,8 +61,11 @@ class _Taken:
 
 @dataclass
 class Participant(Conversation):
-    """A process that takes turns: granted one, it runs until it waits for the next, or is over."""
+    """A process that takes turns: granted one, it runs until it waits for the next, or is over. After ``replays_s``
+    seconds no turn is taken again.
+    """
 
+    replays_s: float = math.inf
     _since: ReferenceTurn | None = field(default=None, init=False)  # the reference's first turn after this one's last
     _has_sampled_enough: bool = field(default=False, init=False)
     _taken: _Taken | None = field(default=None, init=False)  # its last turn
@@ -86,7 +89,10 @@ class Participant(Conversation):
             seconds=TURN_S,
             calls=TURN_CALLS,
             # a slow cell must not run into its timeout because of turns that are taken again
-            replay=replays and verdict is not None and not verdict.counts and self.spent_s < self.timeout_s / 2,
+            replay=replays
+            and verdict is not None
+            and not verdict.counts
+            and self.spent_s < min(self.replays_s, self.timeout_s / 2),
             other_load=verdict.other_load if verdict else None,
             before=before.to_worker() if before else None,
             after_last=self._since.to_worker() if self._since else None,
