@@ -38,9 +38,9 @@ class OtherCount:
 def count_by_fvcore(model: torch.nn.Module, images: torch.Tensor) -> OtherCount:
     """Traces a real run: ``model`` in eval mode, ``images`` on the CPU. Raises Unsupported for any failure."""
     try:
-        from fvcore.nn import FlopCountAnalysis
-
         with _quiet():
+            from fvcore.nn import FlopCountAnalysis  # its import warns, too
+
             analysis = FlopCountAnalysis(model, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             found = {name: 2 * int(count) for name, count in analysis.by_operator().items()}
             missed = dict(analysis.unsupported_ops())
