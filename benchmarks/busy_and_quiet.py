@@ -74,12 +74,13 @@ def main() -> None:
     """Run what is missing, write and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--suite", default=str(SUITE), help="a name or a file")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--loads", default="half,memory")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="pass --quick to the runs")
     options = parser.parse_args()
-    words = ["--suite", str(SUITE), "--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    words = ["--suite", options.suite, "--threads", str(options.threads), *(["--quick"] if options.quick else [])]
     loads = options.loads.split(",")
     rounds = []
     for number in range(options.pairs):

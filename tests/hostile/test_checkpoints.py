@@ -264,7 +264,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "options as a weight": (lambda path: saved(path, {"cls_token": Namespace(a=1)}), "'cls_token' is Namespace"),
     "names of dots": (many_dots, "does not fit the model"),
     "names behind many prefixes": (deep_names, "does not fit the model"),
-    "dicts in dicts in dicts": (tangled_dicts, "holds an empty dict"),
+    "dicts in dicts in dicts": (tangled_dicts, "holds dicts of more than 3 levels"),
     "a dict in itself": (itself, "does not fit the model"),
     "an old file of one long line": (lambda path: hole(path, 10**8, b"\x80\x02c"), "damaged"),
     "an old file with a text of 4 GB": (lambda path: (path.write_bytes(b"\x80\x02X\xff\xff\xff\xffa."), path)[1], "damaged"),

@@ -14,7 +14,7 @@ import pickle
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ from vitbench.core.records import parse_grid
 from vitbench.devices.host.memory import spare_memory
 from vitbench.models.weights.claimed import HEADS, RANDOM_HEAD
 from vitbench.models.weights.entries import Entry, Wanted, find_entry
-from vitbench.models.weights.layouts import UNKNOWN, Weight, common_prefix, layout_of, match_parts
-from vitbench.models.weights.positions import Grid, fit_positions, is_bound_to_size
+from vitbench.models.weights.layouts import UNKNOWN, Layout, Weight, common_prefix, layout_of, match_parts
+from vitbench.models.weights.positions import Fitted, Grid, fit_positions, is_bound_to_size
 from vitbench.models.weights.timm_filters import convert_by_timm
 
 #: Of dicts in a file: what trainings save has the weights in the first or the second.
@@ -144,40 +144,14 @@ def load_checkpoint(
         patterns = [_NEEDLESS] if of_model.head else [_NEEDLESS, _HEAD]
         needless = [n for n in in_file if n not in names and any(one.fullmatch(n) for one in patterns)]
         weights = {n: one for n, one in in_file.items() if n not in needless and not _CONSTANT.fullmatch(n)}
-        weights = match_parts(weights, names)
-        wanted = {name: tuple(own[key].shape) for name, key in names.items()}
-        fitted = fit_positions(weights, wanted, model, found.layout, facts, given)
-        weights, note = fitted.weights, next(iter(fitted.unfit.values()), "")
-        for name in fitted.unfit:
-            if weights[name].shape == wanted[name]:  # as many positions, but which are they?
-                raise CheckpointError(f"Checkpoint {path.name!r}: {note}", mismatched=(names[name],))
+        fitted, difference, left_out = _fit(path, match_parts(weights, names), model, names, found.layout, facts, given)
+        head = difference.head if replace_head else set()
+        _check_difference(path, difference, head, next(iter(fitted.unfit.values()), ""))
 
-        loaded = {name: key for name, key in names.items() if not _CONSTANT.fullmatch(name)}
-        difference = _difference(model, weights, loaded, wanted, fitted.unfit)
-        left_out = [key for name in needless for key in in_file[name].keys]
-        converted = None if difference.of_head_only else convert_by_timm(weights, model, fitted.names, facts)
-        if converted is not None:
-            other = _difference(model, converted.weights, loaded, wanted, fitted.unfit)
-            if other.of_head_only or len(other) < len(difference):
-                weights, difference = converted.weights, other
-                left_out += converted.left_out
-                fitted.notes.append(converted.note)
-        elif not facts and not fitted.names and any(is_bound_to_size(n, one.shape) for n, one in weights.items()):
-            fitted.notes.append("positions taken for those of the model's own image size")
-        missing, unexpected, mismatched, head = (
-            difference.missing, difference.unexpected, difference.mismatched, difference.head,
-        )  # fmt: skip
-        if replace_head and head:
-            loaded = {name: key for name, key in loaded.items() if key not in head}
-            missing = [key for key in missing if key not in head]
-            mismatched = {key: shapes for key, shapes in mismatched.items() if key not in head}
-        elif difference.of_head_only and head:
-            note = _other_head(head, missing, mismatched)
-        if missing or unexpected or mismatched:
-            raise _unfitting(path, missing, unexpected, mismatched, note)
-
-        state = own | {key: _read(path, weights[name], own[key]) for name, key in loaded.items()}
-        digest, replaced = digest_of(path)[:16], sorted({key.rpartition(".")[0] for key in head if replace_head})
+        loaded = {name: key for name, key in names.items() if not _CONSTANT.fullmatch(name) and key not in head}
+        state = own | {key: _read(path, fitted.weights[name], own[key]) for name, key in loaded.items()}
+        digest, replaced = digest_of(path)[:16], sorted({key.rpartition(".")[0] for key in head})
+        left_out = [*(key for name in needless for key in in_file[name].keys), *left_out]
         model.load_state_dict(state, strict=True)
     return CheckpointReport(
         path=path.name,
@@ -463,11 +437,12 @@ def _torch_leaves(path: Path, state: object) -> dict[str, _Leaf]:
         raise _no_state_dict(path, type(state).__name__)
     leaves: dict[str, _Leaf] = {}
     waiting: list[tuple[str, int, Mapping[Any, Any]]] = [("", 0, state)]
-    seen = {id(state)}
+    seen, is_deep = {id(state)}, False
     while waiting:
         folder, depth, content = waiting.pop(0)
         for key, value in content.items():
             if isinstance(value, Mapping) and isinstance(key, str):
+                is_deep |= depth >= _DEEPEST
                 if id(value) not in seen and depth < _DEEPEST:
                     seen.add(id(value))
                     waiting.append((f"{folder}{key}.", depth + 1, value))
@@ -478,7 +453,7 @@ def _torch_leaves(path: Path, state: object) -> dict[str, _Leaf]:
             leaves[name] = _Leaf(folder, key, value)
         _check_count(path, len(leaves))
     if not leaves:
-        raise _no_state_dict(path, "an empty dict")
+        raise _no_state_dict(path, f"dicts of more than {_DEEPEST} levels" if is_deep else "an empty dict")
     return leaves
 
 
@@ -609,6 +584,52 @@ def _difference(
         if name in weights and (wanted[name] != weights[name].shape or name in unfit)
     }
     return _Difference(missing, unexpected, mismatched, _unfitting_head(model, missing, mismatched))
+
+
+def _fit(
+    path: Path,
+    weights: dict[str, Weight],
+    model: nn.Module,
+    names: Mapping[str, str],
+    layout: Layout,
+    facts: Mapping[str, Any],
+    grid: Grid | None,
+) -> tuple[Fitted, _Difference, Sequence[str]]:
+    """The weights of a file (our names) in the shapes that a model takes, by the rules of their layout or by timm's
+    filter; how they still differ; and the file's keys that the filter leaves out.
+
+    ``names``: our names -> the model's keys. Raises CheckpointError for as many positions as the model has on an
+    unknown grid, UsageError for a ``grid`` that is not that of the file.
+    """
+    own = model.state_dict()
+    wanted = {name: tuple(own[key].shape) for name, key in names.items()}
+    fitted = fit_positions(weights, wanted, model, layout, facts, grid)
+    for name, why in fitted.unfit.items():
+        if fitted.weights[name].shape == wanted[name]:  # as many positions, but which are they?
+            raise CheckpointError(f"Checkpoint {path.name!r}: {why}", mismatched=(names[name],))
+    loaded = {name: key for name, key in names.items() if not _CONSTANT.fullmatch(name)}
+    difference = _difference(model, fitted.weights, loaded, wanted, fitted.unfit)
+    converted = None if difference.of_head_only else convert_by_timm(fitted.weights, model, fitted.names, facts)
+    if converted is not None:
+        other = _difference(model, converted.weights, loaded, wanted, fitted.unfit)
+        if other.of_head_only or len(other) < len(difference):
+            notes = [*fitted.notes, converted.note]
+            return replace(fitted, weights=converted.weights, notes=notes), other, converted.left_out
+    elif not facts and not fitted.names and any(is_bound_to_size(n, one.shape) for n, one in fitted.weights.items()):
+        fitted.notes.append("positions taken for those of the model's own image size")
+    return fitted, difference, ()
+
+
+def _check_difference(path: Path, difference: _Difference, replaced: Collection[str], note: str) -> None:
+    """Raises CheckpointError where weights differ in more than the ``replaced`` keys of the head; ``note`` says why
+    positions do not fit.
+    """
+    missing = [key for key in difference.missing if key not in replaced]
+    mismatched = {key: shapes for key, shapes in difference.mismatched.items() if key not in replaced}
+    if not replaced and difference.of_head_only and difference.head:
+        note = _other_head(difference.head, missing, mismatched)
+    if missing or difference.unexpected or mismatched:
+        raise _unfitting(path, missing, difference.unexpected, mismatched, note)
 
 
 def _unfitting_head(model: nn.Module, missing: Collection[str], mismatched: Mapping[str, Shapes]) -> set[str]:
