@@ -87,7 +87,7 @@ def executed_method(flops: Sequence[int]) -> str:
 def execute(subject: Subject) -> list[Counts]:
     """Run the cell's model on the CPU, one image at a time; returns the counts of each.
 
-    The images (1, 3, H, W) are standard normal numbers drawn one after the other from the cell's seed; the weights are
+    The images (1, C, H, W) are standard normal numbers drawn one after the other from the cell's seed; the weights are
     those that the cell builds. Raises what the model raises.
     """
     import torch
@@ -95,7 +95,6 @@ def execute(subject: Subject) -> list[Counts]:
     from vitbench.metrics.support.operator_counter import LeavesTorch, OperatorCounter
 
     model, images = real_model(subject)
-    model.requires_grad_(False)
     generator = torch.Generator().manual_seed(subject.cell.seed)
     counts = []
     with torch.device("cpu"), torch.no_grad(), subject.attention(model), _same_operators_as_on_meta():
@@ -224,7 +223,7 @@ def _count_by(count: Callable[..., OtherCount], subject: Subject, metric: str, m
 
 
 def real_model(subject: Subject) -> tuple[torch.nn.Module, torch.Tensor]:
-    """The cell's model in eval mode on the CPU, and one image of zeros (1, 3, H, W)."""
+    """The cell's model in eval mode on the CPU, and one image of zeros (1, C, H, W)."""
     import torch
 
     from vitbench.models.outputs import input_dtype

@@ -144,7 +144,7 @@ class Subject:
         images = self.meta_images(batch_size)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not train:
-            model.requires_grad_(False)  # FlopCounterMode raises for some models (cait, pit) while gradients are on
+            model.requires_grad_(False)  # an inference pass builds no graph
         try:
             with torch.device("meta"), self.attention(model):
                 yield model, images
