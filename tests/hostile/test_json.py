@@ -143,6 +143,19 @@ def test_a_report_of_a_broken_environment_is_one_line(
     assert not (folder / "report.md").exists()
 
 
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_report_of_a_broken_roof_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, good_run: Path, kind: str
+) -> None:
+    folder = shutil.copytree(good_run, tmp_path / "run")
+    write(folder / store.ROOFLINE, BROKEN[kind])
+    code, out, errors = ask(capsys, "report", folder)
+    assert (code, out) == (2, "")
+    error = one_error(errors)
+    assert error.startswith(f"Error: {folder / store.ROOFLINE} is damaged (")
+    assert error.endswith(f"). Make it anew: vitbench roofline {folder}, or move it away")
+
+
 def test_without_the_environment_there_is_a_report(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, good_run: Path
 ) -> None:

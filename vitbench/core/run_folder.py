@@ -1,8 +1,9 @@
 """Keep records: one append-only file, one record a line, on the disk before the next cell starts.
 
 A run folder holds ``records.jsonl`` (records), ``environment.json`` (where and how it ran), ``noise.jsonl`` (the
-reference against itself), ``suite.toml`` (the suite as run), ``checkpoints/`` and the report. A line that cannot be
-read is moved to ``records.damaged.jsonl`` and its cell is measured again; nothing is thrown away.
+reference against itself), ``suite.toml`` (the suite as run), ``checkpoints/``, the report and, where it was measured,
+``roofline.json`` (the machine's roof). A line that cannot be read is moved to ``records.damaged.jsonl`` and its cell is
+measured again; nothing is thrown away.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ DAMAGED = "records.damaged.jsonl"
 ENVIRONMENT = "environment.json"
 SUITE = "suite.toml"
 NOISE = "noise.jsonl"
+ROOFLINE = "roofline.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 #: Marks the folder of a training, which holds no records.

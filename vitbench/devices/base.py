@@ -50,6 +50,10 @@ class Device:
         """Facts for the environment: a name, memory in bytes, versions of its libraries."""
         raise NotImplementedError
 
+    def caches(self) -> tuple[int, ...]:
+        """Bytes of its data caches beyond the first level, ascending; empty where the system does not report them."""
+        return ()
+
     # running
 
     @property

@@ -16,6 +16,7 @@ from vitbench.devices.base import Device, parse_kibibytes
 from vitbench.devices.host.memory import PROC_SELF, available_memory, text_of
 
 POWERCAP = Path("/sys/class/powercap")
+CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -51,6 +52,17 @@ class CpuDevice(Device):
         import torch
 
         return {"name": processor_name(), "capability": torch.backends.cpu.get_cpu_capability()}
+
+    def caches(self) -> tuple[int, ...]:
+        if sys.platform == "darwin":
+            found = [command_output("sysctl", "-n", f"hw.{name}") for name in ("perflevel0.l2cachesize", "l3cachesize")]
+            return tuple(int(text) for text in found if text.strip().isdigit() and int(text) > 0)
+        sizes = set()
+        for folder in CPU_CACHES.glob("index*"):
+            size, level, kind = (text_of(folder / name) or "" for name in ("size", "level", "type"))
+            if size[-1:] == "K" and level > "1" and kind != "Instruction":
+                sizes.add(1024 * int(size[:-1]))
+        return tuple(sorted(sizes))
 
     @property
     def asynchronous(self) -> bool:

@@ -75,6 +75,10 @@ class CudaDevice(Device):
         # the first one is plain "cuda", so that equal cells have equal ids
         return ["cuda" if index == 0 else f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
+    def caches(self) -> tuple[int, ...]:
+        properties = self._torch.get_device_properties(self._index)
+        return tuple(filter(None, [getattr(properties, "L2_cache_size", 0)]))
+
     def describe(self) -> dict[str, Any]:
         import torch
 

@@ -138,7 +138,8 @@ def render_csv(runs: Sequence[Run]) -> str:
     on each line of its row, so that the lines of one batch size are a complete table. Every measured column ``x`` has
     ``x_status`` (empty: not asked for) and is empty where the status is not ``ok``; sampled ones have ``x_low``,
     ``x_high``, ``x_interval``, times and rates ``x_turns_used`` (``quiet``, ``slow``, ``all``) and ``x_note``
-    (``busy: ...``). Lower bounds have ``x_lower_bound``: the operators that they leave out.
+    (``busy: ...``). Lower bounds have ``x_lower_bound``: the operators that they leave out. Where a run has the
+    machine's roof, ``latency_of_roof`` is the share of it that is reached, ``latency_bound_by`` what bounds the cell.
     Units are in the names (1 MB is 10^6 bytes). Counts are exact. No text is a formula to a spreadsheet.
     """
     import pandas as pd
@@ -216,6 +217,7 @@ def _report_lines(row: Row, extra: Sequence[Extra]) -> list[dict[str, Field]]:
         | _at_batch(infer.get(batch or 0), train.get(batch or 0))
         | trained
         | _extra(row, infer.get(batch or 0), train.get(batch or 0), extra)
+        | _of_roof(row, infer.get(batch or 0), train.get(batch or 0))
         for batch in batches
     ]
 
@@ -303,6 +305,19 @@ def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequen
     for one in columns:
         found = [record for record in records[one.where] if record and record.measurement(one.metric)]
         line |= _column(one.column, 1, value_of(found[0] if found else None, one.metric), f"{one.name}_status")
+    return line
+
+
+def _of_roof(row: Row, infer: Record | None, train: Record | None) -> dict[str, Field]:
+    """The shares of the machine's roof, where the run has one."""
+    line: dict[str, Field] = {}
+    if row.roof is None:
+        return line
+    for metric, record in (("latency", infer), ("training_step", train)):
+        found = row.roof.of(record.cell.id) if record else None
+        for name, ending in (("share", ""), ("low", "_low"), ("high", "_high")):
+            line[f"{metric}_of_roof{ending}"] = _rounded(getattr(found, name, None))
+        line[f"{metric}_bound_by"] = found.bound if found else None
     return line
 
 

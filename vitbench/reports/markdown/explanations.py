@@ -64,6 +64,10 @@ _DETAILS = {
     "under load": "Under load: the time over all turns, whatever else ran, where it is outside the interval of quiet "
     "turns or differs by more than 10 % (`same`: neither).",
     "first": "The first call of a process is not part of its other values.",
+    "% of roof": "% of roof is the time that the operators take at least, over the measured time: the sum of "
+    "max(FLOPs / attainable compute, bytes / attainable bandwidth), with compute and bandwidth as measured here. Its "
+    "interval is that of the measured time. *Bound by* is what most of that least time goes to, or overhead: below "
+    "half of the roof, and the operators take longer to dispatch than at the roof.",
 }
 
 _RELATIVE = (

@@ -13,6 +13,7 @@ from vitbench.reports.format import cell_text, without_paths
 from vitbench.reports.markdown import explanations
 from vitbench.reports.markdown.claims import claims_text, count_verdicts
 from vitbench.reports.markdown.noise import noise_section
+from vitbench.reports.markdown.roof import method_lines
 from vitbench.reports.markdown.tables import marks_text, table_text
 from vitbench.reports.model import trainings as training
 from vitbench.reports.model.columns import Floors, detail_table, main_table, memory_table
@@ -68,6 +69,7 @@ def render_markdown(runs: Sequence[Run]) -> str:
     parts += ["## Failures", table_text(failures) if failures else "None."]
     used = methods(rows).items()
     how = [f"**{cell_text(', '.join(names), 1000)}**: {cell_text(text, 1000)}" for text, names in used]
+    how += method_lines(runs)
     parts += ["## Plots", _plots(rows), "## Methods", _as_list(how) or "None reported."]
     return "\n\n".join(parts) + "\n"
 

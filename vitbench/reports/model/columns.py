@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -12,11 +13,14 @@ from vitbench.core.registry import METRICS
 from vitbench.core.stats.intervals import samples_for_percentile
 from vitbench.reports.model.noise import differs_under_load
 from vitbench.reports.model.ranking import ranks
+from vitbench.reports.model.roof import CellRoof
 from vitbench.reports.model.rows import DEFAULT_OPTION, Row, shared_test_data, sort_key
 from vitbench.reports.model.tables import (
     IMAGE_SIZE,
+    TEXT,
     Column,
     Display,
+    Mark,
     Note,
     Table,
     Value,
@@ -45,6 +49,7 @@ FIRST_CALL = "first_call"
 MB = Display("MB", 1e-6)
 WHOLE = Display(precision="whole")
 PERCENT = Display("%", 100, "tenths")
+PERCENT_OF_ROOF = Display(scale=100)
 _TENSORS, _BEYOND = Display("MB", 1e-6, "counted"), Display("MB", 1e-6, "rough")
 _PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
 
@@ -94,7 +99,7 @@ def main_table(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> Tabl
 
 def detail_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
     """What is looked up rather than compared, for all devices and sizes; None without any number."""
-    columns = _metric_columns(rows, main=False)
+    columns = _metric_columns(rows, main=False) + _roof_columns(rows)
     filled = [one for one in columns if any(one.value(row).status in ("ok", "too few samples") for row in rows)]
     if not filled:
         return None
@@ -264,6 +269,45 @@ def _time_columns(value: registry.Yields, get: Getter, batch: int, first: str) -
         RowColumn(Column(name=f"{value.column.heading} under load", display=display, batch=batch), loaded),
         RowColumn(Column(name=first, display=display, batch=batch), first_call),
     ]
+
+
+def _roof_columns(rows: Sequence[Row]) -> list[RowColumn]:
+    """The share of the machine's roof, and what bounds the cell, where a run has a roof."""
+    columns = []
+    infer, train = (lambda row: row.infer[:1]), (lambda row: row.train[-1:])
+    for get, what in ((infer, ""), (train, "training step ")) if any(row.roof for row in rows) else ():
+        batches = [record.cell.batch_size for row in rows for record in get(row)]
+        batch = (max if what else min)(batches, default=None)
+        for name, value, display in (("% of roof", share_value, PERCENT_OF_ROOF), ("bound by", bound_value, TEXT)):
+            column = Column(name=f"{what}{name}", display=display, batch=batch)
+            columns.append(RowColumn(column, partial(_roof_value, get=get, batch=batch, value=value)))
+    return columns
+
+
+def _roof_value(
+    row: Row, get: Callable[[Row], Sequence[Record]], batch: int | None, value: Callable[[CellRoof], Value]
+) -> Value:
+    records = get(row)
+    if row.roof is None or not records:
+        return Value()
+    cell = records[0].cell
+    note = None if cell.batch_size == batch else Note("batch", cell.batch_size)
+    if (found := row.roof.of(cell.id)) is not None:
+        return replace(value(found), note=note)
+    reason = row.roof.unavailable(cell.id)
+    return Value(status="unsupported", reason=reason, note=note) if reason else Value()
+
+
+def share_value(found: CellRoof) -> Value:
+    """The share of the roof with its interval."""
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    marks: tuple[Mark, ...] = ("lower bound",) if found.left_out else ()
+    return Value(number=found.share, interval=interval, status="ok", marks=marks, reason=found.left_out)
+
+
+def bound_value(found: CellRoof) -> Value:
+    """What bounds a cell."""
+    return text_value(found.bound or "unknown")
 
 
 def _rank_column(rows: Sequence[Row], batch: int, floors: Floors) -> RowColumn:

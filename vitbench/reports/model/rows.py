@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from vitbench.core.records import Cell, Record, format_image_size
+from vitbench.reports.model.roof import Roof
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.values import MetricValue, value_of
 from vitbench.suites import TRAIN_IMAGES
@@ -27,7 +28,7 @@ class Row:
 
     ``cell`` stands for all of them (its batch size and mode mean nothing); ``infer`` and ``train`` hold the cells on
     random or loaded weights by ascending batch size, ``training`` the cell that tested the model, after training it or
-    with the same loaded weights.
+    with the same loaded weights. ``roof`` is its run's.
     """
 
     run: str
@@ -35,6 +36,7 @@ class Row:
     infer: tuple[Record, ...] = ()
     train: tuple[Record, ...] = ()
     training: Record | None = None
+    roof: Roof | None = field(default=None, repr=False)
 
     @property
     def image_size(self) -> str:
@@ -152,7 +154,7 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
             infer = tuple(record for record in by_batch if record.cell.mode == "infer")
             train = tuple(record for record in by_batch if record.cell.mode == "train")
             for training in trainings.get(cell, [None]):
-                rows.append(Row(run=run.name, cell=cell, infer=infer, train=train, training=training))
+                rows.append(Row(run=run.name, cell=cell, infer=infer, train=train, training=training, roof=run.roof))
         rows += [Row(run=run.name, cell=record.cell, training=record) for record in unmatched]
     return rows
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitbench.core import run_folder as store
 from vitbench.core.records import NoiseCheck, Record
+from vitbench.reports.model.roof import Roof, read_roof
 
 _LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop")
 
@@ -16,13 +17,14 @@ _LIBRARIES = ("torch", "torchvision", "timm", "fvcore", "thop")
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """The records of one run; ``environment`` as in ``environment.json``, empty if unknown; ``noise`` what the
-    reference took against itself.
+    reference took against itself; ``roof`` the machine's, where ``vitbench roofline`` measured it.
     """
 
     name: str
     records: Sequence[Record]
     environment: Mapping[str, Any] = field(default_factory=dict)
     noise: Sequence[NoiseCheck] = ()
+    roof: Roof | None = None
 
 
 def read_runs(folders: Iterable[Path | str]) -> list[Run]:
@@ -31,15 +33,13 @@ def read_runs(folders: Iterable[Path | str]) -> list[Run]:
     Raises RunFolderError for a folder without a run.
     """
     paths = [Path(folder) for folder in folders]
-    return [
-        Run(
-            name=name,
-            records=store.read_records(path),
-            environment=store.read_environment(path),
-            noise=store.read_noise(path),
-        )
-        for name, path in zip(run_names(paths), paths, strict=True)
-    ]
+    return [_read_run(name, path) for name, path in zip(run_names(paths), paths, strict=True)]
+
+
+def _read_run(name: str, folder: Path) -> Run:
+    records = store.read_records(folder)
+    environment, noise = store.read_environment(folder), store.read_noise(folder)
+    return Run(name=name, records=records, environment=environment, noise=noise, roof=read_roof(folder, records))
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:

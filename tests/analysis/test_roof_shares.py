@@ -1,0 +1,81 @@
+"""The time at the roof against counts by hand: which bound an operator has, and what bounds a cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.analysis.roofs import known, machine, refused
+from vitbench.analysis.roof_shares import Work, roof_time
+from vitbench.core.errors import Unsupported
+
+#: One bandwidth for all sizes: 10 GB/s.
+FLAT = machine(bandwidth=(known(10e9, 10**6),))
+
+
+def product(n: int, dtype: str = "fp32", calls: int = 1) -> Work:
+    """(n, n) @ (n, n): 2 n^3 FLOPs, three matrices."""
+    size = {"fp32": 4, "bf16": 2}[dtype]
+    return Work(name="mm", dtype=dtype, calls=calls, flops=2 * n**3, bytes=3 * n * n * size)
+
+
+def test_a_product_is_bound_by_compute_from_the_ridge_on() -> None:
+    """Its intensity is n / 6 FLOP/byte in fp32; the ridge is 100 GFLOP/s over 10 GB/s: n = 60."""
+    below, above = roof_time([product(59)], FLAT), roof_time([product(61)], FLAT)
+    assert (below.compute_s, below.bandwidth_s) == (0, pytest.approx(3 * 59**2 * 4 / 10e9))
+    assert (above.compute_s, above.bandwidth_s) == (pytest.approx(2 * 61**3 / 100e9), 0)
+    assert below.bound(below.roof_s) == "bandwidth"
+    assert above.bound(above.roof_s) == "compute"
+
+
+def test_each_operator_has_the_roof_of_its_dtype_and_of_its_working_set() -> None:
+    time = roof_time([product(2000, "bf16")], machine())
+    assert time.roof_s == pytest.approx(2 * 2000**3 / 1000e9)
+    small, large = (Work(name="add", dtype="fp32", calls=1, flops=0, bytes=size) for size in (10**6, 10**8))
+    assert roof_time([small], machine()).roof_s == pytest.approx(10**6 / 100e9)
+    assert roof_time([large], machine()).roof_s == pytest.approx(10**8 / 10e9)
+
+
+def test_by_operator_the_roof_takes_longer_than_for_the_whole_model() -> None:
+    """One product at 0.02 s of compute, one addition at 0.02 s of bandwidth: 0.04 s, and 0.0212 s as a whole."""
+    work = [product(1000), Work(name="add", dtype="fp32", calls=1, flops=0, bytes=2 * 10**8)]
+    whole = max(2 * 1000**3 / 100e9, (12 * 10**6 + 2 * 10**8) / 10e9)
+    assert roof_time(work, FLAT).roof_s == pytest.approx(0.04)
+    assert whole == pytest.approx(0.0212)
+
+
+def test_calls_of_one_name_are_one_line_the_longest_first() -> None:
+    work = [product(100, calls=2), product(200), Work(name="add", dtype="fp32", calls=3, flops=0, bytes=10**8)]
+    add, mm = roof_time(work, FLAT).operators
+    assert (add.name, add.calls, add.bytes) == ("add", 3, 3 * 10**8)
+    assert (mm.name, mm.calls, mm.flops) == ("mm", 3, 2 * 2 * 100**3 + 2 * 200**3)
+    assert mm.roof_s == pytest.approx((2 * 2 * 100**3 + 2 * 200**3) / 100e9)
+
+
+def test_overhead_bounds_many_small_operators_below_half_of_the_roof() -> None:
+    """Of 1,000 operators at 1 us each, 2 us to dispatch: overhead, unless more than half of the roof is reached."""
+    time = roof_time([Work(name="add", dtype="fp32", calls=1000, flops=0, bytes=10**4)], FLAT)
+    assert (time.roof_s, time.dispatch_s) == (pytest.approx(1e-3), pytest.approx(2e-3))
+    assert time.bound(4e-3) == "overhead"
+    assert time.bound(1.9e-3) == "bandwidth"
+
+
+def test_few_large_operators_far_below_the_roof_are_no_overhead() -> None:
+    time = roof_time([product(1000)], FLAT)
+    assert time.bound(100 * time.roof_s) == "compute"
+
+
+def test_without_the_time_of_a_dispatch_overhead_is_not_told_from_the_rest() -> None:
+    time = roof_time([product(1000)], machine(dispatch=refused()))
+    assert time.bound(time.roof_s * 1.5) == "compute"
+    assert time.bound(time.roof_s * 3) is None
+
+
+def test_operators_without_a_formula_are_named() -> None:
+    work = [product(10), Work(name="mine::op", dtype="fp32", calls=2, flops=0, bytes=8, lower_bound=True)]
+    assert roof_time(work, FLAT).left_out == "mine::op x2"
+
+
+def test_a_roof_that_an_operator_lacks_is_no_time() -> None:
+    with pytest.raises(Unsupported, match="fp64 was not measured"):
+        roof_time([Work(name="mm", dtype="fp64", calls=1, flops=1, bytes=1)], FLAT)
+    assert roof_time([Work(name="eq", dtype="", calls=1, flops=0, bytes=10)], FLAT).calls == 1

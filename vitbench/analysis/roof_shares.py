@@ -1,0 +1,115 @@
+"""The time of a cell at the machine's roof, by operator, and what bounds the cell.
+
+Operator by operator, because a whole model can be bound by neither compute nor bandwidth while each of its operators
+is bound by one of them: max(sum F / P, sum Q / B) is at most the sum of max(F / P, Q / B), mostly less. Loads no
+torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from vitbench.analysis.roofline import MachineRoof
+from vitbench.core.validation import Count, Number
+
+Bound = Literal["compute", "bandwidth", "overhead"]
+
+#: The metric that the roof's time is compared with, by the cell's mode.
+TIMED = {"infer": "latency", "train": "training_step"}
+#: From this share of the roof on, overhead does not bound a cell.
+MOST_SHARE_OF_OVERHEAD = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """``calls`` of one operator with the same ``flops`` and ``bytes`` each: FLOPs of products; bytes of each distinct
+    input once and of each output once. Views move nothing. ``lower_bound``: no formula covers its FLOPs.
+    """
+
+    name: str
+    dtype: str
+    calls: int
+    flops: int
+    bytes: int
+    lower_bound: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorShare:
+    """All calls of one operator: their time at the roof (s), FLOPs and bytes."""
+
+    name: str
+    calls: Count
+    roof_s: Number
+    flops: Count
+    bytes: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoofTime:
+    """The time of a cell at the roof (s): of the operators that compute bounds, of those that bandwidth bounds.
+
+    ``dispatch_s`` is what its ``calls`` take to dispatch at least, views included; None where that is unknown.
+    ``operators`` by descending time. ``left_out`` names those whose FLOPs no formula covers, if any: then it is a lower
+    bound.
+    """
+
+    compute_s: Number
+    bandwidth_s: Number
+    dispatch_s: Number | None
+    calls: Count
+    operators: tuple[OperatorShare, ...]
+    left_out: str = ""
+
+    @property
+    def roof_s(self) -> float:
+        """The sum over operators of max(F / P, Q / B)."""
+        return self.compute_s + self.bandwidth_s
+
+    def bound(self, measured_s: float) -> Bound | None:
+        """What bounds a cell that took ``measured_s``: overhead if it reaches less than half of the roof and its
+        operators take longer to dispatch than at the roof; else what bounds the operators with most of the roof's time.
+        None where the roof is missed by more and the time of a dispatch is unknown.
+        """
+        if self.roof_s < MOST_SHARE_OF_OVERHEAD * measured_s:
+            if self.dispatch_s is None:
+                return None
+            if self.dispatch_s > self.roof_s:
+                return "overhead"
+        return "compute" if self.compute_s >= self.bandwidth_s else "bandwidth"
+
+
+def roof_time(work: Iterable[Work], roof: MachineRoof) -> RoofTime:
+    """The time of all operators at the roof. Raises Unsupported where the roof that an operator needs is unknown."""
+    seconds = {"compute": 0.0, "bandwidth": 0.0}
+    uncovered: Counter[str] = Counter()
+    operators: dict[str, tuple[int, float, int, int]] = {}
+    for one in work:
+        compute_s = one.calls * one.flops / roof.flops_per_s(one.dtype) if one.flops else 0.0
+        bandwidth_s = one.calls * one.bytes / roof.bytes_per_s(one.bytes) if one.bytes else 0.0
+        seconds["compute" if compute_s > bandwidth_s else "bandwidth"] += max(compute_s, bandwidth_s)
+        if one.lower_bound:
+            uncovered[one.name] += one.calls
+        calls, roof_s, flops, moved = operators.get(one.name, (0, 0.0, 0, 0))
+        operators[one.name] = (
+            calls + one.calls,
+            roof_s + max(compute_s, bandwidth_s),
+            flops + one.calls * one.flops,
+            moved + one.calls * one.bytes,
+        )
+    shares = [
+        OperatorShare(name=name, calls=calls, roof_s=roof_s, flops=flops, bytes=moved)
+        for name, (calls, roof_s, flops, moved) in operators.items()
+    ]
+    calls = sum(one.calls for one in shares)
+    return RoofTime(
+        compute_s=seconds["compute"],
+        bandwidth_s=seconds["bandwidth"],
+        dispatch_s=None if roof.dispatch.value is None else calls * roof.dispatch.value,
+        calls=calls,
+        operators=tuple(sorted(shares, key=lambda one: -one.roof_s)),
+        left_out=", ".join(f"{name} x{count}" for name, count in sorted(uncovered.items())),
+    )

@@ -1,0 +1,125 @@
+"""The machine's roof, and what share of it the cells of a run reach, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vitbench.analysis.roofline import Ceiling, MachineRoof
+from vitbench.core.records import Cell
+from vitbench.reports.format import cell_text, number
+from vitbench.reports.markdown.tables import table_text
+from vitbench.reports.model.columns import PERCENT_OF_ROOF, WHOLE, bound_value, share_value
+from vitbench.reports.model.roof import CellRoof, Roof
+from vitbench.reports.model.runs import Run
+from vitbench.reports.model.tables import Column, Display, Table, Value, number_value, text_value
+
+_SPREAD = Column(name="spread", display=Display("%", 100, "tenths"))
+_ROUNDS = Column(name="rounds", display=WHOLE)
+#: Operators of a cell that are named.
+_NAMED = 2
+
+
+def machine_name(roof: MachineRoof) -> str:
+    """``cpu, 2 threads``."""
+    return f"{roof.device}, {roof.threads} thread{'s' if roof.threads > 1 else ''}"
+
+
+def machine_text(roof: MachineRoof) -> str:
+    """Attainable compute by dtype; bandwidth by working set, with the intensity from which compute bounds."""
+    compute = Table(
+        (
+            Column(name="dtype"),
+            Column(name="attainable compute", display=Display("GFLOP/s", 1e-9)),
+            _SPREAD,
+            _ROUNDS,
+            Column(name="n of the products", display=WHOLE),
+        ),
+        tuple(
+            (text_value(dtype), *_measured(one), number_value(one.at if one.value else None))
+            for dtype, one in roof.compute.items()
+        ),
+    )
+    ridges = [Column(name=f"ridge {dtype}", display=Display("FLOP/byte")) for dtype in roof.compute]
+    bandwidth = Table(
+        (
+            Column(name="working set", display=Display("MB", 1e-6)),
+            Column(name="bandwidth", display=Display("GB/s", 1e-9)),
+            _SPREAD,
+            _ROUNDS,
+            *ridges,
+        ),
+        tuple(
+            (number_value(one.at), *_measured(one), *(_ridge(top, one) for top in roof.compute.values()))
+            for one in roof.bandwidth
+        ),
+    )
+    dispatch = roof.dispatch.value
+    took = "unknown" if dispatch is None else f"at least {1e6 * dispatch:.3g} us"
+    refused = [f"Refused: {one}." for one in roof.refused]
+    heading = f"## Roof of {machine_name(roof)}, torch {roof.torch}"
+    return "\n\n".join(
+        [heading, table_text(compute), table_text(bandwidth), f"Dispatch of an operator: {took}.", *refused]
+    )
+
+
+def cells_text(roof: Roof) -> str:
+    """One line a cell of the roof's records, by descending share; then why others have none."""
+    known: list[tuple[Cell, CellRoof]] = []
+    reasons: dict[str, list[str]] = {}
+    for cell_id, record in roof.records.items():
+        if (found := roof.of(cell_id)) is not None:
+            known.append((record.cell, found))
+        elif reason := roof.unavailable(cell_id):
+            reasons.setdefault(reason, []).append(record.cell.label)
+    known.sort(key=lambda pair: -pair[1].share)
+    table = Table(
+        (
+            Column(name="model"),
+            Column(name="call"),
+            Column(name="% of roof", display=PERCENT_OF_ROOF),
+            Column(name="bound by"),
+            Column(name="most of the roof's time"),
+        ),
+        tuple(
+            (
+                text_value(cell.model),
+                text_value(cell.label.partition(" ")[2]),
+                share_value(found),
+                bound_value(found),
+                text_value(_operators(found)),
+            )
+            for cell, found in known
+        ),
+    )
+    lines = [f"No share of {len(cells)} cell{'s' if len(cells) > 1 else ''} ({', '.join(cells[:3])}"
+             f"{', ...' if len(cells) > 3 else ''}): {reason}." for reason, cells in reasons.items()]  # fmt: skip
+    return "\n\n".join([*([table_text(table)] if known else []), *lines])
+
+
+def method_lines(runs: Sequence[Run]) -> list[str]:
+    """For the methods of a report: each machine's roof in a line."""
+    lines = []
+    for machine, method in ((machine, run.roof.method) for run in runs if run.roof for machine in run.roof.machines):
+        tops = [f"{number(one.value / 1e9)} GFLOP/s in {dtype}" for dtype, one in machine.compute.items() if one.value]
+        wide = [one for one in machine.bandwidth if one.value]
+        tops += [f"{number((one.value or 0) / 1e9)} GB/s for {one.at / 1e6:.3g} MB" for one in wide[-1:]]
+        text = f"the roof of {machine_name(machine)} ({', '.join(tops) or 'refused'}), torch {machine.torch}: {method}"
+        lines.append(f"**% of roof**: {cell_text(text, 1000)}")
+    return list(dict.fromkeys(lines))
+
+
+def _measured(one: Ceiling) -> tuple[Value, Value, Value]:
+    """Value, spread and rounds; a refused value is a word."""
+    shown = Value(text="refused") if one.value is None else number_value(one.value)
+    return shown, number_value(one.spread), number_value(one.rounds)
+
+
+def _ridge(compute: Ceiling, bandwidth: Ceiling) -> Value:
+    return number_value(compute.value / bandwidth.value if compute.value and bandwidth.value else None)
+
+
+def _operators(found: CellRoof) -> str:
+    """``addmm 71 %, gelu 11 %``."""
+    total = sum(one.roof_s for one in found.operators)
+    named = [f"{one.name} {100 * one.roof_s / total:.0f} %" for one in found.operators[:_NAMED] if one.roof_s]
+    return ", ".join(named)
