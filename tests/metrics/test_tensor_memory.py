@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.metrics.test_metrics import make_subject, measured
 from vitbench.metrics.memory import PARTS
@@ -46,7 +47,8 @@ def test_gradients_and_optimizer_state_by_hand() -> None:
     with TensorAccount({"weights": model.parameters(), "batch": [images]}) as account:
         model(images).sum().backward()
         optimizer.step()
-    peak = account.peak({"gradients": gradients_of(model), "optimizer": state_of(optimizer)})
+    account.classify({"gradients": gradients_of(model), "optimizer": state_of(optimizer)})
+    peak = account.peak()
     assert peak["weights"] == WEIGHTS
     assert peak["gradients"] == WEIGHTS
     assert peak["optimizer"] == 2 * WEIGHTS + 4 * 4  # two numbers a parameter, and a step count a tensor
@@ -139,6 +141,18 @@ def test_what_torchs_fast_path_hides_counts_too() -> None:
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
     assert peaks[0] == peaks[1]
+
+
+def test_what_inference_mode_hides_inside_an_operator_counts_too() -> None:
+    """In inference mode explicit attention arrives as one operator, which holds the matrix of scores and its softmax."""
+    B, H, L, D = 2, 4, 64, 8
+    query = torch.randn(B, H, L, D)
+    peaks = []
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, sdpa_kernel(SDPBackend.MATH), TensorAccount({"batch": [query]}) as account:
+            nn.functional.scaled_dot_product_attention(query, query, query)
+        peaks.append(sum(account.peak().values()))
+    assert peaks[0] == peaks[1] >= 4 * (B * H * L * D + 2 * B * H * L * L)
 
 
 def test_compiled_cells_are_unsupported() -> None:

@@ -7,14 +7,11 @@ every machine with the same torch.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +20,6 @@ import torch._dynamo.backends.debugging
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitbench.core.errors import Unsupported, VitbenchError
@@ -32,11 +27,18 @@ from vitbench.core.records import Cell
 from vitbench.core.text import one_line
 from vitbench.devices import open_device
 from vitbench.devices.failures import OF_THE_HOST, describe_error
-from vitbench.metrics.flops import must_execute, needs_values
-from vitbench.metrics.memory import account_call
 from vitbench.metrics.params import parameters_without_gradient
+from vitbench.metrics.support.fake_models import (
+    build_on_meta,
+    fake_mode,
+    fake_model,
+    fake_subject,
+    needs_real_tensors,
+    reads_data,
+)
 from vitbench.metrics.support.operator_counter import OperatorCounter, describe_uncounted
-from vitbench.metrics.support.subject import Subject, empty_copies, torch_dtype
+from vitbench.metrics.support.subject import Subject
+from vitbench.metrics.support.tensor_memory import follow_call
 from vitbench.models.outputs import describe_output, describe_tensor, input_dtype
 
 #: The batch of a trace: batch norm needs two images.
@@ -48,9 +50,6 @@ _DEPENDS = "its forward pass depends on the numbers in the picture"
 #: The folders in front of a file name in torch's messages.
 _FOLDERS = re.compile(r"""(?<![\w./:])(?:[A-Za-z]:)?[\\/](?:[^\s'"<>|:\\/]+[\\/])+""")
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
-
-#: A custom operator does not state the shapes that it returns.
-_NO_FAKE_KERNEL = (fake_tensor.UnsupportedOperatorException, fake_tensor.UnsupportedFakeTensorException)
 
 Answer = dict[str, Any]
 
@@ -100,7 +99,7 @@ def exact_values(subject: Subject) -> dict[str, Any]:
         values["flops"] = f"at least {values['flops']:,} (no formula covers {describe_uncounted(uncounted)})"
     subject.run_once()  # some models cache tensors in their first call; this also checks that the output is finite
     if not subject.cell.compile:
-        values["tensor_peak"] = sum(account_call(subject).values())
+        values["tensor_peak"] = sum(follow_call(subject).peak().values())
     return values
 
 
@@ -120,7 +119,7 @@ def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
             with OperatorCounter() as counter, torch.no_grad():
                 output = model(images)
         except Exception as error:
-            if not _needs_real_tensors(error):
+            if not needs_real_tensors(error):
                 raise
             absent |= dict.fromkeys(("output", "flops"), _reason(error))
         else:
@@ -148,14 +147,14 @@ def _on_meta(subject: Subject) -> tuple[dict[str, Any], dict[str, str]]:
 def _count_run(subject: Subject, run: Cell, bound: bool) -> Answer:
     """The values of one dtype, batch and mode."""
     try:
-        with _fake():
-            fake = _fake_subject(subject, run)
+        with fake_mode():
+            fake = fake_subject(subject, run)
             with fake.attention(fake.model):
                 figures = _count_calls(fake, bound)
     except Exception as error:  # a model may run in one mode or dtype only
         _raise_if_of_the_host(error)
         names = ("output", "operators", "tensor_peak") if bound else ("output",)
-        if _needs_real_tensors(error):
+        if needs_real_tensors(error):
             return {"figures": {}, "absent": dict.fromkeys(names, _reason(error))}
         return {"failed": _reason(error)}
     return {"figures": figures, "absent": {}}
@@ -182,40 +181,13 @@ def _count_calls(subject: Subject, bound: bool) -> dict[str, Any]:
         # the optimizer's operators are torch's, a dozen for each parameter
         subject.optimizer.register_step_pre_hook(lambda *_: tally.pause())
         with tally:
-            peak = account_call(subject)
+            peak = follow_call(subject).peak()
     else:
-        peak = account_call(subject)
+        peak = follow_call(subject).peak()
         # a call of its own: in inference mode composite operators hide their parts
         with tally, torch.no_grad(), subject.device.autocast(subject.cell.dtype):
             subject.model(subject.images)
     return {**figures, "operators": dict(sorted(tally.counts.items())), "tensor_peak": sum(peak.values())}
-
-
-class LargestAdamW(torch.optim.AdamW):
-    """AdamW reduced to the moment of its largest peak, with the state of every parameter that has a gradient.
-
-    AdamW updates one parameter after the other. Each update holds a root and a quotient of the parameter's size beside
-    the previous parameter's quotient. Only the two parameters with the largest sum are updated, which saves a thousand
-    operators; the first step, which makes the state, updates none.
-    """
-
-    def step(self, closure: Any = None) -> Any:
-        (group,) = self.param_groups
-        with_grad = [one for one in group["params"] if one.grad is not None]
-        new = [one for one in with_grad if one not in self.state]
-        for parameter in new:
-            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            self.state[parameter] = {"step": torch.tensor(0.0), **moments}
-        if new or not with_grad:
-            return None
-        everything = group["params"]
-        sizes = [one.numel() * one.element_size() for one in with_grad]
-        most = max(range(len(with_grad)), key=lambda index: 2 * sizes[index] + (sizes[index - 1] if index else 0))
-        group["params"] = with_grad[max(most - 1, 0) : most + 1]
-        try:
-            return super().step(closure)
-        finally:
-            group["params"] = everything
 
 
 class OperatorTally(TorchDispatchMode):
@@ -245,13 +217,13 @@ def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
     A model that reads tensor data is traced with real random images. Raises Unsupported if it cannot be traced.
     """
     try:
-        with _fake():
+        with fake_mode():
             shape = (_TRACED_BATCH, subject.cell.in_channels, *subject.cell.image_size)
-            model = _fake_model(subject)
+            model = fake_model(subject)
             return _trace(subject, model, torch.empty(*shape, dtype=input_dtype(model)), train)
     except Exception as error:
         _raise_if_of_the_host(error)
-        if not _reads_data(error):
+        if not reads_data(error):
             raise Unsupported(_reason(error)) from error
     try:
         generator = torch.Generator().manual_seed(subject.cell.seed)
@@ -301,74 +273,14 @@ def describe_state(model: nn.Module) -> dict[str, str]:
     return dict(sorted(described.items()))
 
 
-# models without data
-
-
-def _fake() -> FakeTensorMode:
-    # fake tensors may mix with real ones that a model computed while it was built
-    return FakeTensorMode(allow_non_fake_inputs=True)
-
-
 def _meta_model(subject: Subject) -> nn.Module:
     """The subject's model on ``meta``; built on the CPU and moved there if building it needs real tensors."""
     if "meta_model" not in vars(subject):
-        vars(subject)["meta_model"] = _build_on_meta(subject)
+        vars(subject)["meta_model"] = build_on_meta(subject)
     return subject.meta_model
 
 
-def _build_on_meta(subject: Subject) -> nn.Module:
-    try:
-        with torch.device("meta"):
-            model = subject.build()
-    except Exception as error:
-        if not _needs_real_tensors(error):
-            raise
-        with torch.device("cpu"):
-            model = subject.build()
-    return empty_copies(model, "meta")
-
-
-def _fake_model(subject: Subject, dtype: torch.dtype | None = None) -> nn.Module:
-    """A model of fake tensors on the CPU, floating-point ones in ``dtype``; call it inside ``_fake`` only."""
-    with fake_tensor.unset_fake_temporarily():
-        model = _build_on_meta(subject)  # faster than a copy
-        if model is _meta_model(subject):  # a caller's own module exists only once
-            model = copy.deepcopy(model)
-    return empty_copies(model, "cpu", dtype)
-
-
-def _fake_subject(subject: Subject, run: Cell) -> Subject:
-    """The subject of a run with a fake model, batch and labels; call it inside ``_fake`` only."""
-    dtype = torch_dtype(run.dtype)
-    kept = input_dtype(_meta_model(subject)) == dtype  # as in Subject.model
-    model = _fake_model(subject, None if kept else dtype).train(run.mode == "train")
-    fake = replace(subject, cell=run, device=open_device("cpu"), build=lambda: model, _open=contextlib.ExitStack())
-    images = torch.empty(run.batch_size, run.in_channels, *run.image_size, dtype=dtype)
-    labels = torch.empty(run.batch_size, dtype=torch.long)
-    # Subject cannot make these itself: fake parameters cannot be moved, and its generator draws real numbers
-    vars(fake).update(model=model, batches=(images,), labels=labels)
-    if run.mode == "train":
-        vars(fake)["optimizer"] = LargestAdamW(model.parameters(), lr=1e-4)
-    return fake
-
-
 # why a value is unavailable
-
-
-def _reads_data(error: Exception) -> bool:
-    """Whether the call failed because it reads the data of a tensor without data, or a shape that depends on it."""
-    asked = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException)
-    inside = getattr(error, "inner_exception", None) or error.__cause__
-    return (
-        isinstance(error, asked)
-        or needs_values(error)
-        or (isinstance(inside, Exception) and inside is not error and _reads_data(inside))
-    )
-
-
-def _needs_real_tensors(error: Exception) -> bool:
-    """Whether the call failed only because its tensors have no data: it reads them, or an operator has no kernel."""
-    return _reads_data(error) or isinstance(error, _NO_FAKE_KERNEL) or must_execute(error)
 
 
 def _raise_if_of_the_host(error: Exception) -> None:
@@ -379,7 +291,7 @@ def _raise_if_of_the_host(error: Exception) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return _DEPENDS if _reads_data(error) else _shortened(describe_error(error).splitlines()[0])
+    return _DEPENDS if reads_data(error) else _shortened(describe_error(error).splitlines()[0])
 
 
 def _shortened(text: str) -> str:

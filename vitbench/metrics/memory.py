@@ -10,7 +10,7 @@ from typing import Literal
 from vitbench.core.errors import Unsupported
 from vitbench.core.records import Measurement
 from vitbench.core.registry import METRICS, Column, Yields
-from vitbench.metrics.support.subject import Subject, without_garbage_collection
+from vitbench.metrics.support.subject import Subject
 
 #: Tensors at the peak by category, as in support/tensor_memory.py, which loads torch.
 PARTS = ("weights", "batch", "gradients", "optimizer", "activations")
@@ -117,11 +117,13 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
     """
     import torch
 
+    from vitbench.metrics.support.tensor_memory import follow_call
+
     if subject.cell.compile:
         raise Unsupported("compiled code allocates without dispatching, so that its tensors cannot be followed")
     training = subject.cell.mode == "train"
     subject.warm_up()  # the optimizer's state exists from the second step on
-    peak = account_call(subject)
+    peak = follow_call(subject).peak()
     call = "training step" if training else "forward pass"
     method = f"bytes of live storages at their most during one {call}, by dispatch"
     method += f" (nn.MultiheadAttention's fast path off), torch {torch.__version__}"
@@ -129,24 +131,3 @@ def measure_tensor_memory(subject: Subject) -> Iterator[Measurement]:
     for kind, size in peak.items():
         if training or kind not in _MODE_OF:
             yield Measurement.single(f"tensor_peak_{kind}", "byte", size, f"{method}; of these, {kind}")
-
-
-def account_call(subject: Subject) -> dict[str, int]:
-    """The peak bytes of live tensors, by PARTS, of one forward pass or training step after the first one."""
-    from vitbench.metrics.support.tensor_memory import TensorAccount, gradients_of, state_of
-    from vitbench.models import without_fast_path
-
-    training = subject.cell.mode == "train"
-    if training:
-        subject.optimizer.zero_grad(set_to_none=True)
-    model = subject.model
-    before = {"weights": [*model.parameters(), *model.buffers()], "batch": [subject.images]}
-    if training:
-        before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
-    # tensors in reference cycles live until a collection, whose time depends on all that ran before
-    with without_garbage_collection(), without_fast_path(), TensorAccount(before) as account:
-        output = subject.step() if training else subject.forward()
-    del output
-    return account.peak(
-        {"gradients": gradients_of(model), "optimizer": state_of(subject.optimizer)} if training else {}
-    )

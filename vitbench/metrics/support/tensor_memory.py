@@ -1,4 +1,4 @@
-"""Track the peak of live tensor bytes during a call, by category.
+"""Follow the live tensor bytes of a call: when each storage is allocated and freed, and the peak by category.
 
 The bytes of a tensor's storage are added when an operator returns it and subtracted when its last reference ends. The
 peak is exact and equal on each run. It excludes the kernels' own workspace and the allocator's rounding and cache.
@@ -6,79 +6,155 @@ peak is exact and equal on each run. It excludes the kernels' own workspace and 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
+
+from vitbench.metrics.support.subject import without_garbage_collection
+from vitbench.models import without_fast_path
+
+if TYPE_CHECKING:
+    from vitbench.metrics.support.subject import Subject
 
 #: Categories of tensors; a storage of several categories counts for the first.
 KINDS = ("weights", "batch", "gradients", "optimizer", "activations")
 
 
+class Event(NamedTuple):
+    """One storage is allocated, resized or freed.
+
+    ``storage`` is its number in order of appearance, ``change`` is in bytes. ``operator`` (``aten::addmm``) returned it
+    in the ``phase`` forward, backward or optimizer; both are empty where it is freed, and for what was there before.
+    """
+
+    storage: int
+    change: int
+    operator: str = ""
+    phase: str = ""
+
+
 class TensorAccount(TorchDispatchMode):
-    """Follows the storages of the tensors in ``before`` (by kind) and of those made inside; no others count."""
+    """Follows the storages of the tensors in ``before`` (by kind) and of those made inside; no others count.
+
+    ``events`` are all changes in order; ``kinds`` holds the kinds of storages by number, the rest are activations.
+    An operator that consists of others, which arrives whole in inference mode, is followed in its parts.
+    """
 
     def __init__(self, before: Mapping[str, Iterable[Tensor]]) -> None:
         super().__init__()
-        self._numbers = WeakIdKeyDictionary()  # storage -> number: an id() may come again
-        self._live: dict[int, int] = {}  # number -> bytes
+        self.events: list[Event] = []
+        self.kinds: dict[int, str] = {}
+        self.phase = "forward"  # or "optimizer"; a backward pass is recognised
+        self._live: dict[int, tuple[int, int]] = {}  # address of a storage -> its number and bytes
         self._watchers: dict[int, weakref.ref[Any]] = {}
-        self._next = 0
-        self._bytes = 0
-        self._peak = 0
-        self._at_peak: dict[int, int] = {}
-        self._kinds: dict[int, str] = {}
+        self._count = 0
         for kind, tensors in before.items():
             for tensor in tensors:
-                self._kinds.setdefault(self._see(tensor), kind)
-        self._note_peak()
+                self.kinds.setdefault(self._see(tensor), kind)
+        self._made_before = self._count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _consists_of_others(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
         for tensor in tensors_in(output):
-            self._see(tensor)
-        self._note_peak()
+            # what checkpointing computes again belongs to the backward pass
+            in_backward = torch._C._current_graph_task_id() != -1
+            self._see(tensor, func.name().partition(".")[0], "backward" if in_backward else self.phase)
         return output
 
-    def peak(self, after: Mapping[str, Iterable[Tensor]] | None = None) -> dict[str, int]:
-        """The bytes at the peak so far, by KINDS; ``activations`` is all the rest, including temporary results of the
-        backward pass and of the optimizer. ``after``: the kinds of tensors made inside (gradients, optimizer state).
-        """
-        kinds = dict(self._kinds)
-        for kind, tensors in (after or {}).items():
+    def enter_optimizer(self, *_: Any) -> None:
+        """All operators from now on are the optimizer's; a hook for its step."""
+        self.phase = "optimizer"
+
+    def classify(self, after: Mapping[str, Iterable[Tensor]]) -> None:
+        """State the kinds of tensors made inside (gradients, optimizer state)."""
+        for kind, tensors in after.items():
             for tensor in tensors:
-                number = self._numbers.get(tensor.untyped_storage())
-                if number is not None:
-                    kinds.setdefault(number, kind)
+                known = self._live.get(tensor.untyped_storage()._cdata)
+                if known is not None:
+                    self.kinds.setdefault(known[0], kind)
+
+    def close(self) -> None:
+        """Note no more events: what is freed from now on is not the call's."""
+        self._watchers.clear()
+
+    def peak(self) -> dict[str, int]:
+        """The bytes at the peak so far, by KINDS; ``activations`` is all the rest, including temporary results of the
+        backward pass and of the optimizer.
+        """
+        changes = [event.change for event in self.events]
+        totals = list(itertools.accumulate(changes))
+        return self.parts_at(totals.index(max(totals)), changes)
+
+    def parts_at(self, moment: int, changes: Sequence[int]) -> dict[str, int]:
+        """The live bytes by KINDS after event number ``moment``, where the events have these ``changes`` (bytes)."""
         parts = dict.fromkeys(KINDS, 0)
-        for number, size in self._at_peak.items():
-            parts[kinds.get(number, "activations")] += size
+        for event, change in zip(self.events[: moment + 1], changes, strict=False):
+            parts[self.kinds.get(event.storage, "activations")] += change
         return parts
 
-    def _see(self, tensor: Tensor) -> int:
+    @property
+    def leaves_tensors(self) -> bool:
+        """Whether tensors made inside are still alive, other than gradients: optimizer state, or a cache."""
+        made = (number for number, _ in self._live.values() if number >= self._made_before)
+        return any(self.kinds.get(number) != "gradients" for number in made)
+
+    def _see(self, tensor: Tensor, operator: str = "", phase: str = "") -> int:
         storage = tensor.untyped_storage()
-        number: int | None = self._numbers.get(storage)
-        if number is None:
-            number = self._next
-            self._next += 1
-            self._numbers[storage] = number
-            self._watchers[number] = weakref.ref(storage, lambda _, number=number: self._forget(number))  # type: ignore[misc]
-        size = storage.nbytes()
-        self._bytes += size - self._live.get(number, 0)  # an operator may have resized it
-        self._live[number] = size
+        address, size = storage._cdata, storage.nbytes()
+        known = self._live.get(address)
+        if known is not None and known[1] == size:
+            return known[0]
+        number, before = known or (self._count, 0)
+        if known is None:
+            self._count += 1
+            self._watchers[address] = weakref.ref(storage, lambda _: self._forget(address))
+        self._live[address] = number, size  # an operator may have resized it
+        self.events.append(Event(number, size - before, operator, phase))
         return number
 
-    def _forget(self, number: int) -> None:
-        self._bytes -= self._live.pop(number, 0)
-        self._watchers.pop(number, None)
+    def _forget(self, address: int) -> None:
+        number, size = self._live.pop(address)
+        del self._watchers[address]
+        self.events.append(Event(number, -size))
 
-    def _note_peak(self) -> None:
-        if self._bytes > self._peak:
-            self._peak, self._at_peak = self._bytes, dict(self._live)
+
+@functools.cache
+def _consists_of_others(func: Any) -> bool:
+    return func is not torch.ops.prim.device.default and func._can_decompose()
+
+
+def follow_call(subject: Subject) -> TensorAccount:
+    """The account of one forward pass or training step, in which nn.MultiheadAttention takes no fast path.
+
+    Call it after the first one, which makes the optimizer's state and caches.
+    """
+    trains, model = subject.cell.mode == "train", subject.model
+    before = {"weights": [*model.parameters(), *model.buffers()], "batch": [subject.images]}
+    if trains:
+        subject.optimizer.zero_grad(set_to_none=True)
+        before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
+    # tensors in reference cycles live until a collection, whose time depends on all that ran before
+    with without_garbage_collection(), without_fast_path(), TensorAccount(before) as account:
+        if trains:
+            hook = subject.optimizer.register_step_pre_hook(account.enter_optimizer)
+            output = subject.step()
+            hook.remove()
+        else:
+            output = subject.forward()
+        del output
+    if trains:
+        account.classify({"gradients": gradients_of(model), "optimizer": state_of(subject.optimizer)})
+    account.close()
+    return account
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
