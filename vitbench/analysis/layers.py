@@ -7,14 +7,14 @@ two modules share belongs to the first.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from vitbench.metrics.support.operator_counter import OperatorCounter
+from vitbench.metrics.support.operator_trace import trace_operators
 
 PARTS = ("embedding", "attention", "MLP", "norms", "pruning", "head", "other")
 
@@ -54,11 +54,15 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
 
     Raises Unsupported if a product has no FLOPs that its shapes tell.
     """
-    shapes, work = _run(model, images)
+    trace = trace_operators(model, images)
+    work: dict[str, int] = {}
+    for call in trace.calls:
+        work[call.module] = work.get(call.module, 0) + call.flops
+    uncovered = {call.module for call in trace.calls if call.lower_bound}
     layers = []
     seen: set[int] = set()
     for path, module in model.named_modules():
-        own, uncounted = work.get(path, (0, 0))
+        own = work.get(path, 0)
         params = []
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
@@ -69,9 +73,9 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
             found += [(name, "Parameter", count, 0, (), False) for name, count in params]
             params = []
         count = sum(count for _, count in params)
-        if count or own or uncounted:
-            shape = shapes.get(path, ())
-            found.append((path or "(model)", type(module).__name__, count, own, shape, uncounted > 0))
+        if count or own or path in uncovered:
+            shape = trace.output_shapes.get(path, ())
+            found.append((path or "(model)", type(module).__name__, count, own, shape, path in uncovered))
         for name, kind, count, own, shape, bound in found:
             part = part_of(name, module)
             layers.append(
@@ -90,7 +94,7 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
 
 def tokens_per_block(model: nn.Module, images: torch.Tensor) -> tuple[int, ...]:
     """The tokens (B, L, D) into each transformer block; empty for a model whose blocks are not one list."""
-    blocks = _block_list(model)
+    blocks = list(blocks_of(model).values())
     counts: list[int] = []
 
     def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -125,54 +129,11 @@ def part_of(path: str, module: nn.Module) -> str:
     return next((part for part, pattern in _PATHS if pattern.search(path)), "other")
 
 
-#: FLOPs, and calls of operators that no formula covers.
-_Work = tuple[int, int]
-
-
-def _run(model: nn.Module, images: torch.Tensor) -> tuple[dict[str, tuple[int, ...]], Mapping[str, _Work]]:
-    """Output shapes and own work by module path. Work belongs to the module that runs it, whoever holds it."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    work: dict[str, _Work] = {}
-    running: list[tuple[_Work, _Work]] = []  # for each running module: work at its start, work of the modules inside it
-    counter = OperatorCounter()
-
-    def so_far() -> _Work:
-        return counter.counts.flops, sum(counter.counts.without_formula.values())
-
-    def begin(_: nn.Module, __: Any) -> None:
-        running.append((so_far(), (0, 0)))
-
-    def end_of(path: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            began, inside = running.pop()
-            total = _added(so_far(), began, -1)
-            work[path] = _added(_added(work.get(path, (0, 0)), total, 1), inside, -1)
-            if running:
-                running[-1] = (running[-1][0], _added(running[-1][1], total, 1))
-            if isinstance(output, torch.Tensor):
-                shapes.setdefault(path, tuple(output.shape))
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(begin) for _, module in model.named_modules()]
-    handles += [module.register_forward_hook(end_of(path)) for path, module in model.named_modules()]
-    try:
-        with counter, torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return shapes, work
-
-
-def _added(one: _Work, other: _Work, sign: int) -> _Work:
-    return one[0] + sign * other[0], one[1] + sign * other[1]
-
-
-def _block_list(model: nn.Module) -> list[nn.Module]:
-    for holder in (model, getattr(model, "encoder", None)):
-        for name in ("blocks", "layers"):
-            found = getattr(holder, name, None)
-            if isinstance(found, nn.ModuleList | nn.Sequential) and len(found):
-                return list(found)
-    return []
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The transformer blocks by path, in order; empty for a model whose blocks are not one list."""
+    for holder, name in (("", "blocks"), ("", "layers"), ("encoder", "blocks"), ("encoder", "layers")):
+        found = getattr(getattr(model, holder, None) if holder else model, name, None)
+        if isinstance(found, nn.ModuleList | nn.Sequential) and len(found):
+            path = f"{holder}.{name}" if holder else name
+            return {f"{path}.{index}": block for index, block in found.named_children()}
+    return {}

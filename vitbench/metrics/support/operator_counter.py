@@ -48,6 +48,7 @@ class Counts:
     elementwise: dict[str, OperatorCount] = field(default_factory=dict)
     without_formula: dict[str, int] = field(default_factory=dict)
     unsupported: str = ""
+    calls: list[Any] = field(default_factory=list)  # what ``OperatorCounter.keep`` keeps of each call, in order
 
     @property
     def flops(self) -> int:
@@ -62,6 +63,7 @@ class Counts:
             for name, one in others.items():
                 _add(mine, name, one.flops, one.formula, one.calls)
         self.without_formula = sum_uncounted([other, self])
+        self.calls = [*other.calls, *self.calls]
         self.unsupported = other.unsupported or self.unsupported
 
     @property
@@ -103,8 +105,15 @@ class OperatorCounter(TorchDispatchMode):
         if parts is not NotImplemented:
             return parts
         output = func(*args, **kwargs)
-        self._count(name_of(func), func._overloadpacket, args, kwargs, output)
+        self._count(name_of(func), func, args, kwargs, output)
         return output
+
+    def keep(
+        self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any], output: Any, work: tuple[int, int, bool]
+    ) -> None:
+        """Receives each call with its ``work``: FLOPs, element-wise FLOPs, and whether no formula covers it. A subclass
+        that needs more than sums appends to ``counts.calls``.
+        """
 
     def _larger_branch(self, _: Any, *branches_and_operands: Any) -> Any:
         """torch.cond: which branch runs depends on numbers. The one with more FLOPs counts; of operators without a
@@ -124,8 +133,10 @@ class OperatorCounter(TorchDispatchMode):
         self.counts.add(so_far)
         return output
 
-    def _count(self, name: str, packet: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+    def _count(self, name: str, func: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         counts = self.counts
+        packet = getattr(func, "_overloadpacket", func)
+        flops, elementwise, uncovered = 0, 0, False
         if name in PRODUCTS or packet in flop_registry:
             try:
                 if name in PRODUCTS:
@@ -142,15 +153,18 @@ class OperatorCounter(TorchDispatchMode):
             _add(counts.products, name, flops, text)
             with_bias = name in ("convolution", "_convolution") and len(args) > 2 and args[2] is not None
             if with_bias or name in _WITH_BIAS:
-                _add(counts.elementwise, f"{name} (bias)", numel(output), "1 an output")
+                elementwise = numel(output)
+                _add(counts.elementwise, f"{name} (bias)", elementwise, "1 an output")
         elif name in ELEMENTWISE:
             if _has_numbers(output):
                 text, formula = ELEMENTWISE[name]
-                parts = 2 if _is_complex(output) else 1
-                _add(counts.elementwise, name, parts * formula(args, kwargs, output), text)
+                elementwise = (2 if _is_complex(output) else 1) * formula(args, kwargs, output)
+                _add(counts.elementwise, name, elementwise, text)
         elif name not in NO_ARITHMETIC and ("::" in name or _has_numbers((args, output))):
-            name = name if "::" in name else f"aten::{name}"
-            counts.without_formula[name] = counts.without_formula.get(name, 0) + 1
+            uncovered = True
+            full = name if "::" in name else f"aten::{name}"
+            counts.without_formula[full] = counts.without_formula.get(full, 0) + 1
+        self.keep(name, func, args, kwargs, output, (flops, elementwise, uncovered))
 
 
 class LeavesTorch(TorchFunctionMode):

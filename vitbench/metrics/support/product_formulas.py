@@ -37,13 +37,14 @@ def _matrix_product(left: Tensor, right: Tensor) -> int:
     if all(sparse):
         raise Unsupported(_SPARSE)
     if sparse[0]:
-        return 2 * _stored(left) * (right.shape[-1] if right.dim() > 1 else 1)
+        return 2 * stored_numbers(left) * (right.shape[-1] if right.dim() > 1 else 1)
     if sparse[1]:
-        return 2 * _stored(right) * left.shape[-2]
+        return 2 * stored_numbers(right) * left.shape[-2]
     return 2 * left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
 
 
-def _stored(tensor: Tensor) -> int:
+def stored_numbers(tensor: Tensor) -> int:
+    """The numbers that a sparse tensor keeps."""
     values = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
     return values.numel()
 
@@ -237,7 +238,7 @@ _TABLE: Sequence[tuple[str, str, Formula]] = (
     (
         "sparse_sampled_addmm",
         "2 K a stored number",
-        lambda args, kwargs, output: 2 * _stored(args[0]) * int(args[1].shape[-1]),
+        lambda args, kwargs, output: 2 * stored_numbers(args[0]) * int(args[1].shape[-1]),
     ),
     ("_sparse_mm_reduce_impl", "2 N a stored number", _at(0, 1)),
     (
