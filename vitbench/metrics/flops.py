@@ -134,12 +134,13 @@ def _same_operators_as_on_meta() -> Iterator[None]:
     yields=[
         Yields("flops", "FLOP", "exact", "less", gates=True, column=Column("GFLOPs", "", 1e-9, main=True)),
         Yields("macs", "MAC", "exact", "less", gates=True, column=Column("GMACs", "", 1e-9, main=True)),
+        Yields("activations", "element", "exact", "less", column=Column("activations", "M", 1e-6)),
     ],
-    summary="FLOPs and multiply-adds of one image's forward pass, counted on meta, or executed",
+    summary="FLOPs, multiply-adds and activations of one image's forward pass, counted on meta, or executed",
 )
 def measure_flops(subject: Subject) -> Iterator[Measurement]:
     """Counted on ``meta``; if the forward pass reads the image's values, or an operator has no kernel there, the mean
-    over images on the CPU, see ``execute``.
+    over images on the CPU, see ``execute``. ``activations`` are the elements that products output (``Counts``).
 
     Raises Unsupported if a product among the operators has no FLOPs that its shapes tell.
     """
@@ -159,6 +160,7 @@ def measure_flops(subject: Subject) -> Iterator[Measurement]:
     counted = execute(subject) if depends else [on_meta.counts]
     each = [counts.flops for counts in counted]
     flops = round(sum(each) / len(each))
+    outputs = round(sum(counts.activations for counts in counted) / len(counted))
     details = [f"min {min(each)}, max {max(each)} FLOPs, {_weights_of(subject.cell)}"] if depends else []
     uncounted = {name: calls / len(counted) for name, calls in sum_uncounted(counted).items()}
     if uncounted:
@@ -168,6 +170,7 @@ def measure_flops(subject: Subject) -> Iterator[Measurement]:
     for metric, unit, value, what in (
         ("flops", "FLOP", flops, "matrix products, convolutions and attention"),
         ("macs", "MAC", flops // 2, "FLOPs / 2"),
+        ("activations", "element", outputs, "elements that these output, the scores of attention included"),
     ):
         one = Measurement.single(metric, unit, value, f"{method}; {what}", "; ".join(details), executed=depends)
         yield replace(one, lower_bound=bool(uncounted))

@@ -32,6 +32,7 @@ FACTS: dict[str, tuple[str, float]] = {
     "buffers_bytes": ("buffers_mb", 1e-6),
     "flops": ("gflops", 1e-9),
     "macs": ("gmacs", 1e-9),
+    "activations": ("activations", 1),
     "flops_fvcore": ("gflops_fvcore", 1e-9),
     "flops_thop": ("gflops_thop", 1e-9),
     "weights_memory": ("weights_memory_mb", 1e-6),
@@ -125,7 +126,7 @@ _DTYPES: dict[str, str] = {
 _WHOLE_NUMBERS = frozenset(
     {
         *("batch_size", "threads", "memory_limit_bytes", "training_batch_size", "latency_samples", "latency_processes"),
-        *("params", "trainable_params", "params_without_gradient", "buffers"),
+        *("params", "trainable_params", "params_without_gradient", "buffers", "activations"),
         *("test_images", "training_images", "training_steps"),
     }
 )

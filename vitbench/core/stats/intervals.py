@@ -223,7 +223,7 @@ def warmup_length(samples: Sequence[float]) -> int:
     n = len(samples)
     if n < MIN_SAMPLES_FOR_WARMUP:
         return 0
-    ranks = _ranks(np.asarray(samples, dtype=float))
+    ranks = mean_ranks(np.asarray(samples, dtype=float))
     # For each cut: the sums over all that is left, by cumulating from the end.
     rest = n - np.arange(n // 2 + 1)
     sums = np.cumsum(ranks[::-1])[::-1][: n // 2 + 1]
@@ -263,7 +263,7 @@ def process_medians(samples_by_process: Sequence[Sequence[float]]) -> list[float
     return [median(steady(samples)) for samples in samples_by_process if len(samples) > 0]
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def mean_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 0; equal values share the mean of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

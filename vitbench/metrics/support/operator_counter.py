@@ -8,6 +8,7 @@ mode.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,15 +28,17 @@ from vitbench.metrics.support.tensor_memory import tensors_in
 BOOKKEEPING = frozenset({"prim", "profiler"})
 #: Products that add their first or third argument.
 _WITH_BIAS = frozenset({"addmm", "baddbmm", "addbmm", "addmv", "addr"})
+_FUSED_ATTENTION = "_scaled_dot_product_"
 
 
 @dataclass(kw_only=True)
 class OperatorCount:
-    """``calls`` of one operator and their FLOPs by ``formula``, in words."""
+    """``calls`` of one operator, their FLOPs by ``formula``, in words, and of a product the ``outputs`` in elements."""
 
     calls: int = 0
     flops: int = 0
     formula: str = ""
+    outputs: int = 0
 
 
 @dataclass(kw_only=True)
@@ -61,7 +64,7 @@ class Counts:
         """Add what another pass took."""
         for mine, others in ((self.products, other.products), (self.elementwise, other.elementwise)):
             for name, one in others.items():
-                _add(mine, name, one.flops, one.formula, one.calls)
+                _add(mine, name, one.flops, one.formula, one.calls, one.outputs)
         self.without_formula = sum_uncounted([other, self])
         self.calls = [*other.calls, *self.calls]
         self.unsupported = other.unsupported or self.unsupported
@@ -70,6 +73,13 @@ class Counts:
     def elementwise_flops(self) -> int:
         """Element-wise work."""
         return sum(one.flops for one in self.elementwise.values())
+
+    @property
+    def activations(self) -> int:
+        """The elements that the products output, as in "Designing Network Design Spaces" (Radosavovic et al., CVPR
+        2020); of attention its scores, too, whichever kernel computes it.
+        """
+        return sum(one.outputs for one in self.products.values())
 
 
 def describe_uncounted(operators: Mapping[str, float]) -> str:
@@ -150,7 +160,7 @@ class OperatorCounter(TorchDispatchMode):
                 return
             # (a + bi)(c + di) takes four multiply-adds
             flops *= 4 if _is_complex(output) else 1
-            _add(counts.products, name, flops, text)
+            _add(counts.products, name, flops, text, outputs=_outputs_of(name, args, output))
             with_bias = name in ("convolution", "_convolution") and len(args) > 2 and args[2] is not None
             if with_bias or name in _WITH_BIAS:
                 elementwise = numel(output)
@@ -204,10 +214,19 @@ def sum_products(counts: Counts) -> int:
     return sum(one.flops for one in counts.products.values())
 
 
-def _add(counts: dict[str, OperatorCount], name: str, flops: int, formula: str, calls: int = 1) -> None:
+def _outputs_of(name: str, args: Any, output: Any) -> int:
+    """The elements that a product outputs; a fused attention of L queries and S keys also has L S scores a head."""
+    scores = math.prod(args[0].shape[:-1]) * int(args[1].shape[-2]) if name.startswith(_FUSED_ATTENTION) else 0
+    return numel(output) + scores
+
+
+def _add(
+    counts: dict[str, OperatorCount], name: str, flops: int, formula: str, calls: int = 1, outputs: int = 0
+) -> None:
     one = counts.setdefault(name, OperatorCount(formula=formula))
     one.calls += calls
     one.flops += flops
+    one.outputs += outputs
 
 
 def sum_uncounted(several: Iterable[Counts]) -> dict[str, int]:

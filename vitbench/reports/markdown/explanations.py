@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from vitbench.core.stats.intervals import BETWEEN_PROCESSES, HOST_DRIFT, RUN_TO_RUN, WITHIN_PROCESS
 from vitbench.core.stats.relative import QUIET, QUIET_CELL, QUIET_LOAD
 from vitbench.reports.format import NOT_ASKED
+from vitbench.reports.model.family import SAME_BUDGET
+from vitbench.reports.model.misleading import EQUAL_FLOPS, UNEQUAL_TIMES
 from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import Table
 
@@ -38,6 +40,25 @@ MEMORY = (
     "are at that moment; temporary results count as activations. The system's value is the peak of the main table. "
     "Beyond tensors it holds workspace of kernels and libraries, rounding by the allocator and, on a CPU, the error of "
     "the kernel's own count. Below 0: tensors that were never written to, or pages that were there before."
+)
+CORRELATIONS = (
+    "Spearman's rank correlation between what models have and what they cost: 1 if both order the models alike, 0 if "
+    "one says nothing of the other. A throughput falls as costs rise, so that -1 is its perfect order. Brackets: 95 %, "
+    "for other models of the same kind; with few models they are wide. Activations are the elements that "
+    "convolutions, linear layers and matrix products output; peak memory is that of tensors where it was counted."
+)
+UNEQUAL = (
+    f"Two models of equal FLOPs (within {100 * (EQUAL_FLOPS - 1):.0f} %) whose times differ by a factor of over "
+    f"{UNEQUAL_TIMES:g}: the whole interval lies above it. Each column has the slower one over the faster one."
+)
+FAMILY = (
+    "The same models at several image sizes, by latency. Multiples (×) are of the costs of the one with the fewest "
+    "FLOPs."
+)
+BUDGETS = (
+    "A bigger model at a lower resolution over a smaller one at a higher, where the FLOPs of one are at most "
+    f"{SAME_BUDGET:g} times those of the other. *Costs less*: in peak memory and latency. Which one is more accurate, "
+    "these values do not say."
 )
 COUNTERS = (
     "Our count is PyTorch's dispatcher count on meta tensors: matrix products, convolutions and attention. fvcore and "

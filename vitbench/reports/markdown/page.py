@@ -12,6 +12,7 @@ from vitbench.core.text import one_line
 from vitbench.reports.format import cell_text, without_paths
 from vitbench.reports.markdown import explanations
 from vitbench.reports.markdown.claims import claims_text, count_verdicts
+from vitbench.reports.markdown.misleading import family_section, misleading_section
 from vitbench.reports.markdown.noise import noise_section
 from vitbench.reports.markdown.roof import method_lines
 from vitbench.reports.markdown.tables import marks_text, table_text
@@ -45,7 +46,8 @@ def render_markdown(runs: Sequence[Run]) -> str:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
     axes = varying_axes(rows)
     parts += [_conditions(rows), *search_section(runs), *_sections(rows, axes, noise_floors(runs))]
-    parts += [*training_section(runs), "## How to read the tables", _as_list(explanations.how_to_read(rows))]
+    parts += [*misleading_section(rows), *family_section(rows), *training_section(runs)]
+    parts += ["## How to read the tables", _as_list(explanations.how_to_read(rows))]
     details = detail_table(rows, axes)
     if details:
         parts += [

@@ -11,7 +11,7 @@ from vitbench.suites.batch_search import shown_status
 
 #: Significant digits by precision; then those with a fixed number of decimals.
 _DIGITS = {"counted": 4, "measured": 3, "rough": 2}
-_DECIMALS = {"whole": 0, "tenths": 1, "thousandths": 3}
+_DECIMALS = {"whole": 0, "tenths": 1, "hundredths": 2, "thousandths": 3}
 _MARKS: dict[Mark, str] = {"all turns": "†", "slow machine": "§", "few samples": "‡", "lower bound": "≥"}
 
 
@@ -76,7 +76,7 @@ def value_text(value: Value, column: Column) -> str:
         text = value.reason if value.status == "too few samples" else shown_status(value.status)
     if value.note is not None:
         kind, count = value.note
-        notes = {"batch": f"b{count}", "processes": f"{count}", "images": f"n = {count}"}
+        notes = {"batch": f"b{count}", "processes": f"{count}", "models": f"n = {count}", "images": f"n = {count}"}
         text += f" ({notes.get(kind, f'{count} classes without images')})"
     return " ".join([text, *(_MARKS[mark] for mark in value.marks if mark != "lower bound")])
 

@@ -39,7 +39,8 @@ Getter = Callable[[Row, str], MetricValue]
 
 #: The order of columns; those of other metrics follow.
 _ORDER = (
-    *("params", "trainable_params", "flops", "macs", "params_without_gradient", "buffers", "weights_memory"),
+    *("params", "trainable_params", "flops", "macs", "activations", "params_without_gradient", "buffers"),
+    "weights_memory",
     *("inference_peak_memory", "process_peak_memory", "latency", "energy_per_image", "power", "idle_power"),
     *("training_step", "training_peak_memory", "training_throughput"),
     *("macro_f1", "macro_f1_present", "test_loss", "training_images", "training_duration"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -17,11 +18,11 @@ from vitbench.reports.model.values import MetricValue
 #: ``measured``     three significant digits
 #: ``rough``        two significant digits
 #: ``whole``        no decimals; ``grouped``: with commas between thousands
-#: ``tenths``       one decimal; ``thousandths``: three
+#: ``tenths``       one decimal; ``hundredths``: two; ``thousandths``: three
 #: ``change``       a signed difference in per cent
 #: ``rank``         a rank or a range of tied ranks
 Precision = Literal[
-    "text", "counted", "measured", "rough", "whole", "grouped", "tenths", "thousandths", "change", "rank"
+    "text", "counted", "measured", "rough", "whole", "grouped", "tenths", "hundredths", "thousandths", "change", "rank"
 ]
 
 
@@ -39,11 +40,11 @@ IMAGE_SIZE = Display("px", precision="text")
 
 
 class Note(NamedTuple):
-    """What qualifies a value: a ``batch`` other than the column's, a number of ``processes``, of test ``images`` or of
-    ``classes`` that no test image is of.
+    """What qualifies a value: a ``batch`` other than the column's, a number of ``processes``, of ``models``, of test
+    ``images`` or of ``classes`` that no test image is of.
     """
 
-    kind: Literal["batch", "processes", "images", "classes"]
+    kind: Literal["batch", "processes", "models", "images", "classes"]
     number: int
 
 
@@ -100,6 +101,12 @@ class Table:
 
     columns: tuple[Column, ...]
     lines: tuple[tuple[Value, ...], ...]
+
+
+def filled_table(columns: Sequence[Column], lines: Sequence[Sequence[Value]]) -> Table:
+    """A table without the columns in which no line has anything."""
+    kept = [place for place in range(len(columns)) if any(line[place].status is not None for line in lines)]
+    return Table(tuple(columns[place] for place in kept), tuple(tuple(line[place] for place in kept) for line in lines))
 
 
 def text_value(text: str) -> Value:
