@@ -146,4 +146,4 @@ def test_a_refused_value_is_never_a_number() -> None:
         for line in table:
             shown = line.get("attainable compute (GFLOP/s)") or line["bandwidth (GB/s)"]
             assert shown == "refused"
-    assert text.count("Refused: ") == 3
+    assert text.endswith("Refused: fp32, 1 MB triad, dispatch: its rounds spread by 14 % (at most 10 %).")

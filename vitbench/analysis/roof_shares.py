@@ -1,8 +1,8 @@
 """The time of a cell at the machine's roof, by operator, and what bounds the cell.
 
 Operator by operator, because a whole model can be bound by neither compute nor bandwidth while each of its operators
-is bound by one of them: max(sum F / P, sum Q / B) is at most the sum of max(F / P, Q / B), mostly less. Loads no
-torch.
+is bound by one of them: max(sum F / P, sum Q / B) is at most the sum of max(F / P, Q / B), mostly less. Loads torch
+only in ``trace_work``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vitbench.analysis.roofline import MachineRoof
+from vitbench.core.errors import Unsupported
 from vitbench.core.validation import Count, Number
+
+if TYPE_CHECKING:
+    from vitbench.metrics.support.subject import Subject
 
 Bound = Literal["compute", "bandwidth", "overhead"]
 
@@ -21,6 +25,9 @@ Bound = Literal["compute", "bandwidth", "overhead"]
 TIMED = {"infer": "latency", "train": "training_step"}
 #: From this share of the roof on, overhead does not bound a cell.
 MOST_SHARE_OF_OVERHEAD = 0.5
+#: AdamW reads parameter, gradient and two moments, and writes all but the gradient.
+_ADAMW_PASSES = 7
+OPTIMIZER = "AdamW"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +120,44 @@ def roof_time(work: Iterable[Work], roof: MachineRoof) -> RoofTime:
         operators=tuple(sorted(shares, key=lambda one: -one.roof_s)),
         left_out=", ".join(f"{name} x{count}" for name, count in sorted(uncovered.items())),
     )
+
+
+def trace_work(subject: Subject) -> list[Work]:
+    """The operators of a call of the subject's cell, as they run on fake CPU tensors; of a training step also AdamW,
+    which passes over each trained parameter, its gradient and its two moments.
+
+    Raises Unsupported for a compiled cell, for a model that reads values of tensors, and where a product has no FLOPs
+    that its shapes tell.
+    """
+    import torch
+
+    from vitbench.metrics.support.fake_models import fake_mode, fake_subject, needs_real_tensors
+    from vitbench.metrics.support.operator_trace import trace_operators
+    from vitbench.metrics.support.subject import torch_dtype
+
+    cell, train = subject.cell, subject.cell.mode == "train"
+    if cell.compile:
+        raise Unsupported("a compiled cell dispatches no operators that could be counted")
+    low = torch_dtype(subject.device.amp_dtype)
+    try:
+        with fake_mode():
+            fake = fake_subject(subject, cell)
+            with subject.attention(fake.model), torch.autocast("cpu", low, enabled=cell.dtype == "amp"):
+                trace = trace_operators(fake.model, fake.images, train=train)
+    except Exception as error:
+        if needs_real_tensors(error):
+            first = str(error).strip().partition("\n")[0]
+            raise Unsupported(f"a trace without data cannot follow the model: {first}") from error
+        raise
+    kinds = Counter(
+        (one.name, one.dtype, one.flops, one.bytes_read + one.bytes_written, one.lower_bound) for one in trace.calls
+    )
+    work = [
+        Work(name=name, dtype=dtype, calls=calls, flops=flops, bytes=moved, lower_bound=bound)
+        for (name, dtype, flops, moved, bound), calls in kinds.items()
+    ]
+    if train:
+        trained = [one for one in fake.model.parameters() if one.requires_grad]
+        moved = _ADAMW_PASSES * sum(one.numel() * one.element_size() for one in trained)
+        work.append(Work(name=OPTIMIZER, dtype="fp32", calls=1, flops=0, bytes=moved))
+    return work

@@ -121,10 +121,11 @@ class MachineRoof:
         return math.exp(below[1] + share * (above[1] - below[1]))
 
     @property
-    def refused(self) -> list[str]:
-        """What has no value, and why: ``fp32: its rounds spread by 14 %``."""
-        named = [*self.compute.items(), *((f"{size_text(one.at)} triad", one) for one in self.bandwidth)]
-        return [f"{name}: {one.reason}" for name, one in (*named, ("dispatch", self.dispatch)) if one.value is None]
+    def refused(self) -> dict[str, str]:
+        """What has no value, and why: ``fp32``, ``4.19 MB triad``, ``dispatch``."""
+        triads = {f"{size_text(one.at)} triad": one for one in self.bandwidth}
+        everything = {**self.compute, **triads, "dispatch": self.dispatch}
+        return {name: one.reason for name, one in everything.items() if one.value is None}
 
 
 def spread_of(values: Sequence[float]) -> float:
@@ -139,7 +140,11 @@ def ceiling_of(at: int, values: Sequence[float], reason: str = "") -> Ceiling:
     """
     if len(values) < FEWEST_ROUNDS:
         return Ceiling(
-            at=at, value=None, spread=None, rounds=len(values), reason=reason or "too few undisturbed rounds"
+            at=at,
+            value=None,
+            spread=None,
+            rounds=len(values),
+            reason=reason or f"other programs left {len(values)} quiet rounds of {FEWEST_ROUNDS}. {WAY_OUT}",
         )
     spread = spread_of(values)
     if spread > MOST_SPREAD:

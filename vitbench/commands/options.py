@@ -14,6 +14,7 @@ from vitbench.core.errors import UsageError
 DATA_SETS = "digits, cifar10, cifar100, fashion-mnist, or an image folder"
 _MODEL = "A model's name: vitbench list models, timm:NAME or torchvision:NAME."
 _DEFAULT = "[default: from the weights, the data, or the model]"
+_DEVICE = "cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one."
 _MODELS = "Names of models: vitbench list models, timm:NAME or torchvision:NAME."
 
 Text = str | None
@@ -43,7 +44,8 @@ Download = Annotated[bool, Option("--download", help="Download the data set if i
 Split = Annotated[str, Option(help="Which images of the data set: test or train.")]
 
 # Where and how models run
-Device = Annotated[str, Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto: an accelerator if there is one.")]
+Device = Annotated[str, Option(metavar="NAME", help=_DEVICE)]
+OptionalDevice = Annotated[Text, Option(metavar="NAME", help=_DEVICE)]
 Amp = Annotated[bool, Option("--amp", help="Mixed precision: autocast, and a loss scaler for fp16.")]
 ThreadCount = Annotated[Count, Option(metavar="N", min=1, help="Threads on the CPU.")]
 

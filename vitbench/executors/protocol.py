@@ -66,6 +66,30 @@ class Calibrate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeasureRoof:
+    """One round of the machine's roof: an answer a kernel, see ``analysis.roofline.measure_round``.
+
+    ``products``: (dtype, n) of each product; ``working_sets`` in bytes, None for those that the caches suggest.
+    """
+
+    device: str
+    threads: int
+    products: tuple[tuple[str, int], ...]
+    working_sets: tuple[int, ...] | None
+    dispatch: bool
+    kernel_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceWork:
+    """Which operators does a call of a cell consist of? An answer for each kind of call (``roof_shares.Work``), or one
+    with the ``unsupported`` reason.
+    """
+
+    cell: Cell
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fetch:
     """Download a data set if it is not there, while a failure wastes no measurement."""
 
@@ -147,7 +171,8 @@ class Turn:
     after_last: Mapping[str, Any] | None = None
 
 
-Task = Describe | Match | Inspect | Digest | TryWeights | Calibrate | Fetch | CountExact | Measure | RunReference
+Question = Describe | Match | Inspect | Digest | TryWeights | Calibrate | MeasureRoof | TraceWork | Fetch | CountExact
+Task = Question | Measure | RunReference
 
 
 # Events.

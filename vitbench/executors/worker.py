@@ -20,6 +20,7 @@ from typing import Any
 from vitbench.core.errors import UsageError
 from vitbench.core.records import Cell, measurement_from_dict
 from vitbench.devices import find_devices, open_device
+from vitbench.devices.host.memory import available_memory
 from vitbench.executors import lifeline, protocol, stacks
 from vitbench.executors.cell_trainer import CellTrainer
 from vitbench.executors.faults import load_injector
@@ -290,6 +291,32 @@ def calibrate(question: protocol.Calibrate) -> Answers:
         yield {"flops_per_s": flops / min(calls)}  # models are counted meanwhile, and other programs may run
 
 
+def measure_roof(question: protocol.MeasureRoof) -> Answers:
+    import torch
+
+    from vitbench.analysis.roofline import measure_round, working_sets
+
+    torch.set_num_threads(question.threads)
+    device = open_device(question.device)
+    sets = question.working_sets
+    if sets is None:
+        sets = working_sets(device.caches(), available_memory())
+    products = [(dtype, size) for dtype, size in question.products]
+    yield from measure_round(device, products, sets, dispatch=question.dispatch, kernel_s=question.kernel_s)
+
+
+def trace_work(question: protocol.TraceWork) -> Answers:
+    """A model that fails says nothing of the others: its reason is an answer."""
+    from vitbench.analysis.roof_shares import trace_work
+
+    try:
+        yield from map(asdict, trace_work(make_subject(question.cell)))
+    except UsageError as error:
+        yield {"unsupported": str(error)}
+    except Exception as error:  # the edge, as for a cell
+        yield {"unsupported": failure_of(error, question.cell).detail}
+
+
 _ANSWERS: dict[type, Callable[[Any], Answers]] = {
     protocol.Describe: describe,
     protocol.Match: match,
@@ -298,6 +325,8 @@ _ANSWERS: dict[type, Callable[[Any], Answers]] = {
     protocol.TryWeights: try_weights,
     protocol.Fetch: fetch,
     protocol.Calibrate: calibrate,
+    protocol.MeasureRoof: measure_roof,
+    protocol.TraceWork: trace_work,
 }
 
 

@@ -108,7 +108,7 @@ def refuse_changed_environment(folder: Path, plan: Plan) -> None:
             f"{folder / store.ENVIRONMENT} is damaged (its last session names no environment that it holds). Move it "
             "away to resume without it"
         )
-    differences = list(_differences(known["environments"][named], plan.environment))
+    differences = list(environment_differences(known["environments"][named], plan.environment))
     if not differences:
         return  # this version records more than the one that began the run; what both record is equal
     raise RunFolderError(
@@ -130,11 +130,12 @@ def refuse_changed_checkpoint(folder: Path, plan: Plan, done: Sequence[Record]) 
         )
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+def environment_differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """``system.cpu: A -> B``: what differs of all that both environments record."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         grown = path in ("system", "libraries") or path.startswith("devices.")  # where later versions record more
         for key in sorted(old if grown else {*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            yield from environment_differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
         yield f"{path}: {old} -> {new}"
 

@@ -55,7 +55,10 @@ def machine_text(roof: MachineRoof) -> str:
     )
     dispatch = roof.dispatch.value
     took = "unknown" if dispatch is None else f"at least {1e6 * dispatch:.3g} us"
-    refused = [f"Refused: {one}." for one in roof.refused]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in roof.refused.items():
+        reasons.setdefault(reason, []).append(name)
+    refused = [f"Refused: {', '.join(names)}: {reason}." for reason, names in reasons.items()]
     heading = f"## Roof of {machine_name(roof)}, torch {roof.torch}"
     return "\n\n".join(
         [heading, table_text(compute), table_text(bandwidth), f"Dispatch of an operator: {took}.", *refused]

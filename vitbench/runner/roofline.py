@@ -1,0 +1,275 @@
+"""Measure the machine's roof, a fresh process a round, and the time of a run's cells at it, by operator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitbench.analysis.roof_shares import TIMED, Work, roof_time
+from vitbench.analysis.roofline import MachineRoof, Sweep, best_of, ceiling_of
+from vitbench.core import run_folder as store
+from vitbench.core.errors import DeviceError, RunFolderError, Unsupported, UsageError
+from vitbench.core.files import refuse_links
+from vitbench.core.records import DTYPES, Record
+from vitbench.devices import canonical_device_name, open_device, split_name
+from vitbench.devices.host.environment import capture_environment, default_threads, usable_cores
+from vitbench.executors.conversation import ask
+from vitbench.executors.launcher import Launcher, libraries_of, make_launcher
+from vitbench.executors.protocol import Describe, MeasureRoof, TraceWork
+from vitbench.reports.model.roof import RoofedCell, roofline_json
+from vitbench.reports.model.values import value_of
+from vitbench.runner.folder import environment_differences, locked
+from vitbench.runner.quiet import Judge
+
+Note = Callable[[str], None]
+#: kind, dtype, and the size of a kernel of the sweep
+_Kernel = tuple[str, str, int]
+#: How long a round may take (s).
+_ROUND_S = 120.0
+
+
+def roof_alone(
+    device: str = "auto",
+    threads: int | None = None,
+    dtypes: Sequence[str] | None = None,
+    *,
+    sweep: Sweep | None = None,
+    note: Note = lambda text: None,
+) -> MachineRoof:
+    """The roof of one device; by default with all physical cores, in fp32 and the lower precision of autocast.
+
+    Raises UsageError for an unknown device, dtype, or more threads than cores.
+    """
+    name, wanted = canonical_device_name(device), _check(threads, dtypes)
+    with make_launcher() as launcher:
+        described = _describe(launcher, note)
+        found = list(described["devices"])
+        if name == "auto":
+            name = next((one for one in found if open_device(one).asynchronous), found[0])
+        _check_device(name, found)
+        low = open_device(name).amp_dtype
+        return measure_roof(
+            launcher, name, threads or default_threads(), _products(wanted or ("fp32", "amp"), low),
+            torch=described["libraries"]["versions"]["torch"], sweep=sweep or Sweep(), note=note,
+        )  # fmt: skip
+
+
+def add_roof(
+    folder: Path,
+    device: str | None = None,
+    threads: int | None = None,
+    dtypes: Sequence[str] | None = None,
+    *,
+    sweep: Sweep | None = None,
+    note: Note = lambda text: None,
+) -> list[Path]:
+    """Measure the roof of the devices and threads of a run's timed cells, in the dtypes that these compute in (and
+    ``dtypes``), and the cells' time at it; write ``roofline.json`` and the report. Returns what was written.
+
+    ``device`` and ``threads`` choose among the cells. Raises UsageError as ``roof_alone`` does, RunFolderError if the
+    folder holds no timed cell of them, or none that was measured in the present environment.
+    """
+    from vitbench.reports import write_report
+
+    name, wanted = None if device in (None, "auto") else canonical_device_name(str(device)), _check(threads, dtypes)
+    timed = _timed_records(folder, name, threads)
+    refuse_links(folder)
+    with locked(folder), make_launcher(libraries_of({one.cell.model for one in timed})) as launcher:
+        described = _describe(launcher, note)
+        timed = _of_this_environment(folder, timed, described)
+        places: dict[tuple[str, int], list[Record]] = {}
+        for record in timed:
+            places.setdefault((record.cell.device, record.cell.threads), []).append(record)
+        roofs, cells = [], {}
+        for (name, count), records in places.items():
+            _check_device(name, list(described["devices"]))
+            low = open_device(name).amp_dtype
+            own = [record.cell.dtype for record in records]
+            roof = measure_roof(
+                launcher, name, count, _products([*own, *wanted], low),
+                torch=described["libraries"]["versions"]["torch"], sweep=sweep or Sweep(), note=note,
+            )  # fmt: skip
+            roofs.append(roof)
+            for number, record in enumerate(records, 1):
+                note(f"[{number}/{len(records)}] {record.cell.label}: tracing its operators")
+                cells[record.cell.id] = _roofed(record, roof, launcher)
+        store.write_atomically(folder / store.ROOFLINE, roofline_json(roofs, cells).encode("utf-8"))
+        return [folder / store.ROOFLINE, *write_report([folder], folder)]
+
+
+def measure_roof(
+    launcher: Launcher,
+    device: str,
+    threads: int,
+    dtypes: Sequence[str],
+    *,
+    torch: str,
+    sweep: Sweep,
+    note: Note = lambda text: None,
+) -> MachineRoof:
+    """The roof by rounds of all kernels in fresh processes: after ``sweep.rounds`` only of those whose rounds spread.
+
+    A kernel beside which other programs used more cores than its threads leave free has no value in that round.
+    """
+    judge = Judge(threads, on_host=split_name(device)[0] == "cpu")
+    values: dict[_Kernel, list[float]] = {}
+    reasons: dict[_Kernel, str] = {}
+    products = tuple((dtype, size) for dtype in dtypes for size in sweep.sizes)
+    task = MeasureRoof(
+        device=device,
+        threads=threads,
+        products=products,
+        working_sets=sweep.working_sets or None,
+        dispatch=True,
+        kernel_s=sweep.kernel_s,
+    )
+    begin = time.monotonic()
+    note(f"Measuring the roof of {device}, {threads} thread{'s' if threads > 1 else ''}: at most {sweep.seconds:g} s")
+    for number in range(1, sweep.most_rounds + 1):
+        for answer in ask(launcher, task, timeout_s=_ROUND_S):
+            kernel = answer["kind"], answer["dtype"], answer["at"]
+            found = values.setdefault(kernel, [])
+            if answer["value"] is None:
+                reasons[kernel] = answer["reason"]
+            elif not judge.disturbs(answer["other_load"]):
+                found.append(answer["value"])
+        roof = _roof_of(device, threads, torch, dtypes, values, reasons)
+        if number < sweep.rounds:
+            continue
+        again = [kernel for kernel in _unsettled(roof, values) if kernel not in reasons]
+        if not again or time.monotonic() - begin > sweep.seconds:
+            break
+        if number == sweep.rounds:
+            note(f"More rounds of what spreads, or was disturbed: {', '.join(roof.refused)}")
+        task = MeasureRoof(
+            device=device,
+            threads=threads,
+            products=tuple((dtype, size) for kind, dtype, size in again if kind == "compute"),
+            working_sets=tuple(size for kind, _, size in again if kind == "bandwidth"),
+            dispatch=any(kind == "dispatch" for kind, _, _ in again),
+            kernel_s=sweep.kernel_s,
+        )
+    return roof
+
+
+def _roof_of(
+    device: str,
+    threads: int,
+    torch: str,
+    dtypes: Iterable[str],
+    values: Mapping[_Kernel, Sequence[float]],
+    reasons: Mapping[_Kernel, str],
+) -> MachineRoof:
+    compute = {}
+    for dtype in dtypes:
+        sizes = {kernel[2]: found for kernel, found in values.items() if kernel[:2] == ("compute", dtype)}
+        reason = next((text for kernel, text in reasons.items() if kernel[:2] == ("compute", dtype)), "")
+        compute[dtype] = best_of(sizes, reason)
+    others = {
+        kernel: ceiling_of(kernel[2], found, reasons.get(kernel, ""))
+        for kernel, found in sorted(values.items())
+        if kernel[0] != "compute"
+    }
+    return MachineRoof(
+        device=device,
+        threads=threads,
+        torch=torch,
+        compute=compute,
+        bandwidth=tuple(one for kernel, one in others.items() if kernel[0] == "bandwidth"),
+        dispatch=next(one for kernel, one in others.items() if kernel[0] == "dispatch"),
+    )
+
+
+def _unsettled(roof: MachineRoof, values: Mapping[_Kernel, Sequence[float]]) -> list[_Kernel]:
+    """The kernels that another round may give a value to, in their order."""
+    missing = {("compute", dtype) for dtype, one in roof.compute.items() if one.value is None}
+    sizes = {one.at for one in roof.bandwidth if one.value is None}
+    return [
+        kernel
+        for kernel in values
+        if kernel[:2] in missing
+        or (kernel[0] == "bandwidth" and kernel[2] in sizes)
+        or (kernel[0] == "dispatch" and roof.dispatch.value is None)
+    ]
+
+
+def _roofed(record: Record, roof: MachineRoof, launcher: Launcher) -> RoofedCell:
+    """A cell at the roof, or why it has none."""
+    answers = ask(launcher, TraceWork(cell=record.cell))
+    reason = next((str(one["unsupported"]) for one in answers if "unsupported" in one), "")
+    if not reason:
+        try:
+            time_at_roof = roof_time([Work(**one) for one in answers], roof)
+            return RoofedCell(environment=record.environment, time=time_at_roof)
+        except Unsupported as refused:
+            reason = str(refused)
+    return RoofedCell(environment=record.environment, time=None, unavailable=reason)
+
+
+def _timed_records(folder: Path, device: str | None, threads: int | None) -> list[Record]:
+    """The records with a time. Raises RunFolderError if there is none, or none of the device and the threads."""
+    records = store.read_records(folder)
+    timed = [one for one in records if not one.cell.tests and value_of(one, TIMED[one.cell.mode]).value is not None]
+    if not timed:
+        raise RunFolderError(f"{folder} has no timed cell, which a roof could be compared with. Give another run")
+    chosen = [
+        one for one in timed if device in (None, one.cell.device) and threads in (None, one.cell.threads)
+    ]  # fmt: skip
+    if not chosen:
+        known = sorted({f"{one.cell.device} with {one.cell.threads} threads" for one in timed})
+        raise RunFolderError(
+            f"{folder} has no timed cell of that device and number of threads, but of {', '.join(known)}: leave out "
+            "--device and --threads"
+        )
+    return chosen
+
+
+def _of_this_environment(folder: Path, records: Sequence[Record], described: Mapping[str, Any]) -> list[Record]:
+    """The records that were measured on this machine as it is now. Raises RunFolderError without any."""
+    environments = store.read_environment(folder)["environments"]
+    differences = {}
+    for name in dict.fromkeys(record.environment for record in records):
+        known = environments.get(name)
+        if known is None:
+            differences[name] = ["environment.json does not describe it"]
+            continue
+        devices = {one: described["devices"].get(one) for one in known.get("devices") or {}}
+        differences[name] = list(environment_differences(known, capture_environment(described["libraries"], devices)))
+    here = [record for record in records if not differences[record.environment]]
+    if not here:
+        named = "; ".join(next(iter(differences.values()))[:3])
+        raise RunFolderError(
+            f"The run in {folder} was measured in another environment ({named}): this machine's roof says nothing of "
+            "it. Measure the roof there, or the run here"
+        )
+    return here
+
+
+def _describe(launcher: Launcher, note: Note) -> Mapping[str, Any]:
+    note("Loading torch, looking for devices ...")
+    launcher.wait_until_ready()
+    (described,) = ask(launcher, Describe())
+    return described
+
+
+def _check(threads: int | None, dtypes: Sequence[str] | None) -> tuple[str, ...]:
+    """Raises UsageError for an unknown dtype, and for more threads than cores."""
+    for dtype in dtypes or ():
+        if dtype not in DTYPES:
+            raise UsageError(f"Option --dtypes: {dtype!r} is not one of {', '.join(DTYPES)}")
+    if threads is not None and threads > usable_cores():
+        raise UsageError(f"Option --threads: there are {usable_cores()} cores here, not {threads}. Give fewer")
+    return tuple(dtypes or ())
+
+
+def _check_device(name: str, found: Sequence[str]) -> None:
+    if name not in found:
+        raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
+
+
+def _products(dtypes: Iterable[str], amp_dtype: str) -> tuple[str, ...]:
+    """The dtypes of products, where ``amp`` stands for two."""
+    named = (("fp32", amp_dtype) if dtype == "amp" else (dtype,) for dtype in dtypes)
+    return tuple(dict.fromkeys(one for some in named for one in some))
