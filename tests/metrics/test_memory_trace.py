@@ -218,6 +218,11 @@ def test_fp16_autocast_of_a_gpu_is_traced_on_the_cpu_without_a_loss_scaler() -> 
     assert first == second
 
 
+def test_the_order_in_which_autocast_clears_its_cache_does_not_matter() -> None:
+    cell = make_cell(image_size=(4, 4), mode="train", dtype="amp")
+    check(cell, lambda: nn.Sequential(nn.Flatten(), *(nn.Linear(48, 48) for _ in range(40))), off=0.002)
+
+
 # what cannot be followed
 
 

@@ -79,23 +79,29 @@ def with_batch(fake: Subject, batch_size: int) -> Subject:
 
 
 class LargestAdamW(torch.optim.AdamW):
-    """AdamW reduced to the moment of its largest peak, with the state of every parameter that has a gradient.
+    """AdamW reduced to the moment of its largest peak, with its state from the start.
 
     AdamW updates one parameter after the other. Each update holds a root and a quotient of the parameter's size beside
     the previous parameter's quotient. Only the two parameters with the largest sum are updated, which saves a thousand
-    operators; the first step, which makes the state, updates none.
+    operators. The first step drops the state of parameters without a gradient.
     """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters)
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.requires_grad:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter] = {"step": torch.tensor(0.0), **moments}
 
     def step(self, closure: Any = None) -> Any:
         (group,) = self.param_groups
-        with_grad = [one for one in group["params"] if one.grad is not None]
-        new = [one for one in with_grad if one not in self.state]
-        for parameter in new:
-            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            self.state[parameter] = {"step": torch.tensor(0.0), **moments}
-        if new or not with_grad:
-            return None
         everything = group["params"]
+        with_grad = [one for one in everything if one.grad is not None]
+        for parameter in everything:
+            if parameter.grad is None:
+                self.state.pop(parameter, None)
+        if not with_grad:
+            return None
         sizes = [one.numel() * one.element_size() for one in with_grad]
         most = max(range(len(with_grad)), key=lambda index: 2 * sizes[index] + (sizes[index - 1] if index else 0))
         group["params"] = with_grad[max(most - 1, 0) : most + 1]

@@ -113,8 +113,8 @@ def _tracer(subject: Subject, optimizer: MakeOptimizer | None) -> Callable[[int]
         with _explained(), mode, subject.attention(fake.model):
             one = with_batch(fake, batch)
             account = follow_call(one)
-            # the first call makes the optimizer's state, and some models keep tensors for the next call
-            return follow_call(one) if account.leaves_tensors else account
+            # a first call may make the optimizer's state, and some models keep tensors for the next call
+            return account if account.is_steady else follow_call(one)
 
     return trace
 

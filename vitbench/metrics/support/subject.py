@@ -295,9 +295,10 @@ class Subject:
 
 
 @contextlib.contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Collect garbage once now and not inside: a collection in a measured call would be charged to the model."""
-    gc.collect()
+def without_garbage_collection(*, collect: bool = True) -> Iterator[None]:
+    """Collect no garbage inside, as that would be charged to the model; ``collect`` it once before."""
+    if collect:
+        gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -83,8 +83,12 @@ class TensorAccount(TorchDispatchMode):
                     self.kinds.setdefault(known[0], kind)
 
     def close(self) -> None:
-        """Note no more events: what is freed from now on is not the call's."""
+        """Note no more events, as what is freed from now on is not the call's, and sort what was freed in a row:
+        autocast clears its cache of weights in the order of their addresses.
+        """
         self._watchers.clear()
+        rows = itertools.groupby(self.events, key=lambda event: not event.operator and event.change <= 0)
+        self.events = [event for freed, row in rows for event in (sorted(row) if freed else row)]
 
     def peak(self) -> dict[str, int]:
         """The bytes at the peak so far, by KINDS; ``activations`` is all the rest, including temporary results of the
@@ -102,10 +106,10 @@ class TensorAccount(TorchDispatchMode):
         return parts
 
     @property
-    def leaves_tensors(self) -> bool:
-        """Whether tensors made inside are still alive, other than gradients: optimizer state, or a cache."""
-        made = (number for number, _ in self._live.values() if number >= self._made_before)
-        return any(self.kinds.get(number) != "gradients" for number in made)
+    def is_steady(self) -> bool:
+        """Whether the same tensors are alive as before, but for gradients: no new optimizer state, no new cache."""
+        alive = {number for number, _ in self._live.values() if self.kinds.get(number) != "gradients"}
+        return alive == set(range(self._made_before))
 
     def _see(self, tensor: Tensor, operator: str = "", phase: str = "") -> int:
         storage = tensor.untyped_storage()
@@ -143,7 +147,7 @@ def follow_call(subject: Subject) -> TensorAccount:
         subject.optimizer.zero_grad(set_to_none=True)
         before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
     # tensors in reference cycles live until a collection, whose time depends on all that ran before
-    with without_garbage_collection(), without_fast_path(), TensorAccount(before) as account:
+    with without_garbage_collection(collect=False), without_fast_path(), TensorAccount(before) as account:
         if trains:
             hook = subject.optimizer.register_step_pre_hook(account.enter_optimizer)
             output = subject.step()
