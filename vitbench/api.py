@@ -194,7 +194,7 @@ def _take(subject: Subject, groups: Mapping[str, Sequence[Metric]]) -> tuple[lis
     found: list[Measurement] = []
     failure: Failure | None = None
     runs = [process for process in ESSENTIAL if process in groups]
-    for process in ("static", "counters"):
+    for process in ("static", "prediction", "counters"):
         for metric in groups.get(process, ()):
             outcome = _run(metric, subject)
             found += complete(subject.cell, [metric], outcome)

@@ -217,7 +217,7 @@ SEARCH = {"name": "mine", "models": ["vit_basic"], "frontier": {}}
 
 def test_a_frontier_suite_measures_what_takes_seconds() -> None:
     suite = make_suite(SEARCH, "mine.toml")
-    assert suite.metrics == ("params", "flops", "memory")
+    assert suite.metrics == ("params", "flops", "predicted_peak_memory", "memory")
     assert suite.frontier is not None
     assert suite.frontier.max_batch == 1024
 

@@ -116,10 +116,11 @@ class Yields:
     column: Column | None = None
 
 
-#: The processes of a cell: ``static`` (on meta, no weights allocated, shared by cells), ``counters`` (one small real
-#: run on the CPU), ``memory`` and ``time`` (apart, because the allocator settings that make memory repeatable slow
-#: inference), ``energy`` (alone, for some seconds), ``training`` (trains and tests).
-Process = Literal["static", "counters", "memory", "time", "energy", "training"]
+#: The processes of a cell: ``static`` (on meta, no weights allocated, shared by cells), ``prediction`` (on fake
+#: tensors, one for all cells), ``counters`` (one small real run on the CPU), ``memory`` and ``time`` (apart, because
+#: the allocator settings that make memory repeatable slow inference), ``energy`` (alone, for some seconds),
+#: ``training`` (trains and tests).
+Process = Literal["static", "prediction", "counters", "memory", "time", "energy", "training"]
 Measure = Callable[[Any], Iterator[Any]]
 
 

@@ -92,7 +92,7 @@ def measure(task: Measure, emit: Emit) -> bool:
                 measurement_from_dict(asdict(measurement))
                 emit(protocol.MeasurementTaken(measurement=measurement))
     except Exception as error:  # the edge: every failure of a model becomes a status
-        return _report_failure(error, cell, emit) and task.process == "static"
+        return _report_failure(error, cell, emit) and task.process in ("static", "prediction")
     return True
 
 

@@ -23,6 +23,7 @@ from vitbench.runner.plan import Plan, static_metrics, weights_of
 from vitbench.runner.progress import Progress
 from vitbench.runner.static_counts import StaticCounter, StaticKey, static_key
 from vitbench.runner.timed import Job, Timer, peak_bytes
+from vitbench.suites import Suite
 
 #: Cells that take turns at most: with more, each one's turns would be spread over too long a time.
 GROUP = 8
@@ -41,6 +42,7 @@ class CellMeasurer:
         self.progress = progress
         self._names = tuple(plan.suite.metrics)
         self._counter = StaticCounter(launcher, static_metrics(plan.suite), plan.suite.timeout_s)
+        self._predictor = _make_predictor(plan.suite, launcher)
         self.timer = Timer(plan, launcher, progress)
         self._other_counters: dict[StaticKey, list[Measurement]] = {}
 
@@ -49,6 +51,7 @@ class CellMeasurer:
 
     def __exit__(self, *_: object) -> None:
         self._counter.close()
+        self._predictor.close()
         self.timer.close()
 
     def measure(self, cells: Sequence[Cell]) -> Iterator[Record]:
@@ -93,6 +96,9 @@ class CellMeasurer:
             job.measurements += complete(cell, job.groups["static"], outcome)
             if outcome.failure and not any(process in job.groups for process in ESSENTIAL):
                 job.ending = outcome
+        if "prediction" in job.groups:  # before anything fails: what does not fit has a prediction as well
+            self.progress.doing("prediction")
+            job.measurements += complete(cell, job.groups["prediction"], self._predictor.outcome(cell))
         if "counters" in job.groups:
             job.measurements += self._count_otherwise(cell, job.groups["counters"])
         if "memory" in job.groups:
@@ -198,6 +204,18 @@ class CellMeasurer:
             test_images=section.test_images,
             checkpoints=str(self.checkpoints) if self.checkpoints else None,
         )
+
+
+def _make_predictor(suite: Suite, launcher: Launcher) -> StaticCounter:
+    """One worker that predicts a cell at a time: it keeps its traces, which cells of several batches share."""
+    metrics = tuple(name for name in suite.metrics if METRICS.get(name).process == "prediction")
+    return StaticCounter(
+        launcher,
+        metrics,
+        suite.timeout_s,
+        task=lambda cell: Measure(cell=cell, process="prediction", metrics=metrics),
+        key=lambda cell: cell.id,
+    )
 
 
 def group_cells(cells: Sequence[Cell], metrics: Iterable[str]) -> list[list[Cell]]:

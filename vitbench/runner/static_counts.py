@@ -6,7 +6,7 @@ Nothing here is timed: these workers, and only these, run at the same time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from vitbench.core.errors import USAGE_CAUSES
@@ -32,7 +32,8 @@ class StaticCounter:
     """Counts in the background from the start, in the order of the cells; use it as a context manager.
 
     A worker that dies is replaced, and only the model that it counted fails. ``task``: what a worker does with a cell,
-    by default measure ``metrics``; ``models_a_worker``: how many models make another worker worth its start.
+    by default measure ``metrics``; ``key``: cells with one key share an outcome; ``models_a_worker``: how many models
+    make another worker worth its start.
     """
 
     def __init__(
@@ -42,24 +43,26 @@ class StaticCounter:
         timeout_s: float,
         *,
         task: Callable[[Cell], Task] | None = None,
+        key: Callable[[Cell], Hashable] = static_key,
         models_a_worker: int = _MODELS_A_WORKER,
     ) -> None:
         self._launcher = launcher
         self._task = task or (lambda cell: Measure(cell=cell, process="static", metrics=metrics))
+        self._key = key
         self._models_a_worker = models_a_worker
         self._timeout_s = timeout_s
         self._starting = threading.Lock()
         self._local = threading.local()
         self._workers: list[Worker] = []
-        self._outcomes: dict[StaticKey, Future[Outcome]] = {}
+        self._outcomes: dict[Hashable, Future[Outcome]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
 
     def begin(self, cells: Iterable[Cell]) -> int:
         """Start on all that ``cells`` need; returns how many outcomes that are."""
-        keys: dict[StaticKey, Cell] = {}
+        keys: dict[Hashable, Cell] = {}
         for cell in cells:
-            keys.setdefault(static_key(cell), cell)
+            keys.setdefault(self._key(cell), cell)
         if self._pool is None:
             count = min(len(keys) // self._models_a_worker, usable_cores(), _MOST_WORKERS)
             self._pool = ThreadPoolExecutor(max(count, 1), thread_name_prefix="static")
@@ -71,7 +74,7 @@ class StaticCounter:
     def outcome(self, cell: Cell) -> Outcome:
         """The outcome of a cell's model and size; waits for it, and starts on it if ``begin`` has not."""
         self.begin([cell])
-        return self._outcomes[static_key(cell)].result()
+        return self._outcomes[self._key(cell)].result()
 
     def close(self) -> None:
         """Stop what is under way and end the workers."""

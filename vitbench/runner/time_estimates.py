@@ -40,6 +40,8 @@ _PROCESS_S = 0.4
 _ENERGY_S = 3.5
 #: Seconds to count a model on ``meta``, by two workers.
 _STATIC_S = 0.4
+#: Seconds to trace a model on fake tensors, a share of which each of its batches pays.
+_PREDICTION_S = 0.5
 #: Seconds to write the report.
 REPORT_S = 3.0
 #: Calls of a process that times, beside its samples: the first one, and a last one whose numbers are looked at.
@@ -60,7 +62,7 @@ _ADDED_SHARE, _ADDED_PRIOR = 0.6, 8.0
 #: Seconds of expected time that count against what was seen of a kind of processes.
 _PRIOR_S = 1.0
 #: The kinds of processes of a cell, in the order in which they run.
-_IN_ORDER = ("static", "counters", "memory", "time", "energy", "training")
+_IN_ORDER = ("static", "prediction", "counters", "memory", "time", "energy", "training")
 _OF_MEMORY = ("memory", "too large")
 #: What is under way and overdue takes this share of its time so far, at least.
 _LEAST_LEFT = 0.1
@@ -320,6 +322,7 @@ class TimeEstimates:
             return _PROCESS_S * len(metrics_by_process(cell, self.suite.metrics)[kind]), 0
         return {
             "static": (_STATIC_S, 0),
+            "prediction": (_PREDICTION_S, 0),
             "energy": (_ENERGY_S, 0),
             "memory": (_PROCESS_S, _MEMORY_CALLS),
             "too large": (_PROCESS_S, _FAILING_CALLS),

@@ -34,7 +34,7 @@ RANDOM = "random"
 #: The option of training cells that use only some of the training images.
 TRAIN_IMAGES = "train_images"
 #: What a suite with [frontier] measures by default: each attempt takes seconds.
-FRONTIER_METRICS = ("params", "flops", "memory")
+FRONTIER_METRICS = ("params", "flops", "predicted_peak_memory", "memory")
 
 #: Limits that only a typing mistake exceeds.
 _LARGEST_SIDE = 65_536

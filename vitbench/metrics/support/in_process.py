@@ -50,8 +50,8 @@ def prepare_process(cell: Cell, process: str) -> tuple[str, str]:
     random.seed(cell.seed)
     np.random.seed(cell.seed % 2**32)
     torch.manual_seed(cell.seed)
-    if process == "static":
-        return "", ""  # nothing is allocated on meta
+    if process in ("static", "prediction"):
+        return "", ""  # nothing is allocated
     if process == "counters":
         open_device("cpu").limit_memory(None)  # a real model on the CPU, whatever the cell's device and limit
         return "", ""
