@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.reports.fabricate import ENVIRONMENT, cell, ok
+from tests.analysis.roofs import machine
+from tests.reports.fabricate import ENVIRONMENT, cell, ok, write_run
 from tests.reports.paired import tables, timed
+from vitbench.analysis.roof_shares import Work, roof_time
 from vitbench.core.records import Measurement, Record
+from vitbench.core.run_folder import ROOFLINE
 from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.model.misleading import correlation_table, pair_table, unequal_pairs
+from vitbench.reports.model.roof import RoofedCell, roofline_json
 from vitbench.reports.model.rows import Row, build_rows
-from vitbench.reports.model.runs import Run
+from vitbench.reports.model.runs import Run, read_runs
 from vitbench.reports.model.tables import Table
 
 EXACT = (1.0, 1.0, 1.0)
@@ -221,3 +226,43 @@ def test_few_models_have_no_section_unless_a_pair_is_unequal() -> None:
         "2.00 [2.00, 2.00]",
     )
     assert "order by" not in page
+
+
+# the operators behind a pair
+
+
+def roofed_page(tmp_path: Path, **roofed: Sequence[Work]) -> str:
+    """Ten ms and 30 ms of the same FLOPs; the roof of the models that have work."""
+    records = [called("fast", 1, 1.0), called("slow", 1, 3.0)]
+    write_run(tmp_path / "run", Run(name="run", records=records, environment=ENVIRONMENT))
+    cells = {
+        record.cell.id: RoofedCell(environment="e1", time=roof_time(roofed[record.cell.model], machine()))
+        for record in records
+        if record.cell.model in roofed
+    }
+    (tmp_path / "run" / ROOFLINE).write_text(roofline_json([machine()], cells), encoding="utf-8")
+    return render_markdown(read_runs([tmp_path / "run"]))
+
+
+def work(name: str, calls: int, flops: int) -> Work:
+    return Work(name=name, dtype="fp32", calls=calls, flops=flops, bytes=0)
+
+
+def test_a_pair_names_the_operators_whose_times_at_the_roof_differ(tmp_path: Path) -> None:
+    """At 100 GFLOP/s: 4 + 1 ms against 1 + 3 + 0 ms, so +3, -2 and, of the slower alone, +4: 5 of 20 ms."""
+    second = round(machine().flops_per_s("fp32") / 1000)  # FLOPs of a ms
+    slow = [work("addmm", 2, 2 * second), work("bmm", 10, second // 10), work("conv", 4, second)]
+    fast = [work("addmm", 1, second), work("bmm", 1, 3 * second)]
+    page = roofed_page(tmp_path, slow=slow, fast=fast)
+    (pair,) = [line for table in tables(page) for line in table if "slower" in line]
+    assert pair["operators"] == "conv +4 ms, addmm +3 ms, bmm -2 ms"
+    assert (pair["explained (%)"], pair["calls"]) == ("25", "16 / 2")
+    assert "*Calls*: how many operators each of the two dispatches." in page
+    assert "vitbench roofline RUN_FOLDER" not in page
+
+
+def test_without_a_roof_of_both_the_page_names_the_command_that_adds_it(tmp_path: Path) -> None:
+    page = roofed_page(tmp_path, slow=[work("addmm", 1, 10**6)])
+    (pair,) = [line for table in tables(page) for line in table if "slower" in line]
+    assert "operators" not in pair
+    assert "`vitbench roofline RUN_FOLDER` adds the operators that make the difference." in page

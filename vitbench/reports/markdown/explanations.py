@@ -51,6 +51,11 @@ UNEQUAL = (
     f"Two models of equal FLOPs (within {100 * (EQUAL_FLOPS - 1):.0f} %) whose times differ by a factor of over "
     f"{UNEQUAL_TIMES:g}: the whole interval lies above it. Each column has the slower one over the faster one."
 )
+UNEQUAL_OPERATORS = (
+    "*Operators*: those whose least times (at the machine's roof, for a batch) differ most. *Explained*: the share of "
+    "the measured difference that all least times explain; the rest is overhead and kernels that stay below the roof. "
+    "*Calls*: how many operators each of the two dispatches."
+)
 FAMILY = (
     "The same models at several image sizes, by latency. Multiples (×) are of the costs of the one with the fewest "
     "FLOPs."

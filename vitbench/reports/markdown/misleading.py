@@ -23,7 +23,10 @@ def misleading_section(rows: Sequence[Row]) -> list[str]:
     correlations, (pairs, compared) = correlation_table(rows), unequal_pairs(rows)
     parts = [explanations.CORRELATIONS, table_text(correlations)] if correlations else []
     if pairs:
+        roofed = any(pair.roofs for pair in pairs)
+        command = "`vitbench roofline RUN_FOLDER` adds the operators that make the difference."
         parts += [explanations.UNEQUAL, table_text(pair_table(pairs))]
+        parts += [explanations.UNEQUAL_OPERATORS if roofed else command]
         parts += [f"{len(pairs) - MOST_PAIRS} more such pairs are less unequal."] if len(pairs) > MOST_PAIRS else []
     elif correlations:
         equal = f"have FLOPs within {100 * (EQUAL_FLOPS - 1):.0f} % of each other"

@@ -12,6 +12,7 @@ from vitbench.core.stats.comparisons import Ratio
 from vitbench.core.stats.rank_correlation import rank_correlation
 from vitbench.reports.model.columns import DEVICE, SIZE, WHOLE, RowColumn, axis_columns
 from vitbench.reports.model.ranking import ratio_of
+from vitbench.reports.model.roof import CellRoof
 from vitbench.reports.model.rows import Row, sort_key, varying_axes
 from vitbench.reports.model.tables import Column, Display, Note, Table, Value, filled_table, number_value, text_value
 from vitbench.reports.model.values import MetricValue, value_of
@@ -20,13 +21,14 @@ from vitbench.reports.model.values import MetricValue, value_of
 EQUAL_FLOPS = 1.1
 #: and take unequal times if the interval of their ratio lies above this.
 UNEQUAL_TIMES = 1.5
-#: Pairs in the table.
-MOST_PAIRS = 20
+#: Pairs in the table, and operators named of each.
+MOST_PAIRS, MOST_OPERATORS = 20, 3
 #: How many quantities, from the first, others are correlated with; and how many are counts rather than costs.
 _PREDICTORS, _COUNTS = 5, 3
 
 _CORRELATION = Display(precision="hundredths")
 _TIMES = Display("×")
+_PERCENT = Display("%", 100, "whole")
 
 
 class Quantity(NamedTuple):
@@ -45,6 +47,14 @@ class Pair:
     rows: tuple[Row, Row]
     times: tuple[MetricValue, MetricValue]
     ratio: Ratio
+
+    @property
+    def roofs(self) -> list[CellRoof]:
+        """What the machine's roof says of both; [] where it does not know one of them."""
+        both = zip(self.rows, self.times, strict=True)
+        found = [row.roof.of(time.record.cell.id) if row.roof and time.record else None for row, time in both]
+        known = [one for one in found if one is not None]
+        return known if len(known) == 2 else []
 
 
 def comparable_groups(rows: Sequence[Row]) -> list[list[Row]]:
@@ -155,16 +165,39 @@ def pair_table(pairs: Sequence[Pair]) -> Table:
     conditions = _condition_columns([row for pair in pairs for row in pair.rows])
     names = [*(one.column for one in conditions), *(Column(name=name) for name in ("slower", "faster", "call"))]
     columns = (*names, *(Column(name=name, display=_TIMES) for name in ("FLOPs", "activations", "time")))
+    columns += (Column(name="operators"), Column(name="explained", display=_PERCENT), Column(name="calls"))
     lines = [
         (
             *(one.value(pair.rows[0]) for one in conditions),
             *(text_value(text) for text in (*(row.cell.model for row in pair.rows), pair.call)),
             *(number_value(quotient(*(count_of(row, one) for row in pair.rows))) for one in ("flops", "activations")),
             ratio_value(pair.ratio),
+            *_operator_values(pair),
         )
         for pair in pairs[:MOST_PAIRS]
     ]
     return filled_table(columns, lines)
+
+
+def _operator_values(pair: Pair) -> tuple[Value, Value, Value]:
+    """The operators whose times at the roof differ most, slower minus faster; what share of the measured difference all
+    of them explain; and how many operators each model dispatches.
+    """
+    if not pair.roofs:
+        return Value(), Value(), Value()
+    slower, faster = pair.roofs
+    differences: dict[str, float] = {}
+    for one, sign in ((slower, 1), (faster, -1)):
+        for operator in one.operators:
+            differences[operator.name] = differences.get(operator.name, 0.0) + sign * operator.roof_s
+    most = sorted(differences, key=lambda name: -abs(differences[name]))[:MOST_OPERATORS]
+    gap = slower.measured_s - faster.measured_s  # of seconds, which drift: its sign can be wrong
+    calls = " / ".join(str(sum(operator.calls for operator in one.operators)) for one in pair.roofs)
+    return (
+        text_value(", ".join(f"{name} {1e3 * differences[name]:+.2g} ms" for name in most)),
+        number_value(sum(differences.values()) / gap if gap > 0 else None),
+        text_value(calls),
+    )
 
 
 def _condition_columns(rows: Sequence[Row]) -> list[RowColumn]:
