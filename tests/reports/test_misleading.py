@@ -16,6 +16,7 @@ from vitbench.analysis.roof_shares import Work, roof_time
 from vitbench.core.records import Measurement, Record
 from vitbench.core.run_folder import ROOFLINE
 from vitbench.reports.markdown.page import render_markdown
+from vitbench.reports.markdown.tables import table_text
 from vitbench.reports.model.misleading import correlation_table, pair_table, unequal_pairs
 from vitbench.reports.model.roof import RoofedCell, roofline_json
 from vitbench.reports.model.rows import Row, build_rows
@@ -266,3 +267,11 @@ def test_without_a_roof_of_both_the_page_names_the_command_that_adds_it(tmp_path
     (pair,) = [line for table in tables(page) for line in table if "slower" in line]
     assert "operators" not in pair
     assert "`vitbench roofline RUN_FOLDER` adds the operators that make the difference." in page
+
+
+def test_the_docs_show_the_table_of_the_stored_run() -> None:
+    root = Path(__file__).parents[2]
+    rows = build_rows(read_runs([root / "results" / "amd-epyc-2-cores" / "lightweight-digits"]))
+    table = correlation_table(rows)
+    assert table is not None
+    assert table_text(table) in (root / "docs" / "analysis.md").read_text(encoding="utf-8")

@@ -46,20 +46,19 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> RankCorrel
 
 
 def _interval(value: float, n: int) -> tuple[float, float]:
-    """The ends lie at the first excluded correlation of the grid, so that its steps narrow no interval."""
     if value < 0:
         low, high = _interval(-value, n)
         return -high, -low
-    drawn, rare, rounding = _drawn(n), (1 - CONFIDENCE) / 2, 1e-9
+    drawn, rounding = _drawn(n), 1e-9
     # a sample of the correlation -r is one of r with a side turned round
     turned, higher = (drawn <= rounding - value).mean(axis=1), (drawn >= value - rounding).mean(axis=1)
-    both = np.concatenate([-_CORRELATIONS[:0:-1], _CORRELATIONS])
-    first = int(np.argmax(np.concatenate([turned[:0:-1], higher]) > rare))
     lower = (drawn <= value + rounding).mean(axis=1)
-    last = int(np.flatnonzero(lower > rare)[-1])
-    ends = both[max(first - 1, 0)], _CORRELATIONS[min(last + 1, len(_CORRELATIONS) - 1)]
+    rare = (1 - CONFIDENCE) / 2
+    rising = np.maximum.accumulate(np.concatenate([turned[:0:-1], higher]))
+    first = np.interp(rare, rising, np.concatenate([-_CORRELATIONS[:0:-1], _CORRELATIONS]))
+    last = np.interp(rare, np.maximum.accumulate(lower[::-1]), _CORRELATIONS[::-1])
     # Spearman's of a normal law with that correlation (Pearson 1907)
-    low, high = (6 / math.pi * math.asin(end / 2) for end in ends)
+    low, high = (6 / math.pi * math.asin(end / 2) for end in (float(first), float(last)))
     return low, high
 
 

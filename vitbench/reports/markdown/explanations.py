@@ -43,9 +43,10 @@ MEMORY = (
 )
 CORRELATIONS = (
     "Spearman's rank correlation between what models have and what they cost: 1 if both order the models alike, 0 if "
-    "one says nothing of the other. A throughput falls as costs rise, so that -1 is its perfect order. Brackets: 95 %, "
-    "for other models of the same kind; with few models they are wide. Activations are the elements that "
-    "convolutions, linear layers and matrix products output; peak memory is that of tensors where it was counted."
+    "one says nothing of the other. A throughput falls as costs rise, so that -1 is its perfect order. Brackets are "
+    "95 % intervals that take these models as a sample of others of their kind: with few models they are wide. "
+    "Activations are the elements that convolutions, linear layers and matrix products output. Peak memory is that of "
+    "tensors where it was counted."
 )
 UNEQUAL = (
     f"Two models of equal FLOPs (within {100 * (EQUAL_FLOPS - 1):.0f} %) whose times differ by a factor of over "
