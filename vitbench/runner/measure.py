@@ -54,13 +54,14 @@ class CellMeasurer:
         self._predictor.close()
         self.timer.close()
 
-    def measure(self, cells: Sequence[Cell]) -> Iterator[Record]:
+    def measure(self, cells: Sequence[Cell], groups: Sequence[Sequence[Cell]] | None = None) -> Iterator[Record]:
         """The record of each cell, whatever happens to it, as soon as it is complete.
 
-        Timed cells come in the order of their groups. Raises StorageError if a worker found the disk full.
+        Timed cells come in the order of their ``groups``, which take turns: by default those of ``group_cells``. Raises
+        StorageError if a worker found the disk full.
         """
         self._counter.begin(cell for cell in cells if static_key(cell) not in self.plan.static)
-        groups = group_cells(cells, self._names)
+        groups = group_cells(cells, self._names) if groups is None else groups
         last_timed = {  # the number of the last timed group of each device and thread count
             (group[0].device, group[0].threads): number
             for number, group in enumerate(groups)

@@ -51,8 +51,8 @@ class Progress:
         """Something that the user should know of and that stops nothing."""
 
     @contextlib.contextmanager
-    def running(self, folder: Path, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
-        """Around the cells; ``already``: the number of cells that have a record."""
+    def running(self, folder: Path | None, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
+        """Around the cells; ``already``: the number of cells that have a record. Without ``folder`` none are kept."""
         self.cells, self.estimates = cells, estimates
         yield
 
@@ -129,12 +129,13 @@ class PlainProgress(Progress):
         self.note(f"Warning: {text}")
 
     @contextlib.contextmanager
-    def running(self, folder: Path, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
+    def running(self, folder: Path | None, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
         with super().running(folder, cells, estimates, already):
             one, many = ("search", "searches") if self.searches else ("cell", "cells")
             kept = f" ({already} already done)" if already else ""
             time_left = format_duration(self.seconds_left())
-            self.note(f"{len(cells)} {one if len(cells) == 1 else many}{kept}, about {time_left}, into {folder}")
+            into = f", into {folder}" if folder else ""
+            self.note(f"{len(cells)} {one if len(cells) == 1 else many}{kept}, about {time_left}{into}")
             yield
 
     @contextlib.contextmanager
@@ -189,7 +190,7 @@ class LiveProgress(PlainProgress):
             super().note(text)
 
     @contextlib.contextmanager
-    def running(self, folder: Path, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
+    def running(self, folder: Path | None, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar

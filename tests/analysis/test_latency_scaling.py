@@ -1,0 +1,98 @@
+"""Elasticities of synthetic times, and what their intervals cover in simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from vitbench.analysis.latency_scaling import (
+    Elasticity,
+    TimedPoint,
+    elasticity,
+    is_not_launch_bound,
+    launch_bound_up_to,
+)
+from vitbench.core.stats.comparisons import Ratio, compare
+from vitbench.core.stats.intervals import t_of_processes
+
+#: Patches of images of 32 to 1024 px in patches of 16.
+SIZES = np.array([side**2 for side in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)], dtype=float)
+PROCESSES = 5
+
+
+def exact(ratio: float) -> Ratio:
+    return Ratio(ratio, ratio, ratio)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.7, 1.0, 2.0])
+def test_the_elasticity_of_a_power_law_is_its_power(power: float) -> None:
+    found = elasticity(exact((400 / 144) ** power), 144, 400, (400 / 144) ** 2)
+    assert (found.value, found.low, found.high) == pytest.approx((power,) * 3)
+    assert found.flops == pytest.approx(2)
+
+
+def test_the_interval_is_that_of_the_ratio() -> None:
+    found = elasticity(Ratio(2.0, 1.5, 3.0), 100, 400)
+    assert (found.value, found.low, found.high) == pytest.approx([math.log(x) / math.log(4) for x in (2, 1.5, 3)])
+
+
+def step(first: int, second: int, value: float, half: float = 0.02, flops: float = 1.0) -> TimedPoint:
+    grown = Elasticity(first=first, second=second, value=value, low=value - half, high=value + half, flops=flops)
+    return TimedPoint(image_size=(1, 1), n=second, estimate=None, step=grown)
+
+
+def test_a_model_is_launch_bound_while_time_grows_by_less_than_half_of_what_flops_do() -> None:
+    first = TimedPoint(image_size=(1, 1), n=4, estimate=None)
+    assert launch_bound_up_to([first, step(4, 9, 0.05), step(9, 16, 0.3), step(16, 25, 0.8)]) == 16
+    assert launch_bound_up_to([first, step(4, 9, 0.6), step(9, 16, 0.1)]) is None
+    assert launch_bound_up_to([first, step(4, 9, 0.1, half=0.5)]) is None  # too wide to tell
+    assert launch_bound_up_to([first, step(4, 9, 0.1, flops=0.1)]) is None  # FLOPs do not grow, either
+    assert launch_bound_up_to([first]) is None
+
+
+def test_a_model_is_not_launch_bound_only_where_the_interval_says_so() -> None:
+    assert is_not_launch_bound([step(4, 9, 0.8)])
+    assert not is_not_launch_bound([step(4, 9, 0.8, half=0.5)])
+    assert not is_not_launch_bound([step(4, 9, 0.1)])
+    assert not is_not_launch_bound([])
+
+
+def simulated_times(rng: np.random.Generator) -> np.ndarray:
+    """What processes take (PROCESSES, sizes): their own speed, and 2 % of noise on it at each size."""
+    own = rng.normal(0, 0.1, (PROCESSES, 1))
+    return true_times() * np.exp(own + rng.normal(0, 0.02, (PROCESSES, len(SIZES))))
+
+
+def true_times() -> np.ndarray:
+    """Seconds: 2 ms of launches, and the FLOPs of ViT-Ti at a speed that grows with size, up to 160 GFLOP/s."""
+    flops = 2 * (1e6 + 5_455_872 * SIZES + 4608 * SIZES**2)
+    return 2e-3 + flops / (160e9 * (SIZES / 4096) ** 0.25)
+
+
+@pytest.mark.integration
+def test_intervals_cover_95_percent_and_those_of_polynomial_fits_hardly_any() -> None:
+    """Of 400 simulated series of five processes each: true elasticities inside of both kinds of intervals, by step."""
+    rng = np.random.default_rng(0)
+    steps = np.log(SIZES[1:] / SIZES[:-1])
+    truth = np.diff(np.log(true_times())) / steps
+    design = np.vander(SIZES, 3, increasing=True)
+    covered = np.zeros((2, len(truth)))
+    trials = 400
+    for _ in range(trials):
+        times = simulated_times(rng)
+        for place in range(len(truth)):
+            ratio = compare(list(times[:, place + 1]), list(times[:, place]), paired=True)
+            assert ratio is not None
+            found = elasticity(ratio, int(SIZES[place]), int(SIZES[place + 1]))
+            covered[0, place] += found.low <= truth[place] <= found.high
+        # a polynomial a process, by least squares of relative errors; its elasticity over the same steps
+        fitted = [design @ np.linalg.lstsq(design / one[:, None], np.ones(len(one)), rcond=None)[0] for one in times]
+        each = np.diff(np.log(np.maximum(fitted, 1e-9)), axis=1) / steps
+        half = t_of_processes(PROCESSES) * each.std(0, ddof=1) / math.sqrt(PROCESSES)
+        covered[1] += np.abs(each.mean(0) - truth) <= half
+    ours, fits = covered / trials
+    assert 0.93 < ours.mean() < 0.97
+    assert ours.min() > 0.91
+    assert fits.max() <= 0.01

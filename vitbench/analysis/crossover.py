@@ -1,0 +1,126 @@
+"""Where two models cross in FLOPs, memory or time: exact roots, or brackets between sizes and how to narrow them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vitbench.analysis.polynomials import Root, fit
+
+if TYPE_CHECKING:
+    from vitbench.analysis.scaling import Scaling, Size
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """The first series is on one side at ``low`` patches (``below``: whether it is the smaller one) and on the other at
+    ``high``. Between them nothing is known, or neither is clearly the smaller one.
+    """
+
+    low: int
+    high: int
+    below: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossover:
+    """One quantity of two models. ``signs``: N, counted in patches of the first model, to -1 (the first model is
+    below), 1 (above), 0 (equal, or not clear). ``roots`` of the difference of their polynomials, None where one of them
+    is no polynomial; ``method`` in words.
+    """
+
+    quantity: str
+    signs: Mapping[int, int]
+    method: str
+    roots: tuple[Root, ...] | None = None
+
+    @property
+    def brackets(self) -> list[Bracket]:
+        """The crossings between tried sizes."""
+        return brackets(self.signs)
+
+
+def brackets(signs: Mapping[int, int]) -> list[Bracket]:
+    """The crossings among ``signs``, see Crossover."""
+    clear = [(n, sign) for n, sign in sorted(signs.items()) if sign]
+    return [Bracket(low, high, sign < 0) for (low, sign), (high, other) in itertools.pairwise(clear) if sign != other]
+
+
+def next_to_try(signs: Mapping[int, int], allowed: Sequence[int]) -> int | None:
+    """The number of patches out of ``allowed`` that narrows a bracket the most; None if none lies between its ends.
+
+    Tried are the gaps between a clear sign and its neighbour: where signs are unclear on both sides, another
+    measurement would hardly be clearer.
+    """
+    gaps: list[tuple[float, int]] = []
+    for bracket in brackets(signs):
+        inside = [n for n in sorted(signs) if bracket.low <= n <= bracket.high]
+        for low, high in itertools.pairwise(inside):
+            between = [n for n in allowed if low < n < high]
+            if between and (signs[low] or signs[high]):
+                middle = min(between, key=lambda n: abs(math.log(n / math.sqrt(low * high))))
+                gaps.append((high / low, middle))
+    return max(gaps)[1] if gaps else None
+
+
+@dataclass
+class Pair:
+    """Two models at the same sizes. ``note`` receives a line on each size that is added."""
+
+    one: Scaling
+    other: Scaling
+    note: Callable[[str], None]
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether both could be traced."""
+        return not self.one.no_memory and not self.other.no_memory
+
+    @property
+    def n_of(self) -> dict[Size, int]:
+        """N of each size, in patches of the first model."""
+        return {point.image_size: point.n for point in self.one.points}
+
+    def allowed(self) -> dict[int, Size]:
+        """The squares between the tried sizes, by N; none if a size is no square."""
+        sizes = [point.image_size for point in self.one.points]
+        if any(height != width for height, width in sizes):
+            return {}
+        step = math.lcm(self.one.patch, self.other.patch)
+        sides = range(min(sizes)[0], max(sizes)[0] + 1, step)
+        return {(side // self.one.patch) ** 2: (side, side) for side in sides}
+
+    def add(self, size: Size) -> None:
+        """Count both models at one more size."""
+        self.one, self.other = (one.with_sizes([size], self.note) for one in (self.one, self.other))
+
+    def cross_flops(self) -> Crossover:
+        """By the roots of the difference of the polynomials, or between sizes where one model has none."""
+        others = {point.image_size: point.flops for point in self.other.points}
+        pairs = [(point.n, point.flops, others[point.image_size]) for point in self.one.points]
+        signs = {n: _sign(a - b) for n, a, b in pairs}
+        fits = [fit([(n, counts[which]) for n, *counts in pairs]) for which in (0, 1)]
+        if any(one.off for one in fits):
+            return Crossover(quantity="FLOPs", signs=signs, method="counted at each size: not both are polynomials")
+        roots = (fits[0].polynomial - fits[1].polynomial).roots()
+        return Crossover(quantity="FLOPs", signs=signs, method="root of the exact difference", roots=tuple(roots))
+
+    def cross_memory(self, batch: int) -> Crossover:
+        """Between neighbouring sizes that the patches allow, by bisection."""
+        allowed = self.allowed()
+        while (n := next_to_try(self._memory_signs(batch), list(allowed))) is not None:
+            self.add(allowed[n])
+        return Crossover(
+            quantity=f"memory, batch {batch}", signs=self._memory_signs(batch), method="traced, by bisection over sizes"
+        )
+
+    def _memory_signs(self, batch: int) -> dict[int, int]:
+        others = {point.image_size: point.memory[batch] for point in self.other.points}
+        return {point.n: _sign(point.memory[batch] - others[point.image_size]) for point in self.one.points}
+
+
+def _sign(difference: int) -> int:
+    return (difference > 0) - (difference < 0)

@@ -1,0 +1,216 @@
+"""How a model's FLOPs and memory grow with the image: counts at several sizes, and the exact polynomials behind them.
+
+N is the number of patches of an image, the variable of every polynomial here; the blocks see N + e tokens, e for CLS
+and the like. Nothing is measured: FLOPs are counted on ``meta``, memory is traced on fake tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+import torch
+from torch import nn
+
+from vitbench.analysis.flops import count_training_step
+from vitbench.analysis.layers import tokens_per_block
+from vitbench.analysis.polynomials import Fit, fit
+from vitbench.core.errors import Unsupported, UsageError
+from vitbench.core.records import Cell, format_image_size, parse_image_size
+from vitbench.metrics import Subject
+from vitbench.metrics.support.in_process import make_subject, run_metric
+from vitbench.metrics.support.memory_trace import trace_call
+from vitbench.models import describe_model
+
+Size = tuple[int, int]  # height and width in px
+
+#: So many sizes of a range show how the exponent changes; with more of them it is doubled only.
+_ENOUGH, _MOST = 8, 12
+#: The px that sides of models without a visible patch are multiples of: what their stages divide images by.
+_USUAL_STEP = 32
+#: The batch of a counted training step: batch norm needs two images.
+_TRAINING_BATCH = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One image size of a model: N, the tokens into the first block (None where blocks are not one list), FLOPs of one
+    image (of its training step, in training), and by batch size the bytes of the memory's peak and its place.
+    """
+
+    image_size: Size
+    n: int
+    tokens: int | None
+    flops: int
+    lower_bound: bool
+    memory: Mapping[int, int] = field(default_factory=dict)
+    places: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The sizes from ``first`` to ``last`` N at which memory has its peak at one ``place`` (operator and phase).
+    ``fit`` is None with fewer than three of them.
+    """
+
+    place: str
+    first: int
+    last: int
+    fit: Fit | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """A model at several image sizes, by N. ``cell`` says under which conditions, ``patch`` is the side of a patch in
+    px, ``counted`` says how FLOPs were obtained, ``no_memory`` why memory was not traced, if so.
+    """
+
+    cell: Cell
+    batches: tuple[int, ...]
+    patch: int
+    points: tuple[Point, ...] = ()
+    counted: str = ""
+    no_memory: str = ""
+
+    def with_sizes(self, sizes: Sequence[Size], note: Callable[[str], None]) -> Scaling:
+        """Further sizes, counted and traced; ``note`` receives a line on each. Raises what the model raises."""
+        found, counted, no_memory = list(self.points), self.counted, self.no_memory
+        for size in sizes:
+            note(f"{self.cell.model}: counting at {format_image_size(size)} px ...")
+            cell = replace(self.cell, image_size=size, batch_size=1)
+            subject = make_subject(cell)
+            flops, lower_bound, counted = count_flops(subject)
+            peaks = {}
+            try:
+                for batch in () if no_memory else self.batches:
+                    peaks[batch] = trace_call(make_subject(replace(cell, batch_size=batch)))
+            except Unsupported as reason:
+                no_memory = str(reason)
+            point = Point(
+                image_size=size,
+                n=(size[0] // self.patch) * (size[1] // self.patch),
+                tokens=count_tokens(subject),
+                flops=flops,
+                lower_bound=lower_bound,
+                memory={batch: peak.bytes for batch, peak in peaks.items()},
+                places={batch: f"{peak.operator}, {peak.phase}" for batch, peak in peaks.items()},
+            )
+            found.append(point)
+        found.sort(key=lambda point: point.n)
+        return replace(self, points=tuple(found), counted=counted, no_memory=no_memory)
+
+    @property
+    def sizes(self) -> list[Size]:
+        """The image sizes, by N."""
+        return [point.image_size for point in self.points]
+
+    @property
+    def extra_tokens(self) -> int | None:
+        """The tokens of the blocks that are no patches (CLS, ...); None if that is not one number at all sizes."""
+        extra = {None if point.tokens is None else point.tokens - point.n for point in self.points}
+        only = extra.pop()
+        return only if not extra and only is not None and only >= 0 else None
+
+    @property
+    def flops(self) -> Fit:
+        """FLOPs of an image as a polynomial in N."""
+        return fit([(point.n, point.flops) for point in self.points])
+
+    def memory(self, batch: int) -> list[Piece]:
+        """The bytes of a batch in pieces, from one change of the peak's place to the next."""
+        found = []
+        for place, some in groupby(self.points, key=lambda point: point.places[batch]):
+            points = [(point.n, point.memory[batch]) for point in some]
+            polynomial = fit(points) if len(dict(points)) > 2 else None
+            found.append(Piece(place=place, first=points[0][0], last=points[-1][0], fit=polynomial))
+        return found
+
+
+def scale_model(base: Cell, sizes: Sequence[Size], batches: Sequence[int], note: Callable[[str], None]) -> Scaling:
+    """Count and trace the model of ``base`` at ``sizes``; ``note`` receives a line on each.
+
+    Raises UsageError for sizes with fewer than three numbers of patches, and what the model raises.
+    """
+    found = Scaling(cell=base, batches=tuple(batches), patch=side_of_patches(base)).with_sizes(sizes, note)
+    count = len({point.n for point in found.points})
+    if count < 3:
+        raise UsageError(
+            f"Option --image-sizes: {count} number{'s' if count != 1 else ''} of patches for {base.model}, whose FLOPs "
+            "have three coefficients. Give at least three sizes, such as 32:1024"
+        )
+    return found
+
+
+def count_flops(subject: Subject) -> tuple[int, bool, str]:
+    """FLOPs of one image (of its training step, in training), whether they are a lower bound, and the method.
+
+    Raises Unsupported if a product has none that its shapes tell.
+    """
+    if subject.cell.mode == "infer":
+        found = next(one for one in run_metric("flops", subject) if one.metric == "flops")
+        if found.status != "ok":
+            raise Unsupported(found.detail)
+        return int(found.value), found.lower_bound, found.method
+    with subject.on_meta(_TRAINING_BATCH, train=True) as (model, images):
+        passes = count_training_step(model, images)
+    method = f"forward and backward on meta, an image of a batch of {_TRAINING_BATCH}, torch {torch.__version__}"
+    return sum(one.flops for one in passes) // _TRAINING_BATCH, any(one.without_formula for one in passes), method
+
+
+def count_tokens(subject: Subject) -> int | None:
+    """The tokens into the first block, by a pass on ``meta``; None if there is no such number."""
+    try:
+        with subject.on_meta(1) as (model, images):
+            return next(iter(tokens_per_block(model, images)), None)
+    except (RuntimeError, TypeError):  # a model that must be executed to be counted
+        return None
+
+
+def side_of_patches(base: Cell) -> int:
+    """The side of a model's patches in px: its card's; of a model of another library that of its first convolution, if
+    that does not overlap, else a usual step. Raises UnknownNameError.
+    """
+    card = describe_model(base.model)
+    if card.patch > 1:
+        return card.patch
+    model = make_subject(replace(base, image_size=card.image_size)).meta_model
+    first = next((one for one in model.modules() if isinstance(one, nn.Conv2d)), None)
+    return first.stride[0] if first is not None and first.kernel_size == first.stride else _USUAL_STEP
+
+
+def choose_sizes(text: str, step: int) -> list[Size]:
+    """``32:1024`` -> about ten sizes in that range whose sides are multiples of ``step`` px, or the listed ones.
+
+    Raises UsageError for a text that is neither.
+    """
+    if ":" not in text:
+        try:
+            return list(dict.fromkeys(parse_image_size(word.strip()) for word in text.split(",")))
+        except ValueError as error:
+            raise UsageError(f"Option --image-sizes: {error}") from error
+    low, _, high = text.partition(":")
+    if not (low.strip().isdecimal() and high.strip().isdecimal() and 0 < int(low) < int(high)):
+        raise UsageError(
+            f"Option --image-sizes: {text!r} is not a range of sides in px. Give the smaller one first, such as 32:1024"
+        )
+    first, last = -(-int(low) // step), int(high) // step
+    if last - first < 2:
+        raise UsageError(
+            f"Option --image-sizes: {text} holds {max(last - first + 1, 0)} multiples of the patch of {step} px, and "
+            f"three are needed. Give a wider range, such as {low}:{int(low) + 8 * step}"
+        )
+    return [(side * step, side * step) for side in _spread(first, last)]
+
+
+def _spread(first: int, last: int) -> list[int]:
+    """Whole numbers from ``first`` to ``last``, about evenly on a logarithmic scale: doubled, and in between."""
+    doubled = {first * 2**power for power in range((last // first).bit_length())}
+    chosen = doubled | {3 * one // 2 for one in doubled if one % 2 == 0 and 3 * one // 2 <= last} | {last}
+    if len(chosen) > _MOST:
+        chosen = doubled | {last}
+    if len(chosen) < _ENOUGH:
+        ratio = math.log(last / first) / (_ENOUGH - 1)
+        chosen = {round(first * math.exp(number * ratio)) for number in range(_ENOUGH)}
+    return sorted(chosen)
