@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -51,6 +52,7 @@ def plain_coefficients(patch: int, width: int, depth: int, mlp: int, classes: in
     return [2 * one for one in (token + pair + width * classes, 3 * patch**2 * width + token + 2 * pair, pair)]
 
 
+@pytest.mark.integration
 def test_flops_of_a_plain_vit_have_the_coefficients_of_its_formula() -> None:
     found = scaled("cifar_vit_tiny", [16, 24, 32, 48, 96])
     polynomial = found.flops.polynomial
@@ -77,6 +79,7 @@ def test_rectangles_count_by_their_patches() -> None:
     assert [found.flops.polynomial.c, found.flops.polynomial.a] == plain_coefficients(4, 192, 12, 768, 10)[:2]
 
 
+@pytest.mark.integration
 def test_linear_attention_is_linear_in_the_patches() -> None:
     found = scaled("cifar_lightweight_vit", [16, 24, 32, 48, 96])
     assert found.flops.off is None
@@ -85,6 +88,7 @@ def test_linear_attention_is_linear_in_the_patches() -> None:
     assert found.flops.polynomial.a == 2 * (48 * 384 + 6 * (4 * 384**2 + 2 * 384 * 1152 + 384 * (2 * 64 + 1)))
 
 
+@pytest.mark.integration
 def test_a_training_step_is_a_polynomial_too() -> None:
     found = scaled("cifar_vit_tiny", [16, 24, 32, 48], mode="train").flops
     forward = scaled("cifar_vit_tiny", [16, 24, 32, 48]).flops
@@ -94,6 +98,7 @@ def test_a_training_step_is_a_polynomial_too() -> None:
     assert found.polynomial.a == 3 * forward.polynomial.a - 2 * 48 * 192
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("model", ["cifar_dynamic_vit_pruned", "cifar_dynamic_vit_learned"])
 def test_pruning_to_whole_tokens_is_no_polynomial_and_says_where(model: str) -> None:
     found = scaled(model, [16, 24, 32, 48, 96]).flops
@@ -107,6 +112,32 @@ def test_too_few_numbers_of_patches_are_refused() -> None:
         scaled("cifar_vit_tiny", [16, 32])
     with pytest.raises(ImageSizeError, match="multiples of 4"):
         scaled("cifar_vit_tiny", [16, 30, 32])
+
+
+# Memory
+
+
+@pytest.mark.integration
+def test_memory_has_a_piece_for_each_place_of_its_peak() -> None:
+    """An inference pass of explicit attention: at first the MLP's hidden tokens decide, then the N x N weights."""
+    sizes = [(side, side) for side in (16, 24, 32, 40, 48, 56, 64, 72)]
+    cell = replace(base("module:tests.analysis.attention_models:small_softmax", num_classes=10), attention="explicit")
+    found = scale_model(cell, sizes, (1, 3), lambda text: None)
+    mlp, softmax = found.memory(1)
+    assert (mlp.place, softmax.place) == ("aten::gelu, forward", "aten::_softmax, forward")
+    assert (mlp.first, mlp.last, softmax.first, softmax.last) == (16, 100, 144, 324)
+    assert mlp.fit is not None
+    assert softmax.fit is not None
+    assert [(one.checked, one.off) for one in (mlp.fit, softmax.fit)] == [(1, None), (1, None)]
+    # 4 bytes: the residual stream before and after attention, its norm, the hidden layer before and after GELU, the
+    # pixels; and the learned positions
+    assert mlp.fit.polynomial.b == 0
+    assert mlp.fit.polynomial.a == 4 * (3 * 384 + 2 * 1152 + 48 + 384)
+    # the scores of 6 heads before and after softmax
+    assert softmax.fit.polynomial.b == 4 * 6 * 2
+    of_three = found.memory(3)[-1]
+    assert of_three.fit is not None
+    assert of_three.fit.polynomial.b == 3 * softmax.fit.polynomial.b
 
 
 # Softmax against linear attention: FLOPs are equal at L = d + 1/2
@@ -126,6 +157,7 @@ def test_softmax_and_linear_attention_are_equal_at_half_a_token_above_the_head_w
         assert (expected > 0) == (tokens > head + 0.5)
 
 
+@pytest.mark.integration
 def test_models_that_differ_in_attention_only_cross_at_64_and_a_half_tokens() -> None:
     """cifar_lightweight_vit with softmax attention instead: width 384, 6 blocks, heads of width 64."""
     sizes = [(side, side) for side in (16, 24, 32, 48)]

@@ -36,7 +36,7 @@ PANELS = {
 }
 #: Options that mean something else in another command.
 OWN = {"--out", "--json", "--resume", "--data", "--recipe", "--set", "--suite", "--attention", "--amp", "--threads"}
-OWN |= {"--timeout", "--yes", "--seed", "--compile", "--head", "--index", "--batch-size"}
+OWN |= {"--timeout", "--yes", "--seed", "--compile", "--head", "--index", "--batch-size", "--image-sizes"}
 
 
 @pytest.mark.integration

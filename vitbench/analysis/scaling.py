@@ -27,7 +27,7 @@ from vitbench.models import describe_model
 Size = tuple[int, int]  # height and width in px
 
 #: So many sizes of a range show how the exponent changes; with more of them it is doubled only.
-_ENOUGH, _MOST = 8, 12
+_ENOUGH, _MOST = 6, 12
 #: The px that sides of models without a visible patch are multiples of: what their stages divide images by.
 _USUAL_STEP = 32
 #: The batch of a counted training step: batch norm needs two images.
