@@ -29,7 +29,7 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 PANELS = {
     "Measure": ["run", "frontier", "report", "doctor"],
     "Inspect": ["list", "show", "flops", "claims"],
-    "Analyze": ["scale", "roofline"],
+    "Analyze": ["analyze", "scale", "roofline"],
     "Train": ["train", "sweep", "evaluate", "predict", "attention"],
     "Compare": ["compare", "ab", "history"],
     "Guard": ["snapshot", "check"],

@@ -17,6 +17,7 @@ from vitbench.core.errors import Unsupported
 from vitbench.metrics.support.operator_counter import OperatorCounter
 from vitbench.metrics.support.operator_trace import LOSS, UNATTRIBUTED, OperatorTrace, trace_operators
 from vitbench.metrics.support.subject import empty_copies
+from vitbench.metrics.support.tensor_memory import TensorAccount
 from vitbench.models import build_model, describe_model, use_attention, without_fast_path
 from vitbench.models.architectures.vit import VisionTransformer
 from vitbench.models.cards import load_model_cards
@@ -140,6 +141,20 @@ def test_the_bytes_that_each_module_saves_are_those_computed_by_hand() -> None:
     ends = {"norm": B * (L * D + 2), "head": B * D}  # the norm sees CLS, which keeps all tokens
     saved = trace_operators(model.train(), images, train=True).saved_bytes
     assert {path: size // 4 for path, size in saved.items()} == ends | in_each_block(block)
+
+
+@pytest.mark.parametrize("name", ["plain", "vit_layer6_32", "cifar_lightweight_vit", "timm:xcit_nano_12_p16_224"])
+def test_what_is_saved_is_what_stays_alive_beside_the_output(name: str) -> None:
+    model, images = plain_vit() if name == "plain" else fake_of(name, batch=2)
+    model.train()
+    saved = trace_operators(model, images, train=True).saved_bytes
+    before = {"weights": [*model.parameters(), *model.buffers()], "batch": [images]}
+    with without_fast_path(), TensorAccount(before) as account:
+        output = model(images)
+    changes = [event.change for event in account.events]
+    alive = account.parts_at(len(changes) - 1, changes)["activations"]
+    outputs = sum(one.untyped_storage().nbytes() for one in ([output] if isinstance(output, Tensor) else output))
+    assert sum(saved.values()) == alive - outputs
 
 
 # Attribution in the backward pass

@@ -20,7 +20,7 @@ def _card_to_text(card: dict[str, Any]) -> str:
     dead = card["params_without_gradient"]
     config = ", ".join(f"{key} {value}" for key, value in card["config"].items())
     lines = [
-        f"{card['model']}  ({height}x{width} px, {_shape_words(card)})",
+        f"{card['model']}  ({height}x{width} px, {shape_words(card)})",
         f"  {card['summary']}" if card["summary"] else "",
         f"  source        {card['source']}" if card["source"] else "",
         f"  parameters    {card['params']:,} ({card['params_bytes'] / 1e6:.1f} MB), "
@@ -102,7 +102,7 @@ def audits_to_text(audits: Sequence[Mapping[str, Any]]) -> str:
 def _audit_to_text(audit: Mapping[str, Any]) -> str:
     size = format_image_size((audit["image_size"][0], audit["image_size"][1]))
     parts = [
-        f"{audit['model']}  ({size} px, {_shape_words(audit)}, {audit['attention']} attention), one image",
+        f"{audit['model']}  ({size} px, {shape_words(audit)}, {audit['attention']} attention), one image",
         _indented(_counters_text(audit), 2),
         _executed_text(audit.get("executed")),
         "  products, which is what FLOPs means here (a multiply-add is two)\n"
@@ -192,7 +192,7 @@ def _table(rows: Sequence[Sequence[Any]], headings: Sequence[str] = (), **alignm
     return tabulate(rows, headings, tablefmt="plain", disable_numparse=True, **alignment)
 
 
-def _shape_words(answer: Mapping[str, Any]) -> str:
+def shape_words(answer: Mapping[str, Any]) -> str:
     """``1000 classes``, also ``4 channels`` where the images have others than three."""
     channels = answer["in_channels"]
     other = f", {channels} channel{'s' if channels > 1 else ''}" if channels != RGB else ""

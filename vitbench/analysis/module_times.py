@@ -1,0 +1,102 @@
+"""Time the modules of a model by hooks, in turns with calls without hooks, which say what the hooks cost."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vitbench.devices import Device
+from vitbench.metrics.support.subject import Subject, without_garbage_collection
+
+#: Rounds of one call with hooks and one without: until these seconds have passed, within these limits.
+ROUND_SECONDS, FEWEST_ROUNDS, MOST_ROUNDS = 4.0, 5, 50
+_WARM_UP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleTimes:
+    """Medians over ``rounds``, in seconds: ``own_s`` by module path, without the modules inside; ``call_s`` and
+    ``hooked_call_s`` of a whole call without and with hooks. ``hook_ratio``: quartiles of their ratio.
+    """
+
+    own_s: Mapping[str, float]
+    call_s: float
+    hooked_call_s: float
+    hook_ratio: tuple[float, float, float]
+    rounds: int
+
+
+def time_modules(subject: Subject) -> ModuleTimes:
+    """Times of one forward pass of the subject's batch. The device is synchronised wherever a module begins or ends."""
+    plain: list[float] = []
+    hooked: list[float] = []
+    own: dict[str, list[float]] = {}
+
+    def one(calls: list[float], path_times: dict[str, float] | None) -> None:
+        with contextlib.nullcontext() if path_times is None else _hooks(subject.model, subject.device, path_times):
+            calls.append(_seconds(subject.forward, subject.device))
+
+    for _ in range(_WARM_UP):
+        one([], {})
+        one([], None)
+    began = time.perf_counter()
+    with without_garbage_collection():
+        while len(plain) < FEWEST_ROUNDS or (len(plain) < MOST_ROUNDS and time.perf_counter() - began < ROUND_SECONDS):
+            taken: dict[str, float] = {}
+            turns: list[Callable[[], None]] = [lambda: one(plain, None), lambda taken=taken: one(hooked, taken)]  # type: ignore[misc]
+            for turn in turns if len(plain) % 2 else reversed(turns):
+                turn()
+            for path, seconds in taken.items():
+                own.setdefault(path, []).append(seconds)
+    ratios = [with_hooks / without for with_hooks, without in zip(hooked, plain, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return ModuleTimes(
+        own_s={path: statistics.median(seconds) for path, seconds in own.items()},
+        call_s=statistics.median(plain),
+        hooked_call_s=statistics.median(hooked),
+        hook_ratio=(low, middle, high),
+        rounds=len(plain),
+    )
+
+
+def _seconds(call: Callable[[], Any], device: Device) -> float:
+    device.synchronize()
+    began = time.perf_counter()
+    call()
+    device.synchronize()
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _hooks(model: nn.Module, device: Device, own: dict[str, float]) -> Iterator[None]:
+    """Add the seconds of each module, without those of the modules inside it, to ``own``."""
+    running: list[list[float]] = []  # of each running module: its start, the seconds of the modules inside it
+
+    def begin(_: nn.Module, __: Any) -> None:
+        device.synchronize()
+        running.append([time.perf_counter(), 0.0])
+
+    def end_of(path: str) -> Callable[..., None]:
+        def end(_: nn.Module, __: Any, ___: Any) -> None:
+            device.synchronize()
+            started, inside = running.pop()
+            seconds = time.perf_counter() - started
+            own[path] = own.get(path, 0.0) + seconds - inside
+            if running:
+                running[-1][1] += seconds
+
+        return end
+
+    handles = [module.register_forward_pre_hook(begin) for module in model.modules()]
+    handles += [module.register_forward_hook(end_of(path)) for path, module in model.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

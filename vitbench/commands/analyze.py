@@ -1,0 +1,53 @@
+"""``vitbench analyze``: what each module, operator or block of a model costs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from typer import Option
+
+from vitbench.commands import options
+from vitbench.commands.output import print_answers
+
+EXAMPLES = """
+vitbench analyze vit_base16
+vitbench analyze timm:swin_tiny_patch4_window7_224 --depth 2
+vitbench analyze vit_base16 --by op --attention explicit
+vitbench analyze cifar_dynamic_vit_pruned --by block --time
+"""
+
+
+def analyze(
+    models: options.Models,
+    image_size: options.ImageSize = None,
+    num_classes: options.NumClasses = None,
+    in_channels: options.InChannels = 3,
+    batch_size: Annotated[int, Option(metavar="N", help="Images in a batch.")] = 1,
+    by: Annotated[str, Option(help="What is listed: module, op or block.")] = "module",
+    attention: Annotated[str, Option(help="fused or explicit.")] = "fused",
+    depth: Annotated[int, Option(metavar="N", min=0, help="Levels of modules in the table.")] = 4,
+    time: Annotated[bool, Option("--time", help="Measure the time of each module on --device.")] = False,
+    device: options.Device = "cpu",
+    allow_import: options.AllowImport = False,
+    json: options.JsonArray = False,
+) -> int:
+    """Show what each module costs: FLOPs, saved activations, bytes moved.
+
+    FLOPs forward and backward. All but --time is counted without allocating the model.
+    """
+    from vitbench.analysis.cost_text import costs_to_text
+    from vitbench.analysis.costs import analyze_models
+
+    if allow_import:
+        options.allow_imports()
+    answers = analyze_models(
+        models,
+        image_size=image_size,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        batch_size=batch_size,
+        by=by,
+        attention=attention,
+        time_on=device if time else None,
+    )
+    return print_answers(answers, lambda found: costs_to_text(found, depth=depth), json)
