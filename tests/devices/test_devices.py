@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,3 +213,20 @@ def test_autocast_is_on_for_amp_only() -> None:
         with device.autocast(name):
             product[name] = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
     assert product == {"fp32": torch.float32, "amp": torch.bfloat16}
+
+
+def test_caches_of_the_processor_are_the_kernels_without_the_first_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, (level, kind, size) in enumerate(
+        [("1", "Data", "32K"), ("1", "Instruction", "32K"), ("2", "Unified", "1024K"), ("3", "Unified", "32768K")]
+    ):
+        folder = tmp_path / f"index{number}"
+        folder.mkdir()
+        for name, text in (("level", level), ("type", kind), ("size", size)):
+            (folder / name).write_text(f"{text}\n")
+    monkeypatch.setattr("vitbench.devices.cpu.CPU_CACHES", tmp_path)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert open_device("cpu").caches() == (2**20, 2**25)
+    monkeypatch.setattr("vitbench.devices.cpu.CPU_CACHES", tmp_path / "nowhere")
+    assert open_device("cpu").caches() == ()

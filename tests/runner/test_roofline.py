@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.hostile.asking import ask
 from tests.launching import SharedLauncher
 from tests.reports.fabricate import full_run, write_run
 from vitbench.analysis.roofline import MachineRoof, Sweep
-from vitbench.core.errors import DeviceError, RunFolderError, UsageError
+from vitbench.core.errors import DeviceError, RunFolderError, Unsupported, UsageError
 from vitbench.core.run_folder import ROOFLINE
 from vitbench.executors.launcher import Launcher
 from vitbench.executors.protocol import MeasureRoof
@@ -171,6 +172,16 @@ def test_a_run_gets_its_roof_and_a_new_report(
     assert " % of roof b2 " in (tmp_path / "run" / "report.md").read_text()
     with pytest.raises(RunFolderError, match="no timed cell of that device and number of threads, but of cpu with 1"):
         add_roof(tmp_path / "run", threads=2)
+
+
+def test_without_a_roof_nothing_is_written(lent: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One round shows no spread, so that every value is refused."""
+    folder = write_run(tmp_path / "run", full_run())
+    monkeypatch.setattr(roofline, "environment_differences", lambda *_: [])
+    with pytest.raises(Unsupported, match=r"No share without a roof: fp32: .* Nothing was written"):
+        add_roof(folder, sweep=replace(TINY, rounds=1, most_rounds=1))
+    assert not (folder / ROOFLINE).exists()
+    assert not (folder / "report.md").exists()
 
 
 def test_a_run_of_another_machine_is_refused(lent: None, tmp_path: Path) -> None:

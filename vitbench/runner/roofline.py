@@ -69,7 +69,8 @@ def add_roof(
     ``dtypes``), and the cells' time at it; write ``roofline.json`` and the report. Returns what was written.
 
     ``device`` and ``threads`` choose among the cells. Raises UsageError as ``roof_alone`` does, RunFolderError if the
-    folder holds no timed cell of them, or none that was measured in the present environment.
+    folder holds no timed cell of them, or none that was measured in the present environment, Unsupported if all of the
+    roof's compute or bandwidth is refused.
     """
     from vitbench.reports import write_report
 
@@ -91,6 +92,9 @@ def add_roof(
                 launcher, name, count, _products([*own, *wanted], low),
                 torch=described["libraries"]["versions"]["torch"], sweep=sweep or Sweep(), note=note,
             )  # fmt: skip
+            if not any(one.value for one in roof.compute.values()) or not any(one.value for one in roof.bandwidth):
+                name, reason = next(iter(roof.refused.items()))
+                raise Unsupported(f"No share without a roof: {name}: {reason}. Nothing was written")
             roofs.append(roof)
             for number, record in enumerate(records, 1):
                 note(f"[{number}/{len(records)}] {record.cell.label}: tracing its operators")
