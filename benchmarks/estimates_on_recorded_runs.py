@@ -30,7 +30,7 @@ from vitbench.runner.folder import suite_as_run
 from vitbench.runner.time_estimates import REPORT_S, Rates, TimeEstimates
 from vitbench.runner.training_plan import TrainingPlan
 from vitbench.suites import Suite
-from vitbench.suites.batch_search import base_of, guess_largest
+from vitbench.suites.batch_search import base_of, predictions_in
 from vitbench.training.data.images import DataInfo
 from vitbench.training.recipes import BUDGETS, load_recipe
 
@@ -106,18 +106,15 @@ def make(suite: Suite, records: Sequence[Record], flops_per_s: float, clock: Cal
     """The estimates as a plan makes them, of a calibration of ``flops_per_s``."""
     known: dict[str, Rates] = {}
     cells: dict[str, Cell] = {}
+    predictions = predictions_in(records)
     for record in records:
         cell = record.cell if suite.frontier is None else base_of(record.cell)
-        params, flops = (count(record, name) for name in ("params", "flops"))
         if cell.id not in cells:
-            largest = guess_largest(params, flops, cell.mode, float(suite.memory_limit or 1), cell.attention)
-            cells[cell.id], known[cell.id] = cell, Rates(flops, flops_per_s, largest)
+            predicted = predictions.get(cell.id)
+            flops = found.value if (found := record.measurement("flops")) and found.samples else 1e9
+            cells[cell.id] = cell
+            known[cell.id] = Rates(flops, flops_per_s, round(predicted.value) if predicted else None)
     return TimeEstimates(suite, list(cells.values()), training_of(suite, records), known, calls_a_turn=1, clock=clock)
-
-
-def count(record: Record, name: str) -> float:
-    found = record.measurement(name)
-    return found.value if found and found.samples else {"params": 5e6, "flops": 1e9}[name]
 
 
 def training_of(suite: Suite, records: Sequence[Record]) -> TrainingPlan | None:

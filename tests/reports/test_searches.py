@@ -16,18 +16,27 @@ from vitbench.reports.markdown.page import render_markdown, render_summary, sear
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.searches import find_searches, without_bounds
 from vitbench.reports.table import render_csv
-from vitbench.suites.batch_search import BOUND, expected_attempts
+from vitbench.suites.batch_search import BOUND, PREDICTED, expected_attempts
 
 CAP = "RLIMIT_DATA beyond the worker's size after imports"
 LIMIT = 512 * 2**20
 
 
 def attempt(
-    of: Cell, status: str = "ok", cause: str = "", *, bound: int = 1024, cap: str = CAP, **changes: Any
+    of: Cell,
+    status: str = "ok",
+    cause: str = "",
+    *,
+    bound: int = 1024,
+    predicted: int | None = None,
+    cap: str = CAP,
+    **changes: Any,
 ) -> Record:
     """An attempt whose peak is 100 MB and 7 MB an image."""
     peak = "training_peak_memory" if of.mode == "train" else "inference_peak_memory"
     found = [Measurement.single(BOUND, "image", bound, "doubling, then bisection")]
+    if predicted is not None:
+        found.append(Measurement.single(PREDICTED, "image", predicted, "made up"))
     if of.memory_limit is not None and cap:
         found.append(Measurement.single("memory_limit", "byte", of.memory_limit, cap))
     if status == "ok":
@@ -45,14 +54,15 @@ def search(
     bound: int = 1024,
     ending: tuple[str, str] = ("oom", "out_of_memory"),
     model: str = "vit_micro",
+    predicted: int | None = None,
     **fields: Any,
 ) -> list[Record]:
     """All attempts of a search where ``limit`` images fit; ``ending`` is what becomes of larger ones."""
     fields = {"memory_limit": LIMIT, "image_size": (224, 224), **fields}
     records = []
-    for batch in expected_attempts(limit, bound):
+    for batch in expected_attempts(limit, bound, predicted):
         status, cause = ("ok", "") if batch <= limit else ending
-        records.append(attempt(cell(model, batch, **fields), status, cause, bound=bound))
+        records.append(attempt(cell(model, batch, **fields), status, cause, bound=bound, predicted=predicted))
         if status not in ("ok", "oom", "killed"):
             break
     return records
@@ -129,6 +139,15 @@ def test_each_search_tells_its_peak_how_it_failed_and_the_cap() -> None:
         "limit": f"{LIMIT} bytes: {CAP}",
         "attempts": "8",
     }
+
+
+def test_a_search_that_began_at_a_prediction_tells_it_beside_its_attempts() -> None:
+    _, (line, other) = section(search(12, predicted=11), search(12, model="vit_big"))
+    assert list(line)[-2:] == ["attempts", "predicted"]
+    assert (line["largest batch"], line["attempts"], line["predicted"]) == ("12", "4", "11")
+    assert (other["largest batch"], other["attempts"], other["predicted"]) == ("12", "8", "–")
+    _, (nothing,) = section(search(0, predicted=0))
+    assert (nothing["largest batch"], nothing["attempts"], nothing["predicted"]) == ("0", "1", "0")
 
 
 def test_a_kill_tells_its_signal_and_a_failure_its_cause_once() -> None:

@@ -13,6 +13,7 @@ from vitbench.core.records import Cell, Measurement, Record
 from vitbench.executors.protocol import TrainingStep
 from vitbench.runner.time_estimates import REPORT_S, Rates, TimeEstimates
 from vitbench.runner.training_plan import TrainingPlan
+from vitbench.suites.batch_search import expected_attempts
 from vitbench.suites.loading import make_suite
 from vitbench.training.data.images import DataInfo
 from vitbench.training.recipes import load_recipe
@@ -47,10 +48,10 @@ class Play:
         cells: list[Cell],
         rate: float,
         plan: TrainingPlan | None = None,
-        largest: int = 0,
+        predicted: int | None = None,
     ) -> None:
         self.now = 0.0
-        known = {one.id: Rates(FLOPS[one.model], rate, largest) for one in cells}
+        known = {one.id: Rates(FLOPS[one.model], rate, predicted) for one in cells}
         suite = make_suite({"name": "x", "models": ["vit_basic"], **content}, "x.toml")
         self.estimates = TimeEstimates(suite, cells, plan, known, clock=lambda: self.now)
         self.said: list[tuple[float, float]] = []
@@ -178,12 +179,17 @@ def test_earlier_sessions_of_a_run_teach() -> None:
     assert resumed.left() < fresh.left() / 10
 
 
-def test_a_search_expects_the_attempts_that_are_left() -> None:
+@pytest.mark.parametrize(
+    ("predicted", "largest", "max_batch"),
+    [(3, 3, 64), (None, 3, 9)],  # without a prediction the root of the bound is expected
+)
+def test_a_search_expects_the_attempts_that_are_left(predicted: int | None, largest: int, max_batch: int) -> None:
     bases = [cell("small"), cell("large")]
-    play = Play({"frontier": {"max_batch": 64}}, bases, 1e9, largest=3)
+    play = Play({"frontier": {"max_batch": max_batch}}, bases, 1e9, predicted=predicted)
     before = play.left()
     taken = 0.0
-    for batch, status in ((1, "ok"), (2, "ok"), (4, "oom"), (3, "ok")):
+    for batch in expected_attempts(largest, max_batch, predicted):
+        status = "ok" if batch <= largest else "oom"
         one = replace(bases[0], batch_size=batch)
         seconds = 0.4 + batch * (4.0 if status == "ok" else 1.0)
         play.estimates.cell_started(one)
@@ -193,6 +199,15 @@ def test_a_search_expects_the_attempts_that_are_left() -> None:
     play.estimates.search_done(bases[0])
     assert play.left() < before - taken
     assert play.left() == pytest.approx(4 * taken, rel=0.3)  # as many attempts, of four times the FLOPs
+
+
+def test_a_search_begins_at_its_prediction_unless_that_takes_longer_than_the_timeout() -> None:
+    base = cell("small")
+    for rate, predicted, begins in ((1e9, 10, True), (1e9, 10_000, True), (1e9, 0, True), (1e5, 10, False)):
+        suite = {"frontier": {"max_batch": 16}, "timeout_s": 600}
+        estimates = Play(suite, [base], rate, predicted=predicted).estimates
+        assert estimates.start_of_search(base) == (predicted if begins else None)
+    assert Play(suite, [base], 1e9).estimates.start_of_search(base) is None
 
 
 def test_a_suite_of_counts_alone_needs_no_calibration() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,16 +21,17 @@ from tests.suites.batch_search_models import BYTES_AN_IMAGE
 from vitbench.cli import run_command
 from vitbench.core import run_folder as store
 from vitbench.core.errors import SuiteError
-from vitbench.core.records import Cell, Record
+from vitbench.core.records import Cell, Measurement, Record
 from vitbench.executors.launcher import Launcher
 from vitbench.runner.run import RunSummary, plan_suite, resume_run, run_suite
 from vitbench.suites import load_suite, make_suite, to_toml
 from vitbench.suites.batch_search import (
     BOUND,
+    PREDICTED,
     expected_attempts,
-    guess_largest,
     most_attempts,
     next_batch,
+    predictions_in,
     search,
     spell,
     stand,
@@ -48,10 +50,12 @@ def module(name: str) -> str:
 # what comes next
 
 
-def searched(limit: int, bound: int, start: dict[int, tuple[str, str]] | None = None) -> dict[int, tuple[str, str]]:
+def searched(
+    limit: int, bound: int, start: dict[int, tuple[str, str]] | None = None, predicted: int | None = None
+) -> dict[int, tuple[str, str]]:
     """A whole search where ``limit`` images fit; fails if it tries one twice."""
     attempts = dict(start or {})
-    while (batch := next_batch(attempts, bound)) is not None:
+    while (batch := next_batch(attempts, bound, predicted)) is not None:
         assert batch not in attempts
         assert 1 <= batch <= bound
         attempts[batch] = OK if batch <= limit else OOM
@@ -59,36 +63,74 @@ def searched(limit: int, bound: int, start: dict[int, tuple[str, str]] | None = 
 
 
 BOUNDS = st.integers(min_value=1, max_value=5000)
+PREDICTIONS = st.none() | st.integers(min_value=0, max_value=60_000)
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(limit=st.integers(min_value=0, max_value=6000), bound=BOUNDS)
-def test_a_search_finds_the_limit_to_one_image_in_few_attempts(limit: int, bound: int) -> None:
-    attempts = searched(limit, bound)
+@given(limit=st.integers(min_value=0, max_value=6000), bound=BOUNDS, predicted=PREDICTIONS)
+def test_a_search_finds_the_limit_to_one_image_in_few_attempts(limit: int, bound: int, predicted: int | None) -> None:
+    attempts = searched(limit, bound, predicted=predicted)
     found = stand(attempts, bound)
     assert found.largest == min(limit, bound)
     assert found.too_large == (limit + 1 if limit < bound else None)
     assert found.reached_bound == (limit >= bound)
     assert len(attempts) <= most_attempts(bound)
-    assert list(attempts) == expected_attempts(limit, bound)
+    assert list(attempts) == expected_attempts(limit, bound, predicted)
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(limit=st.integers(min_value=0, max_value=6000), bound=BOUNDS, known=st.integers(min_value=0, max_value=30))
-def test_a_search_that_was_stopped_goes_on_where_it_was(limit: int, bound: int, known: int) -> None:
-    whole = searched(limit, bound)
-    begun = dict(list(whole.items())[:known])
-    assert list(searched(limit, bound, begun)) == list(whole)
+@given(limit=st.integers(min_value=0, max_value=6000), bound=BOUNDS)
+def test_a_right_prediction_takes_two_attempts_or_one_at_the_bound(limit: int, bound: int) -> None:
+    attempts = list(searched(limit, bound, predicted=limit))
+    assert attempts == ([bound] if limit >= bound else [limit, limit + 1] if limit else [1])
+
+
+@pytest.mark.parametrize(
+    ("limit", "predicted", "attempts"),
+    [
+        (12, 11, [11, 12, 14, 13]),
+        (11, 12, [12, 11]),
+        (90, 100, [100, 99, 97, 91, 73, 82, 86, 88, 89, 90]),
+        (3, 0, [1, 2, 4, 3]),
+        (400, 320, [320, 321, 330, 350, 410, 380, 395, 402, 398, 400, 401]),
+        (1, 1000, [1000, 999, 969, 907, 721, 163, 1, 82, 41, 21, 11, 6, 3, 2]),
+    ],
+)
+def test_from_a_wrong_prediction_a_search_moves_by_growing_steps(
+    limit: int, predicted: int, attempts: list[int]
+) -> None:
+    assert list(searched(limit, 1024, predicted=predicted)) == attempts
 
 
 @settings(deadline=None)  # the machine may be busy
 @given(
-    limit=st.integers(min_value=0, max_value=600), bound=BOUNDS, lost=st.sets(st.integers(min_value=0, max_value=30))
+    limit=st.integers(min_value=0, max_value=6000),
+    bound=BOUNDS,
+    known=st.integers(min_value=0, max_value=30),
+    predicted=PREDICTIONS,
 )
-def test_whatever_records_are_lost_or_retried_the_limit_is_found_again(limit: int, bound: int, lost: set[int]) -> None:
-    whole = searched(limit, bound)
+def test_a_search_that_was_stopped_goes_on_where_it_was(
+    limit: int, bound: int, known: int, predicted: int | None
+) -> None:
+    whole = searched(limit, bound, predicted=predicted)
+    begun = dict(list(whole.items())[:known])
+    assert list(searched(limit, bound, begun, predicted)) == list(whole)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(
+    limit=st.integers(min_value=0, max_value=600),
+    bound=BOUNDS,
+    lost=st.sets(st.integers(min_value=0, max_value=30)),
+    before=PREDICTIONS,
+    now=PREDICTIONS,
+)
+def test_whatever_records_are_lost_or_retried_the_limit_is_found_again(
+    limit: int, bound: int, lost: set[int], before: int | None, now: int | None
+) -> None:
+    whole = searched(limit, bound, predicted=before)
     left = {batch: ending for number, (batch, ending) in enumerate(whole.items()) if number not in lost}
-    assert stand(searched(limit, bound, left), bound).largest == min(limit, bound)
+    assert stand(searched(limit, bound, left, now), bound).largest == min(limit, bound)
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -111,6 +153,32 @@ def test_another_failure_than_memory_ends_a_search_at_once(
     found = stand(attempts, bound)
     assert found.stopped_at == stopped_at
     assert found.largest == max((batch for batch, one in before.items() if one == OK), default=0)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(
+    works=st.integers(min_value=0, max_value=600),
+    fits=st.integers(min_value=0, max_value=600),
+    bound=st.integers(min_value=1, max_value=600),
+    predicted=PREDICTIONS,
+)
+def test_a_prediction_beyond_what_works_loses_nothing_that_does(
+    works: int, fits: int, bound: int, predicted: int | None
+) -> None:
+    """Batches beyond ``works`` time out, those beyond ``fits`` do not fit: most are tried by both kinds of search."""
+    attempts: dict[int, tuple[str, str]] = {}
+    while (batch := next_batch(attempts, bound, predicted)) is not None:
+        assert batch not in attempts
+        attempts[batch] = OOM if batch > fits else ("timeout", "timeout") if batch > works else OK
+    found = stand(attempts, bound)
+    assert len(attempts) <= most_attempts(bound)
+    if fits <= works or works >= bound:
+        assert found.largest == min(fits, bound)
+        assert found.stopped_at is None
+    else:  # at least what doubling finds
+        assert works // 2 < max(found.largest, 1) <= max(works, 1)
+        assert found.stopped_at is not None
+        assert found.stopped_at > works
 
 
 @pytest.mark.parametrize("ending", [OOM, ("oom", "oom_single_buffer"), KILLED, ("killed", "oom_kill")])
@@ -148,13 +216,6 @@ def test_a_retried_search_starts_from_what_still_counts() -> None:
 )
 def test_what_a_search_found_is_spelt(attempts: dict[int, tuple[str, str]], text: str) -> None:
     assert spell(attempts, 8) == text
-
-
-def test_the_guess_for_estimates_is_near_what_a_vit_base_takes() -> None:
-    # 12 N D 4 bytes a picture: 7.3 MB at 224 px beside 346 MB of weights
-    assert guess_largest(86.6e6, 35.1e9, "infer", 2 * 2**30) == pytest.approx((2**31 - 346e6) / 7.3e6, rel=0.1)
-    assert guess_largest(86.6e6, 35.1e9, "train", 2**30) == 0  # 1.4 GB of weights, gradients and states
-    assert guess_largest(0, 0, "infer", 1e6) > 0
 
 
 # what holds the limit
@@ -300,7 +361,16 @@ def server(fork_server: Launcher) -> Iterator[list[SharedLauncher]]:
 LIMIT = 128 * 2**20
 BOUND_HERE = 50
 NAMES = (
-    *("holds", "crashes_without_memory", "works", "killed_above_5", "crashes_at_4", "breaks_at_4", "hangs_at_4"),
+    *(
+        "holds",
+        "keeps",
+        "crashes_without_memory",
+        "works",
+        "killed_above_5",
+        "crashes_at_4",
+        "breaks_at_4",
+        "hangs_at_4",
+    ),
     *("lacks_an_operator", "never_fits"),
 )
 
@@ -339,6 +409,23 @@ def test_the_largest_batch_is_what_the_limit_has_room_for(run: RunSummary, mode:
     # some 20 MiB of a worker that works are no tensors of this model
     least = (LIMIT - 24 * 2**20) // (held * BYTES_AN_IMAGE)
     assert least <= int(found_by(run, "holds", mode)) < room
+
+
+@pytest.mark.integration
+@linux
+def test_a_search_begins_at_the_batch_that_a_trace_predicts(run: RunSummary) -> None:
+    attempts = by_search(run.records)["keeps", "infer"]
+    (predicted,) = {record.measurement(PREDICTED) for record in attempts.values()}
+    assert predicted is not None
+    tensors = LIMIT - 8 * 2**20  # what a worker leaves to them
+    assert predicted.value == (tensors - 1) // BYTES_AN_IMAGE  # the model has weights, too
+    assert predicted.method.startswith(f"traces on fake tensors, {tensors} bytes for tensors, torch ")
+    assert next(iter(attempts)) == predicted.value
+    assert abs(int(found_by(run, "keeps")) - predicted.value) <= 2
+    assert len(attempts) <= 4
+    doubled = by_search(run.records)["holds", "infer"]  # it reads a number, which no trace can
+    assert list(doubled)[:3] == [1, 2, 4]
+    assert not [record for record in doubled.values() if record.measurement(PREDICTED)]
 
 
 @pytest.mark.integration
@@ -400,8 +487,10 @@ def test_a_crash_is_laid_to_the_limit_if_there_is_none_without_it(run: RunSummar
 @pytest.mark.integration
 @linux
 def test_batches_that_do_not_fit_are_no_failures_of_a_search(run: RunSummary) -> None:
-    failed = sorted((record.cell.model.rpartition(":")[2], record.cell.batch_size) for record in run.failed)
-    assert failed == [("breaks_at_4", 4), ("crashes_at_4", 4), ("hangs_at_4", 4), ("lacks_an_operator", 1)]
+    failed = {(record.cell.model.rpartition(":")[2], record.cell.batch_size) for record in run.failed}
+    # the prediction led to the bound, then the search doubled the batch from 1
+    predicted = {(name, batch) for name in ("breaks_at_4", "crashes_at_4", "hangs_at_4") for batch in (4, BOUND_HERE)}
+    assert failed == predicted | {("lacks_an_operator", 1)}
 
 
 @pytest.mark.integration
@@ -449,7 +538,7 @@ def test_dry_run_counts_searches(
     assert run_command(["run", "--suite", str(suite), "--allow-import", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "2 searches of at most 14 attempts, about" in out
-    assert f"{module('works')} 8px cpu fp32 infer, batches up to 64  (1 thread)" in out
+    assert re.search(rf"{module('works')} 8px cpu fp32 infer, batches up to 64, predicted \d+  \(1 thread\)", out)
     plan = plan_suite(str(suite), allow_import=True)
     assert [cell.batch_size for cell in plan.cells] == [1, 1]
 
@@ -469,10 +558,10 @@ def test_the_command_searches_prints_and_writes(
     assert {line["limit"] for line in limits} == {"the search's own bound of 3"}
     assert f"Wrote {folder / 'report.md'}" in printed.out
     assert "4 searches, about" in printed.err
-    assert f"[1/4] {module('works')} 8px b2 cpu fp32 infer: ok" in printed.err
-    assert f"[4/4] {module('works')} 16px cpu fp32 train: largest batch: >=3" in printed.err
+    assert f"[1/4] {module('works')} 8px b3 cpu fp32 infer: ok" in printed.err
+    assert f"[4/4] {module('works')} 16px cpu fp32 train: largest batch: >=3 in 1 attempt (predicted " in printed.err
     records = store.read_records(folder)
-    assert len(records) == 4 * 3
+    assert len(records) == 4
     assert not [record for record in records if record.measurement("memory_limit")]  # none was asked for
     assert run_command(["report", str(folder)]) == 0
     assert tables(capsys.readouterr().out) == [inference, training, limits]
@@ -546,8 +635,10 @@ class Measured:
     def search_done(self, cell: Cell, found: str) -> None:
         self.found.append(found)
 
-    def search(self, limit: int | None) -> list[Record]:
-        return list(search([cell("it", limit=limit)], [], 8, self.measure, self))
+    def search(self, limit: int | None, predicted: Measurement | None = None) -> list[Record]:
+        base = cell("it", limit=limit)
+        predictions = {base.id: predicted} if predicted else {}
+        return list(search([base], [], predictions, 8, self.measure, self))
 
 
 @pytest.mark.parametrize("ending", [("killed", "crash"), ("error", "exit"), ("error", "exception")])
@@ -555,7 +646,7 @@ class Measured:
 def test_what_fails_under_a_limit_alone_is_laid_to_the_limit(ending: tuple[str, str], without: tuple[str, str]) -> None:
     measured = Measured(ending, without)
     (failed,) = [one for one in measured.search(2**30) if one.cell.batch_size > 3]
-    assert measured.found == ["3"]
+    assert measured.found == ["3 in 4 attempts"]
     assert (failed.status, failed.cause, failed.cell.memory_limit) == (ending[0], "probable_oom", 2**30)
     assert failed.detail.startswith("it failed; without the memory limit ")
 
@@ -564,7 +655,7 @@ def test_what_fails_under_a_limit_alone_is_laid_to_the_limit(ending: tuple[str, 
 def test_what_fails_without_the_limit_too_ends_the_search(ending: tuple[str, str]) -> None:
     measured = Measured(ending, ending)
     failed = measured.search(2**30)[-1]
-    assert measured.found == [f"2 ({ending[0]}@4)"]
+    assert measured.found == [f"2 ({ending[0]}@4) in 3 attempts"]
     assert (failed.status, failed.cause) == ending
     assert failed.detail == f"it failed; without the memory limit also {ending[0]}"
 
@@ -577,3 +668,14 @@ def test_nothing_else_is_tried_twice(ending: tuple[str, str], limit: int | None)
     measured.search(limit)
     assert len({one.batch_size for one in measured.cells}) == len(measured.cells)
     assert {one.memory_limit for one in measured.cells} == {limit}
+
+
+def test_each_attempt_keeps_the_prediction_that_its_search_began_at() -> None:
+    measured = Measured(OOM, OOM)
+    predicted = Measurement.single(PREDICTED, "image", 2, "made up")
+    records = measured.search(2**30, predicted)
+    assert [one.cell.batch_size for one in records] == [2, 3, 5, 4]
+    assert [one.measurement(PREDICTED) for one in records] == [predicted] * 4
+    assert measured.found == ["3 in 4 attempts (predicted 2)"]
+    begun = predictions_in([*records, record(cell("before"), "ok")])
+    assert begun == {cell("it", limit=2**30).id: predicted, cell("before").id: None}

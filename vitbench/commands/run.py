@@ -113,8 +113,11 @@ def _print_plan(plan: Plan) -> None:
 
     bound = plan.suite.frontier.max_batch if plan.suite.frontier else None
     for cell in plan.cells:
-        label = printable(cell.label if bound is None else f"{search_label(cell)}, batches up to {bound}")
-        print(f"{plan.estimates[cell.id]:7.1f} s  {label}  ({cell.threads} thread{'s' if cell.threads > 1 else ''})")
+        label = cell.label if bound is None else f"{search_label(cell)}, batches up to {bound}"
+        if (predicted := plan.predictions.get(cell.id)) is not None:
+            label += f", predicted {predicted.value:.0f}"
+        threads = f"({cell.threads} thread{'s' if cell.threads > 1 else ''})"
+        print(f"{plan.estimates[cell.id]:7.1f} s  {printable(label)}  {threads}")
     count = len(plan.cells)
     training = sum(plan.estimates[cell.id] for cell in plan.cells if cell.tests)
     part = f", of which training {format_duration(training)}" if training else ""

@@ -61,7 +61,7 @@ Samples = tuple[tuple[Annotated[float, _Finite], ...], ...]
 #: Metrics of one value, with its type: counts, shares, and the bounds of a search.
 _ONE_VALUE: dict[str, Any] = {
     **dict.fromkeys(("params", "trainable_params", "params_without_gradient", "buffers", "memory_limit"), Count),
-    **dict.fromkeys(("training_images", "training_steps", "training_batch_size"), Count),
+    **dict.fromkeys(("training_images", "training_steps", "training_batch_size", "frontier_predicted"), Count),
     **dict.fromkeys(("test_images", "frontier_bound", "classes_without_images"), Positive),
     **dict.fromkeys(("accuracy", "macro_f1", "macro_f1_present"), Share),
 }

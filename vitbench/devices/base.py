@@ -125,6 +125,13 @@ class Device:
         """
         return ""
 
+    def memory_for_tensors(self, limit: int | None) -> int | None:
+        """About the bytes that a worker's tensors may take under ``limit``, or without one; None if that is unknown.
+
+        For predictions, never for results.
+        """
+        return None
+
     def reserved_memory(self) -> dict[str, tuple[int, str]]:
         """What the system holds now for this process beyond live tensors: name -> (bytes, method)."""
         return {}

@@ -90,6 +90,13 @@ class TraceWork:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictLargest:
+    """What is the largest batch of a cell likely to be? ``batch`` and its ``method``, or the ``unsupported`` reason."""
+
+    cell: Cell
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fetch:
     """Download a data set if it is not there, while a failure wastes no measurement."""
 
@@ -171,7 +178,19 @@ class Turn:
     after_last: Mapping[str, Any] | None = None
 
 
-Question = Describe | Match | Inspect | Digest | TryWeights | Calibrate | MeasureRoof | TraceWork | Fetch | CountExact
+Question = (
+    Describe
+    | Match
+    | Inspect
+    | Digest
+    | TryWeights
+    | Calibrate
+    | MeasureRoof
+    | TraceWork
+    | PredictLargest
+    | Fetch
+    | CountExact
+)
 Task = Question | Measure | RunReference
 
 

@@ -317,6 +317,26 @@ def trace_work(question: protocol.TraceWork) -> Answers:
         yield {"unsupported": failure_of(error, question.cell).detail}
 
 
+def predict_largest(question: protocol.PredictLargest) -> Answers:
+    """By traces on fake tensors: nothing is loaded or allocated."""
+    import torch
+
+    cell = question.cell
+    memory_bytes = open_device(cell.device).memory_for_tensors(cell.memory_limit)
+    if memory_bytes is None:
+        yield {"unsupported": f"there is no model of the memory of {cell.device}"}
+        return
+    try:
+        from vitbench.metrics.predicted_memory import batch_trace
+
+        batch = batch_trace(cell).largest(memory_bytes)
+    except Exception as error:  # the edge: a search without a prediction begins at one image
+        yield {"unsupported": failure_of(error, cell).detail}
+        return
+    method = f"traces on fake tensors, {memory_bytes} bytes for tensors, torch {torch.__version__}"
+    yield {"batch": batch, "method": method}
+
+
 _ANSWERS: dict[type, Callable[[Any], Answers]] = {
     protocol.Describe: describe,
     protocol.Match: match,
@@ -327,6 +347,7 @@ _ANSWERS: dict[type, Callable[[Any], Answers]] = {
     protocol.Calibrate: calibrate,
     protocol.MeasureRoof: measure_roof,
     protocol.TraceWork: trace_work,
+    protocol.PredictLargest: predict_largest,
 }
 
 

@@ -6,18 +6,18 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vitbench.core.errors import USAGE_CAUSES, DeviceError, UsageError
-from vitbench.core.records import Cell, format_image_size
+from vitbench.core.errors import USAGE_CAUSES, DeviceError, UsageError, WorkerError
+from vitbench.core.records import Cell, Measurement, Record, format_image_size
 from vitbench.core.registry import METRICS
 from vitbench.devices import canonical_device_name, open_device
 from vitbench.devices.host.environment import capture_environment, default_threads, hash_environment
 from vitbench.executors.conversation import Outcome, ask
 from vitbench.executors.launcher import Launcher
-from vitbench.executors.protocol import Describe, Digest, Fetch, Inspect, Match, TryWeights
+from vitbench.executors.protocol import Describe, Digest, Fetch, Inspect, Match, PredictLargest, TryWeights
 from vitbench.metrics.support.in_process import WeightsFile
 from vitbench.models.cards import PRETRAINED, is_external, is_pattern, model_registry
 from vitbench.models.weights.claimed import check_no_file
@@ -35,6 +35,7 @@ from vitbench.suites import (
     expand,
     with_training_size,
 )
+from vitbench.suites.batch_search import PREDICTED, predictions_in, search_label
 
 #: Counted for every plan: estimates need them.
 _ALWAYS_COUNTED = ("params", "flops")
@@ -46,7 +47,9 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. ``static`` holds the outcomes of parameters and FLOPs."""
+    """What a run will do. ``static`` holds the outcomes of parameters and FLOPs, ``predictions`` the largest batches
+    that searches begin at, by the id of their cell.
+    """
 
     suite: Suite
     cells: list[Cell]
@@ -54,6 +57,7 @@ class Plan:
     static: Mapping[StaticKey, Outcome]
     estimates: TimeEstimates
     environment: Mapping[str, Any]
+    predictions: Mapping[str, Measurement] = field(default_factory=dict)
 
     @property
     def environment_hash(self) -> str:
@@ -144,12 +148,20 @@ def _check_weights_option(suite: Suite) -> None:
 
 
 def make_plan(
-    suite: Suite, launcher: Launcher, note: Note, *, allow_many_cells: bool = False, allow_downloads: bool = True
+    suite: Suite,
+    launcher: Launcher,
+    note: Note,
+    *,
+    done: Sequence[Record] = (),
+    allow_many_cells: bool = False,
+    allow_downloads: bool = True,
 ) -> Plan:
-    """Find the devices, look every model up, count parameters and FLOPs, expand to cells, estimate the time.
+    """Find the devices, look every model up, count parameters and FLOPs, expand to cells, predict where searches begin,
+    estimate the time.
 
-    Without ``allow_downloads`` published weights are not tried and no data set is fetched, which is noted. Raises
-    UsageError for illegal names, devices and sizes: before the first cell, not as its record.
+    ``done``: the records of earlier sessions. Without ``allow_downloads`` published weights are not tried and no data
+    set is fetched, which is noted. Raises UsageError for illegal names, devices and sizes: before the first cell, not
+    as its record.
     """
     note("Loading torch, looking for devices ...")
     launcher.wait_until_ready()
@@ -187,8 +199,11 @@ def make_plan(
         # no size can be refused, and no estimate is needed: counted cell by cell, each record written at once
         return Plan(suite, cells, training, {}, TimeEstimates(suite, cells, training, {}), environment)
     static = count_static(suite, cells, launcher, note)
-    estimates = make_estimates(suite, cells, training, static, launcher, described["devices"])
-    return Plan(suite, cells, training, static, estimates, environment)
+    predictions = predict_largest(suite, cells, done, launcher, note)
+    estimates = make_estimates(suite, cells, training, static, launcher, predictions)
+    starts = {cell.id for cell in cells if cell.id in predictions and estimates.start_of_search(cell) is not None}
+    predictions = {key: one for key, one in predictions.items() if key in starts}
+    return Plan(suite, cells, training, static, estimates, environment, predictions)
 
 
 def look_up_models(suite: Suite, launcher: Launcher) -> tuple[Suite, dict[str, ModelFacts]]:
@@ -233,6 +248,35 @@ def count_static(suite: Suite, cells: list[Cell], launcher: Launcher, note: Note
             if outcome.failure is not None and outcome.failure.cause in USAGE_CAUSES:
                 raise UsageError(with_training_size(suite, cell, outcome.failure.detail))
     return outcomes
+
+
+def predict_largest(
+    suite: Suite, cells: Sequence[Cell], done: Sequence[Record], launcher: Launcher, note: Note
+) -> dict[str, Measurement]:
+    """The batches at which searches begin, by cell id, where they can be predicted; none for other suites.
+
+    A search with attempts among ``done`` keeps what it began with.
+    """
+    if suite.frontier is None:
+        return {}
+    begun = predictions_in(done)
+    found = {key: one for key, one in begun.items() if one is not None}
+    new = [cell for cell in cells if cell.id not in begun]
+    if new:
+        note(f"Predicting the largest batch of {len(new)} search{'es' if len(new) > 1 else ''} ...")
+    reasons = []
+    for cell in new:
+        try:
+            (answer,) = ask(launcher, PredictLargest(cell=cell), suite.timeout_s)
+        except WorkerError:  # a model's own code ran in it
+            answer = {"unsupported": "tracing it ended the worker"}
+        if "unsupported" in answer:
+            reasons.append(f"{search_label(cell)}: {answer['unsupported']}")
+        else:
+            found[cell.id] = Measurement.single(PREDICTED, "image", answer["batch"], answer["method"])
+    if reasons:
+        note(f"No prediction for {len(reasons)} of {len(new)}, which begin at 1 image. {reasons[0]}")
+    return found
 
 
 def _choose_devices(suite: Suite, found: Sequence[str]) -> Suite:

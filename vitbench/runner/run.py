@@ -127,7 +127,7 @@ def resume_run(
         for problem in store.set_damaged_lines_aside(path):
             reporter.warn(f"{problem}: set aside in {store.DAMAGED}, the cell is measured again")
         done = store.read_records(path) if (path / store.RECORDS).is_file() else []
-        plan = make_plan(suite, launcher, reporter.note, allow_many_cells=allow_many_cells)
+        plan = make_plan(suite, launcher, reporter.note, done=done, allow_many_cells=allow_many_cells)
         if not allow_changed_environment:
             refuse_changed_environment(path, plan)
         refuse_changed_checkpoint(path, plan, done)
@@ -176,7 +176,7 @@ def _write_records(
     writer = store.RecordWriter(folder, before_write=injector.before_write if injector else None)
     records = measurer.measure(cells)
     if searches is not None:
-        records = search(cells, kept, searches.max_batch, measurer.measure, progress)
+        records = search(cells, kept, plan.predictions, searches.max_batch, measurer.measure, progress)
     written = 0
     try:
         plan.estimates.begin(cells, kept)

@@ -17,13 +17,10 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
 
 from vitbench.core.errors import WorkerError
-from vitbench.core.records import Cell, Record
+from vitbench.core.records import Cell, Measurement, Record
 from vitbench.core.stats.relative import MIN_FIRST_STAGE
-from vitbench.devices import split_name
-from vitbench.devices.host.memory import available_memory
 from vitbench.executors.conversation import Outcome, ask
 from vitbench.executors.launcher import Launcher
 from vitbench.executors.protocol import Calibrate, TrainingStep
@@ -32,7 +29,7 @@ from vitbench.runner.static_counts import StaticKey, static_key
 from vitbench.runner.training_plan import TrainingPlan
 from vitbench.runner.turns import TURN_CALLS, TURN_S
 from vitbench.suites import Suite
-from vitbench.suites.batch_search import base_of, expected_attempts, guess_largest, is_too_large
+from vitbench.suites.batch_search import base_of, expected_attempts, is_too_large
 
 #: Seconds to start, load and end a process, beside its calls.
 _PROCESS_S = 0.4
@@ -77,12 +74,12 @@ def _id(cell: Cell) -> str:
 @dataclass(frozen=True)
 class Rates:
     """What is known of a cell before it runs: FLOPs of one image's forward pass, its device's FLOP/s, and the largest
-    batch that is likely to fit, where that is searched.
+    batch that is predicted, where that is searched.
     """
 
     flops: float
     flops_per_s: float
-    largest: int = 0
+    predicted: int | None = None
 
 
 class _Speed:
@@ -275,9 +272,20 @@ class TimeEstimates:
         self._since = self._clock()
 
     def search_done(self, base: Cell) -> None:
-        """The search that starts from ``base`` is over."""
+        """The search of ``base`` is over."""
         self._todo.pop(_id(base), None)
         self._now, self._since = [], self._clock()
+
+    def start_of_search(self, base: Cell) -> int | None:
+        """The predicted largest batch of ``base``, unless an attempt at it would take longer than the timeout: then a
+        search had better come from below.
+        """
+        assert self.suite.frontier is not None
+        predicted = self._rates(base).predicted
+        if predicted is None:
+            return None
+        first = min(max(predicted, 1), self.suite.frontier.max_batch)
+        return predicted if self._attempt_seconds(base, first, fits=True) <= self.suite.timeout_s else None
 
     # What parts there are, and how long each takes
 
@@ -384,14 +392,21 @@ class TimeEstimates:
     def _search_seconds(self, base: Cell) -> float:
         """A batch search, or the rest of one: an attempt that takes longer than the timeout ends it."""
         assert self.suite.frontier is not None
-        largest, total = self._rates(base).largest, 0.0
-        for batch in expected_attempts(largest, self.suite.frontier.max_batch, self._attempts.get(_id(base), {})):
-            cell = replace(base, batch_size=batch)
-            seconds = self._seconds(cell, self._parts(cell) if batch <= largest else ["too large"])
+        max_batch, total = self.suite.frontier.max_batch, 0.0
+        predicted = self.start_of_search(base)
+        largest = self._rates(base).predicted
+        if largest is None:
+            largest = math.isqrt(max_batch)  # anything: half of the doublings
+        for batch in expected_attempts(largest, max_batch, predicted, self._attempts.get(_id(base), {})):
+            seconds = self._attempt_seconds(base, batch, fits=batch <= largest)
             total += min(seconds, self.suite.timeout_s)
             if seconds > self.suite.timeout_s:
                 break
         return total
+
+    def _attempt_seconds(self, base: Cell, batch: int, *, fits: bool) -> float:
+        cell = replace(base, batch_size=batch)
+        return self._seconds(cell, self._parts(cell) if fits else ["too large"])
 
     def _rates(self, cell: Cell) -> Rates:
         return self._known[self._base_id(cell)]
@@ -454,21 +469,20 @@ def make_estimates(
     training: TrainingPlan | None,
     static: Mapping[StaticKey, Outcome],
     launcher: Launcher,
-    devices: Mapping[str, Mapping[str, Any]],
+    predictions: Mapping[str, Measurement],
 ) -> TimeEstimates:
-    """The estimates of a plan. ``devices``: the facts of each."""
+    """The estimates of a plan. ``predictions``: the largest batches of searches by cell id, where there are any."""
     rates = {device: _flops_per_s(device, cells, launcher) for device in {cell.device for cell in cells}}
     known = {}
     for cell in cells:
         counts = {
             one.metric: one.value
             for one in static[static_key(cell)].measurements
-            if one.metric in ("params", "flops") and one.status == "ok"
+            if one.metric == "flops" and one.status == "ok"
         }
-        params, flops = counts.get("params", 1e7), max(counts.get("flops", 1e9), 1.0)
-        memory = _memory_bytes(suite, cell.device, devices[cell.device])
-        largest = guess_largest(params, flops, cell.mode, memory, cell.attention)
-        known[_id(cell)] = Rates(flops, rates[cell.device], largest)
+        predicted = predictions.get(_id(cell))
+        flops = max(counts.get("flops", 1e9), 1.0)
+        known[_id(cell)] = Rates(flops, rates[cell.device], round(predicted.value) if predicted else None)
     return TimeEstimates(suite, cells, training, known)
 
 
@@ -479,11 +493,3 @@ def _flops_per_s(device: str, cells: Sequence[Cell], launcher: Launcher) -> floa
     except WorkerError:  # a device that is full, or broken: its cells will report it, and an estimate stops nothing
         return _UNKNOWN_RATE
     return float(answer["flops_per_s"])
-
-
-def _memory_bytes(suite: Suite, device: str, facts: Mapping[str, Any]) -> float:
-    """What a cell may take there: the suite's limit, or what the machine has."""
-    if suite.memory_limit is not None:
-        return float(suite.memory_limit)
-    on_host = split_name(device)[0] == "cpu" or not facts.get("memory_bytes")
-    return float(available_memory() if on_host else facts["memory_bytes"])

@@ -1,8 +1,10 @@
 """Find the largest batch that fits. Loads no torch.
 
 A search belongs to a base cell (of batch 1) and tries batches of 1, 2, 4, ... up to a bound, then bisects between the
-largest that fits and the smallest that did not, to exactly one image. Each attempt is a cell and a record. The next one
-follows from the records alone, so that a stopped search can be resumed.
+largest that fits and the smallest that did not, to exactly one image. Where the largest batch is predicted it begins
+there, and moves on by growing steps until one batch fits and another does not: the prediction decides which batches are
+tried, never what is found. Each attempt is a cell and a record. The next one follows from the records alone, so that a
+stopped search can be resumed.
 """
 
 from __future__ import annotations
@@ -20,21 +22,16 @@ Attempts = Mapping[int, tuple[str, str]]
 #: The measurement that marks a record as an attempt; its value is the search's bound, in images.
 BOUND = "frontier_bound"
 _METHOD = "batches of 1, 2, 4, ... images up to this bound, then bisection to one image, each in fresh processes"
+#: The measurement of attempts whose search began at a prediction, in images.
+PREDICTED = "frontier_predicted"
 
 #: Causes that mean memory whatever the status.
 _FOR_MEMORY = ("probable_oom", "oom_kill")
 #: (status, cause) of libraries that get no memory for something small: they crash, exit, or report another error.
 _AMBIGUOUS = (("killed", "crash"), ("error", "exit"), ("error", "exception"))
 
-#: Bytes of live tensors at the peak of a plain ViT's call, over those of one layer's input (B, N, D): in inference what
-#: the widest layer holds, in training what all twelve keep for the backward pass. For estimates of time only.
-_LIVE = {"infer": 12.0, "train": 200.0}
-#: Matrices of N x N for each head that explicit attention holds then, and the usual width of a head.
-_LIVE_MATRICES = {"infer": 2.0, "train": 24.0}
-_HEAD_WIDTH = 64
-#: Weights, and in training their gradients and AdamW's two states.
-_COPIES_OF_WEIGHTS = {"infer": 1, "train": 4}
-_FP32_BYTES = 4
+#: The steps away from a prediction: 1 image, then at least this share of it, then the distance times so much.
+_FIRST_SHARE, _GROWTH = 1 / 32, 3
 
 
 def is_too_large(status: str, cause: str) -> bool:
@@ -47,7 +44,8 @@ class Standing:
     """The result of all attempts so far, in images a batch.
 
     ``largest``: the largest that fits, 0 if none is known. ``too_large``: the smallest beyond it that did not fit.
-    ``stopped_at``: the one that ended the search for another reason than memory.
+    ``stopped_at``: the smallest that failed for another reason than memory, below ``too_large``: none of this size or
+    beyond is tried.
     """
 
     largest: int
@@ -56,19 +54,36 @@ class Standing:
     max_batch: int
 
     @property
-    def next_batch(self) -> int | None:
-        """The batch to try next; None when the search is over."""
-        if self.stopped_at is not None or self.largest >= self.max_batch:
+    def is_over(self) -> bool:
+        """Whether the result is known, which depends on no prediction."""
+        return self.next_batch() is None
+
+    def next_batch(self, predicted: int | None = None) -> int | None:
+        """The batch to try next, where the largest was ``predicted``; None when the search is over."""
+        doubled = min(1 << self.largest.bit_length(), self.max_batch)  # the next power of two
+        if self.largest in (self.max_batch, (self.too_large or 0) - 1):
             return None
-        if self.too_large is None:
-            return min(1 << self.largest.bit_length(), self.max_batch)  # the next power of two
-        middle = (self.largest + self.too_large) // 2
-        return middle if middle > self.largest else None
+        if self.stopped_at is not None:  # a prediction may have led beyond what works
+            return doubled if self.largest < doubled < self.stopped_at else None
+        if predicted is not None:
+            start = min(max(predicted, 1), self.max_batch)
+            if self.largest < start < (self.too_large or math.inf):
+                return start
+            if self.too_large is None:
+                return min(start + _step(self.largest - start, start), self.max_batch)
+            if not self.largest:
+                return max(start - _step(start - self.too_large, start), 1)
+        return doubled if self.too_large is None else (self.largest + self.too_large) // 2
 
     @property
     def reached_bound(self) -> bool:
         """Whether even the bound fits."""
         return self.stopped_at is None and self.largest >= self.max_batch
+
+
+def _step(distance: int, start: int) -> int:
+    """How far from ``start`` the next batch is once ``distance`` is too near."""
+    return max(distance * _GROWTH, int(start * _FIRST_SHARE)) if distance else 1
 
 
 def stand(attempts: Attempts, max_batch: int) -> Standing:
@@ -77,13 +92,18 @@ def stand(attempts: Attempts, max_batch: int) -> Standing:
     largest = max((batch for batch, (status, _) in known.items() if status == "ok"), default=0)
     # in a retried search a larger batch may fit now: then a smaller one that did not no longer counts
     beyond = [batch for batch, ending in known.items() if is_too_large(*ending) and batch > largest]
+    too_large = min(beyond, default=None)
     other = [batch for batch, ending in known.items() if ending[0] != "ok" and not is_too_large(*ending)]
-    return Standing(largest, min(beyond, default=None), min(other, default=None), max_batch)
+    # beyond a batch that is too large nothing else matters: only a prediction led there
+    stopped_at = min((batch for batch in other if too_large is None or batch < too_large), default=None)
+    return Standing(largest, too_large, stopped_at, max_batch)
 
 
-def next_batch(attempts: Attempts, max_batch: int) -> int | None:
-    """The batch size that a search tries after ``attempts``, or None if it is over."""
-    return stand(attempts, max_batch).next_batch
+def next_batch(attempts: Attempts, max_batch: int, predicted: int | None = None) -> int | None:
+    """The batch size that a search tries after ``attempts``, or None if it is over. ``predicted``: what the largest
+    batch is likely to be.
+    """
+    return stand(attempts, max_batch).next_batch(predicted)
 
 
 def most_attempts(max_batch: int) -> int:
@@ -99,7 +119,7 @@ def spell(attempts: Attempts, max_batch: int) -> str:
     if found.stopped_at is not None:
         ending = f"{shown_status(attempts[found.stopped_at][0])}@{found.stopped_at}"
         return f"{found.largest} ({ending})" if found.largest else ending
-    if found.next_batch is not None:
+    if not found.is_over:
         most = "or more" if found.too_large is None else f"to {found.too_large - 1}"
         return f"{found.largest} {most} (unfinished)"
     if found.reached_bound:
@@ -154,33 +174,52 @@ def attempts_by_base(records: Iterable[Record]) -> dict[str, dict[int, tuple[str
     return found
 
 
+def predictions_in(records: Iterable[Record]) -> dict[str, Measurement | None]:
+    """What each search among ``records`` was predicted, by the id of its base cell; None: it was not."""
+    found: dict[str, Measurement | None] = {}
+    for record in records:
+        base = base_of(record.cell).id
+        found[base] = record.measurement(PREDICTED) or found.get(base)
+    return found
+
+
 def unfinished(bases: Iterable[Cell], records: Iterable[Record], max_batch: int) -> list[Cell]:
     """The base cells whose search the attempts among ``records`` do not end."""
     known = attempts_by_base(records)
-    return [base for base in bases if next_batch(known.get(base.id, {}), max_batch) is not None]
+    return [base for base in bases if not stand(known.get(base.id, {}), max_batch).is_over]
 
 
 def search(
     bases: Iterable[Cell],
     records: Iterable[Record],
+    predictions: Mapping[str, Measurement],
     max_batch: int,
     measure: Callable[[Sequence[Cell]], Iterable[Record]],
     watcher: SearchWatcher,
 ) -> Iterator[Record]:
     """Search each base cell's largest batch, starting from ``records``; yields the record of each new attempt before
-    the next one is made.
+    the next one is made. ``predictions``: PREDICTED by the id of a base cell, where there is one.
     """
     known = attempts_by_base(records)
     bound = Measurement.single(BOUND, "image", max_batch, _METHOD)
     for base in bases:
         attempts = known.get(base.id, {})
-        while (batch := next_batch(attempts, max_batch)) is not None:
+        predicted = predictions.get(base.id)
+        start = round(predicted.value) if predicted else None
+        while (batch := next_batch(attempts, max_batch, start)) is not None:
             (record,) = measure([replace(base, batch_size=batch)])
             if (record.status, record.cause) in _AMBIGUOUS and base.memory_limit is not None:
                 record = _compared(record, measure)
             attempts[batch] = (record.status, record.cause)
-            yield replace(record, measurements=(*record.measurements, bound))
-        watcher.search_done(base, spell(attempts, max_batch))
+            added = (bound,) if predicted is None else (bound, predicted)
+            yield replace(record, measurements=(*record.measurements, *added))
+        watcher.search_done(base, f"{spell(attempts, max_batch)} {spell_attempts(len(attempts), start)}")
+
+
+def spell_attempts(count: int, predicted: int | None) -> str:
+    """``in 3 attempts (predicted 11)``."""
+    how_often = f"in {count} attempt{'s' if count != 1 else ''}"
+    return how_often if predicted is None else f"{how_often} (predicted {predicted})"
 
 
 def _compared(record: Record, measure: Callable[[Sequence[Cell]], Iterable[Record]]) -> Record:
@@ -195,27 +234,12 @@ def _compared(record: Record, measure: Callable[[Sequence[Cell]], Iterable[Recor
 # how long it will take
 
 
-def guess_largest(params: float, flops: float, mode: str, memory_bytes: float, attention: str = "fused") -> int:
-    """About the largest batch of a plain ViT of 12 layers with so many parameters and FLOPs (of one image) that fits
-    into ``memory_bytes``: for estimates of time, never for results.
-
-    D is the width that gives 12 such layers (12 D^2 weights each) their parameters, and N solves
-    FLOPs = 2 N parameters + 48 N^2 D.
-    """
-    params = max(params, 1.0)
-    width = math.sqrt(params / 144)
-    tokens = (math.sqrt(params**2 + 48 * width * flops) - params) / (48 * width)
-    numbers = _LIVE[mode] * tokens * width
-    if attention == "explicit":
-        numbers += _LIVE_MATRICES[mode] * tokens**2 * width / _HEAD_WIDTH
-    left = memory_bytes - _FP32_BYTES * params * _COPIES_OF_WEIGHTS[mode]
-    return max(int(left / (_FP32_BYTES * max(numbers, 1.0))), 0)
-
-
-def expected_attempts(largest: int, max_batch: int, made: Attempts | None = None) -> list[int]:
+def expected_attempts(
+    largest: int, max_batch: int, predicted: int | None = None, made: Attempts | None = None
+) -> list[int]:
     """The batches that a search tries after those it ``made`` if ``largest`` is the largest that fits, in order."""
     attempts, found = dict(made or {}), []
-    while (batch := next_batch(attempts, max_batch)) is not None:
+    while (batch := next_batch(attempts, max_batch, predicted)) is not None:
         attempts[batch] = ("ok", "") if batch <= largest else ("oom", "")
         found.append(batch)
     return found

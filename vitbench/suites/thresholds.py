@@ -36,10 +36,8 @@ _UNDECLARED = {
         # a cell that HEAD has not measured: not comparable, and worse where a threshold gates it
         Yields(CELL, "", "exact", "more"),
         Yields(LARGEST_BATCH, "image", "measured", "more", gates=True),
-        *(
-            Yields(name, "", "condition")
-            for name in ("frontier_bound", "other_load", "cpu_steal", "cpu_frequency", "cpu_temperature")
-        ),
+        *(Yields(name, "", "condition") for name in ("frontier_bound", "frontier_predicted", "other_load")),
+        *(Yields(name, "", "condition") for name in ("cpu_steal", "cpu_frequency", "cpu_temperature")),
         *(Yields(name, "", "condition") for name in ("gpu_clock", "gpu_temperature", "gpu_slowed")),
     )
 }

@@ -228,7 +228,7 @@ def _search_verdict(
     for name, standing in (("BASE", base), ("HEAD", head)):
         if standing.stopped_at is not None:
             return "inconclusive", f"{name} was stopped at batch {standing.stopped_at} by another failure than memory"
-        if standing.next_batch is not None:
+        if not standing.is_over:
             return "inconclusive", f"{name} is not finished"
     smaller = base if base.largest <= head.largest else head
     if smaller.reached_bound and base.max_batch != head.max_batch:
@@ -240,5 +240,5 @@ def _search_state(search: Search | None) -> float | str | None:
     """The largest batch size, or words where a search found none."""
     if search is None:
         return None
-    over = search.standing.stopped_at is None and search.standing.next_batch is None
+    over = search.standing.stopped_at is None and search.standing.is_over
     return search.standing.largest if over and not search.standing.reached_bound else search.found

@@ -13,12 +13,12 @@ from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import Table
 
 SEARCHES = (
-    "The number of images in the largest batch that fits into memory, exact to one image. Each search doubles the "
-    "batch from 1, then bisects; each attempt runs in a fresh process. `>=1024`: the largest batch that the search "
-    "allows still fits. `OOM@1`: not even one image fits. `8 (timeout@16)`: a failure other than memory ended the "
-    "search at 16, and 8 fits. A crash, or an error without an explanation, is attributed to a memory limit "
-    "(`probable_oom`) if the same batch works without the limit. Every attempt is in `records.jsonl` and "
-    "`report.csv`."
+    "The number of images in the largest batch that fits into memory, exact to one image. Each search begins at a "
+    "batch that was predicted, or doubles from 1, then bisects; each attempt runs in a fresh process. `>=1024`: the "
+    "largest batch that the search allows still fits. `OOM@1`: not even one image fits. `8 (timeout@16)`: a failure "
+    "other than memory ended the search at 16, and 8 fits. A crash, or an error without an explanation, is attributed "
+    "to a memory limit (`probable_oom`) if the same batch works without the limit. Every attempt is in `records.jsonl` "
+    "and `report.csv`."
 )
 TRAININGS = (
     "One line a training, in the order of the suite. Accuracy is top-1 on held-out images with its Wilson 95 % "

@@ -21,6 +21,7 @@ from vitbench.suites.batch_search import (
     base_of,
     is_attempt,
     is_too_large,
+    predictions_in,
     shown_status,
     spell,
     stand,
@@ -53,6 +54,12 @@ class Search:
     def found(self) -> str:
         """The largest batch in words."""
         return spell(attempts_by_base(self.records.values())[self.base.id], self.max_batch)
+
+    @property
+    def predicted(self) -> float | None:
+        """The largest batch that the search began at; None without a prediction."""
+        found = predictions_in(self.records.values())[self.base.id]
+        return None if found is None else found.value
 
     @property
     def largest(self) -> Record | None:
@@ -134,14 +141,17 @@ def _largest_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> T
 
 
 def _ends_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Table:
-    """One line a search: the largest batch and its peak, the smallest that failed and how, and what the limit was."""
+    """One line a search: the largest batch and its peak, the smallest that failed and how, what the limit was, and how
+    many attempts it took, from which prediction.
+    """
     names = [MODEL, SIZE, DEVICE]
+    begun = [Column(name="predicted", display=WHOLE)] if any(one.predicted is not None for one in searches) else []
     columns = (
         *(one.column for one in names),
         *(Column(name="call"), Column(name="dtype"), *(one.column for one in others)),
         *(Column(name="largest batch", display=WHOLE), Column(name="peak memory at it", display=MB)),
         *(Column(name="fails at", display=WHOLE), Column(name="how it fails"), Column(name="limit")),
-        Column(name="attempts", display=WHOLE),
+        *(Column(name="attempts", display=WHOLE), *begun),
     )
     lines = tuple(
         (
@@ -153,6 +163,7 @@ def _ends_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Tabl
             _peak(search),
             number_value(search.failed.cell.batch_size if search.failed else None),
             *(_how_it_failed(search), _limit(search), number_value(len(search.records))),
+            *(number_value(search.predicted) for _ in begun),
         )
         for search in searches
     )
