@@ -104,6 +104,20 @@ def test_each_cost_is_correlated_with_what_comes_before_it() -> None:
     assert found[2] == [pytest.approx(1), pytest.approx(-1), pytest.approx(-1)]
 
 
+def test_peak_memory_is_that_of_tensors_unless_more_models_have_what_the_system_saw() -> None:
+    """Systems see the reverse order here; the peak of tensors is known of four or of all five."""
+    records = [called(f"m{place}", place + 1, 1.0 + place, memory=place + 1) for place in range(5)]
+    system = [Measurement.single("inference_peak_memory", "byte", 9e6 - 1e6 * place, "VmHWM") for place in range(5)]
+    both = [replace(one, measurements=(*one.measurements, seen)) for one, seen in zip(records, system, strict=True)]
+    part = [
+        replace(both[0], measurements=tuple(m for m in both[0].measurements if m.metric != "tensor_peak")),
+        *both[1:],
+    ]
+    for rows, expected in ((both, 1), (part, -1)):
+        (line,) = [one for one in lines_of(correlation_table(rows_of(*rows))) if one["order by"] == "peak memory b1"]
+        assert line["FLOPs"] == pytest.approx(expected)
+
+
 def test_four_models_have_no_correlation() -> None:
     assert correlation_table(rows_of(*five()[:4])) is None
 

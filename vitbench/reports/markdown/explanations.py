@@ -46,7 +46,7 @@ CORRELATIONS = (
     "one says nothing of the other. A throughput falls as costs rise, so that -1 is its perfect order. Brackets are "
     "95 % intervals that take these models as a sample of others of their kind: with few models they are wide. "
     "Activations are the elements that convolutions, linear layers and matrix products output. Peak memory is that of "
-    "tensors where it was counted."
+    "tensors, counted or predicted, where a run has it, else what the system saw."
 )
 UNEQUAL = (
     f"Two models of equal FLOPs (within {100 * (EQUAL_FLOPS - 1):.0f} %) whose times differ by a factor of over "

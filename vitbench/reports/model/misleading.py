@@ -25,6 +25,8 @@ UNEQUAL_TIMES = 1.5
 MOST_PAIRS, MOST_OPERATORS = 20, 3
 #: How many quantities, from the first, others are correlated with; and how many are counts rather than costs.
 _PREDICTORS, _COUNTS = 5, 3
+#: Peak memory by preference.
+_PEAKS = ("tensor_peak", "predicted_peak_memory", "inference_peak_memory")
 
 _CORRELATION = Display(precision="hundredths")
 _TIMES = Display("×")
@@ -127,12 +129,11 @@ def count_of(row: Row, metric: str) -> float | None:
 
 
 def peak_memories(group: Sequence[Row], batch: int | None) -> list[float | None]:
-    """Bytes at the peak of a forward pass: of tensors if all models with a peak have that, else what the system saw."""
-    tensors, system = (
-        [one.value for one in values_at(group, "infer", batch, metric)]
-        for metric in ("tensor_peak", "inference_peak_memory")
-    )
-    return tensors if _known(tensors) >= _known(system) else system
+    """Bytes at the peak of a forward pass: of tensors, counted or predicted, or what the system saw; the first that
+    most models have.
+    """
+    found = ([one.value for one in values_at(group, "infer", batch, metric)] for metric in _PEAKS)
+    return max(found, key=_known)
 
 
 def unequal_pairs(rows: Sequence[Row]) -> tuple[list[Pair], int]:
