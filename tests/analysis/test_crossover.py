@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitbench.analysis.crossover import Bracket, brackets, next_to_try
+from vitbench.analysis.crossover import Bracket, Crossover, brackets, next_to_try
+from vitbench.analysis.polynomials import Root
+from vitbench.analysis.scaling import Point, Scaling
+from vitbench.analysis.scaling_text import crossing_words
+from vitbench.core.records import Cell
+
+CELL = Cell(model="one", image_size=(16, 16), num_classes=10, batch_size=1, device="cpu", threads=1)
 
 
 def test_a_bracket_lies_between_clear_signs() -> None:
@@ -46,3 +54,29 @@ def test_bisection_ends_beside_the_crossing(last: int, crossing: int, below: boo
     assert squares.index(only.high) == squares.index(only.low) + 1
     assert only.below == below
     assert tries <= 12
+
+
+def words(signs: dict[int, int], roots: tuple[Root, ...] | None = None) -> list[str]:
+    point = Point(image_size=(16, 16), n=16, tokens=17, flops=1, lower_bound=False)
+    scaling = Scaling(cell=CELL, batches=(1,), patch=4, points=(point,))
+    return crossing_words(Crossover(quantity="time", signs=signs, method="", roots=roots), scaling)
+
+
+def test_words_say_where_models_cross_and_what_is_not_known() -> None:
+    after = "A is below B before, above it after"
+    assert words({16: -1, 36: 0, 64: 1}) == [
+        f"between N = 16 and 64 (16 px and 32 px): {after}",
+        "not distinguishable at N = 36",
+    ]
+    assert words({16: -1, 36: -1}) == ["no crossover from N = 16 to 36: A is below B at every size"]
+    assert words({16: 0, 36: 1}) == ["A is above B at N = 36", "not distinguishable at N = 16"]
+    assert words({16: 0, 36: 0}) == ["not distinguishable at N = 16, 36"]
+    half, outside = Root(Fraction(127, 2), Fraction(127, 2)), Root(Fraction(99), Fraction(100))
+    assert words({16: -1, 64: 1}, (half,)) == [f"at N = 63.5 exactly (32 px, 64.5 tokens): {after}"]
+    assert words({16: -1, 64: -1}, (outside,)) == [
+        "no crossover from N = 16 to 64: A is below B at every size",
+        "(by the polynomials at N = 99, outside of these sizes)",
+    ]
+    assert words({16: 1, 144: -1}, (outside,)) == [
+        "between N = 99 and 100 (40 px and 40 px): A is above B before, below it after"
+    ]

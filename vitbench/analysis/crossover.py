@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from vitbench.analysis.polynomials import Root, fit
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bracket:
-    """The first series is on one side at ``low`` patches (``below``: whether it is the smaller one) and on the other at
-    ``high``. Between them nothing is known, or neither is clearly the smaller one.
+    """The first series is on one side at N = ``low`` (``below``: it is the smaller one) and on the other at ``high``.
+    Between them nothing is known, or neither is clearly the smaller one; ends that are equal are an exact crossing.
     """
 
-    low: int
-    high: int
+    low: int | Fraction
+    high: int | Fraction
     below: bool
 
 
@@ -39,8 +40,15 @@ class Crossover:
 
     @property
     def brackets(self) -> list[Bracket]:
-        """The crossings between tried sizes."""
-        return brackets(self.signs)
+        """The crossings between the smallest and the largest size."""
+        if self.roots is None:
+            return brackets(self.signs)
+        sizes = sorted(self.signs)
+        inside = [root for root in self.roots if sizes[0] <= root.low and root.high <= sizes[-1]]
+        return [Bracket(one.low, one.high, self._sign_before(one) < 0) for one in inside]
+
+    def _sign_before(self, root: Root) -> int:
+        return next((sign for n, sign in sorted(self.signs.items(), reverse=True) if n <= root.low and sign), 0)
 
 
 def brackets(signs: Mapping[int, int]) -> list[Bracket]:

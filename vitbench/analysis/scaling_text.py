@@ -103,7 +103,7 @@ def _flops_lines(scaling: Scaling) -> list[str]:
     lines += _indented(tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=("left", "right", "left")), 4)
     equal = polynomial.equal_terms
     if equal is not None:
-        lines.append(f"    a N = b N^2 at N = {_n(equal)} ({_px(equal, scaling.patch)})")
+        lines.append(f"    a N = b N^2 at N = {_exact(equal)} ({_px(equal, scaling.patch)})")
     elif polynomial.b == 0:
         lines.append("    linear in N: no pair of patches is compared")
     return [*lines, *how]
@@ -115,9 +115,13 @@ def _checked(found: Fit) -> str:
     return f"exactly: from three sizes, and equal at the {found.checked} other{'s' if found.checked > 1 else ''}"
 
 
+def _checked_briefly(found: Fit) -> str:
+    return f"equal at {found.checked} more" if found.checked else "unchecked"
+
+
 def _memory_lines(scaling: Scaling, batch: int) -> list[str]:
     if scaling.no_memory:
-        return [f"  memory: unavailable, {scaling.no_memory}"]
+        return _wrapped(f"memory: unavailable, {scaling.no_memory}", 2)
     lines = [f"  tensor bytes of a batch of {batch} at their peak, in pieces (traced on fake CPU tensors)"]
     rows = []
     for piece in scaling.memory(batch):
@@ -127,9 +131,7 @@ def _memory_lines(scaling: Scaling, batch: int) -> list[str]:
         elif piece.fit.off is not None:
             text = f"no polynomial of degree 2 (N = {piece.fit.off[0]:,})"
         else:
-            text = _polynomial_text(piece.fit.polynomial) + (
-                f"  ({piece.fit.checked} checked)" if piece.fit.checked else "  (unchecked)"
-            )
+            text = f"{_polynomial_text(piece.fit.polynomial)}  ({_checked_briefly(piece.fit)})"
         rows.append([span, text, f"in {piece.place}"])
     return [*lines, *_indented(tabulate(rows, tablefmt="plain", disable_numparse=True), 4)]
 
@@ -181,7 +183,7 @@ def _time_lines(times: Sequence[TimedPoint], scaling: Scaling, what: str) -> lis
     ]
     bound = launch_bound_up_to(times)
     if bound is not None:
-        place = f"N = {bound:,} ({_px(Fraction(bound), scaling.patch)})"
+        place = f"N = {bound:,} ({_px(bound, scaling.patch)})"
         lines.append(f"    launch-bound up to {place}: time grows by less than half of the FLOPs' exponent,")
         lines.append("    so that launching operators, and what else costs the same for every image, takes most of it")
     elif is_not_launch_bound(times):
@@ -207,47 +209,27 @@ def crossovers_to_text(one: Scaling, other: Scaling, found: Sequence[Crossover])
 
 def crossing_words(crossover: Crossover, one: Scaling) -> list[str]:
     """The crossings of one quantity in words, or that there is none between the smallest and the largest size."""
-    sizes = sorted(crossover.signs)
-    span = f"N = {sizes[0]:,} to {sizes[-1]:,}"
-    roots = [root for root in crossover.roots or () if sizes[0] <= root.low and root.high <= sizes[-1]]
-    texts = []
-    if crossover.roots is not None:
-        for root in roots:
-            below = next((sign for n, sign in sorted(crossover.signs.items()) if n >= root.high and sign), 0) > 0
-            place = (
-                f"at N = {_n(root.low)}" if root.low == root.high else f"between N = {_n(root.low)} and {_n(root.high)}"
-            )
-            tokens = "" if one.extra_tokens in (None, 0) else f", {_n(root.low + one.extra_tokens)} tokens"
-            texts.append(f"{place} ({_px(root.low, one.patch)}{tokens}): {_sides(below)}")
-    else:
-        for bracket in crossover.brackets:
-            ends = f"{_px(Fraction(bracket.low), one.patch)} and {_px(Fraction(bracket.high), one.patch)}"
-            text = f"between N = {bracket.low:,} and {bracket.high:,} ({ends}): {_sides(bracket.below)}"
-            texts.append(text)
-    if not texts:
-        texts.append(_no_crossing(crossover, span, sizes[-1]))
+    sizes, texts = sorted(crossover.signs), []
+    extra = one.extra_tokens or 0
+    for bracket in crossover.brackets:
+        ends = [_exact(end) for end in dict.fromkeys((bracket.low, bracket.high))]
+        place = f"between N = {' and '.join(ends)}" if len(ends) > 1 else f"at N = {ends[0]} exactly"
+        tokens = f", {_exact(bracket.low + extra)} tokens" if extra and len(ends) == 1 else ""
+        px = " and ".join(_px(end, one.patch) for end in dict.fromkeys((bracket.low, bracket.high)))
+        words = "below B before, above it after" if bracket.below else "above B before, below it after"
+        texts.append(f"{place} ({px}{tokens}): A is {words}")
+    by_sign = {sign: [n for n in sizes if crossover.signs[n] == sign] for sign in (-1, 1, 0)}
+    if not texts and not by_sign[0]:
+        side = "below" if by_sign[-1] else "above"
+        texts.append(f"no crossover from N = {sizes[0]:,} to {sizes[-1]:,}: A is {side} B at every size")
+    elif crossover.roots is None and by_sign[0]:
+        sides = {-1: "A is below B", 1: "A is above B", 0: "not distinguishable"}
+        shown = {sign: some for sign, some in by_sign.items() if some and (sign == 0 or not texts)}
+        texts += [f"{sides[sign]} at N = {', '.join(f'{n:,}' for n in some)}" for sign, some in shown.items()]
     for root in crossover.roots or ():
-        if root not in roots:
-            texts.append(f"(by the polynomials at N = {_n(root.low)}, outside of these sizes)")
-    unclear = [f"{n:,}" for n, sign in sorted(crossover.signs.items()) if not sign]
-    if 0 < len(unclear) < len(sizes) and crossover.roots is None:
-        texts.append(f"(not distinguishable at N = {', '.join(unclear)})")
+        if not sizes[0] <= root.low <= sizes[-1]:
+            texts.append(f"(by the polynomials at N = {_exact(root.low)}, outside of these sizes)")
     return texts
-
-
-def _no_crossing(crossover: Crossover, span: str, last: int) -> str:
-    clear = {sign for sign in crossover.signs.values() if sign}
-    if not clear:
-        return f"no clear difference at any size, {span}"
-    if clear == {-1}:
-        return f"no crossover below N = {last:,}: A is below B at every size, {span}"
-    if clear == {1}:
-        return f"no crossover below N = {last:,}: A is above B at every size, {span}"
-    return f"no crossover between the sizes, {span}"
-
-
-def _sides(below: bool) -> str:
-    return "A is below B before, above it after" if below else "A is above B before, below it after"
 
 
 def _polynomial_text(one: Polynomial) -> str:
@@ -255,16 +237,12 @@ def _polynomial_text(one: Polynomial) -> str:
     return " + ".join(term for term in terms if term).replace("+ -", "- ")
 
 
-def _exact(value: Fraction) -> str:
+def _exact(value: int | Fraction) -> str:
     """A whole number in full; a fraction as decimal."""
     return f"{value.numerator:,}" if value.denominator == 1 else f"{float(value):,.6g}"
 
 
-def _n(value: Fraction) -> str:
-    return f"{value.numerator:,}" if value.denominator == 1 else f"{float(value):,.6g}"
-
-
-def _px(n: Fraction, patch: int) -> str:
+def _px(n: int | Fraction, patch: int) -> str:
     return f"{math.sqrt(n) * patch:,.0f} px"
 
 
@@ -285,73 +263,41 @@ def _indented(text: str, by: int) -> list[str]:
 
 
 def scaling_to_dict(one: ModelScaling) -> dict[str, Any]:
-    """Everything in base units: FLOPs, bytes, seconds, patches, px."""
-    scaling = one.scaling
-    found = scaling.flops
-    flops: dict[str, Any] = {"method": scaling.counted, "polynomial": _fit_to_dict(found)}
-    if found.off is None:
-        equal = found.polynomial.equal_terms
-        flops["equal_terms_at"] = None if equal is None else float(equal)
-    sizes = []
-    flops_exponents = exponents([(point.n, point.flops) for point in scaling.points], found)
-    memory = {batch: memory_exponents(scaling, batch) for batch in scaling.batches} if not scaling.no_memory else {}
-    for number, point in enumerate(scaling.points):
-        sizes.append(
-            {
-                "image_size": list(point.image_size),
-                "patches": point.n,
-                "tokens": point.tokens,
-                "flops": point.flops,
-                "lower_bound": point.lower_bound,
-                "flops_exponent": flops_exponents[number],
-                "memory": [
-                    {"batch_size": batch, "bytes": point.memory[batch], "exponent": memory[batch][number],
-                     "place": point.places[batch]}
-                    for batch in memory
-                ],
-            }
-        )  # fmt: skip
-    cell = scaling.cell
+    """Everything in base units: FLOPs, bytes, seconds, patches, px; what depends on the batch size by batch size."""
+    scaling, points = one.scaling, one.scaling.points
+    names = ("model", "num_classes", "in_channels", "mode", "attention", "dtype")
+    traced = () if scaling.no_memory else scaling.batches
+    equal = scaling.flops.polynomial.equal_terms
+    local = exponents([(point.n, point.flops) for point in points], scaling.flops)
     return {
-        **{name: getattr(cell, name) for name in ("model", "num_classes", "in_channels", "mode", "attention", "dtype")},
+        **{name: getattr(scaling.cell, name) for name in names},
         "patch": scaling.patch,
-        "flops": flops,
-        "sizes": sizes,
-        "memory": [
-            {"batch_size": batch, "from_patches": piece.first, "to_patches": piece.last, "place": piece.place,
-             "polynomial": None if piece.fit is None else _fit_to_dict(piece.fit)}
-            for batch in memory
-            for piece in scaling.memory(batch)
-        ],
-        "memory_error": scaling.no_memory or None,
-        "times": [
-            {
-                "batch_size": batch,
-                "machine": one.machine,
-                "launch_bound_up_to_patches": launch_bound_up_to(times),
-                "sizes": [asdict(point) for point in times],
-            }
-            for batch, times in one.times.items()
-        ],
-    }  # fmt: skip
+        "flops": _fit_to_dict(scaling.flops) | {"method": scaling.counted},
+        "terms_equal_at": None if equal is None or scaling.flops.off else float(equal),
+        "sizes": [asdict(point) | {"flops_exponent": each} for point, each in zip(points, local, strict=True)],
+        "memory": {
+            batch: [asdict(piece) | {"fit": piece.fit and _fit_to_dict(piece.fit)} for piece in scaling.memory(batch)]
+            for batch in traced
+        },
+        "memory_exponents": {batch: memory_exponents(scaling, batch) for batch in traced},
+        "memory_error": scaling.no_memory,
+        "machine": one.machine,
+        "times": {batch: [asdict(point) for point in times] for batch, times in one.times.items()},
+        "launch_bound_up_to": {batch: launch_bound_up_to(times) for batch, times in one.times.items()},
+    }
 
 
 def crossover_to_dict(one: Crossover) -> dict[str, Any]:
-    """A crossover in patches of the first model; roots are ends of an interval, equal where they are exact."""
-    return {
-        "quantity": one.quantity,
-        "method": one.method,
-        "signs": [[n, sign] for n, sign in sorted(one.signs.items())],
-        "roots": None if one.roots is None else [[float(root.low), float(root.high)] for root in one.roots],
-        "brackets": [asdict(bracket) for bracket in one.brackets],
-    }
+    """A crossover in patches of the first model: signs at the tried sizes, and the ends of each crossing."""
+    crossings = [{"low": float(x.low), "high": float(x.high), "first_is_below_before": x.below} for x in one.brackets]
+    signs = sorted(one.signs.items())
+    return {"quantity": one.quantity, "method": one.method, "signs": signs, "crossings": crossings}
 
 
 def _fit_to_dict(one: Fit) -> dict[str, Any]:
     """The coefficients if the polynomial holds at every size, else by how much it does not."""
     if one.off is not None:
-        return {"holds": False, "off_at_patches": one.off[0], "off_by": one.off[1]}
-    names = ("c", "a", "b")
-    values = {name: getattr(one.polynomial, name) for name in names}
-    numbers = {name: int(value) if value.denominator == 1 else float(value) for name, value in values.items()}
-    return {"holds": True, **numbers, "checked_on": one.checked}
+        return {"holds": False, "off_at": one.off[0], "off_by": one.off[1]}
+    values = {name: getattr(one.polynomial, name) for name in ("c", "a", "b")}
+    whole = {name: int(value) if value.denominator == 1 else float(value) for name, value in values.items()}
+    return {"holds": True, **whole, "checked_on": one.checked}

@@ -56,14 +56,8 @@ def plan_panels(models: Sequence[ModelScaling], crossovers: Sequence[Crossover])
             values = [1e3 * one.value for one in estimates]
             times.append(Line(name, [point.n for point in timed], values, *(ends if whole else ())))
     units = dict(zip(series, ("GFLOPs", "MB", "ms"), strict=True))
-    spans = {one.quantity: _spans(one) for one in crossovers}
+    spans = {one.quantity: [(float(x.low), float(x.high)) for x in one.brackets] for one in crossovers}
     return [Panel(f"{what} ({units[what]})", lines, spans.get(what, ())) for what, lines in series.items() if lines]
-
-
-def _spans(one: Crossover) -> list[tuple[float, float]]:
-    if one.roots is not None:
-        return [(float(root.low), float(root.high)) for root in one.roots]
-    return [(bracket.low, bracket.high) for bracket in one.brackets]
 
 
 def draw_scaling(panels: Sequence[Panel]) -> bytes:
