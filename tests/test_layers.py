@@ -55,6 +55,7 @@ TORCH_FREE = [
     "regression.snapshot",
     "reports",
     "runner.measure",
+    "runner.roofline",
     "runner.run",
     "suites",
     "suites.thresholds",

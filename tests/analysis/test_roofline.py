@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from tests.analysis.roofs import known, machine, refused
 from vitbench.analysis.roofline import best_of, ceiling_of, measure_round, spread_of, working_sets
 from vitbench.core.errors import Unsupported
 from vitbench.devices import open_device
+from vitbench.metrics.support.operator_trace import trace_operators
 
 #: Two-thread products (GFLOP/s) in a minute in which another program had one of two cores now and then.
 DISTURBED = (317e9, 320e9, 150e9, 96e9, 214e9, 301e9, 60e9)
@@ -83,6 +85,12 @@ def test_a_round_counts_what_the_kernels_do() -> None:
     ]
     assert all(one["value"] > 0 and one["reason"] == "" for one in answers)
     assert 1e-9 < answers[3]["value"] < 1  # seconds
+
+
+def test_a_tiny_layer_is_two_operators() -> None:
+    """A view and a product: what the time of a dispatch is divided by."""
+    layer = torch.nn.Linear(1, 1).requires_grad_(False)
+    assert [one.name for one in trace_operators(layer, torch.ones(1, 1)).calls] == ["t", "addmm"]
 
 
 @pytest.mark.integration

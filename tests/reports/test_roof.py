@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from tests.analysis.roofs import machine, refused
-from tests.reports.fabricate import full_run, write_run
-from tests.reports.paired import tables
+from tests.reports.fabricate import cell, full_run, write_run
+from tests.reports.paired import paired, tables
 from vitbench.analysis.roof_shares import Work, roof_time
 from vitbench.core.errors import RunFolderError
 from vitbench.core.run_folder import ROOFLINE
 from vitbench.reports import write_report
 from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.markdown.roof import cells_text, machine_text
-from vitbench.reports.model.roof import RoofedCell, roofline_json, shares_of
+from vitbench.reports.model.columns import share_value
+from vitbench.reports.model.roof import Roof, RoofedCell, roofline_json, shares_of
 from vitbench.reports.model.runs import Run, read_runs
 from vitbench.reports.table import render_csv
 
@@ -80,8 +81,8 @@ def test_the_share_follows_the_record_that_counts(tmp_path: Path) -> None:
     slow, fast = (written(tmp_path / name, full_run(speed=speed)).roof for name, speed in (("a", 1.0), ("b", 2.0)))
     assert slow is not None
     assert fast is not None
-    for cell_id, cell in slow.cells.items():
-        if cell.time is not None and slow.records[cell_id].cell.mode == "infer":
+    for cell_id, roofed in slow.cells.items():
+        if roofed.time is not None and slow.records[cell_id].cell.mode == "infer":
             one, other = slow.of(cell_id), fast.of(cell_id)
             assert one is not None
             assert other is not None
@@ -135,6 +136,17 @@ def test_the_terminal_shows_the_machine_and_each_cell(tmp_path: Path, golden: Ca
     assert run.roof is not None
     part = machine(compute={"fp32": machine().compute["fp32"], "bf16": refused()}, dispatch=refused())
     golden("roofline.txt", f"{machine_text(part)}\n\n{cells_text(run.roof)}\n")
+
+
+def test_a_share_has_the_marks_of_the_measured_time() -> None:
+    """One process has no quiet turns of its own: all turns count."""
+    record = paired(cell(), [1.0])
+    time = dataclasses.replace(roof_time(WORK, machine()), left_out="mine::op x1")
+    roof = Roof("", [], {record.cell.id: RoofedCell(environment="e1", time=time)}, {record.cell.id: record})
+    found = roof.of(record.cell.id)
+    assert found is not None
+    value = share_value(found, record)
+    assert (value.marks, value.reason) == (("all turns", "lower bound"), "mine::op x1")
 
 
 def test_a_refused_value_is_never_a_number() -> None:

@@ -33,9 +33,9 @@ MOST_SPREAD = 0.1
 FEWEST_ROUNDS = 5
 METHOD = (
     "compute: best of products of square matrices (torch.mm, 2 n^3 FLOPs), by n; bandwidth: triad a = b + s c in fp32 "
-    "(torch.add, three arrays, 12 bytes an element), by their size; dispatch: torch.add of one element; each the "
-    "median of rounds in fresh processes, of the median call of a round; spread: the median distance of rounds from "
-    "their median"
+    "(torch.add, three arrays, 12 bytes an element), by their size; dispatch: a chain of linear layers of one feature, "
+    "over its operators, two a layer; each the median of rounds in fresh processes, of the median call of a round; "
+    "spread: the median distance of rounds from their median"
 )
 #: How a refused value is obtained after all.
 WAY_OUT = "Stop other programs and repeat it, or give fewer --threads"
@@ -47,6 +47,7 @@ _TIMES_THE_CACHE = 4
 _SHARE_OF_MEMORY = 8
 #: A product that would take longer (s), by the rate of the next smaller one, is left out.
 _LONGEST_PRODUCT_S = 0.06
+TINY_LAYERS = 8
 #: A sample is of as many calls as take so long (s), so that neither the clock nor a synchronisation counts.
 _SAMPLE_S = 2e-3
 
@@ -202,7 +203,9 @@ def measure_round(
                 found["value"] = 12 * (size // 12) / found["value"]
             yield {"kind": "bandwidth", "dtype": "fp32", "at": size, **found}
         if dispatch:
-            found = _measured(partial(_triad, device, 1), device, kernel_s)
+            found = _measured(partial(tiny_layers, device), device, kernel_s)
+            if found["value"] is not None:
+                found["value"] /= 2 * TINY_LAYERS
             yield {"kind": "dispatch", "dtype": "fp32", "at": 0, **found}
 
 
@@ -248,6 +251,15 @@ def _triad(device: Device, elements: int) -> Callable[[], object]:
 
     left, right, out = (_filled(device, elements) for _ in range(3))
     return lambda: torch.add(left, right, alpha=3.0, out=out)
+
+
+def tiny_layers(device: Device) -> Callable[[], object]:
+    """``TINY_LAYERS`` linear layers of one feature, each a view and a product: what they take is overhead."""
+    import torch
+
+    layers = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(TINY_LAYERS))).to(device.torch_device)
+    one = torch.ones(1, 1, device=device.torch_device)
+    return lambda: layers(one)
 
 
 def _filled(device: Device, elements: int) -> torch.Tensor:

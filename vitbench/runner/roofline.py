@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitbench.analysis.roof_shares import TIMED, Work, roof_time
-from vitbench.analysis.roofline import MachineRoof, Sweep, best_of, ceiling_of
+from vitbench.analysis.roofline import Ceiling, MachineRoof, Sweep, best_of, ceiling_of
 from vitbench.core import run_folder as store
-from vitbench.core.errors import DeviceError, RunFolderError, Unsupported, UsageError
+from vitbench.core.errors import DeviceError, RunFolderError, Unsupported, UsageError, WorkerError
 from vitbench.core.files import refuse_links
 from vitbench.core.records import DTYPES, Record
 from vitbench.devices import canonical_device_name, open_device, split_name
@@ -147,13 +148,11 @@ def measure_roof(
             break
         if number == sweep.rounds:
             note(f"More rounds of what spreads, or was disturbed: {', '.join(roof.refused)}")
-        task = MeasureRoof(
-            device=device,
-            threads=threads,
+        task = replace(
+            task,
             products=tuple((dtype, size) for kind, dtype, size in again if kind == "compute"),
             working_sets=tuple(size for kind, _, size in again if kind == "bandwidth"),
             dispatch=any(kind == "dispatch" for kind, _, _ in again),
-            kernel_s=sweep.kernel_s,
         )
     return roof
 
@@ -168,21 +167,19 @@ def _roof_of(
 ) -> MachineRoof:
     compute = {}
     for dtype in dtypes:
-        sizes = {kernel[2]: found for kernel, found in values.items() if kernel[:2] == ("compute", dtype)}
-        reason = next((text for kernel, text in reasons.items() if kernel[:2] == ("compute", dtype)), "")
+        sizes = {at: found for (kind, of, at), found in values.items() if (kind, of) == ("compute", dtype)}
+        reason = next((text for (kind, of, _), text in reasons.items() if (kind, of) == ("compute", dtype)), "")
         compute[dtype] = best_of(sizes, reason)
-    others = {
-        kernel: ceiling_of(kernel[2], found, reasons.get(kernel, ""))
-        for kernel, found in sorted(values.items())
-        if kernel[0] != "compute"
-    }
+    others: dict[str, list[Ceiling]] = {}
+    for kernel, found in sorted(values.items()):
+        others.setdefault(kernel[0], []).append(ceiling_of(kernel[2], found, reasons.get(kernel, "")))
     return MachineRoof(
         device=device,
         threads=threads,
         torch=torch,
         compute=compute,
-        bandwidth=tuple(one for kernel, one in others.items() if kernel[0] == "bandwidth"),
-        dispatch=next(one for kernel, one in others.items() if kernel[0] == "dispatch"),
+        bandwidth=tuple(others["bandwidth"]),
+        dispatch=others["dispatch"][0],
     )
 
 
@@ -201,15 +198,13 @@ def _unsettled(roof: MachineRoof, values: Mapping[_Kernel, Sequence[float]]) -> 
 
 def _roofed(record: Record, roof: MachineRoof, launcher: Launcher) -> RoofedCell:
     """A cell at the roof, or why it has none."""
-    answers = ask(launcher, TraceWork(cell=record.cell))
-    reason = next((str(one["unsupported"]) for one in answers if "unsupported" in one), "")
-    if not reason:
-        try:
-            time_at_roof = roof_time([Work(**one) for one in answers], roof)
-            return RoofedCell(environment=record.environment, time=time_at_roof)
-        except Unsupported as refused:
-            reason = str(refused)
-    return RoofedCell(environment=record.environment, time=None, unavailable=reason)
+    try:
+        work = ask(launcher, TraceWork(cell=record.cell))
+        if reason := work[0].get("unsupported"):
+            raise Unsupported(reason)
+        return RoofedCell(environment=record.environment, time=roof_time([Work(**one) for one in work], roof))
+    except (Unsupported, WorkerError) as error:
+        return RoofedCell(environment=record.environment, time=None, unavailable=str(error))
 
 
 def _timed_records(folder: Path, device: str | None, threads: int | None) -> list[Record]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitbench.analysis.roofline import Ceiling, MachineRoof
-from vitbench.core.records import Cell
+from vitbench.core.records import Cell, Record
 from vitbench.reports.format import cell_text, number
-from vitbench.reports.markdown.tables import table_text
+from vitbench.reports.markdown.tables import marks_text, table_text
 from vitbench.reports.model.columns import PERCENT_OF_ROOF, WHOLE, bound_value, share_value
 from vitbench.reports.model.roof import CellRoof, Roof
 from vitbench.reports.model.runs import Run
@@ -15,8 +15,8 @@ from vitbench.reports.model.tables import Column, Display, Table, Value, number_
 
 _SPREAD = Column(name="spread", display=Display("%", 100, "tenths"))
 _ROUNDS = Column(name="rounds", display=WHOLE)
-#: Operators of a cell that are named.
-_NAMED = 2
+#: Characters of an operator's name, so that a line fits a terminal.
+_LONGEST = 16
 
 
 def machine_name(roof: MachineRoof) -> str:
@@ -67,36 +67,36 @@ def machine_text(roof: MachineRoof) -> str:
 
 def cells_text(roof: Roof) -> str:
     """One line a cell of the roof's records, by descending share; then why others have none."""
-    known: list[tuple[Cell, CellRoof]] = []
+    known: list[tuple[Record, CellRoof]] = []
     reasons: dict[str, list[str]] = {}
     for cell_id, record in roof.records.items():
         if (found := roof.of(cell_id)) is not None:
-            known.append((record.cell, found))
+            known.append((record, found))
         elif reason := roof.unavailable(cell_id):
             reasons.setdefault(reason, []).append(record.cell.label)
-    known.sort(key=lambda pair: -pair[1].share)
-    table = Table(
-        (
-            Column(name="model"),
-            Column(name="call"),
-            Column(name="% of roof", display=PERCENT_OF_ROOF),
-            Column(name="bound by"),
-            Column(name="most of the roof's time"),
-        ),
-        tuple(
-            (
-                text_value(cell.model),
-                text_value(cell.label.partition(" ")[2]),
-                share_value(found),
-                bound_value(found),
-                text_value(_operators(found)),
-            )
-            for cell, found in known
-        ),
+    columns = (
+        Column(name="model"),
+        Column(name="call"),
+        Column(name="% of roof", display=PERCENT_OF_ROOF),
+        Column(name="bound by"),
+        Column(name="longest at the roof"),
     )
-    lines = [f"No share of {len(cells)} cell{'s' if len(cells) > 1 else ''} ({', '.join(cells[:3])}"
-             f"{', ...' if len(cells) > 3 else ''}): {reason}." for reason, cells in reasons.items()]  # fmt: skip
-    return "\n\n".join([*([table_text(table)] if known else []), *lines])
+    lines = [
+        (
+            text_value(record.cell.model),
+            text_value(_call(record.cell, with_device=len(roof.machines) > 1)),
+            share_value(found, record),
+            bound_value(found, record),
+            text_value(_most(found)),
+        )
+        for record, found in sorted(known, key=lambda pair: -pair[1].share)
+    ]
+    shown = Table(columns, tuple(lines))
+    parts = [table_text(shown), *marks_text(shown)] if known else []
+    for reason, cells in reasons.items():
+        named = f"{', '.join(cells[:3])}{', ...' if len(cells) > 3 else ''}"
+        parts.append(f"No share of {len(cells)} cell{'s' if len(cells) > 1 else ''} ({named}): {reason}.")
+    return "\n\n".join(parts)
 
 
 def method_lines(runs: Sequence[Run]) -> list[str]:
@@ -121,8 +121,14 @@ def _ridge(compute: Ceiling, bandwidth: Ceiling) -> Value:
     return number_value(compute.value / bandwidth.value if compute.value and bandwidth.value else None)
 
 
-def _operators(found: CellRoof) -> str:
-    """``addmm 71 %, gelu 11 %``."""
+def _call(cell: Cell, *, with_device: bool) -> str:
+    """``32px b1 fp32 infer``."""
+    text = cell.label.partition(" ")[2]
+    return text if with_device else text.replace(f" {cell.device}", "", 1)
+
+
+def _most(found: CellRoof) -> str:
+    """``addmm 71 %``: the operator with most of the roof's time."""
     total = sum(one.roof_s for one in found.operators)
-    named = [f"{one.name} {100 * one.roof_s / total:.0f} %" for one in found.operators[:_NAMED] if one.roof_s]
-    return ", ".join(named)
+    named = (f"{one.name[:_LONGEST]} {100 * one.roof_s / total:.0f} %" for one in found.operators if one.roof_s)
+    return next(named, "")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from vitbench.analysis.roof_shares import TIMED
 from vitbench.core import registry
 from vitbench.core.records import Record
 from vitbench.core.registry import METRICS
@@ -20,7 +21,6 @@ from vitbench.reports.model.tables import (
     TEXT,
     Column,
     Display,
-    Mark,
     Note,
     Table,
     Value,
@@ -286,7 +286,7 @@ def _roof_columns(rows: Sequence[Row]) -> list[RowColumn]:
 
 
 def _roof_value(
-    row: Row, get: Callable[[Row], Sequence[Record]], batch: int | None, value: Callable[[CellRoof], Value]
+    row: Row, get: Callable[[Row], Sequence[Record]], batch: int | None, value: Callable[[CellRoof, Record], Value]
 ) -> Value:
     records = get(row)
     if row.roof is None or not records:
@@ -294,19 +294,20 @@ def _roof_value(
     cell = records[0].cell
     note = None if cell.batch_size == batch else Note("batch", cell.batch_size)
     if (found := row.roof.of(cell.id)) is not None:
-        return replace(value(found), note=note)
+        return replace(value(found, records[0]), note=note)
     reason = row.roof.unavailable(cell.id)
     return Value(status="unsupported", reason=reason, note=note) if reason else Value()
 
 
-def share_value(found: CellRoof) -> Value:
-    """The share of the roof with its interval."""
+def share_value(found: CellRoof, record: Record) -> Value:
+    """The share of the roof with its interval, and the marks of the measured time."""
     interval = None if found.low is None or found.high is None else (found.low, found.high)
-    marks: tuple[Mark, ...] = ("lower bound",) if found.left_out else ()
-    return Value(number=found.share, interval=interval, status="ok", marks=marks, reason=found.left_out)
+    shown = Value(number=found.share, interval=interval, status="ok", reason=found.left_out)
+    shown = marked(shown, value_of(record, TIMED[record.cell.mode]))
+    return replace(shown, marks=(*shown.marks, "lower bound")) if found.left_out else shown
 
 
-def bound_value(found: CellRoof) -> Value:
+def bound_value(found: CellRoof, _: Record) -> Value:
     """What bounds a cell."""
     return text_value(found.bound or "unknown")
 
