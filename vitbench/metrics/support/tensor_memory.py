@@ -141,13 +141,12 @@ def follow_call(subject: Subject) -> TensorAccount:
 
     Call it after the first one, which makes the optimizer's state and caches.
     """
-    trains, model = subject.cell.mode == "train", subject.model
-    before = {"weights": [*model.parameters(), *model.buffers()], "batch": [subject.images]}
+    trains = subject.cell.mode == "train"
     if trains:
         subject.optimizer.zero_grad(set_to_none=True)
-        before |= {"batch": [subject.images, subject.labels], "optimizer": state_of(subject.optimizer)}
+    account = TensorAccount(_kept_between_calls(subject))
     # tensors in reference cycles live until a collection, whose time depends on all that ran before
-    with without_garbage_collection(collect=False), without_fast_path(), TensorAccount(before) as account:
+    with without_garbage_collection(collect=False), without_fast_path(), account:
         if trains:
             hook = subject.optimizer.register_step_pre_hook(account.enter_optimizer)
             output = subject.step()
@@ -156,9 +155,18 @@ def follow_call(subject: Subject) -> TensorAccount:
             output = subject.forward()
         del output
     if trains:
-        account.classify({"gradients": gradients_of(model), "optimizer": state_of(subject.optimizer)})
+        account.classify({"gradients": gradients_of(subject.model), "optimizer": state_of(subject.optimizer)})
     account.close()
     return account
+
+
+def _kept_between_calls(subject: Subject) -> dict[str, list[Tensor]]:
+    """The tensors by kind that are there before a call. Hold them no longer: a call may free some."""
+    kept = {"weights": [*subject.model.parameters(), *subject.model.buffers()], "batch": [subject.images]}
+    if subject.cell.mode == "train":
+        kept["batch"].append(subject.labels)
+        kept["optimizer"] = state_of(subject.optimizer)
+    return kept
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
