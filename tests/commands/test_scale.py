@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from vitbench.analysis.scaling import choose_sizes
 from vitbench.cli import run_command
+from vitbench.commands.scale import EXAMPLES
 from vitbench.models import imported
+from vitbench.models.cards import model_registry
 
 MODELS = ["module:tests.analysis.attention_models:small_softmax", "module:tests.analysis.attention_models:small_linear"]
 IMPORTED = ["--allow-import", "--num-classes", "10"]
@@ -117,3 +122,14 @@ def test_a_mistake_gets_one_line(capsys: pytest.CaptureFixture[str], arguments: 
     last = [line for line in errors.splitlines() if line.startswith("Error: ")]
     assert len(last) == 1, errors
     assert said in last[0]
+
+
+@pytest.mark.parametrize("line", EXAMPLES.strip().splitlines())
+def test_the_models_of_the_examples_take_their_sizes(line: str) -> None:
+    """A model of a fixed size is no example."""
+    words = shlex.split(line)
+    sizes = words[words.index("--image-sizes") + 1] if "--image-sizes" in words else "32:1024"
+    for name in itertools.takewhile(lambda word: not word.startswith("-"), words[2:]):
+        card = model_registry().get(name)
+        for size in choose_sizes(sizes, card.patch):
+            card.check_image_size(size)

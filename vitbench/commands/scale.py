@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from vitbench.suites import Suite
 
 EXAMPLES = """
-vitbench scale vit_tiny16
-vitbench scale vit_tiny16 --image-sizes 224,384,512 --batch-sizes 1,8 --mode train
-vitbench scale vit_tiny16 --image-sizes 32:512 --measure --threads 1 --plot scale.png
+vitbench scale vit_base16
+vitbench scale vit_base16 --image-sizes 224,384,512 --batch-sizes 1,8 --mode train
+vitbench scale vit_layer6_32 --image-sizes 32:128 --measure --threads 1 --plot scale.png
 vitbench scale cifar_vit_base cifar_lightweight_vit --image-sizes 16:128 --crossover --measure
 """
 
