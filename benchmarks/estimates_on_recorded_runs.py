@@ -7,6 +7,8 @@ Taken from a run: its ``suite.toml``, its records, and for its calibration the F
 turns. Where a run has no reference, that of another one below ``FOLDER`` with as many threads. Each run is also played
 with calibrations wrong by a factor of 2 either way.
 
+Searches are predicted as a plan does it now, although the recorded ones doubled their batches.
+
 Made up: beside their samples the processes of a group, and one of the reference a round, take equal times; so do the
 steps of a training; and each timed cell takes ``BEFORE_S`` before its times. Runs of schema 1 to 3 had turns of any
 number of calls. The report is left out. The constants of ``time_estimates`` were chosen on the runs in ``results``.
@@ -25,12 +27,13 @@ from pathlib import Path
 
 from vitbench.core.records import Cell, Measurement, Record
 from vitbench.core.run_folder import RECORDS, read_records
-from vitbench.executors.protocol import TrainingStep
+from vitbench.executors.protocol import PredictLargest, TrainingStep
+from vitbench.executors.worker import predict_largest
 from vitbench.runner.folder import suite_as_run
 from vitbench.runner.time_estimates import REPORT_S, Rates, TimeEstimates
 from vitbench.runner.training_plan import TrainingPlan
 from vitbench.suites import Suite
-from vitbench.suites.batch_search import base_of, predictions_in
+from vitbench.suites.batch_search import base_of
 from vitbench.training.data.images import DataInfo
 from vitbench.training.recipes import BUDGETS, load_recipe
 
@@ -106,15 +109,20 @@ def make(suite: Suite, records: Sequence[Record], flops_per_s: float, clock: Cal
     """The estimates as a plan makes them, of a calibration of ``flops_per_s``."""
     known: dict[str, Rates] = {}
     cells: dict[str, Cell] = {}
-    predictions = predictions_in(records)
     for record in records:
         cell = record.cell if suite.frontier is None else base_of(record.cell)
         if cell.id not in cells:
-            predicted = predictions.get(cell.id)
             flops = found.value if (found := record.measurement("flops")) and found.samples else 1e9
-            cells[cell.id] = cell
-            known[cell.id] = Rates(flops, flops_per_s, round(predicted.value) if predicted else None)
+            predicted = predict(cell) if suite.frontier is not None else None
+            cells[cell.id], known[cell.id] = cell, Rates(flops, flops_per_s, predicted)
     return TimeEstimates(suite, list(cells.values()), training_of(suite, records), known, calls_a_turn=1, clock=clock)
+
+
+@functools.cache
+def predict(cell: Cell) -> int | None:
+    """The largest batch that a plan predicts now for a search."""
+    (answer,) = predict_largest(PredictLargest(cell=cell))
+    return answer.get("batch")
 
 
 def training_of(suite: Suite, records: Sequence[Record]) -> TrainingPlan | None:

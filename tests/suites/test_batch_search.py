@@ -268,6 +268,18 @@ def test_gpus_say_what_holds_a_limit_and_nothing_without_one(monkeypatch: pytest
     assert "high watermark ratio" in (mps := open_device("mps").limit_memory(1_000))
     assert mps.endswith("of the recommended maximum of 4000 bytes")
     assert given == [0.25, 0.25]
+    assert open_device("cuda").memory_for_tensors(2_000) == 2_000
+    assert open_device("mps").memory_for_tensors(None) == 4_000  # all that is recommended
+
+
+def test_a_cpu_leaves_some_of_a_limit_to_what_is_no_tensor() -> None:
+    from vitbench.devices import open_device
+    from vitbench.devices.host.memory import available_memory
+
+    cpu = open_device("cpu")
+    assert cpu.memory_for_tensors(2**30) == 2**30 - 8 * 2**20
+    assert cpu.memory_for_tensors(2**20) == 0
+    assert 0 < cpu.memory_for_tensors(None) < available_memory() * 1.1  # the machine may be busy
 
 
 # suites
@@ -419,7 +431,7 @@ def test_a_search_begins_at_the_batch_that_a_trace_predicts(run: RunSummary) -> 
     assert predicted is not None
     tensors = LIMIT - 8 * 2**20  # what a worker leaves to them
     assert predicted.value == (tensors - 1) // BYTES_AN_IMAGE  # the model has weights, too
-    assert predicted.method.startswith(f"traces on fake tensors, {tensors} bytes for tensors, torch ")
+    assert predicted.method.startswith(f"traces on fake CPU tensors, {tensors} bytes for tensors, torch ")
     assert next(iter(attempts)) == predicted.value
     assert abs(int(found_by(run, "keeps")) - predicted.value) <= 2
     assert len(attempts) <= 4

@@ -125,12 +125,11 @@ class Device:
         """
         return ""
 
-    def memory_for_tensors(self, limit: int | None) -> int | None:
-        """About the bytes that a worker's tensors may take under ``limit``, or without one; None if that is unknown.
-
-        For predictions, never for results.
+    def memory_for_tensors(self, limit: int | None) -> int:
+        """About the bytes that a worker's tensors may take under ``limit``, or without one. For predictions, never for
+        results.
         """
-        return None
+        return int(self.describe()["memory_bytes"]) if limit is None else limit
 
     def reserved_memory(self) -> dict[str, tuple[int, str]]:
         """What the system holds now for this process beyond live tensors: name -> (bytes, method)."""

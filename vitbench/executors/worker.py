@@ -321,19 +321,16 @@ def predict_largest(question: protocol.PredictLargest) -> Answers:
     """By traces on fake tensors: nothing is loaded or allocated."""
     import torch
 
-    cell = question.cell
-    memory_bytes = open_device(cell.device).memory_for_tensors(cell.memory_limit)
-    if memory_bytes is None:
-        yield {"unsupported": f"there is no model of the memory of {cell.device}"}
-        return
-    try:
-        from vitbench.metrics.predicted_memory import batch_trace
+    from vitbench.metrics.predicted_memory import batch_trace
 
+    cell = question.cell
+    try:
+        memory_bytes = open_device(cell.device).memory_for_tensors(cell.memory_limit)
         batch = batch_trace(cell).largest(memory_bytes)
     except Exception as error:  # the edge: a search without a prediction begins at one image
         yield {"unsupported": failure_of(error, cell).detail}
         return
-    method = f"traces on fake tensors, {memory_bytes} bytes for tensors, torch {torch.__version__}"
+    method = f"traces on fake CPU tensors, {memory_bytes} bytes for tensors, torch {torch.__version__}"
     yield {"batch": batch, "method": method}
 
 
