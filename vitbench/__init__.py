@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "build_model": "vitbench.models",
     "load_checkpoint": "vitbench.models.weights.checkpoints",
+    "fit": "vitbench.analysis.memory",
     "load_records": "vitbench.reports",
     "measure": "vitbench.api",
     "run_suite": "vitbench.runner.run",
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "build_model",
     "evaluate_model",
+    "fit",
     "load_checkpoint",
     "load_records",
     "measure",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from vitbench.analysis.memory import fit
     from vitbench.api import measure
     from vitbench.core.errors import VitbenchError
     from vitbench.core.records import Cell, Measurement, Record

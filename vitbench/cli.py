@@ -21,7 +21,7 @@ from vitbench.core.errors import UsageError, VitbenchError
 _PANELS = {
     "Measure": ("run", "frontier", "report", "doctor"),
     "Inspect": ("list_", "show", "flops", "claims"),
-    "Analyze": ("analyze", "scale", "roofline"),
+    "Analyze": ("analyze", "fit", "scale", "roofline"),
     "Train": ("train", "sweep", "evaluate", "predict", "attention"),
     "Compare": ("compare", "ab", "history"),
     "Guard": ("snapshot", "check"),

@@ -29,14 +29,25 @@ COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 PANELS = {
     "Measure": ["run", "frontier", "report", "doctor"],
     "Inspect": ["list", "show", "flops", "claims"],
-    "Analyze": ["analyze", "scale", "roofline"],
+    "Analyze": ["analyze", "fit", "scale", "roofline"],
     "Train": ["train", "sweep", "evaluate", "predict", "attention"],
     "Compare": ["compare", "ab", "history"],
     "Guard": ["snapshot", "check"],
 }
 #: Options that mean something else in another command.
 OWN = {"--out", "--json", "--resume", "--data", "--recipe", "--set", "--suite", "--attention", "--amp", "--threads"}
-OWN |= {"--timeout", "--yes", "--seed", "--compile", "--head", "--index", "--batch-size", "--image-sizes"}
+OWN |= {
+    "--timeout",
+    "--yes",
+    "--seed",
+    "--compile",
+    "--head",
+    "--index",
+    "--batch-size",
+    "--image-sizes",
+    "--device",
+    "--mode",
+}
 
 
 @pytest.mark.integration

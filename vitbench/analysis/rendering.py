@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,6 +180,103 @@ def _differences_text(tool: str, other: Mapping[str, Any]) -> list[str]:
         listed = ", ".join(f"{name} {_giga(flops)}" for name, flops in added.items())
         lines.append(f"  {tool} adds (GFLOPs): {listed}")
     return ["\n".join(lines)] if lines else []
+
+
+def fits_to_text(fits: Sequence[Mapping[str, Any]]) -> str:
+    """The answers of ``fit_models`` without those that failed: one as a block, several as a table."""
+    found = [one for one in fits if "error" not in one]
+    if len(found) == 1:
+        return _fit_to_text(found[0])
+    rows = [
+        [
+            one["model"],
+            format_image_size(one["image_size"]),
+            _largest_text(one),
+            *(_size_text(size) for size in (one["peak"]["bytes"], one["image_bytes"], one["fixed_bytes"])),
+            one["peak"]["phase"],
+        ]
+        for one in found
+    ]
+    headings = ["model", "px", "largest batch", "peak", "one image", "every batch", "peak in"]
+    align = ("left", "right", "right", "right", "right", "right", "left")
+    parts = [_setting_text(found[0]), _indented(_table(rows, headings, colalign=align), 2), _beside_text(found[0])]
+    if any(_compared(one) for one in found):
+        options = list(dict.fromkeys(name for one in found for name in one["changes"]))
+        changed = [[one["model"], *(_change_text(one["changes"].get(name)) for name in options)] for one in found]
+        short = [re.sub("--(dtype |optimizer |attention )?", "", name) for name in options]
+        columns = ("left", *["right"] * len(options))
+        parts += ["largest batch with", _indented(_table(changed, ["model", *short], colalign=columns), 2)]
+    return "\n".join([*filter(None, parts), _wrapped("method  ", _common_method(found))])
+
+
+def _fit_to_text(one: Mapping[str, Any]) -> str:
+    peak = one["peak"]
+    parts = [
+        [kind, _size_text(size), f"{100 * size / peak['bytes']:.1f} %"] for kind, size in peak["parts"].items() if size
+    ]
+    at = f"{peak['phase']}{' pass' if peak['phase'] != 'optimizer' else ''}, in {peak['operator']}"
+    memory = _size_text(one["memory_bytes"])
+    fits = f"{_largest_text(one)} in {memory}" if one["largest_batch"] else f"0: not even one image fits in {memory}"
+    lines = [
+        f"{one['model']}  ({format_image_size(one['image_size'])} px, {shape_words(one)})",
+        f"  {_setting_text(one)}",
+        f"  largest batch  {fits}",
+        f"  peak           {_size_text(peak['bytes'])} at batch {peak['batch']}, "
+        f"{_size_text(one['next_bytes'])} at {peak['batch'] + 1}",
+        f"  one image      {_size_text(one['image_bytes'])}, and {_size_text(one['fixed_bytes'])} for every batch",
+        f"  {_beside_text(one)}" if one["beside_bytes"] else "",
+        f"  peak in        {at}",
+        _indented(_table(parts, colalign=("left", "right", "right")), 17),
+        f"  checkpointing  {one['checkpointed']}" if one["checkpointed"] else "",
+        _wrapped("  method         ", one["method"]),
+    ]
+    if _compared(one):
+        rows = [[options, _change_text(batch)] for options, batch in one["changes"].items()]
+        lines.append("  with           " + _indented(_table(rows, colalign=("left", "right")), 17).lstrip())
+    elif one["changes"]:
+        lines.append(_wrapped("  more may fit   ", f"with {', '.join(one['changes'])}; --compare tells how many"))
+    return "\n".join(line for line in lines if line)
+
+
+def _compared(one: Mapping[str, Any]) -> bool:
+    return any(batch is not None for batch in one["changes"].values())
+
+
+def _setting_text(one: Mapping[str, Any]) -> str:
+    words = [one["mode"], one["dtype"], f"{one['attention']} attention"]
+    if one["mode"] == "train":
+        words += [one["optimizer"], *(["checkpointing"] if one["checkpointing"] else [])]
+    return ", ".join([*words, f"{_size_text(one['memory_bytes'])} on {one['device']}"])
+
+
+def _beside_text(one: Mapping[str, Any]) -> str:
+    beside = one["beside_bytes"]
+    return f"beside tensors {_size_text(beside)} for CUDA's context, cuBLAS and rounding" if beside else ""
+
+
+def _common_method(found: Sequence[Mapping[str, Any]]) -> str:
+    return found[0]["method"].partition(";")[0]
+
+
+def _largest_text(one: Mapping[str, Any]) -> str:
+    bounded = one["largest_batch"] and one["next_bytes"] + one["beside_bytes"] <= one["memory_bytes"]
+    return f"{'at least ' if bounded else ''}{one['largest_batch']:,}"
+
+
+def _change_text(batch: int | str | None) -> str:
+    return "" if batch is None else f"{batch:,}" if isinstance(batch, int) else batch
+
+
+def _size_text(count: float) -> str:
+    """Bytes as ``1.50 GiB``, ``12.0 MiB`` or ``3.5 KiB``."""
+    for unit, power, digits in (("GiB", 3, 2), ("MiB", 2, 1)):
+        if abs(count) >= 1024**power:
+            return f"{count / 1024**power:.{digits}f} {unit}"
+    return f"{count / 1024:.1f} KiB"
+
+
+def _wrapped(label: str, text: str) -> str:
+    return textwrap.fill(text, 98, initial_indent=label, subsequent_indent=" " * len(label))
 
 
 def _giga(flops: float) -> str:

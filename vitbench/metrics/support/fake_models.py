@@ -60,7 +60,8 @@ def fake_subject(
     makes another one); call it inside ``fake_mode`` only.
     """
     model = fake_model(subject, run.dtype).train(run.mode == "train")
-    fake = replace(subject, cell=run, device=open_device("cpu"), build=lambda: model, _open=contextlib.ExitStack())
+    device = subject.device if subject.device.kind == "cpu" else open_device("cpu")
+    fake = replace(subject, cell=run, device=device, build=lambda: model, _open=contextlib.ExitStack())
     # Subject cannot make these itself: fake parameters cannot be moved, and its generator draws real numbers
     vars(fake)["model"] = model
     if run.mode == "train":

@@ -64,10 +64,27 @@ class BatchTrace:
         """The largest batch, up to ``at_most``, whose peak is within ``memory_bytes``; 0 if one image is not."""
         return bisect.bisect_right(range(1, at_most + 1), memory_bytes, key=self._bytes_at)
 
+    def direct(self, batch: int) -> Peak:
+        """The peak by a trace at this batch."""
+        account = self._trace(batch)
+        return _peak_of(account, [event.change for event in account.events], batch)
+
+    @property
+    def most_storages(self) -> int:
+        """The most storages that are alive at once."""
+        alive: set[int] = set()
+        most = 0
+        for event in self._two.events:
+            if event.change < 0 and not event.operator:
+                alive.discard(event.storage)
+            else:
+                alive.add(event.storage)
+            most = max(most, len(alive))
+        return most
+
     @functools.cached_property
     def _one(self) -> Peak:
-        account = self._trace(1)
-        return _peak_of(account, [event.change for event in account.events], 1)
+        return self.direct(1)
 
     def _bytes_at(self, batch: int) -> int:
         if batch == 1:
@@ -96,7 +113,12 @@ def trace_batches(cell: Cell, build: Callable[[], nn.Module], optimizer: MakeOpt
     Raises Unsupported as ``trace_call`` does, and for a model whose tensors come and go in another order with another
     batch.
     """
-    return BatchTrace(_tracer(subject_of(cell, build), optimizer))
+    return trace_subject(subject_of(cell, build), optimizer)
+
+
+def trace_subject(subject: Subject, optimizer: MakeOptimizer | None = None) -> BatchTrace:
+    """``trace_batches`` of a subject at whatever batch, with its attention context and its device's autocast."""
+    return BatchTrace(_tracer(subject, optimizer))
 
 
 def _tracer(subject: Subject, optimizer: MakeOptimizer | None) -> Callable[[int], TensorAccount]:
