@@ -166,6 +166,24 @@ def test_a_model_that_only_infers_keeps_its_forward_pass(capsys: pytest.CaptureF
     assert answer["total"]["flops_forward"] == 2 * (3 * 8 + 8 * 10)
     assert answer["total"]["flops_backward"] is None
     assert answer["total"]["saved_bytes"] is None
+    (first,) = [row["own"] for row in answer["modules"] if row["path"] == "first"]
+    assert first["bytes_forward"] == 4 * (3 + 3 * 8 + 8 + 8)  # input, weight, bias and output
+    assert first["intensity"] == 2 * 3 * 8 / first["bytes_forward"]
+    assert set(answer) == {
+        *("model", "image_size", "num_classes", "in_channels", "batch_size", "dtype", "attention", "by", "method"),
+        *("executed", "training_error", "training_forward_flops", "fused_backward", "left_out", "total", "modules"),
+    }
+    assert set(answer["total"]) == {*COUNTS, "intensity"}
+
+
+def test_an_operator_without_a_formula_makes_a_lower_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "module:tests.custom_operator_models:with_product"
+    assert run_command(["analyze", name, "--image-size", "32", "--num-classes", "10", "--allow-import"]) == 0
+    text = capsys.readouterr().out
+    assert "≥: a lower bound, no formula covers tests_of_vitbench_models::product x1" in text
+    (model,) = [line for line in text.splitlines() if "(model)" in line]
+    assert "≥" in model
+    assert not any("≥" in line for line in text.splitlines() if "first" in line)
 
 
 def test_a_model_that_reads_the_image_is_executed() -> None:

@@ -23,6 +23,14 @@ _LEAST_TIME = 0.005
 #: The index of a module among its siblings: ``blocks.3.fc1``, ``encoder_layer_3.mlp``.
 _INDEX = re.compile(r"(?:^|(?<=[._]))\d+(?=\.|$)")
 
+#: The columns of each list.
+_COLUMNS = {
+    "module": ("params", "fwd", "bwd", "saved", "moved", "FLOP/B", "share"),
+    "op": ("fwd calls", "fwd", "moved", "FLOP/B", "share", "bwd calls", "bwd", "bwd moved"),
+    "block": ("tokens", "params", "fwd", "bwd", "saved", "moved", "FLOP/B", "share"),
+    "times": ("params", "fwd", "moved", "FLOP/B", "share", "ms", "% time", "rate"),
+}
+
 Row = tuple[str, Mapping[str, Any]]  # a label, and the costs in base units
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 
@@ -33,37 +41,39 @@ def costs_to_text(answers: Sequence[dict[str, Any]], *, depth: int) -> str:
 
 
 def _answer_to_text(answer: dict[str, Any], depth: int) -> str:
-    total = answer["total"]
-    sections = [_heading(answer)]
+    columns = _columns(answer)
     if "modules" in answer:
-        columns = _timed_columns(answer) if "times" in answer else _columns(total)
-        sections.append(_table("module", list(_tree_rows(_tree(answer["modules"]), depth)), columns))
         what = "time" if "times" in answer else "forward FLOPs"
-        sections.append(_table(f"most {what} of its own", _hot_rows(answer["modules"]), columns))
+        tables = [
+            _table("module", list(_tree_rows(_tree(answer["modules"]), depth)), columns),
+            _table(f"most {what} of its own", _hot_rows(answer["modules"]), columns),
+        ]
     elif "operators" in answer:
-        sections.append(_table("operator", _op_rows(answer["operators"]), _op_columns(total)))
+        tables = [_table("operator", _op_rows(answer["operators"]), columns)]
     else:
-        tokens: Column = ("tokens", lambda one: str(one["tokens"] or ""))
-        sections.append(_table("block", list(_block_rows(answer["blocks"])), [tokens, *_columns(total)]))
-    return "\n\n".join([*sections, _legend(answer)])
+        tables = [_table("block", list(_block_rows(answer["blocks"])), columns)]
+    return "\n\n".join([_heading(answer), *tables, _legend(answer)])
 
 
 def _heading(answer: Mapping[str, Any]) -> str:
     total = answer["total"]
+    (flops, word), least = _flop_unit(total), _least(total)
     size = format_image_size((answer["image_size"][0], answer["image_size"][1]))
     notes = [
         f"a batch of {answer['batch_size']} in {answer['dtype']}, {total['params']:,} parameters",
-        f"GFLOPs forward {_flops(total, 'forward')}, backward {_flops(total, 'backward')}; "
+        f"{word} forward {least}{_scaled(total['flops_forward'], flops)}, "
+        f"backward {least}{_scaled(total['flops_backward'], flops)}; "
         f"saved {_scaled(total['saved_bytes'], 1e6)} MB; moved {_scaled(total['bytes_forward'], 1e6)} MB",
     ]
     if answer["training_error"]:
-        notes.append(f"no backward pass: {answer['training_error']}")
+        of_one = "per channel" in answer["training_error"] and answer["batch_size"] == 1  # a batch norm's
+        notes.append(f"no backward pass: {answer['training_error']}{'. Use --batch-size 2' if of_one else ''}")
     elif answer["training_forward_flops"] != total["flops_forward"]:
-        notes.append(f"in training the forward pass takes {_scaled(answer['training_forward_flops'], 1e9)} GFLOPs")
+        notes.append(f"in training the forward pass takes {_scaled(answer['training_forward_flops'], flops)} {word}")
     if answer["executed"]:
         notes.append(f"executed: its costs depend on the image ({answer['executed']})")
-    if total["uncovered_calls"]:
-        notes.append(f"≥: a lower bound, no formula covers {total['uncovered_calls']} calls")
+    if answer["left_out"]:
+        notes.append(f"≥: a lower bound, no formula covers {answer['left_out']}")
     lines = [f"{answer['model']}  ({size} px, {shape_words(answer)}, {answer['attention']} attention)"]
     for note in notes:
         lines += textwrap.wrap(note, WIDTH, initial_indent="  ", subsequent_indent="  ")
@@ -93,57 +103,45 @@ def _legend(answer: Mapping[str, Any]) -> str:
 # columns
 
 
-def _columns(total: Mapping[str, Any]) -> list[Column]:
-    return [
-        _PARAMS,
-        _FORWARD,
-        _BACKWARD,
-        ("saved\nMB", lambda one: _scaled(one["saved_bytes"], 1e6)),
-        _MOVED,
-        _INTENSITY,
-        _share(total),
-    ]
+def _columns(answer: Mapping[str, Any]) -> list[Column]:
+    """The columns of an answer's tables; the total decides the units of parameters and FLOPs."""
+    total = answer["total"]
+    flops, word = _flop_unit(total)
+    params, letter = (1e6, "M") if total["params"] >= 1e7 else (1e3, "k")
+    whole = total["flops_forward"] or 1
+    columns: dict[str, Column] = {
+        "tokens": ("tokens", lambda one: str(one["tokens"] or "")),
+        "params": (f"params\n{letter}", lambda one: _scaled(one["params"], params)),
+        "fwd calls": ("fwd\ncalls", lambda one: str(one["calls_forward"])),
+        "fwd": (f"fwd\n{word}", lambda one: _least(one) + _scaled(one["flops_forward"], flops)),
+        "moved": ("moved\nMB", lambda one: _scaled(one["bytes_forward"], 1e6)),
+        "FLOP/B": ("FLOP/B", _intensity),
+        "share": ("FLOPs\n%", lambda one: f"{100 * one['flops_forward'] / whole:.1f}"),
+        "bwd calls": ("bwd\ncalls", lambda one: "-" if one["calls_backward"] is None else str(one["calls_backward"])),
+        "bwd": (f"bwd\n{word}", lambda one: _least(one) + _scaled(one["flops_backward"], flops)),
+        "bwd moved": ("bwd\nMB", lambda one: _scaled(one["bytes_backward"], 1e6)),
+        "saved": ("saved\nMB", lambda one: _scaled(one["saved_bytes"], 1e6)),
+    }
+    if "times" in answer:
+        whole_s = answer["times"]["sum_s"]
+        columns |= {
+            "ms": ("time\nms", lambda one: _scaled(one["seconds"], 1e-3)),
+            "% time": ("time\n%", lambda one: f"{100 * one['seconds'] / whole_s:.1f}"),
+            "rate": ("GFLOPs\n/s", lambda one: _scaled(one["flops_forward"] / (one["seconds"] or 1), 1e9)),
+        }
+    return [columns[name] for name in _COLUMNS["times" if "times" in answer else answer["by"]]]
 
 
-def _op_columns(total: Mapping[str, Any]) -> list[Column]:
-    return [
-        ("fwd\ncalls", lambda one: _count(one["calls_forward"])),
-        _FORWARD,
-        _MOVED,
-        _INTENSITY,
-        _share(total),
-        ("bwd\ncalls", lambda one: _count(one["calls_backward"])),
-        _BACKWARD,
-        ("bwd\nMB", lambda one: _scaled(one["bytes_backward"], 1e6)),
-    ]
-
-
-def _timed_columns(answer: Mapping[str, Any]) -> list[Column]:
-    total, times = answer["total"], answer["times"]
-    return [
-        _PARAMS,
-        _FORWARD,
-        _MOVED,
-        _INTENSITY,
-        _share(total),
-        ("time\nms", lambda one: _scaled(one["seconds"], 1e-3)),
-        ("time\n%", lambda one: f"{100 * one['seconds'] / times['sum_s']:.1f}"),
-        ("GFLOPs\n/s", lambda one: _scaled(one["flops_forward"] / one["seconds"], 1e9) if one["seconds"] else ""),
-    ]
-
-
-def _share(total: Mapping[str, Any]) -> Column:
-    whole = total["flops_forward"]
-    return "FLOPs\n%", lambda one: f"{100 * one['flops_forward'] / whole:.1f}" if whole else ""
+def _flop_unit(total: Mapping[str, Any]) -> tuple[float, str]:
+    return (1e9, "GFLOPs") if total["flops_forward"] >= 1e9 else (1e6, "MFLOPs")
 
 
 def _intensity(one: Mapping[str, Any]) -> str:
     return _scaled(one["flops_forward"] / one["bytes_forward"], 1) if one["bytes_forward"] else ""
 
 
-def _flops(one: Mapping[str, Any], phase: str) -> str:
-    least = "≥ " if one["uncovered_calls"] else ""
-    return least + _scaled(one[f"flops_{phase}"], 1e9)
+def _least(one: Mapping[str, Any]) -> str:
+    return "≥ " if one["uncovered_calls"] else ""
 
 
 def _scaled(value: float | None, unit: float) -> str:
@@ -154,17 +152,6 @@ def _scaled(value: float | None, unit: float) -> str:
     if number < 0.0005:
         return "<0.001"
     return f"{number:,.0f}" if number >= 1000 else f"{number:.{3 - (number >= 10) - (number >= 100)}f}"
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-_PARAMS: Column = ("params\nM", lambda one: _scaled(one["params"], 1e6))
-_FORWARD: Column = ("fwd\nGFLOPs", lambda one: _flops(one, "forward"))
-_BACKWARD: Column = ("bwd\nGFLOPs", lambda one: _flops(one, "backward"))
-_MOVED: Column = ("moved\nMB", lambda one: _scaled(one["bytes_forward"], 1e6))
-_INTENSITY: Column = ("FLOP/B", _intensity)
 
 
 # rows

@@ -24,6 +24,7 @@ from vitbench.metrics import Subject
 from vitbench.metrics.flops import real_model
 from vitbench.metrics.support.fake_models import fake_mode, fake_model, needs_real_tensors
 from vitbench.metrics.support.in_process import make_subject
+from vitbench.metrics.support.operator_counter import describe_uncounted
 from vitbench.metrics.support.operator_trace import OperatorCall, trace_operators
 from vitbench.models.cards import ModelCard
 from vitbench.models.outputs import input_dtype
@@ -79,6 +80,13 @@ class Costs:
     def fused_backward(self) -> bool:
         """Whether an operator is the backward pass of fused attention: FLOPs of what runs, not of the algorithm."""
         return any(name.startswith("_scaled_dot_product") and name.endswith("_backward") for name in self.operators)
+
+    @property
+    def left_out(self) -> str:
+        """The operators that no formula covers, with their calls; empty if FLOPs are exact."""
+        return describe_uncounted(
+            {name: cost.uncovered_calls for name, cost in self.operators.items() if cost.uncovered_calls}
+        )
 
     def total(self, path: str) -> Cost:
         """The costs of a module and of all modules inside it; of "" those of everything."""
@@ -220,6 +228,7 @@ def _analyze(card: ModelCard, subject: Subject, *, batch_size: int, by: str, tim
         "training_error": costs.training_error,
         "training_forward_flops": costs.training_forward_flops,
         "fused_backward": costs.fused_backward,
+        "left_out": costs.left_out,
         "total": _to_dict(costs.total(""), trained),
     }
     times = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,43 +35,39 @@ class ModuleTimes:
 
 def time_modules(subject: Subject) -> ModuleTimes:
     """Times of one forward pass of the subject's batch. The device is synchronised wherever a module begins or ends."""
-    plain: list[float] = []
-    hooked: list[float] = []
+    for hooks in (True, False) * _WARM_UP:
+        _call(subject, hooks=hooks)
+    calls: dict[bool, list[float]] = {True: [], False: []}  # seconds with and without hooks
     own: dict[str, list[float]] = {}
-
-    def one(calls: list[float], path_times: dict[str, float] | None) -> None:
-        with contextlib.nullcontext() if path_times is None else _hooks(subject.model, subject.device, path_times):
-            calls.append(_seconds(subject.forward, subject.device))
-
-    for _ in range(_WARM_UP):
-        one([], {})
-        one([], None)
     began = time.perf_counter()
     with without_garbage_collection():
-        while len(plain) < FEWEST_ROUNDS or (len(plain) < MOST_ROUNDS and time.perf_counter() - began < ROUND_SECONDS):
-            taken: dict[str, float] = {}
-            turns: list[Callable[[], None]] = [lambda: one(plain, None), lambda taken=taken: one(hooked, taken)]  # type: ignore[misc]
-            for turn in turns if len(plain) % 2 else reversed(turns):
-                turn()
-            for path, seconds in taken.items():
-                own.setdefault(path, []).append(seconds)
-    ratios = [with_hooks / without for with_hooks, without in zip(hooked, plain, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+        for index in range(MOST_ROUNDS):
+            if index >= FEWEST_ROUNDS and time.perf_counter() - began > ROUND_SECONDS:
+                break
+            for hooks in (True, False) if index % 2 else (False, True):
+                seconds, by_module = _call(subject, hooks=hooks)
+                calls[hooks].append(seconds)
+                for path, one in by_module.items():
+                    own.setdefault(path, []).append(one)
+    low, middle, high = statistics.quantiles(map(operator.truediv, calls[True], calls[False]), n=4)
     return ModuleTimes(
         own_s={path: statistics.median(seconds) for path, seconds in own.items()},
-        call_s=statistics.median(plain),
-        hooked_call_s=statistics.median(hooked),
+        call_s=statistics.median(calls[False]),
+        hooked_call_s=statistics.median(calls[True]),
         hook_ratio=(low, middle, high),
-        rounds=len(plain),
+        rounds=len(calls[False]),
     )
 
 
-def _seconds(call: Callable[[], Any], device: Device) -> float:
-    device.synchronize()
-    began = time.perf_counter()
-    call()
-    device.synchronize()
-    return time.perf_counter() - began
+def _call(subject: Subject, *, hooks: bool) -> tuple[float, dict[str, float]]:
+    """The seconds of a forward pass and, with hooks, of each module."""
+    own: dict[str, float] = {}
+    with _hooks(subject.model, subject.device, own) if hooks else contextlib.nullcontext():
+        subject.device.synchronize()
+        began = time.perf_counter()
+        subject.forward()
+        subject.device.synchronize()
+        return time.perf_counter() - began, own
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vitbench.core.errors import Unsupported
-from vitbench.metrics.support.operator_counter import OperatorCounter
+from vitbench.metrics.support.operator_counter import LeavesTorch, OperatorCounter
 from vitbench.metrics.support.product_formulas import stored_numbers
 from vitbench.metrics.support.tensor_memory import tensors_in
 from vitbench.models import without_fast_path
@@ -94,7 +94,7 @@ def trace_operators(model: nn.Module, images: Tensor, *, train: bool = False) ->
     with tracer.following(model), torch.set_grad_enabled(train), without_fast_path():
         # a forward pass of its own, as hooks for saved tensors dispatch operators
         saved = tracer.saved_by(lambda: model(images)) if train else {}
-        with tracer:
+        with tracer, LeavesTorch(tracer):
             output = model(images)
             if train:
                 tracer.owners.begin(LOSS)
