@@ -152,7 +152,11 @@ def test_a_tiny_sweep_in_fresh_processes(lent: None) -> None:
 
 
 def test_a_run_gets_its_roof_and_a_new_report(
-    lent: None, shared_workers: Sequence[SharedLauncher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lent: None,
+    shared_workers: Sequence[SharedLauncher],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     content = {
         "name": "tiny", "models": ["vit_basic_tutorial"], "image_sizes": [16], "batch_sizes": [2], "devices": ["cpu"],
@@ -162,15 +166,19 @@ def test_a_run_gets_its_roof_and_a_new_report(
     run_suite(make_suite(content, "tiny"), out=tmp_path / "run")
     monkeypatch.setattr("vitbench.analysis.roofline.MOST_SPREAD", 1e6)  # other tests run meanwhile
     monkeypatch.setattr("vitbench.runner.quiet.TOLERATED_CORES", 1e6)
-    written = add_roof(tmp_path / "run", sweep=TINY)
-    assert written[0] == tmp_path / "run" / ROOFLINE
-    cells = json.loads(written[0].read_text())["cells"].values()
+    monkeypatch.setattr(roofline, "Sweep", lambda: TINY)
+    code, out, _ = ask(capsys, "roofline", tmp_path / "run", "--json")
+    assert code == 0
+    printed = json.loads(out)
+    assert [one["share"] > 0 for one in printed["cells"]] == [True, True]
+    assert [list(one["compute"]) for one in printed["roofs"]] == [["fp32"]]
+    cells = json.loads((tmp_path / "run" / ROOFLINE).read_text())["cells"].values()
     assert [one["unavailable"] for one in cells] == ["", ""]
     infer, train = sorted((one["time"] for one in cells), key=lambda one: one["calls"])
     assert {one["name"] for one in train["operators"]} - {one["name"] for one in infer["operators"]} >= {"AdamW"}
     assert train["compute_s"] + train["bandwidth_s"] > infer["compute_s"] + infer["bandwidth_s"] > 0
     assert " % of roof b2 " in (tmp_path / "run" / "report.md").read_text()
-    with pytest.raises(RunFolderError, match="no timed cell of that device and number of threads, but of cpu with 1"):
+    with pytest.raises(RunFolderError, match="of that device and number of threads. Give --device cpu --threads 1$"):
         add_roof(tmp_path / "run", threads=2)
 
 

@@ -49,7 +49,8 @@ def roof_alone(
         found = list(described["devices"])
         if name == "auto":
             name = next((one for one in found if open_device(one).asynchronous), found[0])
-        _check_device(name, found)
+        if name not in found:
+            raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
         low = open_device(name).amp_dtype
         return measure_roof(
             launcher, name, threads or default_threads(), _products(wanted or ("fp32", "amp"), low),
@@ -86,7 +87,6 @@ def add_roof(
             places.setdefault((record.cell.device, record.cell.threads), []).append(record)
         roofs, cells = [], {}
         for (name, count), records in places.items():
-            _check_device(name, list(described["devices"]))
             low = open_device(name).amp_dtype
             own = [record.cell.dtype for record in records]
             roof = measure_roof(
@@ -213,14 +213,11 @@ def _timed_records(folder: Path, device: str | None, threads: int | None) -> lis
     timed = [one for one in records if not one.cell.tests and value_of(one, TIMED[one.cell.mode]).value is not None]
     if not timed:
         raise RunFolderError(f"{folder} has no timed cell, which a roof could be compared with. Give another run")
-    chosen = [
-        one for one in timed if device in (None, one.cell.device) and threads in (None, one.cell.threads)
-    ]  # fmt: skip
+    chosen = [one for one in timed if device in (None, one.cell.device) and threads in (None, one.cell.threads)]
     if not chosen:
-        known = sorted({f"{one.cell.device} with {one.cell.threads} threads" for one in timed})
+        known = sorted({f"--device {one.cell.device} --threads {one.cell.threads}" for one in timed})
         raise RunFolderError(
-            f"{folder} has no timed cell of that device and number of threads, but of {', '.join(known)}: leave out "
-            "--device and --threads"
+            f"{folder} has no timed cell of that device and number of threads. Give {', or '.join(known)}"
         )
     return chosen
 
@@ -261,11 +258,6 @@ def _check(threads: int | None, dtypes: Sequence[str] | None) -> tuple[str, ...]
     if threads is not None and threads > usable_cores():
         raise UsageError(f"Option --threads: there are {usable_cores()} cores here, not {threads}. Give fewer")
     return tuple(dtypes or ())
-
-
-def _check_device(name: str, found: Sequence[str]) -> None:
-    if name not in found:
-        raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
 
 
 def _products(dtypes: Iterable[str], amp_dtype: str) -> tuple[str, ...]:
