@@ -59,7 +59,7 @@ UNEQUAL_OPERATORS = (
 )
 FAMILY = (
     "The same models at several image sizes, by latency. Multiples (×) are of the costs of the one with the fewest "
-    "FLOPs."
+    "FLOPs; those of latencies compare times over the same reference, which takes two processes of each."
 )
 BUDGETS = (
     "A bigger model at a lower resolution over a smaller one at a higher, where the FLOPs of one are at most "
