@@ -59,18 +59,19 @@ def test_bisection_ends_beside_the_crossing(last: int, crossing: int, below: boo
 def words(signs: dict[int, int], roots: tuple[Root, ...] | None = None) -> list[str]:
     point = Point(image_size=(16, 16), n=16, tokens=17, flops=1, lower_bound=False)
     scaling = Scaling(cell=CELL, batches=(1,), patch=4, points=(point,))
-    return crossing_words(Crossover(quantity="time", signs=signs, method="", roots=roots), scaling)
+    return crossing_words(Crossover(quantity="time", signs=signs, method="", roots=roots, neither="not clear"), scaling)
 
 
 def test_words_say_where_models_cross_and_what_is_not_known() -> None:
     after = "A is below B before, above it after"
     assert words({16: -1, 36: 0, 64: 1}) == [
         f"between N = 16 and 64 (16 px and 32 px): {after}",
-        "not distinguishable at N = 36",
+        "not clear at N = 36",
     ]
     assert words({16: -1, 36: -1}) == ["no crossover from N = 16 to 36: A is below B at every size"]
-    assert words({16: 0, 36: 1}) == ["A is above B at N = 36", "not distinguishable at N = 16"]
-    assert words({16: 0, 36: 0}) == ["not distinguishable at N = 16, 36"]
+    assert words({16: 0, 36: 1}) == ["A is above B at N = 36", "not clear at N = 16"]
+    assert words({16: 0, 36: 0}) == ["not clear at N = 16, 36"]
+    assert words({16: 0, 36: 0}, ()) == ["not clear at N = 16, 36"]
     half, outside = Root(Fraction(127, 2), Fraction(127, 2)), Root(Fraction(99), Fraction(100))
     assert words({16: -1, 64: 1}, (half,)) == [f"at N = 63.5 exactly (32 px, 64.5 tokens): {after}"]
     assert words({16: -1, 64: -1}, (outside,)) == [

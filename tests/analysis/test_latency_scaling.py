@@ -11,7 +11,6 @@ from vitbench.analysis.latency_scaling import (
     Elasticity,
     TimedPoint,
     elasticity,
-    is_not_launch_bound,
     launch_bound_up_to,
 )
 from vitbench.core.stats.comparisons import Ratio, compare
@@ -50,13 +49,6 @@ def test_a_model_is_launch_bound_while_time_grows_by_less_than_half_of_what_flop
     assert launch_bound_up_to([first, step(4, 9, 0.1, half=0.5)]) is None  # too wide to tell
     assert launch_bound_up_to([first, step(4, 9, 0.1, flops=0.1)]) is None  # FLOPs do not grow, either
     assert launch_bound_up_to([first]) is None
-
-
-def test_a_model_is_not_launch_bound_only_where_the_interval_says_so() -> None:
-    assert is_not_launch_bound([step(4, 9, 0.8)])
-    assert not is_not_launch_bound([step(4, 9, 0.8, half=0.5)])
-    assert not is_not_launch_bound([step(4, 9, 0.1)])
-    assert not is_not_launch_bound([])
 
 
 def simulated_times(rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.reports.fabricate import failed
@@ -134,3 +135,17 @@ def test_models_that_do_not_cross_or_cannot_be_told_apart_have_no_bracket() -> N
         assert found.brackets == []
         assert machine.asked == [64, 1024]
         assert set(found.signs.values()) == ({-1} if machine.noise < 0.1 else {0})
+
+
+@pytest.mark.integration
+def test_elasticities_cover_the_truth_in_95_percent_of_series() -> None:
+    """300 series of five processes whose logarithms of times are normal, through the records as a run makes them."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        own = rng.normal(0, 0.1, 5)
+        small, large = (np.exp(own + rng.normal(0, 0.03, 5)) * value for value in (1.0, 4**0.6))
+        step = timed_points([record(16, list(small)), record(32, list(large))], scaling_of("one"), 1)[1].step
+        assert step is not None
+        covered += step.low <= 0.6 <= step.high
+    assert 0.92 < covered / 300 < 0.98

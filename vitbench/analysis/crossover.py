@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vitbench.analysis.polynomials import Root, fit
 
 if TYPE_CHECKING:
-    from vitbench.analysis.scaling import Scaling, Size
+    from vitbench.analysis.scaling import Point, Scaling, Size
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class Bracket:
 class Crossover:
     """One quantity of two models. ``signs``: N, counted in patches of the first model, to -1 (the first model is
     below), 1 (above), 0 (equal, or not clear). ``roots`` of the difference of their polynomials, None where one of them
-    is no polynomial; ``method`` in words.
+    is no polynomial; ``method``, and what a sign of 0 means, in words.
     """
 
     quantity: str
     signs: Mapping[int, int]
     method: str
     roots: tuple[Root, ...] | None = None
+    neither: str = "equal"
 
     @property
     def brackets(self) -> list[Bracket]:
@@ -106,29 +107,35 @@ class Pair:
         self.one, self.other = (one.with_sizes([size], self.note) for one in (self.one, self.other))
 
     def cross_flops(self) -> Crossover:
-        """By the roots of the difference of the polynomials, or between sizes where one model has none."""
-        others = {point.image_size: point.flops for point in self.other.points}
-        pairs = [(point.n, point.flops, others[point.image_size]) for point in self.one.points]
-        signs = {n: _sign(a - b) for n, a, b in pairs}
-        fits = [fit([(n, counts[which]) for n, *counts in pairs]) for which in (0, 1)]
+        """By the roots of the difference of the polynomials; where one model has none, as memory."""
+        points = (*self.one.points, *self.other.points)
+        quantity = "FLOPs (lower bounds)" if any(point.lower_bound for point in points) else "FLOPs"
+        values = self._values(lambda point: point.flops)
+        fits = [fit([(n, pair[which]) for n, pair in values.items()]) for which in (0, 1)]
         if any(one.off for one in fits):
-            return Crossover(quantity="FLOPs", signs=signs, method="counted at each size: not both are polynomials")
-        roots = (fits[0].polynomial - fits[1].polynomial).roots()
-        return Crossover(quantity="FLOPs", signs=signs, method="root of the exact difference", roots=tuple(roots))
+            return self._bisected(quantity, lambda point: point.flops, "counted")
+        roots = tuple((fits[0].polynomial - fits[1].polynomial).roots())
+        return Crossover(quantity=quantity, signs=_signs(values), method="root of the exact difference", roots=roots)
 
     def cross_memory(self, batch: int) -> Crossover:
         """Between neighbouring sizes that the patches allow, by bisection."""
-        allowed = self.allowed()
-        while (n := next_to_try(self._memory_signs(batch), list(allowed))) is not None:
-            self.add(allowed[n])
-        return Crossover(
-            quantity=f"memory, batch {batch}", signs=self._memory_signs(batch), method="traced, by bisection over sizes"
+        return self._bisected(
+            f"memory, batch {batch}", lambda point: point.memory[batch], "traced, by bisection over sizes"
         )
 
-    def _memory_signs(self, batch: int) -> dict[int, int]:
-        others = {point.image_size: point.memory[batch] for point in self.other.points}
-        return {point.n: _sign(point.memory[batch] - others[point.image_size]) for point in self.one.points}
+    def _bisected(self, quantity: str, count: Callable[[Point], int], method: str) -> Crossover:
+        allowed = self.allowed()
+        while (n := next_to_try(_signs(self._values(count)), list(allowed))) is not None:
+            self.add(allowed[n])
+        return Crossover(
+            quantity=quantity, signs=_signs(self._values(count)), method=f"{method}, by bisection over sizes"
+        )
+
+    def _values(self, count: Callable[[Point], int]) -> dict[int, tuple[int, int]]:
+        """By N: what both models have there."""
+        others = {point.image_size: count(point) for point in self.other.points}
+        return {point.n: (count(point), others[point.image_size]) for point in self.one.points}
 
 
-def _sign(difference: int) -> int:
-    return (difference > 0) - (difference < 0)
+def _signs(values: Mapping[int, tuple[int, int]]) -> dict[int, int]:
+    return {n: (one > other) - (one < other) for n, (one, other) in values.items()}

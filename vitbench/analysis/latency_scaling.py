@@ -72,15 +72,6 @@ def launch_bound_up_to(points: Sequence[TimedPoint]) -> int | None:
     """The N up to which launching operators, and what else costs the same for every image, takes most of the time: the
     end of the leading steps that are launch-bound; None if the first one is not clearly so.
     """
-    leading = list(itertools.takewhile(lambda one: one.launch_bound, _steps(points)))
+    steps = [point.step for point in points if point.step is not None]
+    leading = list(itertools.takewhile(lambda one: one.launch_bound, steps))
     return leading[-1].second if leading else None
-
-
-def is_not_launch_bound(points: Sequence[TimedPoint]) -> bool:
-    """Whether from the first step on time clearly grows by more than half of the FLOPs' exponent."""
-    first = next(iter(_steps(points)), None)
-    return first is not None and first.flops is not None and first.low > LAUNCH_BOUND * first.flops
-
-
-def _steps(points: Sequence[TimedPoint]) -> list[Elasticity]:
-    return [point.step for point in points if point.step is not None]

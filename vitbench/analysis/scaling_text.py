@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import tabulate
 
 from vitbench.analysis.crossover import Crossover
-from vitbench.analysis.latency_scaling import TimedPoint, is_not_launch_bound, launch_bound_up_to
+from vitbench.analysis.latency_scaling import TimedPoint, launch_bound_up_to
 from vitbench.analysis.polynomials import Fit, Polynomial
 from vitbench.analysis.scaling import Scaling
 from vitbench.core.records import format_image_size
@@ -99,7 +99,7 @@ def _flops_lines(scaling: Scaling) -> list[str]:
         ["a", _exact(polynomial.a), "for each patch"],
         ["b", _exact(polynomial.b), "for each pair of patches"],
     ]
-    lines = [f"  {kind} = {least}c + a N + b N^2, {_checked(found)}"]
+    lines = [f"  {kind} = {least}c + a N + b N^2, solved in fractions from three sizes: {_checked(found)}"]
     lines += _indented(tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=("left", "right", "left")), 4)
     equal = polynomial.equal_terms
     if equal is not None:
@@ -110,12 +110,6 @@ def _flops_lines(scaling: Scaling) -> list[str]:
 
 
 def _checked(found: Fit) -> str:
-    if not found.checked:
-        return "solved from these three sizes and checked on no other"
-    return f"exactly: from three sizes, and equal at the {found.checked} other{'s' if found.checked > 1 else ''}"
-
-
-def _checked_briefly(found: Fit) -> str:
     return f"equal at {found.checked} more" if found.checked else "unchecked"
 
 
@@ -131,7 +125,7 @@ def _memory_lines(scaling: Scaling, batch: int) -> list[str]:
         elif piece.fit.off is not None:
             text = f"no polynomial of degree 2 (N = {piece.fit.off[0]:,})"
         else:
-            text = f"{_polynomial_text(piece.fit.polynomial)}  ({_checked_briefly(piece.fit)})"
+            text = f"{_polynomial_text(piece.fit.polynomial)}  ({_checked(piece.fit)})"
         rows.append([span, text, f"in {piece.place}"])
     return [*lines, *_indented(tabulate(rows, tablefmt="plain", disable_numparse=True), 4)]
 
@@ -186,10 +180,8 @@ def _time_lines(times: Sequence[TimedPoint], scaling: Scaling, what: str) -> lis
         place = f"N = {bound:,} ({_px(bound, scaling.patch)})"
         lines.append(f"    launch-bound up to {place}: time grows by less than half of the FLOPs' exponent,")
         lines.append("    so that launching operators, and what else costs the same for every image, takes most of it")
-    elif is_not_launch_bound(times):
-        lines.append("    not launch-bound: from the smallest size on, most of the time grows with the FLOPs")
     else:
-        lines.append("    whether the smallest sizes are launch-bound is not clear from these intervals")
+        lines.append("    no size is clearly launch-bound: time grows by half of the FLOPs' exponent, or may do so")
     failed = [one for one in times if one.estimate is None]
     return lines + [f"    {format_image_size(one.image_size)} px: {one.status}: {one.detail}"[:100] for one in failed]
 
@@ -222,8 +214,8 @@ def crossing_words(crossover: Crossover, one: Scaling) -> list[str]:
     if not texts and not by_sign[0]:
         side = "below" if by_sign[-1] else "above"
         texts.append(f"no crossover from N = {sizes[0]:,} to {sizes[-1]:,}: A is {side} B at every size")
-    elif crossover.roots is None and by_sign[0]:
-        sides = {-1: "A is below B", 1: "A is above B", 0: "not distinguishable"}
+    elif by_sign[0]:
+        sides = {-1: "A is below B", 1: "A is above B", 0: crossover.neither}
         shown = {sign: some for sign, some in by_sign.items() if some and (sign == 0 or not texts)}
         texts += [f"{sides[sign]} at N = {', '.join(f'{n:,}' for n in some)}" for sign, some in shown.items()]
     for root in crossover.roots or ():

@@ -111,7 +111,12 @@ def cross_latency(
         pair.add(allowed[n])
         records += again([allowed[n]])
     method = "timed in turns, 95 % intervals of paired ratios"
-    return Crossover(quantity=f"time, batch {batch}", signs=_signs(pair, records, batch), method=method)
+    return Crossover(
+        quantity=f"time, batch {batch}",
+        signs=_signs(pair, records, batch),
+        method=method,
+        neither="not distinguishable",
+    )
 
 
 def _signs(pair: Pair, records: Sequence[Record], batch: int) -> dict[int, int]:

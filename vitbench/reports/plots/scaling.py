@@ -62,6 +62,8 @@ def plan_panels(models: Sequence[ModelScaling], crossovers: Sequence[Crossover])
 
 def draw_scaling(panels: Sequence[Panel]) -> bytes:
     """The panels side by side as PNG."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     figure = new_figure((4.2 * len(panels) + 0.4, 4.2), dpi=150)
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
@@ -75,6 +77,10 @@ def draw_scaling(panels: Sequence[Panel]) -> bytes:
             axes.axvspan(low, max(high, low * 1.01), color="0.5", alpha=0.25, lw=0)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):  # under a decade powers of ten alone would leave an axis without a number
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("patches N")
         axes.set_title(panel.y_label, fontsize=10)
         open_frame(axes)
