@@ -158,6 +158,15 @@ def test_what_is_saved_is_what_stays_alive_beside_the_output(name: str) -> None:
     assert sum(saved.values()) == alive - outputs
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_fake_tensors_show_what_a_run_does(train: bool) -> None:
+    fake, images = plain_vit()
+    with unset_fake_temporarily():
+        real = VisionTransformer(image_size=(S, S), num_classes=K, patch=P, width=D, depth=DEPTH, heads=h, mlp_width=M)
+        found = trace_operators(real.train(train), torch.randn(B, C, S, S), train=train)
+    assert trace_operators(fake.train(train), images, train=train) == found
+
+
 # Attribution in the backward pass
 
 
@@ -356,6 +365,17 @@ def test_bytes_are_the_distinct_numbers_of_inputs_and_outputs(
     calls = trace_operators(Calls(function), torch.empty(4, 8)).calls
     assert sum(call.bytes_read for call in calls) == 4 * read
     assert sum(call.bytes_written for call in calls) == 4 * written
+
+
+def test_autocast_casts_weights_in_the_traced_pass() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 8), nn.Linear(8, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        trace = trace_operators(model, torch.empty(4, 3, 1, 1), train=True)
+    casts = [call.module for call in trace.calls if call.name == "_to_copy" and call.phase == "forward"]
+    assert casts[:5] == ["1", "1", "1", "2", "2"]  # the images, two weights and two biases
+    # inputs in bf16, and the copy of the weight that a gradient passes through
+    assert {path: size // 2 for path, size in trace.saved_bytes.items()} == {"1": 4 * 3, "2": 4 * 8 + 8 * 10}
+    assert {call.dtype for call in trace.calls if call.flops} == {"bf16"}
 
 
 def test_the_numbers_type_is_that_of_the_first_tensor() -> None:

@@ -40,6 +40,10 @@ _ALLOCATE = frozenset(["empty", "empty_like", "empty_strided", "empty_permuted",
 _SELECT = frozenset(["index", "index_select", "gather", "embedding", "take", "masked_select"])
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
+#: Private functions of torch: without them the backward pass has no modules.
+_next_number: Callable[[], float] = getattr(torch.autograd, "_get_sequence_nr", lambda: math.inf)
+_current_node: Callable[[], Any] | None = getattr(torch._C, "_current_autograd_node", None)
+
 Phase = Literal["forward", "backward"]
 
 
@@ -94,6 +98,7 @@ def trace_operators(model: nn.Module, images: Tensor, *, train: bool = False) ->
     with tracer.following(model), torch.set_grad_enabled(train), without_fast_path():
         # a forward pass of its own, as hooks for saved tensors dispatch operators
         saved = tracer.saved_by(lambda: model(images)) if train else {}
+        torch.clear_autocast_cache()  # which keeps the first pass's casts of weights
         with tracer, LeavesTorch(tracer):
             output = model(images)
             if train:
@@ -113,11 +118,11 @@ class _Owners:
     """Which module an autograd node belongs to: a module owns the numbers from its turn on."""
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
+        self._starts: list[float] = []
         self._modules: list[str] = []
 
     def begin(self, module: str) -> None:
-        self._starts.append(torch.autograd._get_sequence_nr())
+        self._starts.append(_next_number())
         self._modules.append(module)
 
     def of(self, node: Any) -> str:
@@ -179,7 +184,9 @@ class _Tracer(OperatorCounter):
             return self._running[-1]
         if self.phase == "forward":
             return LOSS
-        node: Any = torch._C._current_autograd_node()
+        if _current_node is None:
+            return UNATTRIBUTED
+        node = _current_node()
         if node is None:  # the first gradient
             return LOSS
         if type(node).__name__ == "AccumulateGrad":
