@@ -114,7 +114,7 @@ def test_rounds_beside_other_programs_do_not_count(measured: Callable[..., Any])
 def test_without_undisturbed_rounds_it_says_who_disturbed(measured: Callable[..., Any]) -> None:
     beside = {"other_load": 0.9}
     roof, _ = measured(lambda _, asked: answers(asked, 1e9, compute=beside), SWEEP)
-    assert roof.refused["fp32"].startswith("other programs left 0 quiet rounds of 5. Stop other programs")
+    assert roof.refused["fp32"].startswith("other programs left 0 of 5 quiet rounds. Stop other programs")
 
 
 def test_a_dtype_without_a_kernel_is_not_asked_for_again(measured: Callable[..., Any]) -> None:

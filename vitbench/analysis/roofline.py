@@ -16,6 +16,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from pydantic import Field
 
 from vitbench.core.errors import Unsupported
@@ -100,7 +101,7 @@ class MachineRoof:
         """Attainable FLOP/s. Raises Unsupported if it was refused or not measured."""
         found = self.compute.get(dtype)
         if found is None:
-            raise Unsupported(f"the roof of {dtype} was not measured: give --dtypes with {dtype}")
+            raise Unsupported(f"the roof of {dtype} was not measured")
         if found.value is None:
             raise Unsupported(f"the roof of {dtype} is unknown: {found.reason}")
         return found.value
@@ -109,17 +110,12 @@ class MachineRoof:
         """Attainable byte/s of a working set (bytes): between two measured sizes interpolated on logarithmic scales,
         outside them that of the nearest. Refused sizes are left out; raises Unsupported if all were.
         """
-        known = sorted((math.log(one.at), math.log(one.value)) for one in self.bandwidth if one.value and one.at)
+        known = sorted((one.at, one.value) for one in self.bandwidth if one.value and one.at)
         if not known:
             reason = next((one.reason for one in self.bandwidth), "it was not measured")
             raise Unsupported(f"the bandwidth is unknown: {reason}")
-        at = math.log(max(working_set, 1.0))
-        below = max((one for one in known if one[0] <= at), default=known[0])
-        above = min((one for one in known if one[0] >= at), default=known[-1])
-        if below[0] >= above[0]:
-            return math.exp(below[1])
-        share = (at - below[0]) / (above[0] - below[0])
-        return math.exp(below[1] + share * (above[1] - below[1]))
+        sizes, rates = np.log(np.array(known, dtype=float).T)
+        return float(np.exp(np.interp(math.log(max(working_set, 1.0)), sizes, rates)))
 
     @property
     def refused(self) -> dict[str, str]:
@@ -140,13 +136,8 @@ def ceiling_of(at: int, values: Sequence[float], reason: str = "") -> Ceiling:
     value.
     """
     if len(values) < FEWEST_ROUNDS:
-        return Ceiling(
-            at=at,
-            value=None,
-            spread=None,
-            rounds=len(values),
-            reason=reason or f"other programs left {len(values)} quiet rounds of {FEWEST_ROUNDS}. {WAY_OUT}",
-        )
+        few = f"other programs left {len(values)} of {FEWEST_ROUNDS} quiet rounds. {WAY_OUT}"
+        return Ceiling(at=at, value=None, spread=None, rounds=len(values), reason=reason or few)
     spread = spread_of(values)
     if spread > MOST_SPREAD:
         reason = f"its rounds spread by {100 * spread:.0f} % (at most {100 * MOST_SPREAD:.0f} %). {WAY_OUT}"
@@ -158,7 +149,7 @@ def best_of(values: Mapping[int, Sequence[float]], reason: str = "") -> Ceiling:
     """The ceiling of the size whose median is highest: a faster one that spreads is not replaced by a slower one."""
     known = {size: found for size, found in values.items() if len(found) >= FEWEST_ROUNDS}
     if not known:
-        return ceiling_of(0, (), reason)
+        return ceiling_of(0, max(values.values(), key=len, default=()), reason)
     best = max(known, key=lambda size: median(known[size]))
     return ceiling_of(best, known[best])
 
