@@ -383,6 +383,14 @@ def test_the_numbers_type_is_that_of_the_first_tensor() -> None:
     assert [(call.name, call.dtype) for call in calls] == [("_to_copy", "fp32"), ("add", "bf16")]
 
 
+def test_an_operator_with_a_kernel_of_its_own_is_one_call() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 10))
+    calls = trace_operators(model, torch.empty(4, 3, 1, 1), train=True).calls
+    (backward,) = [call for call in calls if call.name == "silu_backward"]
+    assert (backward.elementwise_flops, backward.bytes_read, backward.bytes_written) == (6 * 32, 2 * 4 * 32, 4 * 32)
+    assert not [call for call in calls if call.name == "sigmoid"]  # a part of its formula
+
+
 # What it leaves, what it refuses
 
 

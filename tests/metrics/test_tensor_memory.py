@@ -73,6 +73,14 @@ def test_a_tensor_that_grows_in_place_counts_with_its_new_size() -> None:
     assert sum(account.peak().values()) == 4000
 
 
+def test_an_operator_with_a_kernel_of_its_own_has_no_parts() -> None:
+    images = torch.ones(1000, requires_grad=True)
+    with TensorAccount({"batch": [images]}) as account:
+        nn.functional.silu(images).sum().backward()
+    # in the backward pass: images and their gradient, the loss and its gradient; none of silu_backward's formula
+    assert sum(account.peak().values()) == 2 * 4 * 1000 + 2 * 4
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_the_metric_yields_parts_that_add_up_and_lie_below_what_the_system_saw(mode: str) -> None:

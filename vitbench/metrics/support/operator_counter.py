@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from vitbench.core.errors import Unsupported
 from vitbench.metrics.support.operator_formulas import ELEMENTWISE, NO_ARITHMETIC
 from vitbench.metrics.support.product_formulas import PRODUCTS, numel
-from vitbench.metrics.support.tensor_memory import tensors_in
+from vitbench.metrics.support.tensor_memory import consists_of_others, tensors_in
 
 #: Libraries of torch's own bookkeeping.
 BOOKKEEPING = frozenset({"prim", "profiler"})
@@ -109,11 +109,9 @@ class OperatorCounter(TorchDispatchMode):
             return output
         if func.namespace in BOOKKEEPING:
             return func(*args, **kwargs)
-        # a composite operator arrives whole in inference mode
-        with self:
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
+        if consists_of_others(func):
+            with self:
+                return func.decompose(*args, **kwargs)
         output = func(*args, **kwargs)
         self._count(name_of(func), func, args, kwargs, output)
         return output

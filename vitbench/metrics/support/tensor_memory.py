@@ -60,7 +60,7 @@ class TensorAccount(TorchDispatchMode):
         self._made_before = self._count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _consists_of_others(func):
+        if consists_of_others(func):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
@@ -132,8 +132,12 @@ class TensorAccount(TorchDispatchMode):
 
 
 @functools.cache
-def _consists_of_others(func: Any) -> bool:
-    return func is not torch.ops.prim.device.default and func._can_decompose()
+def consists_of_others(func: Any) -> bool:
+    """Whether an operator is nothing but a sequence of others. Such a one arrives whole in inference mode only."""
+    if func is torch.ops.prim.device.default or not func._can_decompose():
+        return False
+    # silu_backward and the like have a kernel of their own beside a formula of others, and run that
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")
 
 
 def follow_call(subject: Subject) -> TensorAccount:
