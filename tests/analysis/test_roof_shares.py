@@ -127,14 +127,20 @@ def test_a_compiled_cell_has_no_operators() -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    "cell", [{}, {"mode": "train"}, {"mode": "train", "dtype": "amp", "batch": 32}, {"attention": "explicit"}]
+    ("cell", "less"),
+    [
+        ({}, 0.12),
+        ({"mode": "train"}, 0.37),
+        ({"mode": "train", "dtype": "amp", "batch": 32}, 0.20),
+        ({"attention": "explicit"}, 0.17),
+    ],
 )
-def test_whole_model_shares_are_too_low(cell: dict[str, Any]) -> None:
-    """With the roof of two cores of an EPYC: of a cell that reaches the roof, they are too low by over 0.05."""
+def test_the_roof_of_a_whole_model_takes_less_time(cell: dict[str, Any], less: float) -> None:
+    """So that its share is too low, with the roof of two cores of an EPYC. Torch's versions differ a little."""
     roof = machine(
         compute={"fp32": known(317e9), "bf16": known(1790e9)}, bandwidth=(known(60e9, 10**6), known(22.8e9, 10**8))
     )
     work, _ = traced(**cell)
     compute_s = sum(one.calls * one.flops / roof.flops_per_s(one.dtype) for one in work if one.flops)
     bandwidth_s = sum(one.calls * one.bytes / roof.bytes_per_s(one.bytes) for one in work)
-    assert max(compute_s, bandwidth_s) / roof_time(work, roof).roof_s < 0.95
+    assert 1 - max(compute_s, bandwidth_s) / roof_time(work, roof).roof_s == pytest.approx(less, abs=0.03)
