@@ -229,6 +229,8 @@ def test_times_are_of_modules_in_turns_with_calls_without_hooks(
         (["vit_layer6_32", "--by", "layer"], 2, "--by 'layer' is not known: give module, op, block"),
         (["vit_layer6_32", "--attention", "flash"], 2, "--attention 'flash' is not known: give fused or explicit"),
         (["vit_layer6_32", "--image-size", "33"], 2, "33"),
+        (["vit_layer6_32", "--device", "cuda"], 2, "--device cuda says where --time measures: add --time"),
+        (["vit_layer6_32", "--device", "gpu", "--time"], 2, "Unknown device 'gpu'"),
         (["vit_layer6_32", "--time", "--by", "op"], 2, "--time measures modules: leave out --by op"),
         (
             [f"{HERE}:infers_only", "--image-size", "32", "--num-classes", "10", "--allow-import", "--by", "block"],

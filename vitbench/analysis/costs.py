@@ -26,6 +26,7 @@ from vitbench.metrics.support.fake_models import fake_mode, fake_model, needs_re
 from vitbench.metrics.support.in_process import make_subject
 from vitbench.metrics.support.operator_counter import describe_uncounted
 from vitbench.metrics.support.operator_trace import OperatorCall, trace_operators
+from vitbench.metrics.support.subject import dtype_of
 from vitbench.models.cards import ModelCard
 from vitbench.models.outputs import input_dtype
 
@@ -220,7 +221,7 @@ def _analyze(card: ModelCard, subject: Subject, *, batch_size: int, by: str, tim
     trained = costs.training_error is None
     answer: dict[str, Any] = {
         "batch_size": batch_size,
-        "dtype": "fp32",
+        "dtype": dtype_of(costs.model),
         "attention": subject.cell.attention,
         "by": by,
         "method": _method(costs, batch_size),

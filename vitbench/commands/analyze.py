@@ -8,6 +8,7 @@ from typer import Option
 
 from vitbench.commands import options
 from vitbench.commands.output import print_answers
+from vitbench.core.errors import UsageError
 
 EXAMPLES = """
 vitbench analyze vit_base16
@@ -38,6 +39,8 @@ def analyze(
     from vitbench.analysis.cost_text import costs_to_text
     from vitbench.analysis.costs import analyze_models
 
+    if device != "cpu" and not time:
+        raise UsageError(f"--device {device} says where --time measures: add --time")
     if allow_import:
         options.allow_imports()
     answers = analyze_models(
