@@ -11,10 +11,13 @@ from torch import nn
 
 from vitbench.analysis.crossover import Pair
 from vitbench.analysis.flops import count_forward
+from vitbench.analysis.latency_scaling import TimedPoint
 from vitbench.analysis.polynomials import Root
 from vitbench.analysis.scaling import Scaling, choose_sizes, scale_model, side_of_patches
+from vitbench.analysis.scaling_text import _time_text
 from vitbench.core.errors import ImageSizeError, UsageError
 from vitbench.core.records import Cell
+from vitbench.core.stats.intervals import Estimate
 from vitbench.models import describe_model, imported
 from vitbench.models.architectures.blocks import Attention
 from vitbench.models.architectures.linear_attention import ReLULinearAttention
@@ -206,3 +209,17 @@ def test_other_texts_are_refused_in_one_line(text: str) -> None:
 def test_the_side_of_patches_is_found() -> None:
     assert side_of_patches(base("cifar_vit_tiny")) == 4
     assert side_of_patches(base("module:tests.analysis.attention_models:softmax", num_classes=10)) == 4
+
+
+# Text
+
+
+def test_times_are_written_with_three_digits_and_their_interval() -> None:
+    def text(seconds: tuple[float, float | None, float | None], **changes: object) -> str:
+        estimate = Estimate(*seconds, "between processes", 5, 50)
+        return _time_text(TimedPoint(image_size=(16, 16), n=1, **{"estimate": estimate, **changes}))  # type: ignore[arg-type]
+
+    assert text((0.5921, 0.269, 1.3004)) == "592 [269, 1,300]"
+    assert text((0.012, 0.01, 0.9997)) == "12.0 [10.0, 1,000]"
+    assert text((0.012, None, None)) == "12.0"
+    assert text((0.012, None, None), estimate=None, status="oom") == "oom"

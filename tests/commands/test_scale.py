@@ -111,6 +111,8 @@ def test_times_of_two_models_have_elasticities_and_a_verdict(
         (["cifar_vit_tiny", "--threads", "2"], "add --measure"),
         (["cifar_vit_tiny", "--device", "cpu"], "add --measure"),
         (["cifar_vit_tiny", "--measure", "--device", "auto"], "Give one"),
+        (["cifar_vit_tiny", "--measure", "--device", "gpu"], "gpu"),
+        (["cifar_vit_tiny", "--measure", "--device", "cuda:99"], "cuda:99"),
         (["cifar_vit_tiny", "--plot", "scale.jpg"], ".png"),
         (["cifar_vit_tiny", "--plot", "nowhere/scale.png"], "folder that exists"),
         ([MODELS[0]], "--allow-import"),

@@ -160,8 +160,8 @@ def _shown(values: Sequence[float | None]) -> list[str]:
 def _time_text(one: TimedPoint | None) -> str:
     if one is None or one.estimate is None:
         return "" if one is None else one.status
-    value, low, high = one.estimate.value, one.estimate.low, one.estimate.high
-    return f"{1e3 * value:.3g}" + ("" if low is None or high is None else f" [{1e3 * low:.3g}, {1e3 * high:.3g}]")
+    value, *ends = (x and _significant(1e3 * x, 3) for x in (one.estimate.value, one.estimate.low, one.estimate.high))
+    return f"{value} [{', '.join(map(str, ends))}]" if all(ends) else str(value)
 
 
 def _step_text(one: TimedPoint | None) -> str:
@@ -181,7 +181,7 @@ def _time_lines(times: Sequence[TimedPoint], scaling: Scaling, what: str) -> lis
         lines.append(f"    launch-bound up to {place}: time grows by less than half of the FLOPs' exponent,")
         lines.append("    so that launching operators, and what else costs the same for every image, takes most of it")
     else:
-        lines.append("    no size is clearly launch-bound: time grows by half of the FLOPs' exponent, or may do so")
+        lines.append("    no size is clearly launch-bound: time grows, or may grow, by half of the FLOPs' exponent")
     failed = [one for one in times if one.estimate is None]
     return lines + [f"    {format_image_size(one.image_size)} px: {one.status}: {one.detail}"[:100] for one in failed]
 
@@ -242,9 +242,9 @@ def _wrapped(text: str, by: int) -> list[str]:
     return textwrap.wrap(text, 100, initial_indent=" " * by, subsequent_indent=" " * (by + 2))
 
 
-def _significant(value: float) -> str:
-    """Four digits, also those that are 0."""
-    return f"{value:#.4g}".rstrip(".")
+def _significant(value: float, digits: int = 4) -> str:
+    """So many digits, also those that are 0, and whole numbers in full."""
+    return f"{value:,.0f}" if value >= 10**digits - 0.5 else f"{value:#.{digits}g}".rstrip(".")
 
 
 def _indented(text: str, by: int) -> list[str]:

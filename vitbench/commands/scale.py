@@ -67,11 +67,13 @@ def scale(
 
     from vitbench.analysis.crossover import Pair
     from vitbench.analysis.scaling_text import ModelScaling, answers_of, study_to_text
+    from vitbench.devices import find_device
     from vitbench.executors.launcher import make_launcher
     from vitbench.runner.progress import make_progress
     from vitbench.runner.run import modules_of, terminate_like_interrupt
     from vitbench.runner.size_series import cross_latency, time_sizes, timed_points
 
+    find_device(suite.devices[0])  # one that is missing is told before models are counted
     counted, failed = _count(names, suite, image_sizes, crossover=crossover)
     pair = Pair(counted[0], counted[1], note) if crossover and not failed else None
     crossings: list[Crossover] = []
