@@ -36,18 +36,8 @@ PANELS = {
 }
 #: Options that mean something else in another command.
 OWN = {"--out", "--json", "--resume", "--data", "--recipe", "--set", "--suite", "--attention", "--amp", "--threads"}
-OWN |= {
-    "--timeout",
-    "--yes",
-    "--seed",
-    "--compile",
-    "--head",
-    "--index",
-    "--batch-size",
-    "--image-sizes",
-    "--device",
-    "--mode",
-}
+OWN |= {"--timeout", "--yes", "--seed", "--compile", "--head", "--index", "--batch-size", "--image-sizes"}
+OWN |= {"--device", "--mode"}
 
 
 @pytest.mark.integration

@@ -193,12 +193,11 @@ def fits_to_text(fits: Sequence[Mapping[str, Any]]) -> str:
             format_image_size(one["image_size"]),
             _largest_text(one),
             *(_size_text(size) for size in (one["peak"]["bytes"], one["image_bytes"], one["fixed_bytes"])),
-            one["peak"]["phase"],
         ]
         for one in found
     ]
-    headings = ["model", "px", "largest batch", "peak", "one image", "every batch", "peak in"]
-    align = ("left", "right", "right", "right", "right", "right", "left")
+    headings = ["model", "px", "largest batch", "peak", "one image", "fixed"]
+    align = ("left", "right", "right", "right", "right", "right")
     parts = [_setting_text(found[0]), _indented(_table(rows, headings, colalign=align), 2), _beside_text(found[0])]
     if any(_compared(one) for one in found):
         options = list(dict.fromkeys(name for one in found for name in one["changes"]))
