@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitbench
-from vitbench.analysis.memory import Fit, checkpoint_blocks, choose_device, fit
+from vitbench.analysis.memory import Fit, checkpoint_blocks, choose_device, fit, fit_models
 from vitbench.cli import run_command
 from vitbench.core.errors import Unsupported, UsageError, VitbenchError
 from vitbench.core.records import Cell
@@ -359,3 +359,15 @@ def test_without_a_gpu_one_line_names_the_other_device(
 def test_vit_huge_in_16_gib(options: dict[str, Any], images: int) -> None:
     found = fit("timm:vit_huge_patch14_224", memory="16GiB", device="cpu", **options)
     assert found.largest_batch == images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "images"),
+    [("vit_base_patch16_224", (18, 30, 108, 142)), ("vit_large_patch16_224", (4, 5, 35, 42))],
+)
+def test_the_worked_example_of_the_page(model: str, images: tuple[int, ...]) -> None:
+    """docs/analysis.md: training at 384 px in 8 GB, as asked, with amp, with checkpointing, and with both."""
+    (found,) = fit_models([f"timm:{model}"], memory="8GB", image_size="384", device="cuda", check=False, compare=True)
+    options = ("--dtype amp", "--checkpointing", "--dtype amp --checkpointing")
+    assert (found["largest_batch"], *(found["changes"][name] for name in options)) == images
