@@ -13,7 +13,7 @@ import pytest
 from tests.hostile.asking import ask
 from tests.launching import SharedLauncher
 from tests.reports.fabricate import full_run, write_run
-from vitbench.analysis.roofline import MachineRoof, Sweep
+from vitbench.analysis.roofline import MOST_SPREAD, MachineRoof, Sweep, spread_of
 from vitbench.core.errors import DeviceError, RunFolderError, Unsupported, UsageError
 from vitbench.core.run_folder import ROOFLINE
 from vitbench.executors.launcher import Launcher
@@ -109,6 +109,22 @@ def test_rounds_beside_other_programs_do_not_count(measured: Callable[..., Any])
     roof, asked = measured(rounds, SWEEP)
     assert roof.compute["fp32"].value == 1e9
     assert (roof.compute["fp32"].rounds, len(asked)) == (5, 20)
+
+
+def test_equal_rounds_beside_other_programs_are_refused(measured: Callable[..., Any]) -> None:
+    """Recorded with two threads while other programs kept two cores busy, n = 256: threads that wait for each other for
+    a time slice of the scheduler spread by 1 %. One thread attained forty times as much beside the same programs.
+    """
+    recorded = ((5.602e8, 1.72), (5.995e8, 1.66), (5.871e8, 1.71), (6.002e8, 1.71))
+
+    def rounds(number: int, question: MeasureRoof) -> list[dict[str, Any]]:
+        value, load = recorded[number % len(recorded)]
+        return answers(question, 1e9, compute={"value": value, "other_load": load})
+
+    roof, _ = measured(rounds, SWEEP)
+    assert spread_of([value for value, _ in recorded]) < MOST_SPREAD / 5
+    assert roof.compute["fp32"].value is None
+    assert roof.refused["fp32"].startswith("other programs left 0 of 5 quiet rounds")
 
 
 def test_without_undisturbed_rounds_it_says_who_disturbed(measured: Callable[..., Any]) -> None:

@@ -19,12 +19,12 @@ from vitbench.core.validation import Count, Number
 if TYPE_CHECKING:
     from vitbench.metrics.support.subject import Subject
 
-Bound = Literal["compute", "bandwidth", "overhead"]
+Bound = Literal["compute", "bandwidth", "overhead", "unexplained"]
 
 #: The metric that the roof's time is compared with, by the cell's mode.
 TIMED = {"infer": "latency", "train": "training_step"}
-#: From this share of the roof on, overhead does not bound a cell.
-MOST_SHARE_OF_OVERHEAD = 0.5
+#: What takes a smaller share of the measured time than this does not bound a cell.
+LEAST_SHARE_OF_BOUND = 0.5
 #: AdamW reads parameter, gradient and two moments, and writes all but the gradient.
 _ADAMW_PASSES = 7
 OPTIMIZER = "AdamW"
@@ -77,15 +77,15 @@ class RoofTime:
         return self.compute_s + self.bandwidth_s
 
     def bound(self, measured_s: float) -> Bound | None:
-        """What bounds a cell that took ``measured_s``: overhead if it reaches less than half of the roof and its
-        operators take longer to dispatch than at the roof; else what bounds the operators with most of the roof's time.
-        None where the roof is missed by more and the time of a dispatch is unknown.
+        """What bounds a cell that took ``measured_s``: the longer of the time at the roof and that of the dispatches,
+        if it is at least half of the measured one; otherwise that is unexplained. The roof's time is called after what
+        bounds most of it. None where it is less than half, and the time of a dispatch is unknown.
         """
-        if self.roof_s < MOST_SHARE_OF_OVERHEAD * measured_s:
-            if self.dispatch_s is None:
-                return None
-            if self.dispatch_s > self.roof_s:
-                return "overhead"
+        least_s, dispatch_s = LEAST_SHARE_OF_BOUND * measured_s, self.dispatch_s or 0.0
+        if max(self.roof_s, dispatch_s) < least_s:
+            return None if self.dispatch_s is None else "unexplained"
+        if dispatch_s > self.roof_s:
+            return "overhead"
         return "compute" if self.compute_s >= self.bandwidth_s else "bandwidth"
 
 

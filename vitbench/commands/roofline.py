@@ -26,8 +26,8 @@ def roofline(
 ) -> int:
     """Measure this machine's roof, and the share of it that cells of a run reach.
 
-    The roof: attainable compute by dtype, and bandwidth by working set. Also what bounds each cell: compute, bandwidth
-    or overhead. Takes up to a minute for each device and number of threads. With a run its report is written anew.
+    The roof: attainable compute by dtype, and bandwidth by working set. Also whether compute, bandwidth or overhead
+    bounds each cell. Takes up to a minute for each device and number of threads. With a run its report is written anew.
 
     The exit code is 1 if a value is refused because its rounds spread by more than 10 %.
     """

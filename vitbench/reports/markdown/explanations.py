@@ -54,7 +54,7 @@ UNEQUAL = (
 )
 UNEQUAL_OPERATORS = (
     "*Operators*: those whose least times (at the machine's roof, for a batch) differ most. *Explained*: the share of "
-    "the measured difference that all least times explain; the rest is overhead and kernels that stay below the roof. "
+    "the measured difference that all least times explain; the rest is overhead, waiting, and kernels below the roof. "
     "*Calls*: how many operators each of the two dispatches."
 )
 FAMILY = (
@@ -93,8 +93,9 @@ _DETAILS = {
     "first": "The first call of a process is not part of its other values.",
     "% of roof": "% of roof is the time that the operators take at least, over the measured time: the sum of "
     "max(FLOPs / attainable compute, bytes / attainable bandwidth), with compute and bandwidth as measured here. Its "
-    "interval is that of the measured time. *Bound by* is what most of that least time goes to, or overhead: below "
-    "half of the roof, and the operators take longer to dispatch than at the roof.",
+    "interval is that of the measured time. *Bound by* is what takes at least half of the measured time: compute or "
+    "bandwidth at the roof, or overhead, the time to dispatch the operators. Otherwise the time is unexplained: "
+    "kernels below the roof, caches, waiting.",
 }
 
 _RELATIVE = (
