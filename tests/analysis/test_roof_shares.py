@@ -94,7 +94,7 @@ def test_operators_without_a_formula_are_named() -> None:
 def test_a_roof_that_an_operator_lacks_is_no_time() -> None:
     with pytest.raises(Unsupported, match="fp64 was not measured"):
         roof_time([Work(name="mm", dtype="fp64", calls=1, flops=1, bytes=1)], FLAT)
-    assert roof_time([Work(name="eq", dtype="", calls=1, flops=0, bytes=10)], FLAT).calls == 1
+    assert roof_time([Work(name="eq", dtype="", calls=1, flops=0, bytes=10)], FLAT).roof_s > 0
 
 
 def traced(mode: str = "infer", batch: int = 1, **fields: Any) -> tuple[list[Work], Subject]:

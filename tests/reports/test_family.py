@@ -30,7 +30,7 @@ def family(**changes: Any) -> list[Record]:
     ]
 
 
-def test_costs_are_sorted_by_latency_and_multiples_of_the_least() -> None:
+def test_costs_are_sorted_by_latency_and_this_is_a_multiple_of_the_least() -> None:
     lines = lines_of(cost_table(families(rows_of(*family()))))
     assert [(line["model"], line["image size"]) for line in lines] == [
         ("small", "32"),
@@ -38,10 +38,9 @@ def test_costs_are_sorted_by_latency_and_multiples_of_the_least() -> None:
         ("small", "48"),
         ("big", "48"),
     ]
-    # columns of one name: the last is the multiple
-    assert [line["FLOPs"] for line in lines] == [1, 4, 3, 12]
-    assert [line["peak memory"] for line in lines] == pytest.approx([1, 2.8, 1.4, 4.2])
-    assert [line["latency"] for line in lines] == pytest.approx([1, 4, 5, 11])
+    assert [line["GFLOPs"] for line in lines] == [1e9, 4e9, 3e9, 12e9]
+    assert [line["peak memory"] for line in lines] == pytest.approx([10e6, 28e6, 14e6, 42e6])
+    assert [line["latency"] for line in lines] == pytest.approx([1, 4, 5, 11])  # of one name: the last is the multiple
 
 
 def test_the_bigger_model_is_set_beside_the_higher_resolution_for_about_the_same_flops() -> None:

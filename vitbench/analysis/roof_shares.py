@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from vitbench.analysis.roofline import MachineRoof
@@ -59,7 +59,7 @@ class OperatorShare:
 class RoofTime:
     """The time of a cell at the roof (s): of the operators that compute bounds, of those that bandwidth bounds.
 
-    ``dispatch_s`` is what its ``calls`` take to dispatch at least, views included; None where that is unknown.
+    ``dispatch_s`` is what its calls take to dispatch at least, views included; None where that is unknown.
     ``operators`` by descending time. ``left_out`` names those whose FLOPs no formula covers, if any: then it is a lower
     bound.
     """
@@ -67,7 +67,6 @@ class RoofTime:
     compute_s: Number
     bandwidth_s: Number
     dispatch_s: Number | None
-    calls: Count
     operators: tuple[OperatorShare, ...]
     left_out: str = ""
 
@@ -93,31 +92,27 @@ def roof_time(work: Iterable[Work], roof: MachineRoof) -> RoofTime:
     """The time of all operators at the roof. Raises Unsupported where the roof that an operator needs is unknown."""
     seconds = {"compute": 0.0, "bandwidth": 0.0}
     uncovered: Counter[str] = Counter()
-    operators: dict[str, tuple[int, float, int, int]] = {}
+    operators: dict[str, OperatorShare] = {}
     for one in work:
         compute_s = one.calls * one.flops / roof.flops_per_s(one.dtype) if one.flops else 0.0
         bandwidth_s = one.calls * one.bytes / roof.bytes_per_s(one.bytes) if one.bytes else 0.0
         seconds["compute" if compute_s > bandwidth_s else "bandwidth"] += max(compute_s, bandwidth_s)
         if one.lower_bound:
             uncovered[one.name] += one.calls
-        calls, roof_s, flops, moved = operators.get(one.name, (0, 0.0, 0, 0))
-        operators[one.name] = (
-            calls + one.calls,
-            roof_s + max(compute_s, bandwidth_s),
-            flops + one.calls * one.flops,
-            moved + one.calls * one.bytes,
+        before = operators.get(one.name, OperatorShare(name=one.name, calls=0, roof_s=0.0, flops=0, bytes=0))
+        operators[one.name] = replace(
+            before,
+            calls=before.calls + one.calls,
+            roof_s=before.roof_s + max(compute_s, bandwidth_s),
+            flops=before.flops + one.calls * one.flops,
+            bytes=before.bytes + one.calls * one.bytes,
         )
-    shares = [
-        OperatorShare(name=name, calls=calls, roof_s=roof_s, flops=flops, bytes=moved)
-        for name, (calls, roof_s, flops, moved) in operators.items()
-    ]
-    calls = sum(one.calls for one in shares)
+    calls = sum(one.calls for one in operators.values())
     return RoofTime(
         compute_s=seconds["compute"],
         bandwidth_s=seconds["bandwidth"],
         dispatch_s=None if roof.dispatch.value is None else calls * roof.dispatch.value,
-        calls=calls,
-        operators=tuple(sorted(shares, key=lambda one: -one.roof_s)),
+        operators=tuple(sorted(operators.values(), key=lambda one: -one.roof_s)),
         left_out=", ".join(f"{name} x{count}" for name, count in sorted(uncovered.items())),
     )
 

@@ -120,7 +120,7 @@ class MachineRoof:
     @property
     def refused(self) -> dict[str, str]:
         """What has no value, and why: ``fp32``, ``4.19 MB triad``, ``dispatch``."""
-        triads = {f"{size_text(one.at)} triad": one for one in self.bandwidth}
+        triads = {f"{one.at / 1e6:.3g} MB triad": one for one in self.bandwidth}
         everything = {**self.compute, **triads, "dispatch": self.dispatch}
         return {name: one.reason for name, one in everything.items() if one.value is None}
 
@@ -154,11 +154,6 @@ def best_of(values: Mapping[int, Sequence[float]], reason: str = "") -> Ceiling:
     return ceiling_of(best, known[best])
 
 
-def size_text(size: int) -> str:
-    """``4.2 MB``."""
-    return f"{size / 1e6:.3g} MB"
-
-
 def working_sets(caches: Sequence[int], free_bytes: float) -> tuple[int, ...]:
     """Bytes, in steps of four, of caches (bytes, ascending): from the first, or an eighth of the last if that is less,
     to four times the last.
@@ -179,25 +174,21 @@ def measure_round(
     """
     import torch
 
+    kernels = [("compute", dtype, n, partial(_product, device, dtype, n), 2 * n**3) for dtype, n in products]
+    kernels += [("bandwidth", "fp32", size, partial(_triad, device, size // 12), size // 12 * 12) for size in sets]
+    if dispatch:
+        kernels.append(("dispatch", "fp32", 0, partial(tiny_layers, device), 2 * TINY_LAYERS))
+    rates: dict[str, float] = {}
     with torch.inference_mode():
-        rates: dict[str, float] = {}
-        for dtype, size in products:
-            if 2 * size**3 > rates.get(dtype, math.inf) * _LONGEST_PRODUCT_S:
+        for kind, dtype, at, make, amount in kernels:
+            if kind == "compute" and amount > rates.get(dtype, math.inf) * _LONGEST_PRODUCT_S:
                 continue
-            found = _measured(partial(_product, device, dtype, size), device, kernel_s)
-            if found["value"] is not None:
-                found["value"] = rates[dtype] = 2 * size**3 / found["value"]
-            yield {"kind": "compute", "dtype": dtype, "at": size, **found}
-        for size in sets:
-            found = _measured(partial(_triad, device, size // 12), device, kernel_s)
-            if found["value"] is not None:
-                found["value"] = 12 * (size // 12) / found["value"]
-            yield {"kind": "bandwidth", "dtype": "fp32", "at": size, **found}
-        if dispatch:
-            found = _measured(partial(tiny_layers, device), device, kernel_s)
-            if found["value"] is not None:
-                found["value"] /= 2 * TINY_LAYERS
-            yield {"kind": "dispatch", "dtype": "fp32", "at": 0, **found}
+            found = _measured(make, device, kernel_s)
+            if (seconds := found["value"]) is not None:
+                found["value"] = seconds / amount if kind == "dispatch" else amount / seconds
+                if kind == "compute":
+                    rates[dtype] = found["value"]
+            yield {"kind": kind, "dtype": dtype, "at": at, **found}
 
 
 def _measured(make: Callable[[], Callable[[], object]], device: Device, kernel_s: float) -> dict[str, Any]:

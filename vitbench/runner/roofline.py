@@ -143,7 +143,7 @@ def measure_roof(
         roof = _roof_of(device, threads, torch, dtypes, values, reasons)
         if number < sweep.rounds:
             continue
-        again = [kernel for kernel in _unsettled(roof, values) if kernel not in reasons]
+        again = [kernel for kernel in values if kernel not in reasons and _ceiling(roof, *kernel).value is None]
         if not again or time.monotonic() - begin > sweep.seconds:
             break
         if number == sweep.rounds:
@@ -167,33 +167,24 @@ def _roof_of(
 ) -> MachineRoof:
     compute = {}
     for dtype in dtypes:
-        sizes = {at: found for (kind, of, at), found in values.items() if (kind, of) == ("compute", dtype)}
-        reason = next((text for (kind, of, _), text in reasons.items() if (kind, of) == ("compute", dtype)), "")
+        sizes = {kernel[2]: found for kernel, found in values.items() if kernel[:2] == ("compute", dtype)}
+        reason = next((text for kernel, text in reasons.items() if kernel[:2] == ("compute", dtype)), "")
         compute[dtype] = best_of(sizes, reason)
-    others: dict[str, list[Ceiling]] = {}
-    for kernel, found in sorted(values.items()):
-        others.setdefault(kernel[0], []).append(ceiling_of(kernel[2], found, reasons.get(kernel, "")))
+    *triads, dispatch = (
+        ceiling_of(kernel[2], found, reasons.get(kernel, ""))
+        for kernel, found in sorted(values.items())
+        if kernel[0] != "compute"
+    )
     return MachineRoof(
-        device=device,
-        threads=threads,
-        torch=torch,
-        compute=compute,
-        bandwidth=tuple(others["bandwidth"]),
-        dispatch=others["dispatch"][0],
+        device=device, threads=threads, torch=torch, compute=compute, bandwidth=tuple(triads), dispatch=dispatch
     )
 
 
-def _unsettled(roof: MachineRoof, values: Mapping[_Kernel, Sequence[float]]) -> list[_Kernel]:
-    """The kernels that another round may give a value to, in their order."""
-    missing = {("compute", dtype) for dtype, one in roof.compute.items() if one.value is None}
-    sizes = {one.at for one in roof.bandwidth if one.value is None}
-    return [
-        kernel
-        for kernel in values
-        if kernel[:2] in missing
-        or (kernel[0] == "bandwidth" and kernel[2] in sizes)
-        or (kernel[0] == "dispatch" and roof.dispatch.value is None)
-    ]
+def _ceiling(roof: MachineRoof, kind: str, dtype: str, at: int) -> Ceiling:
+    """What the rounds of a kernel are for."""
+    if kind == "bandwidth":
+        return next(one for one in roof.bandwidth if one.at == at)
+    return roof.compute[dtype] if kind == "compute" else roof.dispatch
 
 
 def _roofed(record: Record, roof: MachineRoof, launcher: Launcher) -> RoofedCell:

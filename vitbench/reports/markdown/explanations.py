@@ -58,8 +58,8 @@ UNEQUAL_OPERATORS = (
     "*Calls*: how many operators each of the two dispatches."
 )
 FAMILY = (
-    "The same models at several image sizes, by latency. Multiples (×) are of the costs of the one with the fewest "
-    "FLOPs; those of latencies compare times over the same reference, which takes two processes of each."
+    "The same models at several image sizes, by latency. Its multiple (×) is of that of the one with the fewest FLOPs, "
+    "by times over the same reference, which takes two processes of each."
 )
 BUDGETS = (
     "A bigger model at a lower resolution over a smaller one at a higher, where the FLOPs of one are at most "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vitbench.analysis.roofline import Ceiling, MachineRoof
-from vitbench.core.records import Cell, Record
+from vitbench.core.records import Record
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.markdown.tables import marks_text, table_text
 from vitbench.reports.model.columns import PERCENT_OF_ROOF, WHOLE, bound_value, share_value
@@ -75,16 +75,14 @@ def cells_text(roof: Roof) -> str:
         elif reason := roof.unavailable(cell_id):
             reasons.setdefault(reason, []).append(record.cell.label)
     columns = (
-        Column(name="model"),
-        Column(name="call"),
+        Column(name="cell"),
         Column(name="% of roof", display=PERCENT_OF_ROOF),
         Column(name="bound by"),
-        Column(name="longest at the roof"),
+        Column(name="longest"),
     )
     lines = [
         (
-            text_value(record.cell.model),
-            text_value(_call(record.cell, with_device=len(roof.machines) > 1)),
+            text_value(record.cell.label),
             share_value(found, record),
             bound_value(found, record),
             text_value(_most(found)),
@@ -119,12 +117,6 @@ def _measured(one: Ceiling) -> tuple[Value, Value, Value]:
 
 def _ridge(compute: Ceiling, bandwidth: Ceiling) -> Value:
     return number_value(compute.value / bandwidth.value if compute.value and bandwidth.value else None)
-
-
-def _call(cell: Cell, *, with_device: bool) -> str:
-    """``32px b1 fp32 infer``."""
-    text = cell.label.partition(" ")[2]
-    return text if with_device else text.replace(f" {cell.device}", "", 1)
 
 
 def _most(found: CellRoof) -> str:

@@ -78,7 +78,7 @@ def _sizes(family: Sequence[Row]) -> list[Size]:
 
 
 def cost_table(found: Sequence[Sequence[Size]]) -> Table:
-    """One line a model and image size: its costs, and their multiples of the costs of the one with the fewest FLOPs."""
+    """One line a model and image size: its costs, and its latency over that of the one with the fewest FLOPs."""
     conditions = _condition_columns(found)
     batches = {size.batch for family in found for size in family}
     batch = batches.pop() if len(batches) == 1 else None
@@ -88,7 +88,7 @@ def cost_table(found: Sequence[Sequence[Size]]) -> Table:
         Column(name="activations", display=Display("M", 1e-6, "counted")),
         Column(name="peak memory", display=MB, batch=batch),
         Column(name="latency", display=Display("ms", 1e3), batch=batch),
-        *(Column(name=name, display=_TIMES) for name in ("FLOPs", "peak memory", "latency")),
+        Column(name="latency", display=_TIMES),
     )
     lines = []
     for family in found:
@@ -98,8 +98,6 @@ def cost_table(found: Sequence[Sequence[Size]]) -> Table:
                 *(column.value(one.row) for column in (*conditions, MODEL, SIZE)),
                 *(number_value(number) for number in (one.flops, one.activations, one.memory)),
                 metric_value(one.latency),
-                number_value(quotient(one.flops, least.flops)),
-                number_value(quotient(one.memory, least.memory)),
                 number_value(1.0) if one is least else ratio_value(ratio_of(one.latency, least.latency)),
             )
             lines.append(line)

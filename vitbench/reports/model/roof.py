@@ -16,7 +16,6 @@ from vitbench.core import run_folder as store
 from vitbench.core.errors import RunFolderError
 from vitbench.core.files import read_json
 from vitbench.core.records import Record
-from vitbench.core.stats.intervals import Estimate
 from vitbench.core.validation import Count, parse
 from vitbench.reports.model.values import value_of
 
@@ -77,25 +76,22 @@ class Roof:
         found, record = self.cells.get(cell_id), self.records.get(cell_id)
         if found is None or found.time is None or record is None or record.environment != found.environment:
             return None
-        measured = value_of(record, TIMED[record.cell.mode]).estimate_between_runs
-        return None if measured is None or measured.value <= 0 else cell_roof(found.time, measured)
+        measured, time = value_of(record, TIMED[record.cell.mode]).estimate_between_runs, found.time
+        if measured is None or measured.value <= 0:
+            return None
+        return CellRoof(
+            share=time.roof_s / measured.value,
+            low=time.roof_s / measured.high if measured.high else None,
+            high=time.roof_s / measured.low if measured.low else None,
+            bound=time.bound(measured.value),
+            measured_s=measured.value,
+            operators=time.operators,
+            left_out=time.left_out,
+        )
 
     def unavailable(self, cell_id: str) -> str:
         """Why a cell has no share; empty if it has one, or if the roof says nothing of it."""
         return self.cells[cell_id].unavailable if cell_id in self.cells else ""
-
-
-def cell_roof(time: RoofTime, measured: Estimate) -> CellRoof:
-    """The share of the roof of a cell that took ``measured`` (s)."""
-    return CellRoof(
-        share=time.roof_s / measured.value,
-        low=time.roof_s / measured.high if measured.high else None,
-        high=time.roof_s / measured.low if measured.low else None,
-        bound=time.bound(measured.value),
-        measured_s=measured.value,
-        operators=time.operators,
-        left_out=time.left_out,
-    )
 
 
 def shares_of(roof: Roof) -> list[dict[str, Any]]:
