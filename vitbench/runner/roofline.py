@@ -51,11 +51,9 @@ def roof_alone(
             name = next((one for one in found if open_device(one).asynchronous), found[0])
         if name not in found:
             raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
-        low = open_device(name).amp_dtype
-        return measure_roof(
-            launcher, name, threads or default_threads(), _products(wanted or ("fp32", "amp"), low),
-            torch=described["libraries"]["versions"]["torch"], sweep=sweep or Sweep(), note=note,
-        )  # fmt: skip
+        torch = described["libraries"]["versions"]["torch"]
+        cores = threads or default_threads()
+        return measure_roof(launcher, name, cores, wanted or ("fp32", "amp"), torch=torch, sweep=sweep, note=note)
 
 
 def add_roof(
@@ -86,13 +84,10 @@ def add_roof(
         for record in timed:
             places.setdefault((record.cell.device, record.cell.threads), []).append(record)
         roofs, cells = [], {}
+        torch = described["libraries"]["versions"]["torch"]
         for (name, count), records in places.items():
-            low = open_device(name).amp_dtype
-            own = [record.cell.dtype for record in records]
-            roof = measure_roof(
-                launcher, name, count, _products([*own, *wanted], low),
-                torch=described["libraries"]["versions"]["torch"], sweep=sweep or Sweep(), note=note,
-            )  # fmt: skip
+            own = [*(record.cell.dtype for record in records), *wanted]
+            roof = measure_roof(launcher, name, count, own, torch=torch, sweep=sweep, note=note)
             if not any(one.value for one in roof.compute.values()) or not any(one.value for one in roof.bandwidth):
                 name, reason = next(iter(roof.refused.items()))
                 raise Unsupported(f"No share without a roof: {name}: {reason}. Nothing was written")
@@ -111,21 +106,25 @@ def measure_roof(
     dtypes: Sequence[str],
     *,
     torch: str,
-    sweep: Sweep,
+    sweep: Sweep | None = None,
     note: Note = lambda text: None,
 ) -> MachineRoof:
     """The roof by rounds of all kernels in fresh processes: after ``sweep.rounds`` only of those whose rounds spread.
+    ``amp`` stands for two of the ``dtypes``.
 
     A kernel beside which other programs used more cores than its threads leave free has no value in that round.
     """
+    sweep = sweep or Sweep()
+    low = open_device(device).amp_dtype
+    named = (("fp32", low) if dtype == "amp" else (dtype,) for dtype in dtypes)
+    kinds = list(dict.fromkeys(one for some in named for one in some))
     judge = Judge(threads, on_host=split_name(device)[0] == "cpu")
     values: dict[_Kernel, list[float]] = {}
     reasons: dict[_Kernel, str] = {}
-    products = tuple((dtype, size) for dtype in dtypes for size in sweep.sizes)
     task = MeasureRoof(
         device=device,
         threads=threads,
-        products=products,
+        products=tuple((dtype, size) for dtype in kinds for size in sweep.sizes),
         working_sets=sweep.working_sets or None,
         dispatch=True,
         kernel_s=sweep.kernel_s,
@@ -140,7 +139,7 @@ def measure_roof(
                 reasons[kernel] = answer["reason"]
             elif not judge.disturbs(answer["other_load"]):
                 found.append(answer["value"])
-        roof = _roof_of(device, threads, torch, dtypes, values, reasons)
+        roof = _roof_of(device, threads, torch, kinds, values, reasons)
         if number < sweep.rounds:
             continue
         again = [kernel for kernel in values if kernel not in reasons and _ceiling(roof, *kernel).value is None]
@@ -249,9 +248,3 @@ def _check(threads: int | None, dtypes: Sequence[str] | None) -> tuple[str, ...]
     if threads is not None and threads > usable_cores():
         raise UsageError(f"Option --threads: there are {usable_cores()} cores here, not {threads}. Give fewer")
     return tuple(dtypes or ())
-
-
-def _products(dtypes: Iterable[str], amp_dtype: str) -> tuple[str, ...]:
-    """The dtypes of products, where ``amp`` stands for two."""
-    named = (("fp32", amp_dtype) if dtype == "amp" else (dtype,) for dtype in dtypes)
-    return tuple(dict.fromkeys(one for some in named for one in some))
