@@ -80,6 +80,13 @@ def test_a_product_at_a_twentieth_of_the_roof_is_unexplained() -> None:
     assert time.bound(20 * time.roof_s) == "unexplained"
 
 
+def test_what_is_faster_than_the_roof_shows_that_this_is_too_low() -> None:
+    """Beyond the 10 % by which its rounds may spread."""
+    time = roof_time([product(1000)], FLAT)
+    assert time.bound(time.roof_s / 1.09) == "compute"
+    assert time.bound(time.roof_s / 1.11) is None
+
+
 def test_without_the_time_of_a_dispatch_overhead_is_not_told_from_the_rest() -> None:
     time = roof_time([product(1000)], machine(dispatch=refused()))
     assert time.bound(time.roof_s * 1.5) == "compute"

@@ -149,6 +149,14 @@ def test_a_share_has_the_marks_of_the_measured_time() -> None:
     assert (value.marks, value.reason) == (("all turns", "lower bound"), "mine::op x1")
 
 
+def test_shares_far_above_the_roof_say_that_it_is_too_low(tmp_path: Path) -> None:
+    fast, slow = (written(tmp_path / name, full_run(speed=speed)).roof for name, speed in (("a", 100.0), ("b", 1.0)))
+    assert fast is not None
+    assert slow is not None
+    assert "The roof is too low for shares above 110 %" in cells_text(fast)
+    assert "The roof is too low" not in cells_text(slow)
+
+
 def test_a_refused_value_is_never_a_number() -> None:
     everything = machine(
         compute={"fp32": refused(512)}, bandwidth=(refused(10**6),), dispatch=refused()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from vitbench.analysis.roofline import MachineRoof
+from vitbench.analysis.roofline import MOST_SPREAD, MachineRoof
 from vitbench.core.errors import Unsupported
 from vitbench.core.validation import Count, Number
 
@@ -78,9 +78,12 @@ class RoofTime:
     def bound(self, measured_s: float) -> Bound | None:
         """What bounds a cell that took ``measured_s``: the longer of the time at the roof and that of the dispatches,
         if it is at least half of the measured one; otherwise that is unexplained. The roof's time is called after what
-        bounds most of it. None where it is less than half, and the time of a dispatch is unknown.
+        bounds most of it. None where that is less than half and a dispatch is unknown, and where it is longer than the
+        measured time by more than rounds may spread: then the roof is too low.
         """
         least_s, dispatch_s = LEAST_SHARE_OF_BOUND * measured_s, self.dispatch_s or 0.0
+        if self.roof_s > (1 + MOST_SPREAD) * measured_s:
+            return None
         if max(self.roof_s, dispatch_s) < least_s:
             return None if self.dispatch_s is None else "unexplained"
         if dispatch_s > self.roof_s:

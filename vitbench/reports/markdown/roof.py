@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitbench.analysis.roofline import Ceiling, MachineRoof
+from vitbench.analysis.roofline import MOST_SPREAD, Ceiling, MachineRoof
 from vitbench.core.records import Record
 from vitbench.reports.format import cell_text, number
 from vitbench.reports.markdown.tables import marks_text, table_text
@@ -91,6 +91,10 @@ def cells_text(roof: Roof) -> str:
     ]
     shown = Table(columns, tuple(lines))
     parts = [table_text(shown), *marks_text(shown)] if known else []
+    if any(found.share > 1 + MOST_SPREAD for _, found in known):
+        parts.append(
+            f"The roof is too low for shares above {100 * (1 + MOST_SPREAD):.0f} %. Measure it on a quiet machine."
+        )
     for reason, cells in reasons.items():
         named = f"{', '.join(cells[:3])}{', ...' if len(cells) > 3 else ''}"
         parts.append(f"No share of {len(cells)} cell{'s' if len(cells) > 1 else ''} ({named}): {reason}.")
