@@ -149,6 +149,14 @@ def test_a_share_has_the_marks_of_the_measured_time() -> None:
     assert (value.marks, value.reason) == (("all turns", "lower bound"), "mine::op x1")
 
 
+def test_cells_of_several_machines_name_their_threads(tmp_path: Path) -> None:
+    roof = written(tmp_path / "first").roof
+    assert roof is not None
+    assert "threads" not in cells_text(roof)
+    both = dataclasses.replace(roof, machines=[machine(), machine(threads=1)])
+    assert "vit_nano 32px b1 cpu fp32 infer, 2 threads" in cells_text(both)
+
+
 def test_shares_far_above_the_roof_say_that_it_is_too_low(tmp_path: Path) -> None:
     fast, slow = (written(tmp_path / name, full_run(speed=speed)).roof for name, speed in (("a", 100.0), ("b", 1.0)))
     assert fast is not None

@@ -80,9 +80,10 @@ def cells_text(roof: Roof) -> str:
         Column(name="bound by"),
         Column(name="longest"),
     )
+    several = len(roof.machines) > 1
     lines = [
         (
-            text_value(record.cell.label),
+            text_value(f"{record.cell.label}, {record.cell.threads} threads" if several else record.cell.label),
             share_value(found, record),
             bound_value(found, record),
             text_value(_most(found)),

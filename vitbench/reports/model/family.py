@@ -5,12 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from vitbench.core.records import Cell
 from vitbench.core.stats.comparisons import Ratio
 from vitbench.reports.model.columns import DEVICE, MB, MODEL, SIZE, RowColumn, axis_columns
-from vitbench.reports.model.misleading import count_of, peak_memories, quotient, ratio_value, times_to_order, values_at
+from vitbench.reports.model.misleading import (
+    comparable_groups,
+    count_of,
+    peak_memories,
+    quotient,
+    ratio_value,
+    times_to_order,
+    values_at,
+)
 from vitbench.reports.model.ranking import ratio_of
 from vitbench.reports.model.rows import Row, varying_axes
 from vitbench.reports.model.tables import (
@@ -48,19 +55,14 @@ class Size:
 
 def families(rows: Sequence[Row]) -> list[list[Size]]:
     """Models with latencies at the same two or more image sizes, under the same conditions; by ascending latency."""
-    groups: dict[tuple[str, str, Cell], dict[Cell, Row]] = {}
-    for row in rows:
-        if row.infer:
-            key = row.run, row.infer[0].environment, replace(row.cell, model="", image_size=(1, 1))
-            groups.setdefault(key, {}).setdefault(row.cell, replace(row, training=None))
     found = []
-    for group in groups.values():
+    for group in comparable_groups([row for row in rows if row.infer], image_size=(1, 1)):
         timed: dict[str, set[tuple[int, int]]] = {}
-        for row in group.values():
+        for row in group:
             if row.at_smallest_batch("latency").value is not None:
                 timed.setdefault(row.cell.model, set()).add(row.cell.image_size)
         shared = {one for one, other in itertools.permutations(timed, 2) if len(timed[one] & timed[other]) > 1}
-        family = [row for row in group.values() if row.cell.model in shared]
+        family = [row for row in group if row.cell.model in shared]
         if family:
             found.append(_sizes(family))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vitbench.core.records import Cell
 from vitbench.core.stats.comparisons import Ratio
@@ -59,16 +59,16 @@ class Pair:
         return known if len(known) == 2 else []
 
 
-def comparable_groups(rows: Sequence[Row]) -> list[list[Row]]:
+def comparable_groups(rows: Sequence[Row], **any_other: Any) -> list[list[Row]]:
     """The models measured under the same conditions (run, environment, device, image size, threads, dtype and so on),
-    one row each.
+    one row each. ``any_other``: fields of a cell that may differ, with a value that stands for all.
     """
-    groups: dict[tuple[str, str, Cell], dict[str, Row]] = {}
+    groups: dict[tuple[str, str, Cell], dict[Cell, Row]] = {}
     for row in sorted(rows, key=sort_key):
         if row.infer or row.train:
-            key = row.run, row.records[0].environment, replace(row.cell, model="")
+            key = row.run, row.records[0].environment, replace(row.cell, model="", **any_other)
             # a row is repeated for each training
-            groups.setdefault(key, {}).setdefault(row.cell.model, replace(row, training=None))
+            groups.setdefault(key, {}).setdefault(row.cell, replace(row, training=None))
     return [list(group.values()) for group in groups.values()]
 
 
