@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitbench.analysis.crossover import Bracket, Crossover, brackets, next_to_try
-from vitbench.analysis.polynomials import Root
+from vitbench.analysis.crossover import Bracket, Crossover, Pair, find_brackets, next_to_try
 from vitbench.analysis.scaling import Point, Scaling
 from vitbench.analysis.scaling_text import crossing_words
 from vitbench.core.records import Cell
@@ -17,10 +14,10 @@ CELL = Cell(model="one", image_size=(16, 16), num_classes=10, batch_size=1, devi
 
 
 def test_a_bracket_lies_between_clear_signs() -> None:
-    assert brackets({4: -1, 9: -1, 16: 0, 25: 1}) == [Bracket(9, 25, True)]
-    assert brackets({4: 1, 9: -1, 16: 1}) == [Bracket(4, 9, False), Bracket(9, 16, True)]
-    assert brackets({4: -1, 9: 0, 16: -1}) == []
-    assert brackets({4: 0, 9: 0}) == brackets({}) == []
+    assert find_brackets({4: -1, 9: -1, 16: 0, 25: 1}) == [Bracket(9, 25, True)]
+    assert find_brackets({4: 1, 9: -1, 16: 1}) == [Bracket(4, 9, False), Bracket(9, 16, True)]
+    assert find_brackets({4: -1, 9: 0, 16: -1}) == []
+    assert find_brackets({4: 0, 9: 0}) == find_brackets({}) == []
 
 
 def test_the_widest_gap_beside_a_clear_sign_is_tried() -> None:
@@ -45,7 +42,7 @@ def test_bisection_ends_beside_the_crossing(last: int, crossing: int, below: boo
     while (n := next_to_try(signs, squares)) is not None:
         signs[n] = sign(n)
         tries += 1
-    found = brackets(signs)
+    found = find_brackets(signs)
     if squares[-1] <= crossing:
         assert found == []
         return
@@ -56,10 +53,14 @@ def test_bisection_ends_beside_the_crossing(last: int, crossing: int, below: boo
     assert tries <= 12
 
 
-def words(signs: dict[int, int], roots: tuple[Root, ...] | None = None) -> list[str]:
+def words(signs: dict[int, int], roots: list[Bracket] | None = None, outside: tuple[float, ...] = ()) -> list[str]:
     point = Point(image_size=(16, 16), n=16, tokens=17, flops=1, lower_bound=False)
     scaling = Scaling(cell=CELL, batches=(1,), patch=4, points=(point,))
-    return crossing_words(Crossover(quantity="time", signs=signs, method="", roots=roots, neither="not clear"), scaling)
+    brackets = find_brackets(signs) if roots is None else roots
+    crossover = Crossover(
+        quantity="time", signs=signs, method="", brackets=brackets, outside=outside, neither="not clear"
+    )
+    return crossing_words(crossover, scaling)
 
 
 def test_words_say_where_models_cross_and_what_is_not_known() -> None:
@@ -71,13 +72,41 @@ def test_words_say_where_models_cross_and_what_is_not_known() -> None:
     assert words({16: -1, 36: -1}) == ["no crossover from N = 16 to 36: A is below B at every size"]
     assert words({16: 0, 36: 1}) == ["A is above B at N = 36", "not clear at N = 16"]
     assert words({16: 0, 36: 0}) == ["not clear at N = 16, 36"]
-    assert words({16: 0, 36: 0}, ()) == ["not clear at N = 16, 36"]
-    half, outside = Root(Fraction(127, 2), Fraction(127, 2)), Root(Fraction(99), Fraction(100))
-    assert words({16: -1, 64: 1}, (half,)) == [f"at N = 63.5 exactly (32 px, 64.5 tokens): {after}"]
-    assert words({16: -1, 64: -1}, (outside,)) == [
+    assert words({}) == ["unknown: at no size are there values of both"]
+    assert words({16: -1, 64: 1}, [Bracket(63.5, 63.5, True)]) == [f"at N = 63.5 (32 px, 64.5 tokens): {after}"]
+    assert words({16: -1, 64: -1}, [], (99.2,)) == [
         "no crossover from N = 16 to 64: A is below B at every size",
-        "(by the polynomials at N = 99, outside of these sizes)",
+        "by the polynomials at N = 99.2, outside of these sizes",
     ]
-    assert words({16: 1, 144: -1}, (outside,)) == [
-        "between N = 99 and 100 (40 px and 40 px): A is above B before, below it after"
+
+
+# FLOPs
+
+
+def counted(flops: dict[int, int], lower_bound: bool = False) -> Scaling:
+    points = [
+        Point(image_size=(4, 4 * n), n=n, tokens=n + 1, flops=value, lower_bound=lower_bound)
+        for n, value in flops.items()
     ]
+    return Scaling(cell=CELL, batches=(1,), patch=4, points=tuple(points))
+
+
+def pair_of(sizes: list[int], lower_bound: bool = False) -> Pair:
+    """(N - 70) (N - 90) + B against B = 10^6 N."""
+    one = counted({n: 10**6 * n + (n - 70) * (n - 90) for n in sizes}, lower_bound)
+    return Pair(one, counted({n: 10**6 * n for n in sizes}), lambda text: None)
+
+
+def test_two_roots_between_two_sizes_have_opposite_directions() -> None:
+    """No size lies between them, so that signs at the sizes alone would show none of the two."""
+    found = pair_of([16, 36, 64, 144]).cross_flops()
+    assert set(found.signs.values()) == {1}
+    assert found.brackets == [Bracket(70, 70, False), Bracket(90, 90, True)]
+    assert "equal at 1 more" in found.method
+
+
+def test_a_root_that_nothing_checks_and_lower_bounds_are_told() -> None:
+    found = pair_of([16, 64, 144], lower_bound=True).cross_flops()
+    assert found.brackets[0] == Bracket(70, 70, False)
+    assert "lower bounds" in found.method
+    assert "which no other size checks" in found.method

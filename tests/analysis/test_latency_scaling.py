@@ -7,12 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from vitbench.analysis.latency_scaling import (
-    Elasticity,
-    TimedPoint,
-    elasticity,
-    launch_bound_up_to,
-)
+from vitbench.analysis.latency_scaling import Elasticity, TimedPoint, elasticity, fixed_costs_up_to
+from vitbench.analysis.scaling import Scaling
+from vitbench.analysis.scaling_text import _time_lines
+from vitbench.core.records import Cell
 from vitbench.core.stats.comparisons import Ratio, compare
 from vitbench.core.stats.intervals import t_of_processes
 
@@ -27,28 +25,38 @@ def exact(ratio: float) -> Ratio:
 
 @pytest.mark.parametrize("power", [0.0, 0.7, 1.0, 2.0])
 def test_the_elasticity_of_a_power_law_is_its_power(power: float) -> None:
-    found = elasticity(exact((400 / 144) ** power), 144, 400, (400 / 144) ** 2)
+    found = elasticity(exact((400 / 144) ** power), 400 / 144, (400 / 144) ** 2)
     assert (found.value, found.low, found.high) == pytest.approx((power,) * 3)
     assert found.flops == pytest.approx(2)
 
 
 def test_the_interval_is_that_of_the_ratio() -> None:
-    found = elasticity(Ratio(2.0, 1.5, 3.0), 100, 400)
+    found = elasticity(Ratio(2.0, 1.5, 3.0), 4, 16)
     assert (found.value, found.low, found.high) == pytest.approx([math.log(x) / math.log(4) for x in (2, 1.5, 3)])
 
 
-def step(first: int, second: int, value: float, half: float = 0.02, flops: float = 1.0) -> TimedPoint:
-    grown = Elasticity(first=first, second=second, value=value, low=value - half, high=value + half, flops=flops)
-    return TimedPoint(image_size=(1, 1), n=second, estimate=None, step=grown)
+def step(n: int, value: float, half: float = 0.02, flops: float = 1.0) -> TimedPoint:
+    grown = Elasticity(value=value, low=value - half, high=value + half, flops=flops)
+    return TimedPoint(image_size=(1, 1), n=n, estimate=None, step=grown)
 
 
-def test_a_model_is_launch_bound_while_time_grows_by_less_than_half_of_what_flops_do() -> None:
-    first = TimedPoint(image_size=(1, 1), n=4, estimate=None)
-    assert launch_bound_up_to([first, step(4, 9, 0.05), step(9, 16, 0.3), step(16, 25, 0.8)]) == 16
-    assert launch_bound_up_to([first, step(4, 9, 0.6), step(9, 16, 0.1)]) is None
-    assert launch_bound_up_to([first, step(4, 9, 0.1, half=0.5)]) is None  # too wide to tell
-    assert launch_bound_up_to([first, step(4, 9, 0.1, flops=0.1)]) is None  # FLOPs do not grow, either
-    assert launch_bound_up_to([first]) is None
+FIRST = TimedPoint(image_size=(1, 1), n=4, estimate=None)
+
+
+def test_fixed_costs_are_named_while_time_grows_by_less_than_half_of_what_flops_do() -> None:
+    assert fixed_costs_up_to([FIRST, step(9, 0.05), step(16, 0.3), step(25, 0.8)]) == 16
+    assert fixed_costs_up_to([FIRST, step(9, 0.6), step(16, 0.1)]) is None
+    assert fixed_costs_up_to([FIRST, step(9, 0.1, half=0.5)]) is None  # too wide to tell
+    assert fixed_costs_up_to([FIRST, step(9, 0.1, flops=0.1)]) is None  # FLOPs do not grow, either
+    assert fixed_costs_up_to([FIRST]) is None
+
+
+def test_the_text_does_not_take_growing_efficiency_for_launches() -> None:
+    """Times that grow as N^0.4 have no fixed part at all, and meet the rule all the same: the text says so."""
+    cell = Cell(model="one", image_size=(16, 16), num_classes=10, batch_size=1, device="cpu", threads=1)
+    text = " ".join(" ".join(_time_lines([FIRST, step(9, 0.4)], Scaling(cell=cell, batches=(1,), patch=4), 1)).split())
+    assert "bound by fixed costs up to N = 9 (12 px)" in text
+    assert "efficiency that grows with size looks the same" in text
 
 
 def simulated_times(rng: np.random.Generator) -> np.ndarray:
@@ -77,7 +85,7 @@ def test_intervals_cover_95_percent_and_those_of_polynomial_fits_hardly_any() ->
         for place in range(len(truth)):
             ratio = compare(list(times[:, place + 1]), list(times[:, place]), paired=True)
             assert ratio is not None
-            found = elasticity(ratio, int(SIZES[place]), int(SIZES[place + 1]))
+            found = elasticity(ratio, SIZES[place + 1] / SIZES[place], 2)
             covered[0, place] += found.low <= truth[place] <= found.high
         # a polynomial a process, by least squares of relative errors; its elasticity over the same steps
         fitted = [design @ np.linalg.lstsq(design / one[:, None], np.ones(len(one)), rcond=None)[0] for one in times]

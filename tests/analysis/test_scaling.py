@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from vitbench.analysis.crossover import Pair
+from vitbench.analysis.crossover import Bracket, Pair
 from vitbench.analysis.flops import count_forward
 from vitbench.analysis.latency_scaling import TimedPoint
-from vitbench.analysis.polynomials import Root
 from vitbench.analysis.scaling import Scaling, choose_sizes, scale_model, side_of_patches
 from vitbench.analysis.scaling_text import _time_text
 from vitbench.core.errors import ImageSizeError, UsageError
@@ -123,15 +122,18 @@ def test_too_few_numbers_of_patches_are_refused() -> None:
 @pytest.mark.integration
 def test_memory_has_a_piece_for_each_place_of_its_peak() -> None:
     """An inference pass of explicit attention: at first the MLP's hidden tokens decide, then the N x N weights."""
-    sizes = [(side, side) for side in (16, 24, 32, 40, 48, 56, 64, 72)]
+    sizes = [(side, side) for side in (16, 24, 32, 40, 48, 56, 64, 72, 80)]
     cell = replace(base("module:tests.analysis.attention_models:small_softmax", num_classes=10), attention="explicit")
     found = scale_model(cell, sizes, (1, 3), lambda text: None)
     mlp, softmax = found.memory(1)
     assert (mlp.place, softmax.place) == ("aten::gelu, forward", "aten::_softmax, forward")
-    assert (mlp.first, mlp.last, softmax.first, softmax.last) == (16, 100, 144, 324)
+    assert [[point.n for point in one.points] for one in (mlp, softmax)] == [
+        [16, 36, 64, 100],
+        [144, 196, 256, 324, 400],
+    ]
     assert mlp.fit is not None
     assert softmax.fit is not None
-    assert [(one.checked, one.off) for one in (mlp.fit, softmax.fit)] == [(1, None), (1, None)]
+    assert [(one.checked, one.off) for one in (mlp.fit, softmax.fit)] == [(1, None), (2, None)]
     # 4 bytes: the residual stream before and after attention, its norm, the hidden layer before and after GELU, the
     # pixels; and the learned positions
     assert mlp.fit.polynomial.b == 0
@@ -172,9 +174,10 @@ def test_models_that_differ_in_attention_only_cross_at_64_and_a_half_tokens() ->
     )
     assert linear.flops == scale_model(base("cifar_lightweight_vit"), sizes, (), lambda text: None).flops
     found = Pair(softmax, linear, lambda text: None).cross_flops()
-    tokens = Fraction(129, 2)
+    tokens = 64.5
     # at N = -1, without a token, both have the same embedding and head: the other root
-    assert found.roots == (Root(tokens - 1, tokens - 1),)
+    assert found.brackets == [Bracket(tokens - 1, tokens - 1, True)]
+    assert found.outside == []
     assert found.signs == {16: -1, 36: -1, 64: 1, 144: 1}
 
 

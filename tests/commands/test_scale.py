@@ -55,7 +55,7 @@ def test_json_has_base_units_and_the_method(capsys: pytest.CaptureFixture[str]) 
     assert "on meta" in softmax["flops"]["method"]
     assert [one["n"] for one in softmax["sizes"]] == [16, 36, 64, 144]
     assert crossing["crossover_of"] == MODELS
-    assert crossing["crossovers"][0]["crossings"] == [{"low": 63.5, "high": 63.5, "first_is_below_before": True}]
+    assert crossing["crossovers"][0]["brackets"] == [{"low": 63.5, "high": 63.5, "below": True}]
 
 
 @pytest.mark.integration
@@ -108,6 +108,7 @@ def test_times_of_two_models_have_elasticities_and_a_verdict(
         (["cifar_vit_tiny", "--crossover"], "two models, not 1"),
         (["cifar_vit_tiny", "cifar_vit_tiny", "--crossover"], "two models, not 1"),
         (["vit_layer6_32", "vit_b16_scratch", "--crossover", "--image-sizes", "32,48,64"], "classes"),
+        ([*MODELS, *IMPORTED, "--crossover", "--image-sizes", "16,8x32,24,32"], "16 and 8x32 both have 16"),
         (["cifar_vit_tiny", "--threads", "2"], "add --measure"),
         (["cifar_vit_tiny", "--device", "cpu"], "add --measure"),
         (["cifar_vit_tiny", "--measure", "--device", "auto"], "Give one"),

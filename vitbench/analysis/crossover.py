@@ -1,4 +1,4 @@
-"""Where two models cross in FLOPs, memory or time: exact roots, or brackets between sizes and how to narrow them."""
+"""Where two models cross in FLOPs, memory or time: roots of polynomials, or sizes between which they cross."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from vitbench.analysis.polynomials import Root, fit
+from vitbench.analysis.polynomials import fit
 
 if TYPE_CHECKING:
     from vitbench.analysis.scaling import Point, Scaling, Size
@@ -17,42 +16,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Bracket:
-    """The first series is on one side at N = ``low`` (``below``: it is the smaller one) and on the other at ``high``.
-    Between them nothing is known, or neither is clearly the smaller one; ends that are equal are an exact crossing.
+    """The first model is on one side at N = ``low`` (``below``: it is the smaller one) and on the other at ``high``.
+    Between them nothing is known, or neither is clearly the smaller one; ends that are equal are a root.
     """
 
-    low: int | Fraction
-    high: int | Fraction
+    low: float
+    high: float
     below: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crossover:
     """One quantity of two models. ``signs``: N, counted in patches of the first model, to -1 (the first model is
-    below), 1 (above), 0 (equal, or not clear). ``roots`` of the difference of their polynomials, None where one of them
-    is no polynomial; ``method``, and what a sign of 0 means, in words.
+    below), 1 (above), 0 (equal, or what ``neither`` says). ``brackets`` are the crossings, by N; ``outside`` are roots
+    beyond the tried sizes.
     """
 
     quantity: str
     signs: Mapping[int, int]
     method: str
-    roots: tuple[Root, ...] | None = None
+    brackets: Sequence[Bracket]
+    outside: Sequence[float] = ()
     neither: str = "equal"
 
-    @property
-    def brackets(self) -> list[Bracket]:
-        """The crossings between the smallest and the largest size."""
-        if self.roots is None:
-            return brackets(self.signs)
-        sizes = sorted(self.signs)
-        inside = [root for root in self.roots if sizes[0] <= root.low and root.high <= sizes[-1]]
-        return [Bracket(one.low, one.high, self._sign_before(one) < 0) for one in inside]
 
-    def _sign_before(self, root: Root) -> int:
-        return next((sign for n, sign in sorted(self.signs.items(), reverse=True) if n <= root.low and sign), 0)
-
-
-def brackets(signs: Mapping[int, int]) -> list[Bracket]:
+def find_brackets(signs: Mapping[int, int]) -> list[Bracket]:
     """The crossings among ``signs``, see Crossover."""
     clear = [(n, sign) for n, sign in sorted(signs.items()) if sign]
     return [Bracket(low, high, sign < 0) for (low, sign), (high, other) in itertools.pairwise(clear) if sign != other]
@@ -65,7 +53,7 @@ def next_to_try(signs: Mapping[int, int], allowed: Sequence[int]) -> int | None:
     measurement would hardly be clearer.
     """
     gaps: list[tuple[float, int]] = []
-    for bracket in brackets(signs):
+    for bracket in find_brackets(signs):
         inside = [n for n in sorted(signs) if bracket.low <= n <= bracket.high]
         for low, high in itertools.pairwise(inside):
             between = [n for n in allowed if low < n < high]
@@ -77,21 +65,11 @@ def next_to_try(signs: Mapping[int, int], allowed: Sequence[int]) -> int | None:
 
 @dataclass
 class Pair:
-    """Two models at the same sizes. ``note`` receives a line on each size that is added."""
+    """Two models at the same sizes, each with an N of its own. ``note`` receives a line on each size that is added."""
 
     one: Scaling
     other: Scaling
     note: Callable[[str], None]
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether both could be traced."""
-        return not self.one.no_memory and not self.other.no_memory
-
-    @property
-    def n_of(self) -> dict[Size, int]:
-        """N of each size, in patches of the first model."""
-        return {point.image_size: point.n for point in self.one.points}
 
     def allowed(self) -> dict[int, Size]:
         """The squares between the tried sizes, by N; none if a size is no square."""
@@ -106,30 +84,40 @@ class Pair:
         """Count both models at one more size."""
         self.one, self.other = (one.with_sizes([size], self.note) for one in (self.one, self.other))
 
+    def cross_counts(self) -> list[Crossover]:
+        """In FLOPs, and by batch in memory if both could be traced."""
+        traced = self.one.batches if not self.one.no_memory and not self.other.no_memory else ()
+        return [self.cross_flops(), *(self.cross_memory(batch) for batch in traced)]
+
     def cross_flops(self) -> Crossover:
         """By the roots of the difference of the polynomials; where one model has none, as memory."""
         points = (*self.one.points, *self.other.points)
-        quantity = "FLOPs (lower bounds)" if any(point.lower_bound for point in points) else "FLOPs"
+        least = "lower bounds " if any(point.lower_bound for point in points) else ""
         values = self._values(lambda point: point.flops)
         fits = [fit([(n, pair[which]) for n, pair in values.items()]) for which in (0, 1)]
         if any(one.off for one in fits):
-            return self._bisected(quantity, lambda point: point.flops, "counted")
-        roots = tuple((fits[0].polynomial - fits[1].polynomial).roots())
-        return Crossover(quantity=quantity, signs=_signs(values), method="root of the exact difference", roots=roots)
-
-    def cross_memory(self, batch: int) -> Crossover:
-        """Between neighbouring sizes that the patches allow, by bisection."""
-        return self._bisected(
-            f"memory, batch {batch}", lambda point: point.memory[batch], "traced, by bisection over sizes"
+            return self._bisect("FLOPs", lambda point: point.flops, f"{least}counted")
+        found = [Bracket(n, n, rises) for n, rises in (fits[0].polynomial - fits[1].polynomial).roots()]
+        known = f"equal at {fits[0].checked} more" if fits[0].checked else "which no other size checks"
+        return Crossover(
+            quantity="FLOPs",
+            signs=_signs(values),
+            method=f"{least}counted; root of the difference of the polynomials through three sizes, {known}",
+            brackets=[one for one in found if min(values) <= one.low <= max(values)],
+            outside=[one.low for one in found if not min(values) <= one.low <= max(values)],
         )
 
-    def _bisected(self, quantity: str, count: Callable[[Point], int], method: str) -> Crossover:
+    def cross_memory(self, batch: int) -> Crossover:
+        """Between neighbouring sizes that the patches allow."""
+        return self._bisect(f"memory, batch {batch}", lambda point: point.peaks[batch].bytes, "traced")
+
+    def _bisect(self, quantity: str, count: Callable[[Point], int], how: str) -> Crossover:
         allowed = self.allowed()
         while (n := next_to_try(_signs(self._values(count)), list(allowed))) is not None:
             self.add(allowed[n])
-        return Crossover(
-            quantity=quantity, signs=_signs(self._values(count)), method=f"{method}, by bisection over sizes"
-        )
+        signs = _signs(self._values(count))
+        method = f"{how} at each size" + (", bisected" if allowed else "")
+        return Crossover(quantity=quantity, signs=signs, method=method, brackets=find_brackets(signs))
 
     def _values(self, count: Callable[[Point], int]) -> dict[int, tuple[int, int]]:
         """By N: what both models have there."""

@@ -1,4 +1,4 @@
-"""How latency grows with tokens: the elasticity between adjacent sizes, and up to where a model is launch-bound.
+"""How latency grows with tokens: the elasticity between adjacent sizes, and up to where fixed costs may explain it.
 
 A polynomial is no model of latency: efficiency grows with size, so that the fitted terms absorb it, and their intervals
 cover the true growth in 0 to 1 % of simulations. The elasticity of two measured sizes,
@@ -16,28 +16,17 @@ from dataclasses import dataclass
 from vitbench.core.stats.comparisons import Ratio
 from vitbench.core.stats.intervals import Estimate
 
-#: Time grows less than this share of what FLOPs grow (exponents): most of it does not depend on the image.
-LAUNCH_BOUND = 0.5
-
 
 @dataclass(frozen=True, kw_only=True)
 class Elasticity:
-    """By which power of the tokens the time grows from N = ``first`` to ``second``, with its 95 % interval.
-
-    ``flops`` is the same exponent of the FLOPs.
+    """By which power of the tokens the time grows from one size to another, with its 95 % interval; ``flops`` is the
+    same exponent of the FLOPs.
     """
 
-    first: int
-    second: int
     value: float
     low: float
     high: float
-    flops: float | None = None
-
-    @property
-    def launch_bound(self) -> bool:
-        """Whether the time clearly grows by less than half of the FLOPs' exponent."""
-        return self.flops is not None and self.high < LAUNCH_BOUND * self.flops
+    flops: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +43,19 @@ class TimedPoint:
     step: Elasticity | None = None
 
 
-def elasticity(ratio: Ratio, first: int, second: int, flops: float | None = None) -> Elasticity:
-    """From the ``ratio`` of the times at N = ``second`` and N = ``first``, and that of the ``flops``."""
-    scale = math.log(second / first)
-    value, low, high = (math.log(x) / scale for x in (ratio.value, ratio.low, ratio.high))
-    return Elasticity(
-        first=first,
-        second=second,
-        value=value,
-        low=low,
-        high=high,
-        flops=None if flops is None else math.log(flops) / scale,
-    )
+def elasticity(time: Ratio, tokens: float, flops: float) -> Elasticity:
+    """From the ratios of times, tokens and FLOPs of two sizes."""
+    value, low, high, of_flops = (math.log(x) / math.log(tokens) for x in (time.value, time.low, time.high, flops))
+    return Elasticity(value=value, low=low, high=high, flops=of_flops)
 
 
-def launch_bound_up_to(points: Sequence[TimedPoint]) -> int | None:
-    """The N up to which launching operators, and what else costs the same for every image, takes most of the time: the
-    end of the leading steps that are launch-bound; None if the first one is not clearly so.
+def fixed_costs_up_to(points: Sequence[TimedPoint]) -> int | None:
+    """The N up to which the whole interval of the elasticity is below half of the FLOPs' exponent; None if the first
+    step is not.
+
+    If what depends on the image grows as FLOPs do, more than half of the time there is the same for every image:
+    launching operators (launch-bound), reading weights. Efficiency that grows as fast has the same effect.
     """
-    steps = [point.step for point in points if point.step is not None]
-    leading = list(itertools.takewhile(lambda one: one.launch_bound, steps))
-    return leading[-1].second if leading else None
+    steps = [(point.n, point.step) for point in points if point.step is not None]
+    leading = list(itertools.takewhile(lambda one: one[1].high < one[1].flops / 2, steps))
+    return leading[-1][0] if leading else None

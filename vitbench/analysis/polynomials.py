@@ -36,39 +36,18 @@ class Polynomial:
         """The N at which ``a N = b N^2``; None where one of the terms is not positive."""
         return self.a / self.b if self.a > 0 and self.b > 0 else None
 
-    def roots(self) -> list[Root]:
-        """Where it changes its sign at a positive N, in order: exactly where the root is rational, else to 1 token."""
+    def roots(self) -> list[tuple[float, bool]]:
+        """The positive N at which it changes its sign, in order, and whether it rises there."""
         if self.b == 0:
-            found = [] if self.a == 0 else [Root(-self.c / self.a, -self.c / self.a)]
+            found = [(float(-self.c / self.a), self.a > 0)] if self.a else []
         else:
             discriminant = self.a**2 - 4 * self.b * self.c
             if discriminant <= 0:  # a double root changes no sign
                 return []
-            root = _rational_root(discriminant)
-            if root is not None:
-                exact = sorted((-self.a + sign * root) / (2 * self.b) for sign in (-1, 1))
-                found = [Root(one, one) for one in exact]
-            else:
-                found = self._isolated(math.sqrt(discriminant))
-        return [one for one in found if one.high > 0]
-
-    def _isolated(self, root: float) -> list[Root]:
-        """The whole numbers around each irrational root; ``root`` is that of the discriminant."""
-        found = []
-        for guess in sorted((-float(self.a) + sign * root) / (2 * float(self.b)) for sign in (-1, 1)):
-            for low in (math.floor(guess) + shift for shift in (0, -1, 1)):
-                if self.at(low) * self.at(low + 1) < 0:
-                    found.append(Root(Fraction(low), Fraction(low + 1)))
-                    break
-        return found
-
-
-@dataclass(frozen=True)
-class Root:
-    """A root between ``low`` and ``high``; exact where these are equal."""
-
-    low: Fraction
-    high: Fraction
+            far = -(float(self.a) + math.copysign(math.sqrt(discriminant), self.a)) / 2  # nothing cancels in this sum
+            low, high = sorted((far / float(self.b), float(self.c) / far))
+            found = [(low, self.b < 0), (high, self.b > 0)]
+        return [(n, rises) for n, rises in found if n > 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +55,7 @@ class Fit:
     """The polynomial through three of several points, and what the others say.
 
     ``checked`` is the number of other points. ``off`` is empty if all of them are equal to the unit, else the (N,
-    relative difference) of the one that differs most: then the count is no polynomial of degree 2.
+    relative error of the polynomial) at the one that differs most: then the count is no polynomial of degree 2 in N.
     """
 
     polynomial: Polynomial
@@ -85,32 +64,21 @@ class Fit:
 
 
 def fit(points: Sequence[tuple[int, int]]) -> Fit:
-    """The polynomial through the first, the middle and the last of (N, count), checked on the others.
+    """The polynomial through the first, the middle and the last N of (N, count), by Newton's divided differences,
+    checked on all others; two counts at one N are no polynomial in N.
 
     Raises ValueError for fewer than three different N.
     """
-    ordered = sorted(dict(points).items())
+    distinct = sorted(set(points))
+    ordered = sorted(dict(distinct).items())
     if len(ordered) < 3:
         raise ValueError("three coefficients take three different numbers of tokens")
     chosen = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
-    polynomial = through(chosen)
-    others = [point for point in ordered if point not in chosen]
-    differences = [(n, float(count / polynomial.at(n)) - 1) for n, count in others if polynomial.at(n) != count]
-    off = max(differences, key=lambda one: abs(one[1]), default=None)
-    return Fit(polynomial=polynomial, checked=len(others), off=off)
-
-
-def through(points: Sequence[tuple[int, int]]) -> Polynomial:
-    """The polynomial through three points, by Newton's divided differences."""
-    (x, u), (y, v), (z, w) = points
+    (x, u), (y, v), (z, w) = chosen
     first, second = Fraction(v - u, y - x), Fraction(w - v, z - y)
     b = (second - first) / (z - x)
     a = first - b * (x + y)
-    return Polynomial(u - a * x - b * x * x, a, b)
-
-
-def _rational_root(square: Fraction) -> Fraction | None:
-    """The square root of a positive fraction, if it is one."""
-    numerator, denominator = math.isqrt(square.numerator), math.isqrt(square.denominator)
-    exact = numerator**2 == square.numerator and denominator**2 == square.denominator
-    return Fraction(numerator, denominator) if exact else None
+    polynomial = Polynomial(u - a * x - b * x * x, a, b)
+    others = [point for point in distinct if point not in chosen]
+    errors = [(n, float(polynomial.at(n) / count) - 1) for n, count in others if polynomial.at(n) != count]
+    return Fit(polynomial=polynomial, checked=len(others), off=max(errors, key=lambda one: abs(one[1]), default=None))

@@ -6,28 +6,27 @@ and the like. Nothing is measured: FLOPs are counted on ``meta``, memory is trac
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 
 import torch
 from torch import nn
 
 from vitbench.analysis.flops import count_training_step
+from vitbench.analysis.latency_scaling import TimedPoint
 from vitbench.analysis.layers import tokens_per_block
 from vitbench.analysis.polynomials import Fit, fit
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import Cell, format_image_size, parse_image_size
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import make_subject, run_metric
-from vitbench.metrics.support.memory_trace import trace_call
+from vitbench.metrics.support.memory_trace import Peak, trace_call
 from vitbench.models import describe_model
 
 Size = tuple[int, int]  # height and width in px
 
-#: So many sizes of a range show how the exponent changes; with more of them it is doubled only.
-_ENOUGH, _MOST = 6, 12
 #: The px that sides of models without a visible patch are multiples of: what their stages divide images by.
 _USUAL_STEP = 32
 #: The batch of a counted training step: batch norm needs two images.
@@ -37,7 +36,7 @@ _TRAINING_BATCH = 2
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One image size of a model: N, the tokens into the first block (None where blocks are not one list), FLOPs of one
-    image (of its training step, in training), and by batch size the bytes of the memory's peak and its place.
+    image (of its training step, in training), and the peak of memory by batch size.
     """
 
     image_size: Size
@@ -45,26 +44,25 @@ class Point:
     tokens: int | None
     flops: int
     lower_bound: bool
-    memory: Mapping[int, int] = field(default_factory=dict)
-    places: Mapping[int, str] = field(default_factory=dict)
+    peaks: Mapping[int, Peak] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """The sizes from ``first`` to ``last`` N at which memory has its peak at one ``place`` (operator and phase).
-    ``fit`` is None with fewer than three of them.
+    """Neighbouring sizes at which memory has its peak at one ``place`` (operator and phase). ``fit`` is None with fewer
+    than four numbers of patches: nothing would check it.
     """
 
     place: str
-    first: int
-    last: int
+    points: Sequence[Point]
     fit: Fit | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
     """A model at several image sizes, by N. ``cell`` says under which conditions, ``patch`` is the side of a patch in
-    px, ``counted`` says how FLOPs were obtained, ``no_memory`` why memory was not traced, if so.
+    px, ``counted`` says how FLOPs were obtained, ``no_memory`` why memory was not traced, if so. ``times`` are by batch
+    size, measured on ``machine`` ("cpu, 1 thread").
     """
 
     cell: Cell
@@ -73,6 +71,8 @@ class Scaling:
     points: tuple[Point, ...] = ()
     counted: str = ""
     no_memory: str = ""
+    times: Mapping[int, Sequence[TimedPoint]] = field(default_factory=dict)
+    machine: str = ""
 
     def with_sizes(self, sizes: Sequence[Size], note: Callable[[str], None]) -> Scaling:
         """Further sizes, counted and traced; ``note`` receives a line on each. Raises what the model raises."""
@@ -88,23 +88,11 @@ class Scaling:
                     peaks[batch] = trace_call(make_subject(replace(cell, batch_size=batch)))
             except Unsupported as reason:
                 no_memory = str(reason)
-            point = Point(
-                image_size=size,
-                n=(size[0] // self.patch) * (size[1] // self.patch),
-                tokens=count_tokens(subject),
-                flops=flops,
-                lower_bound=lower_bound,
-                memory={batch: peak.bytes for batch, peak in peaks.items()},
-                places={batch: f"{peak.operator}, {peak.phase}" for batch, peak in peaks.items()},
-            )
-            found.append(point)
+            n = (size[0] // self.patch) * (size[1] // self.patch)
+            tokens = count_tokens(subject)
+            found.append(Point(image_size=size, n=n, tokens=tokens, flops=flops, lower_bound=lower_bound, peaks=peaks))
         found.sort(key=lambda point: point.n)
         return replace(self, points=tuple(found), counted=counted, no_memory=no_memory)
-
-    @property
-    def sizes(self) -> list[Size]:
-        """The image sizes, by N."""
-        return [point.image_size for point in self.points]
 
     @property
     def extra_tokens(self) -> int | None:
@@ -118,14 +106,37 @@ class Scaling:
         """FLOPs of an image as a polynomial in N."""
         return fit([(point.n, point.flops) for point in self.points])
 
+    def flops_exponents(self) -> list[float | None]:
+        """The local exponent at each size: of the polynomial, or where there is none from the size before."""
+        if self.flops.off is None:
+            return [self.flops.polynomial.exponent(point.n) for point in self.points]
+        steps = itertools.pairwise(self.points)
+        return [None] + [
+            math.log(other.flops / one.flops) / math.log(other.n / one.n) if other.n > one.n and one.flops else None
+            for one, other in steps
+        ]
+
     def memory(self, batch: int) -> list[Piece]:
         """The bytes of a batch in pieces, from one change of the peak's place to the next."""
+
+        def place_of(point: Point) -> str:
+            return f"{point.peaks[batch].operator}, {point.peaks[batch].phase}"
+
         found = []
-        for place, some in groupby(self.points, key=lambda point: point.places[batch]):
-            points = [(point.n, point.memory[batch]) for point in some]
-            polynomial = fit(points) if len(dict(points)) > 2 else None
-            found.append(Piece(place=place, first=points[0][0], last=points[-1][0], fit=polynomial))
+        for place, some in itertools.groupby(self.points, key=place_of):
+            inside = list(some)
+            enough = len({point.n for point in inside}) > 3
+            polynomial = fit([(point.n, point.peaks[batch].bytes) for point in inside]) if enough else None
+            found.append(Piece(place=place, points=inside, fit=polynomial))
         return found
+
+    def memory_exponents(self, batch: int) -> list[float | None]:
+        """The local exponent at each size, of its piece's polynomial; None where there is none."""
+        return [
+            piece.fit.polynomial.exponent(point.n) if piece.fit and piece.fit.off is None else None
+            for piece in self.memory(batch)
+            for point in piece.points
+        ]
 
 
 def scale_model(base: Cell, sizes: Sequence[Size], batches: Sequence[int], note: Callable[[str], None]) -> Scaling:
@@ -155,7 +166,10 @@ def count_flops(subject: Subject) -> tuple[int, bool, str]:
         return int(found.value), found.lower_bound, found.method
     with subject.on_meta(_TRAINING_BATCH, train=True) as (model, images):
         passes = count_training_step(model, images)
-    method = f"forward and backward on meta, an image of a batch of {_TRAINING_BATCH}, torch {torch.__version__}"
+    method = (
+        f"forward and backward operators dispatched on meta, batch of {_TRAINING_BATCH} divided by it, torch "
+        f"{torch.__version__}; matrix products, convolutions and attention, without the optimizer"
+    )
     return sum(one.flops for one in passes) // _TRAINING_BATCH, any(one.without_formula for one in passes), method
 
 
@@ -208,9 +222,6 @@ def _spread(first: int, last: int) -> list[int]:
     """Whole numbers from ``first`` to ``last``, about evenly on a logarithmic scale: doubled, and in between."""
     doubled = {first * 2**power for power in range((last // first).bit_length())}
     chosen = doubled | {3 * one // 2 for one in doubled if one % 2 == 0 and 3 * one // 2 <= last} | {last}
-    if len(chosen) > _MOST:
-        chosen = doubled | {last}
-    if len(chosen) < _ENOUGH:
-        ratio = math.log(last / first) / (_ENOUGH - 1)
-        chosen = {round(first * math.exp(number * ratio)) for number in range(_ENOUGH)}
+    if not 6 <= len(chosen) <= 12:
+        chosen = {round(first * (last / first) ** (step / 8)) for step in range(9)}
     return sorted(chosen)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,11 +15,10 @@ from typer import Context, Option
 from vitbench.commands import options
 from vitbench.commands.output import note, print_answers
 from vitbench.core.errors import UsageError
+from vitbench.core.records import HARMLESS, format_image_size
 
 if TYPE_CHECKING:
-    from vitbench.analysis.crossover import Crossover
     from vitbench.analysis.scaling import Scaling
-    from vitbench.analysis.scaling_text import ModelScaling
     from vitbench.core.records import Record
     from vitbench.metrics import Subject
     from vitbench.models.cards import ModelCard
@@ -60,52 +59,46 @@ def scale(
 
     FLOPs and memory are counted without running the model; --measure adds times on this machine.
     """
+    from vitbench.analysis.model_summary import expand_names
+
     suite = _read_options(context, measure=measure, plot=plot)
     if allow_import:
         options.allow_imports()
-    names = _expand(suite, crossover=crossover)
+    names = expand_names(suite.models)
+    if crossover and len(names) != 2:
+        raise UsageError(f"--crossover compares two models, not {len(names)}. Give two names")
 
     from vitbench.analysis.crossover import Pair
-    from vitbench.analysis.scaling_text import ModelScaling, answers_of, study_to_text
+    from vitbench.analysis.scaling_text import answers_of, study_to_text
+    from vitbench.core.run_folder import write_atomically
     from vitbench.devices import find_device
     from vitbench.executors.launcher import make_launcher
+    from vitbench.reports.plots.scaling import draw_scaling
     from vitbench.runner.progress import make_progress
     from vitbench.runner.run import modules_of, terminate_like_interrupt
-    from vitbench.runner.size_series import cross_latency, time_sizes, timed_points
+    from vitbench.runner.size_series import cross_latency, time_sizes, with_times
 
     find_device(suite.devices[0])  # one that is missing is told before models are counted
     counted, failed = _count(names, suite, image_sizes, crossover=crossover)
     pair = Pair(counted[0], counted[1], note) if crossover and not failed else None
-    crossings: list[Crossover] = []
+    crossings = pair.cross_counts() if pair else []
     records: list[Record] = []
-    batches = suite.batch_sizes
-    if pair is not None:
-        crossings += [pair.cross_flops(), *(pair.cross_memory(batch) for batch in batches if pair.has_memory)]
-    with terminate_like_interrupt(), contextlib.ExitStack() as stack:
-        if measure and counted:
-            launcher = stack.enter_context(make_launcher(modules_of(suite), allow_import=allow_import))
-            progress = make_progress()
+    if measure and counted:
+        with terminate_like_interrupt(), make_launcher(modules_of(suite), allow_import=allow_import) as launcher:
+            timed = functools.partial(time_sizes, suite, launcher=launcher, progress=make_progress())
             for some in [counted] if pair else [[one] for one in counted]:
-                records += time_sizes(suite, some, some[0].sizes, launcher, progress)
+                records += timed(some, [point.image_size for point in some[0].points])
             if pair is not None:
-                again = functools.partial(time_sizes, suite, counted, launcher=launcher, progress=progress)
-                crossings += [cross_latency(pair, records, batch, again) for batch in batches]
+                again = functools.partial(timed, counted)
+                crossings += [cross_latency(pair, records, batch, again) for batch in suite.batch_sizes]
     if pair is not None:
         counted = [pair.one, pair.other]
-    timed = records[0].cell if records else None
-    machine = f"{timed.device}, {timed.threads} thread{'s' if timed.threads > 1 else ''}" if timed else ""
-    found = [
-        ModelScaling(
-            scaling=one,
-            times={batch: timed_points(records, one, batch) for batch in batches if records},
-            machine=machine,
-        )
-        for one in counted
-    ]
-    if plot is not None and found:
-        _write_plot(plot, found, crossings)
-    answers = answers_of(found, crossings) + failed
-    return print_answers(answers, lambda _: study_to_text(found, crossings), json)
+    counted = [with_times(one, records) for one in counted]
+    if plot is not None and counted:
+        write_atomically(plot, draw_scaling(counted, crossings))
+        note(f"Wrote {plot}")
+    code = print_answers(answers_of(counted, crossings) + failed, lambda _: study_to_text(counted, crossings), json)
+    return code or int(any(record.status not in HARMLESS for record in records))
 
 
 def _read_options(context: Context, *, measure: bool, plot: Path | None) -> Suite:
@@ -126,16 +119,6 @@ def _read_options(context: Context, *, measure: bool, plot: Path | None) -> Suit
     if plot is not None and (plot.suffix != ".png" or not plot.parent.is_dir()):
         raise UsageError(f"Option --plot: {str(plot)!r} is not a .png file in a folder that exists")
     return suite
-
-
-def _expand(suite: Suite, *, crossover: bool) -> list[str]:
-    """The models' names, patterns resolved. Raises UsageError unless two of them are to cross."""
-    from vitbench.analysis.model_summary import expand_names
-
-    names = expand_names(suite.models)
-    if crossover and len(names) != 2:
-        raise UsageError(f"--crossover compares two models, not {len(names)}. Give two names")
-    return names
 
 
 def _count(
@@ -163,18 +146,15 @@ def _count(
     ]
     failed = [answer for answer in answers if "error" in answer]
     counted: list[Scaling] = [answer["scaling"] for answer in answers if "error" not in answer]
-    classes = [one.cell.num_classes for one in counted]
-    if crossover and len(set(classes)) > 1:
-        raise UsageError(
-            f"{names[0]} has {classes[0]} classes, {names[1]} has {classes[1]}: models that cross do the same task. "
-            f"Give both --num-classes {classes[0]}"
-        )
+    if crossover and not failed:
+        classes = [one.cell.num_classes for one in counted]
+        if len(set(classes)) > 1:
+            raise UsageError(
+                f"{names[0]} has {classes[0]} classes, {names[1]} has {classes[1]}: models that cross do the same "
+                f"task. Give both --num-classes {classes[0]}"
+            )
+        for one, other in itertools.pairwise(counted[0].points):
+            if one.n == other.n:
+                sizes = " and ".join(format_image_size(point.image_size) for point in (one, other))
+                raise UsageError(f"--crossover takes one size for each number of patches: {sizes} both have {one.n:,}")
     return counted, failed
-
-
-def _write_plot(path: Path, found: Sequence[ModelScaling], crossings: Sequence[Crossover]) -> None:
-    from vitbench.core.run_folder import write_atomically
-    from vitbench.reports.plots.scaling import draw_scaling, plan_panels
-
-    write_atomically(path, draw_scaling(plan_panels(found, crossings)))
-    note(f"Wrote {path}")

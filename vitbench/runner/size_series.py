@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vitbench.analysis.crossover import Crossover, Pair, next_to_try
+from vitbench.analysis.crossover import Crossover, Pair, find_brackets, next_to_try
 from vitbench.analysis.latency_scaling import TimedPoint, elasticity
 from vitbench.core.records import Cell, Record
 from vitbench.core.stats.comparisons import Ratio
+from vitbench.core.stats.intervals import CONFIDENCE, t_of_processes, t_quantile
 from vitbench.executors.launcher import Launcher
 from vitbench.reports.model.ranking import ratio_of
 from vitbench.reports.model.values import MetricValue, value_of
@@ -19,7 +22,7 @@ from vitbench.runner.progress import Progress
 from vitbench.suites import Suite
 
 if TYPE_CHECKING:
-    from vitbench.analysis.scaling import Scaling, Size
+    from vitbench.analysis.scaling import Point, Scaling, Size
 
 #: The keys of a suite that times a series, beside its models and sizes.
 SERIES = {
@@ -68,23 +71,36 @@ def group_by_size(cells: Sequence[Cell], batches: Iterable[int]) -> list[list[Ce
     return groups
 
 
+def with_times(scaling: Scaling, records: Sequence[Record]) -> Scaling:
+    """The model with its times out of ``records``, if there are any."""
+    if not records:
+        return scaling
+    cell = records[0].cell
+    return replace(
+        scaling,
+        times={batch: timed_points(records, scaling, batch) for batch in scaling.batches},
+        machine=f"{cell.device}, {cell.threads} thread{'s' if cell.threads > 1 else ''}",
+    )
+
+
 def timed_points(records: Sequence[Record], scaling: Scaling, batch: int) -> list[TimedPoint]:
     """The times of one model and batch by N, each with the elasticity from the timed size before it."""
-    known = {point.image_size: point for point in scaling.points}
     found: list[TimedPoint] = []
-    before: tuple[int, int, MetricValue] | None = None
-    own = [one for one in records if one.cell.model == scaling.cell.model and one.cell.batch_size == batch]
-    for record in sorted(own, key=lambda one: known[one.cell.image_size].n):
-        point, value = known[record.cell.image_size], _time_of(record)
-        step = None
+    before: tuple[Point, MetricValue] | None = None
+    own = {(one.cell.model, one.cell.batch_size, one.cell.image_size): one for one in records}
+    for point in scaling.points:
+        record = own.get((scaling.cell.model, batch, point.image_size))
+        if record is None:  # a size that the crossover of FLOPs or memory added
+            continue
+        value, step = _time_of(record), None
         if value.estimate is not None:
-            ratio = ratio_of(value, before[2]) if before else None
-            if before and ratio and before[0] < point.n:
-                step = elasticity(ratio, before[0], point.n, point.flops / before[1] if before[1] else None)
-            before = point.n, point.flops, value
+            ratio = ratio_of(value, before[1]) if before and before[0].n < point.n else None
+            if before and ratio:
+                step = elasticity(ratio, point.n / before[0].n, point.flops / before[0].flops)
+            before = point, value
         found.append(
             TimedPoint(
-                image_size=record.cell.image_size,
+                image_size=point.image_size,
                 n=point.n,
                 estimate=value.estimate,
                 status=record.status,
@@ -99,42 +115,52 @@ def cross_latency(
     pair: Pair, records: list[Record], batch: int, again: Callable[[list[Size]], list[Record]]
 ) -> Crossover:
     """Where the times of two models cross: between the last size at which the first model is clearly faster and the
-    first at which it is clearly slower, or the other way round, by 95 % intervals of paired ratios.
+    first at which it is clearly slower, or the other way round.
 
-    Up to ``_NARROWED`` sizes in between are timed by ``again``, whose records are added to ``records``.
+    Up to ``_NARROWED`` sizes in between are timed by ``again``, whose records are added to ``records``. Each size has
+    a t test of the ratio at 5 % divided by how many sizes are tested at most (Bonferroni), so that all sides hold
+    together in 95 % of series, wherever the further sizes are.
     """
-    allowed = pair.allowed()
+    allowed, tests = pair.allowed(), len({one.cell.image_size for one in records}) + _NARROWED
     for _ in range(_NARROWED):
-        n = next_to_try(_signs(pair, records, batch), list(allowed))
+        n = next_to_try(_signs(pair, records, batch, tests), list(allowed))
         if n is None:
             break
         pair.add(allowed[n])
         records += again([allowed[n]])
-    method = "timed in turns, 95 % intervals of paired ratios"
+    signs = _signs(pair, records, batch, tests)
     return Crossover(
         quantity=f"time, batch {batch}",
-        signs=_signs(pair, records, batch),
-        method=method,
+        signs=signs,
+        method=f"timed in turns; t tests of paired ratios, for {tests} sizes together at 95 %",
+        brackets=find_brackets(signs),
         neither="not distinguishable",
     )
 
 
-def _signs(pair: Pair, records: Sequence[Record], batch: int) -> dict[int, int]:
+def _signs(pair: Pair, records: Sequence[Record], batch: int, tests: int) -> dict[int, int]:
     """By N: -1 where the first model is clearly faster, 1 where it is clearly slower, 0 where neither is."""
-    by_size: dict[Size, dict[str, MetricValue]] = {}
+    n_of = {point.image_size: point.n for point in pair.one.points}
+    values: dict[Size, dict[str, MetricValue]] = {}
     for record in records:
         if record.cell.batch_size == batch:
-            by_size.setdefault(record.cell.image_size, {})[record.cell.model] = _time_of(record)
+            values.setdefault(record.cell.image_size, {})[record.cell.model] = _time_of(record)
     found = {}
-    for size, times in by_size.items():
-        ratio = ratio_of(times[pair.one.cell.model], times[pair.other.cell.model])
-        if ratio is not None:
-            found[pair.n_of[size]] = _sign(ratio)
+    for size, times in values.items():
+        one, other = times[pair.one.cell.model], times[pair.other.cell.model]
+        ratio = ratio_of(one, other)
+        if ratio is not None and one.estimate is not None and other.estimate is not None:
+            found[n_of[size]] = sign_of(ratio, min(one.estimate.n_processes, other.estimate.n_processes), tests)
     return found
 
 
-def _sign(ratio: Ratio) -> int:
-    return 0 if not ratio.tells_apart else 1 if ratio.value > 1 else -1
+def sign_of(ratio: Ratio, processes: int, tests: int) -> int:
+    """1 or -1 where the logarithm of the ratio of so many paired processes is clearly above or below 0, else 0: its
+    95 % t interval, widened to hold in all of ``tests`` together.
+    """
+    wider = t_quantile(processes - 1, 1 - (1 - CONFIDENCE) / 2 / tests) / t_of_processes(processes)
+    half = wider * math.log(ratio.high / ratio.low) / 2
+    return 0 if abs(math.log(ratio.value)) <= half else 1 if ratio.value > 1 else -1
 
 
 def _time_of(record: Record) -> MetricValue:
