@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -187,10 +188,8 @@ def _operator_values(pair: Pair) -> tuple[Value, Value, Value]:
     if not pair.roofs:
         return Value(), Value(), Value()
     slower, faster = pair.roofs
-    differences: dict[str, float] = {}
-    for one, sign in ((slower, 1), (faster, -1)):
-        for operator in one.operators:
-            differences[operator.name] = differences.get(operator.name, 0.0) + sign * operator.roof_s
+    differences = Counter({one.name: one.roof_s for one in slower.operators})
+    differences.subtract({one.name: one.roof_s for one in faster.operators})
     most = sorted(differences, key=lambda name: -abs(differences[name]))[:MOST_OPERATORS]
     gap = slower.measured_s - faster.measured_s  # of seconds, which drift: its sign can be wrong
     calls = " / ".join(str(sum(operator.calls for operator in one.operators)) for one in pair.roofs)
