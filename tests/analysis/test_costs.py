@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from tests.data_dependent_models import KeepsLongTokens
@@ -130,7 +131,7 @@ def test_the_text_is_as_reviewed(capsys: pytest.CaptureFixture[str], golden: Cal
     for options in ([], ["--by", "block"], ["--depth", "1", "--batch-size", "8"]):
         assert run_command(["analyze", "vit_layer6_32", *options]) == 0
         pages.append(capsys.readouterr().out)
-    golden("analyze.txt", "\n".join(pages))
+    golden("analyze.txt", "\n".join(pages).replace(torch.__version__, "VERSION"))
 
 
 @pytest.mark.integration
@@ -151,10 +152,46 @@ def test_the_text_fits_100_columns(name: str) -> None:
 
 
 @pytest.mark.integration
-def test_a_plain_vit_fits_a_screen() -> None:
-    text = costs_to_text([answer_of("timm:vit_tiny_patch16_224")], depth=4)
+def test_a_plain_vit_is_not_folded() -> None:
+    text = costs_to_text([answer_of("timm:vit_tiny_patch16_224")])
     assert "0 ... 11 (x12, equal)" in text
+    assert "fc2" in text
+    assert "folded" not in text
     assert len(text.splitlines()) <= 50
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["timm:mobilenetv3_large_100", "timm:swin_tiny_patch4_window7_224", "timm:coat_tiny"])
+def test_models_of_many_unlike_blocks_are_folded_to_a_screen(name: str) -> None:
+    answer = answer_of(name)
+    text = costs_to_text([answer])
+    assert len(text.splitlines()) <= 65
+    assert re.search(r"Levels below \d are folded: --depth shows more", text)
+    assert len(costs_to_text([answer], depth=9).splitlines()) > 65
+
+
+def nested(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("tests.analysis.test_costs.InfersOnly", lambda num_classes: model)
+    return costs_to_text([answer_of(f"{HERE}:infers_only", image_size="32", num_classes=10)])
+
+
+def test_equal_modules_are_one_row_also_inside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two equal stages of three equal layers, and one of another width."""
+    stages = [*([nn.Linear(4, 4) for _ in range(3)] for _ in range(2)), [nn.Linear(4, 4), nn.Linear(4, 8)]]
+    first = [nn.AdaptiveAvgPool2d((4, 4)), nn.Linear(4, 4)]  # whose input needs no gradient
+    model = nn.Sequential(*first, *(nn.Sequential(*one) for one in stages), nn.Flatten())
+    lines = nested(nn.Sequential(model, nn.Linear(3 * 4 * 8, 10)), monkeypatch).splitlines()
+    (row,) = (place for place, line in enumerate(lines) if "2 ... 3 (x2, equal)" in line)
+    inside = lines[row + 1].split()
+    assert inside[:6] == ["0", "...", "2", "(x3,", "equal)", "0.120"]  # six times 4 x 4 weights and 4 biases, in k
+    assert any("0.*.* (x7)" in line for line in lines)  # the last stage's first layer is equal, too
+
+
+def test_without_flops_there_is_no_share_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = nested(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(3)), monkeypatch)
+    (model,) = (line.split() for line in text.splitlines() if "(model)" in line)
+    assert model[-1] == "0"  # FLOP/B, and nothing behind it
+    assert "most forward FLOPs" not in text
 
 
 def test_a_model_that_only_infers_keeps_its_forward_pass(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +208,7 @@ def test_a_model_that_only_infers_keeps_its_forward_pass(capsys: pytest.CaptureF
     assert first["intensity"] == 2 * 3 * 8 / first["bytes_forward"]
     assert set(answer) == {
         *("model", "image_size", "num_classes", "in_channels", "batch_size", "dtype", "attention", "by", "method"),
-        *("executed", "training_error", "training_forward_flops", "fused_backward", "left_out", "total", "modules"),
+        *("executed", "training_error", "training_forward_flops", "left_out", "total", "modules"),
     }
     assert set(answer["total"]) == {*COUNTS, "intensity"}
 
@@ -209,16 +246,18 @@ def test_times_are_of_modules_in_turns_with_calls_without_hooks(
     assert times["call_s"] >= 0.005
     low, middle, high = times["hook_ratio"]
     assert 0 < low <= middle <= high
-    own = {row["path"]: row["own_s"] for row in answer["modules"]}
+    own = {row["path"]: row["own"]["seconds"] for row in answer["modules"]}
     assert own["first"] >= 0.005
     assert times["sum_s"] == pytest.approx(sum(own.values()))
     assert times["sum_over_call"] == pytest.approx(times["sum_s"] / times["call_s"])
     (root,) = [row for row in answer["modules"] if row["path"] == ""]
-    assert root["total_s"] == pytest.approx(times["sum_s"])
+    assert root["total"]["seconds"] == answer["total"]["seconds"] == pytest.approx(times["sum_s"])
     assert run_command(command) == 0
-    text = capsys.readouterr().out
-    assert re.search(r"A call takes [\d.]+ ms; with these hooks\n  [\d.]+ times that", text)
-    assert max(map(len, text.splitlines())) <= WIDTH
+    printed = capsys.readouterr()
+    assert printed.err == "Timing modules on cpu: some five seconds a model\n"
+    words = " ".join(printed.out.split())
+    assert re.search(r"A call takes [\d.]+ ms; with these hooks [\d.]+ times that", words)
+    assert max(map(len, printed.out.splitlines())) <= WIDTH
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,14 @@ def test_the_bytes_that_each_module_saves_are_those_computed_by_hand() -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", ["plain", "vit_layer6_32", "cifar_lightweight_vit", "timm:xcit_nano_12_p16_224"])
+@pytest.mark.parametrize(
+    "name", ["plain", "mobile", "vit_layer6_32", "cifar_lightweight_vit", "timm:xcit_nano_12_p16_224"]
+)
 def test_what_is_saved_is_what_stays_alive_beside_the_output(name: str) -> None:
-    model, images = plain_vit() if name == "plain" else fake_of(name, batch=2)
+    if name == "mobile":
+        model, images = Mobile(), torch.empty(5, 3, 20, 20)
+    else:
+        model, images = plain_vit() if name == "plain" else fake_of(name, batch=2)
     model.train()
     saved = trace_operators(model, images, train=True).saved_bytes
     before = {"weights": [*model.parameters(), *model.buffers()], "batch": [images]}
@@ -156,6 +161,59 @@ def test_what_is_saved_is_what_stays_alive_beside_the_output(name: str) -> None:
     alive = account.parts_at(len(changes) - 1, changes)["activations"]
     outputs = sum(one.untyped_storage().nbytes() for one in ([output] if isinstance(output, Tensor) else output))
     assert sum(saved.values()) == alive - outputs
+
+
+class Mobile(nn.Module):
+    """Images (B, 3, 20, 20); groups, batch norm, activations in place, dropout, and ``again`` what is checkpointed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16)
+        self.depthwise, self.grouped = nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.Conv2d(16, 32, 3, 1, 1, groups=4)
+        self.again = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, 32))
+        self.drop, self.head = nn.Dropout(0.2), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm(self.stem(x)), inplace=True)
+        x = self.grouped(F.relu(self.depthwise(x), inplace=True)).mean((2, 3))
+        x = checkpoint(self.again, x, use_reentrant=False)  # type: ignore[assignment]
+        logits: Tensor = self.head(self.drop(x))
+        return logits
+
+
+def test_a_convolution_of_groups_has_the_flops_computed_by_hand() -> None:
+    model, images = Mobile(), torch.empty(5, 3, 20, 20)
+    pixels = 5 * 10 * 10
+    products = {
+        "stem": 2 * pixels * 16 * 3 * 9,
+        "depthwise": 2 * pixels * 16 * 9,
+        "grouped": 2 * pixels * 32 * 4 * 9,
+        "again.0": 2 * 5 * 32 * 64,
+        "again.3": 2 * 5 * 64 * 32,
+        "head": 2 * 5 * 32 * 10,
+    }
+    assert flops_by_module(trace_operators(model.eval(), images), "forward") == products
+    times = {"stem": 1, "again.0": 3}  # the images need no gradient; checkpointing runs all but the last product again
+    backward = flops_by_module(trace_operators(model.train(), images, train=True), "backward")
+    assert backward == {path: times.get(path, 2) * flops for path, flops in products.items()}
+
+
+def test_saved_bytes_are_those_that_hooks_of_a_real_run_see() -> None:
+    saved = trace_operators(Mobile().train(), torch.empty(5, 3, 20, 20), train=True).saved_bytes
+    with unset_fake_temporarily():
+        model, images = Mobile().train(), torch.randn(5, 3, 20, 20)
+        resident = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers(), images)}
+        kept: dict[int, int] = {}
+        seen = []  # so that no address is used twice
+
+        def pack(tensor: Tensor) -> Tensor:
+            seen.append(tensor)
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(images)
+    assert sum(saved.values()) == sum(size for address, size in kept.items() if address not in resident)
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -340,6 +398,11 @@ class Calls(nn.Module):
         (lambda x: torch.cat([x, x]), 32, 64),
         (lambda x: F.embedding(torch.zeros(3, dtype=torch.long), x.new_empty(1000, 8)), 3 * 8 + 2 * 3, 3 * 8 + 2 * 3),
         (lambda x: torch.empty_like(x), 0, 0),
+        (lambda x: torch.ones_like(x), 0, 32),
+        (lambda x: x.new_zeros(3), 0, 3),
+        (lambda x: F.conv2d(x.view(1, 2, 4, 4), x.new_empty(6, 1, 3, 3), groups=2), 32 + 6 * 9, 6 * 2 * 2),
+        (lambda x: x[:, torch.zeros(2, dtype=torch.long)], 4 * 2 + 2 * 2, 4 * 2 + 2 * 2),
+        (lambda x: x.softmax(-1), 32, 32),
     ],
     ids=[
         "product",
@@ -357,6 +420,11 @@ class Calls(nn.Module):
         "cat",
         "embedding",
         "empty",
+        "ones_like",
+        "new_zeros",
+        "groups",
+        "index",
+        "softmax",
     ],
 )
 def test_bytes_are_the_distinct_numbers_of_inputs_and_outputs(

@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from vitbench.analysis.costs import COUNTS, sum_costs
 from vitbench.analysis.rendering import shape_words
 from vitbench.core.records import format_image_size
 
 WIDTH = 100
-#: The modules with the largest own costs that are listed.
-_HOT = 10
+#: The modules with the largest own costs that are listed, and the rows of a tree that is folded by itself.
+_HOT, _TREE = 10, 40
 _GAP = "  "
-_WORK = ("flops", "bytes")
 #: What a table shows: a row without any of these is left out, unless it took time.
 _SHOWN = ("params", "flops_forward", "flops_backward", "saved_bytes", "bytes_forward")
 _LEAST_TIME = 0.005
 #: The index of a module among its siblings: ``blocks.3.fc1``, ``encoder_layer_3.mlp``.
-_INDEX = re.compile(r"(?:^|(?<=[._]))\d+(?=\.|$)")
+_INDEX = re.compile(r"((?:^|(?<=[._]))\d+(?=\.|$))")
 
 #: The columns of each list.
 _COLUMNS = {
@@ -35,69 +34,76 @@ Row = tuple[str, Mapping[str, Any]]  # a label, and the costs in base units
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 
 
-def costs_to_text(answers: Sequence[dict[str, Any]], *, depth: int) -> str:
-    """The answers without those that failed; modules down to ``depth`` levels."""
+def costs_to_text(answers: Sequence[dict[str, Any]], *, depth: int | None = None) -> str:
+    """The answers without those that failed; modules down to ``depth`` levels, by default as many as fit a screen."""
     return "\n\n".join(_answer_to_text(answer, depth) for answer in answers if "error" not in answer)
 
 
-def _answer_to_text(answer: dict[str, Any], depth: int) -> str:
+def _answer_to_text(answer: dict[str, Any], depth: int | None) -> str:
     columns = _columns(answer)
+    legend = _legend(answer)
     if "modules" in answer:
         what = "time" if "times" in answer else "forward FLOPs"
-        tables = [
-            _table("module", list(_tree_rows(_tree(answer["modules"]), depth)), columns),
-            _table(f"most {what} of its own", _hot_rows(answer["modules"]), columns),
-        ]
+        rows, folded = _Tree(answer["modules"]).rows(depth)
+        legend += [f"Levels below {folded} are folded: --depth shows more."] if folded is not None else []
+        hot = _hot_rows(answer["modules"])
+        tables = [_table("module", rows, columns), *([_table(f"most {what} of its own", hot, columns)] if hot else [])]
     elif "operators" in answer:
         tables = [_table("operator", _op_rows(answer["operators"]), columns)]
     else:
         tables = [_table("block", list(_block_rows(answer["blocks"])), columns)]
-    return "\n\n".join([_heading(answer), *tables, _legend(answer)])
+    return "\n\n".join([_heading(answer), *tables, _wrapped(legend)])
+
+
+def _wrapped(lines: Iterable[str]) -> str:
+    return "\n".join(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="  ") for line in lines)
 
 
 def _heading(answer: Mapping[str, Any]) -> str:
     total = answer["total"]
     (flops, word), least = _flop_unit(total), _least(total)
     size = format_image_size((answer["image_size"][0], answer["image_size"][1]))
+    error = answer["training_error"]
+    costs = [f"{word} forward {least}{_scaled(total['flops_forward'], flops)}"]
+    if not error:
+        costs[0] += f", backward {least}{_scaled(total['flops_backward'], flops)}"
+        costs.append(f"saved {_scaled(total['saved_bytes'], 1e6)} MB")
+    costs.append(f"moved {_scaled(total['bytes_forward'], 1e6)} MB forward")
+    if not error:
+        costs[-1] += f", {_scaled(total['bytes_backward'], 1e6)} MB backward"
     notes = [
         f"a batch of {answer['batch_size']} in {answer['dtype']}, {total['params']:,} parameters",
-        f"{word} forward {least}{_scaled(total['flops_forward'], flops)}, "
-        f"backward {least}{_scaled(total['flops_backward'], flops)}; "
-        f"saved {_scaled(total['saved_bytes'], 1e6)} MB; moved {_scaled(total['bytes_forward'], 1e6)} MB",
+        "; ".join(costs),
     ]
-    if answer["training_error"]:
-        of_one = "per channel" in answer["training_error"] and answer["batch_size"] == 1  # a batch norm's
-        notes.append(f"no backward pass: {answer['training_error']}{'. Use --batch-size 2' if of_one else ''}")
+    if error:
+        of_one = "per channel" in error and answer["batch_size"] == 1  # a batch norm's
+        notes.append(f"no backward pass: {error}{'. Use --batch-size 2' if of_one else ''}")
     elif answer["training_forward_flops"] != total["flops_forward"]:
         notes.append(f"in training the forward pass takes {_scaled(answer['training_forward_flops'], flops)} {word}")
     if answer["executed"]:
         notes.append(f"executed: its costs depend on the image ({answer['executed']})")
     if answer["left_out"]:
         notes.append(f"≥: a lower bound, no formula covers {answer['left_out']}")
-    lines = [f"{answer['model']}  ({size} px, {shape_words(answer)}, {answer['attention']} attention)"]
-    for note in notes:
-        lines += textwrap.wrap(note, WIDTH, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join(lines)
+    return f"{answer['model']}  ({size} px, {shape_words(answer)}, {answer['attention']} attention)\n{_wrapped(notes)}"
 
 
-def _legend(answer: Mapping[str, Any]) -> str:
-    lines = [
-        "FLOPs: products, a multiply-add is two. saved: kept for the backward pass. moved: the least that",
-        "the forward pass reads and writes. FLOP/B: its FLOPs over these bytes. %: of its FLOPs.",
-    ]
+def _legend(answer: Mapping[str, Any]) -> list[str]:
+    saved = "" if "operators" in answer or "times" in answer else " saved: kept for the backward pass."
+    words = (
+        f"FLOPs: products, a multiply-add is two.{saved} moved: the least that the forward pass reads and writes. "
+        "FLOP/B: FLOPs over these bytes. FLOPs %: of forward FLOPs."
+    )
+    lines = [words + (" bwd MB: the least that the backward pass moves." if "operators" in answer else "")]
     if "modules" in answer:
         lines.append("Rows contain the modules inside them; equal ones are one row, which is their sum.")
     if times := answer.get("times"):
         low, middle, high = times["hook_ratio"]
-        lines += [
+        lines.append(
             f"ms: median of {times['rounds']} rounds on {times['device']}. A call takes "
-            f"{_scaled(times['call_s'], 1e-3)} ms; with these hooks",
-            f"{middle:.2f} times that (quartiles {low:.2f} to {high:.2f}). "
-            f"The modules sum to {times['sum_over_call']:.2f} of a call without hooks.",
-        ]
-    if answer["fused_backward"]:
-        lines.append("Fused attention's backward pass counts as run: it computes the scores again (2.5 x forward).")
-    return "\n".join(f"  {line}" for line in lines)
+            f"{_scaled(times['call_s'], 1e-3)} ms; with these hooks {middle:.2f} times that (quartiles {low:.2f} to "
+            f"{high:.2f}). The modules sum to {times['sum_over_call']:.2f} of a call without hooks."
+        )
+    return [*lines, f"Method: {answer['method']}."]
 
 
 # columns
@@ -108,27 +114,22 @@ def _columns(answer: Mapping[str, Any]) -> list[Column]:
     total = answer["total"]
     flops, word = _flop_unit(total)
     params, letter = (1e6, "M") if total["params"] >= 1e7 else (1e3, "k")
-    whole = total["flops_forward"] or 1
     columns: dict[str, Column] = {
         "tokens": ("tokens", lambda one: str(one["tokens"] or "")),
         "params": (f"params\n{letter}", lambda one: _scaled(one["params"], params)),
         "fwd calls": ("fwd\ncalls", lambda one: str(one["calls_forward"])),
         "fwd": (f"fwd\n{word}", lambda one: _least(one) + _scaled(one["flops_forward"], flops)),
         "moved": ("moved\nMB", lambda one: _scaled(one["bytes_forward"], 1e6)),
-        "FLOP/B": ("FLOP/B", _intensity),
-        "share": ("FLOPs\n%", lambda one: f"{100 * one['flops_forward'] / whole:.1f}"),
+        "FLOP/B": ("FLOP/B", lambda one: "" if one["intensity"] is None else _scaled(one["intensity"], 1)),
+        "share": ("FLOPs\n%", lambda one: _percent(one["flops_forward"], total["flops_forward"])),
         "bwd calls": ("bwd\ncalls", lambda one: "-" if one["calls_backward"] is None else str(one["calls_backward"])),
         "bwd": (f"bwd\n{word}", lambda one: _least(one) + _scaled(one["flops_backward"], flops)),
         "bwd moved": ("bwd\nMB", lambda one: _scaled(one["bytes_backward"], 1e6)),
         "saved": ("saved\nMB", lambda one: _scaled(one["saved_bytes"], 1e6)),
+        "ms": ("time\nms", lambda one: _scaled(one["seconds"], 1e-3)),
+        "% time": ("time\n%", lambda one: _percent(one["seconds"], total["seconds"])),
+        "rate": ("GFLOPs\n/s", lambda one: _scaled(one["flops_forward"] / (one["seconds"] or 1), 1e9)),
     }
-    if "times" in answer:
-        whole_s = answer["times"]["sum_s"]
-        columns |= {
-            "ms": ("time\nms", lambda one: _scaled(one["seconds"], 1e-3)),
-            "% time": ("time\n%", lambda one: f"{100 * one['seconds'] / whole_s:.1f}"),
-            "rate": ("GFLOPs\n/s", lambda one: _scaled(one["flops_forward"] / (one["seconds"] or 1), 1e9)),
-        }
     return [columns[name] for name in _COLUMNS["times" if "times" in answer else answer["by"]]]
 
 
@@ -136,8 +137,8 @@ def _flop_unit(total: Mapping[str, Any]) -> tuple[float, str]:
     return (1e9, "GFLOPs") if total["flops_forward"] >= 1e9 else (1e6, "MFLOPs")
 
 
-def _intensity(one: Mapping[str, Any]) -> str:
-    return _scaled(one["flops_forward"] / one["bytes_forward"], 1) if one["bytes_forward"] else ""
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f}" if whole else ""
 
 
 def _least(one: Mapping[str, Any]) -> str:
@@ -157,70 +158,62 @@ def _scaled(value: float | None, unit: float) -> str:
 # rows
 
 
-@dataclass(kw_only=True)
-class _Node:
-    label: str
-    kind: str
-    costs: dict[str, Any]
-    children: list[_Node] = field(default_factory=list)
+class _Tree:
+    """The modules without those that cost nothing. What belongs to no module stands behind the model."""
 
-    def same(self) -> tuple[Any, ...]:
-        """Equal for nodes that cost the same, with all that is inside them."""
-        costs = tuple(value for key, value in self.costs.items() if key != "seconds")
-        return self.kind, costs, tuple((child.label, child.same()) for child in self.children)
+    def __init__(self, modules: Sequence[Mapping[str, Any]]) -> None:
+        self._costs = {row["path"]: row["total"] for row in modules}
+        self._children: dict[str, list[str]] = {path: [] for path in self._costs}
+        self._top: list[str] = []
+        least = _LEAST_TIME * self._costs[""].get("seconds", 0.0)
+        for row in modules:
+            path, cost = row["path"], row["total"]
+            if not path or any(cost[key] for key in _SHOWN) or cost.get("seconds", 0.0) > least:
+                inside = path and row["class"]
+                (self._children[path.rpartition(".")[0]] if inside else self._top).append(path)
 
+    def rows(self, depth: int | None) -> tuple[list[Row], int | None]:
+        """Indented rows down to ``depth`` levels, and the level below which they are folded by themselves."""
+        top = [[path] for path in self._top]
+        if depth is not None:
+            return list(self._rows(top, depth)), None
+        depth, rows, deeper = 1, list(self._rows(top, 1)), list(self._rows(top, 2))
+        while len(rows) < len(deeper) <= _TREE:
+            depth, rows, deeper = depth + 1, deeper, list(self._rows(top, depth + 2))
+        return rows, depth if len(deeper) > len(rows) else None
 
-def _tree(modules: Iterable[Mapping[str, Any]]) -> list[_Node]:
-    """The model, and behind it what belongs to no module, without what costs nothing."""
-    nodes: dict[str, _Node] = {}
-    top: list[_Node] = []
-    for row in modules:
-        path = row["path"]
-        costs = _summed([row["total"]]) | ({"seconds": row["total_s"]} if "total_s" in row else {})
-        parent, _, name = path.rpartition(".")
-        nodes[path] = _Node(label=name or "(model)", kind=row["class"] or "", costs=costs)
-        if top and not _is_shown(nodes[path], top[0]):
-            continue
-        siblings = nodes[parent].children if path and row["class"] else top
-        siblings.append(nodes[path])
-    return top
+    def _rows(self, siblings: Iterable[Sequence[str]], depth: int, level: int = 0) -> Iterator[Row]:
+        """Neighbours that cost the same become one. Each of ``siblings`` is one module of each equal parent."""
+        for _, some in groupby(siblings, key=lambda paths: self._same(paths[0])):
+            equal = list(some)
+            paths = [path for one in equal for path in one]
+            first, last = (paths[place].rpartition(".")[2] or "(model)" for place in (0, -1))
+            label = f"{first} ... {last} (x{len(equal)}, equal)" if len(equal) > 1 else first
+            yield "  " * level + label, sum_costs(self._costs[path] for path in paths)
+            if level < depth:
+                yield from self._rows(zip(*(self._children[path] for path in paths), strict=True), depth, level + 1)
 
-
-def _is_shown(node: _Node, root: _Node) -> bool:
-    slow = node.costs.get("seconds", 0.0) > _LEAST_TIME * root.costs.get("seconds", 0.0)
-    return slow or any(node.costs[key] for key in _SHOWN)
-
-
-def _tree_rows(nodes: Sequence[_Node], depth: int, level: int = 0) -> Iterator[Row]:
-    """Indented rows; neighbours that cost the same become one."""
-    for _, some in groupby(nodes, key=lambda node: (_INDEX.sub("*", node.label), node.same())):
-        equal = list(some)
-        one = _merged(equal)
-        if len(equal) > 1:
-            one.label = f"{equal[0].label} ... {equal[-1].label} (x{len(equal)}, equal)"
-        yield "  " * level + one.label, one.costs
-        if level < depth:
-            yield from _tree_rows(one.children, depth, level + 1)
+    def _same(self, path: str) -> tuple[Any, ...]:
+        """Equal for modules that cost the same, with all that is inside them."""
+        name = _INDEX.sub("*", path.rpartition(".")[2])
+        return name, *_counts(self._costs[path]), *(self._same(child) for child in self._children[path])
 
 
-def _merged(equal: Sequence[_Node]) -> _Node:
-    children = [_merged(some) for some in zip(*(node.children for node in equal), strict=True)]
-    costs = _summed([node.costs for node in equal])
-    return _Node(label=equal[0].label, kind=equal[0].kind, costs=costs, children=children)
+def _counts(cost: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(cost[name] for name in COUNTS)
 
 
 def _hot_rows(modules: Iterable[Mapping[str, Any]]) -> list[Row]:
     """The largest own costs, by time where it was measured; modules of one name and cost in several blocks are one."""
     found: dict[Any, list[Mapping[str, Any]]] = {}
     for row in modules:
-        path = row["path"]
-        found.setdefault((_INDEX.sub("*", path), tuple(row["own"].values())), []).append(row)
+        found.setdefault((_INDEX.sub("*", row["path"]), _counts(row["own"])), []).append(row)
     rows = []
-    for (pattern, _), some in found.items():
-        label = some[0]["path"] or "(model)" if len(some) == 1 else f"{pattern} (x{len(some)})"
-        seconds = {"seconds": sum(one["own_s"] for one in some)} if "own_s" in some[0] else {}
-        rows.append((label, _summed([one["own"] for one in some]) | seconds))
-    key = "seconds" if rows and "seconds" in rows[0][1] else "flops_forward"
+    for some in found.values():
+        parts = zip(*(_INDEX.split(row["path"]) for row in some), strict=True)
+        label = "".join(one[0] if len(set(one)) == 1 else "*" for one in parts) or "(model)"
+        rows.append((label if len(some) == 1 else f"{label} (x{len(some)})", sum_costs(row["own"] for row in some)))
+    key = "seconds" if "seconds" in rows[0][1] else "flops_forward"
     rows.sort(key=lambda row: -row[1][key])
     return [row for row in rows[:_HOT] if row[1][key]]
 
@@ -229,26 +222,20 @@ def _op_rows(operators: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The operators by descending FLOPs, then bytes; those that move nothing are one row."""
     free = [one for one in operators if not (one["bytes_forward"] or one["bytes_backward"])]
     rows = [(one["name"], one) for one in operators if one not in free]
-    rows.sort(key=lambda row: [-(row[1][f"{what}_forward"] + (row[1][f"{what}_backward"] or 0)) for what in _WORK])
-    return [*rows, *([(f"views and the like ({len(free)})", _summed(free))] if free else [])]
+    works = ("flops", "bytes")
+    rows.sort(key=lambda row: [-(row[1][f"{what}_forward"] + (row[1][f"{what}_backward"] or 0)) for what in works])
+    return [*rows, *([(f"views and the like ({len(free)})", sum_costs(free))] if free else [])]
 
 
 def _block_rows(blocks: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
     """Neighbours that cost the same become one row."""
-    for _, some in groupby(blocks, key=lambda one: [value for key, value in one.items() if key != "path"]):
+    for _, some in groupby(blocks, key=lambda one: (one["tokens"], _counts(one))):
         equal = list(some)
         first, last = equal[0]["path"], equal[-1]["path"]
         label = first or "outside of the blocks"
         if len(equal) > 1:
             label = f"{first} ... {last.rpartition('.')[2]} (x{len(equal)}, equal)"
-        yield label, _summed(equal) | {"tokens": equal[0]["tokens"]}
-
-
-def _summed(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The sums of all counts; None where one is unknown."""
-    keys = [key for key in several[0] if key not in ("name", "path", "tokens", "intensity")]
-    values = {key: [one[key] for one in several] for key in keys}
-    return {key: None if None in some else sum(some) for key, some in values.items()}
+        yield label, sum_costs(equal) | {"tokens": equal[0]["tokens"]}
 
 
 def _table(heading: str, rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -22,13 +22,12 @@ _WARM_UP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleTimes:
-    """Medians over ``rounds``, in seconds: ``own_s`` by module path, without the modules inside; ``call_s`` and
-    ``hooked_call_s`` of a whole call without and with hooks. ``hook_ratio``: quartiles of their ratio.
+    """Medians over ``rounds``, in seconds: ``own_s`` by module path, without the modules inside; ``call_s`` of a
+    whole call without hooks. ``hook_ratio``: quartiles of a call with hooks over one without.
     """
 
     own_s: Mapping[str, float]
     call_s: float
-    hooked_call_s: float
     hook_ratio: tuple[float, float, float]
     rounds: int
 
@@ -53,7 +52,6 @@ def time_modules(subject: Subject) -> ModuleTimes:
     return ModuleTimes(
         own_s={path: statistics.median(seconds) for path, seconds in own.items()},
         call_s=statistics.median(calls[False]),
-        hooked_call_s=statistics.median(calls[True]),
         hook_ratio=(low, middle, high),
         rounds=len(calls[False]),
     )

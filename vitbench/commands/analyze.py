@@ -7,14 +7,14 @@ from typing import Annotated
 from typer import Option
 
 from vitbench.commands import options
-from vitbench.commands.output import print_answers
+from vitbench.commands.output import note, print_answers
 from vitbench.core.errors import UsageError
 
 EXAMPLES = """
 vitbench analyze vit_base16
-vitbench analyze timm:swin_tiny_patch4_window7_224 --depth 2
+vitbench analyze timm:swin_tiny_patch4_window7_224 --depth 2 --time
 vitbench analyze vit_base16 --by op --attention explicit
-vitbench analyze cifar_dynamic_vit_pruned --by block --time
+vitbench analyze cifar_dynamic_vit_pruned --by block
 """
 
 
@@ -26,7 +26,10 @@ def analyze(
     batch_size: Annotated[int, Option(metavar="N", help="Images in a batch.")] = 1,
     by: Annotated[str, Option(help="What is listed: module, op or block.")] = "module",
     attention: Annotated[str, Option(help="fused or explicit.")] = "fused",
-    depth: Annotated[int, Option(metavar="N", min=0, help="Levels of modules in the table.")] = 4,
+    depth: Annotated[
+        int | None,
+        Option(metavar="N", min=0, help="Levels of modules in the table (default: as many as fit a screen)."),
+    ] = None,
     time: Annotated[bool, Option("--time", help="Measure the time of each module on --device.")] = False,
     device: options.Device = "cpu",
     allow_import: options.AllowImport = False,
@@ -38,9 +41,15 @@ def analyze(
     """
     from vitbench.analysis.cost_text import costs_to_text
     from vitbench.analysis.costs import analyze_models
+    from vitbench.devices import find_device
 
     if device != "cpu" and not time:
         raise UsageError(f"--device {device} says where --time measures: add --time")
+    if time and by != "module":
+        raise UsageError(f"--time measures modules: leave out --by {by}")
+    where = find_device(device).name
+    if time:
+        note(f"Timing modules on {where}: some five seconds a model")
     if allow_import:
         options.allow_imports()
     answers = analyze_models(
@@ -51,6 +60,6 @@ def analyze(
         batch_size=batch_size,
         by=by,
         attention=attention,
-        time_on=device if time else None,
+        time_on=where if time else None,
     )
     return print_answers(answers, lambda found: costs_to_text(found, depth=depth), json)

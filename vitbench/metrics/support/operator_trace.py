@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,10 +34,9 @@ from vitbench.models.outputs import training_loss
 #: Stands for the module of what runs between forward and backward pass, and of what no module's forward recorded.
 LOSS, UNATTRIBUTED = "(loss)", "(unattributed)"
 
-#: Operators that write an argument without reading it; those that only reserve memory; those that read as many numbers
-#: of their first argument as they return.
+#: Operators that write an argument without reading it; those that read as many numbers of their first argument as they
+#: return. ``empty...`` and ``new_empty...`` only reserve memory.
 _OVERWRITE = frozenset(["copy", "fill", "zero", "normal", "uniform", "bernoulli", "exponential", "random"])
-_ALLOCATE = frozenset(["empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"])
 _SELECT = frozenset(["index", "index_select", "gather", "embedding", "take", "masked_select"])
 _DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
@@ -102,7 +102,7 @@ def trace_operators(model: nn.Module, images: Tensor, *, train: bool = False) ->
         with tracer, LeavesTorch(tracer):
             output = model(images)
             if train:
-                tracer.owners.begin(LOSS)
+                tracer.begin(LOSS)
                 labels = torch.zeros(images.shape[0], dtype=torch.long, device=images.device)
                 loss = training_loss(model, output, labels)
                 tracer.phase = "backward"
@@ -114,31 +114,15 @@ def trace_operators(model: nn.Module, images: Tensor, *, train: bool = False) ->
     return OperatorTrace(calls=tuple(tracer.counts.calls), saved_bytes=saved, output_shapes=tracer.output_shapes)
 
 
-class _Owners:
-    """Which module an autograd node belongs to: a module owns the numbers from its turn on."""
-
-    def __init__(self) -> None:
-        self._starts: list[float] = []
-        self._modules: list[str] = []
-
-    def begin(self, module: str) -> None:
-        self._starts.append(_next_number())
-        self._modules.append(module)
-
-    def of(self, node: Any) -> str:
-        place = bisect.bisect_right(self._starts, node._sequence_nr()) - 1
-        return self._modules[place] if place >= 0 else UNATTRIBUTED
-
-
 class _Tracer(OperatorCounter):
     """Keeps an OperatorCall for each operator that it sees."""
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()
         self.phase: Phase = "forward"
-        self.owners = _Owners()
         self.output_shapes: dict[str, tuple[int, ...]] = {}
         self._running: list[str] = []
+        self._turns: list[tuple[float, str]] = []  # a module owns the numbers of nodes from its turn on
         self._holders = {
             id(parameter): path
             for path, module in reversed(list(model.named_modules()))
@@ -154,30 +138,28 @@ class _Tracer(OperatorCounter):
         """Know which module runs. A module that several hold has its first path."""
         handles = []
         for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._entering(path)))
+            handles.append(module.register_forward_pre_hook(functools.partial(self._enter, path)))
             # checkpointing leaves a forward pass that it runs again by an exception
-            handles.append(module.register_forward_hook(self._leaving(path), always_call=True))
+            handles.append(module.register_forward_hook(functools.partial(self._leave, path), always_call=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _entering(self, path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any) -> None:
-            self._running.append(path)
-            self.owners.begin(path)
+    def begin(self, module: str) -> None:
+        """From now on nodes of the graph belong to ``module``."""
+        self._turns.append((_next_number(), module))
 
-        return hook
+    def _enter(self, path: str, *_: Any) -> None:
+        self._running.append(path)
+        self.begin(path)
 
-    def _leaving(self, path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            self._running.pop()
-            self.owners.begin(self._running[-1] if self._running else UNATTRIBUTED)
-            if isinstance(output, Tensor):
-                self.output_shapes.setdefault(path, tuple(output.shape))
-
-        return hook
+    def _leave(self, path: str, _: nn.Module, __: Any, output: Any) -> None:
+        self._running.pop()
+        self.begin(self._running[-1] if self._running else UNATTRIBUTED)
+        if isinstance(output, Tensor):
+            self.output_shapes.setdefault(path, tuple(output.shape))
 
     def _module_now(self) -> str:
         if self._running:
@@ -191,7 +173,8 @@ class _Tracer(OperatorCounter):
             return LOSS
         if type(node).__name__ == "AccumulateGrad":
             return self._holders.get(id(node.variable), UNATTRIBUTED)
-        return self.owners.of(node)
+        place = bisect.bisect_right(self._turns, node._sequence_nr(), key=lambda turn: turn[0]) - 1
+        return self._turns[place][1] if place >= 0 else UNATTRIBUTED
 
     def saved_by(self, call: Callable[[], Any]) -> dict[str, int]:
         """The bytes that the graph of ``call`` keeps, by module."""
@@ -244,8 +227,10 @@ def count_bytes(name: str, func: Any, args: Any, kwargs: Mapping[str, Any], outp
     changed, overwritten = _changed(name, func, args, kwargs)
     held = {_storage(one) for one in inputs}
     written = _distinct_bytes([*changed, *(one for one in outputs if _storage(one) not in held)])
-    if name in _ALLOCATE or (outputs and not written):
+    if name.startswith(("empty", "new_empty")) or (outputs and not written):
         return 0, 0
+    if name.startswith("new_") or name.endswith("_like"):  # whose argument only gives the shape or the type
+        return 0, written
     inputs = [one for one in inputs if all(one is not other for other in overwritten)]
     if name in _SELECT and inputs:
         return min(_distinct_bytes(inputs[:1]), written) + _distinct_bytes(inputs[1:]), written
