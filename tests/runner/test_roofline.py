@@ -157,10 +157,11 @@ def test_mistakes_fail_before_anything_starts(arguments: dict[str, Any], error: 
 @pytest.fixture
 def lent(fork_server: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "make_launcher", lambda *_: SharedLauncher(fork_server))
+    monkeypatch.setattr(roofline, "Sweep", lambda: TINY)
 
 
 def test_a_tiny_sweep_in_fresh_processes(lent: None) -> None:
-    found = roof_alone("cpu", 1, ["amp"], sweep=TINY)
+    found = roof_alone("cpu", 1, ["amp"])
     assert (found.device, found.threads, list(found.compute)) == ("cpu", 1, ["fp32", "bf16"])
     assert [one.at for one in found.bandwidth] == [3 * 4096]
     values = [*found.compute.values(), *found.bandwidth, found.dispatch]
@@ -182,7 +183,6 @@ def test_a_run_gets_its_roof_and_a_new_report(
     run_suite(make_suite(content, "tiny"), out=tmp_path / "run")
     monkeypatch.setattr("vitbench.analysis.roofline.MOST_SPREAD", 1e6)  # other tests run meanwhile
     monkeypatch.setattr("vitbench.runner.quiet.TOLERATED_CORES", 1e6)
-    monkeypatch.setattr(roofline, "Sweep", lambda: TINY)
     code, out, _ = ask(capsys, "roofline", tmp_path / "run", "--json")
     assert code == 0
     printed = json.loads(out)
@@ -194,16 +194,15 @@ def test_a_run_gets_its_roof_and_a_new_report(
     assert {one["name"] for one in train["operators"]} - {one["name"] for one in infer["operators"]} >= {"AdamW"}
     assert train["compute_s"] + train["bandwidth_s"] > infer["compute_s"] + infer["bandwidth_s"] > 0
     assert " % of roof b2 " in (tmp_path / "run" / "report.md").read_text()
-    with pytest.raises(RunFolderError, match="of that device and number of threads. Give --device cpu --threads 1$"):
-        add_roof(tmp_path / "run", threads=2)
 
 
 def test_without_a_roof_nothing_is_written(lent: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One round shows no spread, so that every value is refused."""
     folder = write_run(tmp_path / "run", full_run())
     monkeypatch.setattr(roofline, "environment_differences", lambda *_: [])
+    monkeypatch.setattr(roofline, "Sweep", lambda: replace(TINY, rounds=1, most_rounds=1))
     with pytest.raises(Unsupported, match=r"No share without a roof: fp32: .* Nothing was written"):
-        add_roof(folder, sweep=replace(TINY, rounds=1, most_rounds=1))
+        add_roof(folder)
     assert not (folder / ROOFLINE).exists()
     assert not (folder / "report.md").exists()
 
@@ -211,14 +210,11 @@ def test_without_a_roof_nothing_is_written(lent: None, tmp_path: Path, monkeypat
 def test_a_run_of_another_machine_is_refused(lent: None, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", full_run())
     with pytest.raises(RunFolderError, match=r"another environment \(.*Example CPU.*\): this machine's roof says"):
-        add_roof(folder, sweep=TINY)
+        add_roof(folder)
     assert not (folder / ROOFLINE).exists()
 
 
-def test_the_command_line(
-    lent: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(roofline, "Sweep", lambda: TINY)
+def test_the_command_line(lent: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, errors = ask(capsys, "roofline", "--device", "cpu", "--threads", "1", "--dtypes", "fp32", "--json")
     (found,) = json.loads(out)["roofs"]
     refused = [one for one in (*found["compute"].values(), *found["bandwidth"], found["dispatch"]) if not one["value"]]
@@ -228,3 +224,6 @@ def test_the_command_line(
     assert (code, out) == (2, "")
     assert errors.startswith("Error: ")
     assert "is not a run folder" in errors
+    code, out, errors = ask(capsys, "roofline", str(tmp_path), "--threads", "1")
+    assert (code, out) == (2, "")
+    assert "The devices, threads and dtypes of a run are those of its cells" in errors

@@ -34,20 +34,22 @@ def roofline(
     from dataclasses import asdict
 
     from vitbench.analysis.roofline import METHOD
+    from vitbench.core.errors import UsageError
     from vitbench.core.text import printable_lines
     from vitbench.reports.markdown.roof import cells_text, machine_text
     from vitbench.reports.model.roof import shares_of
     from vitbench.reports.model.runs import read_runs
     from vitbench.runner.roofline import add_roof, roof_alone
 
-    wanted = options.split_words(dtypes)
     written: list[Path] = []
     text: list[str] = []
     result: dict[str, Any] = {"method": METHOD}
     if run is None:
-        machines = [roof_alone(device or "auto", threads, wanted, note=note)]
+        machines = [roof_alone(device or "auto", threads, options.split_words(dtypes) or (), note)]
+    elif device or threads or dtypes:
+        raise UsageError("The devices, threads and dtypes of a run are those of its cells: give no option, or no run")
     else:
-        written = add_roof(run, device, threads, wanted, note=note)
+        written = add_roof(run, note)
         roof = read_runs([run])[0].roof
         assert roof is not None  # it has just been written
         machines = [*roof.machines]

@@ -34,16 +34,19 @@ _ROUND_S = 120.0
 def roof_alone(
     device: str = "auto",
     threads: int | None = None,
-    dtypes: Sequence[str] | None = None,
-    *,
-    sweep: Sweep | None = None,
+    dtypes: Sequence[str] = (),
     note: Note = lambda text: None,
 ) -> MachineRoof:
     """The roof of one device; by default with all physical cores, in fp32 and the lower precision of autocast.
 
     Raises UsageError for an unknown device, dtype, or more threads than cores.
     """
-    name, wanted = canonical_device_name(device), _check(threads, dtypes)
+    name = canonical_device_name(device)
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise UsageError(f"Option --dtypes: {dtype!r} is not one of {', '.join(DTYPES)}")
+    if threads is not None and threads > usable_cores():
+        raise UsageError(f"Option --threads: there are {usable_cores()} cores here, not {threads}. Give fewer")
     with make_launcher() as launcher:
         described = _describe(launcher, note)
         found = list(described["devices"])
@@ -53,29 +56,22 @@ def roof_alone(
             raise DeviceError(f"Device {name!r} is not there. Found: {', '.join(found)}. See: vitbench list devices")
         torch = described["libraries"]["versions"]["torch"]
         cores = threads or default_threads()
-        return measure_roof(launcher, name, cores, wanted or ("fp32", "amp"), torch=torch, sweep=sweep, note=note)
+        return measure_roof(launcher, name, cores, dtypes or ("fp32", "amp"), torch=torch, note=note)
 
 
-def add_roof(
-    folder: Path,
-    device: str | None = None,
-    threads: int | None = None,
-    dtypes: Sequence[str] | None = None,
-    *,
-    sweep: Sweep | None = None,
-    note: Note = lambda text: None,
-) -> list[Path]:
-    """Measure the roof of the devices and threads of a run's timed cells, in the dtypes that these compute in (and
-    ``dtypes``), and the cells' time at it; write ``roofline.json`` and the report. Returns what was written.
+def add_roof(folder: Path, note: Note = lambda text: None) -> list[Path]:
+    """Measure the roof of the devices and threads of a run's timed cells, in the dtypes that these compute in, and the
+    cells' time at it; write ``roofline.json`` and the report. Returns what was written.
 
-    ``device`` and ``threads`` choose among the cells. Raises UsageError as ``roof_alone`` does, RunFolderError if the
-    folder holds no timed cell of them, or none that was measured in the present environment, Unsupported if all of the
-    roof's compute or bandwidth is refused.
+    Raises RunFolderError if the folder holds no timed cell, or none that was measured in the present environment,
+    Unsupported if all of the roof's compute or bandwidth is refused.
     """
     from vitbench.reports import write_report
 
-    name, wanted = None if device in (None, "auto") else canonical_device_name(str(device)), _check(threads, dtypes)
-    timed = _timed_records(folder, name, threads)
+    records = [one for one in store.read_records(folder) if not one.cell.tests]
+    timed = [one for one in records if value_of(one, TIMED[one.cell.mode]).value is not None]
+    if not timed:
+        raise RunFolderError(f"{folder} has no timed cell, which a roof could be compared with. Give another run")
     refuse_links(folder)
     with locked(folder), make_launcher(libraries_of({one.cell.model for one in timed})) as launcher:
         described = _describe(launcher, note)
@@ -86,8 +82,8 @@ def add_roof(
         roofs, cells = [], {}
         torch = described["libraries"]["versions"]["torch"]
         for (name, count), records in places.items():
-            own = [*(record.cell.dtype for record in records), *wanted]
-            roof = measure_roof(launcher, name, count, own, torch=torch, sweep=sweep, note=note)
+            dtypes = [record.cell.dtype for record in records]
+            roof = measure_roof(launcher, name, count, dtypes, torch=torch, note=note)
             if not any(one.value for one in roof.compute.values()) or not any(one.value for one in roof.bandwidth):
                 name, reason = next(iter(roof.refused.items()))
                 raise Unsupported(f"No share without a roof: {name}: {reason}. Nothing was written")
@@ -197,21 +193,6 @@ def _roofed(record: Record, roof: MachineRoof, launcher: Launcher) -> RoofedCell
         return RoofedCell(environment=record.environment, time=None, unavailable=str(error))
 
 
-def _timed_records(folder: Path, device: str | None, threads: int | None) -> list[Record]:
-    """The records with a time. Raises RunFolderError if there is none, or none of the device and the threads."""
-    records = store.read_records(folder)
-    timed = [one for one in records if not one.cell.tests and value_of(one, TIMED[one.cell.mode]).value is not None]
-    if not timed:
-        raise RunFolderError(f"{folder} has no timed cell, which a roof could be compared with. Give another run")
-    chosen = [one for one in timed if device in (None, one.cell.device) and threads in (None, one.cell.threads)]
-    if not chosen:
-        known = sorted({f"--device {one.cell.device} --threads {one.cell.threads}" for one in timed})
-        raise RunFolderError(
-            f"{folder} has no timed cell of that device and number of threads. Give {', or '.join(known)}"
-        )
-    return chosen
-
-
 def _of_this_environment(folder: Path, records: Sequence[Record], described: Mapping[str, Any]) -> list[Record]:
     """The records that were measured on this machine as it is now. Raises RunFolderError without any."""
     environments = store.read_environment(folder)["environments"]
@@ -238,13 +219,3 @@ def _describe(launcher: Launcher, note: Note) -> Mapping[str, Any]:
     launcher.wait_until_ready()
     (described,) = ask(launcher, Describe())
     return described
-
-
-def _check(threads: int | None, dtypes: Sequence[str] | None) -> tuple[str, ...]:
-    """Raises UsageError for an unknown dtype, and for more threads than cores."""
-    for dtype in dtypes or ():
-        if dtype not in DTYPES:
-            raise UsageError(f"Option --dtypes: {dtype!r} is not one of {', '.join(DTYPES)}")
-    if threads is not None and threads > usable_cores():
-        raise UsageError(f"Option --threads: there are {usable_cores()} cores here, not {threads}. Give fewer")
-    return tuple(dtypes or ())
