@@ -7,6 +7,7 @@ two modules share belongs to the first.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -55,38 +56,32 @@ def describe_layers(model: nn.Module, images: torch.Tensor) -> list[Layer]:
     Raises Unsupported if a product has no FLOPs that its shapes tell.
     """
     trace = trace_operators(model, images)
-    work: dict[str, int] = {}
+    work: Counter[str] = Counter()
     for call in trace.calls:
-        work[call.module] = work.get(call.module, 0) + call.flops
+        work[call.module] += call.flops
     uncovered = {call.module for call in trace.calls if call.lower_bound}
+    params: dict[str, dict[str, int]] = {}
+    for name, parameter in model.named_parameters():
+        params.setdefault(name.rpartition(".")[0], {})[name] = parameter.numel()
     layers = []
-    seen: set[int] = set()
     for path, module in model.named_modules():
-        own = work.get(path, 0)
-        params = []
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                params.append((f"{path}.{name}" if path else name, parameter.numel()))
-        found: list[tuple[str, str, int, int, tuple[int, ...], bool]] = []
+        own = params.get(path, {})
         if any(module.children()):  # bare parameters, such as position embeddings, are layers of their own
-            found += [(name, "Parameter", count, 0, (), False) for name, count in params]
-            params = []
-        count = sum(count for _, count in params)
-        if count or own or path in uncovered:
-            shape = trace.output_shapes.get(path, ())
-            found.append((path or "(model)", type(module).__name__, count, own, shape, path in uncovered))
-        for name, kind, count, own, shape, bound in found:
-            part = part_of(name, module)
+            layers += [
+                Layer(path=name, kind="Parameter", part=part_of(name, module), params=count, flops=0, output_shape=())
+                for name, count in own.items()
+            ]
+            own = {}
+        if own or work[path] or path in uncovered:
             layers.append(
                 Layer(
-                    path=name,
-                    kind=kind,
-                    part=part,
-                    params=count,
-                    flops=own,
-                    output_shape=shape,
-                    lower_bound=bound,
+                    path=path or "(model)",
+                    kind=type(module).__name__,
+                    part=part_of(path or "(model)", module),
+                    params=sum(own.values()),
+                    flops=work[path],
+                    output_shape=trace.output_shapes.get(path, ()),
+                    lower_bound=path in uncovered,
                 )
             )
     return layers

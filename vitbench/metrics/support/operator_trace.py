@@ -257,16 +257,15 @@ def _storage(tensor: Tensor) -> int:
 def _distinct_bytes(tensors: list[Tensor]) -> int:
     """Bytes of the distinct regions of storages: an expanded axis is one number, a second equal view nothing."""
     regions: dict[int, dict[Any, int]] = {}
+    storages: dict[int, int] = {}
     for tensor in tensors:
         if tensor.layout is torch.strided:
             region: Any = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
             axes = zip(tensor.shape, tensor.stride(), strict=True)
             numbers = math.prod(size if stride else min(size, 1) for size, stride in axes)
+            storages[_storage(tensor)] = tensor.untyped_storage().nbytes()
         else:
             region, numbers = None, tensor.numel() if tensor.is_mkldnn else stored_numbers(tensor)
         regions.setdefault(_storage(tensor), {})[region] = numbers * tensor.element_size()
-    total = 0
-    for tensor in {_storage(one): one for one in tensors}.values():
-        numbers = sum(regions[_storage(tensor)].values())
-        total += min(numbers, tensor.untyped_storage().nbytes()) if tensor.layout is torch.strided else numbers
-    return total
+    sums = {storage: sum(some.values()) for storage, some in regions.items()}
+    return sum(min(size, storages.get(storage, size)) for storage, size in sums.items())
