@@ -55,7 +55,30 @@ def test_fp32_keeps_what_memory_efficient_attention_keeps() -> None:
     _, kept, peak = attend(torch.float32, 64)
     inputs = ("float32", (2, 3, 50, 64))
     assert kept == [inputs, inputs, inputs, inputs, ("float32", (2, 3, 64))]  # sums padded to 32 rows
-    assert peak == 4 * 4 * (2 * 3 * 50 * 64)  # three gradients, and the output times its gradient
+    # three gradients; the sums (B, H, L); GradQTempStorage of kernel_backward.h: tiles of 64 x 64 for 50 rows
+    assert peak == 4 * (2 * 3) * (3 * 50 * 64 + 50 + 64 * 64)
+
+
+def test_heads_of_vit_huge_take_tiles_of_128_rows() -> None:
+    """fmha_cutlassB_f32_aligned_128x64_k128 for a width of 80, two tiles side by side."""
+    _, _, peak = attend(torch.float32, 80)
+    assert peak == 4 * (2 * 3) * (3 * 50 * 80 + 50 + 128 * 128)
+
+
+def test_fp32_heads_that_are_no_multiple_of_four_are_explicit() -> None:
+    """check_head_dim_size_mem_efficient refuses them, so that torch keeps the whole matrix."""
+    output, kept, _ = attend(torch.float32, 6)
+    assert output.shape == (2, 3, 50, 6)
+    assert ("float32", (2, 3, 50, 50)) in kept
+
+
+def test_a_mask_is_kept_with_rows_padded_to_eight() -> None:
+    with fake_mode(), cuda_operators(fused=True):
+        query, mask = torch.empty(2, 3, 50, 64, requires_grad=True), torch.empty(3, 50, 50)
+        with TensorAccount({"batch": [query, mask]}) as account:
+            output = F.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+        kept = sum(event.change for event in account.events) - 4 * (query.numel() + mask.numel())
+    assert kept == 4 * (output.numel() + 2 * 3 * 64 + 3 * 50 * 56)
 
 
 def test_a_mask_takes_memory_efficient_attention_also_in_half_precision() -> None:

@@ -3,7 +3,11 @@
 Not checked on a GPU. Four things differ from the CPU: fused attention (FlashAttention-2 in half precision,
 memory-efficient attention otherwise), autocast in fp16 with more operators in fp32, dropout's mask of one byte, and
 optimizers that update all parameters at once (``foreach``). Sources: torch 2.14's meta kernels for the saved tensors,
-aten/src/ATen/autocast_mode.h, flash_attn/flash_api.cpp (mha_bwd) and transformers/cuda/attention_backward.cu.
+aten/src/ATen/autocast_mode.h, and of aten/src/ATen/native/transformers attention.cpp (preprocess_mask),
+cuda/sdp_utils.cpp, cuda/flash_attn/flash_api.cpp (mha_bwd) and cuda/mem_eff_attention/kernel_backward.h.
+
+Flash needs Ampere (8.0) or later. Where torch prefers cuDNN's attention in half precision (Hopper and Blackwell with
+cuDNN from 9.15 on), the saved tensors are the same and cuDNN's workspace is unknown.
 """
 
 from __future__ import annotations
@@ -32,6 +36,8 @@ BLOCK_BYTES = 512
 
 #: FlashAttention-2 pads queries to blocks of 128, and the width of a head to 32, above 128 to 64.
 _FLASH_ROWS = 128
+#: The tiles of memory-efficient attention, in fp32: 64 numbers wide, and twice as high for heads wider than 64.
+_TILE = 64
 
 #: What CUDA's autocast runs in fp32 and the CPU's leaves in the lower precision, of what vision models call:
 #: AT_FORALL_FP32, and AT_FORALL_FP32_SET_OPT_DTYPE, whose operators take ``dtype``.
@@ -100,8 +106,9 @@ def fused_attention(
 ) -> Tensor:
     """torch's ``scaled_dot_product_attention`` as CUDA allocates for it; queries (..., H, L, d) -> (..., H, L, d).
 
-    FlashAttention-2 for fp16 and bf16 without a mask, else memory-efficient attention. Both keep query, key, value,
-    output and log-sum-exp for the backward pass. The values are meaningless.
+    FlashAttention-2 for fp16 and bf16 without a mask, else memory-efficient attention, which takes no heads whose width
+    is not a multiple of 16 bytes: these are explicit. Both keep query, key, value, output, log-sum-exp and mask for the
+    backward pass. The values are meaningless.
     """
     if torch.is_autocast_enabled("cpu"):
         lower = torch.get_autocast_dtype("cpu")
@@ -115,6 +122,11 @@ def fused_attention(
         query, key, value = (F.pad(one, (0, -width % 8)) for one in (query, key, value))
     if attn_mask is not None:
         attn_mask = attn_mask.to(query.dtype)
+    if not flash and width * query.element_size() % 16:
+        explicit = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal)
+        return explicit[0].reshape(*leading, *explicit[0].shape[-3:])
+    if attn_mask is not None and any(one % 8 for one in attn_mask.stride()[:-1]):
+        attn_mask = F.pad(attn_mask, (0, 8 - attn_mask.shape[-1] % 8))[..., : attn_mask.shape[-1]]
     output: Tensor = _Attention.apply(query, key, value, attn_mask, flash)
     return output[..., :width].reshape(*leading, *output.shape[-3:-1], width)
 
@@ -138,17 +150,16 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (grad,) = gradients
-        query, key, value, output, _, _ = ctx.saved_tensors
+        query, key, value, *_ = ctx.saved_tensors
         bias = None
         batch, heads, rows, width = query.shape
+        # sums of the output times its gradient, and the query's gradient, both in fp32
         if ctx.flash:
-            rows, width = _up(rows, _FLASH_ROWS), _up(width, 32 if width <= 128 else 64)
-            held = [grad.new_empty((batch, heads, rows), dtype=torch.float32)]
-            held.append(grad.new_empty((batch, rows, heads, width), dtype=torch.float32))
-        elif query.dtype == torch.float32:
-            held = [grad * output]  # summed over the width before the kernel
+            sums = rows = _up(rows, _FLASH_ROWS)
+            width = _up(width, 32 if width <= 128 else 64)
         else:
-            held = [grad.new_empty((batch, heads, rows), dtype=torch.float32)]
+            sums, rows, width = rows, _up(rows, _TILE if width <= 64 else 2 * _TILE), _up(width, _TILE)
+        held = [grad.new_empty(batch * heads * one, dtype=torch.float32) for one in (sums, rows * width)]
         if ctx.needs_input_grad[3]:  # its rows are padded to 16
             bias = query.new_empty(*query.shape[:-1], _up(key.shape[-2], 16))[..., : key.shape[-2]]
         found = tuple(torch.empty_like(one) for one in (query, key, value))
