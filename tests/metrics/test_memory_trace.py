@@ -256,6 +256,35 @@ def test_a_model_that_reads_values_is_unsupported() -> None:
         trace_batches(make_cell(), partial(KeepsLongTokens, 10))
 
 
+class Recurrent(Small):
+    """On a CPU oneDNN runs the layer and keeps a workspace, which is empty on fake tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.LSTM(12, 12, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layer(self.rows(images.reshape(len(images), 4, 12))[0].flatten(1))
+        return logits
+
+
+def test_recurrent_layers_are_followed_in_inference_only() -> None:
+    check(make_cell(image_size=(4, 4)), Recurrent)
+    with pytest.raises(Unsupported, match=r"nn\.LSTM"):
+        trace_batches(make_cell(image_size=(4, 4), mode="train"), Recurrent)
+
+
+def test_a_model_that_refuses_one_image_has_an_answer_from_two_images_on() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(48, 10), nn.BatchNorm1d(10))
+
+    trace = trace_batches(make_cell(image_size=(4, 4), mode="train"), build)
+    two = trace.peak(2).bytes
+    assert trace.largest(two) == 2
+    with pytest.raises(Unsupported, match=f"two images take {two:,} bytes, and the model refuses one: Expected more"):
+        trace.largest(two - 1)
+
+
 def test_an_optimizer_that_reads_values_is_unsupported() -> None:
     cell = make_cell(image_size=(2, 2), num_classes=2, mode="train")
     with pytest.raises(Unsupported, match="reads values of tensors"):

@@ -84,7 +84,11 @@ class BatchTrace:
 
     @functools.cached_property
     def _one(self) -> Peak:
-        return self.direct(1)
+        try:
+            return self.direct(1)
+        except ValueError as error:  # batch norm refuses one value a channel in training
+            two = self.peak(2).bytes
+            raise Unsupported(f"two images take {two:,} bytes, and the model refuses one: {error}") from error
 
     def _bytes_at(self, batch: int) -> int:
         if batch == 1:
@@ -130,6 +134,8 @@ def _tracer(subject: Subject, optimizer: MakeOptimizer | None) -> Callable[[int]
     mode = fake_mode()
     with _explained(), mode:
         fake = fake_subject(subject, subject.cell, optimizer)
+    if subject.cell.mode == "train" and any(isinstance(module, nn.RNNBase) for module in fake.model.modules()):
+        raise Unsupported("torch does not state what nn.LSTM and the like keep for the backward pass without running")
 
     def trace(batch: int) -> TensorAccount:
         with _explained(), mode, subject.attention(fake.model):
