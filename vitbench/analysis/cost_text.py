@@ -99,7 +99,7 @@ def _legend(answer: Mapping[str, Any]) -> list[str]:
     if times := answer.get("times"):
         low, middle, high = times["hook_ratio"]
         lines.append(
-            f"ms: median of {times['rounds']} rounds on {times['device']}. A call takes "
+            f"ms: median of {times['rounds']} rounds ({times['device']}). A call takes "
             f"{_scaled(times['call_s'], 1e-3)} ms; with these hooks {middle:.2f} times that (quartiles {low:.2f} to "
             f"{high:.2f}). The modules sum to {times['sum_over_call']:.2f} of a call without hooks."
         )
@@ -173,25 +173,22 @@ class _Tree:
                 (self._children[path.rpartition(".")[0]] if inside else self._top).append(path)
 
     def rows(self, depth: int | None) -> tuple[list[Row], int | None]:
-        """Indented rows down to ``depth`` levels, and the level below which they are folded by themselves."""
-        top = [[path] for path in self._top]
-        if depth is not None:
-            return list(self._rows(top, depth)), None
-        depth, rows, deeper = 1, list(self._rows(top, 1)), list(self._rows(top, 2))
-        while len(rows) < len(deeper) <= _TREE:
-            depth, rows, deeper = depth + 1, deeper, list(self._rows(top, depth + 2))
-        return rows, depth if len(deeper) > len(rows) else None
+        """Indented rows, and the level below which they are folded, if they are."""
+        rows = list(self._rows([[path] for path in self._top]))
+        levels = [level for level, _ in rows]
+        if depth is None:
+            depth = max([1, *(level for level in levels if sum(one <= level for one in levels) <= _TREE)])
+        return [row for level, row in rows if level <= depth], depth if depth < max(levels) else None
 
-    def _rows(self, siblings: Iterable[Sequence[str]], depth: int, level: int = 0) -> Iterator[Row]:
+    def _rows(self, siblings: Iterable[Sequence[str]], level: int = 0) -> Iterator[tuple[int, Row]]:
         """Neighbours that cost the same become one. Each of ``siblings`` is one module of each equal parent."""
         for _, some in groupby(siblings, key=lambda paths: self._same(paths[0])):
             equal = list(some)
             paths = [path for one in equal for path in one]
             first, last = (paths[place].rpartition(".")[2] or "(model)" for place in (0, -1))
             label = f"{first} ... {last} (x{len(equal)}, equal)" if len(equal) > 1 else first
-            yield "  " * level + label, sum_costs(self._costs[path] for path in paths)
-            if level < depth:
-                yield from self._rows(zip(*(self._children[path] for path in paths), strict=True), depth, level + 1)
+            yield level, ("  " * level + label, sum_costs(self._costs[path] for path in paths))
+            yield from self._rows(zip(*(self._children[path] for path in paths), strict=True), level + 1)
 
     def _same(self, path: str) -> tuple[Any, ...]:
         """Equal for modules that cost the same, with all that is inside them."""

@@ -34,14 +34,11 @@ LISTS = ("module", "op", "block")
 #: What is counted of one batch. ``uncovered_calls`` are those that no formula covers: FLOPs are then a lower bound.
 COUNTS = (
     "params",
-    "calls_forward",
-    "calls_backward",
-    "flops_forward",
-    "flops_backward",
-    "elementwise_flops_forward",
-    "elementwise_flops_backward",
-    "bytes_forward",
-    "bytes_backward",
+    *(
+        f"{what}_{phase}"
+        for what in ("calls", "flops", "elementwise_flops", "bytes")
+        for phase in ("forward", "backward")
+    ),
     "saved_bytes",
     "uncovered_calls",
 )
@@ -101,7 +98,7 @@ def analyze_models(
 
 def _analyze(_: ModelCard, subject: Subject, *, batch_size: int, by: str, time_on: str | None) -> dict[str, Any]:
     """A model that needs the numbers of the image is executed on the CPU."""
-    times, seconds = _time(subject, batch_size, time_on) if time_on else ({}, None)
+    seconds, times = _time(subject, batch_size, time_on) if time_on else (None, None)
     size = (batch_size, subject.cell.in_channels, *subject.cell.image_size)
     executed = None
     try:
@@ -119,7 +116,8 @@ def _analyze(_: ModelCard, subject: Subject, *, batch_size: int, by: str, time_o
     if found.pop("fused_backward"):
         method += "; fused attention's backward pass counts as it runs: it computes the scores again (2.5 x forward)"
     setting = {"batch_size": batch_size, "dtype": dtype_of(model), "attention": subject.cell.attention, "by": by}
-    return setting | {"method": f"{method}; torch {torch.__version__}", "executed": executed} | found | times
+    setting |= {"method": f"{method}; torch {torch.__version__}", "executed": executed}
+    return setting | found | ({"times": times} if times else {})
 
 
 def _trace(
@@ -216,25 +214,11 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _time(subject: Subject, batch_size: int, device: str) -> tuple[dict[str, Any], Mapping[str, float]]:
-    """The ``times`` of an answer, and each module's own seconds: ``sum_s`` is their sum, ``sum_over_call`` its ratio to
-    a call without hooks.
-    """
-    threads = torch.get_num_threads()
-    timed = make_subject(replace(subject.cell, batch_size=batch_size, device=device, threads=threads))
+def _time(subject: Subject, batch_size: int, device: str) -> tuple[dict[str, float], dict[str, Any]]:
+    cell = replace(subject.cell, batch_size=batch_size, device=device, threads=torch.get_num_threads())
+    timed = make_subject(cell)
     timed.model  # noqa: B018  (built outside of what is timed)
     try:
-        times = time_modules(timed)
+        return time_modules(timed)
     finally:
         timed.close()
-    total = sum(times.own_s.values())
-    with_threads = f" with {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else ""
-    answer = {
-        "device": f"{device}{with_threads}",
-        "rounds": times.rounds,
-        "call_s": times.call_s,
-        "hook_ratio": list(times.hook_ratio),
-        "sum_s": total,
-        "sum_over_call": total / times.call_s,
-    }
-    return {"times": answer}, times.own_s

@@ -6,8 +6,7 @@ import contextlib
 import operator
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -20,20 +19,12 @@ ROUND_SECONDS, FEWEST_ROUNDS, MOST_ROUNDS = 4.0, 5, 50
 _WARM_UP = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModuleTimes:
-    """Medians over ``rounds``, in seconds: ``own_s`` by module path, without the modules inside; ``call_s`` of a
-    whole call without hooks. ``hook_ratio``: quartiles of a call with hooks over one without.
+def time_modules(subject: Subject) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds of each module's own work in one forward pass of the subject's batch, by path; and of the whole:
+    ``call_s`` without hooks, ``hook_ratio`` (quartiles of a call with hooks over one without), the modules' ``sum_s``.
+
+    The device is synchronised wherever a module begins or ends.
     """
-
-    own_s: Mapping[str, float]
-    call_s: float
-    hook_ratio: tuple[float, float, float]
-    rounds: int
-
-
-def time_modules(subject: Subject) -> ModuleTimes:
-    """Times of one forward pass of the subject's batch. The device is synchronised wherever a module begins or ends."""
     for hooks in (True, False) * _WARM_UP:
         _call(subject, hooks=hooks)
     calls: dict[bool, list[float]] = {True: [], False: []}  # seconds with and without hooks
@@ -48,13 +39,17 @@ def time_modules(subject: Subject) -> ModuleTimes:
                 calls[hooks].append(seconds)
                 for path, one in by_module.items():
                     own.setdefault(path, []).append(one)
-    low, middle, high = statistics.quantiles(map(operator.truediv, calls[True], calls[False]), n=4)
-    return ModuleTimes(
-        own_s={path: statistics.median(seconds) for path, seconds in own.items()},
-        call_s=statistics.median(calls[False]),
-        hook_ratio=(low, middle, high),
-        rounds=len(calls[False]),
-    )
+    own_s = {path: statistics.median(seconds) for path, seconds in own.items()}
+    call_s, sum_s = statistics.median(calls[False]), sum(own_s.values())
+    device, threads = subject.cell.device, subject.cell.threads
+    return own_s, {
+        "device": f"cpu, {threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else device,
+        "rounds": len(calls[False]),
+        "call_s": call_s,
+        "hook_ratio": statistics.quantiles(map(operator.truediv, calls[True], calls[False]), n=4),
+        "sum_s": sum_s,
+        "sum_over_call": sum_s / call_s,
+    }
 
 
 def _call(subject: Subject, *, hooks: bool) -> tuple[float, dict[str, float]]:

@@ -82,9 +82,8 @@ class OperatorTrace:
     output_shapes: Mapping[str, tuple[int, ...]]
 
     def flops(self, phase: Phase) -> int:
-        """The products of a phase, without those of the loss's forward pass."""
-        counted = (call for call in self.calls if call.phase == phase and (phase == "backward" or call.module != LOSS))
-        return sum(call.flops for call in counted)
+        """The products of a phase; the loss has none."""
+        return sum(call.flops for call in self.calls if call.phase == phase)
 
 
 def trace_operators(model: nn.Module, images: Tensor, *, train: bool = False) -> OperatorTrace:
