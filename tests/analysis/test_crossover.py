@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,7 +88,7 @@ def test_words_say_where_models_cross_and_what_is_not_known() -> None:
 
 def counted(flops: dict[int, int], lower_bound: bool = False) -> Scaling:
     points = [
-        Point(image_size=(4, 4 * n), n=n, tokens=n + 1, flops=value, lower_bound=lower_bound)
+        Point(image_size=(4 * math.isqrt(n),) * 2, n=n, tokens=n + 1, flops=value, lower_bound=lower_bound)
         for n, value in flops.items()
     ]
     return Scaling(cell=CELL, batches=(1,), patch=4, points=tuple(points))
@@ -110,3 +113,18 @@ def test_a_root_that_nothing_checks_and_lower_bounds_are_told() -> None:
     assert found.brackets[0] == Bracket(70, 70, False)
     assert "lower bounds" in found.method
     assert "which no other size checks" in found.method
+
+
+def test_a_size_that_a_model_does_not_take_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """N^3 against 1,000 N, equal at N = 31.6: no polynomials of degree 2, so that sizes are bisected."""
+
+    def refuse(*_: object) -> Scaling:
+        raise AssertionError("no windows of 7")
+
+    monkeypatch.setattr(Scaling, "with_sizes", refuse)
+    notes: list[str] = []
+    one, other = (counted({n: f(n) for n in (4, 16, 64, 100)}) for f in (lambda n: n**3, lambda n: 1000 * n))
+    found = Pair(one, other, notes.append).cross_flops()
+    assert found.brackets == [Bracket(16, 64, True)]
+    assert sorted(notes) == [f"{side} px is left out: no windows of 7" for side in (20, 24, 28)]
+    assert found.method == "counted at each size, bisected where they cross"

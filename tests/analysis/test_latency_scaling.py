@@ -55,7 +55,7 @@ def test_the_text_does_not_take_growing_efficiency_for_launches() -> None:
     """Times that grow as N^0.4 have no fixed part at all, and meet the rule all the same: the text says so."""
     cell = Cell(model="one", image_size=(16, 16), num_classes=10, batch_size=1, device="cpu", threads=1)
     text = " ".join(" ".join(_time_lines([FIRST, step(9, 0.4)], Scaling(cell=cell, batches=(1,), patch=4), 1)).split())
-    assert "bound by fixed costs up to N = 9 (12 px)" in text
+    assert "time grows by less than half of the FLOPs' exponent up to N = 9 (12 px)" in text
     assert "efficiency that grows with size looks the same" in text
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vitbench.analysis.polynomials import Polynomial, fit
+from vitbench.analysis.polynomials import Polynomial, exponents, fit
 
 whole = st.integers(-(10**15), 10**15)
 sizes = st.lists(st.integers(1, 70_000), min_size=4, max_size=12, unique=True)
@@ -87,6 +87,11 @@ def test_the_local_exponent_is_the_derivative_of_the_logarithms() -> None:
         step = Fraction(1, 10**6)
         slope = math.log(known.at(n + step) / known.at(n - step)) / math.log((n + step) / (n - step))
         assert known.exponent(n) == pytest.approx(slope, rel=1e-6)
+
+
+def test_without_a_polynomial_exponents_are_from_the_size_before() -> None:
+    points = [(2, 8), (4, 32), (4, 32), (8, 32), (16, 0)]
+    assert exponents(points, None) == [None, pytest.approx(2), None, 0, None]
 
 
 def test_terms_are_equal_where_a_over_b_says() -> None:

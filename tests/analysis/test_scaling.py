@@ -127,7 +127,7 @@ def test_memory_has_a_piece_for_each_place_of_its_peak() -> None:
     found = scale_model(cell, sizes, (1, 3), lambda text: None)
     mlp, softmax = found.memory(1)
     assert (mlp.place, softmax.place) == ("aten::gelu, forward", "aten::_softmax, forward")
-    assert [[point.n for point in one.points] for one in (mlp, softmax)] == [
+    assert [[n for n, _ in one.points] for one in (mlp, softmax)] == [
         [16, 36, 64, 100],
         [144, 196, 256, 324, 400],
     ]

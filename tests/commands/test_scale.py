@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vitbench.analysis.scaling import choose_sizes
+from tests.reports.fabricate import failed
+from vitbench.analysis.scaling import Scaling, Size, choose_sizes
 from vitbench.cli import run_command
 from vitbench.commands.scale import EXAMPLES
+from vitbench.core.records import Record
 from vitbench.models import imported
 from vitbench.models.cards import model_registry
 
@@ -82,13 +87,29 @@ def test_times_of_two_models_have_elasticities_and_a_verdict(
     code, out, errors = ask(capsys, *MODELS, *IMPORTED, *sizes, "--measure", "--crossover", "--json")
     assert code == 0, errors
     softmax, _, crossing = json.loads(out)
-    times = softmax["times"]["1"]
+    times = softmax["batches"]["1"]["times"]
     assert {16, 64, 256} <= {one["n"] for one in times} <= {one["n"] for one in softmax["sizes"]}
     assert all(one["status"] == "ok" and one["estimate"]["value"] > 0 for one in times)
     assert all(one["step"]["low"] <= one["step"]["value"] <= one["step"]["high"] for one in times[1:])
     assert times[-1]["step"]["value"] > 0  # four times the patches
     assert crossing["crossovers"][-1]["quantity"] == "time, batch 1"
     assert plot.stat().st_size > 1000
+
+
+@pytest.mark.integration
+def test_times_that_failed_make_the_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any, models: list[Scaling], sizes: list[Size], **__: Any) -> list[Record]:
+        cells = [replace(one.cell, image_size=size) for one in models for size in sizes]
+        return [failed(cell, "timeout", detail="60 s are over") for cell in cells]
+
+    monkeypatch.setattr("vitbench.runner.size_series.time_sizes", fail)
+    monkeypatch.setattr("vitbench.executors.launcher.make_launcher", lambda *_, **__: contextlib.nullcontext())
+    code, out, _ = ask(capsys, *MODELS, *IMPORTED, "--image-sizes", "16,24,32", "--measure", "--crossover")
+    assert code == 1
+    assert "24 px: timeout: 60 s are over" in out
+    assert "time, batch 1    unknown: at no size are there values of both" in out
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def fake_pair(sides: tuple[int, ...]) -> Any:
     points = [SimpleNamespace(image_size=size, n=n) for size, n in n_of.items()]
     models = {name: SimpleNamespace(cell=replace(BASE, model=name), points=points) for name in ("one", "other")}
     allowed = {n: size for size, n in n_of.items() if sides[0] <= size[0] <= sides[-1]}
-    return SimpleNamespace(**models, allowed=lambda: allowed, add=lambda size: None)
+    return SimpleNamespace(**models, allowed=lambda: dict(allowed), add=lambda size: True)
 
 
 def test_a_crossing_is_narrowed_by_further_sizes() -> None:

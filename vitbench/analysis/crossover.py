@@ -80,9 +80,14 @@ class Pair:
         sides = range(min(sizes)[0], max(sizes)[0] + 1, step)
         return {(side // self.one.patch) ** 2: (side, side) for side in sides}
 
-    def add(self, size: Size) -> None:
-        """Count both models at one more size."""
-        self.one, self.other = (one.with_sizes([size], self.note) for one in (self.one, self.other))
+    def add(self, size: Size) -> bool:
+        """Count both models at one more size; False if one of them does not take it."""
+        try:
+            self.one, self.other = (one.with_sizes([size], self.note) for one in (self.one, self.other))
+        except Exception as error:  # whatever a model raises: the sizes that were asked for are there
+            self.note(f"{size[0]} px is left out: {error}")
+            return False
+        return True
 
     def cross_counts(self) -> list[Crossover]:
         """In FLOPs, and by batch in memory if both could be traced."""
@@ -113,10 +118,10 @@ class Pair:
 
     def _bisect(self, quantity: str, count: Callable[[Point], int], how: str) -> Crossover:
         allowed = self.allowed()
+        method = f"{how} at each size" + (", bisected where they cross" if allowed else "")
         while (n := next_to_try(_signs(self._values(count)), list(allowed))) is not None:
-            self.add(allowed[n])
+            self.add(allowed.pop(n))
         signs = _signs(self._values(count))
-        method = f"{how} at each size" + (", bisected" if allowed else "")
         return Crossover(quantity=quantity, signs=signs, method=method, brackets=find_brackets(signs))
 
     def _values(self, count: Callable[[Point], int]) -> dict[int, tuple[int, int]]:

@@ -6,6 +6,7 @@ Its growth has no one exponent: locally it is ``d log F / d log N = (a N + 2 b N
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,3 +83,11 @@ def fit(points: Sequence[tuple[int, int]]) -> Fit:
     others = [point for point in distinct if point not in chosen]
     errors = [(n, float(polynomial.at(n) / count) - 1) for n, count in others if polynomial.at(n) != count]
     return Fit(polynomial=polynomial, checked=len(others), off=max(errors, key=lambda one: abs(one[1]), default=None))
+
+
+def exponents(points: Sequence[tuple[int, int]], found: Fit | None) -> list[float | None]:
+    """The local exponent at each of (N, count): of the polynomial, or where there is none from the N before."""
+    if found is not None and found.off is None:
+        return [found.polynomial.exponent(n) for n, _ in points]
+    steps = itertools.pairwise(points)
+    return [None, *(math.log(v / u) / math.log(m / n) if m > n and u and v else None for (n, u), (m, v) in steps)]

@@ -7,7 +7,6 @@ and the like. Nothing is measured: FLOPs are counted on ``meta``, memory is trac
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +16,7 @@ from torch import nn
 from vitbench.analysis.flops import count_training_step
 from vitbench.analysis.latency_scaling import TimedPoint
 from vitbench.analysis.layers import tokens_per_block
-from vitbench.analysis.polynomials import Fit, fit
+from vitbench.analysis.polynomials import Fit, exponents, fit
 from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import Cell, format_image_size, parse_image_size
 from vitbench.metrics import Subject
@@ -49,12 +48,12 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Neighbouring sizes at which memory has its peak at one ``place`` (operator and phase). ``fit`` is None with fewer
-    than four numbers of patches: nothing would check it.
+    """The (N, bytes) of sizes at which memory has its peak at one ``place`` (operator and phase). ``fit`` is None with
+    fewer than four N: nothing would check it.
     """
 
     place: str
-    points: Sequence[Point]
+    points: Sequence[tuple[int, int]]
     fit: Fit | None
 
 
@@ -108,13 +107,7 @@ class Scaling:
 
     def flops_exponents(self) -> list[float | None]:
         """The local exponent at each size: of the polynomial, or where there is none from the size before."""
-        if self.flops.off is None:
-            return [self.flops.polynomial.exponent(point.n) for point in self.points]
-        steps = itertools.pairwise(self.points)
-        return [None] + [
-            math.log(other.flops / one.flops) / math.log(other.n / one.n) if other.n > one.n and one.flops else None
-            for one, other in steps
-        ]
+        return exponents([(point.n, point.flops) for point in self.points], self.flops)
 
     def memory(self, batch: int) -> list[Piece]:
         """The bytes of a batch in pieces, from one change of the peak's place to the next."""
@@ -124,19 +117,14 @@ class Scaling:
 
         found = []
         for place, some in itertools.groupby(self.points, key=place_of):
-            inside = list(some)
-            enough = len({point.n for point in inside}) > 3
-            polynomial = fit([(point.n, point.peaks[batch].bytes) for point in inside]) if enough else None
-            found.append(Piece(place=place, points=inside, fit=polynomial))
+            points = [(point.n, point.peaks[batch].bytes) for point in some]
+            polynomial = fit(points) if len(dict(points)) > 3 else None
+            found.append(Piece(place=place, points=points, fit=polynomial))
         return found
 
     def memory_exponents(self, batch: int) -> list[float | None]:
-        """The local exponent at each size, of its piece's polynomial; None where there is none."""
-        return [
-            piece.fit.polynomial.exponent(point.n) if piece.fit and piece.fit.off is None else None
-            for piece in self.memory(batch)
-            for point in piece.points
-        ]
+        """The local exponent at each size, likewise, piece by piece."""
+        return [one for piece in self.memory(batch) for one in exponents(piece.points, piece.fit)]
 
 
 def scale_model(base: Cell, sizes: Sequence[Size], batches: Sequence[int], note: Callable[[str], None]) -> Scaling:

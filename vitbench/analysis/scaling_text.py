@@ -74,7 +74,7 @@ def _memory_lines(one: Scaling, batch: int) -> list[str]:
     step = "training step (AdamW), " if one.cell.mode == "train" else ""
     rows = []
     for piece in one.memory(batch):
-        first, last = piece.points[0].n, piece.points[-1].n
+        first, last = piece.points[0][0], piece.points[-1][0]
         if piece.fit is None:
             text = "too few sizes for a checked polynomial"
         elif piece.fit.off is not None:
@@ -85,7 +85,10 @@ def _memory_lines(one: Scaling, batch: int) -> list[str]:
             text = " + ".join(filter(None, terms)).replace("+ -", "- ") + f"  (equal at {piece.fit.checked} more)"
         rows.append([f"N {first:,}" + (f" to {last:,}" if last > first else ""), text, f"in {piece.place}"])
     title = f"  tensor bytes at their peak, {step}batch of {batch}, in pieces (traced on fake CPU tensors)"
-    return [title, *_indented(tabulate(rows, tablefmt="plain", disable_numparse=True))]
+    lines = [title, *_indented(tabulate(rows, tablefmt="plain", disable_numparse=True))]
+    if any(piece.fit is None or piece.fit.off for piece in one.memory(batch)):
+        lines.append("    exponents without a polynomial are from the size before")
+    return lines
 
 
 def _table(one: Scaling, batch: int, times: Sequence[TimedPoint]) -> list[str]:
@@ -131,9 +134,9 @@ def _time_lines(times: Sequence[TimedPoint], scaling: Scaling, batch: int) -> li
         text = "no size is clearly bound by fixed costs: time grows, or may grow, by half of the FLOPs' exponent"
     else:
         text = (
-            f"bound by fixed costs up to N = {bound:,} ({_px(bound, scaling.patch)}): time grows by less than half of "
-            "the FLOPs' exponent. If the rest grows as FLOPs do, launching operators (launch-bound) and reading "
-            "weights take most of the time; efficiency that grows with size looks the same"
+            f"time grows by less than half of the FLOPs' exponent up to N = {bound:,} ({_px(bound, scaling.patch)}): "
+            "if the rest grows as FLOPs do, fixed costs take most of it, launching operators (launch-bound) or reading "
+            "weights; efficiency that grows with size looks the same"
         )
     lines += _wrapped(text, 4)
     failed = [point for point in times if point.estimate is None]
@@ -207,8 +210,8 @@ def _indented(text: str) -> list[str]:
 
 
 def answers_of(models: Sequence[Scaling], crossovers: Sequence[Crossover]) -> list[dict[str, Any]]:
-    """The same for JSON: an object a model, and one for the crossovers, in patches of the first model."""
-    answers = [scaling_to_dict(one) for one in models]
+    """The same for JSON, in base units: an object a model, and one for the crossovers, in N of the first model."""
+    answers = [_model_to_dict(one) for one in models]
     if crossovers:
         names = [one.cell.model for one in models]
         found = [asdict(one) | {"signs": sorted(one.signs.items())} for one in crossovers]
@@ -216,35 +219,29 @@ def answers_of(models: Sequence[Scaling], crossovers: Sequence[Crossover]) -> li
     return answers
 
 
-def scaling_to_dict(one: Scaling) -> dict[str, Any]:
-    """Everything in base units: FLOPs, bytes, seconds, patches, px; what depends on the batch size by batch size."""
+def _model_to_dict(one: Scaling) -> dict[str, Any]:
     names = ("model", "num_classes", "in_channels", "mode", "attention", "dtype")
-    traced = () if one.no_memory else one.batches
     equal = one.flops.polynomial.equal_terms
-    exponents = zip(one.points, one.flops_exponents(), strict=True)
+    rows = zip(one.points, one.flops_exponents(), strict=True)
     return {
         **{name: getattr(one.cell, name) for name in names},
         "patch": one.patch,
         "flops": _fit_to_dict(one.flops) | {"method": one.counted},
         "terms_equal_at": None if equal is None or one.flops.off else float(equal),
-        "sizes": [asdict(point) | {"flops_exponent": exponent} for point, exponent in exponents],
-        "memory": {
-            batch: [
-                {
-                    "place": piece.place,
-                    "first": piece.points[0].n,
-                    "last": piece.points[-1].n,
-                    "fit": piece.fit and _fit_to_dict(piece.fit),
-                }
-                for piece in one.memory(batch)
-            ]
-            for batch in traced
-        },
-        "memory_exponents": {batch: one.memory_exponents(batch) for batch in traced},
+        "sizes": [asdict(point) | {"flops_exponent": exponent} for point, exponent in rows],
         "memory_error": one.no_memory,
         "machine": one.machine,
-        "times": {batch: [asdict(point) for point in times] for batch, times in one.times.items()},
-        "fixed_costs_up_to": {batch: fixed_costs_up_to(times) for batch, times in one.times.items()},
+        "batches": {batch: _batch_to_dict(one, batch) for batch in one.batches},
+    }
+
+
+def _batch_to_dict(one: Scaling, batch: int) -> dict[str, Any]:
+    pieces, times = [] if one.no_memory else one.memory(batch), one.times.get(batch, ())
+    return {
+        "memory": [asdict(piece) | {"fit": piece.fit and _fit_to_dict(piece.fit)} for piece in pieces],
+        "memory_exponents": one.memory_exponents(batch) if pieces else [],
+        "times": [asdict(point) for point in times],
+        "fixed_costs_up_to": fixed_costs_up_to(times),
     }
 
 

@@ -109,9 +109,8 @@ def _read_options(context: Context, *, measure: bool, plot: Path | None) -> Suit
 
     keys = options.suite_keys(context)
     keys.pop("image_sizes", None)
-    for name in () if measure else ("devices", "threads"):
-        if name in keys:
-            raise UsageError(f"--{name.removesuffix('s') if name == 'devices' else name} is about times: add --measure")
+    if not measure and keys.keys() & {"devices", "threads"}:
+        raise UsageError("--device and --threads are about times: add --measure")
     suite = check_before_loading(make_suite({**SERIES, "models": keys.pop("models")}, "vitbench scale", keys))
     for name, values in (("mode", suite.modes), ("attention", suite.attention), ("device", suite.devices)):
         if len(values) > 1 or values[0] == "auto":

@@ -126,8 +126,9 @@ def cross_latency(
         n = next_to_try(_signs(pair, records, batch, tests), list(allowed))
         if n is None:
             break
-        pair.add(allowed[n])
-        records += again([allowed[n]])
+        size = allowed.pop(n)
+        if pair.add(size):
+            records += again([size])
     signs = _signs(pair, records, batch, tests)
     return Crossover(
         quantity=f"time, batch {batch}",
@@ -155,8 +156,8 @@ def _signs(pair: Pair, records: Sequence[Record], batch: int, tests: int) -> dic
 
 
 def sign_of(ratio: Ratio, processes: int, tests: int) -> int:
-    """1 or -1 where the logarithm of the ratio of so many paired processes is clearly above or below 0, else 0: its
-    95 % t interval, widened to hold in all of ``tests`` together.
+    """1 or -1 where the ratio of so many paired processes is clearly above or below 1, else 0: by its 95 % t interval,
+    widened to hold in all of ``tests`` together.
     """
     wider = t_quantile(processes - 1, 1 - (1 - CONFIDENCE) / 2 / tests) / t_of_processes(processes)
     half = wider * math.log(ratio.high / ratio.low) / 2
