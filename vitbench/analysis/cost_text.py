@@ -16,9 +16,8 @@ WIDTH = 100
 #: The modules with the largest own costs that are listed, and the rows of a tree that is folded by itself.
 _HOT, _TREE = 10, 40
 _GAP = "  "
-#: What a table shows: a row without any of these is left out, unless it took time.
+#: What a table shows: a row without any of these is left out.
 _SHOWN = ("params", "flops_forward", "flops_backward", "saved_bytes", "bytes_forward")
-_LEAST_TIME = 0.005
 #: The index of a module among its siblings: ``blocks.3.fc1``, ``encoder_layer_3.mlp``.
 _INDEX = re.compile(r"((?:^|(?<=[._]))\d+(?=\.|$))")
 
@@ -64,21 +63,18 @@ def _heading(answer: Mapping[str, Any]) -> str:
     (flops, word), least = _flop_unit(total), _least(total)
     size = format_image_size((answer["image_size"][0], answer["image_size"][1]))
     error = answer["training_error"]
-    costs = [f"{word} forward {least}{_scaled(total['flops_forward'], flops)}"]
-    if not error:
-        costs[0] += f", backward {least}{_scaled(total['flops_backward'], flops)}"
-        costs.append(f"saved {_scaled(total['saved_bytes'], 1e6)} MB")
-    costs.append(f"moved {_scaled(total['bytes_forward'], 1e6)} MB forward")
-    if not error:
-        costs[-1] += f", {_scaled(total['bytes_backward'], 1e6)} MB backward"
-    notes = [
-        f"a batch of {answer['batch_size']} in {answer['dtype']}, {total['params']:,} parameters",
-        "; ".join(costs),
-    ]
+    forward = f"{word} forward {least}{_scaled(total['flops_forward'], flops)}"
+    moved = f"moved {_scaled(total['bytes_forward'], 1e6)} MB forward"
+    notes = [f"a batch of {answer['batch_size']} in {answer['dtype']}, {total['params']:,} parameters"]
     if error:
         of_one = "per channel" in error and answer["batch_size"] == 1  # a batch norm's
-        notes.append(f"no backward pass: {error}{'. Use --batch-size 2' if of_one else ''}")
-    elif answer["training_forward_flops"] != total["flops_forward"]:
+        notes += [f"{forward}; {moved}", f"no backward pass: {error}{'. Use --batch-size 2' if of_one else ''}"]
+    else:
+        backward = (
+            f"backward {least}{_scaled(total['flops_backward'], flops)}; saved {_scaled(total['saved_bytes'], 1e6)} MB"
+        )
+        notes.append(f"{forward}, {backward}; {moved}, {_scaled(total['bytes_backward'], 1e6)} MB backward")
+    if answer["training_forward_flops"] not in (None, total["flops_forward"]):
         notes.append(f"in training the forward pass takes {_scaled(answer['training_forward_flops'], flops)} {word}")
     if answer["executed"]:
         notes.append(f"executed: its costs depend on the image ({answer['executed']})")
@@ -165,10 +161,9 @@ class _Tree:
         self._costs = {row["path"]: row["total"] for row in modules}
         self._children: dict[str, list[str]] = {path: [] for path in self._costs}
         self._top: list[str] = []
-        least = _LEAST_TIME * self._costs[""].get("seconds", 0.0)
         for row in modules:
-            path, cost = row["path"], row["total"]
-            if not path or any(cost[key] for key in _SHOWN) or cost.get("seconds", 0.0) > least:
+            path = row["path"]
+            if not path or any(row["total"][key] for key in _SHOWN):
                 inside = path and row["class"]
                 (self._children[path.rpartition(".")[0]] if inside else self._top).append(path)
 
