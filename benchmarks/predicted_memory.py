@@ -98,7 +98,7 @@ def rows_of(name: str, dtypes: Sequence[str]) -> list[dict[str, Any]]:
     from vitbench.analysis.model_summary import open_subject
     from vitbench.core.errors import Unsupported
     from vitbench.metrics.support.in_process import subject_of
-    from vitbench.metrics.support.memory_trace import trace_batches
+    from vitbench.metrics.support.memory_trace import BatchTrace
     from vitbench.metrics.support.tensor_memory import follow_call
     from vitbench.models import describe_model
 
@@ -111,7 +111,7 @@ def rows_of(name: str, dtypes: Sequence[str]) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"mode": mode, "dtype": dtype}
             rows.append(row)
             try:
-                trace = trace_batches(cell, base.build)
+                trace = BatchTrace(subject_of(cell, base.build))
                 largest = trace.largest(MEMORY)
                 direct = [trace.direct(batch).bytes if batch else 0 for batch in (largest, largest + 1)]
             except Unsupported as reason:

@@ -18,7 +18,7 @@ from vitbench.cli import run_command
 from vitbench.core.errors import Unsupported, UsageError, VitbenchError
 from vitbench.core.records import Cell
 from vitbench.metrics.support.in_process import subject_of
-from vitbench.metrics.support.memory_trace import trace_call
+from vitbench.metrics.support.memory_trace import BatchTrace
 from vitbench.metrics.support.tensor_memory import follow_call
 
 #: Tokens, width and heads of the ViT below on 32x32 px.
@@ -106,7 +106,7 @@ def test_a_wide_model_takes_four_copies_of_its_weights_and_the_largest_update() 
     model = ViT(depth=2, width=width)
     weights = sum(one.numel() for one in model.parameters())
     assert weights == 2 * block_parameters(width) + 3 * 64 * width + width + 10 * width + 10
-    peak = trace_call(subject_of(found_cell(1), lambda: model))
+    peak = BatchTrace(subject_of(found_cell(1), lambda: model)).direct(1)
     assert peak.phase == "optimizer"
     tensors = len(list(model.parameters()))
     update = 2 * 4 * width**2 + 4 * width  # fc1's or fc2's weight, after fc1's bias of 4 widths

@@ -22,7 +22,7 @@ from vitbench.devices.base import split_name
 from vitbench.metrics import Subject
 from vitbench.metrics.support.fake_models import LargestAdamW
 from vitbench.metrics.support.in_process import subject_of
-from vitbench.metrics.support.memory_trace import BatchTrace, Peak, trace_subject
+from vitbench.metrics.support.memory_trace import BatchTrace, Peak
 from vitbench.models import describe_model, use_attention
 from vitbench.models.cards import ModelCard
 from vitbench.suites.schema import parse_bytes
@@ -228,8 +228,8 @@ class _Traced:
         device = ModelledCuda(cell.device) if setting.on_cuda else open_device("cpu")
         optimizer = _OPTIMIZERS[setting.optimizer][setting.on_cuda]
         one = replace(subject_of(cell, self._build), device=device, attention=self._operators)
-        self.trace: BatchTrace = trace_subject(one, optimizer)
-        blocks = BLOCK_BYTES * self.trace.most_storages
+        self.trace = BatchTrace(one, optimizer)
+        blocks = BLOCK_BYTES * self.trace.storages
         self.beside_bytes = BESIDE_BYTES + blocks if setting.on_cuda else 0
 
     def largest(self, memory: int) -> int:

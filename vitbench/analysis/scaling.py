@@ -21,7 +21,7 @@ from vitbench.core.errors import Unsupported, UsageError
 from vitbench.core.records import Cell, format_image_size, parse_image_size
 from vitbench.metrics import Subject
 from vitbench.metrics.support.in_process import make_subject, run_metric
-from vitbench.metrics.support.memory_trace import Peak, trace_call
+from vitbench.metrics.support.memory_trace import BatchTrace, Peak
 from vitbench.models import describe_model
 
 Size = tuple[int, int]  # height and width in px
@@ -83,8 +83,9 @@ class Scaling:
             flops, lower_bound, counted = count_flops(subject)
             peaks = {}
             try:
-                for batch in () if no_memory else self.batches:
-                    peaks[batch] = trace_call(make_subject(replace(cell, batch_size=batch)))
+                if not no_memory:
+                    trace = BatchTrace(make_subject(cell))
+                    peaks = {batch: trace.direct(batch) for batch in self.batches}
             except Unsupported as reason:
                 no_memory = str(reason)
             n = (size[0] // self.patch) * (size[1] // self.patch)

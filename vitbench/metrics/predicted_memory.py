@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 def predict_peak_memory(subject: Subject) -> Iterator[Measurement]:
     """What ``tensor_peak`` measures, from traces on fake tensors.
 
-    Raises Unsupported for devices other than the CPU, whose operators save other tensors, and as ``trace_call`` does.
+    Raises Unsupported for devices other than the CPU, whose operators save other tensors, and as ``BatchTrace`` does.
     """
     import torch
 
-    from vitbench.metrics.support.memory_trace import trace_call
+    from vitbench.metrics.support.memory_trace import BatchTrace
 
     cell = subject.cell
     if subject.device.kind != "cpu":
         raise Unsupported("predicted and checked for the CPU only; vitbench fit estimates other devices")
     # a module of the caller's has no name to share its traces by, and is measured at one batch
     alone = cell.batch_size == 1 or cell.weights == "given"
-    peak = trace_call(subject) if alone else batch_trace(cell).peak(cell.batch_size)
+    peak = BatchTrace(subject).direct(cell.batch_size) if alone else batch_trace(cell).peak(cell.batch_size)
     batches = f"at batch {cell.batch_size}" if alone else "at batches 2 and 3"
     method = f"live tensor bytes predicted from traces on fake tensors {batches}, torch {torch.__version__}"
     detail = f"at {peak.operator} of the {peak.phase} pass" if peak.phase != "optimizer" else "in the optimizer"
@@ -49,7 +49,7 @@ def predict_peak_memory(subject: Subject) -> Iterator[Measurement]:
 def batch_trace(cell: Cell) -> BatchTrace:
     """The traces of a named model in a cell's size, classes, attention, dtype and mode, shared by all of its batches.
 
-    Raises Unsupported as ``trace_batches`` does.
+    Raises Unsupported as ``BatchTrace`` does.
     """
     return _batch_trace(replace(cell, batch_size=1, threads=1, memory_limit=None, weights="random", seed=0))
 
@@ -57,6 +57,6 @@ def batch_trace(cell: Cell) -> BatchTrace:
 @functools.lru_cache(maxsize=8)
 def _batch_trace(cell: Cell) -> BatchTrace:
     from vitbench.metrics.support.in_process import make_subject
-    from vitbench.metrics.support.memory_trace import trace_batches
+    from vitbench.metrics.support.memory_trace import BatchTrace
 
-    return trace_batches(cell, make_subject(cell).build)
+    return BatchTrace(make_subject(cell))

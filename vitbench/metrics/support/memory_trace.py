@@ -18,11 +18,9 @@ import torch
 from torch import nn
 
 from vitbench.core.errors import Unsupported
-from vitbench.core.records import Cell
 from vitbench.metrics.support.fake_models import fake_mode, fake_subject, needs_real_tensors, reads_data, with_batch
-from vitbench.metrics.support.in_process import subject_of
 from vitbench.metrics.support.subject import Subject, check_trains
-from vitbench.metrics.support.tensor_memory import TensorAccount, follow_call
+from vitbench.metrics.support.tensor_memory import Event, TensorAccount, follow_call, worst
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -42,23 +40,34 @@ class Peak:
 
 
 class BatchTrace:
-    """The peak of a call at every batch. ``trace`` follows the call at one batch."""
+    """The peaks of a cell's steady call at every batch. ``optimizer``: makes the optimizer, by default AdamW.
 
-    def __init__(self, trace: Callable[[int], TensorAccount]) -> None:
-        self._trace = trace
-        self._two, three = trace(2), trace(3)
-        _check_same_order(self._two, three)
-        self._changes = [event.change for event in self._two.events]
-        self._slopes = [event.change - change for event, change in zip(three.events, self._changes, strict=True)]
-        totals, slopes = itertools.accumulate(self._changes), itertools.accumulate(self._slopes)
-        #: Live bytes after each event: those of two images, and of each further one.
-        self._lines = sorted(set(zip(totals, slopes, strict=True)))
+    Raises Unsupported for compiled cells, for weights in fp16 and recurrent layers that are trained, and for models
+    that read values of tensors or have operators without shapes; beyond ``direct`` also where the tensors come and go
+    in another order with another batch.
+    """
+
+    def __init__(self, subject: Subject, optimizer: MakeOptimizer | None = None) -> None:
+        cell = subject.cell
+        if cell.compile:
+            raise Unsupported("compiled code allocates without dispatching, so that its tensors cannot be followed")
+        if cell.mode == "train":
+            check_trains(cell.dtype)
+        self._mode = fake_mode()
+        with _explained(), self._mode:
+            self._fake = fake_subject(subject, cell, optimizer)
+        if cell.mode == "train" and any(isinstance(one, nn.RNNBase) for one in self._fake.model.modules()):
+            raise Unsupported("torch does not state what nn.LSTM and the like keep for the backward pass")
 
     def peak(self, batch: int) -> Peak:
-        """The peak of a call on ``batch`` images (1 or more)."""
+        """The peak of a call on ``batch`` images (1 or more), by arithmetic from 2 on."""
         if batch == 1:
             return self._one
-        return _peak_of(self._two, self._changes_at(batch), batch)
+        events = [
+            event._replace(change=event.change + (batch - 2) * slope)
+            for event, slope in zip(self._two.events, self._slopes, strict=True)
+        ]
+        return _peak_of(events, self._two.kinds, batch)
 
     def largest(self, memory_bytes: int, at_most: int = 2**20) -> int:
         """The largest batch, up to ``at_most``, whose peak is within ``memory_bytes``; 0 if one image is not."""
@@ -66,21 +75,13 @@ class BatchTrace:
 
     def direct(self, batch: int) -> Peak:
         """The peak by a trace at this batch."""
-        account = self._trace(batch)
-        return _peak_of(account, [event.change for event in account.events], batch)
+        account = self._follow(batch)
+        return _peak_of(account.events, account.kinds, batch)
 
     @property
-    def most_storages(self) -> int:
-        """The most storages that are alive at once."""
-        alive: set[int] = set()
-        most = 0
-        for event in self._two.events:
-            if event.change < 0 and not event.operator:
-                alive.discard(event.storage)
-            else:
-                alive.add(event.storage)
-            most = max(most, len(alive))
-        return most
+    def storages(self) -> int:
+        """How many storages a call has, from first to last."""
+        return len({event.storage for event in self._two.events})
 
     @functools.cached_property
     def _one(self) -> Peak:
@@ -90,61 +91,34 @@ class BatchTrace:
             two = self.peak(2).bytes
             raise Unsupported(f"two images take {two:,} bytes, and the model refuses one: {error}") from error
 
+    @functools.cached_property
+    def _two(self) -> TensorAccount:
+        return self._follow(2)
+
+    @functools.cached_property
+    def _slopes(self) -> list[int]:
+        """What each image from the third on adds to each event, in bytes."""
+        two, three = self._two, self._follow(3)
+        _check_same_order(two, three)
+        return [other.change - one.change for one, other in zip(two.events, three.events, strict=True)]
+
+    @functools.cached_property
+    def _lines(self) -> set[tuple[int, int]]:
+        """Live bytes after each event: those of two images, and of each further one."""
+        totals = itertools.accumulate(event.change for event in self._two.events)
+        return set(zip(totals, itertools.accumulate(self._slopes), strict=True))
+
     def _bytes_at(self, batch: int) -> int:
         if batch == 1:
             return self._one.bytes
         return max(total + (batch - 2) * slope for total, slope in self._lines)
 
-    def _changes_at(self, batch: int) -> list[int]:
-        return [change + (batch - 2) * slope for change, slope in zip(self._changes, self._slopes, strict=True)]
-
-
-def trace_call(subject: Subject, optimizer: MakeOptimizer | None = None) -> Peak:
-    """The peak of a cell's steady call at its own batch. ``optimizer``: makes the optimizer, by default AdamW.
-
-    Raises Unsupported for compiled cells, weights in fp16 that are trained, and models that read values of tensors or
-    have operators without shapes.
-    """
-    batch = subject.cell.batch_size
-    account = _tracer(subject, optimizer)(batch)
-    return _peak_of(account, [event.change for event in account.events], batch)
-
-
-def trace_batches(cell: Cell, build: Callable[[], nn.Module], optimizer: MakeOptimizer | None = None) -> BatchTrace:
-    """The peaks of a cell's steady call at every batch, from traces at 2 and 3 images. ``build`` makes the model on the
-    current device.
-
-    Raises Unsupported as ``trace_call`` does, and for a model whose tensors come and go in another order with another
-    batch.
-    """
-    return trace_subject(subject_of(cell, build), optimizer)
-
-
-def trace_subject(subject: Subject, optimizer: MakeOptimizer | None = None) -> BatchTrace:
-    """``trace_batches`` of a subject at whatever batch, with its attention context and its device's autocast."""
-    return BatchTrace(_tracer(subject, optimizer))
-
-
-def _tracer(subject: Subject, optimizer: MakeOptimizer | None) -> Callable[[int], TensorAccount]:
-    """Follows the cell's call at a batch, always on the same fake model."""
-    if subject.cell.compile:
-        raise Unsupported("compiled code allocates without dispatching, so that its tensors cannot be followed")
-    if subject.cell.mode == "train":
-        check_trains(subject.cell.dtype)
-    mode = fake_mode()
-    with _explained(), mode:
-        fake = fake_subject(subject, subject.cell, optimizer)
-    if subject.cell.mode == "train" and any(isinstance(module, nn.RNNBase) for module in fake.model.modules()):
-        raise Unsupported("torch does not state what nn.LSTM and the like keep for the backward pass without running")
-
-    def trace(batch: int) -> TensorAccount:
-        with _explained(), mode, subject.attention(fake.model):
-            one = with_batch(fake, batch)
+    def _follow(self, batch: int) -> TensorAccount:
+        with _explained(), self._mode, self._fake.attention(self._fake.model):
+            one = with_batch(self._fake, batch)
             account = follow_call(one)
             # a first call may make the optimizer's state, and some models keep tensors for the next call
             return account if account.is_steady else follow_call(one)
-
-    return trace
 
 
 @contextlib.contextmanager
@@ -159,12 +133,9 @@ def _explained() -> Iterator[None]:
         raise Unsupported(f"a call {why}, so that a trace without data cannot follow it: {first}") from error
 
 
-def _peak_of(account: TensorAccount, changes: Sequence[int], batch: int) -> Peak:
-    totals = list(itertools.accumulate(changes))
-    moment = totals.index(max(totals))
-    event = account.events[moment]
-    parts = account.parts_at(moment, changes)
-    return Peak(batch=batch, bytes=totals[moment], parts=parts, operator=event.operator, phase=event.phase)
+def _peak_of(events: Sequence[Event], kinds: Mapping[int, str], batch: int) -> Peak:
+    event, parts = worst(events, kinds)
+    return Peak(batch=batch, bytes=sum(parts.values()), parts=parts, operator=event.operator, phase=event.phase)
 
 
 def _check_same_order(two: TensorAccount, three: TensorAccount) -> None:
@@ -172,8 +143,7 @@ def _check_same_order(two: TensorAccount, three: TensorAccount) -> None:
     if two.kinds != three.kinds:
         raise Unsupported("the tensors that stay between calls differ between batches of 2 and 3 images")
     for one, other in itertools.zip_longest(two.events, three.events):
-        same = None not in (one, other) and one._replace(change=0) == other._replace(change=0)
-        if not same:
+        if one is None or other is None or one._replace(change=0) != other._replace(change=0):
             event = (one and one.operator) or (other and other.operator) or "freeing a tensor"
             raise Unsupported(
                 f"batches of 2 and 3 images do not allocate the same tensors in the same order, from {event} on"

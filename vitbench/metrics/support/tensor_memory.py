@@ -39,6 +39,16 @@ class Event(NamedTuple):
     phase: str = ""
 
 
+def worst(events: Sequence[Event], kinds: Mapping[int, str]) -> tuple[Event, dict[str, int]]:
+    """The event after which most bytes are alive, and these by KINDS. ``kinds``: see ``TensorAccount``."""
+    totals = list(itertools.accumulate(event.change for event in events))
+    moment = totals.index(max(totals))
+    parts = dict.fromkeys(KINDS, 0)
+    for event in events[: moment + 1]:
+        parts[kinds.get(event.storage, "activations")] += event.change
+    return events[moment], parts
+
+
 class TensorAccount(TorchDispatchMode):
     """Follows the storages of the tensors in ``before`` (by kind) and of those made inside; no others count.
 
@@ -94,16 +104,7 @@ class TensorAccount(TorchDispatchMode):
         """The bytes at the peak so far, by KINDS; ``activations`` is all the rest, including temporary results of the
         backward pass and of the optimizer.
         """
-        changes = [event.change for event in self.events]
-        totals = list(itertools.accumulate(changes))
-        return self.parts_at(totals.index(max(totals)), changes)
-
-    def parts_at(self, moment: int, changes: Sequence[int]) -> dict[str, int]:
-        """The live bytes by KINDS after event number ``moment``, where the events have these ``changes`` (bytes)."""
-        parts = dict.fromkeys(KINDS, 0)
-        for event, change in zip(self.events[: moment + 1], changes, strict=False):
-            parts[self.kinds.get(event.storage, "activations")] += change
-        return parts
+        return worst(self.events, self.kinds)[1]
 
     @property
     def is_steady(self) -> bool:
