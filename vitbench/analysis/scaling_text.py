@@ -249,6 +249,4 @@ def _fit_to_dict(one: Fit) -> dict[str, Any]:
     """The coefficients if the polynomial holds at every size, else by how much it does not."""
     if one.off is not None:
         return {"holds": False, "off_at": one.off[0], "off_by": one.off[1]}
-    values = {name: getattr(one.polynomial, name) for name in ("c", "a", "b")}
-    whole = {name: int(value) if value.denominator == 1 else float(value) for name, value in values.items()}
-    return {"holds": True, **whole, "checked_on": one.checked}
+    return {"holds": True, **{name: float(getattr(one.polynomial, name)) for name in "cab"}, "checked_on": one.checked}
