@@ -150,7 +150,8 @@ def test_the_answer_and_one_image_more_are_the_bytes_of_real_steps(options: dict
     assert found.largest_batch > 2
     fields = {name: value for name, value in options.items() if name != "optimizer"}
     assert measured(ViT(), found.largest_batch, optimizer, **fields) == found.peak.bytes <= found.memory_bytes
-    assert measured(ViT(), found.largest_batch + 1, optimizer, **fields) == found.next_bytes > found.memory_bytes
+    one_more = found.peak.bytes + found.image_bytes
+    assert measured(ViT(), found.largest_batch + 1, optimizer, **fields) == one_more > found.memory_bytes
 
 
 def test_under_autocast_the_answer_is_within_a_thousandth_of_a_real_step() -> None:
@@ -163,7 +164,7 @@ def test_under_autocast_the_answer_is_within_a_thousandth_of_a_real_step() -> No
 def test_checkpointed_blocks_take_what_a_real_step_takes() -> None:
     found = answer(ViT(depth=4), "8MiB", checkpointing=True)
     model = ViT(depth=4)
-    assert checkpoint_blocks(model) == found.checkpointed == "torch.utils.checkpoint around each of 4 blocks"
+    checkpoint_blocks(model)
     assert measured(model, found.largest_batch) == found.peak.bytes
     assert found.largest_batch > answer(ViT(depth=4), "8MiB").largest_batch
 
@@ -177,7 +178,8 @@ def test_timms_own_checkpointing_takes_what_a_real_step_takes() -> None:
 
     found = answer(make(), "64MiB", checkpointing=True)
     model = make()
-    assert checkpoint_blocks(model) == found.checkpointed == "set_grad_checkpointing of timm"
+    checkpoint_blocks(model)
+    assert model.grad_checkpointing
     assert measured(model, found.largest_batch) == found.peak.bytes
 
 
@@ -285,7 +287,7 @@ def test_json_has_base_units_and_the_method(capsys: pytest.CaptureFixture[str]) 
     assert (code, errors) == (0, "")
     (found,) = json.loads(out)
     assert found["memory_bytes"] == 256 * 2**20
-    assert found["peak"]["bytes"] <= found["memory_bytes"] < found["next_bytes"]
+    assert 0 <= found["memory_bytes"] - found["peak"]["bytes"] < found["image_bytes"]
     assert found["peak"]["batch"] == found["largest_batch"]
     assert (found["mode"], found["dtype"], found["optimizer"], found["device"]) == ("train", "fp32", "adamw", "cpu")
     assert f"torch {torch.__version__}" in found["method"]

@@ -16,7 +16,7 @@ from vitbench.analysis.layers import blocks_of
 from vitbench.analysis.memory_cuda import BESIDE_BYTES, BLOCK_BYTES, LABEL, ForeachAdamW, ModelledCuda, cuda_operators
 from vitbench.analysis.model_summary import check_request, expand_names, inspect_model, open_subject
 from vitbench.core.errors import Unsupported, UsageError, VitbenchError
-from vitbench.core.records import ATTENTIONS, DTYPES, MODES, RGB, Cell, channel_options, parse_image_size
+from vitbench.core.records import ATTENTIONS, DTYPES, MODES, RGB, parse_image_size
 from vitbench.devices import canonical_device_name, find_devices, open_device
 from vitbench.devices.base import split_name
 from vitbench.metrics import Subject
@@ -84,21 +84,18 @@ class Setting:
 class Fit:
     """The largest batch within ``memory_bytes``; 0 if not even one image fits.
 
-    ``peak`` is that of the largest batch, or of one image; ``next_bytes`` is the peak with one image more, of which
-    ``image_bytes`` are for that image; ``fixed_bytes`` are what the other images leave of the peak. ``beside_bytes`` of
-    the memory are left to what is no tensor (CUDA). ``checkpointed``: how blocks are recomputed. ``changes``: options
-    and the largest batch with them, or why there is none.
+    ``peak`` is that of the largest batch, or of one image; one image more adds ``image_bytes``; ``fixed_bytes`` is what
+    so many bytes an image leave of the peak. ``beside_bytes`` of the memory are left to what is no tensor (CUDA).
+    ``changes``: options and the largest batch with them, or why there is none; None: not asked.
     """
 
     memory_bytes: int
     setting: Setting
     largest_batch: int
     peak: Peak
-    next_bytes: int
     image_bytes: int
     fixed_bytes: int
     beside_bytes: int
-    checkpointed: str
     changes: Mapping[str, int | str | None]
     method: str
 
@@ -122,23 +119,17 @@ def fit(
 
     Raises UsageError for wrong arguments, Unsupported for a model that no trace without data can follow.
     """
+    check_request(image_size, num_classes)
+    size = None if image_size is None else parse_image_size(image_size)
     if isinstance(model, str):
         card = describe_model(model)
-        size = card.image_size if image_size is None else _size(image_size)
-        subject = open_subject(model, size, card.num_classes if num_classes is None else num_classes, in_channels)
-    elif image_size is None:
+        classes = card.num_classes if num_classes is None else num_classes
+        subject = open_subject(model, size or card.image_size, classes, in_channels)
+    elif size is None:
         raise UsageError("A module of your own does not state its image size. Give image_size=, in pixels")
     else:
-        cell = Cell(
-            model=type(model).__qualname__,
-            image_size=_size(image_size),
-            num_classes=num_classes or 0,
-            batch_size=1,
-            device="cpu",
-            threads=1,
-            options=channel_options(in_channels),
-        )
-        subject = subject_of(cell, lambda: copy.deepcopy(model))
+        subject = open_subject(type(model).__qualname__, size, num_classes or 0, in_channels)
+        subject = replace(subject, build=lambda: copy.deepcopy(model))
     return _fit(subject, _memory(memory), Setting(device=choose_device(device), **setting), check=check)
 
 
@@ -183,13 +174,14 @@ def choose_device(name: str) -> str:
 
 
 def _fit(subject: Subject, memory: int, setting: Setting, *, check: bool, compare: bool = False) -> Fit:
-    one = _Traced(subject, setting)
-    largest = one.largest(memory)
-    peak, following = (one.trace.peak(max(largest, 1) + more) for more in (0, 1))
+    trace, beside_bytes = _trace(subject, setting)
+    largest = trace.largest(memory - beside_bytes)
+    peak = trace.peak(max(largest, 1))
+    image_bytes = trace.peak(peak.batch + 1).bytes - peak.bytes
     method = f"live tensor bytes, affine in the batch by traces on fake tensors at 2 and 3, torch {torch.__version__}"
     method = f"{LABEL}: {method}" if setting.on_cuda else method
     if check and largest:
-        direct = one.trace.direct(largest)
+        direct = trace.direct(largest)
         if direct.bytes != peak.bytes:
             raise VitbenchError(
                 f"The peak of {largest} images is {peak.bytes:,} bytes by arithmetic and {direct.bytes:,} bytes in a "
@@ -200,7 +192,8 @@ def _fit(subject: Subject, memory: int, setting: Setting, *, check: bool, compar
     changes: dict[str, int | str | None] = {options: None for options, other in others.items() if other != setting}
     for options in changes if compare else ():
         try:
-            changes[options] = _Traced(subject, others[options]).largest(memory)
+            other, beside = _trace(subject, others[options])
+            changes[options] = other.largest(memory - beside)
         except Unsupported as reason:
             changes[options] = str(reason)
     return Fit(
@@ -208,51 +201,39 @@ def _fit(subject: Subject, memory: int, setting: Setting, *, check: bool, compar
         setting=setting,
         largest_batch=largest,
         peak=peak,
-        next_bytes=following.bytes,
-        image_bytes=following.bytes - peak.bytes,
-        fixed_bytes=peak.bytes - peak.batch * (following.bytes - peak.bytes),
-        beside_bytes=one.beside_bytes,
-        checkpointed=one.checkpointed,
+        image_bytes=image_bytes,
+        fixed_bytes=peak.bytes - peak.batch * image_bytes,
+        beside_bytes=beside_bytes,
         changes=changes,
         method=method,
     )
 
 
-class _Traced:
-    """A model traced in a setting."""
+def _trace(subject: Subject, setting: Setting) -> tuple[BatchTrace, int]:
+    """The trace of a model in a setting, and the bytes that are left beside its tensors."""
 
-    def __init__(self, subject: Subject, setting: Setting) -> None:
-        self._base, self._setting = subject, setting
-        self.checkpointed = ""
-        cell = replace(subject.cell, mode=setting.mode, dtype=setting.dtype, attention=setting.attention)
-        device = ModelledCuda(cell.device) if setting.on_cuda else open_device("cpu")
-        optimizer = _OPTIMIZERS[setting.optimizer][setting.on_cuda]
-        one = replace(subject_of(cell, self._build), device=device, attention=self._operators)
-        self.trace = BatchTrace(one, optimizer)
-        blocks = BLOCK_BYTES * self.trace.storages
-        self.beside_bytes = BESIDE_BYTES + blocks if setting.on_cuda else 0
-
-    def largest(self, memory: int) -> int:
-        """The largest batch within ``memory`` bytes."""
-        return self.trace.largest(memory - self.beside_bytes)
-
-    def _build(self) -> nn.Module:
-        model = self._base.build()
-        if self._setting.checkpointing:
-            self.checkpointed = checkpoint_blocks(model)
+    def build() -> nn.Module:
+        model = subject.build()
+        if setting.checkpointing:
+            checkpoint_blocks(model)
         return model
 
     @contextlib.contextmanager
-    def _operators(self, model: nn.Module) -> Iterator[None]:
-        """The operators that the model runs, as the attention context of its subject."""
-        kind = self._setting.attention
-        on_cuda = cuda_operators(fused=kind == "fused") if self._setting.on_cuda else contextlib.nullcontext()
-        with use_attention(model, kind), on_cuda:
+    def operators(model: nn.Module) -> Iterator[None]:
+        fused = setting.attention == "fused"
+        on_cuda = cuda_operators(fused=fused) if setting.on_cuda else contextlib.nullcontext()
+        with use_attention(model, setting.attention), on_cuda:
             yield
 
+    cell = replace(subject.cell, mode=setting.mode, dtype=setting.dtype, attention=setting.attention)
+    device = ModelledCuda(cell.device) if setting.on_cuda else open_device("cpu")
+    one = replace(subject_of(cell, build), device=device, attention=operators)
+    trace = BatchTrace(one, _OPTIMIZERS[setting.optimizer][setting.on_cuda])
+    return trace, BESIDE_BYTES + BLOCK_BYTES * trace.storages if setting.on_cuda else 0
 
-def checkpoint_blocks(model: nn.Module) -> str:
-    """Let a model recompute the activations of its blocks in the backward pass; returns how.
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Let a model recompute the activations of its blocks in the backward pass.
 
     timm's own ``set_grad_checkpointing`` where there is one, else torch.utils.checkpoint (``use_reentrant=False``)
     around each block. Raises Unsupported for a model whose blocks are not one list.
@@ -261,7 +242,7 @@ def checkpoint_blocks(model: nn.Module) -> str:
     if enable is not None:
         with contextlib.suppress(AssertionError):  # timm's answer for a model that does without
             enable(True)
-            return "set_grad_checkpointing of timm"
+            return
     blocks = list(blocks_of(model).values())
     if not blocks:
         raise Unsupported("--checkpointing: the model has no list of blocks to recompute")
@@ -269,7 +250,6 @@ def checkpoint_blocks(model: nn.Module) -> str:
 
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    return f"torch.utils.checkpoint around each of {len(blocks)} blocks"
 
 
 def _memory(text: int | str) -> int:
@@ -277,10 +257,3 @@ def _memory(text: int | str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise UsageError(f"--memory: {error}") from error
-
-
-def _size(text: int | str) -> tuple[int, int]:
-    try:
-        return parse_image_size(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from error

@@ -34,10 +34,6 @@ BESIDE_BYTES = (512 + 2 * 32) * 2**20
 #: Blocks of torch's allocator are multiples of this (kMinBlockSize, c10/cuda/CUDACachingAllocator.h).
 BLOCK_BYTES = 512
 
-#: FlashAttention-2 pads queries to blocks of 128, and the width of a head to 32, above 128 to 64.
-_FLASH_ROWS = 128
-#: The tiles of memory-efficient attention, in fp32: 64 numbers wide, and twice as high for heads wider than 64.
-_TILE = 64
 
 #: What CUDA's autocast runs in fp32 and the CPU's leaves in the lower precision, of what vision models call:
 #: AT_FORALL_FP32, and AT_FORALL_FP32_SET_OPT_DTYPE, whose operators take ``dtype``.
@@ -84,7 +80,7 @@ def cuda_operators(*, fused: bool) -> Iterator[None]:
     try:
         for name in (*_IN_FP32, *_WITH_DTYPE):
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCPU"):
-                library.impl(name, _in_fp32(_operator(name), name in _WITH_DTYPE))
+                library.impl(name, _in_fp32(name))
         if fused:
             F.scaled_dot_product_attention = fused_attention
         F.dropout = _dropout
@@ -154,11 +150,11 @@ class _Attention(torch.autograd.Function):
         bias = None
         batch, heads, rows, width = query.shape
         # sums of the output times its gradient, and the query's gradient, both in fp32
-        if ctx.flash:
-            sums = rows = _up(rows, _FLASH_ROWS)
+        if ctx.flash:  # in blocks of 128 rows
+            sums = rows = _up(rows, 128)
             width = _up(width, 32 if width <= 128 else 64)
-        else:
-            sums, rows, width = rows, _up(rows, _TILE if width <= 64 else 2 * _TILE), _up(width, _TILE)
+        else:  # in tiles
+            sums, rows, width = rows, _up(rows, 64 if width <= 64 else 128), _up(width, 64)
         held = [grad.new_empty(batch * heads * one, dtype=torch.float32) for one in (sums, rows * width)]
         if ctx.needs_input_grad[3]:  # its rows are padded to 16
             bias = query.new_empty(*query.shape[:-1], _up(key.shape[-2], 16))[..., : key.shape[-2]]
@@ -177,18 +173,15 @@ def _up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _operator(name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.aten, packet), overload or "default")
-
-
-def _in_fp32(operator: Any, with_dtype: bool) -> Callable[..., Any]:
+def _in_fp32(name: str) -> Callable[..., Any]:
     """The operator as CUDA's autocast calls it: in fp32, or with a result in fp32 and no copy of its input."""
-    fused = {"aten::softmax": torch._softmax, "aten::log_softmax": torch._log_softmax}.get(operator._schema.name)
+    packet, _, overload = name.partition(".")
+    operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
+    fused = {"softmax": torch._softmax, "log_softmax": torch._log_softmax}.get(packet)
 
     def call(first: Any, *others: Any, **options: Any) -> Any:
         with torch.autocast("cpu", enabled=False):
-            if not with_dtype:
+            if name not in _WITH_DTYPE:
                 return operator(_fp32(first), *map(_fp32, others), **options)
             if options.get("dtype") is not None or first.dtype not in (torch.float16, torch.bfloat16):
                 return operator(first, *others, **options)

@@ -180,7 +180,7 @@ def _cards(patterns: Sequence[str] | None) -> list[ModelCard]:
 # opening models, for audits of FLOPs as well
 
 
-def check_request(image_size: str | None, num_classes: int | None) -> None:
+def check_request(image_size: str | int | None, num_classes: int | None) -> None:
     """Raises UsageError for an image size or class count that no model could take."""
     if image_size is not None:
         try:

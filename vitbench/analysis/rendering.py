@@ -221,12 +221,11 @@ def _fit_to_text(one: Mapping[str, Any]) -> str:
         f"  {_setting_text(one)}",
         f"  largest batch  {fits}",
         f"  peak           {_size_text(peak['bytes'])} at batch {peak['batch']}, "
-        f"{_size_text(one['next_bytes'])} at {peak['batch'] + 1}",
+        f"{_size_text(peak['bytes'] + one['image_bytes'])} at {peak['batch'] + 1}",
         f"  one image      {_size_text(one['image_bytes'])}, and {_size_text(one['fixed_bytes'])} for every batch",
         f"  {_beside_text(one)}" if one["beside_bytes"] else "",
         f"  peak in        {at}",
         _indented(_table(parts, colalign=("left", "right", "right")), 17),
-        f"  checkpointing  {one['checkpointed']}" if one["checkpointed"] else "",
         _wrapped("  method         ", one["method"]),
     ]
     if _compared(one):
@@ -258,7 +257,8 @@ def _common_method(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _largest_text(one: Mapping[str, Any]) -> str:
-    bounded = one["largest_batch"] and one["next_bytes"] + one["beside_bytes"] <= one["memory_bytes"]
+    next_bytes = one["peak"]["bytes"] + one["image_bytes"] + one["beside_bytes"]
+    bounded = one["largest_batch"] and next_bytes <= one["memory_bytes"]
     return f"{'at least ' if bounded else ''}{one['largest_batch']:,}"
 
 
