@@ -72,6 +72,15 @@ def test_fp32_heads_that_are_no_multiple_of_four_are_explicit() -> None:
     assert ("float32", (2, 3, 50, 50)) in kept
 
 
+def test_queries_of_five_dimensions_are_explicit() -> None:
+    """check_tensor_shapes refuses them: the windows of Hiera."""
+    with fake_mode(), cuda_operators(fused=True):
+        query = torch.empty(2, 3, 4, 50, 64, dtype=torch.bfloat16, requires_grad=True)
+        output, kept = saved_by(lambda: F.scaled_dot_product_attention(query, query, query))
+    assert output.shape == query.shape
+    assert (50, 50) in [shape[-2:] for _, shape in kept]
+
+
 def test_a_mask_is_kept_with_rows_padded_to_eight() -> None:
     with fake_mode(), cuda_operators(fused=True):
         query, mask = torch.empty(2, 3, 50, 64, requires_grad=True), torch.empty(3, 50, 50)

@@ -84,8 +84,8 @@ class Setting:
 class Fit:
     """The largest batch within ``memory_bytes``; 0 if not even one image fits.
 
-    ``peak`` is that of the largest batch, or of one image; one image more adds ``image_bytes``; ``fixed_bytes`` is what
-    so many bytes an image leave of the peak. ``beside_bytes`` of the memory are left to what is no tensor (CUDA).
+    ``peak`` is that of the largest batch, or of one image; one image more adds ``image_bytes``, and ``fixed_bytes`` is
+    the peak without as many for each image. ``beside_bytes`` of the memory are left to what is no tensor (CUDA).
     ``changes``: options and the largest batch with them, or why there is none; None: not asked.
     """
 

@@ -100,31 +100,31 @@ def fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """torch's ``scaled_dot_product_attention`` as CUDA allocates for it; queries (..., H, L, d) -> (..., H, L, d).
+    """torch's ``scaled_dot_product_attention`` as CUDA allocates for it; queries (..., L, d) -> (..., L, d).
 
-    FlashAttention-2 for fp16 and bf16 without a mask, else memory-efficient attention, which takes no heads whose width
-    is not a multiple of 16 bytes: these are explicit. Both keep query, key, value, output, log-sum-exp and mask for the
-    backward pass. The values are meaningless.
+    FlashAttention-2 for fp16 and bf16 without a mask, else memory-efficient attention. Both keep query, key, value,
+    output, log-sum-exp and mask for the backward pass. Explicit attention where neither can: queries that are not
+    (B, H, L, d), and for the second widths that are not a multiple of 16 bytes. The values are meaningless.
     """
     if torch.is_autocast_enabled("cpu"):
         lower = torch.get_autocast_dtype("cpu")
         query, key, value = (one.to(lower) for one in (query, key, value))
-    leading, width = query.shape[:-3], query.shape[-1]
     if enable_gqa:
         key, value = (one.repeat_interleave(query.shape[-3] // one.shape[-3], -3) for one in (key, value))
-    query, key, value = (one.reshape(-1, *one.shape[-3:]) for one in (query, key, value))
+    width = query.shape[-1]
     flash = query.dtype in (torch.float16, torch.bfloat16) and attn_mask is None and width <= 256
-    if flash and width % 8:  # its kernels read 16 bytes at once
-        query, key, value = (F.pad(one, (0, -width % 8)) for one in (query, key, value))
     if attn_mask is not None:
         attn_mask = attn_mask.to(query.dtype)
-    if not flash and width * query.element_size() % 16:
-        explicit = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal)
-        return explicit[0].reshape(*leading, *explicit[0].shape[-3:])
+    if query.dim() != 4 or (not flash and width * query.element_size() % 16):
+        explicit = torch.ops.aten._scaled_dot_product_attention_math
+        found: Tensor = explicit(query, key, value, attn_mask, dropout_p, is_causal)[0]
+        return found
+    if flash and width % 8:  # its kernels read 16 bytes at once
+        query, key, value = (F.pad(one, (0, -width % 8)) for one in (query, key, value))
     if attn_mask is not None and any(one % 8 for one in attn_mask.stride()[:-1]):
         attn_mask = F.pad(attn_mask, (0, 8 - attn_mask.shape[-1] % 8))[..., : attn_mask.shape[-1]]
     output: Tensor = _Attention.apply(query, key, value, attn_mask, flash)
-    return output[..., :width].reshape(*leading, *output.shape[-3:-1], width)
+    return output[..., :width]
 
 
 class _Attention(torch.autograd.Function):
