@@ -83,10 +83,12 @@ def run_command(arguments: list[str]) -> int:
         result = app(args=arguments, prog_name="vitbench", standalone_mode=False)
     except _PARSER_ERROR as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
+        text = " ".join(text.split()).rstrip(".")
         command = next((word for word in arguments if not word.startswith("-")), "")
-        return complain(
-            f"{' '.join(text.split()).rstrip('.')}. See: vitbench {f'{command} ' if command else ''}--help", 2
+        command = (
+            f"{command} " if any(command == name.rstrip("_") for names in _PANELS.values() for name in names) else ""
         )
+        return complain(f"{text}{'' if text.endswith('?') else '.'} See: vitbench {command}--help", 2)
     except UsageError as error:
         return complain(str(error), 2)
     except VitbenchError as error:

@@ -189,7 +189,9 @@ MISTAKES = [
     (["show", "timm:vit_tiny_patch16_224", "--image-size", "225"], "its patch of 16 px does not divide it. Give multiples, such as 224"),
     (["show", "timm:vit_tny_patch16_224"], "Did you mean 'timm:vit_tiny_patch16_224'"),
     (["report", "nowhere"], "nowhere is not a run folder"),
-    (["reprot"], "reprot"),
+    (["reprot"], "Did you mean 'report'? See: vitbench --help"),
+    (["frontier", "vit_basic", "--image-sizes", ","], "A list is empty: --image-sizes ','"),
+    (["scale", "vit_base16", "vit_basic", "--crossover"], "vit_base16 has 1000 classes, vit_basic has 10"),
 ]  # fmt: skip
 
 

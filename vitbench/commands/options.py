@@ -135,13 +135,13 @@ def suite_keys(context: Context) -> dict[str, Any]:
     for name, value in values.items():
         match name:
             case "models" | "image_sizes" | "devices" | "dtypes" | "attention" | "modes" | "metrics" | "recipe":
-                keys[name] = split_words(value)
+                keys[name] = split_words(value, name)
             case "batch_sizes" | "threads":
                 keys[name] = _integers(value, name)
             case "seed":
                 keys["seeds"] = _integers(value, name)
             case "compile":
-                keys[name] = [_choose(word.lower(), name, _SWITCHES) for word in split_words(value) or ()]
+                keys[name] = [_choose(word.lower(), name, _SWITCHES) for word in split_words(value, name) or ()]
             case "mode":
                 keys["modes"] = _choose(value, name, _MODES)
             case "precision":
@@ -155,14 +155,17 @@ def suite_keys(context: Context) -> dict[str, Any]:
     return keys
 
 
-def split_words(text: str | Sequence[str] | None) -> list[str] | None:
-    """``a, b`` or [``a``, ``b``] -> [a, b]; None stays None. Raises UsageError for a list without words."""
+def split_words(text: str | Sequence[str] | None, name: str = "") -> list[str] | None:
+    """``a, b`` or [``a``, ``b``] -> [a, b]; None stays None. Raises UsageError for a list without words, which names
+    the option ``name`` if that is given.
+    """
     if text is None:
         return None
     joined = text if isinstance(text, str) else ",".join(text)
     words = [word.strip() for word in joined.split(",") if word.strip()]
     if not words:
-        raise UsageError(f"A list is empty: {joined!r}. Give values separated by commas")
+        where = f"{_option(name)} " if name else ""
+        raise UsageError(f"A list is empty: {where}{joined!r}. Give values separated by commas")
     return words
 
 
@@ -186,7 +189,7 @@ def allow_imports() -> None:
 def _integers(text: str | int, name: str) -> list[int | str]:
     """``1, 8`` -> [1, 8]; the word ``auto`` stays for threads."""
     also = ["auto"] if name == "threads" else []
-    words = split_words(str(text)) or []
+    words = split_words(str(text), name) or []
     for word in words:
         if word not in also and not re.fullmatch(r"[+-]?\d+", word):
             raise UsageError(f"Option {_option(name)}: {' or '.join([f'{word!r} is not a whole number', *also])}")

@@ -15,7 +15,6 @@ from typer import Context, Option
 from vitbench.commands import options
 from vitbench.commands.output import note, print_answers
 from vitbench.core.errors import UsageError
-from vitbench.core.records import HARMLESS, format_image_size
 
 if TYPE_CHECKING:
     from vitbench.analysis.scaling import Scaling
@@ -70,6 +69,7 @@ def scale(
 
     from vitbench.analysis.crossover import Pair
     from vitbench.analysis.scaling_text import answers_of, study_to_text
+    from vitbench.core.records import HARMLESS
     from vitbench.core.run_folder import write_atomically
     from vitbench.devices import find_device
     from vitbench.executors.launcher import make_launcher
@@ -126,6 +126,16 @@ def _count(
     """Each model at its sizes, those that cross at the same ones; and the answers for models that failed."""
     from vitbench.analysis.model_summary import inspect_model
     from vitbench.analysis.scaling import choose_sizes, scale_model, side_of_patches
+    from vitbench.core.records import format_image_size
+    from vitbench.models import describe_model
+
+    if crossover and suite.num_classes is None:
+        classes = [describe_model(name).num_classes for name in names]
+        if len(set(classes)) > 1:
+            raise UsageError(
+                f"{names[0]} has {classes[0]} classes, {names[1]} has {classes[1]}: models that cross do the same "
+                f"task. Give both --num-classes {classes[0]}"
+            )
 
     def inspect(card: ModelCard, subject: Subject) -> dict[str, Any]:
         base = replace(subject.cell, mode=suite.modes[0])
@@ -146,12 +156,6 @@ def _count(
     failed = [answer for answer in answers if "error" in answer]
     counted: list[Scaling] = [answer["scaling"] for answer in answers if "error" not in answer]
     if crossover and not failed:
-        classes = [one.cell.num_classes for one in counted]
-        if len(set(classes)) > 1:
-            raise UsageError(
-                f"{names[0]} has {classes[0]} classes, {names[1]} has {classes[1]}: models that cross do the same "
-                f"task. Give both --num-classes {classes[0]}"
-            )
         for one, other in itertools.pairwise(counted[0].points):
             if one.n == other.n:
                 sizes = " and ".join(format_image_size(point.image_size) for point in (one, other))
