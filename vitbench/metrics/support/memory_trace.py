@@ -57,7 +57,8 @@ class BatchTrace:
         with _explained(), self._mode:
             self._fake = fake_subject(subject, cell, optimizer)
         if cell.mode == "train" and any(isinstance(one, nn.RNNBase) for one in self._fake.model.modules()):
-            raise Unsupported("torch does not state what nn.LSTM and the like keep for the backward pass")
+            why = "torch does not state what nn.LSTM and the like keep for the backward pass"
+            raise Unsupported(f"{why}. Use vitbench frontier")
 
     def peak(self, batch: int) -> Peak:
         """The peak of a call on ``batch`` images (1 or more), by arithmetic from 2 on."""
