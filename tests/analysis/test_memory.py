@@ -319,6 +319,7 @@ def test_not_even_one_image_is_an_answer_with_exit_code_1(capsys: pytest.Capture
     ("arguments", "code", "message"),
     [
         (("vit_basic", "--memory", "8GG"), 2, "'8GG' is not a valid memory size"),
+        (("vit_basic", "--memory", "16"), 2, "--memory: '16' is 16 bytes. Give a unit, such as 16GiB"),
         (("vit_basik", "--memory", "8GiB"), 2, "Did you mean 'vit_basic'?"),
         (("vit_basic", "--memory", "8GiB", "--dtype", "fp8"), 2, "--dtype 'fp8' is not known"),
         (("vit_basic", "--memory", "8GiB", "--dtype", "fp16"), 1, "amp trains in fp16 and fp32"),

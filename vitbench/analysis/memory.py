@@ -29,6 +29,8 @@ from vitbench.suites.schema import parse_bytes
 
 #: On the CPU and on CUDA, where torch updates all parameters at once. Adam's tensors are those of AdamW; SGD, with its
 #: momentum, works in place.
+#: A smaller number lacks its unit: nobody has 16 bytes.
+_LEAST_BYTES = 1024
 _SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 _OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], Callable[..., torch.optim.Optimizer]]] = {
     "adamw": (LargestAdamW, ForeachAdamW),
@@ -254,6 +256,9 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 def _memory(text: int | str) -> int:
     try:
-        return parse_bytes(text)
+        amount = parse_bytes(text)
     except ValueError as error:
         raise UsageError(f"--memory: {error}") from error
+    if amount < _LEAST_BYTES:
+        raise UsageError(f"--memory: {text!r} is {amount} bytes. Give a unit, such as 16GiB")
+    return amount
