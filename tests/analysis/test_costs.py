@@ -126,6 +126,14 @@ def test_explicit_attention_has_the_closed_forms_training_step() -> None:
 
 
 @pytest.mark.integration
+def test_fused_attention_with_dropout_is_said_to_save_its_scores() -> None:
+    fused, explicit = (answer_of("vit_base16", attention=attention) for attention in ("fused", "explicit"))
+    assert fused["total"]["flops_backward"] == explicit["total"]["flops_backward"]  # no score is computed again
+    assert "attention with dropout runs in parts in a training step on the CPU" in fused["method"]
+    assert "dropout" not in explicit["method"]
+
+
+@pytest.mark.integration
 def test_the_text_is_as_reviewed(capsys: pytest.CaptureFixture[str], golden: Callable[[str, str], None]) -> None:
     pages = []
     for options in ([], ["--by", "block"], ["--depth", "1", "--batch-size", "8"]):
