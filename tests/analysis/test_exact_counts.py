@@ -225,8 +225,10 @@ def cpu_kernel_alone(logits: torch.Tensor) -> Any:
     ],
 )
 def test_a_baseline_of_what_cannot_be_counted_completely_is_read_again(
-    output: Callable[[torch.Tensor], Any], absent: set[str], tmp_path: Path
+    output: Callable[[torch.Tensor], Any], absent: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # torch's compiler, where it fails, changes when later calls in this process free their arguments
+    monkeypatch.setattr("vitbench.analysis.exact_counts.count_graph_breaks", lambda *_, **__: {})
     subject = subject_of(lambda: Returns(output))
     place = Place(model="returns", image_size=(32, 32), num_classes=10)
     of_run = replace(place, batch_size=1, dtype="fp32", mode="infer")

@@ -168,3 +168,13 @@ def test_compiled_cells_are_unsupported() -> None:
     found = measured("tensor_memory", subject)
     assert {one.status for one in found.values()} == {"unsupported"}
     assert "dispatching" in found["tensor_peak"].detail
+
+
+def test_dropout_in_evaluation_copies_nothing_whatever_torch_has_loaded() -> None:
+    import torch._decomp.decompositions  # its dropout copies the input
+
+    images = torch.ones(1000)
+    with TensorAccount({"batch": [images]}) as account, torch.inference_mode():
+        same = nn.Dropout(0.5).eval()(images)
+    assert same.data_ptr() == images.data_ptr()
+    assert account.peak() == {**dict.fromkeys(KINDS, 0), "batch": 4000}

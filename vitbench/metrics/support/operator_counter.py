@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from vitbench.core.errors import Unsupported
 from vitbench.metrics.support.operator_formulas import ELEMENTWISE, NO_ARITHMETIC
 from vitbench.metrics.support.product_formulas import PRODUCTS, numel
-from vitbench.metrics.support.tensor_memory import consists_of_others, tensors_in
+from vitbench.metrics.support.tensor_memory import consists_of_others, run_in_parts, tensors_in
 
 #: Libraries of torch's own bookkeeping.
 BOOKKEEPING = frozenset({"prim", "profiler"})
@@ -111,7 +111,7 @@ class OperatorCounter(TorchDispatchMode):
             return func(*args, **kwargs)
         if consists_of_others(func):
             with self:
-                return func.decompose(*args, **kwargs)
+                return run_in_parts(func, args, kwargs)
         output = func(*args, **kwargs)
         self._count(name_of(func), func, args, kwargs, output)
         return output

@@ -72,7 +72,7 @@ class TensorAccount(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if consists_of_others(func):
             with self:
-                return func.decompose(*args, **(kwargs or {}))
+                return run_in_parts(func, args, kwargs or {})
         output = func(*args, **(kwargs or {}))
         for tensor in tensors_in(output):
             # what checkpointing computes again belongs to the backward pass
@@ -139,6 +139,18 @@ def consists_of_others(func: Any) -> bool:
         return False
     # silu_backward and the like have a kernel of their own beside a formula of others, and run that
     return not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")
+
+
+def run_in_parts(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Run an operator that consists of others as torch's own kernel does.
+
+    ``func.decompose`` prefers a Python kernel where one is registered, as torch's compiler does when it loads: that of
+    dropout copies its input in evaluation, which a call does not.
+    """
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):
+        return func._op_dk(key, *args, **kwargs)
+    return func.decompose(*args, **kwargs)
 
 
 def follow_call(subject: Subject) -> TensorAccount:
