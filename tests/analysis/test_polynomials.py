@@ -1,4 +1,4 @@
-"""Polynomials in fractions: what is put in comes out, and what is none is told."""
+"""Polynomials in fractions: known coefficients are found, and counts that are no polynomial are reported."""
 
 from __future__ import annotations
 

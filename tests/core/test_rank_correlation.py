@@ -77,7 +77,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_samples(correlation: float, n
 
 
 def test_a_bootstrap_over_five_pairs_would_hold_it_in_six_of_ten() -> None:
-    """Why there is none: percentiles of 400 resamples, where 95 % is the nominal rate."""
+    """Why no bootstrap is used: percentiles of 400 resamples, where 95 % is the nominal rate."""
     generator = np.random.default_rng(0)
     truth, covered = 6 / math.pi * math.asin(0.95 / 2), []
     for one, other in zip(*pairs_of(0.95, 5, 300), strict=True):

@@ -88,7 +88,7 @@ class Fit:
 
     ``peak`` is that of the largest batch, or of one image; one image more adds ``image_bytes``, and ``fixed_bytes`` is
     the peak without as many for each image. ``beside_bytes`` of the memory are left to what is no tensor (CUDA).
-    ``changes``: options and the largest batch with them, or why there is none; None: not asked.
+    ``changes``: options and the largest batch with them, or the reason why it is unavailable; None: not asked.
     """
 
     memory_bytes: int

@@ -86,7 +86,7 @@ def fit(points: Sequence[tuple[int, int]]) -> Fit:
 
 
 def exponents(points: Sequence[tuple[int, int]], found: Fit | None) -> list[float | None]:
-    """The local exponent at each of (N, count): of the polynomial, or where there is none from the N before."""
+    """The local exponent at each of (N, count): of the polynomial; without one, from the N before."""
     if found is not None and found.off is None:
         return [found.polynomial.exponent(n) for n, _ in points]
     steps = itertools.pairwise(points)

@@ -107,7 +107,7 @@ class Scaling:
         return fit([(point.n, point.flops) for point in self.points])
 
     def flops_exponents(self) -> list[float | None]:
-        """The local exponent at each size: of the polynomial, or where there is none from the size before."""
+        """The local exponent at each size: of the polynomial; without one, from the size before."""
         return exponents([(point.n, point.flops) for point in self.points], self.flops)
 
     def memory(self, batch: int) -> list[Piece]:

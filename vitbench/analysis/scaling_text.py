@@ -158,7 +158,7 @@ def _crossover_lines(one: Scaling, other: Scaling, found: Sequence[Crossover]) -
 
 
 def crossing_words(crossover: Crossover, one: Scaling) -> list[str]:
-    """The crossings of one quantity in words, or that there is none between the smallest and the largest size."""
+    """The crossings of one quantity in words, or "no crossover" from the smallest to the largest size."""
     signs, texts = crossover.signs, []
     if not signs:
         return ["unknown: at no size are there values of both"]
