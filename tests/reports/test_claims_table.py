@@ -24,9 +24,9 @@ from vitbench.reports.markdown.claims import (
 )
 from vitbench.reports.markdown.explanations import CLAIMS
 from vitbench.reports.markdown.page import render_markdown
-from vitbench.reports.markdown.tables import value_text
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.tables import Column, Display
+from vitbench.reports.value_text import value_text
 
 CARDS = {card.name: card for card in load_model_cards()}
 HEADING = "## Published values"

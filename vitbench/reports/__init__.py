@@ -2,7 +2,8 @@
 
 ``records.jsonl`` -> ``Run`` -> rows -> tables of values (``model/``) -> ``markdown/``, ``plots/``, CSV, a tidy frame.
 Imports analysis (claims), suites, training (recipes), devices and core. Start with ``model/rows.py`` and
-``model/tables.py``: no digit is rounded and nothing escaped there; ``markdown/tables.py`` renders a table.
+``model/tables.py``: no digit is rounded and nothing escaped there. ``value_text.py`` decides on digits and brackets,
+and each format escapes.
 """
 
 from __future__ import annotations

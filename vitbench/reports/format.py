@@ -81,11 +81,15 @@ def telling_line(stderr_tail: str) -> str:
     return lines[-1] if lines[0].startswith(("Traceback", "Fatal Python error", "File ")) else lines[0]
 
 
-def cell_text(text: str, limit: int = 200) -> str:
-    """A text as one cell of a Markdown table: one line of about ``limit`` characters, all of them escaped."""
+def plain_text(text: str, limit: int = 200) -> str:
+    """A text on one line of at most ``limit`` characters, without private paths and control characters."""
     line = printable(" ".join(without_paths(text[: 50 * limit]).split()))
-    if len(line) > limit:
-        line = line[: limit - 1].rstrip() + "…"
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def cell_text(text: str, limit: int = 200) -> str:
+    """``plain_text`` as one cell of a Markdown table, escaped."""
+    line = plain_text(text, limit)
     line = line.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = line.replace("](", "]\\(")  # no link, no image from elsewhere
     return re.sub(r"([|`*$])", r"\\\1", line)
