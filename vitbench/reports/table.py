@@ -12,8 +12,9 @@ from vitbench.core.stats.estimates import BY_CLASS
 from vitbench.core.stats.intervals import Estimate
 from vitbench.core.text import csv_text
 from vitbench.reports.format import without_paths
+from vitbench.reports.model.lines import batch_of, lines_of
 from vitbench.reports.model.noise import busy_beside, has_few_samples, turns_used
-from vitbench.reports.model.rows import Row, build_rows, sort_key
+from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.values import MetricValue, value_of
 from vitbench.suites.thresholds import yields_of
@@ -145,10 +146,10 @@ def render_csv(runs: Sequence[Run]) -> str:
     """
     import pandas as pd
 
-    rows = sorted(build_rows(runs), key=sort_key)
-    extra = _extra_columns(rows)
-    lines = [line for row in rows for line in _report_lines(row, extra)]
-    frame = pd.DataFrame(lines) if lines else pd.DataFrame(columns=["run", "device", "image_size", "model"])
+    lines = lines_of(build_rows(runs))
+    extra = _extra_columns(lines)
+    content = [_report_line(line, extra) for line in lines]
+    frame = pd.DataFrame(content) if content else pd.DataFrame(columns=["run", "device", "image_size", "model"])
     frame = frame.astype({name: "Int64" for name in frame if name in _WHOLE_NUMBERS})
     for name in frame.columns:
         if not pd.api.types.is_numeric_dtype(frame[name]):
@@ -205,63 +206,57 @@ def _tidy_lines(run: str, record: Record) -> list[dict[str, Any]]:
     return lines
 
 
-def _report_lines(row: Row, extra: Sequence[Extra]) -> list[dict[str, Field]]:
-    infer = {record.cell.batch_size: record for record in row.infer}
-    train = {record.cell.batch_size: record for record in row.train}
-    facts = {name: value for metric in FACTS for name, value in _columns(metric, row.fact(metric)).items()}
-    trained = {name: value for metric in TRAINING for name, value in _columns(metric, row.trained(metric)).items()}
-    # A row of a training alone has no batch that was timed.
-    batches: list[int | None] = [*sorted({*infer, *train})] or [None]
-    return [
-        _conditions(row, batch)
-        | facts
-        | _at_batch(infer.get(batch or 0), train.get(batch or 0))
-        | trained
-        | _extra(row, infer.get(batch or 0), train.get(batch or 0), extra)
-        | _of_roof(row, infer.get(batch or 0), train.get(batch or 0))
-        for batch in batches
-    ]
+def _report_line(line: Row, extra: Sequence[Extra]) -> dict[str, Field]:
+    facts = {name: value for metric in FACTS for name, value in _columns(metric, line.fact(metric)).items()}
+    trained = {name: value for metric in TRAINING for name, value in _columns(metric, line.trained(metric)).items()}
+    return _conditions(line) | facts | _at_batch(line) | trained | _extra(line, extra) | _of_roof(line)
 
 
-def _conditions(row: Row, batch: int | None) -> dict[str, Field]:
-    fields = cell_fields(row.cell)
-    training = row.training.cell if row.training else None
+def _calls(line: Row) -> tuple[Record | None, Record | None]:
+    """The inference and the training step of a line."""
+    return next(iter(line.infer), None), next(iter(line.train), None)
+
+
+def _conditions(line: Row) -> dict[str, Field]:
+    fields = cell_fields(line.cell)
+    training = line.training.cell if line.training else None
     return {
-        "run": row.run,
+        "run": line.run,
         **{name: fields[name] for name in ("device", "image_size", "height", "width", "model", "batch_size")},
-        "batch_size": batch,
+        "batch_size": batch_of(line),
         **{name: fields[name] for name in ("dtype", "attention", "compile", "threads")},
         "memory_limit_bytes": fields["memory_limit"],
         "num_classes": fields["num_classes"],
-        "weights": row.axes["weights"],
-        "data": row.axes["data"] or None,
-        "recipe": row.axes["recipe"] or None,
+        "weights": line.axes["weights"],
+        "data": line.axes["data"] or None,
+        "recipe": line.axes["recipe"] or None,
         "recipe_hash": training.recipe_hash if training else None,
         "training_image_size": format_image_size(training.image_size) if training else None,
         "training_device": training.device if training else None,
         "training_batch_size": training.batch_size if training else None,
-        "seed": row.cell.seed,
-        "options": " ".join(f"{key}={value}" for key, value in row.options.items()),
-        "row_status": row.status,
+        "seed": line.cell.seed,
+        "options": " ".join(f"{key}={value}" for key, value in line.options.items()),
+        "row_status": (line.whole or line).status,
     }
 
 
-def _at_batch(infer: Record | None, train: Record | None) -> dict[str, Field]:
-    line: dict[str, Field] = {}
+def _at_batch(line: Row) -> dict[str, Field]:
+    infer, train = _calls(line)
+    found: dict[str, Field] = {}
     for name, record in (("inference", infer), ("training_step", train)):
         texts = (record.status, record.cause, without_paths(record.detail)) if record else ("", "", "")
-        line |= zip((f"{name}_cell_{what}" for what in ("status", "cause", "detail")), texts, strict=True)
+        found |= zip((f"{name}_cell_{what}" for what in ("status", "cause", "detail")), texts, strict=True)
     for metric in INFERENCE:
-        line |= _columns(metric, value_of(infer, metric))
+        found |= _columns(metric, value_of(infer, metric))
         if metric == "inference_peak_memory":
-            line |= _process_peak("inference", infer)
+            found |= _process_peak("inference", infer)
         if metric == "latency":
-            line |= _latency_extras(value_of(infer, metric))
+            found |= _latency_extras(value_of(infer, metric))
     for metric in TRAINING_STEP:
-        line |= _columns(metric, value_of(train, metric))
+        found |= _columns(metric, value_of(train, metric))
         if metric == "training_peak_memory":
-            line |= _process_peak("training", train)
-    return line
+            found |= _process_peak("training", train)
+    return found
 
 
 def _process_peak(where: str, record: Record | None) -> dict[str, Field]:
@@ -299,27 +294,28 @@ def _extra_columns(rows: Sequence[Row]) -> list[Extra]:
     return found
 
 
-def _extra(row: Row, infer: Record | None, train: Record | None, columns: Sequence[Extra]) -> dict[str, Field]:
+def _extra(line: Row, columns: Sequence[Extra]) -> dict[str, Field]:
     """The metrics of ``columns``, each from its own cell of the line; not the other's where that has none."""
-    records = {"inference": (infer,), "training": (train,), "any": row.records, "": (row.training,)}
-    line: dict[str, Field] = {}
+    whole = (line.whole or line).records
+    records = {"inference": line.infer, "training": line.train, "any": whole, "": (line.training,)}
+    fields: dict[str, Field] = {}
     for one in columns:
         found = [record for record in records[one.where] if record and record.measurement(one.metric)]
-        line |= _column(one.column, 1, value_of(found[0] if found else None, one.metric), f"{one.name}_status")
-    return line
+        fields |= _column(one.column, 1, value_of(found[0] if found else None, one.metric), f"{one.name}_status")
+    return fields
 
 
-def _of_roof(row: Row, infer: Record | None, train: Record | None) -> dict[str, Field]:
+def _of_roof(line: Row) -> dict[str, Field]:
     """The shares of the machine's roof, where the run has one."""
-    line: dict[str, Field] = {}
-    if row.roof is None:
-        return line
-    for metric, record in (("latency", infer), ("training_step", train)):
-        found = row.roof.of(record.cell.id) if record else None
+    fields: dict[str, Field] = {}
+    if line.roof is None:
+        return fields
+    for metric, record in zip(("latency", "training_step"), _calls(line), strict=True):
+        found = line.roof.of(record.cell.id) if record else None
         for name, ending in (("share", ""), ("low", "_low"), ("high", "_high")):
-            line[f"{metric}_of_roof{ending}"] = _rounded(getattr(found, name, None))
-        line[f"{metric}_bound_by"] = found.bound if found else None
-    return line
+            fields[f"{metric}_of_roof{ending}"] = _rounded(getattr(found, name, None))
+        fields[f"{metric}_bound_by"] = found.bound if found else None
+    return fields
 
 
 def _columns(metric: str, found: MetricValue) -> dict[str, Field]:

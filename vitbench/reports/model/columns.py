@@ -92,7 +92,7 @@ def main_table(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> Tabl
     """
     columns = _metric_columns(rows, main=True, floors=floors)
     if any(row.training for row in rows):
-        columns.append(_accuracy_column(rows))
+        columns.append(accuracy_column(rows))
     asked = [one for one in columns if any(one.value(row).status is not None for row in rows)]
     status = RowColumn(Column(name="status"), lambda row: text_value(row.status))
     return table_of([MODEL, *axis_columns(axes), *asked, status], rows)
@@ -115,31 +115,31 @@ def _metric_columns(rows: Sequence[Row], *, main: bool, floors: Floors | None = 
     infer: list[RowColumn] = []
     step: list[RowColumn] = []
     trained: list[RowColumn] = []
-    for metric, value, column in _declared():
+    for metric, value, column in declared():
         if value.name == "latency" and batch is not None:
             infer += _speed_columns(rows, value, batch, floors or {}) if main else _sample_columns(value, batch)
             infer += [] if main else _time_columns(value, Row.at_smallest_batch, batch, "first call")
         elif value.name == "training_step" and step_batch is not None and not main:
-            step.append(_metric_column(value, column.heading, Row.at_training_batch, step_batch, relative=True))
+            step.append(metric_column(value, column.heading, Row.at_training_batch, step_batch, relative=True))
             step += _time_columns(value, Row.at_training_batch, step_batch, "first training step")
         elif column.main is not main:
             continue
         elif metric.process == "training":
-            trained.append(_metric_column(value, column.heading, Row.trained))
+            trained.append(metric_column(value, column.heading, Row.trained))
         elif value.kind == "exact":
-            facts.append(_metric_column(value, column.heading, Row.fact))
+            facts.append(metric_column(value, column.heading, Row.fact))
         else:
             modes = {value.mode} if value.mode else set(metric.modes)
             heading = column.heading if modes == {"train"} else column.training_heading
             asked = metric.by_default
             if batch is not None and "infer" in modes and (asked or _was_asked(value, (r.infer[:1] for r in rows))):
-                infer.append(_metric_column(value, column.heading, Row.at_smallest_batch, batch))
+                infer.append(metric_column(value, column.heading, Row.at_smallest_batch, batch))
             if step_batch is not None and heading and (asked or _was_asked(value, (row.train[-1:] for row in rows))):
-                step.append(_metric_column(value, heading, Row.at_training_batch, step_batch))
+                step.append(metric_column(value, heading, Row.at_training_batch, step_batch))
     return [*facts, *infer, *step, *trained]
 
 
-def _declared() -> list[tuple[registry.Metric, registry.Yields, registry.Column]]:
+def declared() -> list[tuple[registry.Metric, registry.Yields, registry.Column]]:
     """What registered metrics declare to have a column, in order."""
     found = [(metric, one, one.column) for _, metric in METRICS.items() for one in metric.yields if one.column]
     return sorted(found, key=lambda one: _ORDER.index(one[1].name) if one[1].name in _ORDER else len(_ORDER))
@@ -192,7 +192,7 @@ def _was_asked(value: registry.Yields, cells: Iterable[Sequence[Record]]) -> boo
     return any(record.measurement(value.name) for records in cells for record in records)
 
 
-def _metric_column(
+def metric_column(
     value: registry.Yields,
     heading: str,
     get: Getter,
@@ -200,6 +200,8 @@ def _metric_column(
     *,
     relative: bool = False,
 ) -> RowColumn:
+    """What a metric is, or a time over the reference; a note if that is not of ``batch``."""
+
     def shown(row: Row) -> Value:
         found = get(row, value.name)
         note = _other_batch(found, batch) or empty_classes(found)
@@ -217,7 +219,7 @@ def _speed_columns(rows: Sequence[Row], value: registry.Yields, batch: int, floo
         return marked(number_value(found.value, note=Note("batch", found.batch_size or 0)), found)
 
     return [
-        *(_metric_column(value, "latency", Row.at_smallest_batch, batch, relative=one) for one in (False, True)),
+        *(metric_column(value, "latency", Row.at_smallest_batch, batch, relative=one) for one in (False, True)),
         _rank_column(rows, batch, floors),
         RowColumn(Column(name="best throughput", display=Display("image/s")), best),
     ]
@@ -281,18 +283,19 @@ def _roof_columns(rows: Sequence[Row]) -> list[RowColumn]:
         batch = (max if what else min)(batches, default=None)
         for name, value, display in (("% of roof", share_value, PERCENT_OF_ROOF), ("bound by", bound_value, TEXT)):
             column = Column(name=f"{what}{name}", display=display, batch=batch)
-            columns.append(RowColumn(column, partial(_roof_value, get=get, batch=batch, value=value)))
+            columns.append(RowColumn(column, partial(roof_value, get=get, batch=batch, value=value)))
     return columns
 
 
-def _roof_value(
+def roof_value(
     row: Row, get: Callable[[Row], Sequence[Record]], batch: int | None, value: Callable[[CellRoof, Record], Value]
 ) -> Value:
+    """What ``value`` makes of the first record that ``get`` finds; a note if that is not of ``batch``."""
     records = get(row)
     if row.roof is None or not records:
         return Value()
     cell = records[0].cell
-    note = None if cell.batch_size == batch else Note("batch", cell.batch_size)
+    note = None if batch in (None, cell.batch_size) else Note("batch", cell.batch_size)
     if (found := row.roof.of(cell.id)) is not None:
         return replace(value(found, records[0]), note=note)
     reason = row.roof.unavailable(cell.id)
@@ -343,7 +346,7 @@ def _other_batch(found: MetricValue, batch: int | None) -> Note | None:
     return Note("batch", found.batch_size or 0)
 
 
-def _accuracy_column(rows: Sequence[Row]) -> RowColumn:
+def accuracy_column(rows: Sequence[Row]) -> RowColumn:
     """Data and the number of test images go into the heading if all rows have the same."""
     tested = {found.value for row in rows if (found := row.trained("test_images")).value is not None}
     same = round(next(iter(tested))) if len(tested) == 1 else None

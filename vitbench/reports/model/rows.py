@@ -28,7 +28,7 @@ class Row:
 
     ``cell`` stands for all of them (its batch size and mode mean nothing); ``infer`` and ``train`` hold the cells on
     random or loaded weights by ascending batch size, ``training`` the cell that tested the model, after training it or
-    with the same loaded weights. ``roof`` is its run's.
+    with the same loaded weights. ``roof`` is its run's. A row narrowed to one batch (``lines.py``) has its ``whole``.
     """
 
     run: str
@@ -37,6 +37,7 @@ class Row:
     train: tuple[Record, ...] = ()
     training: Record | None = None
     roof: Roof | None = field(default=None, repr=False)
+    whole: Row | None = field(default=None, repr=False)
 
     @property
     def image_size(self) -> str:
@@ -82,7 +83,7 @@ class Row:
 
         Without one the first failure; an empty value if a cell that went well has none.
         """
-        values = [value_of(record, metric) for record in self.records]
+        values = [value_of(record, metric) for record in (self.whole or self).records]
         good = (one for one in values if one.status == "ok")
         measured = (one for one in values if one.measurement is not None)
         asked = values if all(one.status is not None for one in values) else []
