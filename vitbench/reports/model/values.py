@@ -125,15 +125,18 @@ class MetricValue:
         """Images a batch of the cell."""
         return self.record.cell.batch_size if self.record else None
 
-    def percentile(self, q: float) -> float | None:
-        """The quantile of the steady samples of all processes; None if there are too few."""
+    @cached_property
+    def steady_samples(self) -> list[float]:
+        """The samples that count, of all turns of all processes; empty without a value."""
         if self.status != "ok" or self.measurement is None:
-            return None
+            return []
         turns = self.measurement.turns or tuple((len(process),) for process in self.measurement.samples)
         pairs = zip(self.measurement.samples, turns, strict=True)
-        return percentile(
-            [x for process, counts in pairs for turn in steady_in_turns(process, counts) for x in turn], q
-        )
+        return [x for process, counts in pairs for turn in steady_in_turns(process, counts) for x in turn]
+
+    def percentile(self, q: float) -> float | None:
+        """The quantile of ``steady_samples``; None if there are too few."""
+        return percentile(self.steady_samples, q)
 
 
 def value_of(record: Record | None, metric: str) -> MetricValue:
