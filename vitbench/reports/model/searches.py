@@ -133,11 +133,21 @@ def _largest_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> T
     lines: dict[tuple[Value, ...], dict[tuple[int, int], Value]] = {}
     for search in searches:
         names = (text_value(search.base.model), *(one.value(search.row) for one in others))
-        lines.setdefault(names, {})[search.base.image_size] = text_value(search.found)
+        lines.setdefault(names, {})[search.base.image_size] = _found(search)
     columns = [Column(name="model"), *(one.column for one in others)]
     columns += [Column(name=f"{format_image_size(size)} px", display=WHOLE) for size in sizes]
     values = ((*names, *(found.get(size, Value()) for size in sizes)) for names, found in lines.items())
     return Table(tuple(columns), tuple(values))
+
+
+def _found(search: Search) -> Value:
+    """The largest batch in words and as a number, 0 if none is known; the reason says what ended the search."""
+    standing, failed = search.standing, search.failed
+    ended = [f"{_how_it_failed(search).text} at batch {failed.cell.batch_size}"] if failed else []
+    limit = _limit(search).text
+    reason = "; ".join([*ended, *([f"limit: {limit}"] if limit else [])])
+    status = failed.status if failed and standing.is_over and not standing.largest else "ok"
+    return Value(text=search.found, number=standing.largest, status=status, reason=reason)
 
 
 def _ends_table(searches: Sequence[Search], others: Sequence[RowColumn]) -> Table:

@@ -1,0 +1,401 @@
+/* The charts of the page. Each takes the page's data, the lines that are shown and the page's state, and gives
+   {node, caption}. Only this file knows Observable Plot and d3. Names are only ever set as text. */
+"use strict";
+const charts = (() => {
+  const MOST_NAMES = 20; // in one chart
+  const MOST_POINTS = 2000; // drawn with intervals and names; of more only the points
+  const MOST_ROWS = 40; // of the latency spread
+  const MOST_STEPS = 1000; // drawn of one training
+  const WINDOW = 9; // steps of the running mean
+  const FONT = 12; // px
+  const BACKGROUND = "var(--pico-background-color)";
+  let resume = null; // the chart and the line at which Enter pinned a model: redrawn, the chart takes the focus back
+
+  // values and names
+
+  const column = (data, id) => data.columns.find((one) => one.id === id);
+  const valueOf = (of, line) => {
+    const value = of?.values[line] ?? null;
+    return value !== null && of.kind === "text" ? of.texts[value] : value;
+  };
+  const heading = (of) => (of.unit ? `${of.name} (${of.unit})` : of.name);
+  const plain = (name) => name.replace(/[\p{Cc}\p{Zl}\p{Zp}]+/gu, " "); // on one line
+  const isolated = (name) => `\u2068${plain(name)}\u2069`; // a name from right to left leaves the sentence as it is
+  const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+
+  function shortened(name, most) {
+    const [letters, tail] = [[...plain(name)], Math.floor((most - 1) / 2)];
+    if (letters.length <= most) return letters.join("");
+    return [...letters.slice(0, most - 1 - tail), "…", ...letters.slice(-tail)].join("");
+  }
+
+  /* 14.5 [14.1, 14.9] ms: three digits, as many decimals at the ends of the interval */
+  function quantity(of, line, interval = true) {
+    const value = of.values[line];
+    const size = value ? Math.floor(Math.log10(Math.abs(+value.toPrecision(3)))) : 2;
+    const text = (one) => one.toFixed(Math.min(Math.max(2 - size, 0), 12));
+    const ends = interval ? [of.low?.[line], of.high?.[line]].filter((end) => end != null).map(text) : [];
+    return `${text(value)}${ends.length ? ` [${ends.join(", ")}]` : ""} ${of.unit}`.trim();
+  }
+
+  /* the conditions in which lines differ, but for that left out */
+  const varying = (data, lines, leftOut) =>
+    data.axes.filter((id) => id !== "model" && id !== leftOut).map((id) => column(data, id))
+      .filter((one) => lines.some((line) => one.values[line] !== one.values[lines[0]]));
+
+  /* 224 px, batch 32, fused */
+  function condition(by, line) {
+    const texts = by.map((one) => {
+      const value = plain(String(valueOf(one, line) ?? ""));
+      if (one.unit && value) return `${value} ${one.unit}`;
+      return /^(yes|no|on|off|none|true|false|[\d.]+)$/i.test(value) ? `${one.name} ${value}` : value;
+    });
+    return texts.filter(Boolean).join(", ");
+  }
+
+  /* what is drawn of lines; pin is the place among the pinned models, or -1 */
+  function pointsOf(data, lines, x, y, by, state) {
+    const models = column(data, "model");
+    const pins = new Map(state.pins.map((model, place) => [model, place]));
+    return lines.map((line) => {
+      const [model, where] = [valueOf(models, line), condition(by, line)];
+      const point = { line, model, pin: pins.get(model) ?? -1, x: x.values[line], y: y.values[line] };
+      const ends = { x1: x.low?.[line], x2: x.high?.[line], y1: y.low?.[line], y2: y.high?.[line] };
+      const named = (most) => isolated(shortened(model, most)) + (where && `, ${where}`);
+      return { ...point, ...ends, named, name: named(Infinity), label: named(28) };
+    });
+  }
+  const pinned = (point) => (point.pin < 0 ? "" : ", pinned");
+
+  /* grey for the others, then the colour and the shape of each pinned model */
+  const looks = (data, state) => [
+    { pin: -1, colour: "var(--grey)", symbol: "circle", r: 3.5, width: 1.2 },
+    ...state.pins.map((_, pin) => ({ pin, colour: `var(--pin-${pin})`, symbol: data.markers[pin], r: 5, width: 2 })),
+  ];
+  const textColour = (point) => (point.pin < 0 ? "var(--pico-muted-color)" : `var(--pin-${point.pin})`);
+
+  // axes
+
+  /* logarithmic where the values span a factor of four, or as asked */
+  function scaleOf(values, label, most, log = null) {
+    const [low, high] = d3.extent(values);
+    const type = low > 0 && (log ?? high / low >= 4) ? "log" : "linear";
+    const factor = Math.max((high / low) ** 0.05, 1.05);
+    const span = 0.06 * (high - low || Math.abs(high) || 1);
+    const domain = type === "log" ? [low / factor, high * factor] : [low < 0 ? low - span : Math.max(low - span, 0), high + span];
+    return { type, domain, label, ticks: type === "log" ? logTicks(domain, most) : d3.ticks(...domain, most) };
+  }
+
+  function logTicks([low, high], most) {
+    const sets = [d3.range(1, 10), [1, 2, 5], [1, 3], [1]].map((steps) =>
+      d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)) + 1)
+        .flatMap((power) => steps.map((step) => +`${step}e${power}`)).filter((value) => value >= low && value <= high));
+    const found = sets.find((set) => set.length <= most) ?? sets.at(-1);
+    return found.length > 1 ? found : d3.ticks(low, high, Math.min(most, 4));
+  }
+  const tickText = (value) => (Math.abs(value) >= 1e4 ? d3.format("~s")(value) : `${+value.toPrecision(4)}`);
+
+  // what all charts share
+
+  /* Plot's picture: without the style element, which the page's policy forbids, and without the labels of groups, which
+     may have none. */
+  function picture(state, height, { x, y, marks, ...options }) {
+    const axes = (scale, grid, axis) => [
+      grid(scale.ticks, { strokeOpacity: 0.1 }), axis(scale.ticks, { text: tickText, label: scale.label, tickSize: 4 }),
+    ];
+    const svg = Plot.plot({
+      width: state.width, height, marginLeft: 44, marginRight: 16, marginTop: 24, marginBottom: 38, ...options,
+      style: { fontSize: `${FONT}px`, overflow: "visible", background: "none" },
+      x: { type: x.type, domain: x.domain, axis: null }, y: y.rows ? { type: "band", domain: y.rows, axis: null } : { type: y.type, domain: y.domain, axis: null },
+      marks: [axes(x, Plot.gridX, Plot.axisX), y.rows ? [] : axes(y, Plot.gridY, Plot.axisY), marks],
+    });
+    for (const one of svg.querySelectorAll("style")) one.remove();
+    for (const one of svg.querySelectorAll("[aria-label]")) one.removeAttribute("aria-label");
+    return svg;
+  }
+
+  /* where points stand in a picture, in px, and what is said of them */
+  function stopsIn(svg, points, text) {
+    const [x, y] = [svg.scale("x"), svg.scale("y")];
+    return points.map((one) => ({ ...one, px: x.apply(one.x), py: y.apply(one.y) + (y.bandwidth ?? 0) / 2, text: () => text(one) }));
+  }
+
+  const canvas = document.createElement("canvas").getContext("2d");
+  function widthOf(text) {
+    canvas.font = `${FONT}px system-ui, sans-serif`;
+    return canvas.measureText(text).width;
+  }
+
+  function write(group, text, full, x, y, anchor, colour) {
+    const label = group.append("text").attr("x", x).attr("y", y).attr("text-anchor", anchor).attr("fill", colour).text(text);
+    label.attr("stroke", BACKGROUND).attr("stroke-width", 3).attr("paint-order", "stroke").append("title").text(full);
+  }
+
+  /* Names beside points, the first ones first: off each other and, where there is room, off all points. A name that
+     finds no room is left out, one of a pinned model only where it would cover another. */
+  const BESIDE = [0, -13, 13, -26, 26, -40, 40].flatMap((dy) => [[1, dy], [-1, dy]]);
+  const BEHIND = [0, -13, 13, -26, 26, -39, 39, -52, 52, -65, 65].map((dy) => [1, dy]);
+  function writeNames(svg, named, stops, sides, frame) {
+    const meets = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const crowd = stops.map(({ px, py }) => ({ left: px - 5, right: px + 5, top: py - 5, bottom: py + 5 }));
+    const group = d3.select(svg).append("g");
+    const taken = [];
+    for (const one of named) {
+      if (taken.length === MOST_NAMES) break;
+      const width = widthOf(one.label);
+      const boxes = sides.map(([side, dy], place) => {
+        const [left, y] = [one.px + (side > 0 ? 9 : -9 - width), one.py + dy];
+        const box = { left, right: left + width, top: y - 7, bottom: y + 7 };
+        const bad = taken.some((other) => meets(box, other)) || left < frame.left || box.right > frame.right || box.top < frame.top || box.bottom > frame.bottom;
+        return { ...box, bad, cost: place + 6 * crowd.filter((other) => meets(box, other)).length + 1000 * bad };
+      });
+      const box = d3.least(boxes, (one) => one.cost);
+      if (box.bad || (one.pin < 0 && box.cost > 24)) continue;
+      taken.push(box);
+      write(group, one.label, one.name, box.left, box.top + 11, "start", textColour(one));
+    }
+  }
+
+  /* The chart and the line that reads out one point: the pointer finds the nearest, arrow keys move in the order of x,
+     Enter and a click pin. A slider is what screen readers announce at each move. */
+  function explorable(name, svg, stops, alternative, caption) {
+    stops.sort((a, b) => a.px - b.px || b.py - a.py);
+    const hint = `Choose a point to pin its model. Here arrow keys move through ${plural(stops.length, "point")}, and Enter pins.`;
+    const node = d3.create("div").attr("class", "chart");
+    node.append(() => d3.select(svg).attr("role", "img").attr("aria-label", alternative).node());
+    const ring = d3.select(svg).append("circle").attr("class", "ring").attr("r", 9).attr("fill", "none").attr("stroke", "currentColor");
+    const readout = node.append("p").attr("class", "readout").attr("role", "slider").attr("tabindex", 0)
+      .attr("aria-label", `Points of ${alternative}`).attr("aria-valuemin", 1).attr("aria-valuemax", stops.length);
+    let at = 0;
+    const show = (place) => {
+      at = place;
+      ring.attr("cx", stops[at].px).attr("cy", stops[at].py).attr("visibility", "visible");
+      readout.text(stops[at].text()).attr("aria-valuenow", at + 1).attr("aria-valuetext", stops[at].text());
+    };
+    const hide = () => {
+      ring.attr("visibility", "hidden");
+      readout.text(hint).attr("aria-valuenow", at + 1).attr("aria-valuetext", stops[at].text());
+    };
+    const pin = (stop) => node.node().dispatchEvent(new CustomEvent("pin", { detail: stop.model, bubbles: true }));
+    const nearest = (event) => {
+      const [px, py] = d3.pointer(event, svg);
+      const place = d3.minIndex(stops, (one) => Math.hypot(one.px - px, one.py - py));
+      return Math.hypot(stops[place].px - px, stops[place].py - py) < 24 ? place : -1;
+    };
+    const leave = () => (document.activeElement === readout.node() ? show(at) : hide());
+    d3.select(svg).on("pointerleave", leave).on("pointermove", (event) => {
+      const place = nearest(event);
+      svg.style.cursor = place < 0 ? "" : "pointer";
+      if (place < 0) leave();
+      else show(place);
+    }).on("click", (event) => nearest(event) >= 0 && pin(stops[nearest(event)]));
+    const moves = new Map([["ArrowRight", 1], ["ArrowUp", 1], ["ArrowLeft", -1], ["ArrowDown", -1], ["PageUp", 10], ["PageDown", -10], ["Home", -Infinity], ["End", Infinity]]);
+    readout.on("focus", () => show(at)).on("blur", hide).on("keydown", (event) => {
+      if (event.key !== "Enter" && !moves.has(event.key)) return;
+      event.preventDefault();
+      if (event.key !== "Enter") return show(Math.min(Math.max(at + moves.get(event.key), 0), stops.length - 1));
+      resume = { name, line: stops[at].line };
+      pin(stops[at]);
+    });
+    if (resume?.name === name) {
+      at = Math.max(stops.findIndex((one) => one.line === resume.line), 0);
+      resume = null;
+      requestAnimationFrame(() => document.activeElement === document.body && readout.node().focus());
+    }
+    hide();
+    return { node: node.node(), caption };
+  }
+
+  /* why there is nothing to draw, and what to choose */
+  function nothing(data, lines, has, what, over) {
+    const elsewhere = d3.range(data.lines).filter(has);
+    const axis = data.axes.map((id) => column(data, id)).find((one) => {
+      const here = new Set(lines.map((line) => one.values[line]));
+      return elsewhere.length && elsewhere.every((line) => !here.has(one.values[line]));
+    });
+    const names = axis && d3.sort(new Set(elsewhere.map((line) => isolated(String(valueOf(axis, line)))))).slice(0, 3);
+    const choose = names && axis.id !== over ? `Choose ${axis.name} ${names.join(" or ")} above.` : "Choose “all” above.";
+    const text = `No line that is shown has ${what}. ${elsewhere.length ? choose : "Nor has any other line of this report."}`;
+    return { node: d3.create("p").attr("class", "nothing").text(text).node(), caption: "" };
+  }
+
+  // the charts
+
+  /* of each comparable condition the points that no other beats at both */
+  function frontsOf(data, points, more) {
+    return d3.groups(points, (point) => data.conditions[point.line]).map(([, group]) => {
+      const front = [];
+      for (const point of d3.sort(group, (a, b) => (more ? b.x - a.x : a.x - b.x) || b.y - a.y)) {
+        const best = front.at(-1);
+        if (!best || point.y > best.y || (point.y === best.y && point.x === best.x)) front.push(point);
+      }
+      return front;
+    });
+  }
+
+  function tradeoffs(data, lines, state) {
+    const [x, y] = [column(data, state.cost), column(data, "accuracy")];
+    const has = (line) => valueOf(x, line) !== null && valueOf(y, line) !== null;
+    const shown = lines.filter(has);
+    if (!shown.length) return nothing(data, lines, has, `both an accuracy and a ${x?.name ?? state.cost}`);
+    const points = pointsOf(data, shown, x, y, varying(data, shown), state);
+    const [few, count] = [points.length <= MOST_POINTS, plural(points.length, "point")];
+    const fronts = frontsOf(data, points, state.cost === "throughput");
+    const front = new Set(fronts.flat().map((point) => point.line));
+    const chance = (point) => {
+      const probability = data.fronts[state.cost]?.[point.line];
+      return probability === undefined ? "" : `, probability ${probability.toFixed(2)}`;
+    };
+    const values = (point, interval) => `${quantity(y, point.line, interval)} at ${quantity(x, point.line, interval)}`;
+    const text = (point) => `${point.name}: ${values(point)}, ${front.has(point.line) ? "" : "not "}on the Pareto front${chance(point)}${pinned(point)}`;
+    const known = (...keys) => keys.flatMap((key) => points.map((point) => point[key])).filter((value) => value != null);
+    const [across, up] = [scaleOf(known("x", "x1", "x2"), heading(x), state.width / 90), scaleOf(known("y", "y1", "y2"), heading(y), 8, false)];
+    const height = Math.min(Math.max(state.width * 0.45, 300), 420);
+    const steps = fronts.filter((one) => one.length > 1).map((one) =>
+      Plot.line(one, { x: "x", y: "y", curve: "step-after", stroke: "var(--grey)", strokeWidth: 1.5 }));
+    const svg = picture(state, height, {
+      x: across, y: up,
+      marks: [steps, looks(data, state).map(({ pin, colour, symbol, r, width }) => {
+        const own = points.filter((point) => point.pin === pin);
+        const [off, on] = [(point) => !front.has(point.line), (point) => front.has(point.line)];
+        const whisker = { stroke: colour, strokeWidth: width, strokeOpacity: 0.7 };
+        const dot = { x: "x", y: "y", symbol, r, stroke: colour, strokeWidth: width, title: few ? text : null };
+        return [
+          few ? [Plot.ruleY(own, { y: "y", x1: "x1", x2: "x2", ...whisker }), Plot.ruleX(own, { x: "x", y1: "y1", y2: "y2", ...whisker })] : [],
+          Plot.dot(own.filter(off), { ...dot, fill: BACKGROUND }), Plot.dot(own.filter(on), { ...dot, fill: colour }),
+        ];
+      })],
+    });
+    const stops = stopsIn(svg, points, text);
+    const named = d3.sort(few ? stops : [], (one) => -(2 * (one.pin >= 0) + front.has(one.line)), (one) => -one.y);
+    writeNames(svg, named, stops, BESIDE, { left: 44, right: state.width, top: 12, bottom: height - 38 });
+    const best = d3.sort(points.filter((point) => front.has(point.line)), (point) => -point.y).map((point) => `${point.label} (${values(point, false)}${chance(point)})`);
+    const more = best.length > 6 ? `; and ${best.length - 6} more` : "";
+    const several = fronts.length > 1 ? ` ${fronts.length} fronts: lines of different conditions are not compared.` : "";
+    const caption = `Filled: the Pareto front, where no other point is better at both: ${best.slice(0, 6).join("; ")}${more}.${several} `
+      + "The probability to be on it is by bootstrap, among all lines of the condition. "
+      + (few ? "Lines through points are 95 % intervals." : `Names and intervals of ${count} find no room: filter to see them.`);
+    return explorable("tradeoffs", svg, stops, `accuracy against ${x.name}, ${count}, ${front.size} on a Pareto front`, caption);
+  }
+
+  /* 231x240 is the size of a square image of as many pixels */
+  function extentOf(of, line) {
+    const sides = String(valueOf(of, line) ?? "").split("x").map(Number);
+    return sides[0] > 0 ? Math.sqrt(sides[0] * sides.at(-1)) : null;
+  }
+
+  function scaling(data, lines, state) {
+    const [x, y] = [column(data, state.over), column(data, state.y)];
+    const has = (line) => extentOf(x, line) !== null && valueOf(y, line) > 0;
+    const fails = (line) => extentOf(x, line) !== null && valueOf(y, line) === null && y?.status?.[line] !== undefined;
+    const drawn = lines.filter((line) => has(line) || fails(line));
+    const positions = d3.sort(new Set(drawn.map((line) => extentOf(x, line))));
+    if (!drawn.some(has) || positions.length < 2) {
+      return nothing(data, drawn, (line) => has(line) && !positions.includes(extentOf(x, line)), `a ${y?.name ?? state.y} at two values of ${x?.name ?? state.over}`, state.over);
+    }
+    const all = pointsOf(data, drawn, x, y, varying(data, drawn, state.over), state).map((point) => ({ ...point, x: extentOf(x, point.line) }));
+    const [points, failed] = [all.filter((point) => has(point.line)), all.filter((point) => fails(point.line))];
+    const few = points.length <= MOST_POINTS;
+    const at = (point) => `${point.name}, ${x.name} ${valueOf(x, point.line)} ${x.unit}`.trim();
+    const text = (point) => `${at(point)}: ${quantity(y, point.line)}${pinned(point)}`;
+    const why = (point) => `${at(point)}: ${[y.status[point.line], plain(y.reason?.[point.line] ?? "")].filter(Boolean).join(", ")}${pinned(point)}`;
+    // above each x one cross for each pinned model and status, and one for all others
+    const crosses = d3.groups(failed, (point) => point.x).flatMap(([, there]) =>
+      d3.sort(d3.groups(there, (point) => `${point.pin} ${y.status[point.line]}`), ([, some]) => -some[0].pin).map(([, some], row) => ({ some, row })));
+    const marginTop = 24 + 14 * (d3.max(crosses, (one) => one.row + 1) ?? 0);
+    const [height, marginRight] = [Math.min(Math.max(state.width * 0.4, 260), 380) + marginTop, Math.min(200, state.width * 0.3)];
+    const most = Math.ceil((positions.length * 40) / (state.width - marginRight));
+    const svg = picture(state, height, {
+      x: { ...scaleOf(positions, heading(x), 5, true), ticks: positions.filter((_, place) => place % most === 0) },
+      y: scaleOf(points.map((point) => point.y), heading(y), 8, true), marginRight, marginTop,
+      marks: looks(data, state).map(({ pin, colour, symbol, r, width }) => {
+        const own = d3.sort(points.filter((point) => point.pin === pin), (point) => point.x);
+        return [
+          Plot.line(own, { x: "x", y: "y", z: "name", stroke: colour, strokeWidth: width, strokeOpacity: pin >= 0 ? 1 : few ? 0.6 : 0.2 }),
+          pin < 0 ? [] : Plot.ruleX(own, { x: "x", y1: "y1", y2: "y2", stroke: colour }),
+          few ? Plot.dot(own, { x: "x", y: "y", symbol, r: pin < 0 ? 2 : r, stroke: colour, fill: BACKGROUND, title: text }) : [],
+        ];
+      }),
+    });
+    const stops = stopsIn(svg, points, text);
+    const above = d3.select(svg).append("g").attr("class", "failed");
+    const ends = crosses.map(({ some, row }) => {
+      const [first, px, py] = [some[0], svg.scale("x").apply(some[0].x), marginTop - 10 - 14 * row];
+      const full = some.slice(0, 12).map(why).join("; ") + (some.length > 12 ? `; and ${some.length - 12} more` : "");
+      write(above, `${some.length > 1 ? `${some.length} ` : ""}× ${y.status[first.line]}`, full, px, py + 4, "middle", textColour(first));
+      return { ...first, px, py, text: () => full };
+    });
+    const last = d3.groups(stops, (one) => one.name).map(([, some]) => d3.greatest(some, (one) => one.x));
+    writeNames(svg, d3.sort(few ? last : last.filter((one) => one.pin >= 0), (one) => -one.pin, (one) => one.py), stops, BEHIND,
+      { left: 44, right: state.width, top: marginTop - 6, bottom: height - 30 });
+    const caption = `${heading(y)} over ${heading(x)}, both logarithmic, one line a model. Lines through pinned points are 95 % intervals.`
+      + (failed.length ? " Crosses above: what failed there." : "") + (few ? "" : " Points and names of so many lines find no room: filter to see them.");
+    return explorable("scaling", svg, [...stops, ...ends], `${y.name} over ${x.name}, ${plural(last.length, "line")}, ${plural(failed.length, "failure")}`, caption);
+  }
+
+  function spread(data, lines, state) {
+    const latency = column(data, "latency");
+    const has = (line) => data.spread[line] !== undefined;
+    const all = lines.filter(has);
+    if (!all.length) return nothing(data, lines, has, "a latency with single calls");
+    const points = pointsOf(data, all, latency, latency, varying(data, all), state);
+    const rows = points.map((point) => ({ ...point, q: data.spread[point.line], x: data.spread[point.line][3], y: point.line }));
+    const shown = d3.sort(d3.sort(rows, (row) => -(row.pin >= 0), (row) => row.x).slice(0, MOST_ROWS), (row) => row.x);
+    const marginLeft = Math.floor(Math.min(260, state.width * 0.34));
+    const at = (row, place) => `${+row.q[place].toPrecision(3)} ${latency.unit}`;
+    const text = (row) => `${row.name}: median ${at(row, 3)}, middle half ${at(row, 2)} to ${at(row, 4)}, 99 % of calls within ${at(row, 6)}${pinned(row)}`;
+    const svg = picture(state, 42 + 22 * shown.length, {
+      x: scaleOf(shown.flatMap((row) => [row.q[0], row.q[6]]), heading(latency), (state.width - marginLeft) / 60),
+      y: { rows: shown.map((row) => row.line) }, marginLeft, marginTop: 4,
+      marks: looks(data, state).map(({ pin, colour }) => {
+        const own = shown.filter((row) => row.pin === pin);
+        const bar = (from, to, strokeWidth) => Plot.ruleY(own, { y: "y", x1: (row) => row.q[from], x2: (row) => row.q[to], stroke: colour, strokeWidth, title: text });
+        return [bar(0, 6, 1), bar(1, 5, 3), bar(2, 4, 9), Plot.tickX(own, { x: "x", y: "y", stroke: BACKGROUND, strokeWidth: 2 })];
+      }),
+    });
+    const [stops, names] = [stopsIn(svg, shown, text), d3.select(svg).append("g")];
+    for (const one of stops) {
+      const label = d3.range(40, 8, -4).map(one.named).find((text) => widthOf(text) < marginLeft - 12) ?? shortened(one.name, 16);
+      write(names, label, one.name, marginLeft - 8, one.py + 4, "end", textColour(one));
+    }
+    const left = all.length > shown.length ? ` Of ${plural(all.length, "line")} the pinned and the fastest are here, ${MOST_ROWS} in all: filter to see others.` : "";
+    const caption = "How single calls scatter, after the warm-up, all processes together. Thin: 1st to 99th percentile; "
+      + `middle: 10th to 90th; thick: 25th to 75th; gap: the median.${left}`;
+    return explorable("spread", svg, stops, `how single latencies scatter, ${plural(shown.length, "line")}`, caption);
+  }
+
+  function training(data, state) {
+    const curves = data.curves.filter((one) => one.loss.some((value) => value !== null));
+    if (!curves.length) return nothing(data, [], () => false, "the losses of a training");
+    const pins = new Map(state.pins.map((model, place) => [model, place]));
+    const single = new Set(curves.map((one) => one.model)).size === curves.length;
+    const half = (WINDOW - 1) / 2;
+    const every = Math.ceil(d3.max(curves, (one) => one.steps.length) / MOST_STEPS);
+    const drawn = curves.map((curve, line) => {
+      const mean = (place) => d3.mean(curve.loss.slice(Math.max(place - half, 0), place + half + 1)) ?? null;
+      const places = d3.range(0, curve.steps.length, every);
+      const steps = places.map((place) => ({ line, x: curve.steps[place], y: curve.loss[place], mean: mean(place) }));
+      const { x, mean: y } = steps.findLast((step) => step.mean !== null) ?? {};
+      const name = isolated(curve.label);
+      return { line, model: curve.model, name, label: isolated(shortened(single ? curve.model : curve.label, 30)), pin: pins.get(curve.model) ?? -1, steps, x, y };
+    }).filter((one) => one.x !== undefined);
+    const steps = drawn.flatMap((one) => one.steps);
+    const [height, marginRight] = [Math.min(Math.max(state.width * 0.35, 260), 340), Math.min(220, state.width * 0.3)];
+    const svg = picture(state, height, {
+      x: { ...scaleOf(steps.map((one) => one.x), "optimizer step", (state.width - marginRight) / 100, false), domain: d3.extent(steps, (one) => one.x) },
+      y: scaleOf(steps.map((one) => one.y).filter((value) => value !== null), "training loss (nat)", 7, false), marginRight,
+      marks: looks(data, state).map(({ pin, colour, width }) => {
+        const own = drawn.filter((one) => one.pin === pin).flatMap((one) => one.steps);
+        const line = (y, strokeWidth, strokeOpacity) => Plot.line(own, { x: "x", y, z: "line", stroke: colour, strokeWidth, strokeOpacity });
+        return [line("y", 0.7, 0.4), line("mean", width + 0.4, pin < 0 ? 0.7 : 1)];
+      }),
+    });
+    const stops = stopsIn(svg, drawn, (one) => `${one.name}: training loss ${+one.y.toPrecision(3)} nat, the mean around step ${one.x}${pinned(one)}`);
+    writeNames(svg, d3.sort(stops, (one) => -one.pin, (one) => one.py), stops, BEHIND, { left: 44, right: state.width, top: 12, bottom: height - 30 });
+    const caption = `Training loss (nat) of each optimizer step, thin, and its running mean of ${WINDOW} steps, thick.`
+      + (every > 1 ? ` One step in ${every} is drawn.` : "");
+    return explorable("training", svg, stops, `training loss of ${plural(curves.length, "training")}`, caption);
+  }
+
+  return { tradeoffs, scaling, spread, training };
+})();
