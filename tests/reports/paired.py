@@ -8,6 +8,11 @@ from typing import Any
 from tests.reports.fabricate import ok, size
 from vitbench.core.records import Cell, Measurement, NoiseCheck, Record
 from vitbench.devices.host.load import OTHER_LOAD, STEAL
+from vitbench.reports.markdown.tables import table_text
+from vitbench.reports.model.main_tables import main_tables
+from vitbench.reports.model.noise import noise_floors
+from vitbench.reports.model.rows import build_rows
+from vitbench.reports.model.runs import Run
 
 #: What the reference takes in each turn, in seconds.
 REFERENCE_S = 0.01
@@ -66,6 +71,19 @@ def check(ratio: float, device: str = "cpu", threads: int = 2) -> NoiseCheck:
     )
 
 
+def section(page: str, title: str) -> str:
+    """What is folded under a title, with what is folded inside; empty without such a section."""
+    _, found, rest = page.partition(f"\n<details>\n<summary>{title}</summary>\n")
+    lines: list[str] = []
+    depth = 1 if found else 0
+    for line in rest.splitlines():
+        depth += (line == "<details>") - (line == "</details>")
+        if depth == 0:
+            break
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def tables(page: str) -> list[list[dict[str, str]]]:
     """The tables of a Markdown page, each a list of its lines: heading -> text."""
     found: list[list[dict[str, str]]] = []
@@ -81,3 +99,10 @@ def tables(page: str) -> list[list[dict[str, str]]]:
         elif not line.startswith("|:") and not line.startswith("|-"):
             found[-1].append(dict(zip(headings, texts, strict=True)))
     return found
+
+
+def main_lines(runs: Sequence[Run]) -> list[list[dict[str, str]]]:
+    """The lines of each main table with all of its columns, those that a page folds, too."""
+    found = main_tables(build_rows(runs), noise_floors(runs))
+    parts = [[tables(table_text(part))[0] for part in (one.shown, one.left_out)] for one in found]
+    return [[{**shown, **rest} for shown, rest in zip(*pair, strict=True)] for pair in parts]

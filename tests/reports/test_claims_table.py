@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.reports.fabricate import MODELS, cell, full_run, infer, ok, write_run
+from tests.reports.paired import section
 from vitbench.analysis.claims import Judgement, Verdict, count_by_formula, judge_card
 from vitbench.core.errors import RunFolderError
 from vitbench.core.records import Measurement, Record
 from vitbench.models.cards import Claim, load_model_cards
 from vitbench.reports import write_report
+from vitbench.reports.explanations import CLAIMS
 from vitbench.reports.format import NOT_ASKED
-from vitbench.reports.markdown.claims import (
-    claims_page,
-    claims_text,
-    computed_value,
-    count_verdicts,
-    quantity_text,
-    write_claims,
-)
-from vitbench.reports.markdown.explanations import CLAIMS
+from vitbench.reports.markdown.claims import claims_page, write_claims
 from vitbench.reports.markdown.page import render_markdown
+from vitbench.reports.markdown.tables import table_text
+from vitbench.reports.model.claims import claims_table, computed_value, count_verdicts, quantity_text
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.tables import Column, Display
 from vitbench.reports.value_text import value_text
 
 CARDS = {card.name: card for card in load_model_cards()}
-HEADING = "## Published values"
+HEADING = "Published values"
 COLUMNS = ["model", "quantity", "published", "computed", "difference (%)", "verdict", "how, or why not", "source"]
+
+
+def claims_text(judgements: Sequence[Judgement]) -> str:
+    return table_text(claims_table(judgements))
 
 
 def judgement(
@@ -140,10 +141,6 @@ def test_every_claim_of_every_card_is_a_line_of_the_table() -> None:
     assert all(text for row in rows for text in row.values())
 
 
-def test_no_claims_are_no_table() -> None:
-    assert claims_text([]) == ""
-
-
 def test_signs_of_markdown_in_a_source_stay_text() -> None:
     (row,) = rows_of(claims_text([judgement(printed="1 | *2*", source="README & <notes>")]))
     assert row["published"] == "1 \0 \\*2\\*"
@@ -197,10 +194,6 @@ def known_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, VIT_B_16, (86_567_656, 35_127_656_448 // 49))  # times 49 at 224 px
 
 
-def section(page: str) -> str:
-    return page.split(HEADING)[1].split("\n## ")[0]
-
-
 def vit_b_16(*published: Measurement) -> Record:
     return infer(cell(VIT_B_16, 1, image_size=(224, 224), num_classes=1000), extra=published)
 
@@ -209,19 +202,19 @@ def vit_b_16(*published: Measurement) -> Record:
 def test_the_report_of_a_run_has_the_published_figures_of_its_models() -> None:
     records = [infer(cell("cifar_lightweight_vit", batch)) for batch in (1, 32)] + [infer(cell("vit_micro"))]
     page = render_markdown([Run(name="r", records=records)])
-    text = section(page)
+    text = section(page, HEADING)
     assert "1 agrees as multiply-adds, 3 contradicted, 2 not checkable here. " in text
     assert CLAIMS in text
     rows = rows_of(text)
     assert [row["model"] for row in rows] == ["cifar_lightweight_vit"] * 6
     assert rows[4]["computed"] == "-53.0 %"
-    assert page.index("## How to read the tables") < page.index(HEADING) < page.index("## Failures")
+    assert page.index("## Plots") < page.index(HEADING) < page.index("How to read the tables")
 
 
 @pytest.mark.usefixtures("known_sizes")
 def test_the_report_judges_what_a_library_publishes_by_the_runs_own_counts() -> None:
     page = render_markdown([Run(name="r", records=[vit_b_16(*PUBLISHED)])])
-    rows = rows_of(section(page))
+    rows = rows_of(section(page, HEADING))
     assert [(row["quantity"], row["published"], row["verdict"]) for row in rows] == [
         ("parameters", "86,567,656 params", "agrees"),
         ("FLOPs", "17.564 GFLOPS", "agrees as multiply-adds"),
@@ -234,7 +227,7 @@ def test_the_report_judges_what_a_library_publishes_by_the_runs_own_counts() -> 
 @pytest.mark.usefixtures("known_sizes")
 def test_published_figures_are_no_method_of_a_measurement() -> None:
     page = render_markdown([Run(name="r", records=[vit_b_16(*PUBLISHED)])])
-    methods = page.split("## Methods")[1]
+    methods = section(page, "Methods")
     assert "published_" not in methods
     assert SOURCE not in methods
 
@@ -260,13 +253,13 @@ def test_a_published_figure_that_failed_is_no_claim() -> None:
 @pytest.mark.usefixtures("known_sizes")
 def test_two_runs_of_a_model_give_each_claim_once() -> None:
     runs = [Run(name=name, records=[infer(cell("cifar_lightweight_vit"))]) for name in ("one", "two")]
-    assert len(rows_of(section(render_markdown(runs)))) == 6
+    assert len(rows_of(section(render_markdown(runs), HEADING))) == 6
 
 
 @pytest.mark.usefixtures("known_sizes")
 def test_our_claims_and_a_librarys_stand_in_one_table() -> None:
     records = [infer(cell("cifar_lightweight_vit")), vit_b_16(*PUBLISHED)]
-    assert len(rows_of(section(render_markdown([Run(name="run", records=records)])))) == 9
+    assert len(rows_of(section(render_markdown([Run(name="run", records=records)]), HEADING))) == 9
 
 
 @pytest.mark.usefixtures("known_sizes")

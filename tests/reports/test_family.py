@@ -95,6 +95,6 @@ def test_a_failed_size_stands_in_the_table_without_a_time() -> None:
 
 def test_the_page_has_a_section() -> None:
     page = render_markdown([Run(name="run", records=family(), environment=ENVIRONMENT)])
-    assert "## Bigger model or higher resolution" in page
+    assert "Bigger model or higher resolution" in page
     (line,) = [line for table in tables(page) for line in table if "costs less" in line]
     assert line["latency (×)"] == "0.800 [0.800, 0.800]"

@@ -22,13 +22,15 @@ from tests.reports.fabricate import (
     training_cell,
     wobble,
 )
-from tests.reports.paired import tables
+from tests.reports.paired import section, tables
 from vitbench.core.records import STATUSES, Measurement
 from vitbench.reports.markdown.page import render_markdown, render_summary
 from vitbench.reports.model.failures import merge_numbers
 from vitbench.reports.model.runs import Run
 from vitbench.reports.table import render_csv
 from vitbench.suites.batch_search import shown_status
+
+FAILURES = "Failures, each with its cause"
 
 Golden = Callable[[str, str], None]
 
@@ -141,15 +143,15 @@ def test_a_status_stands_where_the_number_would_be(status: str) -> None:
     for heading in ("latency b1 (ms)", "peak memory b1 (MB)", "best throughput (image/s)"):
         assert row[heading] == shown
     assert row["params (M)"] == "1.213"
-    assert row["status"] == f"{shown} at batch 1"
-    failures = page.split("## Failures")[1]
+    assert f"- **{shown} at batch 1**: vit_micro\n" in page
+    failures = section(page, FAILURES)
     assert all(text in failures for text in (shown, "a cause", "a detail", "printed last"))
 
 
 def test_a_training_of_another_size_than_its_row_failed_at_its_own() -> None:
     training = failed(training_cell("vit_micro", image_size=(16, 16)), "timeout", "timeout", "no answer within 600 s")
     runs = [Run(name="r", records=[infer(cell()), failed(cell(batch=8), "oom", "out_of_memory"), training])]
-    failures = tables(render_markdown(runs).split("## Failures")[1].split("##")[0])[0]
+    failures = tables(section(render_markdown(runs), FAILURES))[0]
     assert {line["cell"]: line["image size (px)"] for line in failures} == {"inference b8": "32", "training b64": "16"}
 
 
@@ -186,7 +188,7 @@ def test_unknown_metrics_are_kept_out_of_the_page_but_in_the_csv() -> None:
     new = Measurement(metric="energy", unit="J", samples=wobble(0.2), method="RAPL")
     runs = [Run(name="r", records=[infer(cell(), extra=[new])])]
     assert "inference_energy_j" in render_csv(runs).splitlines()[0]
-    assert "**energy**: RAPL" in render_markdown(runs)
+    assert "`energy`: RAPL" in render_markdown(runs)
 
 
 def joules(energy: float, power: float, idle: float) -> list[Measurement]:
@@ -198,8 +200,9 @@ def test_joules_an_image_stand_in_the_main_table_and_power_among_the_details() -
     step = train_step(cell(batch=32, mode="train"))
     step = dataclasses.replace(step, measurements=(*step.measurements, *joules(0.75, 120, 41)))
     run = Run(name="r", records=[infer(cell(), extra=joules(0.25, 90, 40)), step])
-    main, details, *_ = tables(render_markdown([run]))
-    for shown in (main, tables(render_summary([run]))[0]):
+    page = render_markdown([run])
+    rest, details = (tables(section(page, title))[0] for title in ("More columns of the tables above", "Details"))
+    for shown in (rest, tables(render_summary([run]))[0]):
         assert shown[0]["energy b1 (J/image)"] == "0.250"
         assert shown[0]["training energy b32 (J/image)"] == "0.750"
     assert (details[0]["power b1 (W)"], details[0]["power at rest before b1 (W)"]) == ("90.0", "40.0")

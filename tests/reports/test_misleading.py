@@ -228,7 +228,7 @@ def page_of(*records: Record) -> str:
 
 def test_the_page_says_that_there_is_no_pair() -> None:
     page = page_of(*five((1, 2, 3, 4, 5)))
-    assert "## Where FLOPs mislead" in page
+    assert "Where FLOPs mislead" in page
     assert "No two models that have FLOPs within 10 % of each other clearly differ" in page
 
 
@@ -272,7 +272,7 @@ def test_a_pair_names_the_operators_whose_times_at_the_roof_differ(tmp_path: Pat
     (pair,) = [line for table in tables(page) for line in table if "slower" in line]
     assert pair["operators"] == "conv +4 ms, addmm +3 ms, bmm -2 ms"
     assert (pair["explained (%)"], pair["calls"]) == ("25", "16 / 2")
-    assert "*Calls*: how many operators each of the two dispatches." in page
+    assert "Calls: operators dispatched by each." in page
     assert "vitbench roofline RUN_FOLDER" not in page
 
 

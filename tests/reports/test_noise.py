@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, ok, size, write_run
-from tests.reports.paired import REFERENCE_S, TURNS, check, loads, paired, tables, timed
+from tests.reports.paired import REFERENCE_S, TURNS, check, loads, main_lines, paired, section, tables, timed
 from vitbench.core.records import Cell, Measurement, Record
 from vitbench.devices.host.load import GPU_SLOWED
 from vitbench.metrics.support.timing import Timing
 from vitbench.reports import summary_tables
-from vitbench.reports.markdown.noise import noise_section
 from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.markdown.tables import paragraph_text, table_text
 from vitbench.reports.model.noise import (
     OtherPrograms,
     busy_beside,
@@ -30,6 +30,7 @@ from vitbench.reports.model.noise import (
 )
 from vitbench.reports.model.runs import Run, read_runs
 from vitbench.reports.model.values import value_of
+from vitbench.reports.noise import noise_parts
 
 Golden = Callable[[str, str], None]
 #: The 97.5 % quantile of Student's t with two degrees of freedom.
@@ -58,6 +59,11 @@ def test_the_floor_is_the_half_width_of_as_many_checks_as_a_cell_has_processes()
     assert noise_floors([run]) == {("run", "cpu", 2): one.floor}
 
 
+def noise_section(runs: Sequence[Run]) -> str:
+    parts = noise_parts(runs)
+    return "\n\n".join(paragraph_text(part) if isinstance(part, str) else table_text(part) for part in parts)
+
+
 def test_cells_of_more_processes_have_a_lower_floor() -> None:
     floors = [
         noise_levels(run_of(paired(cell(), (1.0,) * processes), ratios=(1 / 1.01, 1.0, 1.01)))[0].floor
@@ -72,15 +78,15 @@ def test_cells_of_more_processes_have_a_lower_floor() -> None:
 def test_the_noise_level_states_what_is_a_tie() -> None:
     text = noise_section([run_of(paired(cell(), EXACT), ratios=(1 / 1.01, 1.0, 1.01))])
     assert text == (
-        "- **cpu, 2 threads**: the reference against itself, 3 processes: 1.000 [0.976, 1.025]; differences under "
-        "**2.5 %** (the noise floor of cells of 3 processes) are ties; the machine's own speed changed 1.00-fold between "
+        "cpu, 2 threads: the reference against itself, 3 processes: 1.000 [0.976, 1.025]; differences under "
+        "2.5 % (the noise floor of cells of 3 processes) are ties; the machine's own speed changed 1.00-fold between "
         "its slowest and fastest tenth.\n\nThis machine does not report what else it did."
     )
 
 
 def test_an_interval_that_excludes_1_is_reported() -> None:
     text = noise_section([run_of(paired(cell(), EXACT), ratios=(1.1, 1.1, 1.1))])
-    assert "3 processes: 1.100 [1.100, 1.100] (it should contain 1, and does not); differences under **0.0 %**" in text
+    assert "3 processes: 1.100 [1.100, 1.100] (it should contain 1, and does not); differences under 0.0 % " in text
     assert "does not" not in noise_section([run_of(paired(cell(), EXACT), ratios=(0.9, 1.0, 1.1))]).partition(";")[0]
 
 
@@ -101,7 +107,7 @@ def test_a_check_of_no_time_at_all_gives_no_floor() -> None:
 def test_a_run_without_the_reference_is_not_to_be_compared() -> None:
     run = run_of(infer(cell(), processes=3))
     assert noise_section([run]) == (
-        "- **cpu, 2 threads**: timed without the reference; times of different minutes are not comparable."
+        "cpu, 2 threads: timed without the reference; times of different minutes are not comparable."
         "\n\nThis machine does not report what else it did."
     )
     assert noise_floors([run]) == {}
@@ -121,9 +127,9 @@ def test_checks_of_another_device_or_thread_count_do_not_count() -> None:
     assert two.same.n_processes == 2
     assert one.same is not None
     assert (one.threads, one.same.value, one.floor) == (1, pytest.approx(2.0), None)
-    section = noise_section([Run(name="run", records=records, noise=noise)])
-    assert section.count("\n- ") + 1 == 2
-    assert "**cpu, 1 thread**" in section
+    text = noise_section([Run(name="run", records=records, noise=noise)])
+    assert text.count("threads: ") + text.count("thread: ") == 2
+    assert "cpu, 1 thread: " in text
 
 
 def test_drift_is_the_slowest_over_the_fastest_tenth_of_all_turns() -> None:
@@ -142,7 +148,7 @@ def test_nothing_timed_gives_no_section() -> None:
     assert noise_section([run_of(ok(cell(), size(cell())), ratios=(1.0, 1.0))]) == ""
     assert noise_section([run_of(failed(cell(), "oom"))]) == ""
     assert noise_section([]) == ""
-    assert "## Noise" not in render_markdown([run_of(ok(cell(), size(cell())))])
+    assert "Noise" not in render_markdown([run_of(ok(cell(), size(cell())))])
 
 
 # disturbed cells
@@ -197,11 +203,11 @@ def test_disturbed_cells_are_a_table() -> None:
     (table,) = tables(noise_section([run_of(*records)]))
     assert table == [
         {
-            "disturbed": "vit_micro",
+            "model": "vit_micro",
             "cell": "cpu 231x240 px b8 infer",
-            "by": "0.50 cores busy with other programs; 0.10 cores' time taken by the host",
+            "disturbed by": "0.50 cores busy with other programs; 0.10 cores' time taken by the host",
         },
-        {"disturbed": "vit_big", "cell": "cpu 32 px b1 train", "by": "the machine's own speed changed 2.0-fold"},
+        {"model": "vit_big", "cell": "cpu 32 px b1 train", "disturbed by": "the machine's own speed changed 2.0-fold"},
     ]
 
 
@@ -215,10 +221,10 @@ def test_several_runs_are_named() -> None:
     second = run_of(infer(cell("vit_nano")), name="server")
     text = noise_section([first, second])
     lines = text.splitlines()
-    assert lines[0].startswith("- **laptop, cpu, 2 threads**: the reference against itself, 2 processes: 1.000")
-    assert lines[1].startswith("- **server, cpu, 2 threads**: timed without the reference")
+    assert lines[0].startswith("laptop, cpu, 2 threads: the reference against itself, 2 processes: 1.000")
+    assert lines[2].startswith("server, cpu, 2 threads: timed without the reference")
     (table,) = tables(text)
-    assert [(row["run"], row["disturbed"]) for row in table] == [("laptop", "vit_nano")]
+    assert [(row["run"], row["model"]) for row in table] == [("laptop", "vit_nano")]
     assert set(noise_floors([first, second])) == {("laptop", "cpu", 2)}
 
 
@@ -317,7 +323,7 @@ def test_too_few_samples_are_marked_and_no_shortfall_of_precision() -> None:
     page = render_markdown([run_of(record_of(few))])
     assert tables(page)[0][0]["latency b1 (ms)"] == "10.0 [8.2, 12.2] ‡"
     assert "‡: a process had fewer than ten steady samples." in page
-    assert "Less precise than asked for" not in page
+    assert "known within" not in page
 
 
 def test_the_reports_know_the_detail_of_the_worker() -> None:
@@ -350,7 +356,7 @@ def test_first_calls_are_details() -> None:
             )
         ]
     )
-    (details,) = tables(page.partition("## Details")[2])[0]
+    (details,) = tables(section(page, "Details"))[0]
     assert details["first call b1 (ms)"] == "500"
     assert details["first training step b8 (ms)"] == "2000"
 
@@ -440,7 +446,7 @@ def test_a_page_with_the_reference(golden: Golden) -> None:
 
 def test_every_figure_of_the_page_follows_from_the_runs_round_numbers() -> None:
     page = render_markdown([noisy_run()])
-    nano, micro = tables(page)[0]
+    nano, micro = main_lines([noisy_run()])[0]
     drift = math.exp(1.959964 * 0.1)
     # twice 10 ms; the host differs by 10 % from run to run
     assert nano["latency b1 (ms)"] == f"20.0 [{20 / drift:.1f}, {20 * drift:.1f}]" == "20.0 [16.4, 24.3]"
@@ -450,22 +456,22 @@ def test_every_figure_of_the_page_follows_from_the_runs_round_numbers() -> None:
     assert micro["latency b1 (× reference)"] == f"4.00 [{4 / half:.2f}, {4 * half:.2f}]" == "4.00 [3.12, 5.13]"
     assert (nano["rank b1"], micro["rank b1"]) == ("1", "2")
     assert nano["training step b8 (ms)"] == f"80.0 [{80 / drift:.1f}, {80 * drift:.1f}]" == "80.0 [65.8, 97.3]"
-    details = tables(page.partition("## Details")[2])[0]
+    details = tables(section(page, "Details"))[0]
     assert [row["training step b8 (× reference)"] for row in details] == ["8.00 [7.40, 8.65]", "–"]
     # 40 ms in the quiet half of its turns, and 80 ms in the middle of all
     assert [row["latency under load b1 (ms)"].partition(" ")[0] for row in details] == ["same", "80.0"]
-    noise = page.partition("## Noise")[2].partition("\n## ")[0]
+    noise = section(page, "Noise")
     half = 1.01 ** (T2 / math.sqrt(3))
-    assert f"3 processes: 1.000 [{1 / half:.3f}, {half:.3f}]; differences under **{100 * (half - 1):.1f} %**" in noise
+    assert f"3 processes: 1.000 [{1 / half:.3f}, {half:.3f}]; differences under {100 * (half - 1):.1f} % " in noise
     # of 90 turns 15 were at half the speed: the slowest tenth is twice the fastest
     assert "the machine's own speed changed 2.00-fold" in noise
     (disturbed,) = tables(noise)
-    assert [row["disturbed"] for row in disturbed] == ["vit_micro"]
-    assert disturbed[0]["by"] == (
+    assert [row["model"] for row in disturbed] == ["vit_micro"]
+    assert disturbed[0]["disturbed by"] == (
         "0.50 cores busy with other programs; 0.10 cores' time taken by the host; the machine's own speed changed 2.0-fold"
     )
     assert "Sorted by latency over that of the reference" in page
-    assert "A fixed piece of work, the reference, took turns with every timed cell" in noise
+    assert "The reference is a fixed piece of work that takes turns with every timed cell" in noise
 
 
 def test_the_terminal_shows_the_same_ranks() -> None:

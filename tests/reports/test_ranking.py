@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, infer, ok, size, trained, training_cell
-from tests.reports.paired import REFERENCE, TURNS, check, paired, tables, timed
+from tests.reports.paired import REFERENCE, TURNS, check, main_lines, paired, section, tables, timed
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.comparisons import Ratio
 from vitbench.core.stats.intervals import BETWEEN_RUNS, WITHIN_PROCESS
@@ -147,7 +147,7 @@ def test_rows_are_sorted_by_relative_latency_and_not_by_milliseconds() -> None:
     """The second's milliseconds are fewer, because the machine was four times as fast in its minute."""
     slow_minute = paired(cell("vit_nano"), (2.0,) * 3, reference=(0.04,) * TURNS)
     fast_minute = paired(cell("vit_micro"), (3.0,) * 3, reference=(0.01,) * TURNS)
-    main = tables(render_markdown([run_of(fast_minute, slow_minute)]))[0]
+    main = main_lines([run_of(fast_minute, slow_minute)])[0]
     assert [row["model"] for row in main] == ["vit_nano", "vit_micro"]
     assert [row["latency b1 (ms)"] for row in main] == ["80.0 [65.8, 97.3]", "30.0 [24.7, 36.5]"]
     assert [row["latency b1 (× reference)"] for row in main] == ["2.00 [1.85, 2.16]", "3.00 [2.77, 3.24]"]
@@ -157,7 +157,7 @@ def test_rows_are_sorted_by_relative_latency_and_not_by_milliseconds() -> None:
 def test_ranks_are_those_among_the_rows_of_one_table() -> None:
     records = [paired(cell(model, image_size=(px, px)), (ratio,) * 3)
                for px in (32, 64) for model, ratio in (("vit_nano", px), ("vit_micro", 2 * px))]  # fmt: skip
-    for table in tables(render_markdown([run_of(*records)]))[:2]:
+    for table in main_lines([run_of(*records)])[:2]:
         assert [row["rank b1"] for row in table] == ["1", "2"]
 
 
@@ -167,7 +167,7 @@ def test_thread_counts_and_runs_have_ranks_of_their_own() -> None:
         for model, ratio in (("vit_nano", 1.0), ("vit_micro", 1.5))
         for threads in (1, 2)
     ]
-    main = tables(render_markdown([run_of(*records), run_of(*records[:1], name="other")]))[0]
+    main = main_lines([run_of(*records), run_of(*records[:1], name="other")])[0]
     assert {(row["run"], row["threads"], row["model"]): row["rank b1"] for row in main} == {
         ("run", "1", "vit_nano"): "1",
         ("run", "1", "vit_micro"): "2",
@@ -183,7 +183,7 @@ def test_a_latency_of_another_batch_has_no_rank() -> None:
         paired(cell("vit_micro"), (2.0,) * 3),
         paired(cell("vit_big", 8), EXACT),
     ]
-    main = tables(render_markdown([run_of(*records)]))[0]
+    main = main_lines([run_of(*records)])[0]
     assert {row["model"]: (row["latency b1 (× reference)"], row["rank b1"]) for row in main} == {
         "vit_nano": ("1.00 [0.92, 1.08]", "1"),
         "vit_micro": ("2.00 [1.85, 2.16]", "2"),
@@ -194,7 +194,7 @@ def test_a_latency_of_another_batch_has_no_rank() -> None:
 def test_a_model_that_was_trained_twice_keeps_one_rank() -> None:
     trainings = [trained(training_cell("vit_nano", data=data), 180) for data in ("digits", "cifar10")]
     records = [paired(cell("vit_nano"), EXACT), paired(cell("vit_micro"), (2.0,) * 3), *trainings]
-    main = tables(render_markdown([run_of(*records)]))[0]
+    main = main_lines([run_of(*records)])[0]
     assert [(row["model"], row["rank b1"]) for row in main] == [
         ("vit_nano", "1"),
         ("vit_nano", "1"),
@@ -203,14 +203,14 @@ def test_a_model_that_was_trained_twice_keeps_one_rank() -> None:
 
 
 def test_without_a_reference_there_is_neither_a_ratio_nor_a_rank() -> None:
-    main = tables(render_markdown([run_of(infer(cell("vit_nano")), infer(cell("vit_micro")))]))[0]
+    main = main_lines([run_of(infer(cell("vit_nano")), infer(cell("vit_micro")))])[0]
     assert not {heading for row in main for heading in row if "reference" in heading or "rank" in heading}
 
 
 def test_the_relative_training_step_is_a_detail() -> None:
     page = render_markdown([run_of(paired(cell(batch=8, mode="train"), (5.0,) * 3), paired(cell(), EXACT))])
     heading = "training step b8 (× reference)"
-    main, details = tables(page)[0], tables(page.partition("## Details")[2])[0]
+    main, details = tables(page)[0], tables(section(page, "Details"))[0]
     assert [row[heading] for row in details] == ["5.00 [4.62, 5.41]"]
     assert [row["training step b8 (ms)"] for row in main] == ["50.0 [41.1, 60.8]"]
     assert heading not in main[0]
@@ -218,9 +218,9 @@ def test_the_relative_training_step_is_a_detail() -> None:
 
 def test_the_noise_floor_of_a_run_makes_ties_on_its_page() -> None:
     records = [paired(cell("vit_nano"), EXACT), paired(cell("vit_micro"), (1.05,) * 3)]
-    quiet = tables(render_markdown([run_of(*records)]))[0]
+    quiet = main_lines([run_of(*records)])[0]
     checks = [check(0.9), check(1.0), check(1.1)]
-    noisy = tables(render_markdown([Run(name="run", records=records, noise=checks)]))[0]
+    noisy = main_lines([Run(name="run", records=records, noise=checks)])[0]
     assert [row["rank b1"] for row in quiet] == ["1", "2"]
     assert [row["rank b1"] for row in noisy] == ["1-2", "1-2"]
 
@@ -269,7 +269,7 @@ def test_one_process_says_that_its_interval_is_of_one_process() -> None:
     (line,) = pd.read_csv(io.StringIO(render_csv([run_of(record)]))).to_dict("records")
     assert line["relative_latency_interval"] == WITHIN_PROCESS
     page = render_markdown([run_of(record)])
-    assert "those of fewer processes do not" in page
+    assert "Those of fewer processes do not." in page
     assert tables(page)[0][0]["latency b1 (× reference)"] == "2.00 [2.00, 2.00]"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, full_run, infer, ok, size
+from tests.reports.paired import section as section_of
 from tests.reports.paired import tables
 from vitbench.core.records import Cell, Measurement, Record
 from vitbench.reports.markdown.page import render_markdown, render_summary, search_section
@@ -70,7 +71,10 @@ def search(
 
 def section(*records: Sequence[Record], environment: Any = ENVIRONMENT) -> list[list[dict[str, str]]]:
     run = Run(name="first", records=[one for some in records for one in some], environment=environment)
-    return tables("\n\n".join(search_section([run])))
+    return [
+        *tables("\n\n".join(search_section([run]))),
+        *tables(section_of(render_markdown([run]), "What ended each search")),
+    ]
 
 
 def test_models_stand_against_sizes_for_each_device_call_and_dtype() -> None:
@@ -89,9 +93,8 @@ def test_models_stand_against_sizes_for_each_device_call_and_dtype() -> None:
         "### cpu, training step, fp32",
         "### cpu, inference, bf16",
         "### cuda, inference, fp32",
-        "### What ended each search",
     ]
-    fp32, step, bf16, cuda, _ = tables("\n\n".join(parts))
+    fp32, step, bf16, cuda = tables("\n\n".join(parts))
     names = ["model", "memory limit", "224 px", "384 px"]
     assert list(fp32[0]) == names
     assert [tuple(line.values()) for line in fp32] == [
@@ -207,7 +210,8 @@ def test_models_with_classes_of_their_own_need_no_column_for_them() -> None:
 
 def test_searches_of_two_runs_stay_two_lines() -> None:
     runs = [Run(name="laptop", records=search(12)), Run(name="server", records=search(40))]
-    table, limits = tables("\n\n".join(search_section(runs)))
+    (table,) = tables("\n\n".join(search_section(runs)))
+    limits = tables(section_of(render_markdown(runs), "What ended each search"))[0]
     assert [(line["run"], line["224 px"]) for line in table] == [("laptop", "12"), ("server", "40")]
     assert [line["run"] for line in limits] == ["laptop", "server"]
 
@@ -244,12 +248,13 @@ def test_the_page_begins_with_the_frontier_and_counts_every_attempt() -> None:
     headings = [line for line in page.splitlines() if line.startswith("## ")]
     assert headings[:2] == ["## Largest batch that fits", "## cpu, 224 px"]
     assert "13 cells (9 ok, 3 OOM, 1 timeout)" in page
-    main = tables(page)[2]
-    assert {line["model"]: line["status"] for line in main} == {"vit_micro": "ok", "vit_big": "timeout at batch 16"}
-    failures = page.split("## Failures")[1]
+    rest = tables(section_of(page, "More columns of the tables above"))[0]
+    assert {line["model"]: line["status"] for line in rest} == {"vit_micro": "ok", "vit_big": "timeout at batch 16"}
+    assert "- **timeout at batch 16**: vit_big" in page
+    failures = section_of(page, "Failures, each with its cause")
     assert "too much at 16" in failures  # the timeout
     assert "too much at 13" not in failures
-    assert f"**memory_limit**: {CAP}" in page
+    assert f"`memory_limit`: {CAP}" in page
 
 
 def test_the_csv_has_a_line_for_every_attempt() -> None:
@@ -269,7 +274,7 @@ def test_the_csv_has_a_line_for_every_attempt() -> None:
 
 def test_a_terminal_shows_the_frontier_and_the_cells_beside_it() -> None:
     searches = Run(name="searches", records=search(12))
-    assert [len(table) for table in tables(render_summary([searches]))] == [1, 1]
+    assert [len(table) for table in tables(render_summary([searches]))] == [1]
     both = render_summary([searches, Run(name="cells", records=[infer(cell("vit_nano"))])])
     assert [line for line in both.splitlines() if line.startswith("## ")] == [
         "## Largest batch that fits",

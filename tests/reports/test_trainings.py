@@ -10,12 +10,16 @@ import pandas as pd
 import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, trained, training_cell
+from tests.reports.paired import section
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.estimates import BY_CLASS_KIND
-from vitbench.reports.markdown.page import render_markdown, render_summary, training_section
+from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.markdown.tables import paragraph_text, table_text
 from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.tables import Table
 from vitbench.reports.model.values import value_of
+from vitbench.reports.sections import Section, training_parts
 from vitbench.reports.table import render_csv, tidy_frame
 from vitbench.training.recipes import load_recipe
 
@@ -52,6 +56,22 @@ def imbalance_run() -> Run:
     return Run(name="imbalance", records=records, environment=ENVIRONMENT)
 
 
+def training_section(runs: list[Run]) -> list[str]:
+    """The texts of the section, each of its headings before what is under it."""
+
+    def texts(title: str, parts: tuple[Table | str | Section, ...]) -> list[str]:
+        found = [title]
+        for part in parts:
+            if isinstance(part, Section):
+                found += texts(f"### {part.title}", part.parts)
+            else:
+                found.append(paragraph_text(part) if isinstance(part, str) else table_text(part))
+        return found
+
+    parts = training_parts(runs)
+    return texts("## Training", parts) if parts else []
+
+
 def line_of(text: str, *words: str) -> list[str]:
     """The cells of the first line of a table that holds all of ``words``."""
     (line, *_) = [one for one in text.splitlines() if one.startswith("|") and all(word in one for word in words)]
@@ -66,7 +86,7 @@ def test_one_recipe_needs_no_section_unless_it_has_more_to_tell() -> None:
     def has_section(*more: Record) -> bool:
         records = [trained(training_cell("vit_micro"), 180), trained(training_cell("vit_nano"), 190), *more]
         run = Run(name="r", records=records)
-        assert ("\n## Training\n" in render_markdown([run])) == bool(training_section([run]))
+        assert bool(section(render_markdown([run]), "Training")) == bool(training_section([run]))
         return bool(training_section([run]))
 
     assert not has_section()
@@ -87,8 +107,8 @@ def test_one_training_stands_beside_what_was_published_of_it() -> None:
 
 def test_published_values_are_not_mentioned_where_there_are_none() -> None:
     run = Run(name="r", records=[trained(training_cell("vit_micro"), 180, f1=(0.5, 0.6))])
-    assert "*Published*" not in training_section([run])[1]
-    assert "*Published*" in training_section([imbalance_run()])[1]
+    assert "Published: " not in training_section([run])[1]
+    assert "Published: " in training_section([imbalance_run()])[1]
     assert "## Training" not in render_summary([run])  # the main tables have the accuracy
 
 
@@ -201,12 +221,12 @@ def test_classes_without_images_stand_beside_macro_f1_and_the_mean_of_the_others
     )
     tested = dataclasses.replace(record, measurements=(*record.measurements, *lacking))
     run = Run(name="r", records=[infer(cell("cifar_vit_base")), tested])
-    section = training_section([run])[2]
-    line = line_of(section, "| cifar")
-    headings = line_of(section, "| model")
+    table = training_section([run])[2]
+    line = line_of(table, "| cifar")
+    headings = line_of(table, "| model")
     assert line[headings.index("macro F1")].endswith(" (4 classes without images)")
     assert line[headings.index("macro F1 of classes present")] == "1.000"
-    details = render_markdown([run]).split("## Details")[1]
+    details = section(render_markdown([run]), "Details")
     assert line_of(details, "cifar")[line_of(details, "model").index("macro F1 of classes present")] == "1.00"
     assert "classes present" not in training_section([Run(name="r", records=[record])])[2]
 
@@ -217,7 +237,7 @@ def test_macro_f1_is_a_column_of_the_csv_and_of_the_details() -> None:
     assert table["macro_f1"].tolist() == [pytest.approx(1.7 / 3)]
     assert table["macro_f1_status"].tolist() == ["ok"]
     assert not [name for name in table if name.startswith("class_")]
-    details = render_markdown([run]).split("## Details")[1]
+    details = section(render_markdown([run]), "Details")
     assert line_of(details, "cifar")[line_of(details, "model").index("macro F1")] == "0.567"
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.launching import SharedLauncher, lending
-from tests.reports.paired import tables
+from tests.reports.paired import section, tables
 from tests.suites.batch_search_models import BYTES_AN_IMAGE
 from vitbench.cli import run_command
 from vitbench.core import run_folder as store
@@ -511,7 +511,8 @@ def test_the_report_begins_with_the_frontier_and_its_csv_has_every_attempt(run: 
     page = (run.folder / "report.md").read_text()
     headings = [line for line in page.splitlines() if line.startswith("## ")]
     assert headings[0] == "## Largest batch that fits"
-    inference, training, limits, *_ = tables(page)
+    inference, training, *_ = tables(page)
+    limits = tables(section(page, "What ended each search"))[0]
     found = {line["model"].rpartition(":")[2]: line["8 px"] for line in inference}
     assert found == {name: found_by(run, name) for name in NAMES}
     assert [line["8 px"] for line in training] == [found_by(run, "holds", "train")]

@@ -30,14 +30,16 @@ def claims(
     from vitbench.analysis.claims import to_dict
     from vitbench.analysis.model_summary import judge_models
     from vitbench.experiments.training.records import read_results
-    from vitbench.reports.markdown.claims import claims_text, count_verdicts, write_claims
+    from vitbench.reports.markdown.claims import write_claims
+    from vitbench.reports.markdown.tables import table_text
+    from vitbench.reports.model.claims import claims_table, count_verdicts
 
     judged = judge_models(options.split_words(models), read_results(runs or []))
     written = write_claims(judged, out) if out else []  # first: an error here is the only output
     if json:
         print_json([to_dict(one) for one in judged])
     else:
-        print(claims_text(judged) or "These models have no published values.")
+        print(table_text(claims_table(judged)) if judged else "These models have no published values.")
         if judged:
             note(f"{len(judged)} claims: {count_verdicts(judged)}")
     for path in written:

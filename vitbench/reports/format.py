@@ -89,10 +89,14 @@ def plain_text(text: str, limit: int = 200) -> str:
 
 def cell_text(text: str, limit: int = 200) -> str:
     """``plain_text`` as one cell of a Markdown table, escaped."""
-    line = plain_text(text, limit)
-    line = line.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = line.replace("](", "]\\(")  # no link, no image from elsewhere
-    return re.sub(r"([|`*$])", r"\\\1", line)
+    return escape_markdown(plain_text(text, limit))
+
+
+def escape_markdown(text: str) -> str:
+    """What Markdown and HTML would obey, escaped."""
+    text = text.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = text.replace("](", "]\\(")  # no link, no image from elsewhere
+    return re.sub(r"([|`*$])", r"\\\1", text)
 
 
 def table(headings: Sequence[str], lines: Sequence[Sequence[str]], texts: Sequence[str]) -> str:

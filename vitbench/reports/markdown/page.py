@@ -1,4 +1,6 @@
-"""Records to the Markdown page that a person reads: what was run and where, the tables, what failed, the plots."""
+"""Records to the Markdown page that a person reads: what was run and where, the tables, what failed, the pictures, and
+everything else folded.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +8,26 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitbench.analysis.claims import judge_runs
 from vitbench.core.records import STATUSES
 from vitbench.core.text import one_line
+from vitbench.reports import explanations
 from vitbench.reports.format import cell_text, without_paths
-from vitbench.reports.markdown import explanations
-from vitbench.reports.markdown.claims import claims_text, count_verdicts
-from vitbench.reports.markdown.misleading import family_section, misleading_section
-from vitbench.reports.markdown.noise import noise_section
-from vitbench.reports.markdown.roof import method_lines
-from vitbench.reports.markdown.tables import marks_text, table_text
+from vitbench.reports.markdown.tables import paragraph_text, section_text, table_text
 from vitbench.reports.model import trainings as training
-from vitbench.reports.model.columns import Floors, detail_table, main_table, memory_table
-from vitbench.reports.model.counters import compare_counters
-from vitbench.reports.model.failures import failures_table, methods
+from vitbench.reports.model.columns import Floors, axis_columns, main_table
+from vitbench.reports.model.main_tables import MainTable, failed_rows, main_tables, shared_conditions
 from vitbench.reports.model.noise import disturbance_line, noise_floors
-from vitbench.reports.model.rows import (
-    Row,
-    axis_values,
-    build_rows,
-    sort_key,
-    varying_axes,
-)
+from vitbench.reports.model.rows import Row, build_rows, sort_key, varying_axes
 from vitbench.reports.model.runs import Run, machine_of, planned_cells
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
+from vitbench.reports.model.tables import Table
 from vitbench.reports.plots.tradeoffs import plan_plots, why_no_plots
+from vitbench.reports.sections import Section, detail_sections
+from vitbench.reports.value_text import marks_text
 from vitbench.suites.batch_search import shown_status
 
-#: Values that are not worth a word where all rows share them.
-DULL = {"compile": "no", "memory limit": "none", "weights": "random"}
+#: Names of rows in a line of failures, and lines: more are counted.
+_MOST_NAMES, _MOST_FAILURES = 8, 12
 
 
 def render_markdown(runs: Sequence[Run]) -> str:
@@ -44,36 +37,11 @@ def render_markdown(runs: Sequence[Run]) -> str:
     parts = [title, "\n".join(f"- {_what_was_run(run)}" for run in runs), *disturbance_lines(runs)]
     if not rows:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
-    axes = varying_axes(rows)
-    parts += [_conditions(rows), *search_section(runs), *_sections(rows, axes, noise_floors(runs))]
-    parts += [*misleading_section(rows), *family_section(rows), *training_section(runs)]
-    parts += ["## How to read the tables", _as_list(explanations.how_to_read(rows))]
-    details = detail_table(rows, axes)
-    if details:
-        parts += [
-            "## Details",
-            *filter(None, [explanations.details_text(details)]),
-            table_text(details),
-            *marks_text(details),
-        ]
-    noise = noise_section(runs)
-    if noise:
-        paired = any(one.reference_samples for run in runs for record in run.records for one in record.measurements)
-        parts += ["## Noise", *([explanations.NOISE] if paired else []), noise]
-    memory = memory_table(rows, axes)
-    if memory:
-        parts += ["## Memory at the peak", explanations.MEMORY, table_text(memory)]
-    parts += _counters(rows)
-    judged = judge_runs([record for run in runs for record in run.records])
-    if judged:
-        parts += ["## Published values", f"{count_verdicts(judged)}. {explanations.CLAIMS}", claims_text(judged)]
-    failures = failures_table(rows, axes)
-    parts += ["## Failures", table_text(failures) if failures else "None."]
-    used = methods(rows).items()
-    how = [f"**{cell_text(', '.join(names), 1000)}**: {cell_text(text, 1000)}" for text, names in used]
-    how += method_lines(runs)
-    parts += ["## Plots", _plots(rows), "## Methods", _as_list(how) or "None reported."]
-    return "\n\n".join(parts) + "\n"
+    tables = main_tables(rows, noise_floors(runs))
+    parts += [_conditions(rows), *search_section(runs), *_main_sections(tables, rows)]
+    parts += [*_failures(tables), "## Plots", _plots(rows)]
+    folded = [_left_out(tables), *detail_sections(runs)]
+    return "\n\n".join([*parts, *map(section_text, folded)]) + "\n"
 
 
 def render_summary(runs: Sequence[Run]) -> str:
@@ -82,7 +50,7 @@ def render_summary(runs: Sequence[Run]) -> str:
     found = search_section(runs)
     if not rows and not found:
         return "No cell has been measured yet."
-    sections = _sections(rows, varying_axes(rows), noise_floors(runs))
+    sections = _sections(rows, noise_floors(runs))
     return "\n\n".join([*found, *sections, *training_summary(runs)])
 
 
@@ -91,35 +59,10 @@ def search_section(runs: Sequence[Run]) -> list[str]:
     found = search_tables(runs)
     if found is None:
         return []
-    parts = ["## Largest batch that fits", explanations.SEARCHES]
-    largest, ends = found
+    parts = ["## Largest batch that fits", paragraph_text(explanations.SEARCHES)]
+    largest, _ = found
     for (device, mode, dtype), shown in largest.items():
         parts += [f"### {cell_text(device)}, {CALLS[mode]}, {cell_text(dtype)}", table_text(shown)]
-    return [*parts, "### What ended each search", table_text(ends)]
-
-
-def training_section(runs: Sequence[Run]) -> list[str]:
-    """Heading, texts and tables; nothing where the main tables show all of it.
-
-    That is: unless the trainings are by several recipes, something was published of them, or they have values by class.
-    """
-    trainings = training.trainings_of(runs)
-    by_class = training.with_classes(trainings)
-    if not (by_class or training.are_compared(trainings)):
-        return []
-    text = explanations.TRAININGS + (explanations.PUBLISHED_TRAININGS if training.is_published(trainings) else "")
-    parts = ["## Training", text, table_text(training.comparison_table(trainings))]
-    if by_class > training.MOST_TRAININGS:
-        names = ", ".join(f"`{metric}`" for metric in training.BY_CLASS)
-        return [*parts, f"F1, precision and recall by class of {by_class} trainings are in the records ({names})."]
-    for metric, what in training.BY_CLASS.items():
-        tables = [
-            f"{what} of each of the {one} classes is in the records (`{metric}`), not in a table here."
-            if isinstance(one, int)
-            else table_text(one)
-            for one in training.class_tables(trainings, metric)
-        ]
-        parts += [f"### {what} by class", *tables] if tables else []
     return parts
 
 
@@ -160,39 +103,55 @@ def _as_code(command: str) -> str:
 
 
 def _conditions(rows: Sequence[Row]) -> str:
-    """The axes that all rows share, in one sentence."""
-    shared = []
-    for axis, values in axis_values(rows).items():
-        if axis != "run" and len(values) == 1 and values[0] != DULL.get(axis):
-            shared.append(f"{cell_text(axis)} {cell_text(values[0])}")
-    return f"Shared by all rows: {', '.join(shared)}." if shared else "The conditions vary and are columns."
+    """The conditions that all rows share, in one sentence."""
+    shared = _named(shared_conditions(rows))
+    return f"Shared by all rows: {shared}." if shared else "The conditions vary and are columns."
 
 
-def _as_list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+def _named(conditions: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{cell_text(axis)} {cell_text(value)}" for axis, value in conditions)
 
 
-def _sections(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> list[str]:
-    """A heading and a table for each device and image size."""
-    groups: dict[tuple[str, tuple[int, int]], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.cell.device, row.cell.image_size), []).append(row)
+def _main_sections(tables: Sequence[MainTable], rows: Sequence[Row]) -> list[str]:
+    """A heading and a table for each device and image size; below them what they are sorted by."""
     parts = []
-    for device, size in sorted(groups):
-        group = sorted(groups[device, size], key=sort_key)
+    for one in tables:
+        parts += [f"## {cell_text(one.device)}, {one.image_size} px"]
+        parts += [f"Unless a row says otherwise: {_named(one.usual)}."] if one.usual else []
+        parts += [table_text(one.shown), *map(paragraph_text, marks_text(one.shown))]
+    return [*parts, f"{explanations.order_text(rows)} {explanations.BRACKETS}"]
+
+
+def _left_out(tables: Sequence[MainTable]) -> Section:
+    """The other columns of the main tables."""
+    parts: list[Table | str] = []
+    for one in tables:
+        parts += [f"{one.device}, {one.image_size} px", one.left_out, *marks_text(one.left_out)]
+    return Section("columns", "More columns of the tables above", tuple(parts))
+
+
+def _failures(tables: Sequence[MainTable]) -> list[str]:
+    """A line for each kind of failure, with the rows that have it; [] without one."""
+    lines = []
+    for status, names in failed_rows(tables).items():
+        more = [f"{len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+        lines.append(f"- **{cell_text(status)}**: {'; '.join([*map(cell_text, names[:_MOST_NAMES]), *more])}")
+    if len(lines) > _MOST_FAILURES:
+        lines[_MOST_FAILURES:] = [f"- {len(lines) - _MOST_FAILURES} more kinds of failure are listed below."]
+    return ["## Failures", "\n".join(lines)] if lines else []
+
+
+def _sections(rows: Sequence[Row], floors: Floors) -> list[str]:
+    """A heading and a table with all columns for each device and image size, for a terminal."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    axes = axis_columns(varying_axes(rows))
+    for row in sorted(rows, key=sort_key):
+        groups.setdefault((row.cell.device, row.image_size), []).append(row)
+    parts = []
+    for (device, size), group in groups.items():
         shown = main_table(group, axes, floors)
-        parts += [f"## {cell_text(device)}, {group[0].image_size} px", table_text(shown), *marks_text(shown)]
+        parts += [f"## {cell_text(device)}, {size} px", table_text(shown), *map(paragraph_text, marks_text(shown))]
     return parts
-
-
-def _counters(rows: Sequence[Row]) -> list[str]:
-    compared = compare_counters(rows)
-    if compared is None:
-        return []
-    shown, reasons = compared
-    texts = [explanations.COUNTER_REASONS.get(one) or cell_text(one).rstrip(".") for one in reasons]
-    notes = "  \n".join(f"({mark}) {text}." for mark, text in enumerate(texts, 1))
-    return ["## FLOPs by other counters", explanations.COUNTERS, table_text(shown), *([notes] if notes else [])]
 
 
 def _plots(rows: Sequence[Row]) -> str:

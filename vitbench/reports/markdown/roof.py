@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vitbench.analysis.roofline import MOST_SPREAD, Ceiling, MachineRoof
 from vitbench.core.records import Record
-from vitbench.reports.format import cell_text, number
-from vitbench.reports.markdown.tables import marks_text, table_text
+from vitbench.reports.markdown.tables import paragraph_text, table_text
 from vitbench.reports.model.columns import PERCENT_OF_ROOF, WHOLE, bound_value, share_value
-from vitbench.reports.model.roof import CellRoof, Roof
-from vitbench.reports.model.runs import Run
+from vitbench.reports.model.roof import CellRoof, Roof, machine_name
 from vitbench.reports.model.tables import Column, Display, Table, Value, number_value, text_value
+from vitbench.reports.value_text import marks_text
 
 _SPREAD = Column(name="spread", display=Display("%", 100, "tenths"))
 _ROUNDS = Column(name="rounds", display=WHOLE)
 #: Characters of an operator's name, so that a line fits a terminal.
 _LONGEST = 16
-
-
-def machine_name(roof: MachineRoof) -> str:
-    """``cpu, 2 threads``."""
-    return f"{roof.device}, {roof.threads} thread{'s' if roof.threads > 1 else ''}"
 
 
 def machine_text(roof: MachineRoof) -> str:
@@ -91,7 +83,7 @@ def cells_text(roof: Roof) -> str:
         for record, found in sorted(known, key=lambda pair: -pair[1].share)
     ]
     shown = Table(columns, tuple(lines))
-    parts = [table_text(shown), *marks_text(shown)] if known else []
+    parts = [table_text(shown), *map(paragraph_text, marks_text(shown))] if known else []
     if any(found.share > 1 + MOST_SPREAD for _, found in known):
         parts.append(
             f"The roof is too low for shares above {100 * (1 + MOST_SPREAD):.0f} %. Measure it on a quiet machine."
@@ -100,18 +92,6 @@ def cells_text(roof: Roof) -> str:
         named = f"{', '.join(cells[:3])}{', ...' if len(cells) > 3 else ''}"
         parts.append(f"No share of {len(cells)} cell{'s' if len(cells) > 1 else ''} ({named}): {reason}.")
     return "\n\n".join(parts)
-
-
-def method_lines(runs: Sequence[Run]) -> list[str]:
-    """For the methods of a report: each machine's roof in a line."""
-    lines = []
-    for machine, method in ((machine, run.roof.method) for run in runs if run.roof for machine in run.roof.machines):
-        tops = [f"{number(one.value / 1e9)} GFLOP/s in {dtype}" for dtype, one in machine.compute.items() if one.value]
-        wide = [one for one in machine.bandwidth if one.value]
-        tops += [f"{number((one.value or 0) / 1e9)} GB/s for {one.at / 1e6:.3g} MB" for one in wide[-1:]]
-        text = f"the roof of {machine_name(machine)} ({', '.join(tops) or 'refused'}), torch {machine.torch}: {method}"
-        lines.append(f"**% of roof**: {cell_text(text, 1000)}")
-    return list(dict.fromkeys(lines))
 
 
 def _measured(one: Ceiling) -> tuple[Value, Value, Value]:

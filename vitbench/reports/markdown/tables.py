@@ -1,25 +1,44 @@
-"""Tables of reports/model/ as Markdown: the texts of ``value_text``, escaped."""
+"""Tables, paragraphs and folded sections as Markdown."""
 
 from __future__ import annotations
 
-from vitbench.reports import value_text as plain
-from vitbench.reports.format import cell_text, table
+from vitbench.core.text import printable
+from vitbench.reports.format import cell_text, escape_markdown, table, without_paths
 from vitbench.reports.model.tables import Column, Table, Value
+from vitbench.reports.sections import Section
+from vitbench.reports.value_text import heading_text, value_text
 
 
 def table_text(shown: Table) -> str:
     """A Markdown table."""
-    headings = [cell_text(plain.heading_text(column)) for column in shown.columns]
+    headings = [cell_text(heading_text(column)) for column in shown.columns]
     lines = [[_cell_text(*pair) for pair in zip(line, shown.columns, strict=True)] for line in shown.lines]
     texts = [heading for heading, column in zip(headings, shown.columns, strict=True) if column.is_text]
     return table(headings, lines, texts)
 
 
 def _cell_text(value: Value, column: Column) -> str:
-    text = plain.value_text(value, column)
-    return cell_text(text) if column.is_text else text
+    """Words of columns of numbers are ours (``>=1024``)."""
+    return cell_text(value_text(value, column)) if column.is_text else value_text(value, column)
 
 
-def marks_text(shown: Table) -> list[str]:
-    """What the marks in a table mean, one paragraph a mark; [] without marks."""
-    return [cell_text(text, 1200) for text in plain.marks_text(shown)]
+def paragraph_text(text: str) -> str:
+    """A paragraph of plain text, in which pairs of backticks hold code."""
+    line = printable(without_paths(text))
+    pieces = line.split("`") if line.count("`") % 2 == 0 else [line]
+    return "`".join(piece if place % 2 else escape_markdown(piece) for place, piece in enumerate(pieces))
+
+
+def section_text(section: Section) -> str:
+    """A section under its heading, or folded."""
+    parts = [
+        table_text(part)
+        if isinstance(part, Table)
+        else section_text(part)
+        if isinstance(part, Section)
+        else paragraph_text(part)
+        for part in section.parts
+    ]
+    if not section.folded:
+        return "\n\n".join([f"## {section.title}", *parts])
+    return "\n\n".join([f"<details>\n<summary>{section.title}</summary>", *parts, "</details>"])

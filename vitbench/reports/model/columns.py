@@ -84,7 +84,7 @@ def axis_value(row: Row, axis: str) -> Value:
     return text_value(text) if text else Value()
 
 
-def main_table(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> Table:
+def main_table(rows: Sequence[Row], conditions: Sequence[RowColumn], floors: Floors) -> Table:
     """What is compared first: size, work, memory, speed, energy, accuracy, and what failed.
 
     Leaves out columns that no row was asked for. ``floors``: the noise floor of each run's device and threads, below
@@ -95,7 +95,7 @@ def main_table(rows: Sequence[Row], axes: Sequence[str], floors: Floors) -> Tabl
         columns.append(accuracy_column(rows))
     asked = [one for one in columns if any(one.value(row).status is not None for row in rows)]
     status = RowColumn(Column(name="status"), lambda row: text_value(row.status))
-    return table_of([MODEL, *axis_columns(axes), *asked, status], rows)
+    return table_of([MODEL, *conditions, *asked, status], rows)
 
 
 def detail_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:

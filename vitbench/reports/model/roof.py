@@ -94,6 +94,11 @@ class Roof:
         return self.cells[cell_id].unavailable if cell_id in self.cells else ""
 
 
+def machine_name(roof: MachineRoof) -> str:
+    """``cpu, 2 threads``."""
+    return f"{roof.device}, {roof.threads} thread{'s' if roof.threads > 1 else ''}"
+
+
 def shares_of(roof: Roof) -> list[dict[str, Any]]:
     """Each cell of the file with its share, as JSON: its id, its fields, and those of CellRoof or why it has none."""
     found = []
