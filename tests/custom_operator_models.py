@@ -89,3 +89,19 @@ def only_product(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
 
 def with_product(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
     return WithProduct(num_classes)
+
+
+class OnlyReal(nn.Module):
+    """Has an operator without a kernel for fake tensors, at which torch's compiler fails."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = real_only(images.mean(dim=(2, 3)), self.weight)
+        return logits
+
+
+def only_real(*, image_size: tuple[int, int], num_classes: int) -> nn.Module:
+    return OnlyReal(num_classes)

@@ -62,17 +62,10 @@ def count_model(subject: Subject, runs: Sequence[Cell], *, bound: bool = True) -
     mode), in order.
 
     An answer has ``figures`` and ``absent`` (why a value is unavailable), or ``failed``, the reason why a run fails.
-    ``bound`` adds the values that depend on torch's version: operators, tensor bytes, and graph breaks (of inference;
-    of training if no run infers, as a trace is slow). Raises what the model raises while it is built or run on
-    ``meta``, except where it reads tensor data or has an operator without a kernel there.
+    ``bound`` adds the values that depend on torch's version: operators and tensor bytes. Raises what the model raises
+    while it is built or run on ``meta``, except where it reads tensor data or has an operator without a kernel there.
     """
     figures, absent = _on_meta(subject)
-    if bound:
-        infers = not runs or any(run.mode == "infer" for run in runs)
-        try:
-            figures["graph_breaks"] = count_graph_breaks(subject, train=not infers)
-        except Unsupported as reason:
-            absent["graph_breaks"] = str(reason)
     yield {"figures": figures, "absent": absent}
     for run in runs:
         yield _count_run(subject, run, bound)
@@ -212,7 +205,9 @@ class OperatorTally(TorchDispatchMode):
 
 def count_graph_breaks(subject: Subject, *, train: bool) -> dict[str, int]:
     """The reasons for which ``torch.compile`` breaks its graph of the forward pass, with their counts. Nothing is
-    compiled. torch's tracer counts a break inside an inlined call once more for the caller.
+    compiled. torch's tracer counts a break inside an inlined call once more for the caller. Where the tracer fails, its
+    frame evaluation stays installed: later calls in this process free their arguments late, and their tensor bytes are
+    too many.
 
     A model that reads tensor data is traced with real random images. Raises Unsupported if it cannot be traced.
     """

@@ -116,6 +116,14 @@ class CountExact:
     bound: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class CountBreaks:
+    """Count the graph breaks of a model for a baseline file. No tensor bytes are counted in this process later."""
+
+    cell: Cell
+    train: bool = False
+
+
 # Tasks that measure.
 
 
@@ -189,6 +197,7 @@ Question = (
     | TraceWork
     | PredictLargest
     | Fetch
+    | CountBreaks
     | CountExact
 )
 Task = Question | Measure | RunReference

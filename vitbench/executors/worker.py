@@ -334,6 +334,18 @@ def predict_largest(question: protocol.PredictLargest) -> Answers:
     yield {"batch": batch, "method": method}
 
 
+def count_breaks(task: protocol.CountBreaks) -> Answers:
+    """The graph breaks by reason, or why they are unknown."""
+    from vitbench.analysis.exact_counts import count_graph_breaks
+    from vitbench.core.errors import Unsupported
+
+    prepare_process(task.cell, "static")
+    try:
+        yield {"counts": count_graph_breaks(make_subject(task.cell), train=task.train)}
+    except Unsupported as reason:
+        yield {"absent": str(reason)}
+
+
 _ANSWERS: dict[type, Callable[[Any], Answers]] = {
     protocol.Describe: describe,
     protocol.Match: match,
@@ -342,6 +354,7 @@ _ANSWERS: dict[type, Callable[[Any], Answers]] = {
     protocol.TryWeights: try_weights,
     protocol.Fetch: fetch,
     protocol.Calibrate: calibrate,
+    protocol.CountBreaks: count_breaks,
     protocol.MeasureRoof: measure_roof,
     protocol.TraceWork: trace_work,
     protocol.PredictLargest: predict_largest,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vitbench.core.text import one_line
 from vitbench.devices.failures import OF_THE_HOST
 from vitbench.executors.conversation import Outcome
 from vitbench.executors.launcher import Launcher, libraries_of, make_launcher
-from vitbench.executors.protocol import CountExact
+from vitbench.executors.protocol import CountBreaks, CountExact
 from vitbench.models.cards import is_imported
 from vitbench.regression.lock_file import Entry, Lock, Place, minor_version
 from vitbench.runner.plan import look_up_models
@@ -168,22 +169,63 @@ def _count(
             if time.monotonic() - noted_at > _PROGRESS_EVERY_S and number < len(models):
                 noted_at = time.monotonic()
                 note(f"{number} of {len(models)} models ...")
+    if bound:
+        whole = [model for model in models if not entries[model].failed]
+        entries |= _count_breaks({model: entries[model] for model in whole}, runs, launcher)
     return [entries[place] for place in places]
+
+
+def _count_breaks(
+    entries: Mapping[Place, Entry], runs: Mapping[Place, Sequence[Place]], launcher: Launcher
+) -> dict[Place, Entry]:
+    """The entries of models with their graph breaks (of inference; of training if no run infers, as a trace is slow).
+
+    Workers of their own count them: where torch's tracer fails, tensor bytes of the same process are wrong afterwards.
+    """
+    cells = {model: model.cell() for model in entries}
+    trains = {cells[model]: bool(runs[model]) and all(run.mode == "train" for run in runs[model]) for model in entries}
+    found = {}
+    with StaticCounter(
+        launcher,
+        (),
+        TIMEOUT_S,
+        task=lambda cell: CountBreaks(cell=cell, train=trains[cell]),
+        models_a_worker=_MODELS_A_WORKER,
+    ) as counter:
+        counter.begin(cells.values())
+        for model, entry in entries.items():
+            outcome = counter.outcome(cells[model])
+            _raise_if_of_the_machine(model, outcome)
+            values = outcome.answers[0].values if outcome.answers else {"absent": _why_it_failed(outcome)}
+            if "counts" in values:
+                found[model] = replace(entry, figures={**entry.figures, "graph_breaks": values["counts"]})
+            else:
+                found[model] = replace(entry, absent={**entry.absent, "graph_breaks": values["absent"]})
+    return found
 
 
 def _entries_of(model: Place, runs: Sequence[Place], outcome: Outcome) -> Iterator[Entry]:
     """The entries of one task: the model's and those of its runs."""
-    failure = outcome.failure
-    if failure is not None and failure.cause in _OF_THE_MACHINE:
-        way_out = _WAYS_OUT.get(failure.cause, "Give it more memory, or try again")
-        raise WorkerError(f"{model.label} could not be counted: {failure.detail}. {way_out}")
-    why = one_line((failure.detail or failure.cause).splitlines()[0], 500) if failure else ""
+    _raise_if_of_the_machine(model, outcome)
+    failure, why = outcome.failure, _why_it_failed(outcome)
     gone = failure is not None and failure.cause == UNKNOWN_NAME
     for index, place in enumerate([model, *runs]):
         if index >= len(outcome.answers):
             yield Entry(place=place, failed=why, gone=gone)
         else:
             yield Entry(place=place, **outcome.answers[index].values)
+
+
+def _raise_if_of_the_machine(model: Place, outcome: Outcome) -> None:
+    failure = outcome.failure
+    if failure is not None and failure.cause in _OF_THE_MACHINE:
+        way_out = _WAYS_OUT.get(failure.cause, "Give it more memory, or try again")
+        raise WorkerError(f"{model.label} could not be counted: {failure.detail}. {way_out}")
+
+
+def _why_it_failed(outcome: Outcome) -> str:
+    failure = outcome.failure
+    return one_line((failure.detail or failure.cause).splitlines()[0], 500) if failure else ""
 
 
 def _lock(entries: Sequence[Entry], places: Sequence[Place]) -> Lock:
