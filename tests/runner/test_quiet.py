@@ -12,7 +12,8 @@ import pytest
 
 from vitbench.devices.host.load import Use, UseWatch, busiest_programs, cores_used, shared_cores
 from vitbench.runner import progress, quiet
-from vitbench.runner.progress import LiveProgress, PlainProgress
+from vitbench.runner.live import LiveProgress
+from vitbench.runner.progress import PlainProgress
 from vitbench.runner.quiet import Judge, Patience, Verdict
 
 
@@ -173,12 +174,10 @@ def test_a_log_says_that_it_waits_and_not_again_at_once(monkeypatch: pytest.Monk
 
 def test_the_live_line_shows_what_is_waited_for_and_then_what_it_showed_before() -> None:
     live = LiveProgress()
-    shown: list[str] = []
-    live._bar = SimpleNamespace(update=lambda task, description: shown.append(description))
     live.doing("time 1/5")
     with live.waiting("waiting: other programs use 0.9 of 2 cores"):
-        pass
-    assert shown == [": time 1/5", ": waiting: other programs use 0.9 of 2 cores", ": time 1/5"]
+        assert live._shown == ": waiting: other programs use 0.9 of 2 cores"
+    assert live._shown == ": time 1/5"
 
 
 # the real machine

@@ -184,6 +184,15 @@ def test_the_last_sample_of_each_has_the_reference_on_both_sides(clock: Clock, c
             assert after is None or after.samples[0] == before.samples[0] + 1  # the very next one
 
 
+def test_between_turns_means_before_each_turn_and_never_during_one(clock: Clock) -> None:
+    log: list[str] = []
+    participants = [ScriptedParticipant(name, log, clock, wanted=3) for name in "ab"]
+    take_turns(participants, ScriptedReference(log, clock), JUDGE, between=lambda: log.append("|"))
+    turns_between = "".join(log[3:]).replace("reference", "").split("|")
+    assert all(len(names) <= 1 for names in turns_between)
+    assert "".join(turns_between).count("a") == 3
+
+
 def test_without_a_reference_everyone_takes_turns(clock: Clock) -> None:
     log: list[str] = []
     participants = [ScriptedParticipant(name, log, clock, wanted=3) for name in "ab"]

@@ -1,4 +1,4 @@
-"""What a person sees during a run: a live line in a terminal, plain lines elsewhere."""
+"""What a person sees during a run: plain lines in a log, a table and a line in a terminal (``live``)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from vitbench.core.records import Cell, Record
 from vitbench.core.text import one_line
@@ -17,8 +16,6 @@ from vitbench.executors.protocol import TrainingStep
 from vitbench.runner.time_estimates import TimeEstimates
 from vitbench.suites.batch_search import bounds_a_search, search_label
 
-#: The most characters of a cell's label in the live line.
-_LONGEST_LABEL = 200
 #: A log says again that the run waits only after so many seconds.
 _WAITING_AGAIN_S = 10.0
 
@@ -72,6 +69,9 @@ class Progress:
         """
         if self.estimates is not None:
             self.estimates.round_done(more, calls)
+
+    def between_turns(self) -> None:
+        """A timed turn may begin next, or has just ended: nothing runs that a drawing on a screen could disturb."""
 
     def doing(self, what: str) -> None:
         """A process of the current cell begins."""
@@ -164,105 +164,10 @@ class PlainProgress(Progress):
         return f"{self.failures_text()}, {format_duration(self.seconds_left())} left"
 
 
-@dataclass(frozen=True)
-class _Countdown:
-    """What is left until a time of the monotonic clock, by each time that it is written."""
-
-    end: float
-
-    def __str__(self) -> str:
-        return format_duration(self.end - time.monotonic())
-
-
-class LiveProgress(PlainProgress):
-    """One line that renews itself, with the current cell under way; failures stay above it."""
-
-    _bar: Any = None
-    _task: Any = None
-    _label = ""
-    _shown = ""
-
-    def note(self, text: str) -> None:
-        if self._bar is not None:
-            # a model's name or message is text: no markup, no :emoji:, no control characters
-            self._bar.console.print(one_line(text), markup=False, emoji=False, highlight=False)
-        else:
-            super().note(text)
-
-    @contextlib.contextmanager
-    def running(self, folder: Path | None, cells: list[Cell], estimates: TimeEstimates, already: int) -> Iterator[None]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
-
-        columns = (
-            SpinnerColumn(),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[left]} left, {task.fields[failures]} |"),
-            TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
-        )
-        with super().running(folder, cells, estimates, already), Bar(*columns, console=Console(stderr=True)) as bar:
-            self._bar, self._task = bar, bar.add_task("", total=len(cells), left="", failures="")
-            self._renew()
-            try:
-                yield
-            finally:
-                self._bar = None
-
-    def cell_started(self, cell: Cell) -> None:
-        super().cell_started(cell)
-        self._label = cell.label
-        self._show(self._label)
-
-    def group_started(self, cells: Sequence[Cell]) -> None:
-        super().group_started(cells)
-        self._label = f"{cells[0].conditions_label}: {len(cells)} in turns" if len(cells) > 1 else cells[0].label
-
-    def round_done(self, more: Mapping[str, int], calls: Mapping[str, float]) -> None:
-        super().round_done(more, calls)
-        self._renew()
-
-    def doing(self, what: str) -> None:
-        self._show(f"{self._label}: {what}")
-
-    @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        before = self._shown
-        self._show(f"{self._label}: {what}")
-        with Progress.waiting(self, what):
-            yield
-        self._show(before)
-
-    def training_step(self, event: TrainingStep) -> None:
-        super().training_step(event)
-        self._renew()
-        total = f"/{event.total}" if event.total else ""
-        self._show(f"{self._label}: step {event.step}{total}, loss {event.loss:.3f}")
-
-    def cell_done(self, record: Record) -> None:
-        Progress.cell_done(self, record)
-        if record.status != "ok" and not bounds_a_search(record):
-            self.note(f"{record.cell.label}: {record.status} ({record.detail or record.cause})")
-        self._renew()
-
-    def search_done(self, cell: Cell, found: str) -> None:
-        Progress.search_done(self, cell, found)
-        self.note(f"{search_label(cell)}: largest batch: {found}")
-        self._renew()
-
-    def _renew(self) -> None:
-        if self._bar is not None:
-            left = _Countdown(time.monotonic() + self.seconds_left())
-            self._bar.update(self._task, completed=self.done, left=left, failures=self.failures_text())
-
-    def _show(self, text: str) -> None:
-        self._shown = text
-        if self._bar is not None:
-            self._bar.update(self._task, description=one_line(text, _LONGEST_LABEL))
-
-
 def make_progress() -> Progress:
     """The live one in a terminal, the plain one elsewhere."""
-    return LiveProgress() if sys.stderr.isatty() else PlainProgress()
+    if not sys.stderr.isatty():
+        return PlainProgress()
+    from vitbench.runner.live import LiveProgress
+
+    return LiveProgress()

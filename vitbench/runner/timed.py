@@ -196,7 +196,15 @@ class Timer:
             watch = LoadWatch(reference.device)
             beside = None if alone else reference
             order = random.Random(seed)
-            take_turns(participants, beside, judge, patience=self._patience, control=control, order=order)
+            take_turns(
+                participants,
+                beside,
+                judge,
+                patience=self._patience,
+                control=control,
+                order=order,
+                between=self.progress.between_turns,
+            )
             load = watch.stop()
             for job, participant in zip(jobs, participants, strict=True):
                 job.timed.append(participant.finish())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -225,12 +225,13 @@ def take_turns(
     patience: Patience | None = None,
     control: Control | None = None,
     order: random.Random | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Let ``participants`` run, one at a time, until all are over; the reference has a turn when its last one is stale.
 
     The order is drawn anew in each round, so that no cell always follows the same one. ``control`` takes part until the
     others are over. ``judge`` says which turns are taken again, ``patience`` waits while other programs disturb, and
-    when it is over nothing is taken again.
+    when it is over nothing is taken again. ``between`` is called between two turns, when nothing is timed.
     """
     shuffle = (order or random.Random(0)).shuffle
     patience = patience or Patience(0.0)
@@ -242,6 +243,7 @@ def take_turns(
         active = [one for one in everyone if not one.over]
         shuffle(active)
         for one in active:
+            between()
             patience.wait_if_disturbed(judge)
             stale = last is None or time.monotonic() - last.ended > REFERENCE_EVERY_S
             if stale or one.needs_reference:
