@@ -29,11 +29,12 @@ from vitbench.experiments.training.records import read_training
 from vitbench.experiments.training.request import LAST, REQUEST, SUMMARY, TrainingRequest
 from vitbench.models import build_model
 from vitbench.models.weights.checkpoints import save_checkpoint
-from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
 from vitbench.reports.plots.tradeoffs import plan_plots
 from vitbench.reports.table import render_csv, tidy_frame
+from vitbench.reports.terminal import render_terminal
 from vitbench.training.recipes import load_recipe
 
 pytestmark = pytest.mark.integration
@@ -334,7 +335,7 @@ def test_whatever_figures_a_record_holds_there_is_a_report_of_it(kind: str) -> N
                 records.append(changed_seed(found, 1000 * number + 2 * index + in_turns))
     assert len(records) > seen // 3
     runs = [Run(name="odd", records=records, environment=ENVIRONMENT)]
-    for text in (render_markdown(runs), render_summary(runs), render_csv(runs)):
+    for text in (render_markdown(runs), render_terminal(runs, 100), render_csv(runs)):
         assert not ESCAPES.search(text.replace("\n", ""))
     assert len(tidy_frame(runs)) >= len(records)
     plan_plots(build_rows(runs))

@@ -27,15 +27,17 @@ from vitbench.core import run_folder as store
 from vitbench.core.records import Record
 from vitbench.core.text import csv_text, one_line, printable_lines
 from vitbench.reports.format import cell_text, without_paths
-from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.model.failures import merge_numbers
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
 from vitbench.reports.plots.curves import write_curves
 from vitbench.reports.plots.tradeoffs import draw_plot, plan_plots
 from vitbench.reports.table import render_csv
+from vitbench.reports.terminal import render_terminal
 from vitbench.reports.training import history_csv, sweep_csv, sweep_markdown
-from vitbench.runner.progress import LiveProgress, PlainProgress
+from vitbench.runner.live import LiveProgress
+from vitbench.runner.progress import PlainProgress
 from vitbench.runner.time_estimates import Rates, TimeEstimates
 from vitbench.suites import load_suite
 
@@ -195,7 +197,8 @@ def test_a_report_of_hostile_texts_is_a_report() -> None:
     assert_harmless_markdown(page)
     for section in ("Failures, each with its cause", "Methods", "Training", "Details", "FLOPs by other counters"):
         assert f"\n<summary>{section}</summary>\n" in page
-    assert_harmless_markdown(render_summary([run]))
+    for width in (60, 100):
+        assert not ESCAPES.search(render_terminal([run], width).replace("\n", ""))
 
 
 def test_its_csv_is_read_back_and_holds_no_formula() -> None:
@@ -368,7 +371,8 @@ def test_and_nothing_that_is_made_of_it_does_what_it_says(hostile_folder: tuple[
     assert_harmless_markdown(page)
     assert "&lt;script&gt;" in page
     assert_harmless_csv((folder / "report.csv").read_text(encoding="utf-8"))
-    assert_harmless_markdown(out)
+    assert not ESCAPES.search(out.replace("\n", ""))
+    assert "<script>" in out  # text, not Markdown
     assert not ESCAPES.search(errors.replace("\n", ""))
     told = [line for line in errors.splitlines() if "cmd|" in line]
     assert len(told) == 1

@@ -13,10 +13,11 @@ from tests.reports.fabricate import ENVIRONMENT, cell, full_run, infer, ok, size
 from tests.reports.paired import section as section_of
 from tests.reports.paired import tables
 from vitbench.core.records import Cell, Measurement, Record
-from vitbench.reports.markdown.page import render_markdown, render_summary, search_section
+from vitbench.reports.markdown.page import render_markdown, search_section
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.searches import find_searches, without_bounds
 from vitbench.reports.table import render_csv
+from vitbench.reports.terminal import render_terminal
 from vitbench.suites.batch_search import BOUND, PREDICTED, expected_attempts
 
 CAP = "RLIMIT_DATA beyond the worker's size after imports"
@@ -274,10 +275,7 @@ def test_the_csv_has_a_line_for_every_attempt() -> None:
 
 def test_a_terminal_shows_the_frontier_and_the_cells_beside_it() -> None:
     searches = Run(name="searches", records=search(12))
-    assert [len(table) for table in tables(render_summary([searches]))] == [1]
-    both = render_summary([searches, Run(name="cells", records=[infer(cell("vit_nano"))])])
-    assert [line for line in both.splitlines() if line.startswith("## ")] == [
-        "## Largest batch that fits",
-        "## cpu, 32 px",
-    ]
+    assert "Largest batch that fits: cpu, inference, fp32" in render_terminal([searches], 100)
+    both = render_terminal([searches, Run(name="cells", records=[infer(cell("vit_nano"))])], 100)
+    assert both.index("Largest batch that fits") < both.index("cpu, 32 px")
     assert "No cell" not in both

@@ -13,7 +13,7 @@ from tests.reports.fabricate import ENVIRONMENT, cell, failed, infer, trained, t
 from tests.reports.paired import section
 from vitbench.core.records import Measurement, Record
 from vitbench.core.stats.estimates import BY_CLASS_KIND
-from vitbench.reports.markdown.page import render_markdown, render_summary
+from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.markdown.tables import paragraph_text, table_text
 from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run
@@ -21,6 +21,7 @@ from vitbench.reports.model.tables import Table
 from vitbench.reports.model.values import value_of
 from vitbench.reports.sections import Section, training_parts
 from vitbench.reports.table import render_csv, tidy_frame
+from vitbench.reports.terminal import render_terminal
 from vitbench.training.recipes import load_recipe
 
 Golden = Callable[[str, str], None]
@@ -100,7 +101,7 @@ def test_one_training_stands_beside_what_was_published_of_it() -> None:
     section = "\n".join(training_section([run]))
     assert "85.2 %; .851 (macro F1)" in section
     assert "### Recall by class" in section
-    assert "## Training" in render_summary([run])
+    assert "\nTraining\n" in render_terminal([run], 100)
     failing = failed(training_cell("cifar_vit_base", weights="train:cifar-vit-base"), "error", "diverged")
     assert "85.2 %" in training_section([Run(name="r", records=[failing])])[2]
 
@@ -109,7 +110,7 @@ def test_published_values_are_not_mentioned_where_there_are_none() -> None:
     run = Run(name="r", records=[trained(training_cell("vit_micro"), 180, f1=(0.5, 0.6))])
     assert "Published: " not in training_section([run])[1]
     assert "Published: " in training_section([imbalance_run()])[1]
-    assert "## Training" not in render_summary([run])  # the main tables have the accuracy
+    assert "\nTraining\n" not in render_terminal([run], 100)  # the main tables have the accuracy
 
 
 @pytest.mark.parametrize("count", [16, 17])
@@ -264,8 +265,8 @@ def test_records_without_a_budget_are_told_by_their_recipe() -> None:
 
 
 def test_the_terminal_shows_the_trainings_too() -> None:
-    assert "## Training" in render_summary([imbalance_run()])
-    assert "F1 by class" not in render_summary([imbalance_run()])
+    assert "\nTraining\n" in render_terminal([imbalance_run()], 100)
+    assert "F1 by class" not in render_terminal([imbalance_run()], 100)
 
 
 def test_a_measurement_without_values_is_no_line_of_the_class_table() -> None:

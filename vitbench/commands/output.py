@@ -78,11 +78,22 @@ def print_written(paths: Iterable[Path]) -> None:
         print(f"Wrote {printable(str(path))}")
 
 
-def print_run(summary: RunSummary, failures: str) -> int:
-    """Print the tables of a run and the ``failures`` if there are any ("cells failed"); returns the exit code."""
-    from vitbench.reports import summary_tables
+def print_summary(folders: Sequence[Path]) -> None:
+    """The summary of runs on stdout: as wide as the terminal and with its styles, plain elsewhere."""
+    from rich.console import Console
 
-    print(summary_tables([summary.folder]))
+    from vitbench.reports import summary
+
+    console = Console()
+    if console.is_terminal and not console.legacy_windows:
+        print(summary(folders, console.width, styled=True))
+    else:
+        print(summary(folders))
+
+
+def print_run(summary: RunSummary, failures: str) -> int:
+    """Print the summary of a run and the ``failures`` if there are any ("cells failed"); returns the exit code."""
+    print_summary([summary.folder])
     print_written(summary.report)
     if summary.failed:
         note(f"{len(summary.failed)} of {len(summary.records)} {failures}; see the report's failures")
@@ -123,15 +134,21 @@ def choose_output(
     if len(set(given.values())) < len(given):
         raise UsageError("Two of --markdown, --json and --junit name one file: give each its own")
     for name, path in given.items():
-        try:
-            is_folder, has_folder = path.is_dir(), path.parent.is_dir()
-        except OSError as error:  # a folder without permission
-            raise UsageError(f"Option --{name}: {str(path)!r} cannot be written: {error.strerror}") from error
-        if is_folder or (name == "junit" and path == STDOUT):
-            raise UsageError(f"Option --{name}: {str(path)!r} is not a file that can be written: give a file's name")
-        if path != STDOUT and not has_folder:
-            raise UsageError(f"Option --{name}: there is no folder {str(path.parent)!r}: make it, or give another file")
+        if name == "junit" or path != STDOUT:
+            refuse_unwritable(f"--{name}", path)
     return GateOutput({name: given.get(name) for name in ("markdown", "json", "junit")}, everything, inconclusive)
+
+
+def refuse_unwritable(option: str, path: Path) -> None:
+    """Raises UsageError for a ``path``, given with ``option``, that is no file's name in a folder that is there."""
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+    except OSError as error:  # a folder without permission
+        raise UsageError(f"Option {option}: {str(path)!r} cannot be written: {error.strerror}") from error
+    if is_folder or path == STDOUT:
+        raise UsageError(f"Option {option}: {str(path)!r} is not a file that can be written: give a file's name")
+    if not has_folder:
+        raise UsageError(f"Option {option}: there is no folder {str(path.parent)!r}: make it, or give another file")
 
 
 def publish(
@@ -155,10 +172,10 @@ def publish(
     for path, page in pages.items():
         write_atomically(path, page.encode())
     if printed is not None:
-        _print(printed)
+        print_text(printed)
     else:
         lines = "".join(f"- {one_line(text)}\n" for text in notes)
-        _print(f"{printable_lines(changes_table(changes, everything=output.everything))}\n{lines}")
+        print_text(f"{printable_lines(changes_table(changes, everything=output.everything))}\n{lines}")
     for path in pages:
         note(f"Wrote {path}")
     unclear = [change for change in changes if change.gates and change.verdict == "inconclusive"]
@@ -193,7 +210,7 @@ def guarded(gate: Callable[..., int]) -> Callable[..., int]:
     return wrapped
 
 
-def _print(text: str) -> None:
+def print_text(text: str) -> None:
     """Print in whatever encoding stdout has; a reader that closes early (head) does not change the exit code."""
     encoding = sys.stdout.encoding or "utf-8"
     try:

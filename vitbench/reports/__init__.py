@@ -8,17 +8,25 @@ and each format escapes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vitbench.core.errors import VitbenchError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["load_records", "summary_tables", "write_report"]
+__all__ = ["FORMATS", "load_records", "render", "summary", "write_report"]
 
 MARKDOWN = "report.md"
 CSV = "report.csv"
+HTML = "report.html"
+
+#: The module and the function that render a format.
+_RENDERERS = {"markdown": ("markdown.page", "render_markdown"), "csv": ("table", "render_csv")}
+#: What ``render`` knows.
+FORMATS = (*_RENDERERS, "terminal")
 
 
 def load_records(*folders: Path | str) -> pd.DataFrame:
@@ -38,34 +46,67 @@ def load_records(*folders: Path | str) -> pd.DataFrame:
     return tidy_frame(read_runs(folders))
 
 
-def summary_tables(folders: Sequence[Path | str]) -> str:
-    """The main tables of one or several run folders as Markdown, and a line on what disturbed each run, where
-    anything did. Raises RunFolderError for a folder without a run.
+def summary(folders: Sequence[Path | str], width: int = 120, *, styled: bool = False) -> str:
+    """What a terminal shows of one or several run folders, in lines of at most ``width`` characters, with ANSI styles
+    if ``styled``. Raises RunFolderError for a folder without a run.
     """
-    from vitbench.reports.markdown.page import disturbance_lines, render_summary
+    from vitbench.reports.model.runs import read_runs
+    from vitbench.reports.terminal import render_terminal
+
+    return render_terminal(read_runs(folders), width, folders, styled=styled)
+
+
+def render(folders: Sequence[Path | str], format: str) -> str:
+    """One or several run folders as one of ``FORMATS``. Raises RunFolderError for a folder without a run."""
+    from importlib import import_module
+
     from vitbench.reports.model.runs import read_runs
 
-    runs = read_runs(folders)
-    return "\n\n".join([render_summary(runs), *disturbance_lines(runs, folders)])
+    if format == "terminal":
+        return summary(folders) + "\n"
+    module, function = _RENDERERS[format]
+    return str(getattr(import_module(f"vitbench.reports.{module}"), function)(read_runs(folders)))
 
 
 def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
-    """Write ``report.md``, ``report.csv`` and, if there are accuracies, two plots into ``out``; returns their paths.
+    """Write ``report.csv``, ``report.md``, ``report.html`` and, if there are accuracies, plots into ``out``; returns
+    their paths.
 
-    ``out`` is made if need be; each file is replaced in one step. Raises RunFolderError if a folder holds no run or
-    ``out`` cannot be made, StorageError if the disk does not take a file.
+    ``out`` is made if need be; each file is replaced in one step, as soon as it is rendered. If a mistake of ours ends
+    one, the others are written, and then its exception is raised with a note on what is there. Raises RunFolderError if
+    a folder holds no run or ``out`` cannot be made, StorageError if the disk does not take a file.
     """
-    from vitbench.reports.files import write_files
+    from vitbench.core.run_folder import write_atomically
+    from vitbench.reports.files import make_folder
     from vitbench.reports.markdown.page import render_markdown
     from vitbench.reports.model.rows import build_rows
     from vitbench.reports.model.runs import read_runs
     from vitbench.reports.plots.tradeoffs import draw_plot, plan_plots
     from vitbench.reports.table import render_csv
 
-    runs = read_runs(folders)
-    files = {plot.file_name: draw_plot(plot) for plot in plan_plots(build_rows(runs))}
-    files |= {
-        CSV: render_csv(runs).encode(),
-        MARKDOWN: render_markdown(runs).encode(),
-    }  # the page last: it links the others
-    return write_files(Path(out), files)
+    runs, folder = read_runs(folders), Path(out)
+    make_folder(folder)
+    steps: dict[str, Callable[[], dict[str, bytes]]] = {
+        "the plots": lambda: {plot.file_name: draw_plot(plot) for plot in plan_plots(build_rows(runs))},
+        CSV: lambda: {CSV: render_csv(runs).encode()},
+        MARKDOWN: lambda: {MARKDOWN: render_markdown(runs).encode()},  # the pages last: they link the others
+    }
+    written: list[Path] = []
+    failed: list[tuple[str, Exception]] = []
+    for what, files_of in steps.items():
+        try:
+            files = files_of()
+        except VitbenchError:
+            raise
+        except Exception as error:  # a bug of ours, raised below: it must not cost the other files
+            failed.append((what, error))
+            continue
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+            written.append(folder / name)
+    if failed:
+        _, first = failed[0]
+        missing, there = " and ".join(what for what, _ in failed), ", ".join(path.name for path in written)
+        first.add_note(f"Rendering {missing} failed in vitbench itself. The records are complete. Written: {there}")
+        raise first
+    return written

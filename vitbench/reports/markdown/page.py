@@ -6,20 +6,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from vitbench.core.records import STATUSES
 from vitbench.core.text import one_line
 from vitbench.reports import explanations
 from vitbench.reports.format import cell_text, without_paths
 from vitbench.reports.markdown.tables import paragraph_text, section_text, table_text
-from vitbench.reports.model import trainings as training
-from vitbench.reports.model.columns import Floors, axis_columns, main_table
 from vitbench.reports.model.main_tables import MainTable, failed_rows, main_tables, shared_conditions
 from vitbench.reports.model.noise import disturbance_line, noise_floors
-from vitbench.reports.model.rows import Row, build_rows, sort_key, varying_axes
+from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run, machine_of, planned_cells
-from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
+from vitbench.reports.model.searches import CALLS, search_tables, without_bounds
 from vitbench.reports.model.tables import Table
 from vitbench.reports.plots.tradeoffs import plan_plots, why_no_plots
 from vitbench.reports.sections import Section, detail_sections
@@ -44,16 +41,6 @@ def render_markdown(runs: Sequence[Run]) -> str:
     return "\n\n".join([*parts, *map(section_text, folded)]) + "\n"
 
 
-def render_summary(runs: Sequence[Run]) -> str:
-    """The main tables alone, for a terminal: of searches what they found."""
-    rows = build_rows(without_searches(runs))
-    found = search_section(runs)
-    if not rows and not found:
-        return "No cell has been measured yet."
-    sections = _sections(rows, noise_floors(runs))
-    return "\n\n".join([*found, *sections, *training_summary(runs)])
-
-
 def search_section(runs: Sequence[Run]) -> list[str]:
     """The largest batches that fit: heading, text and tables; nothing without searches."""
     found = search_tables(runs)
@@ -64,12 +51,6 @@ def search_section(runs: Sequence[Run]) -> list[str]:
     for (device, mode, dtype), shown in largest.items():
         parts += [f"### {cell_text(device)}, {CALLS[mode]}, {cell_text(dtype)}", table_text(shown)]
     return parts
-
-
-def training_summary(runs: Sequence[Run]) -> list[str]:
-    """Heading and first table alone, for a terminal, where the main tables do not show as much."""
-    trainings = training.trainings_of(runs)
-    return ["## Training", table_text(training.comparison_table(trainings))] if training.are_compared(trainings) else []
 
 
 def _what_was_run(run: Run) -> str:
@@ -86,15 +67,10 @@ def _what_was_run(run: Run) -> str:
     return "; ".join([*parts, *(f"by `{_as_code(command)}`" for command in machine.commands)]) + "."
 
 
-def disturbance_lines(runs: Sequence[Run], folders: Sequence[Path | str] = ()) -> list[str]:
-    """A line for each run that something disturbed. ``folders``: where they are, for a terminal."""
-    places = folders or [""] * len(runs)
-    lines = [disturbance_line(run, place) for run, place in zip(runs, places, strict=True)]
-    return [
-        f"**{cell_text(run.name)}**: {line}" if len(runs) > 1 else line
-        for run, line in zip(runs, lines, strict=True)
-        if line
-    ]
+def disturbance_lines(runs: Sequence[Run]) -> list[str]:
+    """A line for each run that something disturbed."""
+    lines = [(run.name, disturbance_line(run)) for run in runs]
+    return [f"**{cell_text(name)}**: {line}" if len(runs) > 1 else line for name, line in lines if line]
 
 
 def _as_code(command: str) -> str:
@@ -139,19 +115,6 @@ def _failures(tables: Sequence[MainTable]) -> list[str]:
     if len(lines) > _MOST_FAILURES:
         lines[_MOST_FAILURES:] = [f"- {len(lines) - _MOST_FAILURES} more kinds of failure are listed below."]
     return ["## Failures", "\n".join(lines)] if lines else []
-
-
-def _sections(rows: Sequence[Row], floors: Floors) -> list[str]:
-    """A heading and a table with all columns for each device and image size, for a terminal."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    axes = axis_columns(varying_axes(rows))
-    for row in sorted(rows, key=sort_key):
-        groups.setdefault((row.cell.device, row.image_size), []).append(row)
-    parts = []
-    for (device, size), group in groups.items():
-        shown = main_table(group, axes, floors)
-        parts += [f"## {cell_text(device)}, {size} px", table_text(shown), *map(paragraph_text, marks_text(shown))]
-    return parts
 
 
 def _plots(rows: Sequence[Row]) -> str:

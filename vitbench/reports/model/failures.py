@@ -13,6 +13,9 @@ from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import Column, Table, Value, text_value
 from vitbench.suites.batch_search import shown_status
 
+#: What a cell that failed whole lacks, in the place of a metric.
+WHOLE_CELL = "all that is missing"
+
 
 def failures_table(rows: Sequence[Row], axes: Sequence[str]) -> Table | None:
     """One line for each thing that went wrong, cells that failed alike together; None if nothing did."""
@@ -95,7 +98,7 @@ def _what_failed(record: Record) -> list[tuple[str, str, str, str, str]]:
     if record.status != "ok":
         cause = record.cause + (f" (signal {record.signal})" if record.signal is not None else "")
         detail, printed = without_paths(record.detail), without_paths(telling_line(record.stderr_tail))
-        failed.append(("all that is missing", shown_status(record.status), cause, detail, printed))
+        failed.append((WHOLE_CELL, shown_status(record.status), cause, detail, printed))
     for one in record.measurements:
         # A measurement that failed with its cell repeats the cell's detail.
         repeated = record.status == one.status and record.detail in one.detail

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from vitbench.reports.model.columns import Floors, RowColumn, axis_columns, main_table
 from vitbench.reports.model.rows import DEFAULT_OPTION, Row, axis_values, sort_key, varying_axes
@@ -60,11 +61,30 @@ def _table_of(device: str, size: str, rows: Sequence[Row], on_page: Sequence[str
         names = [RowColumn(Column(name="conditions"), lambda row: _unusual(row, dict(usual)))]
     table = main_table(rows, names, floors)
     first = range(1 + len(names))
-    keys = [(column.name, column.display.unit) for column in table.columns]
-    ranked = sorted((BY_IMPORTANCE.index(key), place) for place, key in enumerate(keys) if key in BY_IMPORTANCE)
-    shown = sorted([*first, *(place for _, place in ranked[: MOST_COLUMNS - len(first)])])
-    left_out = [place for place in range(len(keys)) if place in first or place not in shown]
+    ranked = [place for place in _by_importance(table.columns, first) if _key(table.columns[place]) in BY_IMPORTANCE]
+    shown = sorted([*first, *ranked[: MOST_COLUMNS - len(first)]])
+    left_out = [place for place in range(len(table.columns)) if place in first or place not in shown]
     return MainTable(device, size, _only(table, shown), _only(table, left_out), tuple(one for one in usual if one[1]))
+
+
+def narrow(table: Table, most: int) -> Table:
+    """At most ``most`` columns of a table: the names and conditions before its values, then the important ones."""
+    first = range(len(list(takewhile(lambda column: column.is_text, table.columns))))
+    return _only(table, sorted([*first, *_by_importance(table.columns, first)][:most]))
+
+
+def _by_importance(columns: Sequence[Column], first: range) -> list[int]:
+    """The places of the columns of values, the most important ones first."""
+
+    def rank(place: int) -> int:
+        key = _key(columns[place])
+        return BY_IMPORTANCE.index(key) if key in BY_IMPORTANCE else len(BY_IMPORTANCE)
+
+    return sorted((place for place in range(len(columns)) if place not in first), key=rank)
+
+
+def _key(column: Column) -> tuple[str, str]:
+    return column.name, column.display.unit
 
 
 def _most_common(rows: Sequence[Row], axis: str) -> str:
