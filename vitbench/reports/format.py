@@ -37,13 +37,18 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{decimals(value, digits)}f}"
 
 
+def interval_decimals(value: float, low: float | None, high: float | None, digits: int = 3) -> int:
+    """The ``decimals`` of a value and its interval: one more where the ends would read alike though they differ."""
+    places = decimals(value, digits)
+    alike = low is not None and high is not None and low != high and f"{low:.{places}f}" == f"{high:.{places}f}"
+    return places + alike
+
+
 def with_interval(value: float, low: float | None, high: float | None, digits: int = 3) -> str:
-    """``12.3 [12.1, 12.6]``, with one digit more where the ends would read like the middle though they differ."""
+    """``12.3 [12.1, 12.6]``, with ``interval_decimals``."""
     if low is None or high is None:
         return number(value, digits)
-    places = decimals(value, digits)
-    if low != high and f"{low:.{places}f}" == f"{high:.{places}f}":
-        places += 1
+    places = interval_decimals(value, low, high, digits)
     return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
 
 

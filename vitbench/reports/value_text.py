@@ -13,8 +13,8 @@ from vitbench.reports.model.tables import Column, Display, Mark, Table, Value
 from vitbench.suites.batch_search import shown_status
 
 #: Significant digits by precision; then those with a fixed number of decimals.
-_DIGITS = {"counted": 4, "measured": 3, "rough": 2}
-_DECIMALS = {"whole": 0, "tenths": 1, "hundredths": 2, "thousandths": 3}
+DIGITS = {"counted": 4, "measured": 3, "rough": 2}
+DECIMALS = {"whole": 0, "tenths": 1, "hundredths": 2, "thousandths": 3}
 _MARKS: dict[Mark, str] = {"all turns": "†", "slow machine": "§", "few samples": "‡", "lower bound": "≥"}
 
 
@@ -58,12 +58,12 @@ def number_text(value: float, interval: tuple[float, float] | None, display: Dis
     shown, *between = (one * display.scale for one in (value, *(interval or ())))
     if display.precision == "grouped":
         return f"{round(shown):,}"
-    if display.precision in _DECIMALS:
-        decimals = _DECIMALS[display.precision]
+    if display.precision in DECIMALS:
+        decimals = DECIMALS[display.precision]
         text = f"{shown:.{decimals}f}"
         return f"{text} [{', '.join(f'{end:.{decimals}f}' for end in between)}]" if between else text
     low, high = between or (None, None)
-    return with_interval(shown, low, high, _DIGITS[display.precision])
+    return with_interval(shown, low, high, DIGITS[display.precision])
 
 
 def marks_text(shown: Table) -> list[str]:

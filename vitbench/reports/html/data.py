@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitbench import __version__
-from vitbench.core.text import one_line, printable
-from vitbench.reports.format import decimals, without_paths
+from vitbench.core.text import printable
+from vitbench.reports.format import interval_decimals, plain_text
+from vitbench.reports.model.curves import Curve, curves_of
 from vitbench.reports.model.lines import COSTS, LineColumn, line_columns, lines_of
 from vitbench.reports.model.repeat import repeat_parts
 from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.spread import spread_of
 from vitbench.reports.model.tables import Display, Value
+from vitbench.reports.value_text import DECIMALS, DIGITS
 from vitbench.suites.batch_search import shown_status
 
 #: Conditions that are columns of the page although all lines share them.
@@ -23,54 +26,69 @@ _ALWAYS = ("run", "model", "device", "image_size", "batch")
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     """What the page's scripts know, as strict JSON; ``docs/reports.md`` describes it.
 
-    Numbers are in the units of their columns, with one digit more than is shown. What is unknown, and what is not
+    Numbers are in the units of their columns, with the digits that tables show. What is unknown, and what is not
     finite, is null. Unprintable characters of names are Python's escapes. Statuses, reasons and marks stand by line.
     """
     lines = lines_of(build_rows(runs))
-    columns = line_columns(lines)
+    columns = [one for one in line_columns(lines) if one.kind != "detail"]
     values = {one.id: [one.value(line) for line in lines] for one in columns}
     conditions = [one for one in columns if one.kind == "condition"]
     axes = [one.id for one in conditions if one.id != "model" and len(_known(values[one.id])) > 1]
-    shown = [one for one in columns if one.kind == "main" or one.id in (*_ALWAYS, *axes)]
+    shown = [one for one in columns if (one.kind == "main" and one.id != "macs") or one.id in (*_ALWAYS, *axes)]
+    reasons = _reasons(values)
     return {
         "title": ", ".join(printable(run.name) for run in runs),
         "version": __version__,
         "lines": len(lines),
-        "columns": [_column(one, values[one.id]) for one in shown],
+        "columns": [_column(one, values[one.id], reasons) for one in shown],
         "axes": list(map(printable, axes)),
         "constant": _constant(conditions, values, axes),
         "costs": _costs(values),
+        "spread": {f"{line}": spread for line, one in enumerate(lines) if (spread := _spread(one)) is not None},
+        "curves": [_curve(one) for one in curves_of(runs)],
         "repeat": _repeat(lines),
     }
 
 
-def _column(one: LineColumn, values: Sequence[Value]) -> dict[str, Any]:
+def _reasons(values: Mapping[str, Sequence[Value]]) -> dict[int, str]:
+    """By line that is not ok why its first value is missing, which often holds for all of them."""
+    found: dict[int, str] = {}
+    for column in values.values():
+        for line, value in enumerate(column):
+            if value.reason and value.number is None and line not in found and values["status"][line].text != "ok":
+                found[line] = plain_text(value.reason)
+    return found
+
+
+def _column(one: LineColumn, values: Sequence[Value], reasons: Mapping[int, str]) -> dict[str, Any]:
     """A column: words as places in ``texts``; beside the numbers only what some line has."""
     display = one.column.display
     content: dict[str, Any] = {"id": printable(one.id), "name": printable(one.column.name), "unit": display.unit}
     content["condition"] = one.kind == "condition"
+    if one.id == "status":
+        content["reason"] = {f"{line}": reason for line, reason in reasons.items()}
     if one.column.is_text:
-        return {**content, "kind": "text", **_places([value.text for value in values]), **_notes(values)}
+        return {**content, "kind": "text", **_places([value.text for value in values]), **_notes(values, reasons)}
     content |= {"kind": "number", "precision": display.precision}
     if display.precision == "whole":
         content["digits"] = 0
-    places = [_places_after_point(value.number, display) for value in values]
-    pairs = list(zip(values, places, strict=True))
-    content["values"] = [_short(value.number, display, digits) for value, digits in pairs]
+    found = [_shown(value, display) for value in values]
+    content["values"] = [number for number, *_ in found]
     if any(value.interval for value in values):
-        for end, name in enumerate(("low", "high")):
-            content[name] = [_short(v.interval[end] if v.interval else None, display, digits) for v, digits in pairs]
-    return {**content, **_notes(values)}
+        content |= {"low": [low for _, low, _ in found], "high": [high for *_, high in found]}
+    return {**content, **_notes(values, reasons)}
 
 
-def _notes(values: Sequence[Value]) -> dict[str, dict[str, str]]:
-    """By line what stands in the place of a value, why, and what is to be known of a value; absent without any."""
+def _notes(values: Sequence[Value], reasons: Mapping[int, str]) -> dict[str, dict[str, str]]:
+    """By line what stands in the place of a value, why if its status does not say that, and what is to be known of a
+    value; absent without any.
+    """
     status, reason, marks = {}, {}, {}
     for line, value in enumerate(values):
         if value.status not in (None, "ok"):
             status[f"{line}"] = shown_status(value.status)
-        if value.reason:
-            reason[f"{line}"] = one_line(without_paths(value.reason), 200)
+        if value.reason and (why := plain_text(value.reason)) != reasons.get(line):
+            reason[f"{line}"] = why
         if known := [*(["busy"] if value.busy else []), *value.marks, *_note(value)]:
             marks[f"{line}"] = ", ".join(known)
     found = {"status": status, "reason": reason, "marks": marks}
@@ -90,22 +108,31 @@ def _places(texts: Sequence[str | None]) -> dict[str, Any]:
     return {"texts": [printable(text) for text in found], "values": [found.get(text or "") for text in texts]}
 
 
-def _short(number: float | None, display: Display, places: int) -> float | None:
-    """``number`` in its unit with one decimal more than the ``places`` that are shown, so that it reads the same."""
-    if number is None or not math.isfinite(number * display.scale):
-        return None
-    text = f"{number * display.scale:.{places + 1}f}"
-    if text.endswith("5"):  # halfway: what follows decides how it is rounded
-        text = f"{number * display.scale:.{places + 4}f}"
-    short = float(text)
-    return int(short) if short.is_integer() else short
+def _shown(value: Value, display: Display) -> list[float | None]:
+    """The number and the ends of its interval in the column's unit, with the digits that tables show."""
+    scaled = [None if x is None else x * display.scale for x in (value.number, *(value.interval or (None, None)))]
+    number, low, high = (x if x is not None and math.isfinite(x) else None for x in scaled)
+    if number is None:
+        return [None, None, None]
+    places = DECIMALS.get(display.precision)
+    if places is None:
+        places = interval_decimals(number, low, high, DIGITS.get(display.precision, 3))
+    rounded = [None if x is None else float(f"{x:.{places}f}") for x in (number, low, high)]
+    return [int(x) if x is not None and x.is_integer() else x for x in rounded]
 
 
-def _places_after_point(number: float | None, display: Display) -> int:
-    """How many decimals of a number are shown."""
-    if number is None or display.precision in ("whole", "tenths"):
-        return 1 if display.precision == "tenths" else 0
-    return decimals(number * display.scale, 4 if display.precision == "counted" else 3)
+def _spread(line: Row) -> list[float] | None:
+    """The quantiles of single calls in ms, with three digits."""
+    found = spread_of(line)
+    return None if found is None else [float(f"{1e3 * seconds:.3g}") for seconds in found]
+
+
+def _curve(one: Curve) -> dict[str, Any]:
+    """With four digits, and no point where a loss is not finite."""
+    pairs = zip(one.steps, one.loss, strict=True)
+    points = [(step, float(f"{loss:.4g}")) for step, loss in pairs if math.isfinite(loss)]
+    names = {name: printable(getattr(one, name)) for name in ("run", "model", "label")}
+    return {**names, "steps": [step for step, _ in points], "loss": [loss for _, loss in points]}
 
 
 def _known(values: Sequence[Value]) -> set[str | float]:

@@ -67,10 +67,10 @@ def busy_beside(one: MetricValue) -> OtherPrograms | None:
     other value.
     """
     took_turns = one.measurement is not None and one.measurement.reference_samples
-    estimate, others = one.estimate_between_runs, other_programs([one])
+    estimate = one.estimate_between_runs
     if not took_turns or one.disturbance is None or estimate is None or not estimate.low or estimate.high is None:
         return None
-    return others if estimate.high / estimate.low > BUSY else None
+    return other_programs([one]) if estimate.high / estimate.low > BUSY else None
 
 
 def differs_under_load(one: MetricValue) -> bool:

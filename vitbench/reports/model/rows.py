@@ -6,7 +6,7 @@ Cells that differ only in batch size or mode share a row. A training cell joins 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -141,11 +141,14 @@ def build_rows(runs: Sequence[Run]) -> list[Row]:
         # a suite that trains on one device alone has no other accuracy for the rest
         tested_on = {record.cell.device for record in tests}
         others = sorted({cell.device for cell in measured} - tested_on) if len(tested_on) == 1 else []
+        alike: dict[tuple[object, ...], list[Cell]] = {}
+        for cell in measured:
+            alike.setdefault(_shared(cell), []).append(cell)
         for record in tests:
-            matches = _matching_cells(record.cell, list(measured))
+            matches = _matching_cells(record.cell, alike)
             if matches and record.cell.trains:
                 for device in others:
-                    matches += _matching_cells(dataclasses.replace(record.cell, device=device), list(measured))
+                    matches += _matching_cells(dataclasses.replace(record.cell, device=device), alike)
             for match in matches:
                 trainings.setdefault(match, []).append(record)
             if not matches:
@@ -217,13 +220,17 @@ def _row_cell(cell: Cell) -> Cell:
     return dataclasses.replace(cell, batch_size=1, mode="infer")
 
 
-def _matching_cells(training: Cell, cells: Sequence[Cell]) -> list[Cell]:
+def _shared(cell: Cell) -> tuple[object, ...]:
+    """What a training shares with the cells whose rows it joins."""
+    return cell.model, cell.num_classes, cell.device, cell.dtype, cell.seed
+
+
+def _matching_cells(training: Cell, alike: Mapping[tuple[object, ...], Sequence[Cell]]) -> list[Cell]:
     """The cells whose rows a training joins: that of its size, or without one the cell of each other size."""
     wanted = "random" if training.trains else training.weights
-    same = ("model", "num_classes", "device", "dtype", "seed")
     like: dict[tuple[int, int], list[Cell]] = {}
-    for cell in cells:
-        if cell.weights == wanted and all(getattr(cell, name) == getattr(training, name) for name in same):
+    for cell in alike.get(_shared(training), ()):
+        if cell.weights == wanted:
             like.setdefault(cell.image_size, []).append(cell)
     if training.image_size in like:
         like = {training.image_size: like[training.image_size]}
