@@ -35,13 +35,20 @@ const charts = (() => {
     const size = value ? Math.floor(Math.log10(Math.abs(+value.toPrecision(3)))) : 2;
     const text = (one) => one.toFixed(Math.min(Math.max(2 - size, 0), 12));
     const ends = interval ? [of.low?.[line], of.high?.[line]].filter((end) => end != null).map(text) : [];
-    return `${text(value)}${ends.length ? ` [${ends.join(", ")}]` : ""} ${of.unit}`.trim();
+    return `${text(value)}${ends.length ? ` [${ends.join(", ")}]` : ""} ${of.unit || of.name}`;
   }
 
-  /* the conditions in which lines differ, but for that left out */
-  const varying = (data, lines, leftOut) =>
-    data.axes.filter((id) => id !== "model" && id !== leftOut).map((id) => column(data, id))
+  /* the conditions in which lines differ, but for the one left out, and for those that follow from another: the data of
+     each run */
+  function varying(data, lines, leftOut) {
+    const follows = (one, other) => {
+      const known = new Map(lines.map((line) => [other.values[line], one.values[line]]));
+      return lines.every((line) => known.get(other.values[line]) === one.values[line]);
+    };
+    const differing = data.axes.filter((id) => id !== "model" && id !== leftOut).map((id) => column(data, id))
       .filter((one) => lines.some((line) => one.values[line] !== one.values[lines[0]]));
+    return differing.filter((one, place) => !differing.slice(0, place).some((other) => follows(one, other)));
+  }
 
   /* 224 px, batch 32, fused */
   function condition(by, line) {
@@ -117,7 +124,11 @@ const charts = (() => {
   /* where points stand in a picture, in px, and what is said of them */
   function stopsIn(svg, points, text) {
     const [x, y] = [svg.scale("x"), svg.scale("y")];
-    return points.map((one) => ({ ...one, px: x.apply(one.x), py: y.apply(one.y) + (y.bandwidth ?? 0) / 2, text: () => text(one) }));
+    const place = (scale, value) => scale.apply(value) + (scale.bandwidth ?? 0) / 2;
+    return points.map((one) => {
+      const ends = [place(x, one.x1 ?? one.x), place(x, one.x2 ?? one.x), place(y, one.y2 ?? one.y), place(y, one.y1 ?? one.y)];
+      return { ...one, px: place(x, one.x), py: place(y, one.y), ends, text: () => text(one) };
+    });
   }
 
   const canvas = document.createElement("canvas").getContext("2d");
@@ -128,16 +139,19 @@ const charts = (() => {
 
   function write(group, text, full, x, y, anchor, colour) {
     const label = group.append("text").attr("x", x).attr("y", y).attr("text-anchor", anchor).attr("fill", colour).text(text);
-    label.attr("stroke", BACKGROUND).attr("stroke-width", 3).attr("paint-order", "stroke").append("title").text(full);
+    label.attr("stroke", BACKGROUND).attr("stroke-width", 5).attr("paint-order", "stroke").append("title").text(full);
   }
 
-  /* Names beside points, the first ones first: off each other and, where there is room, off all points. A name that
+  /* Names beside points, the first ones first: off each other and, where there is room, off all points and intervals. A name that
      finds no room is left out, one of a pinned model only where it would cover another. */
   const BESIDE = [0, -13, 13, -26, 26, -40, 40].flatMap((dy) => [[1, dy], [-1, dy]]);
   const BEHIND = [0, -13, 13, -26, 26, -39, 39, -52, 52, -65, 65].map((dy) => [1, dy]);
   function writeNames(svg, named, stops, sides, frame) {
     const meets = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-    const crowd = stops.map(({ px, py }) => ({ left: px - 5, right: px + 5, top: py - 5, bottom: py + 5 }));
+    const crowd = stops.flatMap(({ px, py, ends: [left, right, top, bottom] }) => [
+      { left: px - 5, right: px + 5, top: py - 5, bottom: py + 5 },
+      { left, right, top: py - 1, bottom: py + 1 }, { left: px - 1, right: px + 1, top, bottom },
+    ]);
     const group = d3.select(svg).append("g");
     const taken = [];
     for (const one of named) {
@@ -339,7 +353,7 @@ const charts = (() => {
     const all = lines.filter(has);
     if (!all.length) return nothing(data, lines, has, "a latency with single calls");
     const points = pointsOf(data, all, latency, latency, varying(data, all), state);
-    const rows = points.map((point) => ({ ...point, q: data.spread[point.line], x: data.spread[point.line][3], y: point.line }));
+    const rows = points.map((point) => ({ ...point, q: data.spread[point.line], x: data.spread[point.line][3], x1: null, x2: null, y: point.line, y1: null, y2: null }));
     const shown = d3.sort(d3.sort(rows, (row) => -(row.pin >= 0), (row) => row.x).slice(0, MOST_ROWS), (row) => row.x);
     const marginLeft = Math.floor(Math.min(260, state.width * 0.34));
     const at = (row, place) => `${+row.q[place].toPrecision(3)} ${latency.unit}`;
