@@ -251,7 +251,7 @@ const charts = (() => {
     const [x, y] = [column(data, state.cost), column(data, "accuracy")];
     const has = (line) => valueOf(x, line) !== null && valueOf(y, line) !== null;
     const shown = lines.filter(has);
-    if (!shown.length) return nothing(data, lines, has, `both an accuracy and a ${x?.name ?? state.cost}`);
+    if (!shown.length) return nothing(data, lines, has, `both accuracy and ${x?.name ?? state.cost}`);
     const points = pointsOf(data, shown, x, y, varying(data, shown), state);
     const [few, count] = [points.length <= MOST_POINTS, plural(points.length, "point")];
     const fronts = frontsOf(data, points, state.cost === "throughput");
@@ -287,7 +287,7 @@ const charts = (() => {
     const more = best.length > 6 ? `; and ${best.length - 6} more` : "";
     const several = fronts.length > 1 ? ` ${fronts.length} fronts: lines of different conditions are not compared.` : "";
     const caption = `Filled: the Pareto front, where no other point is better at both: ${best.slice(0, 6).join("; ")}${more}.${several} `
-      + "The probability to be on it is by bootstrap, among all lines of the condition. "
+      + (data.fronts[state.cost] ? "The probability to be on it is by bootstrap, among all lines of the condition. " : "")
       + (few ? "Lines through points are 95 % intervals." : `Names and intervals of ${count} find no room: filter to see them.`);
     return explorable("tradeoffs", svg, stops, `accuracy against ${x.name}, ${count}, ${front.size} on a Pareto front`, caption);
   }
@@ -305,7 +305,7 @@ const charts = (() => {
     const drawn = lines.filter((line) => has(line) || fails(line));
     const positions = d3.sort(new Set(drawn.map((line) => extentOf(x, line))));
     if (!drawn.some(has) || positions.length < 2) {
-      return nothing(data, drawn, (line) => has(line) && !positions.includes(extentOf(x, line)), `a ${y?.name ?? state.y} at two values of ${x?.name ?? state.over}`, state.over);
+      return nothing(data, drawn, (line) => has(line) && !positions.includes(extentOf(x, line)), `${y?.name ?? state.y} at two values of ${x?.name ?? state.over}`, state.over);
     }
     const all = pointsOf(data, drawn, x, y, varying(data, drawn, state.over), state).map((point) => ({ ...point, x: extentOf(x, point.line) }));
     const [points, failed] = [all.filter((point) => has(point.line)), all.filter((point) => fails(point.line))];
@@ -342,7 +342,7 @@ const charts = (() => {
     const last = d3.groups(stops, (one) => one.name).map(([, some]) => d3.greatest(some, (one) => one.x));
     writeNames(svg, d3.sort(few ? last : last.filter((one) => one.pin >= 0), (one) => -one.pin, (one) => one.py), stops, BEHIND,
       { left: 44, right: state.width, top: marginTop - 6, bottom: height - 30 });
-    const caption = `${heading(y)} over ${heading(x)}, both logarithmic, one line a model. Lines through pinned points are 95 % intervals.`
+    const caption = `${heading(y)} over ${heading(x)}, both logarithmic, one line a model.` + (y.low ? " Lines through pinned points are 95 % intervals." : "")
       + (failed.length ? " Crosses above: what failed there." : "") + (few ? "" : " Points and names of so many lines find no room: filter to see them.");
     return explorable("scaling", svg, [...stops, ...ends], `${y.name} over ${x.name}, ${plural(last.length, "line")}, ${plural(failed.length, "failure")}`, caption);
   }
@@ -351,7 +351,7 @@ const charts = (() => {
     const latency = column(data, "latency");
     const has = (line) => data.spread[line] !== undefined;
     const all = lines.filter(has);
-    if (!all.length) return nothing(data, lines, has, "a latency with single calls");
+    if (!all.length) return nothing(data, lines, has, "the latencies of single calls");
     const points = pointsOf(data, all, latency, latency, varying(data, all), state);
     const rows = points.map((point) => ({ ...point, q: data.spread[point.line], x: data.spread[point.line][3], x1: null, x2: null, y: point.line, y1: null, y2: null }));
     const shown = d3.sort(d3.sort(rows, (row) => -(row.pin >= 0), (row) => row.x).slice(0, MOST_ROWS), (row) => row.x);
