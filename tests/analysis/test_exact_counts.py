@@ -298,15 +298,20 @@ def test_unchanged_code_passes(lock: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_model_whose_trace_fails_leaves_the_bytes_of_the_next_as_they_are(workplace: Path) -> None:
     def peaks(*models: str) -> dict[str, int]:
         command = ["snapshot", "--models", ",".join(models), "--suite", "seeds", "--allow-import", "-o", "some.json"]
-        assert run_command([*command, "--image-sizes", "16", "--num-classes", "10", "--batch-sizes", "2"]) == 0
+        assert (
+            run_command(
+                [*command, "--image-sizes", "32", "--num-classes", "10", "--batch-sizes", "2", "--modes", "infer"]
+            )
+            == 0
+        )
         entries = read_lock(workplace / "some.json").entries
         return {one.place.model: one.figures["tensor_peak"] for one in entries if "tensor_peak" in one.figures}
 
     failing = "module:tests.custom_operator_models:only_real"
-    both = peaks(failing, NAME)
+    both = peaks(failing, "vit_basic_tutorial")
     entries = read_lock(workplace / "some.json").entries
     assert "fake" in next(one.absent["graph_breaks"] for one in entries if "graph_breaks" in one.absent)
-    assert both == peaks(NAME)
+    assert both == peaks("vit_basic_tutorial")
 
 
 CAUGHT: dict[str, dict[str, str]] = {
