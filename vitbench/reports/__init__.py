@@ -24,7 +24,11 @@ CSV = "report.csv"
 HTML = "report.html"
 
 #: The module and the function that render a format.
-_RENDERERS = {"markdown": ("markdown.page", "render_markdown"), "csv": ("table", "render_csv")}
+_RENDERERS = {
+    "markdown": ("markdown.page", "render_markdown"),
+    "latex": ("latex", "render_latex"),
+    "csv": ("table", "render_csv"),
+}
 #: What ``render`` knows.
 FORMATS = (*_RENDERERS, "terminal")
 
