@@ -29,13 +29,15 @@ const charts = (() => {
     return [...letters.slice(0, most - 1 - tail), "…", ...letters.slice(-tail)].join("");
   }
 
-  /* 14.5 [14.1, 14.9] ms: three digits, as many decimals at the ends of the interval */
+  /* 14.5 [14.1, 14.9] ms, with the digits of tables: the data has them, but not the zeros at their ends */
+  const DECIMALS = { whole: 0, tenths: 1, hundredths: 2, thousandths: 3 };
   function quantity(of, line, interval = true) {
-    const value = of.values[line];
-    const size = value ? Math.floor(Math.log10(Math.abs(+value.toPrecision(3)))) : 2;
-    const text = (one) => one.toFixed(Math.min(Math.max(2 - size, 0), 12));
-    const ends = interval ? [of.low?.[line], of.high?.[line]].filter((end) => end != null).map(text) : [];
-    return `${text(value)}${ends.length ? ` [${ends.join(", ")}]` : ""} ${of.unit || of.name}`;
+    const all = [of.values[line], of.low?.[line], of.high?.[line]].filter((value) => value != null);
+    const whole = all[0] ? Math.floor(Math.log10(Math.abs(+all[0].toPrecision(3)))) + 1 : 3;
+    const places = all.map((value) => `${value}`.split(".")[1]?.length ?? 0);
+    const least = DECIMALS[of.precision] ?? (of.precision === "counted" ? 4 : 3) - whole;
+    const [value, ...ends] = all.map((one) => one.toFixed(Math.max(least, ...places)));
+    return `${value}${interval && ends.length ? ` [${ends.join(", ")}]` : ""} ${of.unit || of.name}`;
   }
 
   /* the conditions in which lines differ, but for the one left out, and for those that follow from another: the data of
@@ -312,7 +314,8 @@ const charts = (() => {
     const few = points.length <= MOST_POINTS;
     const at = (point) => `${point.name}, ${x.name} ${valueOf(x, point.line)} ${x.unit}`.trim();
     const text = (point) => `${at(point)}: ${quantity(y, point.line)}${pinned(point)}`;
-    const why = (point) => `${at(point)}: ${[y.status[point.line], plain(y.reason?.[point.line] ?? "")].filter(Boolean).join(", ")}${pinned(point)}`;
+    const reason = (line) => y.reason?.[line] ?? column(data, "status")?.reason?.[line];
+    const why = (point) => `${at(point)}: ${[y.status[point.line], reason(point.line)].filter(Boolean).map(plain).join(", ")}${pinned(point)}`;
     // above each x one cross for each pinned model and status, and one for all others
     const crosses = d3.groups(failed, (point) => point.x).flatMap(([, there]) =>
       d3.sort(d3.groups(there, (point) => `${point.pin} ${y.status[point.line]}`), ([, some]) => -some[0].pin).map(([, some], row) => ({ some, row })));
@@ -333,10 +336,14 @@ const charts = (() => {
     });
     const stops = stopsIn(svg, points, text);
     const above = d3.select(svg).append("g").attr("class", "failed");
-    const ends = crosses.map(({ some, row }) => {
+    const taken = []; // by row, up to which px
+    const ends = d3.sort(crosses, (one) => one.some[0].x).map(({ some, row }) => {
       const [first, px, py] = [some[0], svg.scale("x").apply(some[0].x), marginTop - 10 - 14 * row];
       const full = some.slice(0, 12).map(why).join("; ") + (some.length > 12 ? `; and ${some.length - 12} more` : "");
-      write(above, `${some.length > 1 ? `${some.length} ` : ""}× ${y.status[first.line]}`, full, px, py + 4, "middle", textColour(first));
+      const words = `${some.length > 1 ? `${some.length} ` : ""}× ${y.status[first.line]}`;
+      const word = px - widthOf(words) / 2 > (taken[row] ?? 0) ? words : "×";
+      taken[row] = px + widthOf(word) / 2 + 4;
+      write(above, word, full, px, py + 4, "middle", textColour(first));
       return { ...first, px, py, text: () => full };
     });
     const last = d3.groups(stops, (one) => one.name).map(([, some]) => d3.greatest(some, (one) => one.x));
@@ -382,7 +389,10 @@ const charts = (() => {
     const curves = data.curves.filter((one) => one.loss.some((value) => value !== null));
     if (!curves.length) return nothing(data, [], () => false, "the losses of a training");
     const pins = new Map(state.pins.map((model, place) => [model, place]));
-    const single = new Set(curves.map((one) => one.model)).size === curves.length;
+    // the model, and what else not all trainings share
+    const parts = (curve) => curve.label.split(", ");
+    const shared = curves.map(parts).reduce((some, other) => some.filter((part) => other.includes(part)));
+    const short = (curve) => [curve.model, ...parts(curve).filter((part) => part !== curve.model && !shared.includes(part))].join(", ");
     const half = (WINDOW - 1) / 2;
     const every = Math.ceil(d3.max(curves, (one) => one.steps.length) / MOST_STEPS);
     const drawn = curves.map((curve, line) => {
@@ -391,12 +401,13 @@ const charts = (() => {
       const steps = places.map((place) => ({ line, x: curve.steps[place], y: curve.loss[place], mean: mean(place) }));
       const { x, mean: y } = steps.findLast((step) => step.mean !== null) ?? {};
       const name = isolated(curve.label);
-      return { line, model: curve.model, name, label: isolated(shortened(single ? curve.model : curve.label, 30)), pin: pins.get(curve.model) ?? -1, steps, x, y };
+      return { line, model: curve.model, name, label: isolated(shortened(short(curve), 40)), pin: pins.get(curve.model) ?? -1, steps, x, y };
     }).filter((one) => one.x !== undefined);
     const steps = drawn.flatMap((one) => one.steps);
-    const [height, marginRight] = [Math.min(Math.max(state.width * 0.35, 260), 340), Math.min(220, state.width * 0.3)];
+    const span = d3.extent(steps, (one) => one.x);
+    const [height, marginRight] = [Math.min(Math.max(state.width * 0.35, 260), 340), Math.min(270, state.width * 0.3)];
     const svg = picture(state, height, {
-      x: { ...scaleOf(steps.map((one) => one.x), "optimizer step", (state.width - marginRight) / 100, false), domain: d3.extent(steps, (one) => one.x) },
+      x: { type: "linear", domain: span, label: "optimizer step", ticks: d3.ticks(...span, (state.width - marginRight) / 100) },
       y: scaleOf(steps.map((one) => one.y).filter((value) => value !== null), "training loss (nat)", 7, false), marginRight,
       marks: looks(data, state).map(({ pin, colour, width }) => {
         const own = drawn.filter((one) => one.pin === pin).flatMap((one) => one.steps);
