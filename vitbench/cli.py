@@ -19,7 +19,7 @@ from vitbench.core.errors import UsageError, VitbenchError
 
 #: The commands by panel of the help: each is the function of its name in the module of that name in ``commands/``.
 _PANELS = {
-    "Measure": ("run", "frontier", "report", "doctor"),
+    "Measure": ("run", "frontier", "report", "plot", "doctor"),
     "Inspect": ("list_", "show", "flops", "claims"),
     "Analyze": ("analyze", "fit", "scale", "roofline"),
     "Train": ("train", "sweep", "evaluate", "predict", "attention"),

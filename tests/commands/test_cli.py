@@ -27,7 +27,7 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 PANELS = {
-    "Measure": ["run", "frontier", "report", "doctor"],
+    "Measure": ["run", "frontier", "report", "plot", "doctor"],
     "Inspect": ["list", "show", "flops", "claims"],
     "Analyze": ["analyze", "fit", "scale", "roofline"],
     "Train": ["train", "sweep", "evaluate", "predict", "attention"],
@@ -189,7 +189,7 @@ MISTAKES = [
     (["show", "timm:vit_tiny_patch16_224", "--image-size", "225"], "its patch of 16 px does not divide it. Give multiples, such as 224"),
     (["show", "timm:vit_tny_patch16_224"], "Did you mean 'timm:vit_tiny_patch16_224'"),
     (["report", "nowhere"], "nowhere is not a run folder"),
-    (["reprot"], "Did you mean 'report'? See: vitbench --help"),
+    (["reprot"], "Did you mean 'report', 'plot'? See: vitbench --help"),
     (["frontier", "vit_basic", "--image-sizes", ","], "A list is empty: --image-sizes ','"),
     (["scale", "vit_base16", "vit_basic", "--crossover"], "vit_base16 has 1000 classes, vit_basic has 10"),
 ]  # fmt: skip

@@ -32,7 +32,7 @@ from vitbench.models.weights.checkpoints import save_checkpoint
 from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
-from vitbench.reports.plots.tradeoffs import plan_plots
+from vitbench.reports.model.tradeoffs import report_tradeoffs
 from vitbench.reports.table import render_csv, tidy_frame
 from vitbench.reports.terminal import render_terminal
 from vitbench.training.recipes import load_recipe
@@ -338,7 +338,7 @@ def test_whatever_figures_a_record_holds_there_is_a_report_of_it(kind: str) -> N
     for text in (render_markdown(runs), render_terminal(runs, 100), render_csv(runs)):
         assert not ESCAPES.search(text.replace("\n", ""))
     assert len(tidy_frame(runs)) >= len(records)
-    plan_plots(build_rows(runs))
+    report_tradeoffs(build_rows(runs))
     judge_runs(records)
 
 

@@ -31,8 +31,9 @@ from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.model.failures import merge_numbers
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.tradeoffs import report_tradeoffs
 from vitbench.reports.plots.curves import write_curves
-from vitbench.reports.plots.tradeoffs import draw_plot, plan_plots
+from vitbench.reports.plots.pareto import draw_tradeoff
 from vitbench.reports.table import render_csv
 from vitbench.reports.terminal import render_terminal
 from vitbench.reports.training import history_csv, sweep_csv, sweep_markdown
@@ -222,11 +223,11 @@ def test_negative_numbers_stay_numbers() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_its_pictures_are_drawn_whatever_the_names_are(tmp_path: Path) -> None:
-    pictures = plan_plots(build_rows([hostile_run()]))
+    pictures = report_tradeoffs(build_rows([hostile_run()])).values()
     assert len(pictures) == 2
     for picture in pictures:
-        assert_harmless_markdown(picture.caption)
-        content = draw_plot(picture)
+        assert_harmless_markdown(cell_text(picture.caption))
+        content = draw_tradeoff(picture, ".png")
         with Image.open(io.BytesIO(content)) as drawn:
             assert drawn.size == (1200, 780)
     rows = [

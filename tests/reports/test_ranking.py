@@ -19,8 +19,8 @@ from vitbench.reports.markdown.page import render_markdown
 from vitbench.reports.model.ranking import differ, ranks, ratio_of
 from vitbench.reports.model.rows import build_rows
 from vitbench.reports.model.runs import Run
+from vitbench.reports.model.tradeoffs import report_tradeoffs
 from vitbench.reports.model.values import MetricValue, value_of
-from vitbench.reports.plots.tradeoffs import plan_plots
 from vitbench.reports.table import render_csv, tidy_frame
 
 EXACT = (1.0, 1.0, 1.0)
@@ -341,20 +341,22 @@ def test_the_frame_of_a_failure_has_no_ratio() -> None:
 def test_the_plot_has_multiples_of_the_reference_where_each_row_has_them() -> None:
     records = [paired(cell("vit_nano"), (2.0,) * 3), trained(training_cell("vit_nano"), 200)]
     records += [paired(cell("vit_micro"), (3.0,) * 3), trained(training_cell("vit_micro"), 250)]
-    plot = plan_plots(build_rows([run_of(*records)]))[0]
+    plot = next(iter(report_tradeoffs(build_rows([run_of(*records)])).values()))
     assert plot.x_label == "latency of a batch of 1 (× reference)"
-    assert [(point.label, point.x) for point in plot.points] == [
-        ("vit_nano", pytest.approx(2)),
-        ("vit_micro", pytest.approx(3)),
-    ]
+    assert {point.label: point.x for point in plot.points} == {
+        "vit_nano": pytest.approx(2),
+        "vit_micro": pytest.approx(3),
+    }
 
 
 def test_the_plots_intervals_are_those_of_the_table() -> None:
     record = paired(cell("vit_nano"), (1.9, 2.0, 2.1))
-    (point,) = plan_plots(build_rows([run_of(record, trained(training_cell("vit_nano"), 200))]))[0].points
+    (point,) = next(
+        iter(report_tradeoffs(build_rows([run_of(record, trained(training_cell("vit_nano"), 200))])).values())
+    ).points
     shown = value_of(record, "latency").relative_between_runs
     assert shown is not None
-    assert (point.x, point.x_low, point.x_high) == (shown.value, shown.low, shown.high)
+    assert (point.x, point.x_interval) == (shown.value, (shown.low, shown.high))
 
 
 def test_the_plot_has_milliseconds_where_one_row_lacks_the_reference() -> None:
@@ -363,12 +365,12 @@ def test_the_plot_has_milliseconds_where_one_row_lacks_the_reference() -> None:
     without = Measurement(metric="latency", unit="s", samples=without.samples, method="alone")
     other = cell("vit_micro")
     records += [ok(other, [*size(other), without]), trained(training_cell("vit_micro"), 250)]
-    plot = plan_plots(build_rows([run_of(*records)]))[0]
+    plot = next(iter(report_tradeoffs(build_rows([run_of(*records)])).values()))
     assert plot.x_label == "latency of a batch of 1 (ms)"
-    assert [point.x for point in plot.points] == [pytest.approx(20), pytest.approx(30)]
+    assert sorted(point.x for point in plot.points) == [pytest.approx(20), pytest.approx(30)]
 
 
 def test_a_row_without_an_accuracy_does_not_decide_on_the_axis() -> None:
     records = [paired(cell("vit_nano"), (2.0,) * 3), trained(training_cell("vit_nano"), 200), infer(cell("vit_micro"))]
-    plot = plan_plots(build_rows([run_of(*records)]))[0]
+    plot = next(iter(report_tradeoffs(build_rows([run_of(*records)])).values()))
     assert plot.x_label.endswith("(× reference)")

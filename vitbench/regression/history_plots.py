@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import re
 import statistics
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,8 @@ from vitbench.regression.change_text import SILENT_UNITS
 from vitbench.regression.history import History, Step
 from vitbench.regression.series import Moment, Series
 from vitbench.reports.format import percent
-from vitbench.reports.plots.style import COLOURS
+from vitbench.reports.palette import LIGHT
+from vitbench.reports.plots.style import new_figure, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,22 +69,13 @@ def ratio_text(step: Step) -> str:
 
 
 def render_png(plot: Plot) -> bytes:
-    """Draw a plot, without pyplot: neither its state nor a window is touched."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.4), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    """Draw a plot as PNG."""
+    figure = new_figure((9, 4.4), dpi=130)
     axes = figure.add_subplot()
     _draw_points(axes, plot)
     _draw_steps(axes, plot)
     _draw_frame(axes, plot)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")  # a script that the font lacks becomes boxes
-        # Without the library's version, so that the same records give the same bytes.
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return render(figure, ".png")
 
 
 def _scale(series: Series) -> tuple[float, str]:
@@ -96,10 +86,10 @@ def _draw_points(axes: Axes, plot: Plot) -> None:
     scale, _ = _scale(plot.series)
     for index, point in enumerate(plot.series.points):
         if point.low is not None and point.high is not None:
-            axes.plot([index, index], [point.low * scale, point.high * scale], color=COLOURS[0], lw=1, alpha=0.45)
+            axes.plot([index, index], [point.low * scale, point.high * scale], color=LIGHT[0], lw=1, alpha=0.45)
     values = [value * scale for value in plot.series.numbers]
     style = "o" if plot.series.kind != "shown" else "o-"
-    axes.plot(range(len(values)), values, style, color=COLOURS[0], ms=4.5, lw=0.8, zorder=3)
+    axes.plot(range(len(values)), values, style, color=LIGHT[0], ms=4.5, lw=0.8, zorder=3)
 
 
 def _draw_steps(axes: Axes, plot: Plot) -> None:
@@ -111,9 +101,9 @@ def _draw_steps(axes: Axes, plot: Plot) -> None:
     levels = [float(step.before) for step in plot.steps]
     levels += [float(plot.steps[-1].after)] if plot.steps else [statistics.median(plot.series.numbers)]
     for (start, end), level in zip(itertools.pairwise(ends), levels, strict=False):
-        axes.plot([start - 0.4, end - 0.6], [level * scale] * 2, color=COLOURS[2], lw=2, alpha=0.8, zorder=2)
+        axes.plot([start - 0.4, end - 0.6], [level * scale] * 2, color=LIGHT[2], lw=2, alpha=0.8, zorder=2)
     for count, step in enumerate(plot.steps):
-        axes.axvline(step.index - 0.5, color=COLOURS[1], lw=1, ls=(0, (4, 3)), zorder=1)
+        axes.axvline(step.index - 0.5, color=LIGHT[1], lw=1, ls=(0, (4, 3)), zorder=1)
         text = f"{step.begins.short_commit or step.begins.run}\n{ratio_text(step)}"
         left = step.index < 0.7 * len(plot.series.points)
         axes.annotate(
@@ -125,7 +115,7 @@ def _draw_steps(axes: Axes, plot: Plot) -> None:
             va="top",
             ha="left" if left else "right",
             fontsize=8,
-            color=COLOURS[1],
+            color=LIGHT[1],
             parse_math=False,
         )
 

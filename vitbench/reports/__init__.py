@@ -85,13 +85,16 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
     from vitbench.reports.markdown.page import render_markdown
     from vitbench.reports.model.rows import build_rows
     from vitbench.reports.model.runs import read_runs
-    from vitbench.reports.plots.tradeoffs import draw_plot, plan_plots
+    from vitbench.reports.model.tradeoffs import report_tradeoffs
+    from vitbench.reports.plots.pareto import draw_tradeoff
     from vitbench.reports.table import render_csv
 
     runs, folder = read_runs(folders), Path(out)
     make_folder(folder)
     steps: dict[str, Callable[[], dict[str, bytes]]] = {
-        "the plots": lambda: {plot.file_name: draw_plot(plot) for plot in plan_plots(build_rows(runs))},
+        "the plots": lambda: {
+            name: draw_tradeoff(plot, ".png") for name, plot in report_tradeoffs(build_rows(runs)).items()
+        },
         CSV: lambda: {CSV: render_csv(runs).encode()},
         MARKDOWN: lambda: {MARKDOWN: render_markdown(runs).encode()},  # the pages last: they link the others
     }

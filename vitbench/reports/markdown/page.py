@@ -18,7 +18,7 @@ from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run, machine_of, planned_cells
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds
 from vitbench.reports.model.tables import Table
-from vitbench.reports.plots.tradeoffs import plan_plots, why_no_plots
+from vitbench.reports.model.tradeoffs import report_tradeoffs, why_no_plots
 from vitbench.reports.sections import Section, detail_sections
 from vitbench.reports.value_text import marks_text
 from vitbench.suites.batch_search import shown_status
@@ -28,7 +28,7 @@ _MOST_NAMES, _MOST_FAILURES = 8, 12
 
 
 def render_markdown(runs: Sequence[Run]) -> str:
-    """The whole page; the same records give the same text. Plots are linked by their names in ``plan_plots``."""
+    """The whole page; the same records give the same text. Plots are linked by their names in ``report_tradeoffs``."""
     rows = build_rows(without_bounds(runs))
     title = "# vitbench report: " + " and ".join(cell_text(run.name) for run in runs)
     parts = [title, "\n".join(f"- {_what_was_run(run)}" for run in runs), *disturbance_lines(runs)]
@@ -118,5 +118,6 @@ def _failures(tables: Sequence[MainTable]) -> list[str]:
 
 
 def _plots(rows: Sequence[Row]) -> str:
-    parts = [f"![{cell_text(plot.title)}]({plot.file_name})\n\n{plot.caption}" for plot in plan_plots(rows)]
+    plots = report_tradeoffs(rows).items()
+    parts = [f"![{cell_text(plot.title)}]({name})\n\n{cell_text(plot.caption, 2000)}" for name, plot in plots]
     return "\n\n".join(filter(None, [*parts, why_no_plots(rows)]))

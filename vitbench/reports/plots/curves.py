@@ -1,18 +1,21 @@
-"""Loss and accuracy by epoch: of one training, and of several side by side."""
+"""Loss and accuracy by epoch, of one training and of several side by side; the training loss of runs by step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitbench.core.run_folder import write_atomically
 from vitbench.core.text import one_line
-from vitbench.reports.plots.style import new_figure, open_frame, render_png
+from vitbench.reports.model.curves import Curve
+from vitbench.reports.palette import LIGHT
+from vitbench.reports.plots.style import MOST_SERIES, add_legend, new_figure, open_frame, render, series_style
 from vitbench.reports.training import held_out_name, setting_text
 
-#: More curves than these cannot be distinguished.
-_MOST_CURVES = 10
+#: More curves than these would need other lines, which tell training from held-out images.
+_MOST_CURVES = len(LIGHT)
 #: Up to so many epochs each has a marker.
 _MARKED = 30
 
@@ -32,8 +35,8 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
     for axes, key, scale, label in ((left, "loss", 1.0, "loss (nat)"), (right, "accuracy", 100.0, "accuracy (%)")):
         style: dict[str, Any] = {"marker": marker, "ms": 3, "lw": 1.4}
         for name, colour, shown in (
-            ("train", "tab:blue", "training, as augmented"),
-            (which, "tab:orange", f"{which} images"),
+            ("train", LIGHT[0], "training, as augmented"),
+            (which, LIGHT[1], f"{which} images"),
         ):
             axes.plot(epochs, [scale * row[f"{name}_{key}"] for row in rows], **style, color=colour, label=shown)
         axes.set_xlabel("epoch")
@@ -42,7 +45,7 @@ def write_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         open_frame(axes)
     left.legend(fontsize=8, frameon=False)
-    write_atomically(path, render_png(figure))
+    write_atomically(path, render(figure, ".png"))
 
 
 def write_sweep_curves(courses: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
@@ -58,7 +61,7 @@ def write_sweep_curves(courses: Sequence[Mapping[str, Any]], path: Path, title: 
         which = held_out_name(rows)
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) <= _MARKED else ""
-        colour = f"C{index}"
+        colour = LIGHT[index]
         label = ", ".join(f"{key} {setting_text(value)}" for key, value in course["changes"].items()) or course["name"]
         label = one_line(label, 80)
         axes.plot(epochs, [100 * r[f"{which}_accuracy"] for r in rows], color=colour, marker=marker, ms=3, label=label)
@@ -69,7 +72,26 @@ def write_sweep_curves(courses: Sequence[Mapping[str, Any]], path: Path, title: 
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy (%)")
     open_frame(axes)
-    legend = figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=2)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    write_atomically(path, render_png(figure))
+    add_legend(figure)
+    write_atomically(path, render(figure, ".png"))
+
+
+def draw_losses(curves: Sequence[Curve], suffix: str) -> bytes:
+    """The training loss by optimizer step: thin as recorded, thick a running mean of nine."""
+    shown = curves[:MOST_SERIES]
+    figure = new_figure((8, 4.4 + 0.1 * len(shown)), dpi=150)
+    axes = figure.subplots()
+    for index, curve in enumerate(shown):
+        style = series_style(index)
+        axes.plot(curve.steps, curve.loss, color=style["color"], lw=0.7, alpha=0.35)
+        near = [curve.loss[max(0, place - 4) : place + 5] for place in range(len(curve.loss))]
+        means, every = [math.fsum(one) / len(one) for one in near], max(1, len(near) // 8)
+        label = one_line(curve.label, 80)
+        axes.plot(curve.steps, means, **style, lw=1.6, ms=4.5, markevery=(index % every, every), label=label)
+    of = "" if len(shown) == len(curves) else f", {len(shown)} of {len(curves)} trainings"
+    axes.set_title(f"Training loss{of}: thin as recorded, thick a running mean of nine", fontsize=11)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("training loss (nat)")
+    open_frame(axes)
+    add_legend(figure)
+    return render(figure, suffix)

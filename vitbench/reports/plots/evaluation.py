@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vitbench.core.stats.intervals import wilson_interval
 from vitbench.core.text import printable
 from vitbench.reports.format import share
-from vitbench.reports.plots.style import COLOURS, new_figure, open_frame, render_png
+from vitbench.reports.palette import LIGHT
+from vitbench.reports.plots.style import add_legend, new_figure, open_frame, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def confusion_png(result: Result) -> bytes:
     bar = figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels([f"{100 * value:g} %" for value in bar.get_ticks()], fontsize=8)
     bar.set_label("share of the true class (square-root scale)", fontsize=8)
-    return render_png(figure, tight=True)
+    return render(figure, ".png", tight=True)
 
 
 def reliability_png(result: Result) -> bytes:
@@ -66,24 +67,23 @@ def reliability_png(result: Result) -> bytes:
     shares = [one["images"] / total for one in bins]
     lower.bar(middles, shares, width, color="0.6", edgecolor="white", lw=0.6)
     confidence = calibration["confidence"]
-    lower.axvline(confidence, color=COLOURS[1], lw=1.3, label=f"mean confidence {share(confidence)}")
+    lower.axvline(confidence, color=LIGHT[1], lw=1.3, label=f"mean confidence {share(confidence)}")
     accuracy = result["accuracy"]["value"]
-    lower.axvline(accuracy, color=COLOURS[2], lw=1.3, ls=(0, (4, 2)), label=f"accuracy {share(accuracy)}")
+    lower.axvline(accuracy, color=LIGHT[2], lw=1.3, ls=(0, (4, 2)), label=f"accuracy {share(accuracy)}")
     lower.set_xlabel("confidence (largest probability)")
     lower.set_ylabel("share of images")
-    # below the axes, where it covers no bar
-    figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=3)
+    add_legend(figure)
     for axes in (upper, lower):
         open_frame(axes)
         axes.set_axisbelow(True)
-    return render_png(figure, tight=True)
+    return render(figure, ".png", tight=True)
 
 
 def _draw_accuracies(upper: Axes, bins: Sequence[Result], middles: Sequence[float], width: float) -> None:
     """Accuracy in each bin with its interval, the mean confidence, and the diagonal."""
     upper.plot([0, 1], [0, 1], ls=(0, (4, 3)), color="0.4", lw=1, label="calibrated: accuracy = confidence", zorder=3)
     accuracies = [one["accuracy"] for one in bins]
-    bars: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.75, "edgecolor": "white", "lw": 0.6}
+    bars: dict[str, Any] = {"color": LIGHT[0], "alpha": 0.75, "edgecolor": "white", "lw": 0.6}
     upper.bar(middles, accuracies, width, **bars, label="accuracy", zorder=1)
     ends = [wilson_interval(round(one["accuracy"] * one["images"]), one["images"]) for one in bins]
     below = [max(value - low, 0) for value, (low, _) in zip(accuracies, ends, strict=True)]
@@ -91,7 +91,7 @@ def _draw_accuracies(upper: Axes, bins: Sequence[Result], middles: Sequence[floa
     lines: dict[str, Any] = {"fmt": "none", "ecolor": "0.15", "elinewidth": 0.9, "capsize": 2}
     upper.errorbar(middles, accuracies, (below, above), **lines, zorder=4, label="95 % interval (Wilson)")
     confidences = [one["confidence"] for one in bins]
-    diamonds: dict[str, Any] = {"ms": 4.5, "mfc": "white", "mec": COLOURS[1], "mew": 1.3}
+    diamonds: dict[str, Any] = {"ms": 4.5, "mfc": "white", "mec": LIGHT[1], "mew": 1.3}
     upper.plot(middles, confidences, "D", **diamonds, label="mean confidence", zorder=5)
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)

@@ -42,8 +42,6 @@ def place_labels(
     All in data coordinates. Call it last: limits, scales and layout must stand. Greedy, the most crowded points first;
     the same input gives the same plot.
     """
-    from matplotlib.patheffects import withStroke
-
     to_pixels = axes.transData.transform
     pixels = [tuple(map(float, to_pixels((label.x, label.y)))) for label in labels]
     sizes = [_text_size(axes, label.text) for label in labels]
@@ -71,7 +69,7 @@ def place_labels(
             va="center",
             fontsize=FONT_SIZE,
             color=label.colour,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
+            bbox={"boxstyle": "square,pad=0", "fc": "white", "alpha": 0.7, "lw": 0},
             zorder=5,
             arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.6", "shrinkB": 4} if away > LEADER_BEYOND else None,
             parse_math=False,

@@ -1,0 +1,94 @@
+"""Pareto fronts of accuracy against a cost, one a comparable condition, and how probable each point is on its front.
+
+The probability is that of a parametric bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", 6.5):
+costs are drawn from the normal law that their logarithms' 95 % interval describes, accuracies from the binomial law of
+their test images. Lines that share a training share its draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from vitbench.core.stats.intervals import CONFIDENCE
+from vitbench.reports.model.lines import line_columns
+from vitbench.reports.model.ranking import pareto_front
+from vitbench.reports.model.rows import Row
+from vitbench.reports.model.tables import Value
+
+_DRAWS, _SEED = 2000, 0
+#: Axes in which lines must not differ to be compared, beside the device. Image sizes of one data set do compare.
+_CONDITIONS = ("run", "dtype", "threads", "memory limit", "classes", "data", "training size", "training device")
+
+
+class Front(NamedTuple):
+    """The indices of the ``lines`` on the front of one condition by ascending cost; ``probability`` of every line of
+    the condition that has both values to be on it.
+    """
+
+    condition: str
+    lines: tuple[int, ...]
+    probability: Mapping[int, float]
+
+
+def conditions_of(lines: Sequence[Row]) -> list[str]:
+    """One key a line; lines of different keys are not compared."""
+    return [" | ".join([line.cell.device, *(line.axes[axis] for axis in _CONDITIONS)]) for line in lines]
+
+
+def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
+    """One front a condition with at least one point, of lines of one batch; of ``throughput`` more is better."""
+    columns = {column.id: column for column in line_columns(lines)}
+    if cost not in columns or "accuracy" not in columns:
+        return []
+    groups: dict[str, list[int]] = {}
+    costs, accuracies = ([columns[name].value(line) for line in lines] for name in (cost, "accuracy"))
+    for index, condition in enumerate(conditions_of(lines)):
+        if costs[index].number is not None and accuracies[index].number is not None:
+            groups.setdefault(condition, []).append(index)
+    sign, found = (-1 if cost == "throughput" else 1), []
+    for condition, indices in groups.items():
+        points = [(sign * (costs[i].number or 0.0), accuracies[i].number or 0.0) for i in indices]
+        on_front = tuple(indices[place] for place in pareto_front(points))
+        probability = _probabilities([lines[i] for i in indices], [costs[i] for i in indices], sign)
+        found.append(Front(condition, on_front, dict(zip(indices, probability, strict=True))))
+    return found
+
+
+def _probabilities(lines: Sequence[Row], costs: Sequence[Value], sign: int) -> list[float]:
+    """Of each line, in how many of the draws none beats it."""
+    random = np.random.default_rng(_SEED)
+    drawn: dict[int, np.ndarray] = {}
+    for line in lines:
+        if id(line.training) not in drawn:
+            value, images = line.trained("accuracy").value or 0.0, round(line.trained("test_images").value or 0)
+            drawn[id(line.training)] = (
+                random.binomial(images, value, _DRAWS) / images if images else np.full(_DRAWS, value)
+            )
+    # points that are equal in both (one training, one count) stand for each other
+    keys = [(id(line.training), cost.number, cost.interval) for line, cost in zip(lines, costs, strict=True)]
+    distinct = {key: place for place, key in reversed(list(enumerate(keys)))}
+    places = list(distinct.values())
+    x = sign * np.stack([_draws(costs[place], random) for place in places])
+    y = np.stack([drawn[id(lines[place].training)] for place in places])
+    order = np.lexsort((-y, x), axis=0)
+    best = np.maximum.accumulate(np.take_along_axis(y, order, axis=0), axis=0)
+    rises = np.ones_like(best, dtype=bool)
+    rises[1:] = best[1:] > best[:-1]
+    on_front = np.empty_like(rises)
+    np.put_along_axis(on_front, order, rises, axis=0)
+    share = dict(zip(distinct, on_front.mean(axis=1), strict=True))
+    return [float(share[key]) for key in keys]
+
+
+def _draws(cost: Value, random: np.random.Generator) -> np.ndarray:
+    """What a cost may be, log-normal by its interval; without one, or with an end that is not positive, its value."""
+    value = cost.number or 0.0
+    if cost.interval is None or min(value, *cost.interval) <= 0 or math.isinf(cost.interval[1]):
+        return np.full(_DRAWS, value)
+    width = math.log(cost.interval[1] / cost.interval[0]) / (2 * NormalDist().inv_cdf(0.5 + CONFIDENCE / 2))
+    return value * np.exp(random.normal(0.0, width, _DRAWS))

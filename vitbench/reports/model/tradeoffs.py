@@ -1,0 +1,164 @@
+"""Accuracy against what it costs: the points of a plot, and the Pareto front of each comparable condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from vitbench.reports.model.lines import LineColumn, batch_of, line_columns, lines_of
+from vitbench.reports.model.names import differences, line_names
+from vitbench.reports.model.pareto import Front, fronts
+from vitbench.reports.model.rows import Row
+
+#: Costs that do not depend on the batch.
+_OF_ANY_BATCH = ("params", "flops")
+#: The plots of a report: file name, and cost. What is relative was measured in the same minutes.
+_FILES = {"accuracy-latency.png": ("relative_latency", "latency"), "accuracy-params.png": ("params",)}
+
+Interval = tuple[float, float] | None
+
+
+class Point(NamedTuple):
+    """One line in the units of the axes, with 95 % intervals; ``probability``: to be on the front of its group."""
+
+    label: str
+    x: float
+    x_interval: Interval
+    y: float
+    y_interval: Interval
+    on_front: bool
+    probability: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The points of one comparable condition by ascending x; ``name``: what differs from others, or empty."""
+
+    name: str
+    points: tuple[Point, ...]
+
+    @property
+    def front(self) -> list[Point]:
+        """The points that none of them beats."""
+        return [point for point in self.points if point.on_front]
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """What a plot shows, before it is drawn. ``chance``: the accuracy of guessing (%), None if lines differ.
+    ``left_out``: how many points are not shown.
+    """
+
+    cost: str
+    title: str
+    x_label: str
+    y_label: str
+    groups: tuple[Group, ...]
+    chance: float | None = None
+    left_out: int = 0
+
+    @property
+    def points(self) -> list[Point]:
+        """Those of all groups: on the fronts first, then by descending accuracy."""
+        points = [point for group in self.groups for point in group.points]
+        return sorted(points, key=lambda one: (not one.on_front, -one.y))
+
+    def best(self, most: int) -> Tradeoff:
+        """With at most the first ``most`` of ``points``."""
+        kept = set(self.points[:most])
+        groups = [Group(group.name, tuple(one for one in group.points if one in kept)) for group in self.groups]
+        left_out = len(self.points) - sum(len(group.points) for group in groups)
+        return replace(self, groups=tuple(group for group in groups if group.points), left_out=left_out)
+
+    @property
+    def caption(self) -> str:
+        """The fronts in words, as plain text."""
+        texts = []
+        for group in self.groups:
+            names = ", ".join(f"{one.label} ({100 * one.probability:.0f} %)" for one in group.front)
+            texts.append(f"{group.name}: {names}" if group.name else names)
+        return f"The Pareto front of {self.title}, with each point's probability to be on it: {'; '.join(texts)}."
+
+
+def tradeoff(lines: Sequence[Row], cost: str) -> Tradeoff | None:
+    """Accuracy against ``cost`` (one of ``COSTS``); None where no line has both.
+
+    What depends on the batch is that of one batch: the smallest with points, of throughput the largest.
+    """
+    columns = {column.id: column for column in line_columns(lines)}
+    if cost not in columns or "accuracy" not in columns:
+        return None
+    x, y = columns[cost], columns["accuracy"]
+    lines = [line for line in lines if x.value(line).number is not None and y.value(line).number is not None]
+    at = ""
+    if cost in _OF_ANY_BATCH:
+        lines = list({(line.run, line.cell, id(line.training)): line for line in lines}.values())
+    elif lines:
+        batches = [batch_of(line) or 0 for line in lines]
+        batch = max(batches) if cost == "throughput" else min(batches)
+        lines = [line for line in lines if batch_of(line) == batch]
+        at = f" of a batch of {batch}"
+    found = fronts(lines, cost)
+    if not found:
+        return None
+    data, unit = y.column.data, x.column.display.unit
+    chances = {100 / line.cell.num_classes for line in lines}
+    return Tradeoff(
+        cost=cost,
+        title=f"accuracy against {x.column.name}",
+        x_label=f"{x.column.name}{at} ({unit})",
+        y_label=f"accuracy on {data} (%)" if data else "accuracy (%)",
+        groups=_groups(lines, found, x, y),
+        chance=chances.pop() if len(chances) == 1 else None,
+    )
+
+
+def report_tradeoffs(rows: Sequence[Row]) -> dict[str, Tradeoff]:
+    """The plots of a report by the names of their files; none without an accuracy. Draws nothing."""
+    lines = lines_of(rows)
+    plots = {}
+    for name, costs in _FILES.items():
+        known = [found for cost in costs if (found := tradeoff(lines, cost))]
+        if known:  # milliseconds where some line lacks the reference
+            plots[name] = max(known, key=lambda one: len(one.points))
+    return plots
+
+
+def why_no_plots(rows: Sequence[Row]) -> str:
+    """One line for what is not drawn; empty if both plots are."""
+    if not any(row.training for row in rows):
+        return "No plots: they show accuracy, and this report has no training cell."
+    if all(row.trained("accuracy").value is None for row in rows):
+        return "No plots: they show accuracy, and no training cell has one (see Failures)."
+    drawn = report_tradeoffs(rows)
+    missing = [costs[-1] for name, costs in _FILES.items() if name not in drawn]
+    return f"No plot of accuracy against {' or '.join(missing)}: no row has both." if missing else ""
+
+
+def _groups(lines: Sequence[Row], found: Sequence[Front], x: LineColumn, y: LineColumn) -> tuple[Group, ...]:
+    """A group for each front, called by what all its lines share and others do not."""
+    texts = differences(lines)
+    shared = {
+        axis: values
+        for axis, values in texts.items()
+        if all(len({values[index] for index in front.probability}) == 1 for front in found)
+    }
+    labels = line_names(lines, leave_out=shared)
+    groups = []
+    for front in found:
+        points = [
+            Point(labels[i], *_scaled(x, lines[i]), *_scaled(y, lines[i]), i in front.lines, probability)
+            for i, probability in front.probability.items()
+        ]
+        first = next(iter(front.probability))
+        name = ", ".join(values[first] for values in shared.values() if values[first])
+        groups.append(Group(name, tuple(sorted(points, key=lambda one: (one.x, one.y)))))
+    return tuple(groups)
+
+
+def _scaled(column: LineColumn, line: Row) -> tuple[float, Interval]:
+    value, scale = column.value(line), column.column.display.scale
+    assert value.number is not None
+    ends = value.interval
+    return value.number * scale, (ends[0] * scale, ends[1] * scale) if ends else None
