@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -25,8 +26,9 @@ from tests.reports.fabricate import (
 from tests.reports.paired import section, tables
 from vitbench.core.records import STATUSES, Measurement
 from vitbench.reports.markdown.page import render_markdown
+from vitbench.reports.markdown.tables import paragraph_text
 from vitbench.reports.model.failures import merge_numbers
-from vitbench.reports.model.runs import Run
+from vitbench.reports.model.runs import Run, read_runs
 from vitbench.reports.table import render_csv
 from vitbench.suites.batch_search import shown_status
 
@@ -238,3 +240,36 @@ def test_a_run_that_is_not_whole_says_how_much_of_it_is_there() -> None:
     assert extent(8) == "2 of 8 cells (2 ok)"
     assert extent(8, 3) == extent(8, 3, None) == "2 of 3 cells (2 ok)"  # the last session that knows
     assert extent(2) == extent(None) == extent() == "2 cells (2 ok)"
+
+
+RESULTS = Path(__file__).parents[2] / "results" / "amd-epyc-2-cores"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["lightweight-digits", "lightweight-cifar10", "frontier-vit_base16-2GiB"])
+def test_a_default_runs_page_is_short_before_the_folds(name: str) -> None:
+    page = render_markdown(read_runs([RESULTS / name]))
+    shown, folded, _ = page.partition("<details>")
+    assert folded
+    assert len(shown.splitlines()) <= 120
+    assert all(len(table[0]) <= 9 for table in tables(shown))
+    assert page.count("\n<details>\n") == page.count("\n</details>\n")
+
+
+def test_values_by_class_are_folded_inside_the_training() -> None:
+    run = Run(name="r", records=[trained(training_cell("vit_micro"), 180, f1=(0.5, 0.6))])
+    outer = section(render_markdown([run]), "Training")
+    assert tables(section(outer, "Recall by class"))[0][0]["model"] == "vit_micro"
+    assert "Recall by class" in outer
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("`a_b` <b> | $x$", "`a_b` &lt;b&gt; \\| \\$x\\$"),
+        ("one ` only <b>", "one \\` only &lt;b&gt;"),
+        ("`<b>` in /home/somebody/run", "`<b>` in …/run"),
+    ],
+)
+def test_paragraphs_are_escaped_but_for_code(text: str, shown: str) -> None:
+    assert paragraph_text(text) == shown
