@@ -125,7 +125,7 @@ def finished(fork_server: Launcher, tmp_path_factory: pytest.TempPathFactory) ->
         patch.setattr(sys, "argv", ["/usr/bin/vitbench", *arguments])  # for the session
         done = run_here(fork_server, *arguments)
     assert done.returncode == 0, done.stderr
-    assert f"| {WORKS} " in done.stdout  # the table
+    assert f"\n{WORKS} " in done.stdout  # the table
     return folder / "run"
 
 
@@ -325,7 +325,7 @@ def two_recipes(fork_server: Launcher, tmp_path_factory: pytest.TempPathFactory)
         *("--out", str(folder / "run")),
     )
     assert done.returncode == 0, done.stderr
-    assert "## Training" in done.stdout
+    assert "\nTraining\n" in done.stdout
     return folder / "run"
 
 
