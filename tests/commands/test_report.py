@@ -51,7 +51,7 @@ def test_one_format_goes_to_a_file_or_is_printed(
 
 
 MISTAKES = {
-    "--format pdf": "Option --format: 'pdf' is not one of markdown, ",
+    "--format pdf": "Option --format: 'pdf' is not one of markdown, latex, csv, json, terminal",
     "--html page.html --format csv": "leave out --format and --out",
     "--html page.html --out both": "leave out --format and --out",
     "--format csv --out run": "Option --out: 'run' is not a file that can be written: give a file's name",

@@ -23,6 +23,7 @@ import pytest
 
 import vitbench
 from tests.launching import lending
+from tests.reports.paired import section
 from vitbench.cli import run_command
 from vitbench.core import run_folder as store
 from vitbench.core.errors import UsageError
@@ -358,8 +359,8 @@ def test_each_recipe_trains_a_cell_unless_a_rule_drops_it(two_recipes: Path) -> 
 
 
 def test_the_report_sets_the_trainings_side_by_side(two_recipes: Path) -> None:
-    section = (two_recipes / "report.md").read_text().split("## Training\n")[1].split("## How to read")[0]
-    lines = [line for line in section.splitlines() if line.startswith("| vit_")]
+    trainings = section((two_recipes / "report.md").read_text(), "Training")
+    lines = [line for line in trainings.splitlines() if line.startswith("| vit_")]
     # what came of each, then F1, precision and recall by class
     assert [[word.strip() for word in line.strip("|").split("|")][:2] for line in lines] == 4 * [
         ["vit_basic_tutorial", "plain"],

@@ -28,6 +28,7 @@ _RENDERERS = {
     "markdown": ("markdown.page", "render_markdown"),
     "latex": ("latex", "render_latex"),
     "csv": ("table", "render_csv"),
+    "json": ("json", "render_json"),
 }
 #: What ``render`` knows.
 FORMATS = (*_RENDERERS, "terminal")
