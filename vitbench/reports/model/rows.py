@@ -83,11 +83,14 @@ class Row:
 
         Without one the first failure; an empty value if a cell that went well has none.
         """
-        values = [value_of(record, metric) for record in (self.whole or self).records]
-        good = (one for one in values if one.status == "ok")
+        records = (self.whole or self).records
+        good = next((found for one in records if (found := value_of(one, metric)).status == "ok"), None)
+        if good is not None:
+            return good
+        values = [value_of(record, metric) for record in records]
         measured = (one for one in values if one.measurement is not None)
         asked = values if all(one.status is not None for one in values) else []
-        return next(good, next(measured, next(iter(asked), MetricValue())))
+        return next(measured, next(iter(asked), MetricValue()))
 
     def at_smallest_batch(self, metric: str) -> MetricValue:
         """An inference value at the smallest batch that was asked for, a failure included."""

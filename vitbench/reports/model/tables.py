@@ -143,6 +143,8 @@ def marked(value: Value, found: MetricValue) -> Value:
         "few samples": has_few_samples(found),
         "lower bound": left_out != "",
     }
-    interval = None if busy else value.interval
     shown = tuple(one for one, is_so in marks.items() if is_so)
+    if not shown and busy is None:  # most of them
+        return value
+    interval = None if busy else value.interval
     return replace(value, interval=interval, busy=busy, marks=shown, reason=left_out or value.reason)
