@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vitbench.analysis.claims import Judgement, judge_runs
-from vitbench.core.text import one_line
 from vitbench.reports import explanations
-from vitbench.reports.format import number
+from vitbench.reports.format import number, plain_text
 from vitbench.reports.model import trainings as training
 from vitbench.reports.model.claims import claims_table, count_verdicts
 from vitbench.reports.model.columns import detail_table, memory_table
@@ -164,4 +163,4 @@ def _methods(rows: Sequence[Row], runs: Sequence[Run]) -> tuple[str, ...]:
 
 def _plain(text: str) -> str:
     """A text from a record in a paragraph, where backticks begin code."""
-    return one_line(text, 1000).replace("`", "'")
+    return plain_text(text, 1000).replace("`", "'")

@@ -18,7 +18,7 @@ from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run, machine_of, planned_cells
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds
 from vitbench.reports.model.tables import Table
-from vitbench.reports.model.tradeoffs import report_tradeoffs, why_no_plots
+from vitbench.reports.model.tradeoffs import report_tradeoffs
 from vitbench.reports.sections import Section, detail_sections
 from vitbench.reports.value_text import marks_text
 from vitbench.suites.batch_search import shown_status
@@ -36,7 +36,7 @@ def render_markdown(runs: Sequence[Run]) -> str:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
     tables = main_tables(rows, noise_floors(runs))
     parts += [_conditions(rows), *search_section(runs), *_main_sections(tables, rows)]
-    parts += [*_failures(tables), "## Plots", _plots(rows)]
+    parts += [*_failures(tables), *_plots(rows)]
     folded = [_left_out(tables), *detail_sections(runs)]
     return "\n\n".join([*parts, *map(section_text, folded)]) + "\n"
 
@@ -117,7 +117,7 @@ def _failures(tables: Sequence[MainTable]) -> list[str]:
     return ["## Failures", "\n".join(lines)] if lines else []
 
 
-def _plots(rows: Sequence[Row]) -> str:
+def _plots(rows: Sequence[Row]) -> list[str]:
     plots = report_tradeoffs(rows).items()
     parts = [f"![{cell_text(plot.title)}]({name})\n\n{cell_text(plot.caption, 2000)}" for name, plot in plots]
-    return "\n\n".join(filter(None, [*parts, why_no_plots(rows)]))
+    return ["## Plots", *parts] if parts else []
