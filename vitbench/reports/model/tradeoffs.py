@@ -137,24 +137,26 @@ def why_no_plots(rows: Sequence[Row]) -> str:
 
 
 def _groups(lines: Sequence[Row], found: Sequence[Front], x: LineColumn, y: LineColumn) -> tuple[Group, ...]:
-    """A group for each front, called by what all its lines share and others do not."""
-    texts = differences(lines)
-    shared = {
-        axis: values
-        for axis, values in texts.items()
-        if all(len({values[index] for index in front.probability}) == 1 for front in found)
-    }
-    labels = line_names(lines, leave_out=shared)
     groups = []
-    for front in found:
+    for front, name in zip(found, _front_names(lines, found), strict=True):
+        own = {index: lines[index] for index in front.probability}
         points = [
-            Point(labels[i], *_scaled(x, lines[i]), *_scaled(y, lines[i]), i in front.lines, probability)
-            for i, probability in front.probability.items()
+            Point(label, *_scaled(x, line), *_scaled(y, line), index in front.lines, front.probability[index])
+            for (index, line), label in zip(own.items(), line_names([*own.values()], leave_out=["batch"]), strict=True)
         ]
-        first = next(iter(front.probability))
-        name = ", ".join(values[first] for values in shared.values() if values[first])
         groups.append(Group(name, tuple(sorted(points, key=lambda one: (one.x, one.y)))))
     return tuple(groups)
+
+
+def _front_names(lines: Sequence[Row], found: Sequence[Front]) -> list[str]:
+    """What the lines of each front share and others do not, by as few axes as tell the fronts apart."""
+    texts = differences([lines[next(iter(front.probability))] for front in found])
+    names = [""] * len(found)
+    for values in sorted(texts.values(), key=lambda values: -len({*values})):
+        more = [", ".join(filter(None, pair)) for pair in zip(names, values, strict=True)]
+        if len({*more}) > len({*names}):
+            names = more
+    return names
 
 
 def _scaled(column: LineColumn, line: Row) -> tuple[float, Interval]:

@@ -1,1 +1,1 @@
-"""Plots as PNG, one file for each thing that is drawn; ``style`` holds what they share."""
+"""Plots as SVG, PNG or PDF, one file for each thing that is drawn; ``kinds`` has those of ``vitbench plot``."""

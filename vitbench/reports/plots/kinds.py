@@ -13,7 +13,7 @@ from vitbench.reports.model.runs import Run
 from vitbench.reports.model.searches import search_tables, without_bounds
 from vitbench.reports.model.series import OVER, measured_lines, series_of
 from vitbench.reports.model.spread import MIN_CALLS, spread_of
-from vitbench.reports.model.tradeoffs import tradeoff, why_no_plots
+from vitbench.reports.model.tradeoffs import tradeoff
 from vitbench.reports.plots.curves import draw_losses
 from vitbench.reports.plots.limits import draw_limits
 from vitbench.reports.plots.pareto import draw_tradeoff
@@ -23,15 +23,14 @@ from vitbench.reports.plots.spread import draw_spread
 
 def pareto(runs: Sequence[Run], suffix: str, x: str | None = None) -> bytes:
     """Accuracy against a cost, by default latency."""
-    rows = build_rows(without_bounds(runs))
+    lines = lines_of(build_rows(without_bounds(runs)))
     if x is not None and x not in COSTS:
         raise UsageError(f"Option --x: {x!r} is not one of {', '.join(COSTS)}")
-    found = tradeoff(lines_of(rows), x or "latency")
+    found = tradeoff(lines, x or COSTS[0])
     if found is None:
-        why = "" if any(row.trained("accuracy").value is not None for row in rows) else why_no_plots(rows)
-        known = ", ".join(cost for cost in COSTS if tradeoff(lines_of(rows), cost))
-        way_out = f"Give --x one of {known}" if known else "Give a run with a training"
-        raise UsageError(f"{why or f'No line has both an accuracy and {x or COSTS[0]}.'} {way_out}")
+        known = ", ".join(cost for cost in COSTS if tradeoff(lines, cost))
+        way_out = f"Give --x one of {known}" if known else "Give a run with trainings or tests"
+        raise UsageError(f"No line of these runs has both an accuracy and {x or COSTS[0]}. {way_out}")
     return draw_tradeoff(found, suffix)
 
 
@@ -43,7 +42,9 @@ def scaling(runs: Sequence[Run], suffix: str, x: str | None = None, y: str | Non
     columns = {one.id: one for one in line_columns(lines) if one.kind != "condition" and not one.column.is_text}
     wanted = y or next((one for one in COSTS if one in columns), COSTS[0])
     if wanted not in columns:
-        raise UsageError(f"Option --y: no line has {wanted!r}. Give one of {', '.join(columns) or 'another run'}")
+        raise UsageError(
+            f"Option --y: {wanted!r} is not one of {', '.join(columns)}" if columns else "No cell was measured"
+        )
     for over in [x] if x else OVER:
         found = series_of(lines, columns[wanted], over)
         if found:

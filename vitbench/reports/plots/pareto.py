@@ -72,7 +72,7 @@ def _draw_group(axes: Axes, group: Group, style: dict[str, Any]) -> list[Segment
     for one, following in itertools.pairwise(front):
         y, x = (following.y, one.x) if upwards else (one.y, following.x)
         lines += [(one.x, y, following.x, y), (x, one.y, x, following.y)]
-    name = one_line(group.name, _LONGEST_LABEL)
+    name = one_line(group.name, 50)
     label = f"{name}: Pareto front (filled)" if name else "Pareto front (filled)"
     steps = "steps-pre" if upwards else "steps-post"
     line = {"ls": style["ls"], "lw": 1.4, "drawstyle": steps, "label": label, "zorder": 3}

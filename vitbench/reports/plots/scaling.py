@@ -97,7 +97,8 @@ def draw_series(found: Sequence[Series], y: Column, over: str, suffix: str) -> b
     of = "" if len(shown) == len(found) else f", {len(shown)} of {len(found)}"
     axes.set_xlabel("images in a batch" if over == "batch" else "image size (px, the side of a square)")
     axes.set_ylabel(f"{y.name}{unit}")
-    axes.set_title(f"{y.name[:1].upper()}{y.name[1:]} over {OVER[over]}{of}, with 95 % intervals", fontsize=11)
+    intervals = ", with 95 % intervals" if any(value.interval for one in shown for value in one.values.values()) else ""
+    axes.set_title(f"{y.name[:1].upper()}{y.name[1:]} over {OVER[over]}{of}{intervals}", fontsize=11)
     open_frame(axes)
     add_legend(figure)
     return render(figure, suffix)

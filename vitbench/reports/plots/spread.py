@@ -28,8 +28,9 @@ def draw_spread(spreads: Mapping[str, tuple[float, ...]], suffix: str) -> bytes:
     for tick in axes.get_yticklabels():
         tick.set_parse_math(False)
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel("latency (ms), logarithmic. Lines: 1st to 99th percentile, 10th to 90th, 25th to 75th; median")
+    axes.set_xlabel("latency (ms), logarithmic")
     of = "" if len(shown) == len(spreads) else f", the {len(shown)} fastest of {len(spreads)}"
-    axes.set_title(f"How single calls scatter, in all turns of all processes after the warm-up{of}", fontsize=11)
+    what = "thin: 1st to 99th percentile; middle: 10th to 90th; thick: 25th to 75th; gap: the median; all turns"
+    axes.set_title(f"How single calls scatter after the warm-up{of}\n{what}", fontsize=9)
     open_frame(axes)
     return render(figure, suffix)

@@ -13,7 +13,7 @@ from vitbench.reports.model.tradeoffs import report_tradeoffs
 from vitbench.reports.plots.pareto import draw_tradeoff
 
 #: More points would make the page of many lines heavy.
-_MOST_POINTS = 100
+_MOST_POINTS = 60
 _PREFIX = "still-"
 
 
