@@ -66,12 +66,13 @@ const charts = (() => {
   function pointsOf(data, lines, x, y, by, state) {
     const models = column(data, "model");
     const pins = new Map(state.pins.map((model, place) => [model, place]));
+    const names = models.texts.map((model) => [isolated(model), isolated(shortened(model, 28))]);
     return lines.map((line) => {
       const [model, where] = [valueOf(models, line), condition(by, line)];
-      const point = { line, model, pin: pins.get(model) ?? -1, x: x.values[line], y: y.values[line] };
+      const point = { line, model, where, pin: pins.get(model) ?? -1, x: x.values[line], y: y.values[line] };
       const ends = { x1: x.low?.[line], x2: x.high?.[line], y1: y.low?.[line], y2: y.high?.[line] };
-      const named = (most) => isolated(shortened(model, most)) + (where && `, ${where}`);
-      return { ...point, ...ends, named, name: named(Infinity), label: named(28) };
+      const [name, label] = names[models.values[line]].map((text) => text + (where && `, ${where}`));
+      return { ...point, ...ends, name, label };
     });
   }
   const pinned = (point) => (point.pin < 0 ? "" : ", pinned");
@@ -91,7 +92,8 @@ const charts = (() => {
     const type = low > 0 && (log ?? high / low >= 4) ? "log" : "linear";
     const factor = Math.max((high / low) ** 0.05, 1.05);
     const span = 0.06 * (high - low || Math.abs(high) || 1);
-    const domain = type === "log" ? [low / factor, high * factor] : [low < 0 ? low - span : Math.max(low - span, 0), high + span];
+    const bottom = low < 0 ? low - span : Math.max(low - span, 0);
+    const domain = type === "log" ? [low / factor, high * factor] : [bottom, high + span];
     return { type, domain, label, ticks: type === "log" ? logTicks(domain, most) : d3.ticks(...domain, most) };
   }
 
@@ -115,8 +117,9 @@ const charts = (() => {
     const svg = Plot.plot({
       width: state.width, height, marginLeft: 44, marginRight: 16, marginTop: 24, marginBottom: 38, ...options,
       style: { fontSize: `${FONT}px`, overflow: "visible", background: "none" },
-      x: { type: x.type, domain: x.domain, axis: null }, y: y.rows ? { type: "band", domain: y.rows, axis: null } : { type: y.type, domain: y.domain, axis: null },
-      marks: [axes(x, Plot.gridX, Plot.axisX), y.rows ? [] : axes(y, Plot.gridY, Plot.axisY), marks],
+      x: { type: x.type, domain: x.domain, axis: null },
+      y: { type: y.type, domain: y.domain, axis: null },
+      marks: [axes(x, Plot.gridX, Plot.axisX), y.ticks ? axes(y, Plot.gridY, Plot.axisY) : [], marks],
     });
     for (const one of svg.querySelectorAll("style")) one.remove();
     for (const one of svg.querySelectorAll("[aria-label]")) one.removeAttribute("aria-label");
@@ -128,7 +131,8 @@ const charts = (() => {
     const [x, y] = [svg.scale("x"), svg.scale("y")];
     const place = (scale, value) => scale.apply(value) + (scale.bandwidth ?? 0) / 2;
     return points.map((one) => {
-      const ends = [place(x, one.x1 ?? one.x), place(x, one.x2 ?? one.x), place(y, one.y2 ?? one.y), place(y, one.y1 ?? one.y)];
+      const [left, right] = [one.x1, one.x2].map((end) => place(x, end ?? one.x));
+      const ends = [left, right, ...[one.y2, one.y1].map((end) => place(y, end ?? one.y))];
       return { ...one, px: place(x, one.x), py: place(y, one.y), ends, text: () => text(one) };
     });
   }
@@ -140,16 +144,18 @@ const charts = (() => {
   }
 
   function write(group, text, full, x, y, anchor, colour) {
-    const label = group.append("text").attr("x", x).attr("y", y).attr("text-anchor", anchor).attr("fill", colour).text(text);
-    label.attr("stroke", BACKGROUND).attr("stroke-width", 5).attr("paint-order", "stroke").append("title").text(full);
+    group.append("text").attr("x", x).attr("y", y).attr("text-anchor", anchor).attr("fill", colour).text(text)
+      .attr("stroke", BACKGROUND).attr("stroke-width", 5).attr("paint-order", "stroke").append("title").text(full);
   }
 
-  /* Names beside points, the first ones first: off each other and, where there is room, off all points and intervals. A name that
-     finds no room is left out, one of a pinned model only where it would cover another. */
+  /* Names beside points, the first ones first: off each other and, where there is room, off all points and intervals. A
+     name that finds no room is left out, one of a pinned model only where it would cover another. */
   const BESIDE = [0, -13, 13, -26, 26, -40, 40].flatMap((dy) => [[1, dy], [-1, dy]]);
   const BEHIND = [0, -13, 13, -26, 26, -39, 39, -52, 52, -65, 65].map((dy) => [1, dy]);
   function writeNames(svg, named, stops, sides, frame) {
     const meets = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const inside = ({ left, right, top, bottom }) =>
+      left >= frame.left && right <= frame.right && top >= frame.top && bottom <= frame.bottom;
     const crowd = stops.flatMap(({ px, py, ends: [left, right, top, bottom] }) => [
       { left: px - 5, right: px + 5, top: py - 5, bottom: py + 5 },
       { left, right, top: py - 1, bottom: py + 1 }, { left: px - 1, right: px + 1, top, bottom },
@@ -162,7 +168,7 @@ const charts = (() => {
       const boxes = sides.map(([side, dy], place) => {
         const [left, y] = [one.px + (side > 0 ? 9 : -9 - width), one.py + dy];
         const box = { left, right: left + width, top: y - 7, bottom: y + 7 };
-        const bad = taken.some((other) => meets(box, other)) || left < frame.left || box.right > frame.right || box.top < frame.top || box.bottom > frame.bottom;
+        const bad = !inside(box) || taken.some((other) => meets(box, other));
         return { ...box, bad, cost: place + 6 * crowd.filter((other) => meets(box, other)).length + 1000 * bad };
       });
       const box = d3.least(boxes, (one) => one.cost);
@@ -172,14 +178,21 @@ const charts = (() => {
     }
   }
 
+  const MOVES = new Map([
+    ["ArrowRight", 1], ["ArrowUp", 1], ["ArrowLeft", -1], ["ArrowDown", -1],
+    ["PageUp", 10], ["PageDown", -10], ["Home", -Infinity], ["End", Infinity],
+  ]);
+
   /* The chart and the line that reads out one point: the pointer finds the nearest, arrow keys move in the order of x,
      Enter and a click pin. A slider is what screen readers announce at each move. */
   function explorable(name, svg, stops, alternative, caption) {
     stops.sort((a, b) => a.px - b.px || b.py - a.py);
-    const hint = `Choose a point to pin its model. Here arrow keys move through ${plural(stops.length, "point")}, and Enter pins.`;
+    const count = plural(stops.length, "point");
+    const hint = `Choose a point to pin its model. Here arrow keys move through ${count}, and Enter pins.`;
     const node = d3.create("div").attr("class", "chart");
     node.append(() => d3.select(svg).attr("role", "img").attr("aria-label", alternative).node());
-    const ring = d3.select(svg).append("circle").attr("class", "ring").attr("r", 9).attr("fill", "none").attr("stroke", "currentColor");
+    const ring = d3.select(svg).append("circle").attr("class", "ring").attr("r", 9)
+      .attr("fill", "none").attr("stroke", "currentColor");
     const readout = node.append("p").attr("class", "readout").attr("role", "slider").attr("tabindex", 0)
       .attr("aria-label", `Points of ${alternative}`).attr("aria-valuemin", 1).attr("aria-valuemax", stops.length);
     let at = 0;
@@ -205,11 +218,10 @@ const charts = (() => {
       if (place < 0) leave();
       else show(place);
     }).on("click", (event) => nearest(event) >= 0 && pin(stops[nearest(event)]));
-    const moves = new Map([["ArrowRight", 1], ["ArrowUp", 1], ["ArrowLeft", -1], ["ArrowDown", -1], ["PageUp", 10], ["PageDown", -10], ["Home", -Infinity], ["End", Infinity]]);
     readout.on("focus", () => show(at)).on("blur", hide).on("keydown", (event) => {
-      if (event.key !== "Enter" && !moves.has(event.key)) return;
+      if (event.key !== "Enter" && !MOVES.has(event.key)) return;
       event.preventDefault();
-      if (event.key !== "Enter") return show(Math.min(Math.max(at + moves.get(event.key), 0), stops.length - 1));
+      if (event.key !== "Enter") return show(Math.min(Math.max(at + MOVES.get(event.key), 0), stops.length - 1));
       resume = { name, line: stops[at].line };
       pin(stops[at]);
     });
@@ -230,8 +242,9 @@ const charts = (() => {
       return elsewhere.length && elsewhere.every((line) => !here.has(one.values[line]));
     });
     const names = axis && d3.sort(new Set(elsewhere.map((line) => isolated(String(valueOf(axis, line)))))).slice(0, 3);
-    const choose = names && axis.id !== over ? `Choose ${axis.name} ${names.join(" or ")} above.` : "Choose “all” above.";
-    const text = `No line that is shown has ${what}. ${elsewhere.length ? choose : "Nor has any other line of this report."}`;
+    const choice = names && axis.id !== over ? `${axis.name} ${names.join(" or ")}` : "“all”";
+    const why = elsewhere.length ? `Choose ${choice} above.` : "Nor has any other line of this report.";
+    const text = `No line that is shown has ${what}. ${why}`;
     return { node: d3.create("p").attr("class", "nothing").text(text).node(), caption: "" };
   }
 
@@ -263,41 +276,52 @@ const charts = (() => {
       return probability === undefined ? "" : `, probability ${probability.toFixed(2)}`;
     };
     const values = (point, interval) => `${quantity(y, point.line, interval)} at ${quantity(x, point.line, interval)}`;
-    const text = (point) => `${point.name}: ${values(point)}, ${front.has(point.line) ? "" : "not "}on the Pareto front${chance(point)}${pinned(point)}`;
+    const [on, off] = [(point) => front.has(point.line), (point) => !front.has(point.line)];
+    const text = (point) =>
+      `${point.name}: ${values(point)}, ${on(point) ? "" : "not "}on the Pareto front${chance(point)}${pinned(point)}`;
     const known = (...keys) => keys.flatMap((key) => points.map((point) => point[key])).filter((value) => value != null);
-    const [across, up] = [scaleOf(known("x", "x1", "x2"), heading(x), state.width / 90), scaleOf(known("y", "y1", "y2"), heading(y), 8, false)];
     const height = Math.min(Math.max(state.width * 0.45, 300), 420);
     const steps = fronts.filter((one) => one.length > 1).map((one) =>
       Plot.line(one, { x: "x", y: "y", curve: "step-after", stroke: "var(--grey)", strokeWidth: 1.5 }));
     const svg = picture(state, height, {
-      x: across, y: up,
+      x: scaleOf(known("x", "x1", "x2"), heading(x), state.width / 90),
+      y: scaleOf(known("y", "y1", "y2"), heading(y), 8, false),
       marks: [steps, looks(data, state).map(({ pin, colour, symbol, r, width }) => {
         const own = points.filter((point) => point.pin === pin);
-        const [off, on] = [(point) => !front.has(point.line), (point) => front.has(point.line)];
         const whisker = { stroke: colour, strokeWidth: width, strokeOpacity: 0.7 };
         const dot = { x: "x", y: "y", symbol, r, stroke: colour, strokeWidth: width, title: few ? text : null };
         return [
-          few ? [Plot.ruleY(own, { y: "y", x1: "x1", x2: "x2", ...whisker }), Plot.ruleX(own, { x: "x", y1: "y1", y2: "y2", ...whisker })] : [],
+          few ? Plot.ruleY(own, { ...whisker, y: "y", x1: "x1", x2: "x2" }) : [],
+          few ? Plot.ruleX(own, { ...whisker, x: "x", y1: "y1", y2: "y2" }) : [],
           Plot.dot(own.filter(off), { ...dot, fill: BACKGROUND }), Plot.dot(own.filter(on), { ...dot, fill: colour }),
         ];
       })],
     });
     const stops = stopsIn(svg, points, text);
-    const named = d3.sort(few ? stops : [], (one) => -(2 * (one.pin >= 0) + front.has(one.line)), (one) => -one.y);
+    const named = d3.sort(few ? stops : [], (one) => -(2 * (one.pin >= 0) + on(one)), (one) => -one.y);
     writeNames(svg, named, stops, BESIDE, { left: 44, right: state.width, top: 12, bottom: height - 38 });
-    const best = d3.sort(points.filter((point) => front.has(point.line)), (point) => -point.y).map((point) => `${point.label} (${values(point, false)}${chance(point)})`);
+    const best = d3.sort(points.filter(on), (point) => -point.y)
+      .map((point) => `${point.label} (${values(point, false)}${chance(point)})`);
     const more = best.length > 6 ? `; and ${best.length - 6} more` : "";
     const several = fronts.length > 1 ? ` ${fronts.length} fronts: lines of different conditions are not compared.` : "";
-    const caption = `Filled: the Pareto front, where no other point is better at both: ${best.slice(0, 6).join("; ")}${more}.${several} `
+    const caption = "Filled: the Pareto front, where no other point is better at both: "
+      + `${best.slice(0, 6).join("; ")}${more}.${several} `
       + (data.fronts[state.cost] ? "The probability to be on it is by bootstrap, among all lines of the condition. " : "")
-      + (few ? "Lines through points are 95 % intervals." : `Names and intervals of ${count} find no room: filter to see them.`);
-    return explorable("tradeoffs", svg, stops, `accuracy against ${x.name}, ${count}, ${front.size} on a Pareto front`, caption);
+      + (few ? "Lines through points are 95 % intervals." : `Filter to see names and intervals: ${count} have no room.`);
+    const alternative = `accuracy against ${x.name}, ${count}, ${front.size} on a Pareto front`;
+    return explorable("tradeoffs", svg, stops, alternative, caption);
   }
 
   /* 231x240 is the size of a square image of as many pixels */
   function extentOf(of, line) {
     const sides = String(valueOf(of, line) ?? "").split("x").map(Number);
     return sides[0] > 0 ? Math.sqrt(sides[0] * sides.at(-1)) : null;
+  }
+
+  /* above each x one cross for each pinned model and status, and one for all others, in rows */
+  function crossesOf(failed, key) {
+    return d3.sort(d3.groups(failed, (point) => point.x), ([x]) => x).flatMap(([, there]) =>
+      d3.sort(d3.groups(there, key), ([, some]) => -some[0].pin).map(([, some], row) => ({ some, row })));
   }
 
   function scaling(data, lines, state) {
@@ -307,37 +331,42 @@ const charts = (() => {
     const drawn = lines.filter((line) => has(line) || fails(line));
     const positions = d3.sort(new Set(drawn.map((line) => extentOf(x, line))));
     if (!drawn.some(has) || positions.length < 2) {
-      return nothing(data, drawn, (line) => has(line) && !positions.includes(extentOf(x, line)), `${y?.name ?? state.y} at two values of ${x?.name ?? state.over}`, state.over);
+      const elsewhere = (line) => has(line) && !positions.includes(extentOf(x, line));
+      const what = `${y?.name ?? state.y} at two values of ${x?.name ?? state.over}`;
+      return nothing(data, drawn, elsewhere, what, state.over);
     }
-    const all = pointsOf(data, drawn, x, y, varying(data, drawn, state.over), state).map((point) => ({ ...point, x: extentOf(x, point.line) }));
+    const all = pointsOf(data, drawn, x, y, varying(data, drawn, state.over), state)
+      .map((point) => ({ ...point, x: extentOf(x, point.line) }));
     const [points, failed] = [all.filter((point) => has(point.line)), all.filter((point) => fails(point.line))];
     const few = points.length <= MOST_POINTS;
     const at = (point) => `${point.name}, ${x.name} ${valueOf(x, point.line)} ${x.unit}`.trim();
     const text = (point) => `${at(point)}: ${quantity(y, point.line)}${pinned(point)}`;
-    const reason = (line) => y.reason?.[line] ?? column(data, "status")?.reason?.[line];
-    const why = (point) => `${at(point)}: ${[y.status[point.line], reason(point.line)].filter(Boolean).map(plain).join(", ")}${pinned(point)}`;
-    // above each x one cross for each pinned model and status, and one for all others
-    const crosses = d3.groups(failed, (point) => point.x).flatMap(([, there]) =>
-      d3.sort(d3.groups(there, (point) => `${point.pin} ${y.status[point.line]}`), ([, some]) => -some[0].pin).map(([, some], row) => ({ some, row })));
+    const why = (point) => {
+      const reason = y.reason?.[point.line] ?? column(data, "status")?.reason?.[point.line] ?? "";
+      return `${at(point)}: ${[y.status[point.line], plain(reason)].filter(Boolean).join(", ")}${pinned(point)}`;
+    };
+    const crosses = crossesOf(failed, (point) => `${point.pin} ${y.status[point.line]}`);
     const marginTop = 24 + 14 * (d3.max(crosses, (one) => one.row + 1) ?? 0);
-    const [height, marginRight] = [Math.min(Math.max(state.width * 0.4, 260), 380) + marginTop, Math.min(200, state.width * 0.3)];
+    const height = Math.min(Math.max(state.width * 0.4, 260), 380) + marginTop;
+    const marginRight = Math.min(200, state.width * 0.3);
     const most = Math.ceil((positions.length * 40) / (state.width - marginRight));
     const svg = picture(state, height, {
       x: { ...scaleOf(positions, heading(x), 5, true), ticks: positions.filter((_, place) => place % most === 0) },
       y: scaleOf(points.map((point) => point.y), heading(y), 8, true), marginRight, marginTop,
       marks: looks(data, state).map(({ pin, colour, symbol, r, width }) => {
         const own = d3.sort(points.filter((point) => point.pin === pin), (point) => point.x);
+        const [place, strokeOpacity] = [{ x: "x", y: "y", stroke: colour }, pin >= 0 ? 1 : few ? 0.6 : 0.2];
         return [
-          Plot.line(own, { x: "x", y: "y", z: "name", stroke: colour, strokeWidth: width, strokeOpacity: pin >= 0 ? 1 : few ? 0.6 : 0.2 }),
+          Plot.line(own, { ...place, z: "name", strokeWidth: width, strokeOpacity }),
           pin < 0 ? [] : Plot.ruleX(own, { x: "x", y1: "y1", y2: "y2", stroke: colour }),
-          few ? Plot.dot(own, { x: "x", y: "y", symbol, r: pin < 0 ? 2 : r, stroke: colour, fill: BACKGROUND, title: text }) : [],
+          few ? Plot.dot(own, { ...place, symbol, r: pin < 0 ? 2 : r, fill: BACKGROUND, title: text }) : [],
         ];
       }),
     });
     const stops = stopsIn(svg, points, text);
     const above = d3.select(svg).append("g").attr("class", "failed");
     const taken = []; // by row, up to which px
-    const ends = d3.sort(crosses, (one) => one.some[0].x).map(({ some, row }) => {
+    const ends = crosses.map(({ some, row }) => {
       const [first, px, py] = [some[0], svg.scale("x").apply(some[0].x), marginTop - 10 - 14 * row];
       const full = some.slice(0, 12).map(why).join("; ") + (some.length > 12 ? `; and ${some.length - 12} more` : "");
       const words = `${some.length > 1 ? `${some.length} ` : ""}× ${y.status[first.line]}`;
@@ -347,11 +376,14 @@ const charts = (() => {
       return { ...first, px, py, text: () => full };
     });
     const last = d3.groups(stops, (one) => one.name).map(([, some]) => d3.greatest(some, (one) => one.x));
-    writeNames(svg, d3.sort(few ? last : last.filter((one) => one.pin >= 0), (one) => -one.pin, (one) => one.py), stops, BEHIND,
-      { left: 44, right: state.width, top: marginTop - 6, bottom: height - 30 });
-    const caption = `${heading(y)} over ${heading(x)}, both logarithmic, one line a model.` + (y.low ? " Lines through pinned points are 95 % intervals." : "")
-      + (failed.length ? " Crosses above: what failed there." : "") + (few ? "" : " Points and names of so many lines find no room: filter to see them.");
-    return explorable("scaling", svg, [...stops, ...ends], `${y.name} over ${x.name}, ${plural(last.length, "line")}, ${plural(failed.length, "failure")}`, caption);
+    const named = d3.sort(last.filter((one) => few || one.pin >= 0), (one) => -one.pin, (one) => one.py);
+    writeNames(svg, named, few ? stops : [], BEHIND, { left: 44, right: state.width, top: marginTop - 6, bottom: height - 30 });
+    const caption = `${heading(y)} over ${heading(x)}, both logarithmic, one line a model.`
+      + (y.low ? " Lines through pinned points are 95 % intervals." : "")
+      + (failed.length ? " Crosses above: what failed there." : "")
+      + (few ? "" : ` Filter to see points and names: ${points.length.toLocaleString("en")} have no room.`);
+    const alternative = `${y.name} over ${x.name}, ${plural(last.length, "line")}, ${plural(failed.length, "failure")}`;
+    return explorable("scaling", svg, [...stops, ...ends], alternative, caption);
   }
 
   function spread(data, lines, state) {
@@ -359,64 +391,82 @@ const charts = (() => {
     const has = (line) => data.spread[line] !== undefined;
     const all = lines.filter(has);
     if (!all.length) return nothing(data, lines, has, "the latencies of single calls");
-    const points = pointsOf(data, all, latency, latency, varying(data, all), state);
-    const rows = points.map((point) => ({ ...point, q: data.spread[point.line], x: data.spread[point.line][3], x1: null, x2: null, y: point.line, y1: null, y2: null }));
+    const alone = { unit: latency.unit, values: d3.range(data.lines) }; // its lines as places, without intervals
+    const rows = pointsOf(data, all, alone, alone, varying(data, all), state)
+      .map((point) => ({ ...point, q: data.spread[point.line], x: data.spread[point.line][3] }));
     const shown = d3.sort(d3.sort(rows, (row) => -(row.pin >= 0), (row) => row.x).slice(0, MOST_ROWS), (row) => row.x);
     const marginLeft = Math.floor(Math.min(260, state.width * 0.34));
     const at = (row, place) => `${+row.q[place].toPrecision(3)} ${latency.unit}`;
-    const text = (row) => `${row.name}: median ${at(row, 3)}, middle half ${at(row, 2)} to ${at(row, 4)}, 99 % of calls within ${at(row, 6)}${pinned(row)}`;
+    const text = (row) => `${row.name}: median ${at(row, 3)}, middle half ${at(row, 2)} to ${at(row, 4)}, `
+      + `99 % of calls within ${at(row, 6)}${pinned(row)}`;
     const svg = picture(state, 42 + 22 * shown.length, {
       x: scaleOf(shown.flatMap((row) => [row.q[0], row.q[6]]), heading(latency), (state.width - marginLeft) / 60),
-      y: { rows: shown.map((row) => row.line) }, marginLeft, marginTop: 4,
+      y: { type: "band", domain: shown.map((row) => row.line) }, marginLeft, marginTop: 4,
       marks: looks(data, state).map(({ pin, colour }) => {
         const own = shown.filter((row) => row.pin === pin);
-        const bar = (from, to, strokeWidth) => Plot.ruleY(own, { y: "y", x1: (row) => row.q[from], x2: (row) => row.q[to], stroke: colour, strokeWidth, title: text });
-        return [bar(0, 6, 1), bar(1, 5, 3), bar(2, 4, 9), Plot.tickX(own, { x: "x", y: "y", stroke: BACKGROUND, strokeWidth: 2 })];
+        const bar = (from, to, strokeWidth) => Plot.ruleY(own, {
+          y: "y", x1: (row) => row.q[from], x2: (row) => row.q[to], stroke: colour, strokeWidth, title: text,
+        });
+        const median = Plot.tickX(own, { x: "x", y: "y", stroke: BACKGROUND, strokeWidth: 2 });
+        return [bar(0, 6, 1), bar(1, 5, 3), bar(2, 4, 9), median];
       }),
     });
     const [stops, names] = [stopsIn(svg, shown, text), d3.select(svg).append("g")];
     for (const one of stops) {
-      const label = d3.range(40, 8, -4).map(one.named).find((text) => widthOf(text) < marginLeft - 12) ?? shortened(one.name, 16);
-      write(names, label, one.name, marginLeft - 8, one.py + 4, "end", textColour(one));
+      const named = (most) => isolated(shortened(one.model, most)) + (one.where && `, ${one.where}`);
+      const fitting = d3.range(40, 8, -4).map(named).find((label) => widthOf(label) < marginLeft - 12);
+      write(names, fitting ?? shortened(one.name, 16), one.name, marginLeft - 8, one.py + 4, "end", textColour(one));
     }
-    const left = all.length > shown.length ? ` Of ${plural(all.length, "line")} the pinned and the fastest are here, ${MOST_ROWS} in all: filter to see others.` : "";
     const caption = "How single calls scatter, after the warm-up, all processes together. Thin: 1st to 99th percentile; "
-      + `middle: 10th to 90th; thick: 25th to 75th; gap: the median.${left}`;
+      + "middle: 10th to 90th; thick: 25th to 75th; gap: the median."
+      + (all.length > shown.length ? ` Drawn are the pinned and the fastest, ${MOST_ROWS} of ${all.length} lines.` : "");
     return explorable("spread", svg, stops, `how single latencies scatter, ${plural(shown.length, "line")}`, caption);
   }
 
-  function training(data, state) {
-    const curves = data.curves.filter((one) => one.loss.some((value) => value !== null));
-    if (!curves.length) return nothing(data, [], () => false, "the losses of a training");
+  /* what is drawn of trainings: of long ones one step in `every`. Names are the model and what not all share. */
+  function trainingsOf(curves, state, every) {
     const pins = new Map(state.pins.map((model, place) => [model, place]));
-    // the model, and what else not all trainings share
     const parts = (curve) => curve.label.split(", ");
     const shared = curves.map(parts).reduce((some, other) => some.filter((part) => other.includes(part)));
-    const short = (curve) => [curve.model, ...parts(curve).filter((part) => part !== curve.model && !shared.includes(part))].join(", ");
     const half = (WINDOW - 1) / 2;
+    return curves.map((curve, line) => {
+      const mean = (place) => d3.mean(curve.loss.slice(Math.max(place - half, 0), place + half + 1));
+      const steps = d3.range(0, curve.steps.length, every)
+        .map((place) => ({ line, x: curve.steps[place], loss: curve.loss[place], y: mean(place) }));
+      const own = parts(curve).filter((part) => part !== curve.model && !shared.includes(part));
+      const label = isolated(shortened([curve.model, ...own].join(", "), 40));
+      const [{ x, y }, pin] = [steps.at(-1), pins.get(curve.model) ?? -1];
+      return { line, model: curve.model, name: isolated(curve.label), label, pin, steps, x, y };
+    });
+  }
+
+  function training(data, state) {
+    const curves = data.curves.filter((one) => one.loss.length);
+    if (!curves.length) return nothing(data, [], () => false, "the losses of a training");
     const every = Math.ceil(d3.max(curves, (one) => one.steps.length) / MOST_STEPS);
-    const drawn = curves.map((curve, line) => {
-      const mean = (place) => d3.mean(curve.loss.slice(Math.max(place - half, 0), place + half + 1)) ?? null;
-      const places = d3.range(0, curve.steps.length, every);
-      const steps = places.map((place) => ({ line, x: curve.steps[place], y: curve.loss[place], mean: mean(place) }));
-      const { x, mean: y } = steps.findLast((step) => step.mean !== null) ?? {};
-      const name = isolated(curve.label);
-      return { line, model: curve.model, name, label: isolated(shortened(short(curve), 40)), pin: pins.get(curve.model) ?? -1, steps, x, y };
-    }).filter((one) => one.x !== undefined);
+    const drawn = trainingsOf(curves, state, every);
     const steps = drawn.flatMap((one) => one.steps);
     const span = d3.extent(steps, (one) => one.x);
-    const [height, marginRight] = [Math.min(Math.max(state.width * 0.35, 260), 340), Math.min(270, state.width * 0.3)];
+    const height = Math.min(Math.max(state.width * 0.35, 260), 340);
+    const marginRight = Math.min(270, state.width * 0.3);
+    const ticks = d3.ticks(...span, (state.width - marginRight) / 100);
     const svg = picture(state, height, {
-      x: { type: "linear", domain: span, label: "optimizer step", ticks: d3.ticks(...span, (state.width - marginRight) / 100) },
-      y: scaleOf(steps.map((one) => one.y).filter((value) => value !== null), "training loss (nat)", 7, false), marginRight,
+      x: { type: "linear", domain: span, label: "optimizer step", ticks },
+      y: scaleOf(steps.map((one) => one.loss), "training loss (nat)", 7, false), marginRight,
       marks: looks(data, state).map(({ pin, colour, width }) => {
         const own = drawn.filter((one) => one.pin === pin).flatMap((one) => one.steps);
-        const line = (y, strokeWidth, strokeOpacity) => Plot.line(own, { x: "x", y, z: "line", stroke: colour, strokeWidth, strokeOpacity });
-        return [line("y", 0.7, 0.4), line("mean", width + 0.4, pin < 0 ? 0.7 : 1)];
+        const look = { x: "x", z: "line", stroke: colour };
+        return [
+          Plot.line(own, { ...look, y: "loss", strokeWidth: 0.7, strokeOpacity: 0.4 }),
+          Plot.line(own, { ...look, y: "y", strokeWidth: width + 0.4, strokeOpacity: pin < 0 ? 0.7 : 1 }),
+        ];
       }),
     });
-    const stops = stopsIn(svg, drawn, (one) => `${one.name}: training loss ${+one.y.toPrecision(3)} nat, the mean around step ${one.x}${pinned(one)}`);
-    writeNames(svg, d3.sort(stops, (one) => -one.pin, (one) => one.py), stops, BEHIND, { left: 44, right: state.width, top: 12, bottom: height - 30 });
+    const text = (one) =>
+      `${one.name}: training loss ${+one.y.toPrecision(3)} nat, the mean around step ${one.x}${pinned(one)}`;
+    const stops = stopsIn(svg, drawn, text);
+    const frame = { left: 44, right: state.width, top: 12, bottom: height - 30 };
+    writeNames(svg, d3.sort(stops, (one) => -one.pin, (one) => one.py), stops, BEHIND, frame);
     const caption = `Training loss (nat) of each optimizer step, thin, and its running mean of ${WINDOW} steps, thick.`
       + (every > 1 ? ` One step in ${every} is drawn.` : "");
     return explorable("training", svg, stops, `training loss of ${plural(curves.length, "training")}`, caption);
