@@ -114,6 +114,11 @@ def test_nothing_is_drawn_while_a_turn_runs(monkeypatch: pytest.MonkeyPatch) -> 
     assert drawn[4:] == pytest.approx([102.0, 102.6, 103.2, 103.8])
     let_pass(60.0)  # a turn of a slow cell
     assert len(drawn) == 8
+    with progress.waiting("other programs"):
+        let_pass(1.0)
+        assert len(drawn) == 10
+    let_pass(60.0)
+    assert len(drawn) == 10
     progress.round_done({}, {})
     let_pass(1.0)
-    assert len(drawn) == 10
+    assert len(drawn) == 12

@@ -109,12 +109,13 @@ class LiveProgress(PlainProgress):
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        before = self._shown
+        before, in_turns = self._shown, self._in_turns
+        self._in_turns = False
         self._show(f"{self._label}: {what}")
-        self._draw()
         with Progress.waiting(self, what):
             yield
         self._show(before)
+        self._in_turns = in_turns
 
     def training_step(self, event: TrainingStep) -> None:
         super().training_step(event)
