@@ -35,8 +35,10 @@ def test_values_are_in_base_units_with_method_and_status() -> None:
     assert units["memory"] == ("byte", "main")
     assert units["test_loss"] == ("nat", "detail")
     assert units["batch"] == ("", "condition")
+    assert units["image_size"] == ("px", "condition")
+    assert "status" not in units
     first = found["lines"][0]
-    assert first["values"]["params"]["value"] == 412_106
+    assert json.dumps(first["values"]["params"]["value"]) == "412106"
     latency = first["values"]["latency"]
     assert 0.001 < latency["low"] < latency["value"] < latency["high"] < 0.01
     assert latency["status"] == "ok"

@@ -21,16 +21,13 @@ SCHEMA = 1
 def render_json(runs: Sequence[Run]) -> str:
     """The lines of all runs, one a row and batch, in base units and with all digits; strict JSON.
 
-    ``{"schema", "vitbench", "columns", "lines"}``. A column has ``id``, ``name``, base ``unit`` and ``kind``:
-    ``condition``, ``main`` (compared first) or ``detail``. A line has ``conditions`` and ``values`` by the id of their
-    column, ``status`` (``ok``, or what failed) and ``repeat``: the command that measures it again, for the folder that
-    holds the run's. A condition that does not apply is null. A value has ``value``, ``low`` and ``high`` (95 %),
-    ``status``, ``reason`` (why there is none, or what a lower bound leaves out), ``marks`` (what makes it doubtful)
-    and ``method``; values that nobody asked for are left out. What is not finite is null.
+    A line has ``conditions`` and ``values`` by the id of their column, ``status`` and ``repeat``, the command that
+    measures it again; a value has an interval (95 %), status, reason, marks and method. What is not finite is null.
+    ``docs/file-format.md`` says what stands where.
     """
     lines = lines_of(build_rows(runs))
-    columns = line_columns(lines)
-    heads = [{"id": one.id, "name": one.column.name, "unit": one.unit, "kind": one.kind} for one in columns]
+    columns = [one for one in line_columns(lines) if one.id != "status"]
+    heads = [{"id": one.id, "unit": one.unit, "kind": one.kind} for one in columns]
     commands = map("".join, repeat_parts(lines))
     found = [_line(line, columns, command) for line, command in zip(lines, commands, strict=True)]
     content = {"schema": SCHEMA, "vitbench": __version__, "columns": heads, "lines": found}
@@ -44,7 +41,7 @@ def _line(line: Row, columns: Sequence[LineColumn], command: str) -> dict[str, A
         if one.kind == "condition":
             value = one.value(line)
             conditions[one.id] = value.number if value.text is None else value.text
-        elif one.id != "status" and (found := _value(line, one)) is not None:
+        elif (found := _value(line, one)) is not None:
             values[one.id] = found
     return {"conditions": conditions, "values": values, "status": line.status, "repeat": command}
 
@@ -66,4 +63,6 @@ def _value(line: Row, column: LineColumn) -> dict[str, Any] | None:
 
 
 def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None
+    if number is None or not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number  # counts are written as such

@@ -107,7 +107,7 @@ def _condition_columns(lines: Sequence[Row], taken: set[str]) -> list[LineColumn
         is_number = (name in _NUMBERS or name in options) and all(map(_WHOLE_NUMBER.fullmatch, known))
         display = Display("px" if name == "image size" else "", precision="whole" if is_number else "text")
         value = partial(_condition_value, text=text, is_number=is_number)
-        found.append(LineColumn(column_id, Column(name=name, display=display), value, "condition"))
+        found.append(LineColumn(column_id, Column(name=name, display=display), value, "condition", display.unit))
     return found
 
 
