@@ -61,3 +61,11 @@ def test_sizes_of_one_data_set_compare_but_devices_and_data_do_not() -> None:
     assert len(lines) == 4
     assert len(conditions) == 3
     assert len(fronts(lines, "latency")) == 3
+
+
+def test_batches_compare_only_by_what_does_not_depend_on_them() -> None:
+    records = [infer(cell(model, batch)) for model, batch in (("vit_nano", 1), ("vit_micro", 8))]
+    records += [trained(training_cell(model), correct) for model, correct in (("vit_nano", 200), ("vit_micro", 300))]
+    lines = lines_of(build_rows([Run(name="run", records=records, environment=ENVIRONMENT)]))
+    assert [len(front.probability) for front in fronts(lines, "latency")] == [1, 1]
+    assert len(only_front(lines, "params").lines) == 2

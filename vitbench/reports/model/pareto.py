@@ -15,12 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from vitbench.core.stats.intervals import CONFIDENCE
-from vitbench.reports.model.lines import line_columns
+from vitbench.reports.model.lines import batch_of, line_columns
 from vitbench.reports.model.ranking import pareto_front
 from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import Value
 
-_DRAWS, _SEED = 2000, 0
+#: Costs that do not depend on the batch; by any other, lines of different batches are not compared.
+OF_ANY_BATCH = ("params", "flops")
+_SEED = 0
+#: Draws of each point; of very many points fewer, so that all together are no more than ``_MOST_NUMBERS``.
+_DRAWS, _MOST_NUMBERS = 2000, 4_000_000
 #: Axes in which lines must not differ to be compared, beside the device. Image sizes of one data set do compare.
 _CONDITIONS = ("run", "dtype", "threads", "memory limit", "classes", "data", "training size", "training device")
 
@@ -37,17 +41,18 @@ class Front(NamedTuple):
 
 def conditions_of(lines: Sequence[Row]) -> list[str]:
     """One key a line; lines of different keys are not compared."""
-    return [" | ".join([line.cell.device, *(line.axes[axis] for axis in _CONDITIONS)]) for line in lines]
+    return [f"{_condition(line)} | batch {batch_of(line)}" for line in lines]
 
 
 def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
-    """One front a condition with at least one point, of lines of one batch; of ``throughput`` more is better."""
+    """One front a condition with at least one point; of ``throughput`` more is better."""
     columns = {column.id: column for column in line_columns(lines)}
     if cost not in columns or "accuracy" not in columns:
         return []
     groups: dict[str, list[int]] = {}
     costs, accuracies = ([columns[name].value(line) for line in lines] for name in (cost, "accuracy"))
-    for index, condition in enumerate(conditions_of(lines)):
+    keys = [_condition(line) for line in lines] if cost in OF_ANY_BATCH else conditions_of(lines)
+    for index, condition in enumerate(keys):
         if costs[index].number is not None and accuracies[index].number is not None:
             groups.setdefault(condition, []).append(index)
     sign, found = (-1 if cost == "throughput" else 1), []
@@ -59,21 +64,26 @@ def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
     return found
 
 
+def _condition(line: Row) -> str:
+    return " | ".join([line.cell.device, *(line.axes[axis] for axis in _CONDITIONS)])
+
+
 def _probabilities(lines: Sequence[Row], costs: Sequence[Value], sign: int) -> list[float]:
     """Of each line, in how many of the draws none beats it."""
     random = np.random.default_rng(_SEED)
+    draws = max(1, min(_DRAWS, _MOST_NUMBERS // len(lines)))
     drawn: dict[int, np.ndarray] = {}
     for line in lines:
         if id(line.training) not in drawn:
             value, images = line.trained("accuracy").value or 0.0, round(line.trained("test_images").value or 0)
             drawn[id(line.training)] = (
-                random.binomial(images, value, _DRAWS) / images if images else np.full(_DRAWS, value)
+                random.binomial(images, value, draws) / images if images else np.full(draws, value)
             )
     # points that are equal in both (one training, one count) stand for each other
     keys = [(id(line.training), cost.number, cost.interval) for line, cost in zip(lines, costs, strict=True)]
     distinct = {key: place for place, key in reversed(list(enumerate(keys)))}
     places = list(distinct.values())
-    x = sign * np.stack([_draws(costs[place], random) for place in places])
+    x = sign * np.stack([_draws(costs[place], draws, random) for place in places])
     y = np.stack([drawn[id(lines[place].training)] for place in places])
     order = np.lexsort((-y, x), axis=0)
     best = np.maximum.accumulate(np.take_along_axis(y, order, axis=0), axis=0)
@@ -85,10 +95,10 @@ def _probabilities(lines: Sequence[Row], costs: Sequence[Value], sign: int) -> l
     return [float(share[key]) for key in keys]
 
 
-def _draws(cost: Value, random: np.random.Generator) -> np.ndarray:
+def _draws(cost: Value, draws: int, random: np.random.Generator) -> np.ndarray:
     """What a cost may be, log-normal by its interval; without one, or with an end that is not positive, its value."""
     value = cost.number or 0.0
     if cost.interval is None or min(value, *cost.interval) <= 0 or math.isinf(cost.interval[1]):
-        return np.full(_DRAWS, value)
+        return np.full(draws, value)
     width = math.log(cost.interval[1] / cost.interval[0]) / (2 * NormalDist().inv_cdf(0.5 + CONFIDENCE / 2))
-    return value * np.exp(random.normal(0.0, width, _DRAWS))
+    return value * np.exp(random.normal(0.0, width, draws))

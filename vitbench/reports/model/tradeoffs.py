@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 from vitbench.reports.model.lines import LineColumn, batch_of, line_columns, lines_of
 from vitbench.reports.model.names import differences, line_names
-from vitbench.reports.model.pareto import Front, fronts
+from vitbench.reports.model.pareto import OF_ANY_BATCH, Front, fronts
 from vitbench.reports.model.rows import Row
 
-#: Costs that do not depend on the batch.
-_OF_ANY_BATCH = ("params", "flops")
 #: The plots of a report: file name, and cost. What is relative was measured in the same minutes.
 _FILES = {"accuracy-latency.png": ("relative_latency", "latency"), "accuracy-params.png": ("params",)}
 
@@ -92,7 +90,7 @@ def tradeoff(lines: Sequence[Row], cost: str) -> Tradeoff | None:
     x, y = columns[cost], columns["accuracy"]
     lines = [line for line in lines if x.value(line).number is not None and y.value(line).number is not None]
     at = ""
-    if cost in _OF_ANY_BATCH:
+    if cost in OF_ANY_BATCH:
         lines = list({(line.run, line.cell, id(line.training)): line for line in lines}.values())
     elif lines:
         batches = [batch_of(line) or 0 for line in lines]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitbench.core.text import one_line
 from vitbench.reports.format import number
+from vitbench.reports.model.pareto import OF_ANY_BATCH
 from vitbench.reports.model.tradeoffs import Group, Tradeoff
 from vitbench.reports.plots.labels import Label, place_labels
 from vitbench.reports.plots.style import add_legend, log_axis, new_figure, open_frame, render, series_style
@@ -83,7 +84,7 @@ def _draw_group(axes: Axes, group: Group, style: dict[str, Any]) -> list[Segment
 def _draw_frame(axes: Axes, plot: Tradeoff) -> None:
     """Scales, labels, chance, legend."""
     xs = [point.x for point in plot.points]
-    logarithmic = min(xs) > 0 and (plot.cost not in ("params", "flops") or max(xs) / min(xs) > LOG_FROM)
+    logarithmic = min(xs) > 0 and (plot.cost not in OF_ANY_BATCH or max(xs) / min(xs) > LOG_FROM)
     if logarithmic:
         log_axis(axes, "x", xs)
     axes.margins(0.12)
