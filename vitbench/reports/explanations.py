@@ -134,4 +134,6 @@ def order_text(rows: Sequence[Row]) -> str:
     """What the lines of the main tables are sorted by."""
     if any(row.at_smallest_batch("latency").relative for row in rows):
         return "Sorted by latency over that of the reference, then by parameters."
-    return "Sorted by latency, then by parameters; models whose intervals overlap have no order."
+    if any(row.at_smallest_batch("latency").value for row in rows):
+        return "Sorted by latency, then by parameters; models whose intervals overlap have no order."
+    return "Sorted by parameters."

@@ -16,7 +16,7 @@ from vitbench.reports.model.main_tables import MainTable, failed_rows, main_tabl
 from vitbench.reports.model.noise import disturbance_line, noise_floors
 from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run, machine_of, planned_cells
-from vitbench.reports.model.searches import CALLS, search_tables, without_bounds
+from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
 from vitbench.reports.model.tables import Table
 from vitbench.reports.model.tradeoffs import report_tradeoffs
 from vitbench.reports.sections import Section, detail_sections
@@ -34,10 +34,11 @@ def render_markdown(runs: Sequence[Run]) -> str:
     parts = [title, "\n".join(f"- {_what_was_run(run)}" for run in runs), *disturbance_lines(runs)]
     if not rows:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
-    tables = main_tables(rows, noise_floors(runs))
-    parts += [_conditions(rows), *search_section(runs), *_main_sections(tables, rows)]
-    parts += [*_failures(tables), *_plots(rows)]
-    folded = [_left_out(tables), *detail_sections(runs)]
+    floors, searches = noise_floors(runs), search_section(runs)
+    tables = main_tables(build_rows(without_searches(runs)), floors)
+    parts += [_conditions(rows), *searches, *_main_sections(tables, rows), *_failures(tables), *_plots(rows)]
+    all_tables = main_tables(rows, floors) if searches else tables
+    folded = [_left_out(all_tables, whole=bool(searches)), *detail_sections(runs)]
     return "\n\n".join([*parts, *map(section_text, folded)]) + "\n"
 
 
@@ -95,15 +96,17 @@ def _main_sections(tables: Sequence[MainTable], rows: Sequence[Row]) -> list[str
         parts += [f"## {cell_text(one.device)}, {one.image_size} px"]
         parts += [f"Unless a row says otherwise: {_named(one.usual)}."] if one.usual else []
         parts += [table_text(one.shown), *map(paragraph_text, marks_text(one.shown))]
-    return [*parts, f"{explanations.order_text(rows)} {explanations.BRACKETS}"]
+    return [*parts, f"{explanations.order_text(rows)} {explanations.BRACKETS}"] if tables else []
 
 
-def _left_out(tables: Sequence[MainTable]) -> Section:
-    """The other columns of the main tables."""
+def _left_out(tables: Sequence[MainTable], whole: bool) -> Section:
+    """The other columns of the main tables; ``whole``: all columns, as the batches of searches are not above."""
     parts: list[Table | str] = []
     for one in tables:
-        parts += [f"{one.device}, {one.image_size} px", one.left_out, *marks_text(one.left_out)]
-    return Section("columns", "More columns of the tables above", tuple(parts))
+        shown = [one.shown, one.left_out] if whole else [one.left_out]
+        parts += [f"{one.device}, {one.image_size} px", *shown, *(text for each in shown for text in marks_text(each))]
+    title = "All columns, and the batches of searches" if whole else "More columns of the tables above"
+    return Section("columns", title, tuple(parts))
 
 
 def _failures(tables: Sequence[MainTable]) -> list[str]:
