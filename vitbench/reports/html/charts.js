@@ -187,8 +187,7 @@ const charts = (() => {
      Enter and a click pin. A slider is what screen readers announce at each move. */
   function explorable(name, svg, stops, alternative, caption) {
     stops.sort((a, b) => a.px - b.px || b.py - a.py);
-    const count = plural(stops.length, "point");
-    const hint = `Choose a point to pin its model. Here arrow keys move through ${count}, and Enter pins.`;
+    const hint = "Choose a point to pin its model: by pointer, or here by arrow keys and Enter.";
     const node = d3.create("div").attr("class", "chart");
     node.append(() => d3.select(svg).attr("role", "img").attr("aria-label", alternative).node());
     const ring = d3.select(svg).append("circle").attr("class", "ring").attr("r", 9)
