@@ -16,6 +16,7 @@ import numpy as np
 
 from vitbench.core.stats.intervals import CONFIDENCE
 from vitbench.reports.model.lines import batch_of, line_columns
+from vitbench.reports.model.noise import BUSY
 from vitbench.reports.model.ranking import pareto_front
 from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import Value
@@ -96,9 +97,12 @@ def _probabilities(lines: Sequence[Row], costs: Sequence[Value], sign: int) -> l
 
 
 def _draws(cost: Value, draws: int, random: np.random.Generator) -> np.ndarray:
-    """What a cost may be, log-normal by its interval; without one, or with an end that is not positive, its value."""
+    """What a cost may be, log-normal by its interval; its value where there is none or an end is not positive. Of a
+    busy one the ends differ by a factor of ``BUSY`` at least.
+    """
     value = cost.number or 0.0
-    if cost.interval is None or min(value, *cost.interval) <= 0 or math.isinf(cost.interval[1]):
+    low, high = cost.interval or (1.0, BUSY if cost.busy else 1.0)
+    if min(value, low) <= 0 or math.isinf(high):
         return np.full(draws, value)
-    width = math.log(cost.interval[1] / cost.interval[0]) / (2 * NormalDist().inv_cdf(0.5 + CONFIDENCE / 2))
+    width = math.log(high / low) / (2 * NormalDist().inv_cdf(0.5 + CONFIDENCE / 2))
     return value * np.exp(random.normal(0.0, width, draws))

@@ -64,7 +64,8 @@ def limits(runs: Sequence[Run], suffix: str) -> bytes:
 def spread(runs: Sequence[Run], suffix: str) -> bytes:
     """How single calls scatter."""
     lines = measured_lines(lines_of(build_rows(without_bounds(runs))))
-    spreads = {line_names(lines)[place]: found for place, line in enumerate(lines) if (found := spread_of(line))}
+    named = zip(line_names(lines), lines, strict=True)
+    spreads = {name: found for name, line in named if (found := spread_of(line))}
     if not spreads:
         raise UsageError(f"No latency in these runs has {MIN_CALLS} calls. Give a run that was made without --quick")
     return draw_spread(spreads, suffix)
