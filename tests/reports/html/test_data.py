@@ -60,7 +60,7 @@ def test_several_runs_stand_in_one_set_of_columns() -> None:
 
 def test_numbers_are_in_the_units_of_their_columns() -> None:
     data = data_of(full_run())
-    assert (column(data, "params")["unit"], column(data, "params")["values"][0]) == ("M", 0.4121)
+    assert (column(data, "params")["unit"], column(data, "params")["values"][0]) == ("M", 0.41211)
     assert column(data, "accuracy")["unit"] == "%"
     batch = column(data, "batch")
     assert (batch["kind"], batch["digits"], batch["condition"], batch["values"][:2]) == ("number", 0, True, [1, 32])
@@ -152,6 +152,11 @@ def test_rounding_leaves_the_digits_that_are_shown() -> None:
         f"m{n}": number(1e3 * one) for n, one in enumerate(times)
     }
     assert all(len(f"{value}") <= 9 for value in found)
+
+
+def test_accuracies_that_read_alike_stay_apart() -> None:
+    data = of(*(trained(training_cell(f"m{right}"), right, 10_000) for right in (9361, 9364)))
+    assert sorted(column(data, "accuracy")["values"]) == [93.61, 93.64]
 
 
 def test_rounding_leaves_intervals_as_tables_show_them() -> None:

@@ -26,7 +26,7 @@ _ALWAYS = ("run", "model", "device", "image_size", "batch")
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     """What the page's scripts know, as strict JSON; ``docs/reports.md`` describes it.
 
-    Numbers are in the units of their columns, with the digits that tables show. What is unknown, and what is not
+    Numbers are in the units of their columns, with one digit more than tables show. What is unknown, and what is not
     finite, is null. Unprintable characters of names are Python's escapes. Statuses, reasons and marks stand by line.
     """
     lines = lines_of(build_rows(runs))
@@ -109,7 +109,10 @@ def _places(texts: Sequence[str | None]) -> dict[str, Any]:
 
 
 def _shown(value: Value, display: Display) -> list[float | None]:
-    """The number and the ends of its interval in the column's unit, with the digits that tables show."""
+    """The number in the column's unit, with one digit more than tables show, and the ends of its interval as shown.
+
+    Fronts and sorting tell numbers apart that read alike.
+    """
     scaled = [None if x is None else x * display.scale for x in (value.number, *(value.interval or (None, None)))]
     number, low, high = (x if x is not None and math.isfinite(x) else None for x in scaled)
     if number is None:
@@ -117,7 +120,11 @@ def _shown(value: Value, display: Display) -> list[float | None]:
     places = DECIMALS.get(display.precision)
     if places is None:
         places = interval_decimals(number, low, high, DIGITS.get(display.precision, 3))
-    rounded = [None if x is None else float(f"{x:.{places}f}") for x in (number, low, high)]
+    text = f"{number:.{places + 1}f}"
+    if text.endswith("5"):  # halfway: what follows decides how it is shown
+        text = f"{number:.{places + 4}f}"
+    ends = [None if x is None else f"{x:.{places}f}" for x in (low, high)]
+    rounded = [None if one is None else float(one) for one in (text, *ends)]
     return [int(x) if x is not None and x.is_integer() else x for x in rounded]
 
 
