@@ -171,14 +171,20 @@ def test_percentiles_need_samples() -> None:
 def test_the_report_is_written_whole(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", full_run())
     paths = write_report([folder], tmp_path / "made" / "out")
-    assert [path.name for path in paths] == ["accuracy-latency.png", "accuracy-params.png", "report.csv", "report.md"]
+    assert [path.name for path in paths] == [
+        "accuracy-latency.png",
+        "accuracy-params.png",
+        "report.csv",
+        "report.md",
+        "report.html",
+    ]
     assert sorted((tmp_path / "made" / "out").iterdir()) == sorted(paths)
     assert all(path.stat().st_size > 0 for path in paths)
 
 
 def test_without_accuracies_no_plot_is_written(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", Run(name="run", records=[infer(cell())]))
-    assert [path.name for path in write_report([folder], folder)] == ["report.csv", "report.md"]
+    assert [path.name for path in write_report([folder], folder)] == ["report.csv", "report.md", "report.html"]
     assert "## Plots" not in (folder / "report.md").read_text(encoding="utf-8")
 
 

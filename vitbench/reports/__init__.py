@@ -25,6 +25,7 @@ HTML = "report.html"
 
 #: The module and the function that render a format.
 _RENDERERS = {
+    "html": ("html.page", "render_html"),
     "markdown": ("markdown.page", "render_markdown"),
     "latex": ("latex", "render_latex"),
     "csv": ("table", "render_csv"),
@@ -83,6 +84,7 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
     """
     from vitbench.core.run_folder import write_atomically
     from vitbench.reports.files import make_folder
+    from vitbench.reports.html.page import render_html
     from vitbench.reports.markdown.page import render_markdown
     from vitbench.reports.model.rows import build_rows
     from vitbench.reports.model.runs import read_runs
@@ -98,6 +100,7 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
         },
         CSV: lambda: {CSV: render_csv(runs).encode()},
         MARKDOWN: lambda: {MARKDOWN: render_markdown(runs).encode()},  # the pages last: they link the others
+        HTML: lambda: {HTML: render_html(runs).encode()},
     }
     written: list[Path] = []
     failed: list[tuple[str, Exception]] = []

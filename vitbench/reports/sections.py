@@ -12,6 +12,7 @@ from vitbench.reports.model import trainings as training
 from vitbench.reports.model.claims import claims_table, count_verdicts
 from vitbench.reports.model.columns import detail_table, memory_table
 from vitbench.reports.model.counters import compare_counters
+from vitbench.reports.model.environments import environment_table
 from vitbench.reports.model.failures import failures_table, methods
 from vitbench.reports.model.family import budget_table, cost_table, families
 from vitbench.reports.model.misleading import (
@@ -53,6 +54,7 @@ def detail_sections(runs: Sequence[Run]) -> list[Section]:
     searches, failures, details = search_tables(runs), failures_table(rows, axes), detail_table(rows, axes)
     memory, noise = memory_table(rows, axes), noise_parts(runs)
     paired = any(one.reference_samples for run in runs for record in run.records for one in record.measurements)
+    environment = environment_table(runs)
     judged = judge_runs([record for run in runs for record in run.records])
     sections = [
         Section("failures", "Failures, each with its cause", (failures,) if failures else ()),
@@ -65,6 +67,7 @@ def detail_sections(runs: Sequence[Run]) -> list[Section]:
         Section("counters", "FLOPs by other counters", _counters(rows)),
         Section("claims", "Published values", _claims(judged) if judged else ()),
         Section("noise", "Noise", (*([explanations.NOISE] if paired and noise else []), *noise)),
+        Section("environment", "Environment", (environment,) if environment else ()),
         Section("reading", "How to read the tables", tuple(explanations.how_to_read(rows))),
         Section("methods", "Methods", _methods(rows, runs)),
     ]

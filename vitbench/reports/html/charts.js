@@ -31,13 +31,13 @@ const charts = (() => {
 
   /* 14.5 [14.1, 14.9] ms, with the digits of tables: the data has them, but not the zeros at their ends */
   const DECIMALS = { whole: 0, tenths: 1, hundredths: 2, thousandths: 3 };
-  function quantity(of, line, interval = true) {
+  function quantity(of, line, interval = true, unit = true) {
     const all = [of.values[line], of.low?.[line], of.high?.[line]].filter((value) => value != null);
     const whole = all[0] ? Math.floor(Math.log10(Math.abs(+all[0].toPrecision(3)))) + 1 : 3;
     const places = all.map((value) => `${value}`.split(".")[1]?.length ?? 0);
     const least = DECIMALS[of.precision] ?? (of.precision === "counted" ? 4 : 3) - whole;
     const [value, ...ends] = all.map((one) => one.toFixed(Math.max(least, ...places)));
-    return `${value}${interval && ends.length ? ` [${ends.join(", ")}]` : ""} ${of.unit || of.name}`;
+    return `${value}${interval && ends.length ? ` [${ends.join(", ")}]` : ""}${unit ? ` ${of.unit || of.name}` : ""}`;
   }
 
   /* the conditions in which lines differ, but for the one left out, and for those that follow from another: the data of
@@ -471,5 +471,5 @@ const charts = (() => {
     return explorable("training", svg, stops, `training loss of ${plural(curves.length, "training")}`, caption);
   }
 
-  return { tradeoffs, scaling, spread, training };
+  return { tradeoffs, scaling, spread, training, quantity };
 })();

@@ -11,6 +11,7 @@ from vitbench.core.text import printable
 from vitbench.reports.format import interval_decimals, plain_text
 from vitbench.reports.model.curves import Curve, curves_of
 from vitbench.reports.model.lines import COSTS, LineColumn, line_columns, lines_of
+from vitbench.reports.model.pareto import conditions_of, fronts
 from vitbench.reports.model.repeat import repeat_parts
 from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run
@@ -44,6 +45,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "axes": list(map(printable, axes)),
         "constant": _constant(conditions, values, axes),
         "costs": _costs(values),
+        **_fronts(lines, _costs(values)),
         "spread": {f"{line}": spread for line, one in enumerate(lines) if (spread := _spread(one)) is not None},
         "curves": [_curve(one) for one in curves_of(runs)],
         "repeat": _repeat(lines),
@@ -166,6 +168,17 @@ def _costs(values: dict[str, list[Value]]) -> list[str]:
     accuracies = values.get("accuracy", [])
     tested = [line for line, value in enumerate(accuracies) if value.number is not None]
     return [cost for cost in COSTS if cost in values and any(values[cost][line].number is not None for line in tested)]
+
+
+def _fronts(lines: Sequence[Row], costs: Sequence[str]) -> dict[str, Any]:
+    """By line the number of its condition; by cost and line the probability to be on the condition's front."""
+    keys = conditions_of(lines)
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    found = {
+        cost: {f"{line}": round(share, 3) for front in fronts(lines, cost) for line, share in front.probability.items()}
+        for cost in costs
+    }
+    return {"conditions": [numbers[key] for key in keys], "fronts": found}
 
 
 def _repeat(lines: Sequence[Row]) -> list[dict[str, Any]]:

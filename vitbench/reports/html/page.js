@@ -1,0 +1,377 @@
+/* The page's controls, table and state. Names are only ever set as text; charts.js draws, DataTables pages and sorts. */
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const columns = new Map(data.columns.map((one) => [one.id, one]));
+  const models = columns.get("model");
+  const status = columns.get("status");
+  // what all lines share stands in a sentence
+  const shownColumns = data.columns.filter((of) => !of.condition || of.id === "model" || data.axes.includes(of.id));
+  const MOST_PINS = data.markers.length;
+  const OVER = ["image_size", "batch"].filter((id) => data.axes.includes(id));
+  const $ = (id) => document.getElementById(id);
+
+  function make(tag, properties, ...children) {
+    const node = Object.assign(document.createElement(tag), properties);
+    node.append(...children);
+    return node;
+  }
+
+  // values
+
+  const all = Array.from({ length: data.lines }, (_, line) => line);
+  const rawOf = (of, line) => of.values[line] ?? null;
+  const textOf = (of, line) => {
+    const value = rawOf(of, line);
+    return value === null ? "" : of.kind === "text" ? of.texts[value] : String(value);
+  };
+  const modelOf = (line) => textOf(models, line);
+  const command = (line) => data.repeat.map((part) => part.texts[part.values[line]] ?? "").join("");
+  const heading = (of) => (of.unit ? `${of.name} (${of.unit})` : of.name);
+
+  // state: what is chosen, in the URL's hash as far as the browser lets us
+
+  const state = { filters: new Map(), search: "", cost: data.costs[0] ?? "", y: "", over: OVER.at(-1) ?? "", pins: [] };
+
+  /* the first line with all that trade-offs need shows what to compare at first */
+  function chooseFirst() {
+    const [accuracy, cost] = [columns.get("accuracy"), columns.get(state.cost)];
+    const first = all.find((line) => accuracy && cost && rawOf(accuracy, line) !== null && rawOf(cost, line) !== null);
+    for (const id of data.axes) state.filters.set(id, first === undefined ? "" : textOf(columns.get(id), first));
+    // and the models of its front, as far as three colours go
+    const chance = (line) => data.fronts[state.cost]?.[line] ?? 0;
+    const likely = linesShown().filter((line) => chance(line) >= 0.5).sort((a, b) => chance(b) - chance(a));
+    state.pins = [...new Set(likely.map(modelOf))].slice(0, 3);
+  }
+
+  function readHash() {
+    let hash = "";
+    try { hash = location.hash.slice(1); } catch { return; }
+    if (!hash.includes("=")) return;
+    const found = new URLSearchParams(hash);
+    for (const id of data.axes) if (found.has(id)) state.filters.set(id, found.get(id));
+    for (const id of ["search", "cost", "y", "over"]) if (found.has(id)) state[id] = found.get(id);
+    if (found.has("pins")) state.pins = found.getAll("pin").filter((model) => models.texts.includes(model)).slice(0, MOST_PINS);
+    if (!data.costs.includes(state.cost)) state.cost = data.costs[0] ?? "";
+    if (!OVER.includes(state.over)) state.over = OVER.at(-1) ?? "";
+    if (!linesShown().length) for (const id of data.axes) state.filters.set(id, "");
+  }
+
+  function writeHash() {
+    const found = new URLSearchParams(state.filters);
+    for (const id of ["search", "cost", "y", "over"]) if (state[id]) found.set(id, state[id]);
+    found.set("pins", state.pins.length);
+    for (const model of state.pins) found.append("pin", model);
+    try { history.replaceState(null, "", `#${found}`); } catch { /* a frame without an address keeps no state */ }
+  }
+
+  /* the lines that the controls leave, but for one axis */
+  function linesShown(except = "") {
+    const wanted = [...state.filters].filter(([id, value]) => value && id !== except).map(([id, value]) => {
+      const of = columns.get(id);
+      const place = of.kind === "text" ? of.texts.indexOf(value) : Number(value);
+      return (line) => of.values[line] === place;
+    });
+    const part = state.search.toLowerCase();
+    const named = part && new Set(models.texts.flatMap((name, place) => (name.toLowerCase().includes(part) ? [place] : [])));
+    return all.filter((line) => wanted.every((one) => one(line)) && (!part || named.has(models.values[line])));
+  }
+
+  // controls
+
+  function options(select, pairs, chosen) {
+    select.replaceChildren(...pairs.map(([value, text]) => make("option", { value, textContent: text })));
+    select.value = chosen;
+  }
+
+  function labelled(text, control) {
+    return make("label", {}, make("span", { textContent: text }), control);
+  }
+
+  const selects = new Map();
+  function makeControls() {
+    for (const id of data.axes) {
+      const of = columns.get(id);
+      const values = [...new Set(all.map((line) => textOf(of, line)).filter(Boolean))];
+      if (values.every((value) => !Number.isNaN(parseFloat(value)))) values.sort((a, b) => parseFloat(a) - parseFloat(b));
+      const select = make("select", { name: id });
+      options(select, [["", "all"], ...values.map((value) => [value, value])], state.filters.get(id) ?? "");
+      select.addEventListener("change", () => {
+        state.filters.set(id, select.value);
+        if (!linesShown().length) {
+          state.search = search.value = "";
+          for (const other of data.axes) if (other !== id) state.filters.set(other, "");
+        }
+        update();
+      });
+      selects.set(id, select);
+      $("axes").append(labelled(heading(of), select));
+    }
+    const search = make("input", { type: "search", name: "search", placeholder: "part of a name", value: state.search });
+    search.addEventListener("input", () => { state.search = search.value; update(); });
+    $("axes").append(labelled("model", search));
+    $("controls").addEventListener("submit", (event) => event.preventDefault());
+  }
+
+  // what a chart shows, above it
+  function choose(section, text, key, ids) {
+    const select = make("select", { name: key });
+    options(select, ids.map((id) => [id, heading(columns.get(id))]), state[key]);
+    select.addEventListener("change", () => { state[key] = select.value; writeHash(); draw(section); });
+    const place = document.querySelector(`#${section} .choices`);
+    place.hidden = false;
+    place.append(labelled(text, select));
+  }
+
+  function makeChoices() {
+    if ($("tradeoffs")) choose("tradeoffs", "accuracy against", "cost", data.costs);
+    if (!$("scaling")) return;
+    const numbers = data.columns.filter((one) => one.kind === "number" && !one.condition && one.values.some((value) => value !== null));
+    if (!numbers.some((one) => one.id === state.y)) state.y = (numbers.find((one) => one.id === "latency") ?? numbers[0])?.id ?? "";
+    choose("scaling", "show", "y", numbers.map((one) => one.id));
+    choose("scaling", "over", "over", OVER);
+  }
+
+  // charts
+
+  const dark = () => {
+    const chosen = document.documentElement.dataset.theme;
+    return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  };
+
+  function draw(id) {
+    const section = $(id);
+    if (!section) return;
+    const place = section.querySelector(".plot");
+    const settings = { ...state, dark: dark(), width: Math.max(Math.floor(place.clientWidth), 280) };
+    const lines = linesShown(id === "scaling" ? state.over : "");
+    const { node, caption } = id === "training" ? charts.training(curves(), settings) : charts[id](data, lines, settings);
+    place.replaceChildren(node);
+    section.querySelector(".caption").textContent = caption;
+  }
+
+  /* the trainings of the runs and models that are shown */
+  function curves() {
+    const [run, part] = [state.filters.get("run"), state.search.toLowerCase()];
+    return { ...data, curves: data.curves.filter((one) => (!run || one.run === run) && one.model.toLowerCase().includes(part)) };
+  }
+  const CHARTS = ["tradeoffs", "scaling", "spread", "training"];
+
+  // the table
+
+  const numberColumns = data.columns.filter((one) => one.kind === "number" && !one.condition);
+  /* where a column's intervals lie, over all lines: of a small mark beside each */
+  const spans = new Map(numberColumns.filter((one) => one.low && one.high).map((one) => {
+    const ends = [...one.low, ...one.high].filter((value) => value !== null);
+    const [low, high] = [ends.reduce((a, b) => Math.min(a, b), Infinity), ends.reduce((a, b) => Math.max(a, b), -Infinity)];
+    const scale = low > 0 && high / low >= 4 ? Math.log : (value) => value;
+    return [one.id, (value) => 100 * (scale(value) - scale(low)) / ((scale(high) - scale(low)) || 1)];
+  }));
+
+  function mark(of, line) {
+    const [low, high, at] = [of.low[line], of.high[line], of.values[line]].map((value) => spans.get(of.id)(value));
+    const bar = make("span", { className: "bar" });
+    const tick = make("span", { className: "tick" });
+    Object.assign(bar.style, { left: `${low}%`, width: `${Math.max(high - low, 1)}%` });
+    tick.style.left = `${at}%`;
+    const node = make("span", { className: "interval" }, bar, tick);
+    node.setAttribute("aria-hidden", "true");
+    return node;
+  }
+
+  const badge = (text, title) => make("span", { className: "badge", textContent: text, title: title ?? "" });
+  const reasonOf = (of, line) => of.reason?.[line] ?? status?.reason?.[line] ?? "";
+
+  function cell(of, line) {
+    const node = make("span", { className: "value" });
+    const value = rawOf(of, line);
+    if (of.status?.[line] && value === null) node.append(badge(of.status[line], reasonOf(of, line)));
+    else if (of.id === "status" && textOf(of, line) !== "ok") node.append(badge(textOf(of, line), reasonOf(of, line)));
+    else if (value === null) node.append("–");
+    else if (of.kind === "text") node.append(make("bdi", { textContent: textOf(of, line), title: textOf(of, line) }));
+    else {
+      const [number, interval] = charts.quantity(of, line, true, false).split(/ (?=\[)/);
+      node.append(number);
+      if (interval) node.append(" ", make("small", { textContent: interval }));
+      if (spans.has(of.id) && of.low[line] !== null) node.append(mark(of, line));
+    }
+    if (of.marks?.[line]) node.append(" ", make("span", { className: "mark", textContent: of.marks[line] }));
+    return node;
+  }
+
+  function pinBox(line) {
+    const model = modelOf(line);
+    const place = state.pins.indexOf(model);
+    const box = make("input", { type: "checkbox", checked: place >= 0 });
+    box.dataset.model = model;
+    box.setAttribute("aria-label", `Pin ${model}`);
+    box.style.setProperty("--colour", place < 0 ? "" : `var(--pin-${place})`);
+    return box;
+  }
+
+  /* what a line's marks mean, why it failed, and the command that repeats it */
+  function more(line) {
+    const notes = data.columns.flatMap((of) => {
+      const why = of === status ? (of.reason?.[line] ?? "") : (of.reason?.[line] ?? "");
+      const known = [of.marks?.[line], of.status?.[line], why].filter(Boolean).join(": ");
+      return known ? [make("li", { textContent: `${of.name}: ${known}` })] : [];
+    });
+    const code = make("code", { textContent: command(line) });
+    const copy = make("button", { type: "button", textContent: "Copy", className: "small" });
+    copy.addEventListener("click", async () => {
+      try { await navigator.clipboard.writeText(command(line)); copy.textContent = "Copied"; } catch { getSelection().selectAllChildren(code); }
+    });
+    const node = make("div", { className: "more" }, make("p", {}, "Repeats it: ", code, " ", copy));
+    if (notes.length) node.append(make("ul", {}, ...notes));
+    return node;
+  }
+
+  /* what is unknown comes last, whichever way */
+  const compare = (sign) => (a, b) => (a === null || b === null ? (a === null) - (b === null) : sign * (a < b ? -1 : +(a > b)));
+
+  let table;
+  function makeTable() {
+    const head = make("tr", {}, make("th", { textContent: "pin", scope: "col" }), ...shownColumns.map((of) => {
+      const node = make("th", { scope: "col", className: of.kind }, make("span", { textContent: of.name }));
+      if (of.unit) node.append(" ", make("small", { textContent: of.low ? `${of.unit}, 95 %` : of.unit }));
+      return node;
+    }), make("th", { scope: "col" }, make("span", { className: "hidden", textContent: "command" })));
+    const node = make("table", { id: "grid" }, make("thead", {}, head));
+    $("lines").append(node);
+    $("lines").hidden = false;
+    DataTable.type("known", { order: { asc: compare(1), desc: compare(-1) } });
+    const sorted = (of) => (of.kind === "text" ? of.texts.map((text) => (of.id === "image_size" ? parseFloat(text) : text.toLowerCase())) : null);
+    table = new DataTable(node, {
+      data: [], pageLength: 25, lengthMenu: [25, 100, { label: "all", value: -1 }], deferRender: true, autoWidth: false, searching: false, order: [],
+      layout: { topStart: null, topEnd: null, bottomStart: ["pageLength", "info"], bottomEnd: "paging" },
+      language: { lengthMenu: "_MENU_ lines a page", info: "_START_–_END_ of _TOTAL_", infoEmpty: "no line", emptyTable: "No line is chosen.", zeroRecords: "No line is chosen." },
+      columns: [
+        { data: null, orderable: false, className: "pin", render: (_, type, line) => (type === "display" ? pinBox(line) : null) },
+        ...shownColumns.map((of) => {
+          const keys = sorted(of);
+          const key = (line) => (rawOf(of, line) === null ? null : keys ? keys[of.values[line]] : of.values[line]);
+          return { data: null, type: "known", className: of.kind, render: (_, type, line) => (type === "display" ? cell(of, line) : key(line)) };
+        }),
+        { data: null, orderable: false, className: "command", render: (_, type, line) => {
+          if (type !== "display") return null;
+          const button = make("button", { type: "button", className: "small", textContent: "⋯", title: "The line's command and marks" });
+          button.setAttribute("aria-label", `Command and marks of ${modelOf(line)}`);
+          button.setAttribute("aria-expanded", "false");
+          return button;
+        } },
+      ],
+    });
+    node.addEventListener("change", (event) => event.target.dataset.model !== undefined && pin(event.target.dataset.model));
+    node.addEventListener("click", (event) => {
+      const button = event.target.closest("td.command > button");
+      if (!button) return;
+      const row = table.row(button.closest("tr"));
+      if (row.child.isShown()) row.child.hide();
+      else row.child(more(row.data())).show();
+      button.setAttribute("aria-expanded", String(row.child.isShown()));
+    });
+  }
+
+  function pin(model) {
+    if (state.pins.includes(model)) state.pins = state.pins.filter((one) => one !== model);
+    else if (state.pins.length < MOST_PINS) state.pins = [...state.pins, model];
+    else $("count").textContent = `Six models are pinned: take one off first.`;
+    for (const box of document.querySelectorAll("#grid input[data-model]")) {
+      const place = state.pins.indexOf(box.dataset.model);
+      box.checked = place >= 0;
+      box.style.setProperty("--colour", place < 0 ? "" : `var(--pin-${place})`);
+    }
+    table.rows({ page: "current" }).invalidate("data");
+    writeHash();
+    CHARTS.forEach(draw);
+  }
+
+  // saving
+
+  /* no cell is a formula to a spreadsheet */
+  const csvText = (text) => {
+    const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+    return /[",\n\r']/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  function saveCsv() {
+    const heads = data.columns.flatMap((of) => [heading(of), ...(of.low ? [`${of.name} low`, `${of.name} high`] : []), ...(of.status ? [`${of.name} status`] : [])]);
+    const lines = table.rows({ order: "applied" }).data().toArray().map((line) => data.columns.flatMap((of) => [
+      of.kind === "text" ? csvText(textOf(of, line)) : rawOf(of, line) ?? "",
+      ...(of.low ? [of.low[line] ?? "", of.high[line] ?? ""] : []), ...(of.status ? [csvText(of.status[line] ?? "")] : []),
+    ]).join(","));
+    const link = make("a", { download: "vitbench.csv", href: URL.createObjectURL(new Blob([`${[heads.map(csvText).join(","), ...lines].join("\n")}\n`], { type: "text/csv" })) });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  // the whole
+
+  function update() {
+    const lines = linesShown();
+    for (const [id, select] of selects) select.value = state.filters.get(id) ?? "";
+    const count = new Set(lines.map((line) => models.values[line])).size;
+    $("count").textContent = `${lines.length.toLocaleString("en")} of ${data.lines.toLocaleString("en")} lines, ${count} model${count === 1 ? "" : "s"}`;
+    hideShared(lines);
+    table.clear().rows.add(lines).draw();
+    CHARTS.forEach(draw);
+    writeHash();
+  }
+
+  /* conditions that all shown lines share leave the table and stand in the sentence above it */
+  function hideShared(lines) {
+    const shared = [...data.constant];
+    shownColumns.forEach((of, place) => {
+      if (!of.condition || of.id === "model") return;
+      const values = new Set(lines.map((line) => of.values[line]));
+      table.column(place + 1).visible(values.size > 1, false);
+      if (values.size === 1 && textOf(of, lines[0])) shared.unshift([of.name, `${textOf(of, lines[0])} ${of.unit}`.trim()]);
+    });
+    $("shared").textContent = shared.length ? `Shared by all lines shown: ${shared.map((pair) => pair.join(" ")).join(", ")}.` : "";
+  }
+
+  function setTheme(theme) {
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+  }
+  function makeTheme() {
+    let theme = "";
+    try { theme = localStorage.getItem("vitbench-theme") ?? ""; } catch { /* no storage in this frame */ }
+    setTheme(theme);
+    $("theme").value = theme;
+    $("theme").parentNode.hidden = false;
+    $("theme").addEventListener("change", (event) => {
+      setTheme(event.target.value);
+      try { localStorage.setItem("vitbench-theme", event.target.value); } catch { /* for this visit only */ }
+    });
+    let length = 25;
+    addEventListener("beforeprint", () => { setTheme("light"); length = table.page.len(); table.page.len(-1).draw(); });
+    addEventListener("afterprint", () => { setTheme($("theme").value); table.page.len(length).draw(); });
+  }
+
+  for (const node of document.querySelectorAll(".static")) node.remove();
+  for (const node of [$("controls"), $("save"), document.querySelector(".legend")]) node.hidden = false;
+  chooseFirst();
+  readHash();
+  makeControls();
+  makeChoices();
+  makeTable();
+  makeTheme();
+  update();
+  document.addEventListener("pin", (event) => pin(event.detail));
+  $("save").addEventListener("click", saveCsv);
+  // links to sections would replace the state in the address
+  for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const target = $(link.hash.slice(1));
+    target.scrollIntoView();
+    target.tabIndex = -1;
+    target.focus({ preventScroll: true });
+  });
+  let width = document.body.clientWidth;
+  new ResizeObserver(() => {
+    if (width === document.body.clientWidth) return;
+    width = document.body.clientWidth;
+    requestAnimationFrame(() => CHARTS.forEach(draw));
+  }).observe(document.body);
+  performance.mark("drawn");
+})();
