@@ -173,3 +173,12 @@ def test_rounding_leaves_intervals_as_tables_show_them() -> None:
                     continue
                 exact = with_interval(*(scale * x for x in (value.number, *value.interval)))
                 assert with_interval(found["values"][place], found["low"][place], found["high"][place]) == exact
+
+
+def test_fronts_hold_the_lines_that_may_be_on_them() -> None:
+    records = [infer(cell(model), processes=3) for model in ("vit_nano", "vit_big")]
+    data = of(*records, trained(training_cell("vit_nano"), 350), trained(training_cell("vit_big"), 100))
+    assert texts(data, "model") == ["vit_nano", "vit_big"]
+    assert data["costs"] == ["latency", "memory", "params", "flops", "throughput"]
+    assert data["fronts"] == {cost: {"0": 1.0} for cost in data["costs"]}
+    assert data["conditions"] == [0, 0]

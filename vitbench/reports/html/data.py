@@ -171,13 +171,13 @@ def _costs(values: dict[str, list[Value]]) -> list[str]:
 
 
 def _fronts(lines: Sequence[Row], costs: Sequence[str]) -> dict[str, Any]:
-    """By line the number of its condition; by cost and line the probability to be on the condition's front."""
+    """By line the number of its condition; by cost and line the probability, if any, to be on the condition's front."""
     keys = conditions_of(lines)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    found = {
-        cost: {f"{line}": round(share, 3) for front in fronts(lines, cost) for line, share in front.probability.items()}
-        for cost in costs
-    }
+    found: dict[str, dict[str, float]] = {}
+    for cost in costs:
+        shares = [pair for front in fronts(lines, cost) for pair in front.probability.items()]
+        found[cost] = {f"{line}": rounded for line, share in shares if (rounded := round(share, 2))}
     return {"conditions": [numbers[key] for key in keys], "fronts": found}
 
 

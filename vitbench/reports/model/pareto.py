@@ -7,6 +7,7 @@ their test images. Lines that share a training share its draws.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
@@ -86,14 +87,25 @@ def _probabilities(lines: Sequence[Row], costs: Sequence[Value], sign: int) -> l
     places = list(distinct.values())
     x = sign * np.stack([_draws(costs[place], draws, random) for place in places])
     y = np.stack([drawn[id(lines[place].training)] for place in places])
+    hopeful = ~_always_beaten(x, y)
+    x, y = x[hopeful], y[hopeful]
     order = np.lexsort((-y, x), axis=0)
     best = np.maximum.accumulate(np.take_along_axis(y, order, axis=0), axis=0)
     rises = np.ones_like(best, dtype=bool)
     rises[1:] = best[1:] > best[:-1]
     on_front = np.empty_like(rises)
     np.put_along_axis(on_front, order, rises, axis=0)
-    share = dict(zip(distinct, on_front.mean(axis=1), strict=True))
-    return [float(share[key]) for key in keys]
+    share = dict(zip(itertools.compress(distinct, hopeful), on_front.mean(axis=1), strict=True))
+    return [float(share.get(key, 0.0)) for key in keys]
+
+
+def _always_beaten(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points (rows) some other one beats in every draw: without them the fronts are the same."""
+    order = np.argsort(x.max(axis=1))
+    best = np.maximum.accumulate(y.min(axis=1)[order])
+    cheaper = np.searchsorted(x.max(axis=1)[order], x.min(axis=1), side="left")
+    found: np.ndarray = (cheaper > 0) & (best[cheaper - 1] >= y.max(axis=1))
+    return found
 
 
 def _draws(cost: Value, draws: int, random: np.random.Generator) -> np.ndarray:
