@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.asking import ask, one_error
-from tests.reports.fabricate import cell, failed, infer, write_run
+from tests.reports.fabricate import cell, failed, full_run, infer, write_run
 from vitbench import reports
 from vitbench.reports import FORMATS
 from vitbench.reports.model.runs import Run
@@ -23,8 +23,9 @@ def folder(tmp_path: Path) -> Path:
 def test_all_files_are_written_and_a_summary_is_printed(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     code, out, errors = ask(capsys, "report", folder)
     assert (code, errors) == (0, "")
-    assert out.splitlines()[-1] == f"Wrote {folder / 'report.md'}"
-    assert {"report.csv", "report.md"} <= {path.name for path in folder.iterdir()}
+    assert out.splitlines()[-1] == f"Wrote {folder / 'report.html'}"
+    assert out.startswith("In short\n")
+    assert {"report.csv", "report.md", "report.html"} <= {path.name for path in folder.iterdir()}
     assert "OOM vit_micro, cpu, 32 px, inference b32" in out
     assert "|" not in out  # no Markdown, no style
     assert "\x1b" not in out
@@ -50,8 +51,19 @@ def test_one_format_goes_to_a_file_or_is_printed(
         assert out == content
 
 
+def test_html_is_short_for_format_and_out(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    second = write_run(tmp_path / "second", full_run())
+    page = tmp_path / "page.html"
+    assert ask(capsys, "report", folder, second, "--html", page) == (0, f"Wrote {page}\n", "")
+    assert "vit_nano" in page.read_text(encoding="utf-8")
+    assert not (folder / "report.md").exists()
+
+
 MISTAKES = {
-    "--format pdf": "Option --format: 'pdf' is not one of markdown, latex, csv, json, terminal",
+    "--format pdf": "Option --format: 'pdf' is not one of html, markdown, latex, csv, json, terminal",
+    "--format html": "The page of several runs needs a file",
+    "--html .": "Option --out: '.' is not a file",
+    "--html nowhere/page.html": "there is no folder 'nowhere'",
     "--html page.html --format csv": "leave out --format and --out",
     "--html page.html --out both": "leave out --format and --out",
     "--format csv --out run": "Option --out: 'run' is not a file that can be written: give a file's name",
@@ -97,4 +109,5 @@ def test_a_mistake_of_ours_in_one_file_costs_no_other(folder: Path, monkeypatch:
     (note,) = caught.value.__notes__
     assert note.startswith("Rendering report.md failed in vitbench itself. The records are complete. Written: ")
     assert (folder / "report.csv").is_file()
+    assert (folder / "report.html").is_file()
     assert not (folder / "report.md").exists()

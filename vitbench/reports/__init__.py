@@ -17,6 +17,8 @@ from vitbench.core.errors import VitbenchError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from vitbench.reports.model.runs import Run
+
 __all__ = ["FORMATS", "load_records", "render", "summary", "write_report"]
 
 MARKDOWN = "report.md"
@@ -64,14 +66,16 @@ def summary(folders: Sequence[Path | str], width: int = 120, *, styled: bool = F
 
 def render(folders: Sequence[Path | str], format: str) -> str:
     """One or several run folders as one of ``FORMATS``. Raises RunFolderError for a folder without a run."""
-    from importlib import import_module
-
     from vitbench.reports.model.runs import read_runs
 
-    if format == "terminal":
-        return summary(folders) + "\n"
+    return summary(folders) + "\n" if format == "terminal" else _render(read_runs(folders), format)
+
+
+def _render(runs: Sequence[Run], format: str) -> str:
+    from importlib import import_module
+
     module, function = _RENDERERS[format]
-    return str(getattr(import_module(f"vitbench.reports.{module}"), function)(read_runs(folders)))
+    return str(getattr(import_module(f"vitbench.reports.{module}"), function)(runs))
 
 
 def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
@@ -84,13 +88,10 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
     """
     from vitbench.core.run_folder import write_atomically
     from vitbench.reports.files import make_folder
-    from vitbench.reports.html.page import render_html
-    from vitbench.reports.markdown.page import render_markdown
     from vitbench.reports.model.rows import build_rows
     from vitbench.reports.model.runs import read_runs
     from vitbench.reports.model.tradeoffs import report_tradeoffs
     from vitbench.reports.plots.pareto import draw_tradeoff
-    from vitbench.reports.table import render_csv
 
     runs, folder = read_runs(folders), Path(out)
     make_folder(folder)
@@ -98,9 +99,9 @@ def write_report(folders: Sequence[Path | str], out: Path | str) -> list[Path]:
         "the plots": lambda: {
             name: draw_tradeoff(plot, ".png") for name, plot in report_tradeoffs(build_rows(runs)).items()
         },
-        CSV: lambda: {CSV: render_csv(runs).encode()},
-        MARKDOWN: lambda: {MARKDOWN: render_markdown(runs).encode()},  # the pages last: they link the others
-        HTML: lambda: {HTML: render_html(runs).encode()},
+        CSV: lambda: {CSV: _render(runs, "csv").encode()},
+        MARKDOWN: lambda: {MARKDOWN: _render(runs, "markdown").encode()},  # the pages last: they link the others
+        HTML: lambda: {HTML: _render(runs, "html").encode()},
     }
     written: list[Path] = []
     failed: list[tuple[str, Exception]] = []

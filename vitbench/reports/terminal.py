@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from vitbench.core.text import one_line
+from vitbench.core.text import one_line, printable
 from vitbench.reports import explanations
 from vitbench.reports.format import plain_text
 from vitbench.reports.model import trainings as training
@@ -24,12 +24,14 @@ from vitbench.reports.model.runs import Run
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
 from vitbench.reports.model.tables import Table
 from vitbench.reports.value_text import heading_text, marks_text, value_text
+from vitbench.reports.verdict import verdict
 
 #: The most lines of a table, and the most failures: a screen, not the page.
 _MOST_LINES = 40
 _MOST_FAILURES = 10
 #: Characters between two columns, and the least that a column of names gets.
 _GAP, _NARROWEST = 2, 12
+_STYLES = {"": "", "name": "bold", "failure": "bold red"}
 #: A rule under the headings that any encoding has.
 _RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
@@ -57,6 +59,7 @@ def _parts(runs: Sequence[Run], width: int, folders: Sequence[Path | str]) -> It
     if not rows and not searched:
         yield "No cell has been measured yet."
         return
+    yield from _verdict(runs)
     for (device, mode, dtype), largest in searched[0].items() if searched else ():
         yield from _table(f"Largest batch that fits: {device}, {CALLS[mode]}, {dtype}", largest, width)
     for one in main_tables(rows, noise_floors(runs)):
@@ -70,6 +73,14 @@ def _parts(runs: Sequence[Run], width: int, folders: Sequence[Path | str]) -> It
         yield from _table("Training", training.comparison_table(trainings), width)
     yield from _disturbances(runs, folders)
     yield from _failures(runs)
+
+
+def _verdict(runs: Sequence[Run]) -> Iterator[Part]:
+    found = verdict(runs)
+    yield Text("In short", "bold")
+    for sentence in found.sentences:
+        yield Text.assemble("- ", *((printable(span.text), _STYLES[span.kind]) for span in sentence))
+    yield Text(", ".join(f"{value} {what}" for value, what in found.facts) + "\n", "dim")
 
 
 def _table(title: str, shown: Table, width: int, *, usual: str = "", more: Sequence[str] = ()) -> Iterator[Part]:
@@ -148,7 +159,7 @@ def _failures(runs: Sequence[Run]) -> Iterator[Part]:
         whole = texts["metric"] == WHOLE_CELL
         why = next((plain_text(texts[name], 120) for name in ("detail", "printed", "cause") if name in texts), "")
         what = [where, *([] if whole else [texts["metric"]]), *([why] if why else [])]
-        yield Text.assemble((texts["status"], "bold red"), f" {': '.join(what)}")
+        yield Text.assemble((texts["status"], _STYLES["failure"]), f" {': '.join(what)}")
     if len(shown.lines) > _MOST_FAILURES:
         yield f"... and {len(shown.lines) - _MOST_FAILURES} more"
     yield ""
