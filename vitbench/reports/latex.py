@@ -11,10 +11,11 @@ from dataclasses import replace
 
 from vitbench.reports import explanations
 from vitbench.reports.format import plain_text
+from vitbench.reports.model.environments import machine_text
 from vitbench.reports.model.main_tables import MainTable, main_tables, shared_conditions
 from vitbench.reports.model.noise import noise_floors
 from vitbench.reports.model.rows import build_rows
-from vitbench.reports.model.runs import Run, machine_of
+from vitbench.reports.model.runs import Run
 from vitbench.reports.model.searches import without_bounds
 from vitbench.reports.model.tables import TEXT, Column, Value
 from vitbench.reports.value_text import heading_text, marks_text, value_text
@@ -68,12 +69,13 @@ def render_latex(runs: Sequence[Run]) -> str:
     if not rows:
         return "\n".join([*lines, "% No cell has been measured yet."]) + "\n"
     shared = [f"{axis} {value}" for axis, value in shared_conditions(rows)]
-    where = [f"{run.name}: {', '.join(facts)}." for run in runs for facts in machine_of(run).environments]
+    where = [f"{run.name}: {facts}." for run in runs if (facts := machine_text(run))]
     order = [explanations.order_text(rows), explanations.BRACKETS]
     for number, one in enumerate(main_tables(rows, noise_floors(runs)), 1):
         usual = [f"{axis} {value} unless stated" for axis, value in one.usual]
         what = f"{', '.join([one.device, f'{one.image_size} px', *shared, *usual])}."
-        tested = [f"{heading_text(replace(column, display=TEXT))}." for column in one.shown.columns if column.data]
+        headings = [heading_text(replace(column, display=TEXT)) for column in one.shown.columns if column.data]
+        tested = [f"{heading[0].upper()}{heading[1:]}." for heading in headings]
         caption = " ".join([what, *where, *order, *tested, *marks_text(one.shown)])
         lines += ["", *_table(one, caption, f"tab:vitbench-{number}")]
     return "\n".join(lines) + "\n"

@@ -8,19 +8,20 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vitbench.core.records import STATUSES
-from vitbench.core.text import one_line
 from vitbench.reports import explanations
-from vitbench.reports.format import cell_text, without_paths
+from vitbench.reports.format import cell_text, escape_markdown
 from vitbench.reports.markdown.tables import paragraph_text, section_text, table_text
+from vitbench.reports.model.environments import facts_of, machine_text
 from vitbench.reports.model.main_tables import MainTable, failed_rows, main_tables, shared_conditions
 from vitbench.reports.model.noise import disturbance_line, noise_floors
 from vitbench.reports.model.rows import Row, build_rows
-from vitbench.reports.model.runs import Run, machine_of, planned_cells
+from vitbench.reports.model.runs import Run, planned_cells
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
 from vitbench.reports.model.tables import Table
 from vitbench.reports.model.tradeoffs import report_tradeoffs
 from vitbench.reports.sections import Section, detail_sections
 from vitbench.reports.value_text import marks_text
+from vitbench.reports.verdict import Span, verdict
 from vitbench.suites.batch_search import shown_status
 
 #: Names of rows in a line of failures, and lines: more are counted.
@@ -31,7 +32,7 @@ def render_markdown(runs: Sequence[Run]) -> str:
     """The whole page; the same records give the same text. Plots are linked by their names in ``report_tradeoffs``."""
     rows = build_rows(without_bounds(runs))
     title = "# vitbench report: " + " and ".join(cell_text(run.name) for run in runs)
-    parts = [title, "\n".join(f"- {_what_was_run(run)}" for run in runs), *disturbance_lines(runs)]
+    parts = [title, *_in_short(runs), "\n".join(f"- {_what_was_run(run)}" for run in runs), *disturbance_lines(runs)]
     if not rows:
         return "\n\n".join([*parts, "No cell has been measured yet."]) + "\n"
     floors, searches = noise_floors(runs), search_section(runs)
@@ -40,6 +41,19 @@ def render_markdown(runs: Sequence[Run]) -> str:
     all_tables = main_tables(rows, floors) if searches else tables
     folded = [_left_out(all_tables, whole=bool(searches)), *detail_sections(runs)]
     return "\n\n".join([*parts, *map(section_text, folded)]) + "\n"
+
+
+def _in_short(runs: Sequence[Run]) -> list[str]:
+    """The verdict, a line a sentence; [] without records."""
+    lines = [f"- {''.join(map(_span_text, sentence))}" for sentence in verdict(runs).sentences]
+    return ["**In short**", "\n".join(lines)] if lines else []
+
+
+def _span_text(span: Span) -> str:
+    """Names are bold, failures look like statuses."""
+    if span.kind == "failure":
+        return "`" + span.text.replace("`", "'") + "`"
+    return f"**{cell_text(span.text)}**" if span.kind == "name" else escape_markdown(span.text)
 
 
 def search_section(runs: Sequence[Run]) -> list[str]:
@@ -55,7 +69,7 @@ def search_section(runs: Sequence[Run]) -> list[str]:
 
 
 def _what_was_run(run: Run) -> str:
-    records, machine, planned = run.records, machine_of(run), planned_cells(run)
+    records, planned, facts = run.records, planned_cells(run), facts_of(run)
     count = f"{len(records)} cell" + ("" if len(records) == 1 else "s")
     line = f"**{cell_text(run.name)}**: {count if planned <= len(records) else f'{len(records)} of {planned} cells'}"
     if records:
@@ -63,20 +77,15 @@ def _what_was_run(run: Run) -> str:
         line += f" ({', '.join(f'{counts[one]} {shown_status(one)}' for one in STATUSES if counts[one])})"
         line += f", the first from {cell_text(min(record.started_at for record in records), 40)}"
         line += f", {sum(record.duration_s for record in records) / 60:.1f} minutes in total"
-    parts = [line, *(f"on {cell_text(', '.join(facts), limit=1000)}" for facts in machine.environments)]
-    parts += [cell_text(", ".join(machine.versions))] if machine.versions else []
-    return "; ".join([*parts, *(f"by `{_as_code(command)}`" for command in machine.commands)]) + "."
+    machine = [f"on {cell_text(machine_text(run), 1000)}"] if machine_text(run) else []
+    command = ["by `" + facts["command"].replace("`", "'") + "`"] if "command" in facts else []
+    return "; ".join([line, *machine, *command]) + "."
 
 
 def disturbance_lines(runs: Sequence[Run]) -> list[str]:
     """A line for each run that something disturbed."""
     lines = [(run.name, disturbance_line(run)) for run in runs]
     return [f"**{cell_text(name)}**: {line}" if len(runs) > 1 else line for name, line in lines if line]
-
-
-def _as_code(command: str) -> str:
-    """A command between backticks, where nothing is escaped: on one line, without a backtick."""
-    return one_line(without_paths(command), 1000).replace("`", "'")
 
 
 def _conditions(rows: Sequence[Row]) -> str:
