@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from statistics import NormalDist
+
 import pytest
 
 from tests.reports.fabricate import ENVIRONMENT, cell, full_run, infer, trained, training_cell
+from tests.reports.paired import paired
 from vitbench.core.records import Record
+from vitbench.core.stats.intervals import RUN_TO_RUN
 from vitbench.reports.model.lines import batch_of, lines_of
 from vitbench.reports.model.pareto import Front, conditions_of, fronts
 from vitbench.reports.model.rows import Row, build_rows
@@ -69,3 +75,75 @@ def test_batches_compare_only_by_what_does_not_depend_on_them() -> None:
     lines = lines_of(build_rows([Run(name="run", records=records, environment=ENVIRONMENT)]))
     assert [len(front.probability) for front in fronts(lines, "latency")] == [1, 1]
     assert len(only_front(lines, "params").lines) == 2
+
+
+def probability_of_the_cheaper(one: tuple[float, ...], other: tuple[float, ...], group: str = "") -> float:
+    """That a less accurate model, which takes ``one`` times the reference, is cheaper than one that takes ``other``."""
+    models = {"vit_nano": (one, 100), "vit_big": (other, 350)}
+    records = [paired(cell(model), ratios, group=group) for model, (ratios, _) in models.items()]
+    lines = lines_at_1(*records, *(trained(training_cell(model), right) for model, (_, right) in models.items()))
+    front = only_front(lines, "latency")
+    assert front.probability == only_front(lines, "relative_latency").probability
+    return next(front.probability[i] for i, line in enumerate(lines) if line.cell.model == "vit_nano")
+
+
+@pytest.mark.parametrize("slower", [0.96, 1.0, 1.04, 1.1])
+def test_two_times_that_no_process_changes_differ_by_what_runs_do(slower: float) -> None:
+    expected = NormalDist(0, RUN_TO_RUN * math.sqrt(2)).cdf(math.log(slower))
+    assert probability_of_the_cheaper((2.0,) * 5, (2.0 * slower,) * 5) == pytest.approx(expected, abs=0.03)
+
+
+def test_what_processes_of_one_group_share_cancels() -> None:
+    ratios = (1.9, 2.0, 2.1, 1.95, 2.05)
+    slower = tuple(1.1 * ratio for ratio in ratios)
+    expected = NormalDist(0, RUN_TO_RUN * math.sqrt(2)).cdf(math.log(1.1))
+    assert probability_of_the_cheaper(ratios, slower, group="g") == pytest.approx(expected, abs=0.02)
+    apart = probability_of_the_cheaper(ratios, slower)
+    assert 0.8 < apart < expected - 0.02
+    assert apart == probability_of_the_cheaper(ratios, slower)  # the draws do not depend on chance
+
+
+def test_two_accuracies_at_exact_costs_differ_as_their_test_images_do() -> None:
+    records = [infer(cell("vit_nano")), infer(cell("vit_big"))]
+    lines = lines_at_1(*records, trained(training_cell("vit_nano"), 200), trained(training_cell("vit_big"), 216))
+    for cost in ("params", "flops"):
+        front = only_front(lines, cost)
+        shares = 200 / 360, 216 / 360
+        spread = math.sqrt(sum(share * (1 - share) / 360 for share in shares))
+        by_model = {lines[i].cell.model: one for i, one in front.probability.items()}
+        expected = NormalDist(0, spread).cdf(shares[1] - shares[0])
+        assert by_model == {"vit_nano": 1.0, "vit_big": pytest.approx(expected, abs=0.03)}
+
+
+def test_an_accuracy_without_a_number_of_images_is_taken_as_it_is() -> None:
+    def without_images(record: Record) -> Record:
+        kept = tuple(one for one in record.measurements if one.metric != "test_images")
+        return replace(record, measurements=kept)
+
+    tests = [without_images(trained(training_cell(model), n)) for model, n in (("vit_nano", 200), ("vit_big", 201))]
+    lines = lines_at_1(infer(cell("vit_nano")), infer(cell("vit_big")), *tests)
+    assert set(only_front(lines, "params").probability.values()) == {1.0}
+
+
+def test_lines_without_an_accuracy_are_no_points_and_one_point_is_a_front() -> None:
+    lines = lines_at_1(infer(cell("vit_nano")), infer(cell("vit_big")), trained(training_cell("vit_big"), 9))
+    front = only_front(lines, "latency")
+    (index,) = front.lines
+    assert front.probability == {index: 1.0}
+    assert lines[index].cell.model == "vit_big"
+    assert fronts(lines_at_1(infer(cell())), "latency") == []
+
+
+def test_trainings_of_other_budgets_test_images_or_environments_do_not_compare() -> None:
+    base = trained(training_cell("vit_nano"), 200, budget="images = 1536, not the recipe's images = 1600")
+    others = [
+        trained(training_cell("vit_micro"), 200, budget="images = 150000, not the recipe's epochs = 200"),
+        trained(training_cell("vit_micro"), 200, total=1000, budget="images = 1536, not the recipe's epochs = 200"),
+    ]
+    same = trained(training_cell("vit_micro"), 200, budget="images = 1536, not the recipe's epochs = 200")
+    records = infer(cell("vit_nano")), infer(cell("vit_micro"))
+    assert len(fronts(lines_at_1(*records, base, same), "params")) == 1
+    for other in others:
+        assert len(fronts(lines_at_1(*records, base, other), "params")) == 2
+    moved = replace(records[1], environment="e2")
+    assert len(fronts(lines_at_1(records[0], moved, base, same), "params")) == 2

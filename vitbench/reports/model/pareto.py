@@ -1,8 +1,12 @@
 """Pareto fronts of accuracy against a cost, one a comparable condition, and how probable each point is on its front.
 
-The probability is that of a parametric bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", 6.5):
-costs are drawn from the normal law that their logarithms' 95 % interval describes, accuracies from the binomial law of
-their test images. Lines that share a training share its draws.
+The probability is that of a parametric bootstrap (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", 6.5).
+Times are drawn relative to the reference where all points have it: by Student's t from what each process moves them,
+the same processes for cells that took turns with each other, and with what other runs differ by. Other costs are drawn
+by their 95 % intervals, and those without one are exact. Accuracies are drawn by Jeffreys' beta law of their test
+images, as if each model had images of its own. Lines that share a training share its draws. Simulated
+(``benchmarks/front_probabilities.py``), this is nearer to the truth than drawing processes or independent times. Among
+many models that hardly differ, probabilities under a half are too low.
 """
 
 from __future__ import annotations
@@ -15,15 +19,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitbench.core.stats.intervals import CONFIDENCE
+from vitbench.core.stats.intervals import CONFIDENCE, RUN_TO_RUN
 from vitbench.reports.model.lines import batch_of, line_columns
 from vitbench.reports.model.noise import BUSY
-from vitbench.reports.model.ranking import pareto_front
+from vitbench.reports.model.ranking import pareto_front, reference_of
 from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import Value
+from vitbench.reports.model.values import MetricValue, value_of
 
 #: Costs that do not depend on the batch; by any other, lines of different batches are not compared.
 OF_ANY_BATCH = ("params", "flops")
+#: Costs that took turns with the reference, and the metric of each.
+_TIMED = {"latency": "latency", "relative_latency": "latency", "throughput": "throughput"}
 _SEED = 0
 #: Draws of each point; of very many points fewer, so that all together are no more than ``_MOST_NUMBERS``.
 _DRAWS, _MOST_NUMBERS = 2000, 4_000_000
@@ -61,32 +68,42 @@ def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
     for condition, indices in groups.items():
         points = [(sign * (costs[i].number or 0.0), accuracies[i].number or 0.0) for i in indices]
         on_front = tuple(indices[place] for place in pareto_front(points))
-        probability = _probabilities([lines[i] for i in indices], [costs[i] for i in indices], sign)
+        times = [value_of(next(iter(lines[i].infer), None), _TIMED.get(cost, "")) for i in indices]
+        probability = _probabilities([lines[i] for i in indices], [costs[i] for i in indices], times, sign)
         found.append(Front(condition, on_front, dict(zip(indices, probability, strict=True))))
     return found
 
 
 def _condition(line: Row) -> str:
-    return " | ".join([line.cell.device, *(line.axes[axis] for axis in _CONDITIONS)])
+    budget = line.trained("training_images").measurement
+    # "images = 1536, not the recipe's images = 1600": of trainings cut short only those of one budget compare
+    shortened = budget.detail.partition(",")[0] if budget else ""
+    images = line.trained("test_images").value
+    words = [line.cell.device, line.records[0].environment, *(line.axes[axis] for axis in _CONDITIONS)]
+    return " | ".join([*words, shortened, "" if images is None else f"{images:.0f} test images"])
 
 
-def _probabilities(lines: Sequence[Row], costs: Sequence[Value], sign: int) -> list[float]:
-    """Of each line, in how many of the draws none beats it."""
+def _probabilities(
+    lines: Sequence[Row], costs: Sequence[Value], times: Sequence[MetricValue], sign: int
+) -> list[float]:
+    """Of each line, in how many of the draws none beats it. ``times``: what of ``costs`` took turns."""
     random = np.random.default_rng(_SEED)
     draws = max(1, min(_DRAWS, _MOST_NUMBERS // len(lines)))
-    drawn: dict[int, np.ndarray] = {}
-    for line in lines:
-        if id(line.training) not in drawn:
-            value, images = line.trained("accuracy").value or 0.0, round(line.trained("test_images").value or 0)
-            drawn[id(line.training)] = (
-                random.binomial(images, value, draws) / images if images else np.full(draws, value)
-            )
+    in_turns = all(one.quiet for one in times) and len({reference_of(one) for one in times}) == 1
     # points that are equal in both (one training, one count) stand for each other
-    keys = [(id(line.training), cost.number, cost.interval) for line, cost in zip(lines, costs, strict=True)]
+    drawn_from = [
+        id(time.record) if in_turns else (cost.number, cost.interval) for cost, time in zip(costs, times, strict=True)
+    ]
+    keys = [(id(line.training), one) for line, one in zip(lines, drawn_from, strict=True)]
     distinct = {key: place for place, key in reversed(list(enumerate(keys)))}
     places = list(distinct.values())
-    x = sign * np.stack([_draws(costs[place], draws, random) for place in places])
+    trainings = {id(line.training): line for line in lines}
+    drawn = {key: _accuracies(line, draws, random) for key, line in trainings.items()}
     y = np.stack([drawn[id(lines[place].training)] for place in places])
+    if in_turns:
+        x = np.stack(_times([times[place] for place in places], draws, random))
+    else:
+        x = sign * np.stack([_draws(costs[place], draws, random) for place in places])
     hopeful = ~_always_beaten(x, y)
     x, y = x[hopeful], y[hopeful]
     order = np.lexsort((-y, x), axis=0)
@@ -106,6 +123,49 @@ def _always_beaten(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     cheaper = np.searchsorted(x.max(axis=1)[order], x.min(axis=1), side="left")
     found: np.ndarray = (cheaper > 0) & (best[cheaper - 1] >= y.max(axis=1))
     return found
+
+
+def _accuracies(line: Row, draws: int, random: np.random.Generator) -> np.ndarray:
+    """What an accuracy may be; its value where the number of test images is unknown."""
+    value, images = line.trained("accuracy").value or 0.0, round(line.trained("test_images").value or 0)
+    if not images:
+        return np.full(draws, value)
+    right = round(value * images)
+    return random.beta(right + 0.5, images - right + 0.5, draws)
+
+
+def _times(times: Sequence[MetricValue], draws: int, random: np.random.Generator) -> list[np.ndarray]:
+    """Logarithms of the times over the reference's, of quiet turns. The processes of cells that took turns with each
+    other move together.
+    """
+    from scipy.special import gammaincinv
+
+    found: dict[int, np.ndarray] = {}
+    moves: dict[str, np.ndarray] = {}
+    chances: dict[str, np.ndarray] = {}
+    squares: dict[tuple[str, float], np.ndarray] = {}
+    for one in times:
+        assert one.quiet is not None
+        assert one.measurement is not None
+        if id(one.record) in found:  # trained several times
+            continue
+        whole, stage = one.quiet.relative, one.first_stage or one.quiet.relative
+        group, half, wanted = one.measurement.group, max(stage.processes - 1, 1.0) / 2, len(stage.influences)
+        if not group:
+            own, square = random.normal(size=(wanted, draws)), random.standard_gamma(half, draws)
+        else:
+            known = moves.get(group, np.empty((0, draws)))
+            more = random.normal(size=(max(wanted - len(known), 0), draws))
+            moves[group] = np.concatenate([known, more])
+            chance = chances.setdefault(group, random.random(draws))
+            if (group, half) not in squares:
+                squares[group, half] = gammaincinv(half, chance)
+            own, square = moves[group][:wanted], squares[group, half]
+        # all processes together reduce the variance of the first stage
+        spread = math.sqrt(stage.processes / (stage.processes - 1) * stage.processes / whole.processes)
+        student = np.asarray(stage.influences) @ own * spread * np.sqrt(half / square)
+        found[id(one.record)] = whole.log_value + student + random.normal(0.0, RUN_TO_RUN, draws)
+    return [found[id(one.record)] for one in times]
 
 
 def _draws(cost: Value, draws: int, random: np.random.Generator) -> np.ndarray:

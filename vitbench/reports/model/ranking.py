@@ -17,7 +17,7 @@ def ratio_of(one: MetricValue, other: MetricValue) -> Ratio | None:
     """
     if one.measurement is None or other.measurement is None or one.record is None or other.record is None:
         return None
-    if not one.relative_samples or not other.relative_samples or _reference(one) != _reference(other):
+    if not one.relative_samples or not other.relative_samples or reference_of(one) != reference_of(other):
         return None
     group = one.measurement.group
     paired = bool(group) and group == other.measurement.group
@@ -41,7 +41,7 @@ def ranks(values: Sequence[MetricValue], floor: float = 0.0) -> list[tuple[int, 
     """
     known = [index for index, value in enumerate(values) if value.relative]
     distinct = list({id(values[index].record): index for index in known}.values())
-    if len({_reference(values[index]) for index in known}) > 1 or len(distinct) < 2:
+    if len({reference_of(values[index]) for index in known}) > 1 or len(distinct) < 2:
         return [None] * len(values)
     found: dict[int, tuple[int, int]] = {}
     for index in distinct:
@@ -55,7 +55,7 @@ def ranks(values: Sequence[MetricValue], floor: float = 0.0) -> list[tuple[int, 
     return [found[id(value.record)] if value.relative else None for value in values]
 
 
-def _reference(value: MetricValue) -> tuple[str, ...]:
+def reference_of(value: MetricValue) -> tuple[str, ...]:
     """What must be equal for relative latencies to be comparable."""
     assert value.record is not None
     assert value.measurement is not None
