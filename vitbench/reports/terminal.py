@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from rich.box import Box
@@ -22,15 +23,15 @@ from vitbench.reports.model.noise import disturbance_line, noise_floors
 from vitbench.reports.model.rows import build_rows, varying_axes
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.searches import CALLS, search_tables, without_bounds, without_searches
-from vitbench.reports.model.tables import Table
+from vitbench.reports.model.tables import Column, Table
 from vitbench.reports.value_text import heading_text, marks_text, value_text
 from vitbench.reports.verdict import verdict
 
 #: The most lines of a table, and the most failures: a screen, not the page.
 _MOST_LINES = 40
 _MOST_FAILURES = 10
-#: Characters between two columns, and the least that a column of names gets.
-_GAP, _NARROWEST = 2, 12
+#: Characters between two columns, the least that a column of names gets, and values that a table has at least.
+_GAP, _NARROWEST, _FEWEST_VALUES = 2, 12, 3
 _STYLES = {"": "", "name": "bold", "failure": "bold red"}
 #: A rule under the headings that any encoding has.
 _RULE = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -87,20 +88,21 @@ def _table(title: str, shown: Table, width: int, *, usual: str = "", more: Seque
     """A heading, as many of the important columns as fit, and what is not shown. ``usual``: conditions of the lines
     that name no others; ``more``: further columns that the report has.
     """
-    fitting = next(one for most in range(MOST_COLUMNS, 0, -1) if _fits(one := narrow(shown, most), width) or most <= 2)
+    fitting, texts, widths = _fitting(shown, width)
+    folded = any("\n" in text for line in texts for text in line)
     drawn = Drawn(
         box=_RULE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", border_style="dim"
     )
-    for column, needed in zip(fitting.columns, _widths(fitting, width), strict=True):
+    for column, needed in zip(fitting.columns, widths, strict=True):
         drawn.add_column(
             Text(heading_text(column)),
             justify="left" if column.is_text else "right",
-            vertical="bottom",
+            vertical="top" if folded else "bottom",
             max_width=needed,
             overflow="fold",
         )
-    for line in fitting.lines[:_MOST_LINES]:
-        drawn.add_row(*(Text(value_text(*pair)) for pair in zip(line, fitting.columns, strict=True)))
+    for line in texts[:_MOST_LINES]:
+        drawn.add_row(*map(Text, line))
     yield Text(f"{plain_text(title)}\n", "bold")
     yield drawn
     left_out = [heading_text(one) for one in shown.columns if one not in fitting.columns]
@@ -114,18 +116,29 @@ def _table(title: str, shown: Table, width: int, *, usual: str = "", more: Seque
     yield ""
 
 
-def _fits(shown: Table, width: int) -> bool:
-    widths = _widths(shown, width)
-    return sum(widths) + _GAP * (len(widths) - 1) <= width
+def _fitting(shown: Table, width: int) -> tuple[Table, list[list[str]], list[int]]:
+    """As many columns as fit, their texts and widths; where few fit, intervals stand below their values."""
+    names = len(list(takewhile(lambda column: column.is_text, shown.columns)))
+    fewest = min(names + _FEWEST_VALUES, len(shown.columns))
+    for break_, least in ((" [", fewest), ("\n[", names + 1)):
+        for most in range(MOST_COLUMNS, least - 1, -1):
+            fitting = narrow(shown, most)
+            pairs = [zip(line, fitting.columns, strict=True) for line in fitting.lines]
+            texts = [[value_text(*pair).replace(" [", break_) for pair in line] for line in pairs]
+            widths = _widths(fitting.columns, texts, max(width // max(3, 2 * names), _NARROWEST))
+            if sum(widths) + _GAP * (len(widths) - 1) <= width:
+                return fitting, texts, widths
+    return fitting, texts, widths
 
 
-def _widths(shown: Table, width: int) -> list[int]:
-    """What each column needs: its longest value, or the longest word of its heading; names are folded if need be."""
+def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], widest_name: int) -> list[int]:
+    """What each column needs for its values, and the words of its heading; longer words and names are folded."""
     widths = []
-    for place, column in enumerate(shown.columns):
-        texts = [*heading_text(column).split(), *(value_text(line[place], column) for line in shown.lines)]
-        longest = max(map(cell_len, texts))
-        widths.append(min(longest, max(width // 3, _NARROWEST)) if column.is_text else longest)
+    for place, column in enumerate(columns):
+        values = max((cell_len(piece) for line in texts for piece in line[place].split("\n")), default=0)
+        heading = max(map(cell_len, heading_text(column).split()))
+        longest = max(values, min(heading, _NARROWEST))
+        widths.append(min(longest, widest_name) if column.is_text else longest)
     return widths
 
 
