@@ -3,7 +3,7 @@
 ``records.jsonl`` -> ``Run`` -> rows -> tables of values (``model/``) -> ``markdown/``, ``plots/``, CSV, a tidy frame.
 Imports analysis (claims), suites, training (recipes), devices and core. Start with ``model/rows.py`` and
 ``model/tables.py``: no digit is rounded and nothing escaped there. ``value_text.py`` decides on digits and brackets,
-and each format escapes.
+``sections.py`` on what pages fold, with the texts of ``explanations.py``, and each format escapes.
 """
 
 from __future__ import annotations

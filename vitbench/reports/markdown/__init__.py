@@ -1,1 +1,1 @@
-"""Tables of values as Markdown: digits, escaping and explanations."""
+"""Pages in Markdown: order, folds and escaping."""

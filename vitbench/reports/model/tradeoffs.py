@@ -123,17 +123,6 @@ def report_tradeoffs(rows: Sequence[Row]) -> dict[str, Tradeoff]:
     return plots
 
 
-def why_no_plots(rows: Sequence[Row]) -> str:
-    """One line for what is not drawn; empty if both plots are."""
-    if not any(row.training for row in rows):
-        return "No plots: they show accuracy, and this report has no training cell."
-    if all(row.trained("accuracy").value is None for row in rows):
-        return "No plots: they show accuracy, and no training cell has one (see Failures)."
-    drawn = report_tradeoffs(rows)
-    missing = [costs[-1] for name, costs in _FILES.items() if name not in drawn]
-    return f"No plot of accuracy against {' or '.join(missing)}: no row has both." if missing else ""
-
-
 def _groups(lines: Sequence[Row], found: Sequence[Front], x: LineColumn, y: LineColumn) -> tuple[Group, ...]:
     groups = []
     for front, name in zip(found, _front_names(lines, found), strict=True):
