@@ -68,12 +68,16 @@ def batch_of(line: Row) -> int | None:
 
 def line_columns(lines: Sequence[Row]) -> list[LineColumn]:
     """The columns in which some line has something: conditions, numbers, then what bounds a line and its status."""
+    values = value_columns(lines)
+    return [*_condition_columns(lines, taken={one.id for one in values}), *values] if lines else []
+
+
+def value_columns(lines: Sequence[Row]) -> list[LineColumn]:
+    """``line_columns`` without the conditions."""
     metrics = [*_declared_columns(lines), *_own_columns(lines), *_roof_columns(lines)]
     metrics = [one for one in metrics if any(one.value(line).status is not None for line in lines)]
     metrics.sort(key=lambda one: _FIRST.index(one.id) if one.id in _FIRST else len(_FIRST))
-    metrics.append(LineColumn("status", Column(name="status"), lambda line: text_value(line.status)))
-    conditions = _condition_columns(lines, taken={one.id for one in metrics})
-    return [*conditions, *metrics] if lines else []
+    return [*metrics, LineColumn("status", Column(name="status"), lambda line: text_value(line.status))]
 
 
 def _lines_of(row: Row) -> Iterator[Row]:

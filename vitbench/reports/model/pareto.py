@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vitbench.core.stats.intervals import CONFIDENCE, RUN_TO_RUN
-from vitbench.reports.model.lines import batch_of, line_columns
+from vitbench.reports.model.lines import batch_of, value_columns
 from vitbench.reports.model.noise import BUSY
 from vitbench.reports.model.ranking import pareto_front, reference_of
 from vitbench.reports.model.rows import Row
@@ -55,7 +55,7 @@ def conditions_of(lines: Sequence[Row]) -> list[str]:
 
 def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
     """One front a condition with at least one point; of ``throughput`` more is better."""
-    columns = {column.id: column for column in line_columns(lines)}
+    columns = {column.id: column for column in value_columns(lines)}
     if cost not in columns or "accuracy" not in columns:
         return []
     groups: dict[str, list[int]] = {}
@@ -106,7 +106,8 @@ def _probabilities(
         x = sign * np.stack([_draws(costs[place], draws, random) for place in places])
     hopeful = ~_always_beaten(x, y)
     x, y = x[hopeful], y[hopeful]
-    order = np.lexsort((-y, x), axis=0)
+    # of equal costs the more accurate one first; lexsort takes twice as long
+    order = np.argsort(x - np.abs(x) * y * 1e-12, axis=0, kind="stable")
     best = np.maximum.accumulate(np.take_along_axis(y, order, axis=0), axis=0)
     rises = np.ones_like(best, dtype=bool)
     rises[1:] = best[1:] > best[:-1]
