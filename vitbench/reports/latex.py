@@ -90,6 +90,7 @@ def _table(one: MainTable, caption: str, label: str) -> list[str]:
         r"\centering",
         rf"\caption{{{latex_text(caption, 4000)}}}",
         rf"\label{{{label}}}",
+        r"\medskip\setlength{\tabcolsep}{3pt}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{''.join('l' if column.is_text else 'r' for column in columns)}}}",
         r"\toprule",
