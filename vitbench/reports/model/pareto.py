@@ -107,7 +107,7 @@ def _probabilities(
     hopeful = ~_always_beaten(x, y)
     x, y = x[hopeful], y[hopeful]
     # of equal costs the more accurate one first; lexsort takes twice as long
-    order = np.argsort(x - np.abs(x) * y * 1e-12, axis=0, kind="stable")
+    order = np.argsort(x - np.abs(x) * y * 1e-9, axis=0, kind="stable")
     best = np.maximum.accumulate(np.take_along_axis(y, order, axis=0), axis=0)
     rises = np.ones_like(best, dtype=bool)
     rises[1:] = best[1:] > best[:-1]
