@@ -29,15 +29,19 @@ const charts = (() => {
     return [...letters.slice(0, most - 1 - tail), "…", ...letters.slice(-tail)].join("");
   }
 
-  /* 14.5 [14.1, 14.9] ms, with the digits of tables: the data has them, but not the zeros at their ends */
+  /* 14.5 [14.1, 14.9] ms with the digits of tables, of which the data's numbers have one more: as reports/format.py does,
+     one more where the ends of the interval would read alike */
   const DECIMALS = { whole: 0, tenths: 1, hundredths: 2, thousandths: 3 };
   function quantity(of, line, interval = true, unit = true) {
-    const all = [of.values[line], of.low?.[line], of.high?.[line]].filter((value) => value != null);
-    const whole = all[0] ? Math.floor(Math.log10(Math.abs(+all[0].toPrecision(3)))) + 1 : 3;
-    const places = all.map((value) => `${value}`.split(".")[1]?.length ?? 0);
-    const least = DECIMALS[of.precision] ?? (of.precision === "counted" ? 4 : 3) - whole;
-    const [value, ...ends] = all.map((one) => one.toFixed(Math.max(least, ...places)));
-    return `${value}${interval && ends.length ? ` [${ends.join(", ")}]` : ""}${unit ? ` ${of.unit || of.name}` : ""}`;
+    const value = of.values[line];
+    const ends = [of.low?.[line], of.high?.[line]].filter((end) => end != null);
+    const digits = of.precision === "counted" ? 4 : 3;
+    const whole = value ? Math.floor(Math.log10(Math.abs(+value.toPrecision(digits)))) + 1 : digits;
+    const least = Math.max(DECIMALS[of.precision] ?? digits - whole, 0);
+    const alike = ends.length && ends[0] !== ends[1] && ends[0].toFixed(least) === ends[1].toFixed(least);
+    const text = (number) => number.toFixed(least + (alike && !(of.precision in DECIMALS) ? 1 : 0));
+    const between = interval && ends.length ? ` [${ends.map(text).join(", ")}]` : "";
+    return `${text(value)}${between}${unit ? ` ${of.unit || of.name}` : ""}`;
   }
 
   /* the conditions in which lines differ, but for the one left out, and for those that follow from another: the data of
