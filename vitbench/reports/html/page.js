@@ -276,12 +276,13 @@
     if (state.pins.includes(model)) state.pins = state.pins.filter((one) => one !== model);
     else if (state.pins.length < MOST_PINS) state.pins = [...state.pins, model];
     else $("count").textContent = `Six models are pinned: take one off first.`;
-    for (const box of document.querySelectorAll("#grid input[data-model]")) {
+    // rows of other pages of the table, too; those without a node are still to be made
+    for (const row of table.rows().nodes().toArray().filter(Boolean)) {
+      const box = row.querySelector("input[data-model]");
       const place = state.pins.indexOf(box.dataset.model);
       box.checked = place >= 0;
       box.style.setProperty("--colour", place < 0 ? "" : `var(--pin-${place})`);
     }
-    table.rows({ page: "current" }).invalidate("data");
     writeHash();
     CHARTS.forEach(draw);
   }
