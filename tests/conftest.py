@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         starts_workers = {"fork_server", "server", "launcher"} & set(getattr(item, "fixturenames", ()))
-        if starts_workers or any(item.get_closest_marker(name) for name in ("slow", "cuda", "mps")):
+        if starts_workers or any(item.get_closest_marker(name) for name in ("slow", "cuda", "mps", "browser")):
             item.add_marker("integration")
 
 
