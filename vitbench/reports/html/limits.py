@@ -49,9 +49,8 @@ def _grid(grid: Table, most: float) -> Markup:
         for line in grid.lines
     )
     head = Markup('<thead><tr><th scope="col">{}</th>{}</tr></thead>').format(heads[0], sizes)
-    return Markup(
-        '<div class="wide" tabindex="0" role="region" aria-label="Largest batches"><table class="limits">{}<tbody>{}</tbody></table></div>'
-    ).format(head, lines)
+    table = Markup('<table class="limits">{}<tbody>{}</tbody></table>').format(head, lines)
+    return Markup('<div class="wide" tabindex="0" role="region" aria-label="Largest batches">{}</div>').format(table)
 
 
 def _row_heading(names: Sequence[str], axes: Sequence[str]) -> Markup:
