@@ -20,6 +20,8 @@ from vitbench.reports.model.tables import Display, Value
 from vitbench.reports.value_text import DECIMALS, DIGITS
 from vitbench.suites.batch_search import shown_status
 
+#: Lines whose single calls are kept: each takes 60 bytes.
+MOST_SPREADS = 1000
 #: Conditions that are columns of the page although all lines share them.
 _ALWAYS = ("run", "model", "device", "image_size", "batch")
 
@@ -46,7 +48,9 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "constant": _constant(conditions, values, axes),
         "costs": _costs(values),
         **_fronts(lines, _costs(values)),
-        "spread": {f"{line}": spread for line, one in enumerate(lines) if (spread := _spread(one)) is not None},
+        "spread": {
+            f"{line}": spread for line, one in enumerate(lines[:MOST_SPREADS]) if (spread := _spread(one)) is not None
+        },
         "curves": [_curve(one) for one in curves_of(runs)],
         "repeat": _repeat(lines),
     }

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitbench.core.text import printable
-from vitbench.reports.html.data import page_data
+from vitbench.reports.html.data import MOST_SPREADS, page_data
 from vitbench.reports.html.limits import limits_html
 from vitbench.reports.model.lines import line_columns, lines_of
 from vitbench.reports.model.noise import disturbance_line
@@ -69,6 +69,8 @@ def render_html(runs: Sequence[Run]) -> str:
         still=Markup(still_svg(runs)),
         table=table,
         marks=marks_text(table),
+        static_lines=STATIC_LINES,
+        most_spreads=MOST_SPREADS,
         more=more,
         sections=sections,
     )
