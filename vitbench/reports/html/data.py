@@ -27,7 +27,7 @@ _ALWAYS = ("run", "model", "device", "image_size", "batch")
 
 
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """What the page's scripts know, as strict JSON; ``docs/reports.md`` describes it.
+    """What the page's scripts know, as strict JSON: ``columns`` of one value a line, and by line number what few have.
 
     Numbers are in the units of their columns, with one digit more than tables show. What is unknown, and what is not
     finite, is null. Unprintable characters of names are Python's escapes. Statuses, reasons and marks stand by line.
