@@ -64,12 +64,13 @@ def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
     for index, condition in enumerate(keys):
         if costs[index].number is not None and accuracies[index].number is not None:
             groups.setdefault(condition, []).append(index)
+    draws = max(1, min(_DRAWS, _MOST_NUMBERS // max(1, sum(map(len, groups.values())))))
     sign, found = (-1 if cost == "throughput" else 1), []
     for condition, indices in groups.items():
         points = [(sign * (costs[i].number or 0.0), accuracies[i].number or 0.0) for i in indices]
         on_front = tuple(indices[place] for place in pareto_front(points))
         times = [value_of(next(iter(lines[i].infer), None), _TIMED.get(cost, "")) for i in indices]
-        probability = _probabilities([lines[i] for i in indices], [costs[i] for i in indices], times, sign)
+        probability = _probabilities([lines[i] for i in indices], [costs[i] for i in indices], times, sign, draws)
         found.append(Front(condition, on_front, dict(zip(indices, probability, strict=True))))
     return found
 
@@ -84,11 +85,10 @@ def _condition(line: Row) -> str:
 
 
 def _probabilities(
-    lines: Sequence[Row], costs: Sequence[Value], times: Sequence[MetricValue], sign: int
+    lines: Sequence[Row], costs: Sequence[Value], times: Sequence[MetricValue], sign: int, draws: int
 ) -> list[float]:
     """Of each line, in how many of the draws none beats it. ``times``: what of ``costs`` took turns."""
     random = np.random.default_rng(_SEED)
-    draws = max(1, min(_DRAWS, _MOST_NUMBERS // len(lines)))
     in_turns = all(one.quiet for one in times) and len({reference_of(one) for one in times}) == 1
     # points that are equal in both (one training, one count) stand for each other
     drawn_from = [
