@@ -201,7 +201,7 @@ def _largest(runs: Sequence[Run]) -> list[Sentence]:
         best = max(fitting, key=lambda one: (one.base.image_size, one.standing.largest))
         size = format_image_size(best.base.image_size)
         spans.append(Span(f"the largest size that fits is {size} px ("))
-        spans += [Span(plain_text(best.base.model), "name"), Span(f", at most {best.found} images a batch)")]
+        spans += [Span(plain_text(best.base.model), "name"), Span(f", largest batch {best.found})")]
         larger = {one.base.image_size for one in searches} - {one.base.image_size for one in fitting}
         if larger:
             sizes = ", ".join(format_image_size(one) for one in sorted(larger))
