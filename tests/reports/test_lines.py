@@ -64,7 +64,7 @@ def test_columns_have_the_ids_that_others_build_on() -> None:
     found = lines(full_run(processes=3))
     main = [one.id for one in line_columns(found) if one.kind == "main"]
     assert main == [
-        *("params", "flops", "macs", "memory", "latency", "throughput", "training_memory", "training_step", "accuracy"),
+        *("params", "flops", "macs", "memory", "latency", "throughput", "accuracy", "training_memory", "training_step"),
         "status",
     ]
     conditions = [one.id for one in line_columns(found) if one.kind == "condition"]

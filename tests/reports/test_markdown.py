@@ -258,7 +258,7 @@ def test_a_default_runs_page_is_short_before_the_folds(name: str) -> None:
 
 def test_values_by_class_are_folded_inside_the_training() -> None:
     run = Run(name="r", records=[trained(training_cell("vit_micro"), 180, f1=(0.5, 0.6))])
-    outer = section(render_markdown([run]), "Training")
+    outer = section(render_markdown([run]), "Trainings in detail")
     assert tables(section(outer, "Recall by class"))[0][0]["model"] == "vit_micro"
     assert "Recall by class" in outer
 

@@ -87,7 +87,7 @@ def test_one_recipe_needs_no_section_unless_it_has_more_to_tell() -> None:
     def has_section(*more: Record) -> bool:
         records = [trained(training_cell("vit_micro"), 180), trained(training_cell("vit_nano"), 190), *more]
         run = Run(name="r", records=records)
-        assert bool(section(render_markdown([run]), "Training")) == bool(training_section([run]))
+        assert bool(section(render_markdown([run]), "Trainings in detail")) == bool(training_section([run]))
         return bool(training_section([run]))
 
     assert not has_section()

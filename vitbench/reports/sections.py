@@ -42,7 +42,6 @@ class Section:
     id: str
     title: str
     parts: tuple[Table | str | Section, ...]
-    folded: bool = True
 
 
 def detail_sections(runs: Sequence[Run]) -> list[Section]:
@@ -59,13 +58,13 @@ def detail_sections(runs: Sequence[Run]) -> list[Section]:
     sections = [
         Section("failures", "Failures, each with its cause", (failures,) if failures else ()),
         Section("searches", "What ended each search", (explanations.SEARCH_ENDS, searches[1]) if searches else ()),
+        Section("trainings", "Trainings in detail", training_parts(runs)),
+        Section("details", "Details", _details(details) if details else ()),
         Section("misleading", "Where FLOPs mislead", _misleading(rows)),
         Section("family", "Bigger model or higher resolution", _family(rows)),
-        Section("trainings", "Training", training_parts(runs)),
-        Section("details", "Details", _details(details) if details else ()),
-        Section("memory", "Memory at the peak", (explanations.MEMORY, memory) if memory else ()),
-        Section("counters", "FLOPs by other counters", _counters(rows)),
         Section("claims", "Published values", _claims(judged) if judged else ()),
+        Section("counters", "FLOPs by other counters", _counters(rows)),
+        Section("memory", "Memory at the peak", (explanations.MEMORY, memory) if memory else ()),
         Section("noise", "Noise", (*([explanations.NOISE] if paired and noise else []), *noise)),
         Section("environment", "Environment", (environment,) if environment else ()),
         Section("reading", "How to read the tables", tuple(explanations.how_to_read(rows))),

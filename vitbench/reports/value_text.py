@@ -15,7 +15,8 @@ from vitbench.suites.batch_search import shown_status
 #: Significant digits by precision; then those with a fixed number of decimals.
 DIGITS = {"counted": 4, "measured": 3, "rough": 2}
 DECIMALS = {"whole": 0, "tenths": 1, "hundredths": 2, "thousandths": 3}
-_MARKS: dict[Mark, str] = {"all turns": "†", "slow machine": "§", "few samples": "‡", "lower bound": "≥"}
+#: How marks stand beside a value; a lower bound before it.
+MARKS: dict[Mark, str] = {"all turns": "†", "slow machine": "§", "few samples": "‡", "lower bound": "≥"}
 
 
 def heading_text(column: Column) -> str:
@@ -46,7 +47,7 @@ def value_text(value: Value, column: Column) -> str:
         kind, count = value.note
         notes = {"batch": f"b{count}", "processes": f"{count}", "models": f"n = {count}", "images": f"n = {count}"}
         text += f" ({notes.get(kind, f'{count} classes without images')})"
-    return " ".join([text, *(_MARKS[mark] for mark in value.marks if mark != "lower bound")])
+    return " ".join([text, *(MARKS[mark] for mark in value.marks if mark != "lower bound")])
 
 
 def number_text(value: float, interval: tuple[float, float] | None, display: Display) -> str:
@@ -85,7 +86,7 @@ def marks_text(shown: Table) -> list[str]:
         "lower bound": f"a lower bound, without operators that no formula covers ({plain_text(left_out, 1000)})",
     }
     found = {mark for value in values for mark in value.marks}
-    return [*texts, *(f"{_MARKS[mark]}: {meaning}." for mark, meaning in meanings.items() if mark in found)]
+    return [*texts, *(f"{MARKS[mark]}: {meaning}." for mark, meaning in meanings.items() if mark in found)]
 
 
 def _from_to(numbers: Sequence[str]) -> str:

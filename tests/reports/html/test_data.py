@@ -124,7 +124,8 @@ def test_the_scatter_and_the_losses_are_short_numbers() -> None:
 def test_marks_stand_by_line() -> None:
     busy = dataclasses.replace(timed("latency", (1.0, 2.0, 4.0)), other_load=((0.9,) * TURNS,) * 3)
     data = of(ok(cell(), [*size(cell()), busy]))
-    assert column(data, "latency")["marks"] == {"0": "busy, all turns"}
+    assert column(data, "latency")["marks"] == {"0": "busy †"}
+    assert [one.partition(":")[0] for one in data["meanings"]] == ["busy", "†"]
     assert "low" not in column(data, "latency")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.reports.conftest import Visitor
+from tests.reports.fabricate import full_run
 from tests.reports.synthetic import HOSTILE, RUNS, synthetic_runs
 from vitbench.core.text import printable
 from vitbench.reports.html.page import STATIC_LINES, render_html
@@ -20,6 +21,8 @@ from vitbench.reports.html.page import STATIC_LINES, render_html
 pytestmark = pytest.mark.browser
 
 LINES = 60
+#: Sections of synthetic runs that have no chart.
+ALONE = ("misleading", "noise", "environment", "reading", "methods")
 #: localStorage as sandboxed frames and strict browsers have it.
 NO_STORAGE = (
     """Object.defineProperty(window, "localStorage", {get() { throw new DOMException("no", "SecurityError") }})"""
@@ -94,7 +97,7 @@ def serious(page: Any) -> list[str]:
 
 def test_the_sections_are_in_order_and_the_first_choice_shows_points(page: Any) -> None:
     ids = page.locator("main > section").evaluate_all("all => all.map(one => one.id)")
-    assert ids == ["short", "tradeoffs", "table", "limits", "scaling", "spread", "training", "more"]
+    assert ids == ["short", "tradeoffs", "table", "limits", "scaling", "spread", "training", *ALONE]
     assert page.locator("#tradeoffs svg").count() == 1
     assert page.locator("#grid tbody tr").count() == count_of(page) > 5
 
@@ -174,6 +177,45 @@ def test_pins_colour_a_model_in_all_charts_and_six_are_the_most(page: Any) -> No
     boxes.nth(6).click()
     assert page.locator("#grid td.pin input:checked").count() == 6
     assert "Six models are pinned" in page.locator("#count").inner_text()
+
+
+def test_a_pin_keeps_colour_and_shape_when_another_is_taken_off(page: Any) -> None:
+    while page.locator("#grid td.pin input:checked").count():
+        page.locator("#grid td.pin input:checked").first.click()
+    boxes = page.locator("#grid td.pin input")
+    models = boxes.evaluate_all("all => [...new Set(all.map(one => one.dataset.model))].slice(0, 3)")
+    colour = "one => one.style.getPropertyValue('--colour')"
+
+    def box(place: int) -> Any:
+        return boxes.nth(
+            page.evaluate(
+                f"[...document.querySelectorAll('td.pin input')].findIndex(one => one.dataset.model === {models[place]!r})"
+            )
+        )
+
+    for place in range(2):
+        box(place).click()
+    box(0).click()
+    assert box(1).evaluate(colour) == "var(--pin-1)"
+    page.reload()
+    assert box(1).evaluate(colour) == "var(--pin-1)"
+    for section in ("tradeoffs", "spread", "training"):
+        assert page.locator(
+            f"#{section} svg path[stroke='var(--pin-1)'], #{section} svg g[stroke='var(--pin-1)'] path"
+        ).count(), section
+    box(2).click()
+    assert box(2).evaluate(colour) == "var(--pin-0)"
+
+
+def test_columns_without_values_leave_the_table_and_statuses_that_are_all_ok(visitor: Visitor, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(render_html([full_run()]), encoding="utf-8")
+    page = visitor.open(tmp_path / "page.html")
+    heads = page.locator("#grid thead .dt-column-title span:first-child").all_inner_texts()
+    assert "training step" not in heads
+    assert "status" not in heads
+    assert "status ok" in page.locator("#shared").inner_text()
+    choose(page, "batch", "32")
+    assert "training step" in page.locator("#grid thead").inner_text()
 
 
 def test_a_click_on_a_point_pins_its_model(page: Any) -> None:

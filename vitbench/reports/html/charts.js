@@ -41,7 +41,8 @@ const charts = (() => {
     const alike = ends.length && ends[0] !== ends[1] && ends[0].toFixed(least) === ends[1].toFixed(least);
     const text = (number) => number.toFixed(least + (alike && !(of.precision in DECIMALS) ? 1 : 0));
     const between = interval && ends.length ? ` [${ends.map(text).join(", ")}]` : "";
-    return `${text(value)}${between}${unit ? ` ${of.unit || of.name}` : ""}`;
+    const bound = of.marks?.[line]?.includes("≥") ? "≥ " : "";
+    return `${bound}${text(value)}${between}${unit ? ` ${of.unit || of.name}` : ""}`;
   }
 
   /* the conditions in which lines differ, but for the one left out, and for those that follow from another: the data of
@@ -398,19 +399,21 @@ const charts = (() => {
     const rows = pointsOf(data, all, alone, alone, varying(data, all), state)
       .map((point) => ({ ...point, q: data.spread[point.line], x: data.spread[point.line][3] }));
     const shown = d3.sort(d3.sort(rows, (row) => -(row.pin >= 0), (row) => row.x).slice(0, MOST_ROWS), (row) => row.x);
-    const marginLeft = Math.floor(Math.min(260, state.width * 0.34));
+    const marginLeft = Math.floor(Math.min(400, state.width * 0.34));
     const at = (row, place) => `${+row.q[place].toPrecision(3)} ${latency.unit}`;
     const text = (row) => `${row.name}: median ${at(row, 3)}, middle half ${at(row, 2)} to ${at(row, 4)}, `
       + `99 % of calls within ${at(row, 6)}${pinned(row)}`;
     const svg = picture(state, 42 + 22 * shown.length, {
       x: scaleOf(shown.flatMap((row) => [row.q[0], row.q[6]]), heading(latency), (state.width - marginLeft) / 60),
       y: { type: "band", domain: shown.map((row) => row.line) }, marginLeft, marginTop: 4,
-      marks: looks(data, state).map(({ pin, colour }) => {
+      marks: looks(data, state).map(({ pin, colour, symbol }) => {
         const own = shown.filter((row) => row.pin === pin);
         const bar = (from, to, strokeWidth) => Plot.ruleY(own, {
           y: "y", x1: (row) => row.q[from], x2: (row) => row.q[to], stroke: colour, strokeWidth, title: text,
         });
-        const median = Plot.tickX(own, { x: "x", y: "y", stroke: BACKGROUND, strokeWidth: 2 });
+        const median = pin < 0
+          ? Plot.tickX(own, { x: "x", y: "y", stroke: BACKGROUND, strokeWidth: 2 })
+          : Plot.dot(own, { x: "x", y: "y", symbol, r: 4.5, stroke: colour, strokeWidth: 2, fill: BACKGROUND });
         return [bar(0, 6, 1), bar(1, 5, 3), bar(2, 4, 9), median];
       }),
     });
@@ -421,7 +424,7 @@ const charts = (() => {
       write(names, fitting ?? shortened(one.name, 16), one.name, marginLeft - 8, one.py + 4, "end", textColour(one));
     }
     const caption = "How single calls scatter, after the warm-up, all processes together. Thin: 1st to 99th percentile; "
-      + "middle: 10th to 90th; thick: 25th to 75th; gap: the median."
+      + "middle: 10th to 90th; thick: 25th to 75th; gap or symbol: the median."
       + (all.length > shown.length ? ` Drawn are the pinned and the fastest, ${MOST_ROWS} of ${all.length} lines.` : "");
     return explorable("spread", svg, stops, `how single latencies scatter, ${plural(shown.length, "line")}`, caption);
   }
@@ -456,12 +459,14 @@ const charts = (() => {
     const svg = picture(state, height, {
       x: { type: "linear", domain: span, label: "optimizer step", ticks },
       y: scaleOf(steps.map((one) => one.loss), "training loss (nat)", 7, false), marginRight,
-      marks: looks(data, state).map(({ pin, colour, width }) => {
-        const own = drawn.filter((one) => one.pin === pin).flatMap((one) => one.steps);
+      marks: looks(data, state).map(({ pin, colour, symbol, r, width }) => {
+        const mine = drawn.filter((one) => one.pin === pin);
+        const own = mine.flatMap((one) => one.steps);
         const look = { x: "x", z: "line", stroke: colour };
         return [
           Plot.line(own, { ...look, y: "loss", strokeWidth: 0.7, strokeOpacity: 0.4 }),
           Plot.line(own, { ...look, y: "y", strokeWidth: width + 0.4, strokeOpacity: pin < 0 ? 0.7 : 1 }),
+          pin < 0 ? [] : Plot.dot(mine, { x: "x", y: "y", symbol, r, stroke: colour, strokeWidth: width, fill: BACKGROUND }),
         ];
       }),
     });

@@ -16,8 +16,8 @@ from vitbench.reports.model.repeat import repeat_parts
 from vitbench.reports.model.rows import Row, build_rows
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.spread import spread_of
-from vitbench.reports.model.tables import Display, Value
-from vitbench.reports.value_text import DECIMALS, DIGITS
+from vitbench.reports.model.tables import Display, Table, Value
+from vitbench.reports.value_text import DECIMALS, DIGITS, MARKS, marks_text
 from vitbench.suites.batch_search import shown_status
 
 #: Lines whose single calls are kept: each takes 60 bytes.
@@ -44,6 +44,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "version": __version__,
         "lines": len(lines),
         "columns": [_column(one, values[one.id], reasons) for one in shown],
+        "meanings": _meanings(shown, values),
         "axes": list(map(printable, axes)),
         "constant": _constant(conditions, values, axes),
         "costs": _costs(values),
@@ -95,10 +96,16 @@ def _notes(values: Sequence[Value], reasons: Mapping[int, str]) -> dict[str, dic
             status[f"{line}"] = shown_status(value.status)
         if value.reason and (why := plain_text(value.reason)) != reasons.get(line):
             reason[f"{line}"] = why
-        if known := [*(["busy"] if value.busy else []), *value.marks, *_note(value)]:
-            marks[f"{line}"] = ", ".join(known)
+        if known := [*(["busy"] if value.busy else []), *(MARKS[mark] for mark in value.marks), *_note(value)]:
+            marks[f"{line}"] = " ".join(known)
     found = {"status": status, "reason": reason, "marks": marks}
     return {name: texts for name, texts in found.items() if texts}
+
+
+def _meanings(columns: Sequence[LineColumn], values: Mapping[str, Sequence[Value]]) -> list[str]:
+    """What the marks of all lines mean, one paragraph a mark."""
+    lines = zip(*(values[one.id] for one in columns), strict=True)
+    return marks_text(Table(tuple(one.column for one in columns), tuple(lines)))
 
 
 def _note(value: Value) -> list[str]:

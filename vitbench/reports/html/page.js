@@ -7,7 +7,6 @@
   const status = columns.get("status");
   // what all lines share stands in a sentence
   const shownColumns = data.columns.filter((of) => !of.condition || of.id === "model" || data.axes.includes(of.id));
-  const MOST_PINS = data.markers.length;
   const OVER = ["image_size", "batch"].filter((id) => data.axes.includes(id));
   const $ = (id) => document.getElementById(id);
 
@@ -31,7 +30,7 @@
 
   // state: what is chosen, in the URL's hash as far as the browser lets us
 
-  const state = { filters: new Map(), search: "", cost: data.costs[0] ?? "", y: "", over: OVER.at(-1) ?? "", pins: [] };
+  const state = { filters: new Map(), search: "", cost: data.costs[0] ?? "", y: "", over: OVER.at(-1) ?? "", pins: data.markers.map(() => null) };
 
   /* the first line with all that trade-offs need shows what to compare at first */
   function chooseFirst() {
@@ -41,7 +40,7 @@
     // and the models of its front, as far as three colours go
     const chance = (line) => data.fronts[state.cost]?.[line] ?? 0;
     const likely = linesShown().filter((line) => chance(line) >= 0.5).sort((a, b) => chance(b) - chance(a));
-    state.pins = [...new Set(likely.map(modelOf))].slice(0, 3);
+    [...new Set(likely.map(modelOf))].slice(0, 3).forEach((model, place) => { state.pins[place] = model; });
   }
 
   function readHash() {
@@ -51,7 +50,10 @@
     const found = new URLSearchParams(hash);
     for (const id of data.axes) if (found.has(id)) state.filters.set(id, found.get(id));
     for (const id of ["search", "cost", "y", "over"]) if (found.has(id)) state[id] = found.get(id);
-    if (found.has("pins")) state.pins = found.getAll("pin").filter((model) => models.texts.includes(model)).slice(0, MOST_PINS);
+    for (const id of found.has("pins") ? state.pins.keys() : []) {
+      const model = found.getAll("pin")[id];
+      state.pins[id] = models.texts.includes(model) ? model : null;
+    }
     if (!data.costs.includes(state.cost)) state.cost = data.costs[0] ?? "";
     if (!OVER.includes(state.over)) state.over = OVER.at(-1) ?? "";
     if (!linesShown().length) for (const id of data.axes) state.filters.set(id, "");
@@ -60,8 +62,8 @@
   function writeHash() {
     const found = new URLSearchParams(state.filters);
     for (const id of ["search", "cost", "y", "over"]) if (state[id]) found.set(id, state[id]);
-    found.set("pins", state.pins.length);
-    for (const model of state.pins) found.append("pin", model);
+    found.set("pins", "");
+    for (const model of state.pins) found.append("pin", model ?? "");
     try { history.replaceState(null, "", `#${found}`); } catch { /* a frame without an address keeps no state */ }
   }
 
@@ -124,11 +126,13 @@
   }
 
   function makeChoices() {
-    if ($("tradeoffs")) choose("tradeoffs", "accuracy against", "cost", data.costs);
+    if (document.querySelector("#tradeoffs .plot")) choose("tradeoffs", "accuracy against", "cost", data.costs);
     if (!$("scaling")) return;
     const numbers = data.columns.filter((one) => one.kind === "number" && !one.condition && one.values.some((value) => value !== null));
-    if (!numbers.some((one) => one.id === state.y)) state.y = (numbers.find((one) => one.id === "latency") ?? numbers[0])?.id ?? "";
-    choose("scaling", "show", "y", numbers.map((one) => one.id));
+    const ids = numbers.map((one) => one.id);
+    // what is most often asked for, of what there is
+    if (!ids.includes(state.y)) state.y = ["latency", "training_step", "memory", "training_memory", ids[0]].find((id) => ids.includes(id)) ?? "";
+    choose("scaling", "show", "y", ids);
     choose("scaling", "over", "over", OVER);
   }
 
@@ -141,13 +145,13 @@
 
   function draw(id) {
     const section = $(id);
-    if (!section) return;
-    const place = section.querySelector(".plot");
+    const place = section?.querySelector(".plot");
+    if (!place) return;
     const settings = { ...state, dark: dark(), width: Math.max(Math.floor(place.clientWidth), 280) };
     const lines = linesShown(id === "scaling" ? state.over : "");
     const { node, caption } = id === "training" ? charts.training(curves(), settings) : charts[id](data, lines, settings);
     place.replaceChildren(node);
-    section.querySelector(".caption").textContent = caption;
+    section.querySelector(".plot + .caption").textContent = caption;
   }
 
   /* the trainings of the runs and models that are shown */
@@ -195,7 +199,8 @@
       if (interval) node.append(" ", make("small", { textContent: interval }));
       if (spans.has(of.id) && of.low[line] !== null) node.append(mark(of, line));
     }
-    if (of.marks?.[line]) node.append(" ", make("span", { className: "mark", textContent: of.marks[line] }));
+    const marks = of.marks?.[line]?.replace("≥", ""); // stands before the number
+    if (marks) node.append(" ", make("span", { className: "mark", textContent: marks }));
     return node;
   }
 
@@ -209,11 +214,10 @@
     return box;
   }
 
-  /* what a line's marks mean, why it failed, and the command that repeats it */
+  /* the command that repeats a line, and why it failed */
   function more(line) {
     const notes = data.columns.flatMap((of) => {
-      const why = of === status ? (of.reason?.[line] ?? "") : (of.reason?.[line] ?? "");
-      const known = [of.marks?.[line], of.status?.[line], why].filter(Boolean).join(": ");
+      const known = [of.status?.[line], of.reason?.[line]].filter(Boolean).join(": ");
       return known ? [make("li", { textContent: `${of.name}: ${known}` })] : [];
     });
     const code = make("code", { textContent: command(line) });
@@ -221,7 +225,7 @@
     copy.addEventListener("click", async () => {
       try { await navigator.clipboard.writeText(command(line)); copy.textContent = "Copied"; } catch { getSelection().selectAllChildren(code); }
     });
-    const node = make("div", { className: "more" }, make("p", {}, "Repeats it: ", code, " ", copy));
+    const node = make("div", { className: "more" }, make("p", {}, "Repeats it, beside the run's folder: ", code, " ", copy));
     if (notes.length) node.append(make("ul", {}, ...notes));
     return node;
   }
@@ -254,8 +258,8 @@
         }),
         { data: null, orderable: false, className: "command", render: (_, type, line) => {
           if (type !== "display") return null;
-          const button = make("button", { type: "button", className: "small", textContent: "⋯", title: "The line's command and marks" });
-          button.setAttribute("aria-label", `Command and marks of ${modelOf(line)}`);
+          const button = make("button", { type: "button", className: "small", textContent: "⋯", title: "The line's command" });
+          button.setAttribute("aria-label", `Command of ${modelOf(line)}`);
           button.setAttribute("aria-expanded", "false");
           return button;
         } },
@@ -273,9 +277,10 @@
   }
 
   function pin(model) {
-    if (state.pins.includes(model)) state.pins = state.pins.filter((one) => one !== model);
-    else if (state.pins.length < MOST_PINS) state.pins = [...state.pins, model];
-    else $("count").textContent = `Six models are pinned: take one off first.`;
+    // the others keep their places, and so their colours and shapes
+    const place = state.pins.includes(model) ? state.pins.indexOf(model) : state.pins.indexOf(null);
+    if (place < 0) $("count").textContent = "Six models are pinned: take one off first.";
+    else state.pins[place] = state.pins[place] === null ? model : null;
     // rows of other pages of the table, too; those without a node are still to be made
     for (const row of table.rows().nodes().toArray().filter(Boolean)) {
       const box = row.querySelector("input[data-model]");
@@ -318,15 +323,16 @@
     writeHash();
   }
 
-  /* conditions that all shown lines share leave the table and stand in the sentence above it */
+  /* what all shown lines share leaves the table and stands in the sentence above it; what none has leaves it, too */
   function hideShared(lines) {
-    const shared = [...data.constant];
+    const shared = [];
     shownColumns.forEach((of, place) => {
-      if (!of.condition || of.id === "model") return;
-      const values = new Set(lines.map((line) => of.values[line]));
-      table.column(place + 1).visible(values.size > 1, false);
-      if (values.size === 1 && textOf(of, lines[0])) shared.unshift([of.name, `${textOf(of, lines[0])} ${of.unit}`.trim()]);
+      const known = new Set(lines.map((line) => of.status?.[line] ?? of.values[line]));
+      const said = of === status || (of.condition && of !== models);
+      table.column(place + 1).visible(known.size !== 1 || !(said || known.has(null)), false);
+      if (said && known.size === 1 && textOf(of, lines[0])) shared.push([of.name, `${textOf(of, lines[0])} ${of.unit}`.trim()]);
     });
+    shared.push(...data.constant);
     $("shared").textContent = shared.length ? `Shared by all lines shown: ${shared.map((pair) => pair.join(" ")).join(", ")}.` : "";
   }
 
@@ -364,6 +370,7 @@
   for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", (event) => {
     event.preventDefault();
     const target = $(link.hash.slice(1));
+    for (const folded of target.querySelectorAll(":scope > details")) folded.open ||= target.id !== "table";
     target.scrollIntoView();
     target.tabIndex = -1;
     target.focus({ preventScroll: true });

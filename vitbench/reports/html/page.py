@@ -28,11 +28,15 @@ from vitbench.reports.model.tables import Table
 from vitbench.reports.palette import DARK, GREY_DARK, GREY_LIGHT, LIGHT, MARKERS
 from vitbench.reports.plots.still import still_svg
 from vitbench.reports.sections import Section, detail_sections
-from vitbench.reports.value_text import heading_text, marks_text, value_text
+from vitbench.reports.value_text import heading_text, value_text
 from vitbench.reports.verdict import verdict
 
 #: Lines of the table that readers without scripts see.
 STATIC_LINES = 200
+#: The detail sections that are folded below another section; the others stand alone.
+_BELOW = {"failures": "table", "details": "table", "searches": "limits", "trainings": "training"}
+#: Those that are open at first.
+_OPEN = ("misleading", "environment")
 _HERE = Path(__file__).parent
 _SCRIPTS = ("vendor/d3.min.js", "vendor/plot.min.js", "vendor/dataTables.min.js", "charts.js", "page.js")
 
@@ -42,7 +46,8 @@ def render_html(runs: Sequence[Run]) -> str:
     data = {**page_data(runs), "markers": [symbol for _, symbol in MARKERS]}
     scripts = [_read(name) for name in _SCRIPTS]
     styles = [_read("vendor/pico.classless.min.css"), _palette(), _read("page.css")]
-    found, sections = verdict(runs), detail_sections(runs)
+    sections, charts, limits = detail_sections(runs), _charts(data), limits_html(runs)
+    below = [(_BELOW[one.id], one) for one in sections if one.id in _BELOW]
     table, more = _first_lines(runs, _shown(data))
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -59,20 +64,23 @@ def render_html(runs: Sequence[Run]) -> str:
         styles=[Markup(style) for style in styles],
         scripts=[Markup(script) for script in scripts],
         data=_in_script(data),
-        verdict=found,
-        disturbed=[(run.name, line) for run in runs if (line := disturbance_line(run))],
+        verdict=verdict(runs),
+        disturbed=[(run.name, line) for run in runs if (line := disturbance_line(run, run.name))],
         several=len(runs) > 1,
         lines=data["lines"],
         constant=data["constant"],
-        charts=_charts(data),
-        limits=limits_html(runs),
+        charts=charts,
+        shown={"table", *charts, *(["limits"] if limits else []), *(place for place, _ in below)},
+        limits=limits,
         still=Markup(still_svg(runs)),
         table=table,
-        marks=marks_text(table),
+        meanings=data["meanings"],
         static_lines=STATIC_LINES,
         most_spreads=MOST_SPREADS,
         more=more,
-        sections=sections,
+        below=below,
+        alone=[one for one in sections if one.id not in _BELOW],
+        opened=_OPEN,
     )
 
 

@@ -30,7 +30,7 @@ def paragraph_text(text: str) -> str:
 
 
 def section_text(section: Section) -> str:
-    """A section under its heading, or folded."""
+    """A section, folded."""
     parts = [
         table_text(part)
         if isinstance(part, Table)
@@ -39,6 +39,4 @@ def section_text(section: Section) -> str:
         else paragraph_text(part)
         for part in section.parts
     ]
-    if not section.folded:
-        return "\n\n".join([f"## {section.title}", *parts])
     return "\n\n".join([f"<details>\n<summary>{section.title}</summary>", *parts, "</details>"])

@@ -29,9 +29,8 @@ COSTS = ("latency", "relative_latency", "memory", "params", "flops", "throughput
 _IDS = {"inference_peak_memory": "memory", "training_peak_memory": "training_memory"}
 #: The ids of what is compared first, in order; more follow where metrics declare them.
 _FIRST = (
-    *("params", "flops", "macs", "memory", "latency", "relative_latency", "throughput"),
-    *("training_memory", "training_step", "relative_training_step", "training_throughput"),
-    *("accuracy", "macro_f1", "of_roof", "bound_by"),
+    *("params", "flops", "macs", "memory", "latency", "relative_latency", "throughput", "accuracy", "macro_f1"),
+    *("training_memory", "training_step", "relative_training_step", "training_throughput", "of_roof", "bound_by"),
 )
 #: Conditions that are numbers where all their values are; options are, too.
 _NUMBERS = ("image size", "batch", "threads", "classes", "seed", "training batch")
