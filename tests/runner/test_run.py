@@ -359,7 +359,7 @@ def test_each_recipe_trains_a_cell_unless_a_rule_drops_it(two_recipes: Path) -> 
 
 
 def test_the_report_sets_the_trainings_side_by_side(two_recipes: Path) -> None:
-    trainings = section((two_recipes / "report.md").read_text(), "Training")
+    trainings = section((two_recipes / "report.md").read_text(), "Trainings in detail")
     lines = [line for line in trainings.splitlines() if line.startswith("| vit_")]
     # what came of each, then F1, precision and recall by class
     assert [[word.strip() for word in line.strip("|").split("|")][:2] for line in lines] == 4 * [

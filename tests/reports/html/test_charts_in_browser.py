@@ -24,7 +24,7 @@ POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'none'"
 DRAW = """([name, data, lines, state]) => {
   window.pinned = [];
   const draw = () => {
-    const made = name === "training" ? charts.training(data, state) : charts[name](data, lines, state);
+    const made = name === "training" ? charts.training(data, lines.length ? data.curves : [], state) : charts[name](data, lines, state);
     document.querySelector("main").replaceChildren(made.node);
     return made.caption;
   };
@@ -181,13 +181,18 @@ def test_without_points_a_sentence_says_what_to_choose(page: Page) -> None:
     points = [("a", 1.0, 50.0), ("b", 2.0, 60.0), ("a", 1.0, None), ("b", None, None)]
     data = data_of(*points, columns=[runs], axes=["run"])
     draw(page, "tradeoffs", data, [2, 3])
-    assert (
-        shown_text(page) == "No line that is shown has both accuracy and latency. Choose run \u2068digits\u2069 above."
-    )
+    assert shown_text(page) == "No line that is shown has both accuracy and latency. Choose “all” above."
     draw(page, "tradeoffs", data, [2, 3], cost="memory")
     assert shown_text(page).endswith("Nor has any other line of this report.")
     draw(page, "training", data)
-    assert "the losses of a training" in shown_text(page)
+    assert shown_text(page).endswith("the losses of a training. Nor has any other line of this report.")
+    draw(
+        page,
+        "training",
+        {**data, "curves": [{"run": "digits", "model": "a", "label": "a", "steps": [1], "loss": [2]}]},
+        [],
+    )
+    assert shown_text(page).endswith("the losses of a training. Choose “all” above.")
     caption = draw(page, "tradeoffs", data, [0])
     assert "50.0 % at 1.00 ms" in caption
     assert "1 point," in str(page.get_attribute("svg", "aria-label"))

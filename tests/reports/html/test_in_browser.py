@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.reports.conftest import Visitor
-from tests.reports.fabricate import full_run
+from tests.reports.fabricate import full_run, trained, training_cell
 from tests.reports.synthetic import HOSTILE, RUNS, synthetic_runs
 from vitbench.core.text import printable
 from vitbench.reports.html.page import STATIC_LINES, render_html
+from vitbench.reports.model.runs import Run
 
 pytestmark = pytest.mark.browser
 
@@ -218,6 +219,12 @@ def test_columns_without_values_leave_the_table_and_statuses_that_are_all_ok(vis
     assert "training step" in page.locator("#grid thead").inner_text()
 
 
+def test_a_page_of_one_model_by_several_recipes_shows_them_all(visitor: Visitor, tmp_path: Path) -> None:
+    records = [trained(training_cell("vit_micro", weights=f"train:{name}"), 90) for name in ("first", "second")]
+    (tmp_path / "page.html").write_text(render_html([Run(name="run", records=records)]), encoding="utf-8")
+    assert count_of(visitor.open(tmp_path / "page.html")) == 2
+
+
 def test_a_click_on_a_point_pins_its_model(page: Any) -> None:
     before = page.locator("#grid td.pin input:checked").count()
     readout = page.locator("#tradeoffs [role=slider]")
@@ -273,7 +280,7 @@ def test_the_table_works_by_keyboard(page: Any) -> None:
     header = page.locator("#grid thead .dt-column-order[role=button]").first
     header.focus()
     page.keyboard.press("Enter")
-    assert page.locator("#grid thead th[aria-sort]").count() == 1
+    page.locator("#grid thead th[aria-sort]").wait_for()  # DataTables sorts a moment later
     box = page.locator("#grid td.pin input").first
     box.focus()
     before = box.is_checked()

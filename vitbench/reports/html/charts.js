@@ -200,15 +200,13 @@ const charts = (() => {
     const readout = node.append("p").attr("class", "readout").attr("role", "slider").attr("tabindex", 0)
       .attr("aria-label", `Points of ${alternative}`).attr("aria-valuemin", 1).attr("aria-valuemax", stops.length);
     let at = 0;
-    const show = (place) => {
+    const show = (place, seen = true) => {
       at = place;
-      ring.attr("cx", stops[at].px).attr("cy", stops[at].py).attr("visibility", "visible");
-      readout.text(stops[at].text()).attr("aria-valuenow", at + 1).attr("aria-valuetext", stops[at].text());
+      const text = stops[at].text();
+      ring.attr("cx", stops[at].px).attr("cy", stops[at].py).attr("visibility", seen ? "visible" : "hidden");
+      readout.text(seen ? text : hint).attr("aria-valuenow", at + 1).attr("aria-valuetext", text);
     };
-    const hide = () => {
-      ring.attr("visibility", "hidden");
-      readout.text(hint).attr("aria-valuenow", at + 1).attr("aria-valuetext", stops[at].text());
-    };
+    const hide = () => show(at, false);
     const pin = (stop) => node.node().dispatchEvent(new CustomEvent("pin", { detail: stop.model, bubbles: true }));
     const nearest = (event) => {
       const [px, py] = d3.pointer(event, svg);
@@ -239,15 +237,9 @@ const charts = (() => {
   }
 
   /* why there is nothing to draw, and what to choose */
-  function nothing(data, lines, has, what, over) {
-    const elsewhere = d3.range(data.lines).filter(has);
-    const axis = data.axes.map((id) => column(data, id)).find((one) => {
-      const here = new Set(lines.map((line) => one.values[line]));
-      return elsewhere.length && elsewhere.every((line) => !here.has(one.values[line]));
-    });
-    const names = axis && d3.sort(new Set(elsewhere.map((line) => isolated(String(valueOf(axis, line)))))).slice(0, 3);
-    const choice = names && axis.id !== over ? `${axis.name} ${names.join(" or ")}` : "“all”";
-    const why = elsewhere.length ? `Choose ${choice} above.` : "Nor has any other line of this report.";
+  function nothing(data, has, what) {
+    const elsewhere = d3.range(data.lines).some(has);
+    const why = elsewhere ? "Choose “all” above." : "Nor has any other line of this report.";
     const text = `No line that is shown has ${what}. ${why}`;
     return { node: d3.create("p").attr("class", "nothing").text(text).node(), caption: "" };
   }
@@ -270,7 +262,7 @@ const charts = (() => {
     const [x, y] = [column(data, state.cost), column(data, "accuracy")];
     const has = (line) => valueOf(x, line) !== null && valueOf(y, line) !== null;
     const shown = lines.filter(has);
-    if (!shown.length) return nothing(data, lines, has, `both accuracy and ${x?.name ?? state.cost}`);
+    if (!shown.length) return nothing(data, has, `both accuracy and ${x?.name ?? state.cost}`);
     const points = pointsOf(data, shown, x, y, varying(data, shown), state);
     const [few, count] = [points.length <= MOST_POINTS, plural(points.length, "point")];
     const fronts = frontsOf(data, points, state.cost === "throughput");
@@ -337,7 +329,7 @@ const charts = (() => {
     if (!drawn.some(has) || positions.length < 2) {
       const elsewhere = (line) => has(line) && !positions.includes(extentOf(x, line));
       const what = `${y?.name ?? state.y} at two values of ${x?.name ?? state.over}`;
-      return nothing(data, drawn, elsewhere, what, state.over);
+      return nothing(data, elsewhere, what);
     }
     const all = pointsOf(data, drawn, x, y, varying(data, drawn, state.over), state)
       .map((point) => ({ ...point, x: extentOf(x, point.line) }));
@@ -394,7 +386,7 @@ const charts = (() => {
     const latency = column(data, "latency");
     const has = (line) => data.spread[line] !== undefined;
     const all = lines.filter(has);
-    if (!all.length) return nothing(data, lines, has, "the latencies of single calls");
+    if (!all.length) return nothing(data, has, "the latencies of single calls");
     const alone = { unit: latency.unit, values: d3.range(data.lines) }; // its lines as places, without intervals
     const rows = pointsOf(data, all, alone, alone, varying(data, all), state)
       .map((point) => ({ ...point, q: data.spread[point.line], x: data.spread[point.line][3] }));
@@ -430,7 +422,7 @@ const charts = (() => {
   }
 
   /* what is drawn of trainings: of long ones one step in `every`. Names are the model and what not all share. */
-  function trainingsOf(curves, state, every) {
+  function trainingsOf(curves, state, every, letters) {
     const pins = new Map(state.pins.map((model, place) => [model, place]));
     const parts = (curve) => curve.label.split(", ");
     const shared = curves.map(parts).reduce((some, other) => some.filter((part) => other.includes(part)));
@@ -440,21 +432,21 @@ const charts = (() => {
       const steps = d3.range(0, curve.steps.length, every)
         .map((place) => ({ line, x: curve.steps[place], loss: curve.loss[place], y: mean(place) }));
       const own = parts(curve).filter((part) => part !== curve.model && !shared.includes(part));
-      const label = isolated(shortened([curve.model, ...own].join(", "), 40));
+      const label = isolated(shortened([curve.model, ...own].join(", "), letters));
       const [{ x, y }, pin] = [steps.at(-1), pins.get(curve.model) ?? -1];
       return { line, model: curve.model, name: isolated(curve.label), label, pin, steps, x, y };
     });
   }
 
-  function training(data, state) {
-    const curves = data.curves.filter((one) => one.loss.length);
-    if (!curves.length) return nothing(data, [], () => false, "the losses of a training");
+  function training(data, shown, state) {
+    const curves = shown.filter((one) => one.loss.length);
+    if (!curves.length) return nothing(data, () => data.curves.some((one) => one.loss.length), "the losses of a training");
     const every = Math.ceil(d3.max(curves, (one) => one.steps.length) / MOST_STEPS);
-    const drawn = trainingsOf(curves, state, every);
+    const marginRight = Math.min(270, state.width * 0.3);
+    const drawn = trainingsOf(curves, state, every, Math.floor(marginRight / 7));
     const steps = drawn.flatMap((one) => one.steps);
     const span = d3.extent(steps, (one) => one.x);
     const height = Math.min(Math.max(state.width * 0.35, 260), 340);
-    const marginRight = Math.min(270, state.width * 0.3);
     const ticks = d3.ticks(...span, (state.width - marginRight) / 100);
     const svg = picture(state, height, {
       x: { type: "linear", domain: span, label: "optimizer step", ticks },

@@ -8,6 +8,7 @@
   // what all lines share stands in a sentence
   const shownColumns = data.columns.filter((of) => !of.condition || of.id === "model" || data.axes.includes(of.id));
   const OVER = ["image_size", "batch"].filter((id) => data.axes.includes(id));
+  const numberColumns = data.columns.filter((one) => one.kind === "number" && !one.condition);
   const $ = (id) => document.getElementById(id);
 
   function make(tag, properties, ...children) {
@@ -37,6 +38,8 @@
     const [accuracy, cost] = [columns.get("accuracy"), columns.get(state.cost)];
     const first = all.find((line) => accuracy && cost && rawOf(accuracy, line) !== null && rawOf(cost, line) !== null);
     for (const id of data.axes) state.filters.set(id, first === undefined ? "" : textOf(columns.get(id), first));
+    // unless that leaves nothing to compare
+    if (linesShown().length < 2) for (const id of data.axes) state.filters.set(id, "");
     // and the models of its front, as far as three colours go
     const chance = (line) => data.fronts[state.cost]?.[line] ?? 0;
     const likely = linesShown().filter((line) => chance(line) >= 0.5).sort((a, b) => chance(b) - chance(a));
@@ -44,10 +47,7 @@
   }
 
   function readHash() {
-    let hash = "";
-    try { hash = location.hash.slice(1); } catch { return; }
-    if (!hash.includes("=")) return;
-    const found = new URLSearchParams(hash);
+    const found = new URLSearchParams(location.hash.slice(1));
     for (const id of data.axes) if (found.has(id)) state.filters.set(id, found.get(id));
     for (const id of ["search", "cost", "y", "over"]) if (found.has(id)) state[id] = found.get(id);
     for (const id of found.has("pins") ? state.pins.keys() : []) {
@@ -81,9 +81,11 @@
 
   // controls
 
-  function options(select, pairs, chosen) {
-    select.replaceChildren(...pairs.map(([value, text]) => make("option", { value, textContent: text })));
-    select.value = chosen;
+  function selectOf(name, pairs, value, change) {
+    const select = make("select", { name }, ...pairs.map(([value, text]) => make("option", { value, textContent: text })));
+    select.value = value;
+    select.addEventListener("change", () => change(select.value));
+    return select;
   }
 
   function labelled(text, control) {
@@ -96,10 +98,8 @@
       const of = columns.get(id);
       const values = [...new Set(all.map((line) => textOf(of, line)).filter(Boolean))];
       if (values.every((value) => !Number.isNaN(parseFloat(value)))) values.sort((a, b) => parseFloat(a) - parseFloat(b));
-      const select = make("select", { name: id });
-      options(select, [["", "all"], ...values.map((value) => [value, value])], state.filters.get(id) ?? "");
-      select.addEventListener("change", () => {
-        state.filters.set(id, select.value);
+      const select = selectOf(id, [["", "all"], ...values.map((value) => [value, value])], state.filters.get(id), (value) => {
+        state.filters.set(id, value);
         if (!linesShown().length) {
           state.search = search.value = "";
           for (const other of data.axes) if (other !== id) state.filters.set(other, "");
@@ -117,9 +117,8 @@
 
   // what a chart shows, above it
   function choose(section, text, key, ids) {
-    const select = make("select", { name: key });
-    options(select, ids.map((id) => [id, heading(columns.get(id))]), state[key]);
-    select.addEventListener("change", () => { state[key] = select.value; writeHash(); draw(section); });
+    const pairs = ids.map((id) => [id, heading(columns.get(id))]);
+    const select = selectOf(key, pairs, state[key], (value) => { state[key] = value; writeHash(); draw(section); });
     const place = document.querySelector(`#${section} .choices`);
     place.hidden = false;
     place.append(labelled(text, select));
@@ -128,8 +127,7 @@
   function makeChoices() {
     if (document.querySelector("#tradeoffs .plot")) choose("tradeoffs", "accuracy against", "cost", data.costs);
     if (!$("scaling")) return;
-    const numbers = data.columns.filter((one) => one.kind === "number" && !one.condition && one.values.some((value) => value !== null));
-    const ids = numbers.map((one) => one.id);
+    const ids = numberColumns.filter((one) => one.values.some((value) => value !== null)).map((one) => one.id);
     // what is most often asked for, of what there is
     if (!ids.includes(state.y)) state.y = ["latency", "training_step", "memory", "training_memory", ids[0]].find((id) => ids.includes(id)) ?? "";
     choose("scaling", "show", "y", ids);
@@ -138,32 +136,26 @@
 
   // charts
 
-  const dark = () => {
-    const chosen = document.documentElement.dataset.theme;
-    return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  };
-
   function draw(id) {
     const section = $(id);
     const place = section?.querySelector(".plot");
     if (!place) return;
-    const settings = { ...state, dark: dark(), width: Math.max(Math.floor(place.clientWidth), 280) };
+    const settings = { ...state, width: Math.max(Math.floor(place.clientWidth), 280) };
     const lines = linesShown(id === "scaling" ? state.over : "");
-    const { node, caption } = id === "training" ? charts.training(curves(), settings) : charts[id](data, lines, settings);
+    const { node, caption } = id === "training" ? charts.training(data, curves(), settings) : charts[id](data, lines, settings);
     place.replaceChildren(node);
     section.querySelector(".plot + .caption").textContent = caption;
   }
 
   /* the trainings of the runs and models that are shown */
   function curves() {
-    const [run, part] = [state.filters.get("run"), state.search.toLowerCase()];
-    return { ...data, curves: data.curves.filter((one) => (!run || one.run === run) && one.model.toLowerCase().includes(part)) };
+    const shown = new Set(linesShown().map((line) => `${textOf(columns.get("run"), line)}\n${modelOf(line)}`));
+    return data.curves.filter((one) => shown.has(`${one.run}\n${one.model}`));
   }
   const CHARTS = ["tradeoffs", "scaling", "spread", "training"];
 
   // the table
 
-  const numberColumns = data.columns.filter((one) => one.kind === "number" && !one.condition);
   /* where a column's intervals lie, over all lines: of a small mark beside each */
   const spans = new Map(numberColumns.filter((one) => one.low && one.high).map((one) => {
     const ends = [...one.low, ...one.high].filter((value) => value !== null);
@@ -204,14 +196,19 @@
     return node;
   }
 
-  function pinBox(line) {
-    const model = modelOf(line);
-    const place = state.pins.indexOf(model);
-    const box = make("input", { type: "checkbox", checked: place >= 0 });
-    box.dataset.model = model;
-    box.setAttribute("aria-label", `Pin ${model}`);
+  function colour(box) {
+    const place = state.pins.indexOf(box.dataset.model);
+    box.checked = place >= 0;
     box.style.setProperty("--colour", place < 0 ? "" : `var(--pin-${place})`);
     return box;
+  }
+
+  function pinBox(line) {
+    const model = modelOf(line);
+    const box = make("input", { type: "checkbox" });
+    box.dataset.model = model;
+    box.setAttribute("aria-label", `Pin ${model}`);
+    return colour(box);
   }
 
   /* the command that repeats a line, and why it failed */
@@ -221,11 +218,7 @@
       return known ? [make("li", { textContent: `${of.name}: ${known}` })] : [];
     });
     const code = make("code", { textContent: command(line) });
-    const copy = make("button", { type: "button", textContent: "Copy", className: "small" });
-    copy.addEventListener("click", async () => {
-      try { await navigator.clipboard.writeText(command(line)); copy.textContent = "Copied"; } catch { getSelection().selectAllChildren(code); }
-    });
-    const node = make("div", { className: "more" }, make("p", {}, "Repeats it, beside the run's folder: ", code, " ", copy));
+    const node = make("div", { className: "more" }, make("p", {}, "Repeats it, beside the run's folder: ", code));
     if (notes.length) node.append(make("ul", {}, ...notes));
     return node;
   }
@@ -248,7 +241,7 @@
     table = new DataTable(node, {
       data: [], pageLength: 25, lengthMenu: [25, 100, { label: "all", value: -1 }], deferRender: true, autoWidth: false, searching: false, order: [],
       layout: { topStart: null, topEnd: null, bottomStart: ["pageLength", "info"], bottomEnd: "paging" },
-      language: { lengthMenu: "_MENU_ lines a page", info: "_START_–_END_ of _TOTAL_", infoEmpty: "no line", emptyTable: "No line is chosen.", zeroRecords: "No line is chosen." },
+      language: { lengthMenu: "_MENU_ lines a page", info: "_START_–_END_ of _TOTAL_", infoEmpty: "no line", emptyTable: "No line is chosen." },
       columns: [
         { data: null, orderable: false, className: "pin", render: (_, type, line) => (type === "display" ? pinBox(line) : null) },
         ...shownColumns.map((of) => {
@@ -282,12 +275,7 @@
     if (place < 0) $("count").textContent = "Six models are pinned: take one off first.";
     else state.pins[place] = state.pins[place] === null ? model : null;
     // rows of other pages of the table, too; those without a node are still to be made
-    for (const row of table.rows().nodes().toArray().filter(Boolean)) {
-      const box = row.querySelector("input[data-model]");
-      const place = state.pins.indexOf(box.dataset.model);
-      box.checked = place >= 0;
-      box.style.setProperty("--colour", place < 0 ? "" : `var(--pin-${place})`);
-    }
+    for (const row of table.rows().nodes().toArray().filter(Boolean)) colour(row.querySelector("input[data-model]"));
     writeHash();
     CHARTS.forEach(draw);
   }
