@@ -161,6 +161,7 @@ class Soak:
             "environment.json",
             "suite.toml",
             "report.md",
+            "report.html",
             "report.csv",
             ".lock",
             "noise.jsonl",

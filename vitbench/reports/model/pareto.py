@@ -76,12 +76,15 @@ def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
 
 
 def _condition(line: Row) -> str:
-    budget = line.trained("training_images").measurement
-    # "images = 1536, not the recipe's images = 1600": of trainings cut short only those of one budget compare
-    shortened = budget.detail.partition(",")[0] if budget else ""
-    images = line.trained("test_images").value
     words = [line.cell.device, line.records[0].environment, *(line.axes[axis] for axis in _CONDITIONS)]
-    return " | ".join([*words, shortened, "" if images is None else f"{images:.0f} test images"])
+    return " | ".join([*words, *tested_as(line)])
+
+
+def tested_as(line: Row) -> tuple[str, str]:
+    """``images = 1536`` where the training was cut short, and ``360 test images``; "" where it is not known."""
+    budget, images = line.trained("training_images").measurement, line.trained("test_images").value
+    # its detail is "images = 1536, not the recipe's images = 1600"
+    return budget.detail.partition(",")[0] if budget else "", "" if images is None else f"{images:.0f} test images"
 
 
 def _probabilities(

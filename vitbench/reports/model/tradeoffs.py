@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vitbench.reports.model.lines import LineColumn, batch_of, line_columns, lines_of
 from vitbench.reports.model.names import differences, line_names
-from vitbench.reports.model.pareto import OF_ANY_BATCH, Front, fronts
+from vitbench.reports.model.pareto import OF_ANY_BATCH, Front, fronts, tested_as
 from vitbench.reports.model.rows import Row
 
 #: The plots of a report: file name, and cost. What is relative was measured in the same minutes.
@@ -137,13 +137,24 @@ def _groups(lines: Sequence[Row], found: Sequence[Front], x: LineColumn, y: Line
 
 def _front_names(lines: Sequence[Row], found: Sequence[Front]) -> list[str]:
     """What the lines of each front share and others do not, by as few axes as tell the fronts apart."""
-    texts = differences([lines[next(iter(front.probability))] for front in found])
+    owners = [place for place, front in enumerate(found) for _ in front.probability]
+    every = [lines[index] for front in found for index in front.probability]
     names = [""] * len(found)
-    for values in sorted(texts.values(), key=lambda values: -len({*values})):
+    tested = zip(*map(tested_as, every), strict=True)
+    shared = (_by_front(texts, owners) for texts in [*differences(every).values(), *tested])
+    for values in sorted(filter(None, shared), key=lambda values: -len({*values})):
         more = [", ".join(filter(None, pair)) for pair in zip(names, values, strict=True)]
         if len({*more}) > len({*names}):
             names = more
     return names
+
+
+def _by_front(texts: Sequence[str], owners: Sequence[int]) -> list[str]:
+    """The text of each front; none where lines of one front differ."""
+    found: dict[int, set[str]] = {}
+    for text, owner in zip(texts, owners, strict=True):
+        found.setdefault(owner, set()).add(text)
+    return [text for texts in found.values() for text in texts] if all(len(one) == 1 for one in found.values()) else []
 
 
 def _scaled(column: LineColumn, line: Row) -> tuple[float, Interval]:
