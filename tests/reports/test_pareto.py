@@ -63,7 +63,7 @@ def test_sizes_of_one_data_set_compare_but_devices_and_data_do_not() -> None:
         records += [infer(cell(**change)), trained(training_cell("vit_micro", **change), 200)]
     records.append(trained(training_cell("vit_micro", data="cifar10"), 150))
     lines = lines_at_1(*records)
-    conditions = dict(zip(conditions_of(lines), lines, strict=True))
+    conditions = dict(zip(conditions_of(lines, "latency"), lines, strict=True))
     assert len(lines) == 4
     assert len(conditions) == 3
     assert len(fronts(lines, "latency")) == 3

@@ -24,7 +24,7 @@ from vitbench.suites.batch_search import shown_status
 
 #: Conditions and searches that get a sentence, and models that are named as tied.
 _MOST_CONDITIONS, _MOST_SEARCHES, _MOST_NAMES = 3, 3, 3
-_MS, _PARAMS = Display("ms", 1e3), Display("M", 1e-6, "counted")
+_MS, _PARAMS = Display("ms", 1e3), Display("M parameters", 1e-6, "counted")
 
 
 class Span(NamedTuple):
@@ -96,7 +96,6 @@ def _conditions(rows: Sequence[Row]) -> list[list[Row]]:
 def _best_of(group: Sequence[Row], floors: dict[tuple[str, str, int], float], several: bool) -> Sentence:
     """``cpu, 32 px: A is the most accurate (95.8 %); B is the fastest (1.05 ms at batch 1) and the smallest (...).``"""
     batch, cell = smallest_batch(group), group[0].cell
-    time = f"ms at batch {batch}"
     titles: dict[tuple[str, ...], list[str]] = {}
     for title, found in (
         ("most accurate", _most_accurate(group)),
@@ -104,9 +103,9 @@ def _best_of(group: Sequence[Row], floors: dict[tuple[str, str, int], float], se
         ("smallest", _smallest(group)),
     ):
         if found:
-            get, column, unit = _VALUES[title]
-            text = value_text(metric_value(get(found[0])), column)
-            claim = f"{title} ({text} {time if title == 'fastest' else unit})"
+            get, display = _VALUES[title]
+            text = value_text(replace(metric_value(get(found[0])), display=display), Column(name=""))
+            claim = f"{title} ({text}{f' at batch {batch}' if title == 'fastest' else ''})"
             titles.setdefault(tuple(row.cell.model for row in found), []).append(claim)
     if not titles:
         return ()
@@ -121,10 +120,10 @@ def _best_of(group: Sequence[Row], floors: dict[tuple[str, str, int], float], se
     return (*spans, Span("."))
 
 
-_VALUES: dict[str, tuple[Callable[[Row], MetricValue], Column, str]] = {
-    "most accurate": (lambda row: row.trained("accuracy"), Column(name="", display=PERCENT), "%"),
-    "fastest": (lambda row: row.at_smallest_batch("latency"), Column(name="", display=_MS), "ms"),
-    "smallest": (lambda row: row.fact("params"), Column(name="", display=_PARAMS), "M parameters"),
+_VALUES: dict[str, tuple[Callable[[Row], MetricValue], Display]] = {
+    "most accurate": (lambda row: row.trained("accuracy"), PERCENT),
+    "fastest": (lambda row: row.at_smallest_batch("latency"), _MS),
+    "smallest": (lambda row: row.fact("params"), _PARAMS),
 }
 
 

@@ -71,6 +71,7 @@ def data_of(*points: tuple[str, float | None, float | None], **more: Any) -> dic
         ],
         "axes": [],
         "conditions": [0] * len(points),
+        "conditions_of_any_batch": [0] * len(points),
         "fronts": {},
         "spread": {},
         "curves": [],
@@ -140,6 +141,9 @@ def test_a_chart_is_an_image_with_a_name_and_without_labelled_groups(page: Page)
 
 
 def test_each_condition_has_a_front_of_its_own_and_of_throughput_more_is_better(page: Page) -> None:
+    sizes = [number_column("params", [8.0, 1.0, 4.0, 2.0], "M")]
+    caption = draw(page, "tradeoffs", data_of(*FOUR, columns=sizes, conditions=[0, 0, 1, 0]), cost="params")
+    assert "beaten" not in caption  # which another batch beats at parameters
     caption = draw(page, "tradeoffs", data_of(*FOUR, conditions=[0, 0, 1, 0]))
     assert "2 fronts" in caption
     assert "beaten" in caption  # alone in its condition

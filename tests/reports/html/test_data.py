@@ -183,3 +183,4 @@ def test_fronts_hold_the_lines_that_may_be_on_them() -> None:
     assert data["costs"] == ["latency", "memory", "params", "flops", "throughput"]
     assert data["fronts"] == {cost: {"0": 1.0} for cost in data["costs"]}
     assert data["conditions"] == [0, 0]
+    assert data["conditions_of_any_batch"] == [1, 1]

@@ -247,8 +247,10 @@ const charts = (() => {
   // the charts
 
   /* of each comparable condition the points that no other beats at both */
-  function frontsOf(data, points, more) {
-    return d3.groups(points, (point) => data.conditions[point.line]).map(([, group]) => {
+  function frontsOf(data, points, cost) {
+    const more = cost === "throughput";
+    const conditions = ["params", "flops"].includes(cost) ? data.conditions_of_any_batch : data.conditions;
+    return d3.groups(points, (point) => conditions[point.line]).map(([, group]) => {
       const front = [];
       for (const point of d3.sort(group, (a, b) => (more ? b.x - a.x : a.x - b.x) || b.y - a.y)) {
         const best = front.at(-1);
@@ -265,7 +267,7 @@ const charts = (() => {
     if (!shown.length) return nothing(data, has, `both accuracy and ${x?.name ?? state.cost}`);
     const points = pointsOf(data, shown, x, y, varying(data, shown), state);
     const [few, count] = [points.length <= MOST_POINTS, plural(points.length, "point")];
-    const fronts = frontsOf(data, points, state.cost === "throughput");
+    const fronts = frontsOf(data, points, state.cost);
     const front = new Set(fronts.flat().map((point) => point.line));
     const chance = (point) => {
       const probability = data.fronts[state.cost]?.[point.line];

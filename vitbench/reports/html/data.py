@@ -182,14 +182,17 @@ def _costs(values: dict[str, list[Value]]) -> list[str]:
 
 
 def _fronts(lines: Sequence[Row], costs: Sequence[str]) -> dict[str, Any]:
-    """By line the number of its condition; by cost and line the probability, if any, to be on the condition's front."""
-    keys = conditions_of(lines)
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    """By line the number of its condition, and of that for costs that do not depend on the batch; by cost and line the
+    probability, if any, to be on the condition's front.
+    """
+    keys = {cost: conditions_of(lines, cost) for cost in ("latency", "params")}
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(key for some in keys.values() for key in some))}
     found: dict[str, dict[str, float]] = {}
     for cost in costs:
         shares = [pair for front in fronts(lines, cost) for pair in front.probability.items()]
         found[cost] = {f"{line}": rounded for line, share in shares if (rounded := round(share, 2))}
-    return {"conditions": [numbers[key] for key in keys], "fronts": found}
+    conditions, of_any_batch = ([numbers[key] for key in some] for some in keys.values())
+    return {"conditions": conditions, "conditions_of_any_batch": of_any_batch, "fronts": found}
 
 
 def _repeat(lines: Sequence[Row]) -> list[dict[str, Any]]:

@@ -228,11 +228,12 @@
 
   let table;
   function makeTable() {
-    const head = make("tr", {}, make("th", { textContent: "pin", scope: "col" }), ...shownColumns.map((of) => {
+    const hidden = make("span", { className: "hidden", textContent: "command" });
+    const head = make("tr", {}, make("th", { textContent: "pin", scope: "col" }), make("th", { scope: "col" }, hidden), ...shownColumns.map((of) => {
       const node = make("th", { scope: "col", className: of.kind }, make("span", { textContent: of.name }));
       if (of.unit) node.append(" ", make("small", { textContent: of.low ? `${of.unit}, 95 %` : of.unit }));
       return node;
-    }), make("th", { scope: "col" }, make("span", { className: "hidden", textContent: "command" })));
+    }));
     const node = make("table", { id: "grid" }, make("thead", {}, head));
     $("lines").append(node);
     $("lines").hidden = false;
@@ -244,11 +245,6 @@
       language: { lengthMenu: "_MENU_ lines a page", info: "_START_–_END_ of _TOTAL_", infoEmpty: "no line", emptyTable: "No line is chosen." },
       columns: [
         { data: null, orderable: false, className: "pin", render: (_, type, line) => (type === "display" ? pinBox(line) : null) },
-        ...shownColumns.map((of) => {
-          const keys = sorted(of);
-          const key = (line) => (rawOf(of, line) === null ? null : keys ? keys[of.values[line]] : of.values[line]);
-          return { data: null, type: "known", className: of.kind, render: (_, type, line) => (type === "display" ? cell(of, line) : key(line)) };
-        }),
         { data: null, orderable: false, className: "command", render: (_, type, line) => {
           if (type !== "display") return null;
           const button = make("button", { type: "button", className: "small", textContent: "⋯", title: "The line's command" });
@@ -256,6 +252,11 @@
           button.setAttribute("aria-expanded", "false");
           return button;
         } },
+        ...shownColumns.map((of) => {
+          const keys = sorted(of);
+          const key = (line) => (rawOf(of, line) === null ? null : keys ? keys[of.values[line]] : of.values[line]);
+          return { data: null, type: "known", className: of.kind, render: (_, type, line) => (type === "display" ? cell(of, line) : key(line)) };
+        }),
       ],
     });
     node.addEventListener("change", (event) => event.target.dataset.model !== undefined && pin(event.target.dataset.model));
@@ -317,7 +318,7 @@
     shownColumns.forEach((of, place) => {
       const known = new Set(lines.map((line) => of.status?.[line] ?? of.values[line]));
       const said = of === status || (of.condition && of !== models);
-      table.column(place + 1).visible(known.size !== 1 || !(said || known.has(null)), false);
+      table.column(place + 2).visible(known.size !== 1 || !(said || known.has(null)), false);
       if (said && known.size === 1 && textOf(of, lines[0])) shared.push([of.name, `${textOf(of, lines[0])} ${of.unit}`.trim()]);
     });
     shared.push(...data.constant);

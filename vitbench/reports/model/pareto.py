@@ -48,9 +48,10 @@ class Front(NamedTuple):
     probability: Mapping[int, float]
 
 
-def conditions_of(lines: Sequence[Row]) -> list[str]:
-    """One key a line; lines of different keys are not compared."""
-    return [f"{_condition(line)} | batch {batch_of(line)}" for line in lines]
+def conditions_of(lines: Sequence[Row], cost: str) -> list[str]:
+    """One key a line; by ``cost``, lines of different keys are not compared."""
+    any_batch = cost in OF_ANY_BATCH
+    return [_condition(line) + ("" if any_batch else f" | batch {batch_of(line)}") for line in lines]
 
 
 def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
@@ -60,8 +61,7 @@ def fronts(lines: Sequence[Row], cost: str) -> list[Front]:
         return []
     groups: dict[str, list[int]] = {}
     costs, accuracies = ([columns[name].value(line) for line in lines] for name in (cost, "accuracy"))
-    keys = [_condition(line) for line in lines] if cost in OF_ANY_BATCH else conditions_of(lines)
-    for index, condition in enumerate(keys):
+    for index, condition in enumerate(conditions_of(lines, cost)):
         if costs[index].number is not None and accuracies[index].number is not None:
             groups.setdefault(condition, []).append(index)
     draws = max(1, min(_DRAWS, _MOST_NUMBERS // max(1, sum(map(len, groups.values())))))
