@@ -196,7 +196,13 @@ def test_a_report_of_hostile_texts_is_a_report() -> None:
     run = hostile_run()
     page = render_markdown([run])
     assert_harmless_markdown(page)
-    for section in ("Failures, each with its cause", "Methods", "Training", "Details", "FLOPs by other counters"):
+    for section in (
+        "Failures, each with its cause",
+        "Methods",
+        "Trainings in detail",
+        "Details",
+        "FLOPs by other counters",
+    ):
         assert f"\n<summary>{section}</summary>\n" in page
     for width in (60, 100):
         assert not ESCAPES.search(render_terminal([run], width).replace("\n", ""))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 from vitbench.core.records import STATUSES, Cell, format_image_size
@@ -13,12 +14,12 @@ from vitbench.core.stats.intervals import Estimate
 from vitbench.reports.format import number, plain_text
 from vitbench.reports.model.columns import PERCENT, smallest_batch
 from vitbench.reports.model.noise import noise_floors
+from vitbench.reports.model.pareto import tested_as
 from vitbench.reports.model.ranking import ranks
 from vitbench.reports.model.rows import Row, build_rows, sort_key
 from vitbench.reports.model.runs import Run
 from vitbench.reports.model.searches import CALLS, Search, find_searches, without_bounds, without_searches
 from vitbench.reports.model.tables import Column, Display, metric_value
-from vitbench.reports.model.values import MetricValue
 from vitbench.reports.value_text import value_text
 from vitbench.suites.batch_search import shown_status
 
@@ -58,7 +59,7 @@ def verdict(runs: Sequence[Run]) -> Verdict:
     ranks do: relative to the reference and beyond the noise floor; without a reference where intervals overlap.
     """
     rows, floors = build_rows(without_searches(runs)), noise_floors(runs)
-    groups = [group for group in _conditions(rows) if len({row.cell.model for row in group}) > 1]
+    groups = [group for group in _conditions(rows) if len(group) > 1]
     sentences = [_best_of(group, floors, len(runs) > 1) for group in groups[:_MOST_CONDITIONS]]
     sentences = [one for one in sentences if one]
     if len(groups) > _MOST_CONDITIONS:
@@ -84,47 +85,47 @@ def verdict(runs: Sequence[Run]) -> Verdict:
 
 
 def _conditions(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that differ in their models alone."""
+    """Rows that differ in their models alone, or in the recipes that trained them."""
     groups: dict[tuple[str, str, Cell, tuple[str, ...]], list[Row]] = {}
     for row in sorted(rows, key=sort_key):
-        tested = tuple(row.axes[axis] for axis in ("data", "recipe", "recipe hash", "training size", "training batch"))
+        tested = (row.axes["data"], row.axes["training size"], *tested_as(row))
         key = row.run, row.records[0].environment, replace(row.cell, model=""), tested
         groups.setdefault(key, []).append(row)
     return list(groups.values())
 
 
 def _best_of(group: Sequence[Row], floors: dict[tuple[str, str, int], float], several: bool) -> Sentence:
-    """``cpu, 32 px: A is the most accurate (95.8 %); B is the fastest (1.05 ms at batch 1) and the smallest (...).``"""
+    """``cpu, 32 px. Most accurate: A and B tie, 95.8 %. Fastest and smallest: C, 1.05 ms at batch 1, 0.119 M ...``"""
     batch, cell = smallest_batch(group), group[0].cell
-    titles: dict[tuple[str, ...], list[str]] = {}
-    for title, found in (
-        ("most accurate", _most_accurate(group)),
-        ("fastest", _fastest(group, batch, floors.get((group[0].run, cell.device, cell.threads), 0.0))),
-        ("smallest", _smallest(group)),
+    models = len({row.cell.model for row in group})
+    several_models, recipes = models > 1, models < len(group)
+    titles: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+    for title, get, display, found in (
+        ("most accurate", partial(Row.trained, metric="accuracy"), PERCENT, _most_accurate(group)),
+        (
+            "fastest",
+            partial(Row.at_smallest_batch, metric="latency"),
+            _MS,
+            _fastest(group, batch, floors.get((group[0].run, cell.device, cell.threads), 0.0)),
+        ),
+        ("smallest", partial(Row.fact, metric="params"), _PARAMS, _smallest(group)),
     ):
-        if found:
-            get, display = _VALUES[title]
-            text = value_text(replace(metric_value(get(found[0])), display=display), Column(name=""))
-            claim = f"{title} ({text}{f' at batch {batch}' if title == 'fastest' else ''})"
-            titles.setdefault(tuple(row.cell.model for row in found), []).append(claim)
+        # recipes of one model differ in accuracy alone
+        if found and (title == "most accurate" or several_models):
+            text = value_text(metric_value(get(found[0])), Column(name="", display=display))
+            number, space, interval = text.partition(" ")
+            text = f"{number} {display.unit}{space}{interval}" + (f" at batch {batch}" if title == "fastest" else "")
+            called = [row.cell.model + (f" ({row.axes['recipe']})" if recipes else "") for row in found]
+            titles.setdefault(tuple(dict.fromkeys(called)), []).append((title, text))
     if not titles:
         return ()
-    where = f"{cell.device}, {format_image_size(cell.image_size)} px: "
+    where = f"{cell.device}, {format_image_size(cell.image_size)} px."
     spans = [Span(plain_text(group[0].run), "name"), Span(f", {where}")] if several else [Span(where)]
-    for place, (models, shown) in enumerate(titles.items()):
-        spans += [Span("; ")] if place else []
-        spans += _names(models)
-        tied = len(models) > 1
-        best = " and the ".join(shown)
-        spans.append(Span(f" tie as the {best}" if tied else f" is the {best}"))
-    return (*spans, Span("."))
-
-
-_VALUES: dict[str, tuple[Callable[[Row], MetricValue], Display]] = {
-    "most accurate": (lambda row: row.trained("accuracy"), PERCENT),
-    "fastest": (lambda row: row.at_smallest_batch("latency"), _MS),
-    "smallest": (lambda row: row.fact("params"), _PARAMS),
-}
+    for names, shown in titles.items():
+        best = " and ".join(title for title, _ in shown).replace(" and ", ", ", max(len(shown) - 2, 0))
+        spans += [Span(f" {best[0].upper()}{best[1:]}: "), *_names(names)]
+        spans.append(Span(f"{' tie' if len(names) > 1 else ''}, {', '.join(text for _, text in shown)}."))
+    return tuple(spans)
 
 
 def _names(models: Sequence[str]) -> list[Span]:

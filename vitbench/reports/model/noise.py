@@ -32,6 +32,8 @@ DISTURBING_DRIFT = 1.5
 BUSY = 2.0
 #: A run is called disturbed if other programs used cores in this share of its turns.
 _DISTURBED_TURNS = 0.05
+#: Models that a command names.
+_MOST_NAMED = 30
 #: A time under load is shown beside that of quiet turns if it is outside its interval or differs by more than this.
 _UNDER_LOAD = 0.1
 #: How the detail of a measurement begins that has too few samples.
@@ -115,8 +117,10 @@ def disturbance_line(run: Run, folder: Path | str = "") -> str:
         )
     if not doubtful:
         return f"{what}. Values are those of the quiet turns: there is nothing to repeat."
-    models = ",".join(dict.fromkeys(record.cell.model for record in doubtful))
-    command = shlex.join(["vitbench", "run", "--suite", str(Path(folder) / SUITE), "--models", models])
+    models = dict.fromkeys(record.cell.model for record in doubtful)
+    # of very many models the whole suite
+    narrowed = ["--models", ",".join(models)] if len(models) <= _MOST_NAMED else []
+    command = shlex.join(["vitbench", "run", "--suite", str(Path(folder) / SUITE), *narrowed])
     few = f"{len(doubtful)} of {len(cells)} cells had too few quiet turns (marked busy, † or §)"
     return f"{what}. Values are those of quiet turns, but {few}. Close other programs and repeat them: `{command}`"
 
