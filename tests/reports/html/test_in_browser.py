@@ -324,6 +324,11 @@ def test_the_theme_is_chosen_and_kept(page: Any) -> None:
     assert page.evaluate(back) != dark
 
 
+def test_charts_follow_the_width_of_the_window(page: Any) -> None:
+    page.set_viewport_size({"width": 600, "height": 900})
+    page.wait_for_function("document.querySelector('#tradeoffs svg').width.baseVal.value < 600")
+
+
 def test_a_phone_scrolls_tables_and_not_the_page(visitor: Visitor, pages: Callable[..., Path]) -> None:
     page = visitor.open(pages(), viewport={"width": 390, "height": 844})
     show_everything(page)

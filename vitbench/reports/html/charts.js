@@ -413,9 +413,8 @@ const charts = (() => {
     });
     const [stops, names] = [stopsIn(svg, shown, text), d3.select(svg).append("g")];
     for (const one of stops) {
-      const named = (most) => isolated(shortened(one.model, most)) + (one.where && `, ${one.where}`);
-      const fitting = d3.range(40, 8, -4).map(named).find((label) => widthOf(label) < marginLeft - 12);
-      write(names, fitting ?? shortened(one.name, 16), one.name, marginLeft - 8, one.py + 4, "end", textColour(one));
+      const label = widthOf(one.label) < marginLeft - 12 ? one.label : shortened(one.name, Math.floor(marginLeft / 8));
+      write(names, label, one.name, marginLeft - 8, one.py + 4, "end", textColour(one));
     }
     const caption = "How single calls scatter, after the warm-up, all processes together. Thin: 1st to 99th percentile; "
       + "middle: 10th to 90th; thick: 25th to 75th; gap or symbol: the median."

@@ -364,11 +364,10 @@
     target.tabIndex = -1;
     target.focus({ preventScroll: true });
   });
-  let width = document.body.clientWidth;
-  new ResizeObserver(() => {
-    if (width === document.body.clientWidth) return;
-    width = document.body.clientWidth;
-    requestAnimationFrame(() => CHARTS.forEach(draw));
-  }).observe(document.body);
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (width !== innerWidth) CHARTS.forEach(draw);
+    width = innerWidth;
+  });
   performance.mark("drawn");
 })();
