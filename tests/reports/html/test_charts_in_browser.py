@@ -224,6 +224,7 @@ def test_scaling_marks_what_failed_with_its_reason(page: Page) -> None:
     data["columns"][1] |= {"status": {"2": "OOM", "5": "timeout"}, "reason": {"2": "no <b>memory</b>"}}
     caption = draw(page, "scaling", data, over="image_size", pins=["b"])
     assert "what failed" in caption
+    assert "one line a model. " in caption
     failed = page.evaluate("[...document.querySelectorAll('.failed text')].map((one) => one.textContent)")
     assert failed == [
         "× timeout\u2068b\u2069, image size 128 px: timeout, pinned",

@@ -63,7 +63,7 @@ def test_numbers_are_in_the_units_of_their_columns() -> None:
     assert (column(data, "params")["unit"], column(data, "params")["values"][0]) == ("M", 0.41211)
     assert column(data, "accuracy")["unit"] == "%"
     batch = column(data, "batch")
-    assert (batch["kind"], batch["digits"], batch["condition"], batch["values"][:2]) == ("number", 0, True, [1, 32])
+    assert (batch["kind"], batch["condition"], batch["values"][:2]) == ("number", True, [1, 32])
 
 
 def test_what_all_lines_share_is_no_column_but_where_they_are_from() -> None:

@@ -333,7 +333,8 @@ const charts = (() => {
       const what = `${y?.name ?? state.y} at two values of ${x?.name ?? state.over}`;
       return nothing(data, elsewhere, what);
     }
-    const all = pointsOf(data, drawn, x, y, varying(data, drawn, state.over), state)
+    const by = varying(data, drawn, state.over);
+    const all = pointsOf(data, drawn, x, y, by, state)
       .map((point) => ({ ...point, x: extentOf(x, point.line) }));
     const [points, failed] = [all.filter((point) => has(point.line)), all.filter((point) => fails(point.line))];
     const few = points.length <= MOST_POINTS;
@@ -376,7 +377,7 @@ const charts = (() => {
     const last = d3.groups(stops, (one) => one.name).map(([, some]) => d3.greatest(some, (one) => one.x));
     const named = d3.sort(last.filter((one) => few || one.pin >= 0), (one) => -one.pin, (one) => one.py);
     writeNames(svg, named, few ? stops : [], BEHIND, { left: 44, right: state.width, top: marginTop - 6, bottom: height - 30 });
-    const caption = `${heading(y)} over ${heading(x)}, both logarithmic, one line a model.`
+    const caption = `${heading(y)} over ${heading(x)}, both logarithmic, one line a model${by.length ? " and condition" : ""}.`
       + (y.low ? " Lines through pinned points are 95 % intervals." : "")
       + (failed.length ? " Crosses above: what failed there." : "")
       + (few ? "" : ` Filter to see points and names: ${points.length.toLocaleString("en")} have no room.`);

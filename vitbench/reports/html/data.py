@@ -77,8 +77,6 @@ def _column(one: LineColumn, values: Sequence[Value], reasons: Mapping[int, str]
     if one.column.is_text:
         return {**content, "kind": "text", **_places([value.text for value in values]), **_notes(values, reasons)}
     content |= {"kind": "number", "precision": display.precision}
-    if display.precision == "whole":
-        content["digits"] = 0
     found = [_shown(value, display) for value in values]
     content["values"] = [number for number, *_ in found]
     if any(value.interval for value in values):
