@@ -117,7 +117,7 @@ def test_the_scatter_and_the_losses_are_short_numbers() -> None:
     assert len(data["spread"]["0"]) == 7
     assert data["spread"]["0"][3] == pytest.approx(1.5, abs=0.01)
     assert data["curves"] == [
-        {"run": "run", "model": "vit_micro", "label": "vit_micro", "steps": [1, 2, 3], "loss": [2.303, 1.912, 1.2]}
+        {"run": "run", "model": "vit_micro", "label": "vit_micro", "steps": [1, 2, 3], "loss": [2.3, 1.91, 1.2]}
     ]
 
 

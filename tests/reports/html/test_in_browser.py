@@ -250,7 +250,8 @@ def test_the_address_keeps_what_is_chosen(page: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "fragment", ["#device=nowhere&cost=__proto__&pins=1&pin=nobody", "#%", "#cost=constructor&y=x&over=y"]
+    "fragment",
+    ["#device=nowhere&cost=__proto__&pins=1&pin=nobody", "#%", "#cost=constructor&y=x&over=y", "#search=no-such-model"],
 )
 def test_an_address_that_others_wrote_does_no_harm(visitor: Visitor, pages: Callable[..., Path], fragment: str) -> None:
     page = visitor.open(pages(), fragment)

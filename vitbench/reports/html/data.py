@@ -146,9 +146,9 @@ def _spread(line: Row) -> list[float] | None:
 
 
 def _curve(one: Curve) -> dict[str, Any]:
-    """With four digits, and no point where a loss is not finite."""
+    """With three digits, and no point where a loss is not finite."""
     pairs = zip(one.steps, one.loss, strict=True)
-    points = [(step, float(f"{loss:.4g}")) for step, loss in pairs if math.isfinite(loss)]
+    points = [(step, float(f"{loss:.3g}")) for step, loss in pairs if math.isfinite(loss)]
     names = {name: printable(getattr(one, name)) for name in ("run", "model", "label")}
     return {**names, "steps": [step for step, _ in points], "loss": [loss for _, loss in points]}
 

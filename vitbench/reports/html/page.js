@@ -52,11 +52,12 @@
     for (const id of ["search", "cost", "y", "over"]) if (found.has(id)) state[id] = found.get(id);
     for (const id of found.has("pins") ? state.pins.keys() : []) {
       const model = found.getAll("pin")[id];
-      state.pins[id] = models.texts.includes(model) ? model : null;
+      state.pins[id] = models.texts.includes(model) && !state.pins.slice(0, id).includes(model) ? model : null;
     }
     if (!data.costs.includes(state.cost)) state.cost = data.costs[0] ?? "";
     if (!OVER.includes(state.over)) state.over = OVER.at(-1) ?? "";
     if (!linesShown().length) for (const id of data.axes) state.filters.set(id, "");
+    if (!linesShown().length) state.search = "";
   }
 
   function writeHash() {

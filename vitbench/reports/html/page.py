@@ -33,6 +33,8 @@ from vitbench.reports.verdict import verdict
 
 #: Lines of the table that readers without scripts see.
 STATIC_LINES = 200
+#: Lines of a folded table; of very many lines fewer, so that the file stays below 5 MB.
+_FOLDED_LINES, _FOLDED_OF_MANY, _MANY_LINES = 100, 25, 5000
 #: The detail sections that are folded below another section; the others stand alone.
 _BELOW = {"failures": "table", "details": "table", "searches": "limits", "trainings": "training"}
 #: Those that are open at first.
@@ -76,6 +78,7 @@ def render_html(runs: Sequence[Run]) -> str:
         table=table,
         meanings=data["meanings"],
         static_lines=STATIC_LINES,
+        folded_lines=_FOLDED_LINES if data["lines"] <= _MANY_LINES else _FOLDED_OF_MANY,
         most_spreads=MOST_SPREADS,
         more=more,
         below=below,
