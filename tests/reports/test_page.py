@@ -7,13 +7,15 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import vitbench.reports.html as html
-from tests.reports.fabricate import ENVIRONMENT, cell, failed, ok, size
+from tests.reports.fabricate import ENVIRONMENT, cell, failed, full_run, ok, size
 from vitbench.reports.html.page import render_html
+from vitbench.reports.json import render_json
 from vitbench.reports.model.runs import Run
 
 VENDOR = Path(html.__file__).parent / "vendor"
@@ -70,3 +72,15 @@ def test_nothing_is_asked_of_the_network() -> None:
 
 def test_a_run_without_cells_has_a_page() -> None:
     assert "vitbench report" in render_html([Run(name="empty", records=[])])
+
+
+def test_the_whole_page(golden: Callable[[str, str], None]) -> None:
+    """Without scripts, styles and the picture, which have tests of their own."""
+    page = re.sub(r"<(style|script)>.*?</\1>", r"<\1></\1>", render_html([full_run()]), flags=re.DOTALL)
+    page = re.sub(r"<svg.*?</svg>", "<svg></svg>", page, flags=re.DOTALL)
+    page = re.sub(r'(Policy" content=").*?"', r'\1"', page)
+    golden("page.html", re.sub(r"(?<=,)\"(?=[a-z]+\":[{\[])", '\n"', page))
+
+
+def test_the_whole_json(golden: Callable[[str, str], None]) -> None:
+    golden("report.json", render_json([full_run()]))
