@@ -11,6 +11,7 @@ from vitbench.core.text import printable
 from vitbench.reports.format import interval_decimals, plain_text
 from vitbench.reports.model.curves import Curve, curves_of
 from vitbench.reports.model.lines import COSTS, LineColumn, line_columns, lines_of
+from vitbench.reports.model.main_tables import DULL
 from vitbench.reports.model.pareto import conditions_of, fronts
 from vitbench.reports.model.repeat import repeat_parts
 from vitbench.reports.model.rows import Row, build_rows
@@ -167,7 +168,7 @@ def _constant(
             continue
         (known,) = _known(values[one.id])
         text = f"{known:.0f}" if isinstance(known, float | int) else printable(known)
-        if text != "none":
+        if text != DULL.get(one.column.name):
             found.append((printable(one.column.name), f"{text} {one.column.display.unit}".strip()))
     return found
 

@@ -20,7 +20,7 @@ BY_IMPORTANCE = (
 #: More conditions than these share one column, which names those that differ from the usual ones.
 _MOST_AXES = 2
 #: Values that are not worth a word where all rows share them.
-_DULL = {"compile": "no", "memory limit": "none", "weights": "random"}
+DULL = {"compile": "no", "memory limit": "none", "weights": "random"}
 
 Conditions = tuple[tuple[str, str], ...]
 
@@ -50,7 +50,7 @@ def main_tables(rows: Sequence[Row], floors: Floors) -> list[MainTable]:
 def shared_conditions(rows: Sequence[Row]) -> Conditions:
     """What all rows share, without what nobody would ask for."""
     values = {axis: found[0] for axis, found in axis_values(rows).items() if len(found) == 1 and axis != "run"}
-    return tuple((axis, value) for axis, value in values.items() if value != _DULL.get(axis))
+    return tuple((axis, value) for axis, value in values.items() if value != DULL.get(axis))
 
 
 def _table_of(device: str, size: str, rows: Sequence[Row], on_page: Sequence[str], floors: Floors) -> MainTable:
