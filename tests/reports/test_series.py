@@ -53,3 +53,14 @@ def test_a_series_holds_its_failures() -> None:
     (series,) = series_of(lines, latency, "batch")
     assert (series.name, list(series.numbers), series.failures) == ("vit_micro", [1, 8, 32], {64: "oom"})
     assert series_of(lines, latency, "image_size") == []
+
+
+def test_a_series_over_patches_is_of_models_whose_card_knows_the_patch() -> None:
+    names = "cifar_vit_tiny", "vit_base16", "timm:vit_tiny_patch16_224"
+    sizes = [(side, side) for side in (32, 64, 96)]
+    records = [infer(cell(name, image_size=size)) for name in names for size in sizes]
+    lines = lines_of(build_rows([run_of(*records)]))
+    latency = next(one for one in line_columns(lines) if one.id == "latency")
+    found = {one.name: list(one.numbers) for one in series_of(lines, latency, "patches")}
+    # of 4 px and of 16 px
+    assert found == {"cifar_vit_tiny": [64, 256, 576], "vit_base16": [4, 16, 36]}

@@ -26,7 +26,8 @@ def plot(
         str | None,
         Option(
             metavar="NAME",
-            help="Pareto: latency, relative_latency, memory, params, flops, throughput. Scaling: batch, image_size.",
+            help="Pareto: latency, relative_latency, memory, params, flops, throughput. "
+            "Scaling: batch, image_size, patches.",
         ),
     ] = None,
     y: Annotated[str | None, Option(metavar="NAME", help="Scaling: latency, throughput, memory, ...")] = None,

@@ -184,3 +184,12 @@ def test_fronts_hold_the_lines_that_may_be_on_them() -> None:
     assert data["fronts"] == {cost: {"0": 1.0} for cost in data["costs"]}
     assert data["conditions"] == [0, 0]
     assert data["conditions_of_any_batch"] == [1, 1]
+
+
+def test_patches_are_a_column_for_scaling_alone() -> None:
+    records = [infer(cell("cifar_vit_tiny", image_size=(side, side))) for side in (32, 64)]
+    data = of(*records, infer(cell("timm:vit_tiny_patch16_224", image_size=(32, 32))))
+    found = dict(zip(map(str, column(data, "patches")["values"]), column(data, "image_size")["values"], strict=True))
+    assert found == {"64": 32, "256": 64, "None": 32}
+    assert "patches" not in data["axes"]
+    assert "patches" not in [name for name, _ in data["constant"]]

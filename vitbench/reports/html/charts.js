@@ -333,7 +333,7 @@ const charts = (() => {
       const what = `${y?.name ?? state.y} at two values of ${x?.name ?? state.over}`;
       return nothing(data, elsewhere, what);
     }
-    const by = varying(data, drawn, state.over);
+    const by = varying(data, drawn, state.over === "patches" ? "image_size" : state.over);
     const all = pointsOf(data, drawn, x, y, by, state)
       .map((point) => ({ ...point, x: extentOf(x, point.line) }));
     const [points, failed] = [all.filter((point) => has(point.line)), all.filter((point) => fails(point.line))];

@@ -10,7 +10,7 @@ from vitbench import __version__
 from vitbench.core.text import printable
 from vitbench.reports.format import interval_decimals, plain_text
 from vitbench.reports.model.curves import Curve, curves_of
-from vitbench.reports.model.lines import COSTS, LineColumn, line_columns, lines_of
+from vitbench.reports.model.lines import COSTS, PATCHES, LineColumn, line_columns, lines_of
 from vitbench.reports.model.main_tables import DULL
 from vitbench.reports.model.pareto import conditions_of, fronts
 from vitbench.reports.model.repeat import repeat_parts
@@ -24,7 +24,7 @@ from vitbench.suites.batch_search import shown_status
 #: Lines whose single calls are kept: each takes 60 bytes.
 MOST_SPREADS = 1000
 #: Conditions that are columns of the page although all lines share them.
-_ALWAYS = ("run", "model", "device", "image_size", "batch")
+_ALWAYS = ("run", "model", "device", "image_size", "batch", PATCHES)
 
 
 def page_data(runs: Sequence[Run]) -> dict[str, Any]:
@@ -37,8 +37,10 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     columns = [one for one in line_columns(lines) if one.kind != "detail"]
     values = {one.id: [one.value(line) for line in lines] for one in columns}
     conditions = [one for one in columns if one.kind == "condition"]
-    axes = [one.id for one in conditions if one.id != "model" and len(_known(values[one.id])) > 1]
-    shown = [one for one in columns if (one.kind == "main" and one.id != "macs") or one.id in (*_ALWAYS, *axes)]
+    axes = [one.id for one in conditions if one.id not in ("model", PATCHES) and len(_known(values[one.id])) > 1]
+    shown = [
+        one for one in columns if (one.kind == "main" and one.id != "macs") or one.id in (*_ALWAYS, PATCHES, *axes)
+    ]
     reasons = _reasons(values)
     return {
         "title": ", ".join(printable(run.name) for run in runs),
@@ -164,7 +166,7 @@ def _constant(
     """What all lines share, where it applies, for one sentence: ``image size``, ``32 px``."""
     found = []
     for one in conditions:
-        if one.id in ("run", "model", *axes):
+        if one.id in ("run", "model", PATCHES, *axes):
             continue
         (known,) = _known(values[one.id])
         text = f"{known:.0f}" if isinstance(known, float | int) else printable(known)

@@ -7,7 +7,7 @@
   const status = columns.get("status");
   // what all lines share stands in a sentence
   const shownColumns = data.columns.filter((of) => !of.condition || of.id === "model" || data.axes.includes(of.id));
-  const OVER = ["image_size", "batch"].filter((id) => data.axes.includes(id));
+  const OVER = ["image_size", "patches", "batch"].filter((id) => new Set(columns.get(id)?.values.filter((one) => one !== null)).size > 1);
   const numberColumns = data.columns.filter((one) => one.kind === "number" && !one.condition);
   const $ = (id) => document.getElementById(id);
 
@@ -142,7 +142,8 @@
     const place = section?.querySelector(".plot");
     if (!place) return;
     const settings = { ...state, width: Math.max(Math.floor(place.clientWidth), 280) };
-    const lines = linesShown(id === "scaling" ? state.over : "");
+    const over = state.over === "patches" ? "image_size" : state.over; // patches have no control
+    const lines = linesShown(id === "scaling" ? over : "");
     const { node, caption } = id === "training" ? charts.training(data, curves(), settings) : charts[id](data, lines, settings);
     place.replaceChildren(node);
     section.querySelector(".plot + .caption").textContent = caption;

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from vitbench.core.records import Record
+from vitbench.models.cards import model_registry
 from vitbench.reports.model.columns import (
     PERCENT_OF_ROOF,
     Getter,
@@ -32,8 +33,10 @@ _FIRST = (
     *("params", "flops", "macs", "memory", "latency", "relative_latency", "throughput", "accuracy", "macro_f1"),
     *("training_memory", "training_step", "relative_training_step", "training_throughput", "of_roof", "bound_by"),
 )
+#: The id of the column that says how many patches an image has, where the model's card knows their size.
+PATCHES = "patches"
 #: Conditions that are numbers where all their values are; options are, too.
-_NUMBERS = ("image size", "batch", "threads", "classes", "seed", "training batch")
+_NUMBERS = ("image size", "batch", PATCHES, "threads", "classes", "seed", "training batch")
 _WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")
 
 
@@ -63,6 +66,15 @@ def lines_of(rows: Sequence[Row]) -> list[Row]:
 def batch_of(line: Row) -> int | None:
     """The images a batch of a line; None for a training alone."""
     return next((record.cell.batch_size for record in (*line.infer, *line.train)), None)
+
+
+def patches_of(line: Row) -> int | None:
+    """The tokens of an image, without those that a model adds; None for a model of another library."""
+    known = model_registry()
+    if line.cell.model not in known:
+        return None
+    patch, (height, width) = known.get(line.cell.model).patch, line.cell.image_size
+    return (height // patch) * (width // patch)
 
 
 def line_columns(lines: Sequence[Row]) -> list[LineColumn]:
@@ -96,6 +108,7 @@ def _condition_columns(lines: Sequence[Row], taken: set[str]) -> list[LineColumn
         "device": lambda line: line.cell.device,
         "image size": lambda line: line.image_size,
         "batch": lambda line: str(batch_of(line) or ""),
+        PATCHES: lambda line: str(patches_of(line) or ""),
     }
     options = {option for line in lines for option in line.options}
     texts |= {axis: partial(_axis_text, axis=axis) for axis in axis_values(lines) if axis not in texts}

@@ -6,18 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from vitbench.reports.model.lines import LineColumn, batch_of
+from vitbench.reports.model.lines import PATCHES, LineColumn, batch_of, patches_of
 from vitbench.reports.model.names import line_names
 from vitbench.reports.model.rows import Row
 from vitbench.reports.model.tables import Value
 
 #: What a series is over, and the axis that its name leaves out.
-OVER = {"batch": "batch", "image_size": "image size"}
+OVER = {"batch": "batch", "image_size": "image size", PATCHES: "image size"}
 
 
 @dataclass(frozen=True)
 class Series:
-    """``values`` by x: the images of a batch, or the side (px) of a square with as many pixels as the image."""
+    """``values`` by x: the images of a batch, or the side (px) of a square with as many pixels as the image, or the
+    patches of the image.
+    """
 
     name: str
     values: dict[float, Value] = field(default_factory=dict)
@@ -44,6 +46,8 @@ def series_of(lines: Sequence[Row], y: LineColumn, over: str) -> list[Series]:
     """The series of ``measured_lines`` that have two numbers or more, or one and a failure."""
     found: dict[str, Series] = {}
     for line, name in zip(lines, line_names(lines, leave_out=[OVER[over]]), strict=True):
-        x = float(batch_of(line) or 0) if over == "batch" else math.sqrt(math.prod(line.cell.image_size))
-        found.setdefault(name, Series(name)).values[x] = y.value(line)
+        sides = math.sqrt(math.prod(line.cell.image_size))
+        x = {"batch": batch_of(line), "image_size": sides, PATCHES: patches_of(line)}[over]
+        if x is not None:
+            found.setdefault(name, Series(name)).values[float(x)] = y.value(line)
     return [one for one in found.values() if one.numbers and len(one.numbers) + len(one.failures) > 1]

@@ -21,6 +21,13 @@ _LONGEST_LABEL = 60
 _MOST_TICKS = 12
 
 
+_LABELS = {
+    "batch": "images in a batch",
+    "image_size": "image size (px, the side of a square)",
+    "patches": "patches of an image",
+}
+
+
 def curves_of(one: Scaling, patch: int) -> list[tuple[list[int], list[list[float]]]]:
     """Of FLOPs, memory and time (at the first batch size): N in squares of ``patch`` px, and the values; of times also
     the lower and the upper ends of their intervals.
@@ -95,7 +102,7 @@ def draw_series(found: Sequence[Series], y: Column, over: str, suffix: str) -> b
         log_axis(axes, "y", drawn)
     unit = f" ({y.display.unit})" if y.display.unit else ""
     of = "" if len(shown) == len(found) else f", {len(shown)} of {len(found)}"
-    axes.set_xlabel("images in a batch" if over == "batch" else "image size (px, the side of a square)")
+    axes.set_xlabel(_LABELS[over])
     axes.set_ylabel(f"{y.name}{unit}")
     intervals = ", with 95 % intervals" if any(value.interval for one in shown for value in one.values.values()) else ""
     axes.set_title(f"{y.name[:1].upper()}{y.name[1:]} over {OVER[over]}{of}{intervals}", fontsize=11)
