@@ -63,7 +63,8 @@ def verdict(runs: Sequence[Run]) -> Verdict:
     sentences = [_best_of(group, floors, len(runs) > 1) for group in groups[:_MOST_CONDITIONS]]
     sentences = [one for one in sentences if one]
     if len(groups) > _MOST_CONDITIONS:
-        sentences.append((Span(f"{len(groups) - _MOST_CONDITIONS} more conditions are in the table."),))
+        more = len(groups) - _MOST_CONDITIONS
+        sentences.append((Span(f"{more} more condition{'s are' if more > 1 else ' is'} in the table."),))
     sentences += _largest(runs)
     records = [record for run in without_bounds(runs) for record in run.records]
     failed = Counter(str(record.status) for record in records if record.status != "ok")
