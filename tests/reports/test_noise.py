@@ -401,6 +401,12 @@ def test_a_machine_that_changed_its_speed_by_itself_is_named() -> None:
     )
 
 
+@pytest.mark.parametrize(("models", "named"), [(30, True), (31, False)])
+def test_a_command_names_at_most_thirty_models(models: int, named: bool) -> None:
+    line = disturbance_line(run_of(*(paired(cell(f"vit_{place}"), APART) for place in range(models))))
+    assert ("--models vit_0,vit_1," in line) is named
+
+
 def test_the_terminal_ends_with_the_line_of_each_run(tmp_path: Path) -> None:
     run = run_of(record_of(beside_others(EXACT, 0.9)))
     first, second = write_run(tmp_path / "a", run), write_run(tmp_path / "b", run)

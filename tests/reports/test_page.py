@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,15 @@ def test_vendored_files_are_those_that_are_listed() -> None:
 
 def test_the_wheel_has_the_files_of_the_page() -> None:
     configured = tomllib.loads((Path(html.__file__).parents[3] / "pyproject.toml").read_text())
-    # hatch takes all files of a package, unless something is left out
+    # hatch takes all files of a package, unless something is left out or git ignores it
     assert "exclude" not in configured["tool"]["hatch"]["build"]["targets"]["wheel"]
+    root = Path(html.__file__).parents[3]
+    if not (root / ".git").exists():
+        pytest.skip("not a checkout")
+    files = [str(path) for path in Path(html.__file__).parent.rglob("*.*") if "__pycache__" not in str(path)]
+    assert len(files) >= 17
+    ignored = subprocess.run(["git", "check-ignore", *files], cwd=root, capture_output=True, text=True)
+    assert (ignored.returncode, ignored.stdout) == (1, "")
 
 
 def test_the_policy_allows_just_the_scripts_and_styles_in_the_file() -> None:

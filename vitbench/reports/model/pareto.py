@@ -173,7 +173,7 @@ def _times(times: Sequence[MetricValue], draws: int, random: np.random.Generator
 
 
 def _draws(cost: Value, draws: int, random: np.random.Generator) -> np.ndarray:
-    """What a cost may be, log-normal by its interval; its value where there is none or an end is not positive. Of a
+    """What a cost may be, log-normal by its interval; fixed without one or with an end that is not positive. Of a
     busy one the ends differ by a factor of ``BUSY`` at least.
     """
     value = cost.number or 0.0

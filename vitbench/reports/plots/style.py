@@ -24,7 +24,7 @@ _SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "vitbench",
 _PROLOG = b'<?xml version="1.0" encoding="utf-8"?>\n'
 #: One for each turn of the palette.
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
-#: More than these cannot be told apart.
+#: A reader cannot distinguish more than these.
 MOST_SERIES = len(LIGHT) * len(_DASHES)
 
 
