@@ -204,7 +204,7 @@ def test_each_kind_draws_what_its_tables_show() -> None:
         ("pareto", {}, "both an accuracy and latency. Give a run with trainings"),
         ("pareto", {"x": "latecy"}, "'latecy' is not one of latency, "),
         ("pareto", {"y": "accuracy"}, "--y: a pareto plot has no choice"),
-        ("scaling", {}, "no model has latency at more than one batch or image size"),
+        ("scaling", {}, "no model has latency at more than one batch or image_size or patches"),
         ("scaling", {"y": "speed"}, "'speed' is not one of .*latency"),
         ("scaling", {"x": "tokens"}, "'tokens' is not one of batch, image_size"),
         ("limits", {}, "No search for the largest batch.*vitbench frontier"),

@@ -49,7 +49,7 @@ def scaling(runs: Sequence[Run], suffix: str, x: str | None = None, y: str | Non
         found = series_of(lines, columns[wanted], over)
         if found:
             return draw_series(found, columns[wanted].column, over, suffix)
-    kinds = " or ".join(OVER[one] for one in ([x] if x else OVER))
+    kinds = " or ".join([x] if x else OVER)
     raise UsageError(f"Nothing to draw: no model has {wanted} at more than one {kinds}. Give more runs, or another --y")
 
 
